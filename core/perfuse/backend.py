@@ -1,0 +1,253 @@
+"""The contract between the host and a backend: what a plugin implements, what it is given."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from perfuse.errors import InputError
+from perfuse.spec import Array, ComponentSpec, Signature
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from perfuse.store import ArtifactStore
+
+__all__ = [
+    "PRECISIONS",
+    "Array",
+    "Backend",
+    "Component",
+    "Device",
+    "ExecutionReport",
+    "Exporter",
+    "Placement",
+    "Program",
+    "Request",
+    "Support",
+    "SupportLevel",
+    "Target",
+]
+
+#: What a component's weights and arithmetic can be asked to be.
+PRECISIONS = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A backend and one of its devices, written ``BACKEND[:DEVICE]``."""
+
+    backend: str
+    #: ``None`` for the backend's default device. It may hold colons itself: ``torch:cuda:1``.
+    device: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``"openvino:GPU"``.
+
+        Raises:
+            InputError: the text is not of the form BACKEND[:DEVICE].
+        """
+        backend, colon, device = text.strip().partition(":")
+        if not backend or (colon and not device):
+            raise InputError(
+                f"Backend {text!r} was asked for; a target is written BACKEND[:DEVICE], "
+                "for example torch:cuda or openvino:GPU."
+            )
+        return cls(backend=backend, device=device or None)
+
+    def __str__(self) -> str:
+        return self.backend if self.device is None else f"{self.backend}:{self.device}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Which target each component runs on: one for everything, or one a component."""
+
+    default: Target
+    components: Mapping[str, Target] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str, *, default: str = "torch") -> Self:
+        """Read ``"openvino:GPU"`` or ``"unet=openvino:GPU,vae_decoder=torch"``.
+
+        Raises:
+            InputError: a part of the text is not a target.
+        """
+        base, components = Target.parse(default), {}
+        for part in text.split(","):
+            name, equals, target = part.partition("=")
+            if equals:
+                components[name.strip()] = Target.parse(target)
+            else:
+                base = Target.parse(part)
+        return cls(default=base, components=components)
+
+    def __getitem__(self, component: str) -> Target:
+        return self.components.get(component, self.default)
+
+    def __str__(self) -> str:
+        parts = [f"{name}={target}" for name, target in self.components.items()]
+        return ",".join([str(self.default), *parts])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """A device that a backend can run on."""
+
+    #: What a person types after the colon: ``"cpu"``, ``"cuda:0"``, ``"GPU"``.
+    name: str
+    #: What the device calls itself.
+    description: str = ""
+    precisions: tuple[str, ...] = ("float32",)
+    #: Whether arrays may stay torch tensors on this device between components.
+    torch_device: str | None = None
+
+
+class SupportLevel(Enum):
+    """How far a backend supports a request."""
+
+    FULL = "full"
+    #: It works under the conditions that the reason names.
+    CONDITIONAL = "conditional"
+    #: The engine could; the backend does not yet.
+    NOT_IMPLEMENTED = "not implemented"
+    #: The engine cannot.
+    UNSUPPORTED = "unsupported"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Support:
+    """A backend's answer to a request, with the reason where it is not a plain yes."""
+
+    level: SupportLevel
+    reason: str = ""
+
+    @property
+    def works(self) -> bool:
+        return self.level in (SupportLevel.FULL, SupportLevel.CONDITIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a backend is asked whether it can do."""
+
+    component: ComponentSpec
+    precision: str
+    device: str | None = None
+    #: Dimensions to fix; every other one stays symbolic.
+    static: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """A component to prepare: its description and where its weights, or its files, come from."""
+
+    spec: ComponentSpec
+    precision: str = "float32"
+    #: Dimensions to fix; every other one stays symbolic.
+    static: Mapping[str, int] = field(default_factory=dict)
+    #: Builds the torch module with its weights: takes the signature's inputs in order, returns a
+    #: tuple of its outputs. ``None`` for a component of an exported artifact.
+    build: "Callable[[], nn.Module] | None" = None
+    #: Identifies weights and config; part of the key under which an export is cached. ``None``
+    #: where nothing can be reused, as with a module that the user put in.
+    fingerprint: str | None = None
+    #: Engine format to the file that an exported artifact holds: ``{"onnx": …/model.onnx}``.
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def signature(self) -> Signature:
+        """The signature with the fixed dimensions put in."""
+        return self.spec.signature.resolve(self.static)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionReport:
+    """What really ran: never what was asked for."""
+
+    device: str
+    precision: str
+    engine: str
+    #: Nodes or components that ran elsewhere than asked, and where.
+    fallbacks: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Program(ABC):
+    """A component that is ready to run: named arrays in, named arrays out.
+
+    Floating-point inputs and outputs are float32 whatever the precision inside. A program never
+    writes to its inputs; what it returns stays valid until it is called again.
+    """
+
+    signature: Signature
+
+    @abstractmethod
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        """Run once.
+
+        Raises:
+            InputError: the arrays do not fit the signature.
+            ExecutionError: the engine failed.
+        """
+
+    @abstractmethod
+    def report(self) -> ExecutionReport:
+        """The precision executed, the device, and what fell back to where."""
+
+    def close(self) -> None:
+        """Release the engine's memory. Calling the program afterwards is an error."""
+        return None
+
+
+class Backend(ABC):
+    """A plugin that turns components into programs on a device."""
+
+    #: The name a person types before the colon.
+    name: ClassVar[str]
+    #: The artifact formats that it can load; empty where it runs the torch module itself.
+    formats: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def devices(self) -> Sequence[Device]:
+        """The devices present; the first is the default. May import the engine."""
+
+    @abstractmethod
+    def supports(self, request: Request) -> Support:
+        """Whether it can run a component, at a precision, on a device."""
+
+    @abstractmethod
+    def prepare(self, component: Component, target: Target, store: "ArtifactStore") -> Program:
+        """Make the component ready to run.
+
+        Raises:
+            DeviceNotFoundError: the engine does not list the device.
+            UnsupportedError: what ``supports`` says no to.
+            ExportError: the component could not be lowered.
+        """
+
+
+class Exporter(ABC):
+    """A plugin that lowers components to one engine's file format. It needs no hardware."""
+
+    #: The format's name: ``"onnx"``.
+    format: ClassVar[str]
+
+    @abstractmethod
+    def export(self, component: Component, folder: Path) -> Path:
+        """Write the component into ``folder``, which exists and is empty; return its main file.
+
+        Raises:
+            ExportError: the component could not be captured or lowered.
+        """
+
+    @abstractmethod
+    def versions(self) -> Mapping[str, str]:
+        """Name and version of every tool whose version can change what is written."""

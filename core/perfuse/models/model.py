@@ -1,0 +1,88 @@
+"""What every native model shares: building from a config, loading and saving."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from perfuse.configs import ModelConfig
+
+
+class Model(nn.Module):
+    """A native model. Subclasses name their ``config_class`` and create their layers in ``build``.
+
+    ``Model(**fields)`` initialises it at random, as Diffusers does with the same seed.
+    """
+
+    config_class: ClassVar[type[ModelConfig]]
+    config: ModelConfig
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__()
+        self.config = self.config_class.from_dict(fields)
+        self.build()
+
+    def build(self) -> None:
+        """Create the layers, in the order of Diffusers."""
+        raise NotImplementedError(f"{type(self).__name__} has no layers")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | ModelConfig) -> Self:
+        """A model of this configuration, its weights drawn at random."""
+        fields = config.to_dict() if isinstance(config, ModelConfig) else dict(config)
+        return cls(**fields)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        subfolder: str | None = None,
+        variant: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Load ``config.json`` and the safetensors weights of a component's folder.
+
+        Raises:
+            CheckpointError: the folder or its config cannot be read.
+            WeightsError: tensors are missing, unexpected, misshapen or damaged.
+        """
+        from perfuse.models.loading import load_model
+
+        path = Path(folder) / subfolder if subfolder is not None else Path(folder)
+        return load_model(cls, path, variant=variant, dtype=torch_dtype)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` and ``diffusion_pytorch_model.safetensors``."""
+        from perfuse.models.loading import save_model
+
+        save_model(self, Path(folder))
+
+    @staticmethod
+    def rename(name: str) -> str:
+        """The present name of a tensor that older checkpoints call ``name``."""
+        return name
+
+
+def as_batch(timestep: Tensor | float | int, sample: Tensor) -> Tensor:
+    """A timestep as a float32-capable tensor [B] on the sample's device."""
+    if not isinstance(timestep, Tensor):
+        timestep = torch.tensor(
+            timestep,
+            dtype=torch.int64 if isinstance(timestep, int) else torch.float32,
+            device=sample.device,
+        )
+    if timestep.ndim == 0:
+        timestep = timestep[None]
+    return timestep.to(sample.device).expand(sample.shape[0])

@@ -1,0 +1,220 @@
+"""The down, middle and up blocks that both UNets are made of."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from perfuse.models.attention import SpatialAttention, Transformer2DModel
+from perfuse.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resnets:
+    """How the residual blocks of a model are made."""
+
+    time_channels: int | None
+    groups: int
+    eps: float
+    act_fn: str
+    dropout: float = 0.0
+    scale_shift: bool = False
+
+    def make(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        resample: nn.Module | None = None,
+        skip_time_act: bool = False,
+        output_scale_factor: float = 1.0,
+    ) -> ResnetBlock2D:
+        return ResnetBlock2D(
+            in_channels,
+            out_channels,
+            time_channels=self.time_channels,
+            groups=self.groups,
+            eps=self.eps,
+            act_fn=self.act_fn,
+            dropout=self.dropout,
+            scale_shift=self.scale_shift,
+            resample=resample,
+            skip_time_act=skip_time_act,
+            output_scale_factor=output_scale_factor,
+        )
+
+
+class Block(nn.Module):
+    """Residual blocks, each followed by an attention where the block has any."""
+
+    attentions: nn.ModuleList | None
+    resnets: nn.ModuleList
+
+    def fill(
+        self,
+        channels: Iterable[tuple[int, int]],
+        resnet: Callable[[int, int], nn.Module],
+        attention: Callable[[int], nn.Module] | None,
+    ) -> None:
+        """Create the layers pair by pair (the order of Diffusers), then register them by kind."""
+        resnets, attentions = [], []
+        for i, (in_channels, out_channels) in enumerate(channels):
+            resnets.append(resnet(in_channels, out_channels))
+            if attention is not None:
+                attentions.append(attention(i))
+        self.attentions = nn.ModuleList(attentions) if attention is not None else None
+        self.resnets = nn.ModuleList(resnets)
+
+    def attend(
+        self, i: int, hidden: Tensor, context: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        if self.attentions is None:
+            return hidden
+        output: Tensor = self.attentions[i](hidden, context, bias)
+        return output
+
+
+class DownBlock(Block):
+    """Layers at one resolution, then a step down; returns every state a skip connection needs."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        layers: int,
+        resnet: Callable[[int, int], nn.Module],
+        attention: Callable[[int], nn.Module] | None = None,
+        downsample: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        inputs = [in_channels] + [out_channels] * (layers - 1)
+        self.fill([(channels, out_channels) for channels in inputs], resnet, attention)
+        self.downsamplers = nn.ModuleList([downsample()]) if downsample is not None else None
+
+    def forward(
+        self,
+        hidden: Tensor,
+        time: Tensor | None = None,
+        context: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        states = []
+        for i, resnet in enumerate(self.resnets):
+            hidden = self.attend(i, resnet(hidden, time), context, bias)
+            states.append(hidden)
+        if self.downsamplers is not None:
+            hidden = self.downsamplers[0](hidden, time)
+            states.append(hidden)
+        return hidden, states
+
+
+class MidBlock(Block):
+    """A residual block, then pairs of attention and residual block, at the lowest resolution."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        resnet: Callable[[int, int], nn.Module],
+        attention: Callable[[int], nn.Module] | None = None,
+        layers: int = 1,
+    ) -> None:
+        super().__init__()
+        resnets, attentions = [resnet(channels, channels)], []
+        for i in range(layers):
+            if attention is not None:
+                attentions.append(attention(i))
+            resnets.append(resnet(channels, channels))
+        self.attentions = nn.ModuleList(attentions) if attention is not None else None
+        self.resnets = nn.ModuleList(resnets)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        time: Tensor | None = None,
+        context: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        hidden = self.resnets[0](hidden, time)
+        for i, resnet in enumerate(self.resnets[1:]):
+            hidden = resnet(self.attend(i, hidden, context, bias), time)
+        return hidden
+
+
+class UpBlock(Block):
+    """Layers at one resolution, each joined with a skip connection, then a step up."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        previous_channels: int,
+        *,
+        layers: int,
+        resnet: Callable[[int, int], nn.Module],
+        attention: Callable[[int], nn.Module] | None = None,
+        upsample: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        inputs = [previous_channels] + [out_channels] * (layers - 1)
+        skips = [out_channels] * (layers - 1) + [in_channels]
+        channels = [(a + b, out_channels) for a, b in zip(inputs, skips, strict=True)]
+        self.fill(channels, resnet, attention)
+        self.upsamplers = nn.ModuleList([upsample()]) if upsample is not None else None
+
+    def forward(
+        self,
+        hidden: Tensor,
+        skips: list[Tensor],
+        time: Tensor | None = None,
+        context: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        """``skips`` is the stack of states on the way down; the block takes its own off the end."""
+        for i, resnet in enumerate(self.resnets):
+            hidden = resnet(torch.cat([hidden, skips.pop()], dim=1), time)
+            hidden = self.attend(i, hidden, context, bias)
+        if self.upsamplers is not None:
+            upsampler = self.upsamplers[0]
+            if isinstance(upsampler, Upsample2D):
+                hidden = upsampler(hidden, skips[-1].shape[-2:] if skips else None)
+            else:
+                hidden = upsampler(hidden, time)
+        return hidden
+
+
+def conv_down(channels: int, padding: int) -> Callable[[], nn.Module]:
+    """A step down by convolution."""
+    return lambda: Downsample2D(channels, use_conv=True, padding=padding)
+
+
+def conv_up(channels: int) -> Callable[[], nn.Module]:
+    """A step up by repetition and convolution."""
+    return lambda: Upsample2D(channels, use_conv=True)
+
+
+def resnet_down(resnet: Callable[..., ResnetBlock2D], channels: int) -> Callable[[], nn.Module]:
+    """A step down inside a residual block."""
+    return lambda: resnet(channels, channels, resample=Downsample2D(channels, use_conv=False))
+
+
+def resnet_up(resnet: Callable[..., ResnetBlock2D], channels: int) -> Callable[[], nn.Module]:
+    """A step up inside a residual block."""
+    return lambda: resnet(channels, channels, resample=Upsample2D(channels, use_conv=False))
+
+
+__all__ = [
+    "Block",
+    "DownBlock",
+    "MidBlock",
+    "Resnets",
+    "SpatialAttention",
+    "Transformer2DModel",
+    "UpBlock",
+    "conv_down",
+    "conv_up",
+    "resnet_down",
+    "resnet_up",
+]
