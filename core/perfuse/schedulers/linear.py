@@ -1,0 +1,90 @@
+"""Sparse linear combinations of the arrays that a sampling step can see.
+
+A step sees the slots of its state, the raw model output, the converted output and the noise.
+``Linear`` lets a solver's update be written as in its paper, with arrays left as symbols:
+
+>>> x, m = slot(0), M
+>>> (0.5 * x - 2.0 * (m - x)).terms
+((0, 2.5), (-2, -2.0))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["NOISE", "OUT", "Linear", "M", "X", "combine", "slot"]
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A sum of coefficient times operand; operands are named by index, see ``combine``."""
+
+    terms: tuple[tuple[int, float], ...]
+
+    # Makes numpy's scalars hand over to ``__rmul__`` instead of building an object array.
+    __array_ufunc__ = None
+
+    def __add__(self, other: Linear) -> Linear:
+        total = dict(self.terms)
+        for operand, coefficient in other.terms:
+            total[operand] = total.get(operand, 0.0) + coefficient
+        return _linear(total)
+
+    def __mul__(self, factor: float) -> Linear:
+        return _linear({operand: c * float(factor) for operand, c in self.terms})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> Linear:
+        if divisor == 0:  # kept as infinity, for the schedule to refuse
+            return self * math.inf
+        return _linear({operand: c / float(divisor) for operand, c in self.terms})
+
+    def __neg__(self) -> Linear:
+        return self * -1.0
+
+    def __sub__(self, other: Linear) -> Linear:
+        return self + -other
+
+    @property
+    def finite(self) -> bool:
+        return all(math.isfinite(c) for _, c in self.terms)
+
+
+def _linear(total: Mapping[int, float]) -> Linear:
+    # A zero coefficient is no term: nothing is computed, and 0 * inf cannot make a NaN.
+    return Linear(tuple((operand, c) for operand, c in total.items() if c != 0.0))
+
+
+def slot(index: int) -> Linear:
+    """Slot ``index`` of the state, as it is before the step."""
+    return Linear(((index, 1.0),))
+
+
+X = slot(0)
+OUT = slot(-3)
+M = slot(-2)
+NOISE = slot(-1)
+
+
+def combine(linear: Linear, operands: Sequence[Any]) -> Any:
+    """The combination's value over ``operands = [*state, out, m, noise]``, never in place.
+
+    A single operand with coefficient one is returned as it is: an alias, without arithmetic.
+    """
+    terms = linear.terms
+    if not terms:
+        return operands[0] * 0.0
+    operand, coefficient = terms[0]
+    if len(terms) == 1 and coefficient == 1.0:
+        return operands[operand]
+    total = operands[operand] * coefficient
+    for operand, coefficient in terms[1:]:
+        if hasattr(total, "add_"):  # torch: one kernel, and the coefficient stays on the host
+            total.add_(operands[operand], alpha=coefficient)
+        else:
+            total += operands[operand] * coefficient
+    return total

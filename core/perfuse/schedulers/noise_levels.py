@@ -1,0 +1,109 @@
+"""Schedulers whose steps go between noise levels sigma (Karras et al. 2022)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.errors import InputError
+
+from .base import Grid, Scheduler
+from .betas import Float32s, alphas_cumprod, betas_of
+from .kinds import host
+from .sigmas import Floats, beta_sigmas, exponential, karras, sigma_to_t, sigmas_of
+from .table import Array
+
+__all__ = ["NoiseLevels", "TrainedLevels", "descent", "one_descent"]
+
+_DESCENTS = {
+    "use_karras_sigmas": karras,
+    "use_exponential_sigmas": exponential,
+    "use_beta_sigmas": beta_sigmas,
+}
+
+
+def one_descent(settings: Any) -> None:
+    """Refuse a config that asks for two shapes of descent."""
+    asked = [name for name in _DESCENTS if getattr(settings, name)]
+    if len(asked) > 1:
+        raise InputError(f"{' and '.join(asked)} are both set. Set at most one of them.")
+    if asked == ["use_beta_sigmas"]:
+        beta_sigmas(0.1, 1.0, 1)  # says that scipy is missing now rather than in a loop
+
+
+def descent(settings: Any) -> str | None:
+    """Which setting shapes the descent of the noise levels, if one does."""
+    return next((name for name in _DESCENTS if getattr(settings, name)), None)
+
+
+class NoiseLevels(Scheduler):
+    """Step i goes from ``sigmas[i]`` to ``sigmas[i + 1]``."""
+
+    @property
+    def sigmas(self) -> npt.NDArray[np.float32]:
+        """float32 [n + 1]: the noise levels, falling."""
+        return self._levels(self._now)
+
+    def _levels(self, grid: Grid) -> Float32s:
+        assert grid.sigmas is not None
+        return grid.sigmas
+
+    def _descend(self, levels: Floats, count: int) -> Floats:
+        """``count`` levels of the asked shape between the ends of ``levels``, or these levels."""
+        name = descent(self.settings)
+        if name is None:
+            return levels
+        # Diffusers reads these two from the config even where another class put them there.
+        low, high = self._config_end("sigma_min"), self._config_end("sigma_max")
+        low = float(levels[-1]) if low is None else low
+        high = float(levels[0]) if high is None else high
+        return _DESCENTS[name](low, high, count)
+
+    def _config_end(self, key: str) -> float | None:
+        value = self.config.get(key)
+        return None if value is None else float(value)
+
+    def _signal(self, sigma: Float32s) -> tuple[Float32s, Float32s]:
+        """Scales of clean sample and of noise at a level."""
+        return np.ones_like(sigma), sigma
+
+    def _noise_scales(self, timesteps: npt.NDArray[Any]) -> tuple[Float32s, Float32s]:
+        if self.begin_index is None:
+            indices = [self.index_for_timestep(t) for t in timesteps]
+        else:
+            here = self.begin_index if self.step_index is None else self.step_index
+            indices = [here] * len(timesteps)
+        return self._signal(self.sigmas[indices])
+
+    def scale_model_input(self, sample: Array, timestep: Any = None) -> Array:
+        """The sample as the model wants to see it at this timestep."""
+        run = self._running(timestep)
+        scaled = run.schedule.scale_input(run.index - run.start, sample)
+        return scaled
+
+
+class TrainedLevels(NoiseLevels):
+    """Levels taken from the betas that the model was trained with."""
+
+    def _prepare(self) -> None:
+        s = self.settings
+        self.betas = betas_of(s)
+        self.alphas_cumprod = alphas_cumprod(
+            self.betas, rescale_zero_snr=s.rescale_betas_zero_snr, avoid_zero=True
+        )
+        self._trained = sigmas_of(self.alphas_cumprod)
+        self._log_trained = np.log(self._trained)
+
+    def _to_t(self, sigmas: Floats) -> npt.NDArray[Any]:
+        return sigma_to_t(sigmas, self._log_trained)
+
+    def _interpolated(self, timesteps: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.interp(timesteps, np.arange(len(self._trained)), self._trained)
+
+    def _velocity(self, sample: Array, noise: Array, timesteps: Any) -> Array:
+        # As in Diffusers, steps index the training table here: kept, and wrong for most uses.
+        steps = [self.index_for_timestep(t) for t in np.atleast_1d(host(timesteps))]
+        a = self.alphas_cumprod[steps]
+        return self._mix(np.sqrt(a), noise, -np.sqrt(np.float32(1) - a), sample)
