@@ -193,10 +193,12 @@ class ComponentSpec:
     signature: Signature
     #: Dimensions that must be multiples of a number: ``{"height": 8}``. Checked on the host.
     multiples: Mapping[str, int] = field(default_factory=dict)
+    #: Dimensions that must not exceed a number: ``{"sequence": 77}``. Checked on the host.
+    maximums: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "config", MappingProxyType(dict(self.config)))
-        object.__setattr__(self, "multiples", MappingProxyType(dict(self.multiples)))
+        for name in ("config", "multiples", "maximums"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def check_dims(self, dims: Mapping[str, int]) -> None:
         """Raise ``InputError`` where a size is not one that the component can take."""
@@ -208,6 +210,11 @@ class ComponentSpec:
                     f"{self.name} takes {name} in multiples of {multiple}; got {size}. "
                     f"Use {max(low, multiple)} or {low + multiple}."
                 )
+        for name, maximum in self.maximums.items():
+            if dims.get(name, 0) > maximum:
+                raise InputError(
+                    f"{self.name} takes a {name} of at most {maximum}; got {dims[name]}."
+                )
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -217,6 +224,7 @@ class ComponentSpec:
             "config": dict(self.config),
             "signature": self.signature.to_dict(),
             "multiples": dict(self.multiples),
+            "maximums": dict(self.maximums),
         }
 
     @classmethod
@@ -228,6 +236,7 @@ class ComponentSpec:
             config=data["config"],
             signature=Signature.from_dict(data["signature"]),
             multiples=data["multiples"],
+            maximums=data["maximums"],
         )
 
 

@@ -68,11 +68,9 @@ class SpatialAttention(Attention):
     def forward(  # type: ignore[override]
         self, hidden: Tensor, context: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        tokens = hidden.flatten(2)
-        if self.group_norm is not None:
-            tokens = self.group_norm(tokens)
-        attended = super().forward(tokens.transpose(1, 2)).transpose(1, 2)
-        output = attended.unflatten(-1, hidden.shape[-2:]) + hidden
+        tokens = self.group_norm(hidden) if self.group_norm is not None else hidden
+        attended = super().forward(tokens.permute(0, 2, 3, 1).flatten(1, 2))
+        output = attended.unflatten(1, hidden.shape[-2:]).permute(0, 3, 1, 2) + hidden
         return output if self.output_scale_factor == 1 else output / self.output_scale_factor
 
 

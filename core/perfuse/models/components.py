@@ -1,0 +1,132 @@
+"""Flat faces of the models: a signature's inputs in order go in, a tuple of its outputs comes out.
+
+These are what the reference path runs and what capture traces: one code path for both.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from perfuse.architectures import find, resolve
+from perfuse.models.autoencoder_kl import AutoencoderKL
+from perfuse.models.loading import load_state, load_text_encoder
+from perfuse.models.model import Model
+from perfuse.models.unet_2d import UNet2DModel
+from perfuse.models.unet_2d_condition import UNet2DConditionModel
+from perfuse.spec import ComponentSpec
+from perfuse.weights import Weights
+
+
+class UNet2D(nn.Module):
+    """``sample, timestep[, class_labels] -> (out_sample,)``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None
+    ) -> tuple[Tensor]:
+        output: tuple[Tensor] = self.model(sample, timestep, class_labels, return_dict=False)
+        return output
+
+
+class UNet2DCondition(nn.Module):
+    """``sample, timestep, encoder_hidden_states, … -> (out_sample,)``, by the signature's names."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor]:
+        named = dict(zip(self.names, inputs, strict=True))
+        sample, timestep = named.pop("sample"), named.pop("timestep")
+        text = named.pop("encoder_hidden_states")
+        added = {
+            name: named.pop(name)
+            for name in ("text_embeds", "time_ids", "image_embeds")
+            if name in named
+        }
+        output: tuple[Tensor] = self.model(
+            sample, timestep, text, added_cond_kwargs=added, return_dict=False, **named
+        )
+        return output
+
+
+class VaeEncoder(nn.Module):
+    """``sample -> (latent_parameters,)``: means and log-variances."""
+
+    def __init__(self, model: AutoencoderKL) -> None:
+        super().__init__()
+        self.encoder, self.quant_conv = model.encoder, model.quant_conv
+
+    def forward(self, sample: Tensor) -> tuple[Tensor]:
+        return (self.quant_conv(self.encoder(sample)),)
+
+
+class VaeDecoder(nn.Module):
+    """``latent_sample -> (sample,)``: an unscaled latent to a picture in about [-1, 1]."""
+
+    def __init__(self, model: AutoencoderKL) -> None:
+        super().__init__()
+        self.decoder, self.post_quant_conv = model.decoder, model.post_quant_conv
+
+    def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
+        return (self.decoder(self.post_quant_conv(latent_sample)),)
+
+
+class ClipText(nn.Module):
+    """``input_ids -> (last_hidden_state, penultimate_hidden_state, pooled)``."""
+
+    def __init__(self, model: nn.Module, pooled: str) -> None:
+        super().__init__()
+        self.model = model
+        self.pooled = pooled
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        output = self.model(input_ids=input_ids, output_hidden_states=True)
+        return output.last_hidden_state, output.hidden_states[-2], getattr(output, self.pooled)
+
+
+def build_component(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    """The flat module of a component, its weights memory-mapped where their dtype is ``dtype``."""
+    module: nn.Module = resolve(find(spec.class_name, asked=spec.name).build)(spec, weights, dtype)
+    return module.eval().requires_grad_(False)
+
+
+def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
+    """The flat face of a model that the user put in place of a component."""
+    if isinstance(model, AutoencoderKL):
+        return VaeEncoder(model) if spec.name.endswith("_encoder") else VaeDecoder(model)
+    if spec.class_name == "UNet2DModel":
+        return UNet2D(model)
+    if spec.class_name == "UNet2DConditionModel":
+        return UNet2DCondition(model, spec.signature.input_names)
+    if spec.class_name.startswith("CLIPTextModel"):
+        return ClipText(model, spec.signature.output_names[-1])
+    return model
+
+
+def _load(
+    cls: type[Model], spec: ComponentSpec, weights: Weights, dtype: torch.dtype
+) -> Model:
+    with torch.device("meta"):
+        model = cls.from_config(spec.config)
+    load_state(model, weights, where=spec.folder, rename=cls.rename, dtype=dtype)
+    return model
+
+
+def build_unet_2d(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    return wrap(spec, _load(UNet2DModel, spec, weights, dtype))
+
+
+def build_unet_2d_condition(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    return wrap(spec, _load(UNet2DConditionModel, spec, weights, dtype))
+
+
+def build_autoencoder_kl(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    return wrap(spec, _load(AutoencoderKL, spec, weights, dtype))
+
+
+def build_clip_text(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    return wrap(spec, load_text_encoder(spec.class_name, spec.config, weights, dtype))

@@ -1,0 +1,143 @@
+"""Folders that are either complete or absent, whatever kills the process that writes them."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from perfuse.errors import ExportError
+
+__all__ = ["ArtifactStore", "atomic_folder", "cache_folder"]
+
+_PARTIAL = ".partial-"
+
+
+def cache_folder() -> Path:
+    """Where exports made on the way live: ``PERFUSE_CACHE``, or the platform's cache folder."""
+    configured = os.environ.get("PERFUSE_CACHE")
+    if configured:
+        return Path(configured).expanduser()
+    import platformdirs
+
+    return platformdirs.user_cache_path("perfuse", appauthor=False)
+
+
+@contextmanager
+def atomic_folder(final: Path) -> Iterator[Path]:
+    """A temporary folder beside ``final`` that takes its name once the block has succeeded.
+
+    A process that dies leaves only a folder whose name says so; the next writer removes it. Take
+    the lock of ``final`` around this where two processes may want it (``locked``).
+
+    Raises:
+        ExportError: the folder cannot be written: no permission, no space.
+    """
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for stale in final.parent.glob(f"{_PARTIAL}{final.name}-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        partial = final.parent / f"{_PARTIAL}{final.name}-{uuid.uuid4().hex[:8]}"
+        partial.mkdir()
+    except OSError as exc:
+        raise _unwritable(final, exc) from exc
+    try:
+        yield partial
+        _sync(partial)
+        os.replace(partial, final)
+    except OSError as exc:
+        raise _unwritable(final, exc) from exc
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _unwritable(folder: Path, exc: OSError) -> ExportError:
+    return ExportError(
+        f"{folder} was to be written; the system said: {exc.strerror or exc}. Nothing was kept. "
+        "Free space or choose another folder (--output, or PERFUSE_CACHE for the cache)."
+    )
+
+
+def _sync(folder: Path) -> None:
+    """Put every file on the disk before the folder gets its name."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+@contextmanager
+def locked(final: Path) -> Iterator[None]:
+    """Hold the lock between processes that belongs to a folder.
+
+    Raises:
+        ExportError: the lock's file cannot be made.
+    """
+    import filelock
+
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(final.parent / f".{final.name}.lock")
+        lock.acquire()
+    except OSError as exc:
+        raise _unwritable(final, exc) from exc
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True)
+class ArtifactStore:
+    """The cache of exports made on the way: one folder a key, made once."""
+
+    root: Path
+
+    @classmethod
+    def default(cls) -> "ArtifactStore":
+        return cls(cache_folder() / "artifacts")
+
+    def folder(self, label: str, key: Mapping[str, object]) -> Path:
+        """Where the artifact of a key is, or would be. The label is for people."""
+        text = json.dumps(key, sort_keys=True, default=str)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:20]
+        return self.root / f"{label}-{digest}"
+
+    def get_or_make(
+        self, label: str, key: Mapping[str, object], make: Callable[[Path], None]
+    ) -> Path:
+        """The folder of a key, made by ``make(empty_folder)`` if it is not there yet.
+
+        Two processes that want the same one make it once: the second waits for the first.
+
+        Raises:
+            ExportError: it could not be made; nothing is left behind.
+        """
+        folder = self.folder(label, key)
+        if folder.is_dir():
+            return folder
+        with locked(folder):
+            if not folder.is_dir():
+                with atomic_folder(folder) as partial:
+                    make(partial)
+        return folder
+
+    def entries(self) -> list[tuple[Path, int]]:
+        """Every artifact with its size in bytes."""
+        if not self.root.is_dir():
+            return []
+        return [
+            (folder, sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+            for folder in sorted(self.root.iterdir())
+            if folder.is_dir() and not folder.name.startswith(".")
+        ]
+
+    def clear(self) -> int:
+        """Remove every artifact, and what interrupted writers left; return how many."""
+        count = len(self.entries())
+        shutil.rmtree(self.root, ignore_errors=True)
+        return count

@@ -1,0 +1,1 @@
+"""Captures components once and lowers them to engine formats."""
