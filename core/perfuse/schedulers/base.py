@@ -114,6 +114,7 @@ class Scheduler(ABC):
     """What ``set_timesteps`` takes besides the number of steps: fields of ``Request``."""
     family: ClassVar[tuple[str, ...]] = ()
     """The classes that a config can be handed to."""
+    scales_input: ClassVar[bool] = False
     gives_denoised: ClassVar[bool] = True
     casts_to_output: ClassVar[bool] = False
     """Whether the result has the model output's dtype rather than the promoted one."""
@@ -281,7 +282,10 @@ class Scheduler(ABC):
 
     def scale_model_input(self, sample: Array, timestep: Any = None) -> Array:
         """The sample as the model wants to see it at this timestep."""
-        return sample
+        if not self.scales_input:
+            return sample
+        run = self._running(timestep)
+        return run.schedule.scale_input(run.index - run.start, sample)
 
     def step(
         self,

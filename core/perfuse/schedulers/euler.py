@@ -58,6 +58,7 @@ class EulerDiscreteScheduler(TrainedLevels):
     accepts = frozenset({"timesteps", "sigmas"})
     family = KARRAS_FAMILY
     casts_to_output = True
+    scales_input = True
     settings: EulerSettings
 
     def _checked(self, s: EulerSettings) -> EulerSettings:
@@ -157,16 +158,17 @@ class EulerDiscreteScheduler(TrainedLevels):
 def level_x0(prediction_type: str, sigma: Any) -> Linear:
     """The clean sample, where x = x0 + sigma * epsilon and the model sees x / sqrt(sigma^2 + 1)."""
     if prediction_type == "epsilon":
-        return X - sigma * OUT
+        return X - OUT * float(sigma)
     if prediction_type == "v_prediction":
         square = np.square(sigma) + np.float32(1)
-        return (-sigma / np.sqrt(square)) * OUT + X / square
+        return OUT * float(-sigma / np.sqrt(square)) + X / float(square)
     return OUT
 
 
 def input_scales(levels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """1 / sqrt(sigma^2 + 1) for each level."""
-    return np.float32(1) / np.sqrt(np.square(levels) + np.float32(1))
+    scales: npt.NDArray[Any] = np.float32(1) / np.sqrt(np.square(levels) + np.float32(1))
+    return scales
 
 
 def first_sigma(levels: npt.NDArray[Any], timestep_spacing: str) -> float:

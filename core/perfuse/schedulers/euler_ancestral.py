@@ -37,6 +37,7 @@ class EulerAncestralDiscreteScheduler(TrainedLevels):
     Settings = EulerAncestralSettings
     family = KARRAS_FAMILY
     casts_to_output = True
+    scales_input = True
     settings: EulerAncestralSettings
 
     def _checked(self, s: EulerAncestralSettings) -> EulerAncestralSettings:

@@ -77,12 +77,6 @@ class NoiseLevels(Scheduler):
             indices = [here] * len(timesteps)
         return self._signal(self.sigmas[indices])
 
-    def scale_model_input(self, sample: Array, timestep: Any = None) -> Array:
-        """The sample as the model wants to see it at this timestep."""
-        run = self._running(timestep)
-        scaled = run.schedule.scale_input(run.index - run.start, sample)
-        return scaled
-
 
 class TrainedLevels(NoiseLevels):
     """Levels taken from the betas that the model was trained with."""
@@ -100,7 +94,8 @@ class TrainedLevels(NoiseLevels):
         return sigma_to_t(sigmas, self._log_trained)
 
     def _interpolated(self, timesteps: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return np.interp(timesteps, np.arange(len(self._trained)), self._trained)
+        levels: Floats = np.interp(timesteps, np.arange(len(self._trained)), self._trained)
+        return levels
 
     def _velocity(self, sample: Array, noise: Array, timesteps: Any) -> Array:
         # As in Diffusers, steps index the training table here: kept, and wrong for most uses.

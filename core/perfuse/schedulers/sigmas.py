@@ -94,4 +94,5 @@ def time_shift(sigmas: Floats, mu: float, kind: str) -> Floats:
 def stretch_to_terminal(sigmas: Floats, terminal: float) -> Floats:
     """Stretch the levels so that the last one is ``terminal``."""
     rest = 1 - sigmas
-    return 1 - rest / (rest[-1] / (1 - terminal))
+    stretched: Floats = 1 - rest / (rest[-1] / (1 - terminal))
+    return stretched

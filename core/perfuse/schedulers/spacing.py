@@ -33,7 +33,7 @@ def single(kind: str, total: int, count: int, offset: int) -> npt.NDArray[Any]:
 def multistep(kind: str, total: int, last: int, count: int, offset: int) -> Int64s:
     """``count`` timesteps below ``last`` in falling order, as DPM-Solver and UniPC choose them."""
     if kind == "linspace":
-        points = np.linspace(0, last - 1, count + 1).round()[::-1][:-1]
+        points: npt.NDArray[Any] = np.linspace(0, last - 1, count + 1).round()[::-1][:-1]
     elif kind == "leading":
         points = (np.arange(count + 1) * (last // (count + 1)))[::-1][:-1] + float(offset)
     elif kind == "trailing":

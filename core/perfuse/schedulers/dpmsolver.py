@@ -1,0 +1,273 @@
+"""DPM-Solver and DPM-Solver++, multistep, orders 1 to 3 (Lu et al. 2022a, 2022b).
+
+The ``sde-`` algorithms solve the reverse SDE instead of the probability-flow ODE.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.errors import InputError
+
+from . import spacing
+from .base import KARRAS_FAMILY, Grid, Request, choose
+from .linear import NOISE, Linear, M, X, slot
+from .multistep import MultistepLevels, MultistepSettings
+from .noise_levels import descent, one_descent
+from .prediction import epsilon_of, x0_of
+from .sigmas import Floats, flow_shift
+from .table import Row, Schedule, Threshold
+
+__all__ = ["DPMSolverMultistepScheduler", "DPMSolverSettings"]
+
+_ALGORITHMS = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPMSolverSettings(MultistepSettings):
+    """The settings of ``DPMSolverMultistepScheduler``."""
+
+    algorithm_type: str = "dpmsolver++"
+    """Solve for the noise (dpmsolver) or for the clean sample (++), as an ODE or an SDE (sde-)."""
+    solver_type: str = "midpoint"
+    """The second-order formula: midpoint or heun."""
+    euler_at_final: bool = False
+    """Make the last step first-order however many there are."""
+    use_lu_lambdas: bool = False
+    """Descend evenly in log-SNR."""
+    lambda_min_clipped: float = -math.inf
+    """Leave out the training timesteps whose half log-SNR lies below this."""
+    variance_type: str | None = None
+    """learned or learned_range: the output's second half of channels is not used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Point:
+    """A noise level as the formulas name it."""
+
+    alpha: Any
+    sigma: Any
+    lam: Any
+
+
+class DPMSolverMultistepScheduler(MultistepLevels):
+    """One model call a step; up to two earlier outputs are kept."""
+
+    Settings = DPMSolverSettings
+    accepts = frozenset({"timesteps", "mu"})
+    family = KARRAS_FAMILY
+    settings: DPMSolverSettings
+
+    def _checked(self, s: DPMSolverSettings) -> DPMSolverSettings:
+        # The names of other classes' solvers, so that their configs can be handed over.
+        if s.algorithm_type == "deis":
+            s = dataclasses.replace(s, algorithm_type="dpmsolver++")
+        if s.solver_type in ("logrho", "bh1", "bh2"):
+            s = dataclasses.replace(s, solver_type="midpoint")
+        choose("algorithm_type", s.algorithm_type, _ALGORITHMS)
+        choose("solver_type", s.solver_type, ("midpoint", "heun"))
+        choose("final_sigmas_type", s.final_sigmas_type, ("zero", "sigma_min"))
+        choose("variance_type", s.variance_type, (None, "learned", "learned_range"))
+        choose("solver_order", s.solver_order, (1, 2, 3))
+        plus = s.algorithm_type.endswith("++")
+        predictions = ("epsilon", "sample", "v_prediction")
+        choose("prediction_type", s.prediction_type, (*predictions, *["flow_prediction"] * plus))
+        if not plus and s.final_sigmas_type == "zero":
+            raise InputError(
+                f"algorithm_type {s.algorithm_type!r} cannot step to level zero. Use "
+                "final_sigmas_type='sigma_min', or algorithm_type='dpmsolver++'."
+            )
+        one_descent(s)
+        return s
+
+    def _grid(self, request: Request) -> Grid:
+        s = self.settings
+        shaped = "use_lu_lambdas" if s.use_lu_lambdas else descent(s)
+        if request.timesteps is not None:
+            if request.num_inference_steps is not None:
+                raise InputError("Pass num_inference_steps or timesteps=, not both.")
+            if shaped is not None or s.use_flow_sigmas:
+                raise InputError(
+                    f"timesteps= cannot be used with {shaped or 'use_flow_sigmas'}: the levels "
+                    "decide the timesteps there. Pass num_inference_steps."
+                )
+            timesteps: npt.NDArray[Any] = np.asarray(request.timesteps, dtype=np.int64)
+            levels = self._interpolated(timesteps)
+        elif shaped is None and not s.use_flow_sigmas:
+            timesteps = self._evenly(request.count)
+            levels = self._interpolated(timesteps)
+        else:
+            levels, timesteps = self._shaped(shaped, request)
+        last = self._trained[0] if s.final_sigmas_type == "sigma_min" else 0.0
+        return Grid(
+            timesteps=timesteps.astype(np.int64),
+            sigmas=np.append(levels, last).astype(np.float32),
+            steps=len(timesteps),
+        )
+
+    def _evenly(self, count: int) -> npt.NDArray[Any]:
+        s, total = self.settings, self.settings.num_train_timesteps
+        alpha, sigma = np.sqrt(self.alphas_cumprod), np.sqrt(np.float32(1) - self.alphas_cumprod)
+        rising = (np.log(alpha) - np.log(sigma))[::-1]
+        last = total - int(np.searchsorted(rising, np.float32(s.lambda_min_clipped)))
+        return spacing.multistep(s.timestep_spacing, total, last, count, s.steps_offset)
+
+    def _shaped(self, shaped: str | None, request: Request) -> tuple[Floats, Floats]:
+        """Levels of a chosen descent, and the timesteps that they stand for."""
+        s, total, count = self.settings, self.settings.num_train_timesteps, request.count
+        if shaped is None:
+            shift = self._flow_shift(request.mu)
+            rest = 1.0 - np.linspace(1, 1 / total, count + 1)
+            levels = flow_shift(rest, shift)[::-1][:-1]
+            return levels, levels * total
+        if shaped == "use_lu_lambdas":
+            high, low = float(self._log_trained[-1]), float(self._log_trained[0])
+            levels = np.exp(high + np.linspace(0, 1, count) * (low - high))
+        else:
+            levels = self._descend(self._trained[::-1], count)
+        timesteps = self._to_t(levels)
+        whole = shaped in ("use_karras_sigmas", "use_lu_lambdas")
+        if whole and s.beta_schedule != "squaredcos_cap_v2":
+            timesteps = timesteps.round()
+        return levels, timesteps
+
+    def _flow_shift(self, mu: float | None) -> float:
+        s = self.settings
+        if mu is None:
+            return s.flow_shift
+        if not s.use_dynamic_shifting or s.time_shift_type != "exponential":
+            raise InputError(
+                "mu= needs use_dynamic_shifting=True and time_shift_type='exponential'. Leave it "
+                "out, or make the scheduler with these."
+            )
+        return math.exp(mu)
+
+    def _table(self, grid: Grid, start: int, eta: float) -> Schedule:
+        s = self.settings
+        levels = self._levels(grid)
+        points = [
+            _Point(alpha=a, sigma=sigma, lam=lam)
+            for a, sigma, lam in zip(*self._half_log_snr(levels), strict=True)
+        ]
+        n = len(grid.timesteps)
+        rows = []
+        for i in range(start, n):
+            convert, m0, x0 = self._conversion(points[i], levels[i])
+            outputs = [m0, *(slot(k) for k in range(1, s.solver_order))]
+            order = self._order_at(i, i - start, n)
+            with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
+                update = self._update(outputs, points[i - order + 1 : i + 2])
+            rows.append(
+                Row(
+                    timestep=int(grid.timesteps[i]),
+                    convert=convert,
+                    update=(update, *outputs[:-1]),
+                    denoised=x0,
+                    draws=s.algorithm_type.startswith("sde"),
+                    noising=(float(points[i].alpha), float(points[i].sigma)),
+                )
+            )
+        ratio, maximum = s.dynamic_thresholding_ratio, s.sample_max_value
+        return Schedule(
+            rows=tuple(rows),
+            threshold=Threshold(ratio=ratio, maximum=maximum) if s.thresholding else None,
+            drops_variance=s.variance_type is not None and s.prediction_type == "epsilon",
+        )
+
+    def _conversion(self, at: _Point, level: Any) -> tuple[Linear, Linear, Linear]:
+        """What to compute before the clamp, what the solver works on, and the clean sample."""
+        s = self.settings
+        sigma = level if s.prediction_type == "flow_prediction" else at.sigma
+        x0 = x0_of(s.prediction_type, at.alpha, sigma)
+        if s.algorithm_type.endswith("++"):
+            return x0, M, M
+        if s.thresholding:
+            return x0, (X - at.alpha * M) / at.sigma, M
+        return epsilon_of(s.prediction_type, at.alpha, at.sigma), M, x0
+
+    def _order_at(self, i: int, done: int, n: int) -> int:
+        s = self.settings
+        few = s.lower_order_final and n < 15
+        final = s.euler_at_final or few or s.final_sigmas_type == "zero"
+        if done < 1 or (i == n - 1 and final):
+            return 1
+        if done < 2 or (i == n - 2 and few):
+            return min(s.solver_order, 2)
+        return s.solver_order
+
+    def _update(self, outputs: list[Linear], points: list[_Point]) -> Linear:
+        """The sample at the last of ``points``, from outputs at the ones before, newest first."""
+        t, s0 = points[-1], points[-2]
+        h = t.lam - s0.lam
+        m0 = outputs[0]
+        d1 = d2 = None
+        if len(points) > 2:  # Lu et al. 2022b, Alg. 2: finite differences in lambda
+            m1 = outputs[1]
+            r0 = (s0.lam - points[-3].lam) / h
+            d1 = (m0 - m1) / r0
+            if len(points) > 3:
+                m2 = outputs[2]
+                r1 = (points[-3].lam - points[-4].lam) / h
+                d11 = (m1 - m2) / r1
+                d1, d2 = d1 + (d1 - d11) * (r0 / (r0 + r1)), (d1 - d11) / (r0 + r1)
+        sde = self.settings.algorithm_type.startswith("sde")
+        if self.settings.algorithm_type.endswith("++"):
+            return self._sde_x0(t, s0, h, m0, d1, d2) if sde else self._ode_x0(t, s0, h, m0, d1, d2)
+        return self._noise(t, s0, h, m0, d1, d2, sde)
+
+    def _heun(self, d2: Linear | None) -> bool:
+        return self.settings.solver_type == "heun" or d2 is not None  # order 3 has one formula
+
+    def _ode_x0(
+        self, t: _Point, s0: _Point, h: Any, m0: Linear, d1: Linear | None, d2: Linear | None
+    ) -> Linear:
+        phi = np.exp(-h) - 1
+        x: Linear = (t.sigma / s0.sigma) * X - (t.alpha * phi) * m0
+        if d1 is not None:
+            x += d1 * (t.alpha * (phi / h + 1) if self._heun(d2) else -0.5 * (t.alpha * phi))
+        if d2 is not None:
+            x -= d2 * (t.alpha * ((phi + h) / h**2 - 0.5))
+        return x
+
+    def _sde_x0(
+        self, t: _Point, s0: _Point, h: Any, m0: Linear, d1: Linear | None, d2: Linear | None
+    ) -> Linear:
+        decay = 1 - np.exp(-2 * h)
+        x: Linear = (t.sigma / s0.sigma * np.exp(-h)) * X + (t.alpha * decay) * m0
+        if d1 is not None:
+            heun = self._heun(d2)
+            x += d1 * (t.alpha * (decay / (-2 * h) + 1) if heun else 0.5 * (t.alpha * decay))
+        if d2 is not None:
+            x += d2 * (t.alpha * ((decay - 2 * h) / (2 * h) ** 2 - 0.5))
+        return x + NOISE * float(t.sigma * np.sqrt(decay))
+
+    def _noise(
+        self,
+        t: _Point,
+        s0: _Point,
+        h: Any,
+        m0: Linear,
+        d1: Linear | None,
+        d2: Linear | None,
+        sde: bool,
+    ) -> Linear:
+        if sde and d2 is not None:
+            raise InputError(
+                "algorithm_type 'sde-dpmsolver' has no third order, in Diffusers neither. Use "
+                "solver_order=2, or algorithm_type='sde-dpmsolver++'."
+            )
+        phi = np.exp(h) - 1
+        twice = 2 if sde else 1
+        x: Linear = (t.alpha / s0.alpha) * X - (twice * (t.sigma * phi)) * m0
+        if d1 is not None:
+            slope = t.sigma * (phi / h - 1) if self._heun(d2) else 0.5 * (t.sigma * phi)
+            x -= d1 * (twice * slope)
+        if d2 is not None:
+            x -= d2 * (t.sigma * ((phi - h) / h**2 - 0.5))
+        return x + NOISE * float(t.sigma * np.sqrt(np.exp(2 * h) - 1)) if sde else x

@@ -1,0 +1,225 @@
+"""UniPC: a predictor and a corrector of any order at one model call a step (Zhao et al. 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from perfuse.errors import InputError
+
+from . import spacing
+from .base import KARRAS_FAMILY, Grid, Request, choose
+from .linear import Linear, M, X, slot
+from .multistep import MultistepLevels, MultistepSettings
+from .noise_levels import descent, one_descent
+from .prediction import epsilon_of, x0_of
+from .sigmas import Floats, flow_shift, sigma_to_t, stretch_to_terminal, time_shift
+from .table import Row, Schedule, Threshold
+
+__all__ = ["UniPCMultistepScheduler", "UniPCSettings"]
+
+_LAST = slot(1)  # the corrected sample of the step before
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniPCSettings(MultistepSettings):
+    """The settings of ``UniPCMultistepScheduler``."""
+
+    predict_x0: bool = True
+    """Solve for the clean sample rather than for the noise."""
+    solver_type: str = "bh2"
+    """The function B(h): bh1 for h, bh2 for exp(h) - 1."""
+    disable_corrector: Sequence[int] = field(default_factory=list)
+    """Steps whose result is not corrected."""
+    solver_p: Any = None
+    """Not supported: another solver as the predictor."""
+    sigma_min: float | None = None
+    """The lowest level of a shaped descent; None: the first training level."""
+    sigma_max: float | None = None
+    """The highest; None: the last training level."""
+    shift_terminal: float | None = None
+    """Stretch a flow's levels so that this is the last one."""
+
+
+class UniPCMultistepScheduler(MultistepLevels):
+    """The corrector improves the last sample with the output that was computed for the next."""
+
+    Settings = UniPCSettings
+    accepts = frozenset({"sigmas", "mu"})
+    family = KARRAS_FAMILY
+    settings: UniPCSettings
+
+    def _checked(self, s: UniPCSettings) -> UniPCSettings:
+        # The names of other classes' solvers, so that their configs can be handed over.
+        if s.solver_type in ("midpoint", "heun", "logrho"):
+            s = dataclasses.replace(s, solver_type="bh2")
+        choose("solver_type", s.solver_type, ("bh1", "bh2"))
+        choose("final_sigmas_type", s.final_sigmas_type, ("zero", "sigma_min"))
+        choose("time_shift_type", s.time_shift_type, ("exponential", "linear"))
+        predictions = ("epsilon", "sample", "v_prediction")
+        flow = ["flow_prediction"] * s.predict_x0
+        choose("prediction_type", s.prediction_type, (*predictions, *flow))
+        if s.solver_p is not None:
+            raise InputError("solver_p, another predictor, is not supported. Leave it out.")
+        if s.shift_terminal is not None and not s.use_flow_sigmas:
+            raise InputError("shift_terminal is for flows. Leave it out or set use_flow_sigmas.")
+        if isinstance(s.solver_order, bool) or s.solver_order < 1:
+            raise InputError(f"solver_order must be at least 1; got {s.solver_order!r}.")
+        one_descent(s)
+        return s
+
+    def _grid(self, request: Request) -> Grid:
+        s, total = self.settings, self.settings.num_train_timesteps
+        if s.use_dynamic_shifting and request.mu is None:
+            raise InputError(
+                "use_dynamic_shifting=True needs mu=, the shift for this picture's size. Pass "
+                "mu=, or make the scheduler with use_dynamic_shifting=False."
+            )
+        if request.sigmas is not None and not s.use_flow_sigmas:
+            raise InputError("sigmas= is for flows. Pass num_inference_steps instead.")
+        count = request.count if request.sigmas is None else len(request.sigmas)
+        timesteps: Floats
+        if descent(s) is None and not s.use_flow_sigmas:
+            timesteps = spacing.multistep(s.timestep_spacing, total, total, count, s.steps_offset)
+            levels = self._interpolated(timesteps)
+            last = self._trained[0]
+        else:
+            levels, timesteps = self._shaped(request, count)
+            last = levels[-1]
+        end = last if s.final_sigmas_type == "sigma_min" else 0.0
+        return Grid(
+            timesteps=timesteps.astype(np.int64),
+            sigmas=np.append(levels, end).astype(np.float32),
+            steps=len(timesteps),
+        )
+
+    def _shaped(self, request: Request, count: int) -> tuple[Floats, Floats]:
+        """Levels of a chosen descent or of a flow, and the timesteps that they stand for."""
+        s, total = self.settings, self.settings.num_train_timesteps
+        given = None if request.sigmas is None else np.array(request.sigmas)
+        shape = descent(s)
+        if shape is None:
+            if given is None:
+                given = np.linspace(1, 1 / total, count + 1)[:-1]
+            levels = self._flow(given, request.mu)
+            return levels, levels * total
+        base = self._trained if given is None else given
+        levels = self._descend(base[::-1], count)
+        if shape != "use_karras_sigmas":
+            return levels, sigma_to_t(levels, np.log(base))
+        if s.use_flow_sigmas:
+            levels = levels / (levels + 1)
+            return levels, levels * total
+        return levels, self._to_t(levels).round()
+
+    def _flow(self, levels: Floats, mu: float | None) -> Floats:
+        s = self.settings
+        if s.use_dynamic_shifting and mu is not None:
+            levels = time_shift(levels, mu, s.time_shift_type)
+        else:
+            levels = flow_shift(levels, s.flow_shift)
+        if s.shift_terminal:  # zero stands for none here, as in Diffusers
+            levels = stretch_to_terminal(levels, s.shift_terminal)
+        if abs(levels[0] - 1) < 1e-6:  # at level one nothing is left of the signal: lambda = -inf
+            levels = levels.copy()
+            levels[0] -= 1e-6
+        return levels
+
+    def _table(self, grid: Grid, start: int, eta: float) -> Schedule:
+        s = self.settings
+        levels, n = self._levels(grid), len(grid.timesteps)
+        solver = _Solver(
+            points=self._half_log_snr(levels), predict_x0=s.predict_x0, bh1=s.solver_type == "bh1"
+        )
+        past = [slot(2 + k) for k in range(s.solver_order)]  # earlier outputs, newest first
+        rows, order = [], 0
+        for i in range(start, n):
+            sample = X
+            with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
+                if i > start and i - 1 not in s.disable_corrector:
+                    sample = solver.correct(i, order, past)
+                order = min(s.solver_order, n - i) if s.lower_order_final else s.solver_order
+                order = min(order, i - start + 1)
+                update = solver.predict(i, order, sample, [M, *past])
+            alpha, sigma = (float(v[i]) for v in solver.points[:2])
+            x0 = x0_of(
+                s.prediction_type,
+                alpha,
+                float(levels[i]) if s.prediction_type == "flow_prediction" else sigma,
+            )
+            noise = epsilon_of(s.prediction_type, alpha, sigma)
+            rows.append(
+                Row(
+                    timestep=int(grid.timesteps[i]),
+                    convert=x0 if s.predict_x0 else noise,
+                    update=(update, sample, M, *past[:-1]),
+                    denoised=M if s.predict_x0 else x0,
+                    noising=(alpha, sigma),
+                )
+            )
+        ratio, maximum = s.dynamic_thresholding_ratio, s.sample_max_value
+        clamps = s.thresholding and s.predict_x0
+        return Schedule(
+            rows=tuple(rows),
+            threshold=Threshold(ratio=ratio, maximum=maximum) if clamps else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Solver:
+    """The formulas of the paper's section 3, over one list of levels."""
+
+    points: tuple[Floats, Floats, Floats]
+    """alpha, sigma and lambda of each level."""
+    predict_x0: bool
+    bh1: bool
+
+    def predict(self, i: int, order: int, sample: Linear, outputs: list[Linear]) -> Linear:
+        """UniP: the sample at level i + 1 from outputs at level i and before."""
+        base, scale, r, rho, b = self._step(i, order, sample, outputs[0])
+        if order == 1:
+            return base
+        weights = [0.5] if order == 2 else np.linalg.solve(rho[:-1, :-1], b[:-1])
+        return base - self._differences(weights, r, outputs) * float(scale)
+
+    def correct(self, i: int, order: int, past: list[Linear]) -> Linear:
+        """UniC: the sample at level i once more, now that the output there is known."""
+        base, scale, r, rho, b = self._step(i - 1, order, _LAST, past[0])
+        weights = [0.5] if order == 1 else np.linalg.solve(rho, b)
+        ahead = (M - past[0]) * float(weights[-1])
+        return base - (self._differences(weights[:-1], r, past) + ahead) * float(scale)
+
+    def _differences(self, weights: Any, r: Any, outputs: list[Linear]) -> Linear:
+        total = X * 0.0
+        for k, weight in enumerate(weights):
+            total += (outputs[k + 1] - outputs[0]) * (float(weight) / float(r[k]))
+        return total
+
+    def _step(
+        self, i: int, order: int, sample: Linear, m0: Linear
+    ) -> tuple[Linear, Any, Floats, Floats, Floats]:
+        """The first-order step from level i to i + 1, its residual's scale, and r, R, b."""
+        alpha, sigma, lam = self.points
+        h = lam[i + 1] - lam[i]
+        r = np.array([(lam[i - k] - lam[i]) / h for k in range(1, order)] + [1], np.float32)
+        hh = -h if self.predict_x0 else h
+        phi_1 = np.expm1(hh)
+        b_h = hh if self.bh1 else phi_1
+        phi_k, factorial = phi_1 / hh - 1, 1
+        b = []
+        for k in range(1, order + 1):
+            b.append(phi_k * factorial / b_h)
+            factorial *= k + 1
+            phi_k = phi_k / hh - 1 / factorial
+        rho = np.stack([r**k for k in range(order)])
+        if self.predict_x0:
+            base = (sigma[i + 1] / sigma[i]) * sample - (alpha[i + 1] * phi_1) * m0
+            scale = alpha[i + 1] * b_h
+        else:
+            base = (alpha[i + 1] / alpha[i]) * sample - (sigma[i + 1] * phi_1) * m0
+            scale = sigma[i + 1] * b_h
+        return base, scale, r, rho, np.array(b, np.float32)
