@@ -1,6 +1,7 @@
 """What every native model shares: building from a config, loading and saving."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from perfuse.configs import ModelConfig
+
+_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_ATTENTION = re.compile(rf"(attentions\.\d+\.)({'|'.join(_ATTENTION)})(?=\.(?:weight|bias)$)")
 
 
 class Model(nn.Module):
@@ -71,8 +75,11 @@ class Model(nn.Module):
 
     @staticmethod
     def rename(name: str) -> str:
-        """The present name of a tensor that older checkpoints call ``name``."""
-        return name
+        """The present name of a tensor that older checkpoints call ``name``.
+
+        Until Diffusers 0.12 the attention over pixels had names of its own.
+        """
+        return _OLD_ATTENTION.sub(lambda old: old[1] + _ATTENTION[old[2]], name)
 
 
 def as_batch(timestep: Tensor | float | int, sample: Tensor) -> Tensor:

@@ -1,0 +1,249 @@
+"""Tensors into modules and out again: nothing is copied that can be mapped, nothing is guessed."""
+
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from perfuse.checkpoint import check_types, read_json
+from perfuse.errors import CheckpointError, WeightsError
+from perfuse.models.model import Model
+from perfuse.weights import Weights, variants
+
+__all__ = ["load_model", "load_state", "load_text_encoder", "save_model"]
+
+_CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+_LISTED = 10
+_M = TypeVar("_M", bound=Model)
+Shape = tuple[int, ...]
+Rename = Callable[[str], str | None]
+
+
+def load_state(
+    module: nn.Module,
+    weights: Weights,
+    *,
+    where: str,
+    rename: Rename = str,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Give a module, which may have been built on the meta device, its tensors.
+
+    Tensors that have the dtype already stay memory-mapped; others are cast one at a time.
+
+    Args:
+        module: Built to its config. Every parameter and buffer that it saves is replaced.
+        weights: What the files hold.
+        where: What to call the component in an error.
+        rename: The module's name of a tensor of the file; ``None`` for one that is not needed.
+        dtype: Of floating-point tensors; that which the module was built with by default.
+
+    Raises:
+        WeightsError: tensors are missing, unexpected or of another shape.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    _check(expected, weights, where, rename)
+    dtypes = {name: tensor.dtype for name, tensor in module.state_dict().items()}
+    state: dict[str, Tensor] = {}
+    for old, tensor in weights.tensors():
+        if (name := rename(old)) is None:
+            continue
+        if tensor.is_floating_point():
+            tensor = tensor.to(dtype if dtype is not None else dtypes[name])
+        state[name] = tensor.reshape(expected[name])
+    module.load_state_dict(state, assign=True)
+    _fill_buffers(module, where)
+
+
+def _fits(found: Shape, expected: Shape) -> bool:
+    # Older autoencoders hold the linear layers of their attention as 1×1 convolutions.
+    return found == expected or (len(expected) == 2 and found == (*expected, 1, 1))
+
+
+def _check(expected: Mapping[str, Shape], weights: Weights, where: str, rename: Rename) -> None:
+    found: dict[str, Shape] = {}
+    twice, unexpected = [], []
+    for old, (_, shape) in weights.shapes.items():
+        if (name := rename(old)) is None:
+            continue
+        if name not in expected:
+            unexpected.append(old)
+        elif name in found:
+            twice.append(f"{old} (also as {name})")
+        found[name] = shape
+    missing = [name for name in expected if name not in found]
+    misshapen = [
+        f"{name} ({list(shape)} expected, {list(found[name])} found)"
+        for name, shape in expected.items()
+        if name in found and not _fits(found[name], shape)
+    ]
+    kinds = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": misshapen,
+        "given twice": twice,
+    }
+    if any(kinds.values()):
+        said = "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
+        raise WeightsError(
+            f"The weights of {where} in {weights.folder} do not fit its config.json. {said}. "
+            "Take weights and config.json from one checkpoint."
+        )
+
+
+def _some(names: list[str]) -> str:
+    rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + rest
+
+
+def _fill_buffers(module: nn.Module, where: str) -> None:
+    """Compute the buffers that no file holds, and see that nothing is left without content."""
+    for name, buffer in list(module.named_buffers()):
+        if buffer.is_meta and name.endswith("position_ids"):
+            parent, _, last = name.rpartition(".")
+            positions = torch.arange(buffer.shape[-1], device="cpu").expand(buffer.shape)
+            module.get_submodule(parent).register_buffer(last, positions, persistent=False)
+    left = [n for n, t in (*module.named_parameters(), *module.named_buffers()) if t.is_meta]
+    if left:
+        raise WeightsError(
+            f"{where} has tensors that no file holds and that perfuse cannot compute: "
+            f"{_some(left)}. Report it, with the version of transformers."
+        )
+
+
+def load_model(
+    cls: type[_M], path: Path, *, variant: str | None = None, dtype: torch.dtype | None = None
+) -> _M:
+    """A model from the folder that holds its ``config.json`` and safetensors weights.
+
+    Raises:
+        CheckpointError: the folder or its config cannot be read, or is another class's.
+        WeightsError: tensors are missing, unexpected, misshapen or damaged.
+    """
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{cls.__name__} was to be loaded from {path}, which is "
+            f"{'a file' if path.exists() else 'not there'}. Name the folder with its {_CONFIG}."
+        )
+    config = read_json(path / _CONFIG)
+    named = config.get("_class_name", cls.__name__)
+    if named != cls.__name__:
+        raise CheckpointError(
+            f"{cls.__name__} was to be loaded from {path}; its {_CONFIG} is of a {named}. Name "
+            "the folder of another component, or use the other class."
+        )
+    check_types(cls.config_class, config, where=path / _CONFIG)
+    weights = Weights.open(path, variant=variant)
+    if variant is not None and weights.variant != variant:
+        others = [v or "plain" for v in variants(file.name for file in path.iterdir())]
+        raise WeightsError(
+            f"Variant {variant!r} was asked for; {path} has: {', '.join(others)}. Ask for one of "
+            "these, or for none."
+        )
+    with torch.device("meta"):
+        model = cls.from_config(config)
+    load_state(model, weights, where=path.name, rename=cls.rename, dtype=dtype)
+    return model.eval()
+
+
+def save_model(model: Model, folder: Path) -> None:
+    """Write ``config.json`` and the weights, each of them whole or not at all.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    config = {**model.config.to_dict(), "_perfuse_version": _version()}
+    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / _WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
+        _replace(folder / _CONFIG, lambda path: Path(path).write_text(text, encoding="utf-8"))
+    except OSError as exc:
+        raise CheckpointError(
+            f"{type(model).__name__} was to be saved to {folder}; the system said: "
+            f"{exc.strerror or exc}. Free space or choose another folder."
+        ) from exc
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("perfuse")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"  # run from its sources, without having been installed
+
+
+def _replace(target: Path, write: Callable[[str], object]) -> None:
+    """Write a file beside its place, then put it there in one step."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    os.close(handle)
+    try:
+        write(name)
+        os.chmod(name, 0o644)
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+_TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+
+
+def load_text_encoder(
+    class_name: str, config: Mapping[str, Any], weights: Weights, dtype: torch.dtype | None
+) -> nn.Module:
+    """Transformers' CLIP text encoder, its weights memory-mapped where their dtype is ``dtype``.
+
+    Raises:
+        CheckpointError: the class or its config is not one that Transformers takes.
+        WeightsError: tensors are missing, unexpected or of another shape.
+    """
+    if class_name not in _TEXT_ENCODERS:
+        raise CheckpointError(
+            f"A text encoder of class {class_name} was asked for; perfuse loads "
+            f"{', '.join(_TEXT_ENCODERS)}. Use a checkpoint with one of these."
+        )
+    import transformers
+
+    # The dtype that a config records is that of the file it was saved with, not the one asked for.
+    fields = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")}
+    try:
+        settings = transformers.CLIPTextConfig.from_dict({**fields, "attn_implementation": "sdpa"})
+        with torch.device("meta"):
+            model: nn.Module = getattr(transformers, class_name)(settings)
+    except Exception as exc:  # Transformers' own checks raise their own kinds, by version
+        raise CheckpointError(
+            f"The config.json in {weights.folder} was read as a {class_name}'s; Transformers "
+            f"{transformers.__version__} said: {' '.join(str(exc).split())}. Take the file from "
+            "the checkpoint again."
+        ) from exc
+    load_state(
+        model, weights, where=class_name, rename=_clip_names(model.state_dict()), dtype=dtype
+    )
+    return model.eval()
+
+
+def _clip_names(expected: Iterable[str]) -> Rename:
+    """Accepts names with and without ``text_model.``: Transformers 5 saves CLIPTextModel without.
+
+    ``position_ids``, which are only a range, were saved before Transformers 4.31.
+    """
+    known, prefix = set(expected), "text_model."
+
+    def rename(name: str) -> str | None:
+        if name.endswith("embeddings.position_ids"):
+            return None
+        for candidate in (name, prefix + name, name.removeprefix(prefix)):
+            if candidate in known:
+                return candidate
+        return name
+
+    return rename
