@@ -136,8 +136,9 @@ def unet_2d_condition(
         _float("encoder_hidden_states", "batch", "sequence", text_width),
     ]
     if unet.addition_embed_type == "text_time":
-        sizes, width = unet.addition_time_embed_dim or 0, (
-            unet.projection_class_embeddings_input_dim or 0
+        sizes, width = (
+            unet.addition_time_embed_dim or 0,
+            (unet.projection_class_embeddings_input_dim or 0),
         )
         ids = 6 if (width - 6 * sizes) % 8 == 0 else 5  # the refiner has five
         inputs.append(_float("text_embeds", "batch", width - ids * sizes))
@@ -217,7 +218,12 @@ def clip_text_projection(
 
 
 def _clip(
-    class_name: str, pooled: str, pooled_width: str, name: str, folder: str, config: Mapping[str, Any]
+    class_name: str,
+    pooled: str,
+    pooled_width: str,
+    name: str,
+    folder: str,
+    config: Mapping[str, Any],
 ) -> tuple[ComponentSpec, ...]:
     try:
         # transformers leaves values at their default out of the file
@@ -236,9 +242,7 @@ def _clip(
             folder=folder,
             config=config,
             signature=Signature(
-                inputs=(
-                    TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence")),
-                ),
+                inputs=(TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence")),),
                 outputs=(
                     _float("last_hidden_state", "batch", "sequence", width),
                     _float("penultimate_hidden_state", "batch", "sequence", width),

@@ -42,6 +42,8 @@ class Target:
     backend: str
     #: ``None`` for the backend's default device. It may hold colons itself: ``torch:cuda:1``.
     device: str | None = None
+    #: The backend's own switches, e.g. ``{"compile": "true"}``; it refuses those it does not have.
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -102,8 +104,6 @@ class Device:
     #: What the device calls itself.
     description: str = ""
     precisions: tuple[str, ...] = ("float32",)
-    #: Whether arrays may stay torch tensors on this device between components.
-    torch_device: str | None = None
 
 
 class SupportLevel(Enum):
@@ -188,6 +188,8 @@ class Program(ABC):
     """
 
     signature: Signature
+    #: A torch device on which arrays may stay as tensors between programs; ``None`` for numpy.
+    torch_device: str | None = None
 
     @abstractmethod
     def __call__(self, **inputs: Array) -> dict[str, Array]:
@@ -212,8 +214,6 @@ class Backend(ABC):
 
     #: The name a person types before the colon.
     name: ClassVar[str]
-    #: The artifact formats that it can load; empty where it runs the torch module itself.
-    formats: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def devices(self) -> Sequence[Device]:
@@ -247,7 +247,3 @@ class Exporter(ABC):
         Raises:
             ExportError: the component could not be captured or lowered.
         """
-
-    @abstractmethod
-    def versions(self) -> Mapping[str, str]:
-        """Name and version of every tool whose version can change what is written."""

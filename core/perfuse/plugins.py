@@ -52,6 +52,8 @@ class BackendManifest:
     name: str
     #: ``"module:Class"``, a subclass of ``perfuse.Backend``.
     impl: str
+    #: Artifact formats that it loads; empty where it runs a checkpoint's torch modules.
+    formats: tuple[str, ...] = ()
     #: Top-level modules that the engine needs; looked for, not imported.
     requires: tuple[str, ...] = ()
     #: The command that installs them.

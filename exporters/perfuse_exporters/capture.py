@@ -28,7 +28,9 @@ _EXAMPLE_SIZES = {
 
 # torch.export treats a size of one as a case of its own. A latent of this size is still wider than
 # one after five halvings, so that case never arises; the graph itself is the same for all sizes.
-_SMALLEST = dict.fromkeys(("height", "width", "latent_height", "latent_width"), 64) | {"sequence": 2}
+_SMALLEST = dict.fromkeys(("height", "width", "latent_height", "latent_width"), 64) | {
+    "sequence": 2
+}
 
 
 def example_inputs(component: Component, dtype: torch.dtype) -> tuple[Tensor, ...]:

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from perfuse.architectures import find, resolve
+from perfuse.backend import Component
+from perfuse.errors import InputError
 from perfuse.models.autoencoder_kl import AutoencoderKL
 from perfuse.models.loading import load_state, load_text_encoder
 from perfuse.models.model import Model
@@ -59,6 +61,7 @@ class VaeEncoder(nn.Module):
     def __init__(self, model: AutoencoderKL) -> None:
         super().__init__()
         self.encoder, self.quant_conv = model.encoder, model.quant_conv
+        object.__setattr__(self, "model", model)  # not a child: the other half is not captured
 
     def forward(self, sample: Tensor) -> tuple[Tensor]:
         return (self.quant_conv(self.encoder(sample)),)
@@ -70,6 +73,7 @@ class VaeDecoder(nn.Module):
     def __init__(self, model: AutoencoderKL) -> None:
         super().__init__()
         self.decoder, self.post_quant_conv = model.decoder, model.post_quant_conv
+        object.__setattr__(self, "model", model)
 
     def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
         return (self.decoder(self.post_quant_conv(latent_sample)),)
@@ -107,9 +111,7 @@ def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
     return model
 
 
-def _load(
-    cls: type[Model], spec: ComponentSpec, weights: Weights, dtype: torch.dtype
-) -> Model:
+def _load(cls: type[Model], spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> Model:
     with torch.device("meta"):
         model = cls.from_config(spec.config)
     load_state(model, weights, where=spec.folder, rename=cls.rename, dtype=dtype)
@@ -130,3 +132,15 @@ def build_autoencoder_kl(spec: ComponentSpec, weights: Weights, dtype: torch.dty
 
 def build_clip_text(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
     return wrap(spec, load_text_encoder(spec.class_name, spec.config, weights, dtype))
+
+
+def unwrap(component: Component) -> nn.Module:
+    """The model inside a component's flat module, for a user to look at or to change.
+
+    Raises:
+        InputError: the component has no torch module.
+    """
+    if component.build is None:
+        raise InputError(f"{component.name} comes from an export, which has no torch module.")
+    model: nn.Module = component.build().model
+    return model

@@ -1,0 +1,1 @@
+"""The reference path: components in PyTorch, on whatever device torch finds."""

@@ -1,0 +1,56 @@
+"""Numpy arrays and torch tensors alike, without importing torch."""
+
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.spec import Array
+
+__all__ = ["concatenate", "is_torch", "place", "std", "to_numpy"]
+
+
+def is_torch(array: Array) -> bool:
+    """Whether it is a torch tensor. Whoever made one has imported torch already."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def to_numpy(array: Array) -> npt.NDArray[Any]:
+    """As a numpy array on the host; float32 where it is floating-point."""
+    if is_torch(array):
+        array = array.detach()
+        array = (array.float() if array.is_floating_point() else array).cpu().numpy()
+    array = np.asarray(array)
+    if array.dtype.kind == "f" and array.dtype != np.float32:
+        array = array.astype(np.float32)
+    return array
+
+
+def place(array: Array, torch_device: str | None) -> Array:
+    """As a torch tensor on a device, or as a numpy array where there is no torch device."""
+    if torch_device is None:
+        return to_numpy(array)
+    import torch
+
+    if not is_torch(array):
+        array = torch.from_numpy(np.ascontiguousarray(array))
+    return array.to(torch_device, non_blocking=True)
+
+
+def concatenate(arrays: list[Array]) -> Array:
+    """Along the first axis; all of one kind."""
+    if is_torch(arrays[0]):
+        import torch
+
+        return torch.cat(arrays)
+    return np.concatenate(arrays)
+
+
+def std(array: Array) -> Array:
+    """The sample standard deviation of each item of a batch, [B, …] to [B, 1, …]."""
+    axes = tuple(range(1, array.ndim))
+    if is_torch(array):
+        return array.std(dim=axes, keepdim=True)
+    return array.std(axis=axes, keepdims=True, ddof=1)

@@ -1,0 +1,369 @@
+"""The command line. Options can come from a flag, the environment or ``perfuse.toml``."""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from perfuse.errors import BackendNotFoundError, ConfigError, InputError, PerfuseError
+
+__all__ = ["main"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+#: What ``perfuse.toml`` may set, and the type of each.
+_SETTINGS: dict[str, type] = {
+    "model": str,
+    "backend": str,
+    "precision": str,
+    "scheduler": str,
+    "steps": int,
+    "guidance": float,
+    "seed": int,
+    "height": int,
+    "width": int,
+    "num_images": int,
+    "negative_prompt": str,
+    "revision": str,
+    "variant": str,
+    "offline": bool,
+}
+
+
+class _Group(click.Group):
+    """Ends every error of ours in one line on standard error, and a status that tells its kind."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
+        except PerfuseError as exc:
+            click.echo(f"perfuse: {exc}", err=True)
+            wrong_line = isinstance(exc, InputError | ConfigError | BackendNotFoundError)
+            ctx.exit(2 if wrong_line else 1)
+
+
+def _option(name: str, **settings: Any) -> Callable[[_F], _F]:
+    """An option that the environment can give too, as ``PERFUSE_NAME``."""
+    variable = "PERFUSE_" + name.lstrip("-").split("/")[0].replace("-", "_").upper()
+    return click.option(name, envvar=variable, **settings)
+
+
+def _model_options(command: _F) -> _F:
+    for option in (
+        _option("--offline/--online", default=None, help="Use only what the Hub's cache holds."),
+        _option("--variant", help="Weight files to prefer, for example fp16."),
+        _option("--revision", help="Branch, tag or commit of a Hub repository."),
+        _option("--model", help="A checkpoint's folder, an exported folder or a Hub id."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="perfuse")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Run diffusion pipelines on any hardware. Without --model, the bundled `shapes` model."""
+    warnings.showwarning = _show_warning
+    if ctx.invoked_subcommand in ("generate", "export", "inspect"):
+        from perfuse.settings import read_settings
+
+        ctx.default_map = {ctx.invoked_subcommand: read_settings(Path.cwd(), _SETTINGS)}
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, UserWarning):
+        click.echo(f"perfuse: warning: {message}", err=True)
+
+
+@main.command()
+@click.argument("prompt", required=False)
+@_model_options
+@_option("--backend", help="BACKEND[:DEVICE], or one a component: unet=openvino:GPU,torch:cpu.")
+@_option("--precision", help="float32, float16 or bfloat16.")
+@_option("--scheduler", help="ddim, euler, dpm++, unipc, … instead of the checkpoint's.")
+@_option("--steps", type=int, help="Denoising steps.")
+@_option("--guidance", type=float, help="Guidance scale; 1 or less draws without it.")
+@_option("--guidance-rescale", type=float, help="0 to 1, against overexposure.")
+@_option("--negative-prompt", help="What not to draw.")
+@_option("--seed", type=int, help="The same seed draws the same picture on every backend.")
+@_option("--height", type=int, help="In pixels.")
+@_option("--width", type=int, help="In pixels.")
+@_option("--num-images", type=int, default=1, show_default=True, help="Pictures to draw.")
+@click.option("--option", "options", multiple=True, help="A backend's switch: compile=true.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("picture.png"))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def generate(
+    prompt: str | None,
+    model: str | None,
+    revision: str | None,
+    variant: str | None,
+    offline: bool | None,
+    backend: str | None,
+    precision: str | None,
+    scheduler: str | None,
+    options: tuple[str, ...],
+    num_images: int,
+    output: Path,
+    as_json: bool,
+    **inputs: Any,
+) -> None:
+    """Draw pictures, from PROMPT where the model takes one."""
+    from perfuse.pipeline import DiffusionPipeline
+
+    _check_output(output)
+    with _progress() as watch:
+        pipe = DiffusionPipeline.from_pretrained(
+            model,
+            backend=backend,
+            precision=precision,
+            revision=revision,
+            variant=variant,
+            offline=offline,
+            options=_read_options(options),
+        )
+        if scheduler is not None:
+            from perfuse.schedulers import scheduler_class
+
+            pipe.scheduler = scheduler_class(scheduler).from_config(pipe.scheduler.config)
+        if num_images < 1:
+            raise InputError(f"--num-images must be at least 1; got {num_images}.")
+        given = _task_inputs(pipe.task.name, prompt, num_images, inputs)
+        state: Any = {}
+        for event in pipe.stream(**given):
+            watch(event.step, event.done, event.total)
+            state = event.state
+    paths = _save(state["images"], output)
+    seeds = list(state["seeds"])
+    if as_json:
+        reports = {name: program.report() for name, program in pipe._programs.items()}
+        result = {
+            "pictures": [str(path) for path in paths],
+            "seeds": seeds,
+            "model": str(model) if model is not None else "shapes",
+            "prompt": prompt,
+            "components": {
+                name: {
+                    "target": str(pipe.placement[name]),
+                    "device": report.device,
+                    "precision": report.precision,
+                    "engine": report.engine,
+                    "fallbacks": list(report.fallbacks),
+                }
+                for name, report in reports.items()
+            },
+        }
+        click.echo(json.dumps(result))
+    else:
+        for path in paths:
+            click.echo(f"{path}  (seed {', '.join(str(seed) for seed in seeds)})")
+
+
+def _task_inputs(
+    task: str, prompt: str | None, num_images: int, inputs: dict[str, Any]
+) -> dict[str, Any]:
+    """The command line's options under the names that the task gives them."""
+    names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+    given = {names.get(name, name): v for name, v in inputs.items() if v is not None}
+    if task == "unconditional":
+        if prompt is not None:
+            raise InputError(
+                f"The prompt {prompt!r} was given; this model draws without one. Leave it out."
+            )
+        return {**given, "batch_size": num_images}
+    if prompt is None:
+        raise InputError('This model draws from words: perfuse generate "a red circle".')
+    return {**given, "prompt": prompt, "num_images_per_prompt": num_images}
+
+
+def _read_options(options: tuple[str, ...]) -> dict[str, str]:
+    pairs = [option.partition("=") for option in options]
+    wrong = [name for name, equals, _ in pairs if not equals]
+    if wrong:
+        raise InputError(f"--option {wrong[0]!r} was given; an option is written NAME=VALUE.")
+    return {name: value for name, _, value in pairs}
+
+
+def _check_output(output: Path) -> None:
+    """Say before the work, not after it, that the picture cannot be written."""
+    folder = output.parent
+    if not folder.is_dir():
+        raise InputError(f"--output {output} was asked for; there is no folder {folder}. Make it.")
+    if output.is_dir():
+        raise InputError(f"--output {output} is a folder; name a file in it, such as a.png.")
+
+
+def _save(images: list[Any], output: Path) -> list[Path]:
+    from perfuse.pictures import save_png
+
+    if len(images) == 1:
+        return [save_png(images[0], output)]
+    return [
+        save_png(image, output.with_name(f"{output.stem}-{i}{output.suffix}"))
+        for i, image in enumerate(images)
+    ]
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal, nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield lambda step, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from perfuse.export import reporting
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True
+    ) as bars:
+        bar = bars.add_task("Preparing", total=None)
+
+        def watch(step: str, done: int, total: int) -> None:
+            if total > 1:
+                bars.update(bar, description=step, completed=done, total=total)
+
+        def report(message: str) -> None:
+            bars.update(bar, description=message)
+
+        with reporting(report):
+            yield watch
+
+
+@main.command()
+@_model_options
+@click.option("--to", "format", required=True, help="onnx, openvino, or another exporter's format.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@_option("--precision", help="float32 or float16.")
+@_option("--height", type=int, help="Fix the height in pixels; by default any size.")
+@_option("--width", type=int, help="Fix the width in pixels.")
+@click.option("--batch", type=int, help="Fix the batch size of every component.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def export(
+    model: str | None,
+    revision: str | None,
+    variant: str | None,
+    offline: bool | None,
+    format: str,
+    output: Path,
+    precision: str | None,
+    height: int | None,
+    width: int | None,
+    batch: int | None,
+    as_json: bool,
+) -> None:
+    """Write a model in an engine's format, to run without torch."""
+    from perfuse.manifest import Manifest
+    from perfuse.pipeline import DiffusionPipeline
+
+    with _progress():
+        pipe = DiffusionPipeline.from_pretrained(
+            model, precision=precision, revision=revision, variant=variant, offline=offline
+        )
+        folder = pipe.export(output, to=format, height=height, width=width, batch=batch)
+    files = Manifest.read(folder).files
+    size = sum(int(entry["size"]) for entry in files.values())
+    if as_json:
+        click.echo(json.dumps({"folder": str(output), "files": len(files), "bytes": size}))
+    else:
+        click.echo(f"{output}  ({len(files)} files, {_size(size)})")
+
+
+@main.command()
+@_model_options
+@click.option("--verify", is_flag=True, help="Check the SHA-256 of every exported file.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def inspect(
+    model: str | None,
+    revision: str | None,
+    variant: str | None,
+    offline: bool | None,
+    verify: bool,
+    as_json: bool,
+) -> None:
+    """Print a model's spec: components, signatures, sizes, schedule, tasks. Loads no weights."""
+    from perfuse.artifact import Artifact
+    from perfuse.pipeline import open_model
+
+    source = open_model(model, revision=revision, variant=variant, offline=offline)
+    if verify:
+        if not isinstance(source, Artifact):
+            raise InputError(f"--verify checks an exported folder; {source.model} is a checkpoint.")
+        source.manifest.verify(source.path)
+    if as_json:
+        data = {"model": source.model, **source.spec.to_dict()}
+        if isinstance(source, Artifact):
+            components = source.manifest.components
+            data["exported"] = {name: c.to_dict() for name, c in components.items()}
+        click.echo(json.dumps(data))
+        return
+    from perfuse.tables import print_spec
+
+    print_spec(source)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def backends(as_json: bool) -> None:
+    """List backends, the devices each one sees, and why the rest does not run."""
+    from perfuse.tables import backend_rows, print_backends
+
+    rows = backend_rows()
+    if as_json:
+        click.echo(json.dumps({"backends": rows}))
+    else:
+        print_backends(rows)
+
+
+@main.group()
+def cache() -> None:
+    """Look at the exports made on the way, or remove them."""
+
+
+@cache.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def cache_list(as_json: bool) -> None:
+    """List the exports in the cache, with their sizes."""
+    from perfuse.store import ArtifactStore
+
+    store = ArtifactStore.default()
+    entries = store.entries()
+    if as_json:
+        listed = [{"folder": str(folder), "bytes": size} for folder, size in entries]
+        click.echo(json.dumps({"cache": str(store.root), "entries": listed}))
+        return
+    click.echo(f"{store.root}: {len(entries)} exports, {_size(sum(s for _, s in entries))}")
+    for folder, size in entries:
+        click.echo(f"  {_size(size):>9}  {folder.name}")
+
+
+@cache.command("clear")
+def cache_clear() -> None:
+    """Remove every export in the cache."""
+    from perfuse.store import ArtifactStore
+
+    click.echo(f"{ArtifactStore.default().clear()} exports removed")
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+
+if __name__ == "__main__":
+    main()

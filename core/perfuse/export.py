@@ -1,0 +1,171 @@
+"""Lowering components through the exporters, one at a time: into the cache, or into a folder."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from perfuse.backend import Component
+from perfuse.errors import ExportError, InputError
+from perfuse.manifest import ExportedComponent, Manifest, sha256, tool_versions
+from perfuse.plugins import host
+from perfuse.spec import PipelineSpec
+from perfuse.store import ArtifactStore, atomic_folder, locked
+
+__all__ = ["export_pipeline", "exported", "reporting"]
+
+_report: ContextVar[Callable[[str], None]] = ContextVar("report", default=lambda message: None)
+_MAIN = "main-file.json"
+
+
+@contextmanager
+def reporting(report: Callable[[str], None]) -> Iterator[None]:
+    """Have every export in the block say what it is doing, as it does it."""
+    token = _report.set(report)
+    try:
+        yield
+    finally:
+        _report.reset(token)
+
+
+def _tools(format: str) -> dict[str, str]:
+    """The versions of everything that can change what an exporter writes; imports nothing."""
+    manifest = host().exporters().get(format)
+    return tool_versions(("perfuse", *(manifest.requires if manifest is not None else ())))
+
+
+def exported(component: Component, format: str, store: ArtifactStore) -> Path:
+    """The main file of a component in a format: what an artifact holds, or an export in the cache.
+
+    Raises:
+        ExportError: no exporter for the format, or the export failed.
+    """
+    if format in component.files:
+        return component.files[format]
+    fingerprint = component.fingerprint
+    if fingerprint is None:
+        fingerprint = _fingerprint(component)
+    key = {
+        "component": component.spec.to_dict(),
+        "precision": component.precision,
+        "static": dict(component.static),
+        "format": format,
+        "fingerprint": fingerprint,
+        "tools": _tools(format),
+    }
+
+    def make(folder: Path) -> None:
+        main = _export(component, format, folder)
+        record = {"main": main.relative_to(folder).as_posix()}
+        (folder / _MAIN).write_text(json.dumps(record), encoding="utf-8")
+
+    folder = store.get_or_make(f"{component.name}-{format}-{component.precision}", key, make)
+    try:
+        return folder / str(json.loads((folder / _MAIN).read_text(encoding="utf-8"))["main"])
+    except (OSError, ValueError, KeyError) as exc:
+        raise ExportError(
+            f"{folder} in the cache is damaged: {exc}. Run: perfuse cache clear"
+        ) from exc
+
+
+def _export(component: Component, format: str, folder: Path) -> Path:
+    _report.get()(f"Exporting {component.name} to {format} ({component.precision})")
+    exporter = host().exporter(format)
+    try:
+        return exporter.export(component, folder)
+    except OSError as exc:
+        raise ExportError(
+            f"{component.name} was to be exported to {format}; the system said: "
+            f"{exc.strerror or exc}. Nothing was kept. Free space or choose another folder."
+        ) from exc
+
+
+def _fingerprint(component: Component) -> str:
+    """Of a module that the user put in place: of its weights themselves."""
+    import hashlib
+
+    if component.build is None:
+        raise ExportError(
+            f"{component.name} was to be exported; it comes from an artifact, which has no module."
+        )
+    digest = hashlib.sha256()
+    for name, tensor in component.build().state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def export_pipeline(
+    spec: PipelineSpec,
+    component: Callable[[str], Component],
+    folder: Path,
+    *,
+    to: str,
+    source: Mapping[str, str | None],
+    copy: Callable[[Path], None],
+) -> Path:
+    """Write a whole pipeline as an artifact; the folder is complete or absent.
+
+    Args:
+        spec: The pipeline.
+        component: Gives one component, called when its turn has come, so that one is in memory.
+        folder: Where to write; it must not exist, or be an empty folder or an artifact.
+        to: The exporters' format.
+        source: Where the pipeline came from, for the manifest.
+        copy: Writes tokenizer and scheduler files into the folder it is given.
+
+    Raises:
+        InputError: the folder holds something else.
+        ExportError: a component could not be lowered, or the folder not be written.
+    """
+    host().exporter(to)  # says at once what is missing
+    folder = folder.absolute()
+    _check_free(folder)
+    with locked(folder), atomic_folder(folder) as partial:
+        components = {}
+        for name in spec.components:
+            part = partial / name
+            part.mkdir()
+            one = component(name)
+            main = _export(one, to, part)
+            components[name] = ExportedComponent(
+                format=to,
+                file=main.relative_to(partial).as_posix(),
+                precision=one.precision,
+                signature=one.signature,
+                static=one.static,
+            )
+            del one
+        copy(partial)
+        _report.get()("Writing the manifest")
+        Manifest(
+            spec=spec,
+            components=components,
+            source=source,
+            files={
+                path.relative_to(partial).as_posix(): {
+                    "size": path.stat().st_size,
+                    "sha256": sha256(path),
+                }
+                for path in sorted(partial.rglob("*"))
+                if path.is_file()
+            },
+            tools=_tools(to),
+        ).write(partial)
+        _check_free(folder)
+        if folder.exists():
+            shutil.rmtree(folder)
+    return folder
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse to write over anything but an empty folder or an earlier export."""
+    from perfuse.manifest import is_artifact
+
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_artifact(folder)):
+        raise InputError(
+            f"{folder} was to be written; it holds something that is not an export of perfuse. "
+            "Choose another folder."
+        )

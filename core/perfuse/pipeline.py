@@ -1,0 +1,427 @@
+"""The pipeline: a spec, its weights, its placement; what a person calls."""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from perfuse.artifact import Artifact
+from perfuse.backend import PRECISIONS, Component, Placement, Program, Request, Target
+from perfuse.batching import FixedBatch, fixed_batch
+from perfuse.errors import BackendError, InputError, UnsupportedError
+from perfuse.export import export_pipeline
+from perfuse.manifest import is_artifact
+from perfuse.plugins import host
+from perfuse.schedulers import Scheduler, scheduler_from_config
+from perfuse.spec import ComponentSpec, PipelineSpec
+from perfuse.steps import Event, Task
+from perfuse.store import ArtifactStore
+from perfuse.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["DiffusionPipeline", "PipelineOutput", "open_model"]
+
+
+class Source(Protocol):
+    """Where a pipeline's components come from: a checkpoint, or an exported artifact."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def spec(self) -> PipelineSpec: ...
+
+    def component(
+        self, name: str, *, precision: str | None = None, static: Mapping[str, int] | None = None
+    ) -> Component: ...
+
+    def tokenizer(self, name: str) -> Tokenizer: ...
+
+
+def open_model(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    offline: bool | None = None,
+) -> Source:
+    """Open an exported folder, a local checkpoint or a Hub id; without one, the bundled ``shapes``.
+
+    Raises:
+        CheckpointError: it is neither, or cannot be read.
+        ArtifactError: an exported folder is incomplete.
+    """
+    if model is None:
+        from perfuse.shapes import CHECKPOINT
+
+        model = CHECKPOINT
+    if is_artifact(Path(model)):
+        return Artifact.open(model)
+    from perfuse.checkpoint import Checkpoint
+
+    return Checkpoint.open(model, revision=revision, variant=variant, offline=offline)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineOutput:
+    """What a pipeline drew."""
+
+    #: PIL pictures, or an array [B, H, W, C] in [0, 1], or latents [B, C, h, w], as asked for.
+    images: Any
+    #: The seed of each noise stream; ``None`` for a generator that the caller gave.
+    seeds: tuple[int | None, ...]
+
+
+class DiffusionPipeline:
+    """A pipeline that is ready to run; make one with ``from_pretrained``.
+
+    Components are attributes, as in Diffusers, and can be replaced by torch modules or by
+    programs: ``pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)``.
+    """
+
+    scheduler: Scheduler
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        placement: Placement,
+        precision: str | None = None,
+        store: ArtifactStore | None = None,
+        options: Mapping[str, str] | None = None,
+    ) -> None:
+        if precision is not None and precision not in PRECISIONS:
+            raise InputError(
+                f"Precision {precision!r} was asked for; use one of {', '.join(PRECISIONS)}."
+            )
+        self._source = source
+        self.spec = source.spec
+        self.placement = placement
+        self.precision = precision
+        self.store = store if store is not None else ArtifactStore.default()
+        self.scheduler = scheduler_from_config(self.spec.scheduler)
+        self.task: Task = _task(self.spec)
+        self._options = dict(options or {})
+        self._programs: dict[str, Program] = {}
+        self._models: dict[str, Any] = {}  # by folder: torch modules that are the user's to change
+        self._tokenizers: dict[str, Tokenizer] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        backend: str | None = None,
+        precision: str | None = None,
+        revision: str | None = None,
+        variant: str | None = None,
+        offline: bool | None = None,
+        options: Mapping[str, str] | None = None,
+        store: ArtifactStore | None = None,
+        **components: Any,
+    ) -> Self:
+        """Open a model and choose where it runs. Nothing is loaded until it is needed.
+
+        Args:
+            model: A Diffusers checkpoint's folder, an exported folder or a Hub id; without one,
+                the bundled ``shapes`` model.
+            backend: ``"openvino:GPU"``, or one a component:
+                ``"unet=openvino:GPU,vae_decoder=torch"``. By default what runs the model as it
+                is: torch for a checkpoint, the engine of its format for an exported folder.
+            precision: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+            revision: Branch, tag or commit of a Hub repository.
+            variant: Weight files to prefer, e.g. ``"fp16"``.
+            offline: Use only what the Hub's cache holds.
+            options: The backend's own switches, e.g. ``{"compile": "true"}``.
+            store: Where exports made on the way are kept.
+            **components: Replacements, e.g. ``unet=my_unet`` or ``scheduler=my_scheduler``.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be read.
+            ArtifactError: the exported folder is incomplete.
+            BackendError: the backend is unknown or its engine is not installed.
+        """
+        source = open_model(model, revision=revision, variant=variant, offline=offline)
+        natural = _natural_backend(source)
+        placement = Placement.parse(backend if backend is not None else natural, default=natural)
+        pipe = cls(source, placement=placement, precision=precision, store=store, options=options)
+        unknown = set(placement.components) - set(pipe.spec.components)
+        if unknown:
+            raise InputError(
+                f"A target was given for {', '.join(sorted(unknown))}; this pipeline has "
+                f"{', '.join(pipe.spec.components)}."
+            )
+        for name in dict.fromkeys(placement[name].backend for name in pipe.spec.components):
+            host().backend(name)  # an unknown backend or a missing engine is said before any work
+        for name, component in components.items():
+            setattr(pipe, name, component)
+        return pipe
+
+    # Running
+
+    def __call__(self, prompt: Any = None, **inputs: Any) -> PipelineOutput:
+        """Draw. The inputs are those of the pipeline's task, named as in Diffusers.
+
+        Raises:
+            InputError: an input cannot be used.
+            NonFiniteError: the result holds NaN.
+        """
+        state: Mapping[str, Any] = {}
+        for event in self.stream(prompt, **inputs):
+            state = event.state
+        return PipelineOutput(images=state["images"], seeds=state["seeds"])
+
+    def stream(self, prompt: Any = None, **inputs: Any) -> Iterator[Event]:
+        """The same, one step at a time: for progress, for previews, and to stop.
+
+        Each event names its step and holds the state; the last one's has ``images``.
+        """
+        if prompt is not None:
+            inputs["prompt"] = prompt
+        return self.task.run(self, inputs)
+
+    def program(self, component: str) -> Program:
+        """A component, prepared on its target the first time it is asked for.
+
+        Raises:
+            BackendError: its target cannot run it.
+            ExportError: it could not be lowered to its target's format.
+        """
+        program = self._programs.get(component)
+        if program is None:
+            program = self._programs[component] = self._prepare(component)
+        return program
+
+    def _prepare(self, name: str) -> Program:
+        target = self.placement[name]
+        component = self._component(name)
+        replaced = self._models.get(component.spec.folder)
+        if isinstance(replaced, Program):
+            return replaced
+        backend = host().backend(target.backend)
+        support = backend.supports(
+            Request(
+                component=component.spec,
+                precision=component.precision,
+                device=target.device,
+                static=component.static,
+            )
+        )
+        if not support.works:
+            raise UnsupportedError(
+                f"{name} was to run on {target} in {component.precision}: {support.level.value}; "
+                f"{support.reason}"
+            )
+        options = {**self._options, **target.options}
+        program = backend.prepare(
+            component,
+            Target(backend=target.backend, device=target.device, options=options),
+            self.store,
+        )
+        size = fixed_batch(program.signature.inputs)
+        return FixedBatch(program, size) if size is not None else program
+
+    def _component(self, name: str, *, static: Mapping[str, int] | None = None) -> Component:
+        spec = self.spec.components[name]
+        replaced = self._models.get(spec.folder)
+        if replaced is None:
+            return self._source.component(name, precision=self._precision_of(spec), static=static)
+
+        def build() -> "nn.Module":
+            from perfuse.models.components import wrap
+
+            return wrap(spec, replaced)
+
+        return Component(
+            spec=spec,
+            precision=self._precision_of(spec) or "float32",
+            static=static or {},
+            build=build,
+        )
+
+    def _precision_of(self, spec: ComponentSpec) -> str | None:
+        # Some autoencoders overflow in half precision, and their config says so (SD XL's does).
+        if self.precision == "float16" and spec.config.get("force_upcast"):
+            return "float32"
+        if self.precision is None and not isinstance(self._source, Artifact):
+            return "float32"
+        return self.precision
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        """A tokenizer of the model, read the first time it is asked for."""
+        if name not in self._tokenizers:
+            if name not in self.spec.tokenizers:
+                raise InputError(
+                    f"{self.spec.class_name} has no {name}; give prompt_embeds, not prompt."
+                )
+            self._tokenizers[name] = self._source.tokenizer(name)
+        return self._tokenizers[name]
+
+    # Components as attributes
+
+    def _folders(self) -> dict[str, list[str]]:
+        folders: dict[str, list[str]] = {}
+        for component in self.spec.components.values():
+            folders.setdefault(component.folder, []).append(component.name)
+        return folders
+
+    def __getattr__(self, name: str) -> Any:
+        # Only for what is not an ordinary attribute: a component's model.
+        if name.startswith("_") or "spec" not in self.__dict__:
+            raise AttributeError(name)
+        folders = self._folders()
+        if name not in folders:
+            raise AttributeError(
+                f"{self.spec.class_name} has no {name!r}; it has {', '.join(folders)}, scheduler"
+            )
+        if name not in self._models:
+            if isinstance(self._source, Artifact):
+                return self.program(folders[name][0])
+            from perfuse.models.components import unwrap
+
+            part = self._source.component(folders[name][0], precision=self.precision)
+            # From here on the module is the user's to change, and what runs.
+            self._replace(name, unwrap(part))
+        return self._models[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("scheduler", "spec", "placement", "precision", "store", "task") or (
+            name.startswith("_")
+        ):
+            object.__setattr__(self, name, value)
+        elif name in self._folders():
+            self._replace(name, value)
+        elif name in self.spec.tokenizers:
+            self._tokenizers[name] = value
+        else:
+            known = [*self._folders(), *self.spec.tokenizers, "scheduler", "task"]
+            raise InputError(
+                f"{name!r} cannot be set on {self.spec.class_name}; set one of {', '.join(known)}."
+            )
+
+    def _replace(self, folder: str, model: Any) -> None:
+        self._models[folder] = model
+        for name in self._folders()[folder]:
+            if name in self._programs:
+                self._programs.pop(name).close()
+
+    # Elsewhere
+
+    def to(self, backend: str) -> Self:
+        """Run on another target from here on; what was prepared is released."""
+        self.close()
+        self.placement = Placement.parse(backend, default=self.placement.default.backend)
+        return self
+
+    def close(self) -> None:
+        """Release every prepared program."""
+        for program in self._programs.values():
+            program.close()
+        self._programs.clear()
+
+    def export(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        to: str = "onnx",
+        height: int | None = None,
+        width: int | None = None,
+        batch: int | None = None,
+    ) -> Path:
+        """Write the pipeline as an artifact that runs without torch.
+
+        Args:
+            folder: Where; it is complete or absent, whatever happens.
+            to: A format of the installed exporters: ``"onnx"``, ``"openvino"``.
+            height: Fix the height in pixels; without it and ``width``, any size.
+            width: Fix the width in pixels.
+            batch: Fix the batch of every component; larger batches are then run in parts.
+
+        Raises:
+            InputError: the source is itself an artifact, or the folder holds something else.
+            ExportError: a component could not be lowered, or the folder not be written.
+        """
+        from perfuse.checkpoint import Checkpoint
+
+        source = self._source
+        if not isinstance(source, Checkpoint):
+            raise InputError(
+                f"{source.model} is an export already; export the checkpoint it came from."
+            )
+        static = self._static(height, width, batch)
+
+        def copy(partial: Path) -> None:
+            for name, path in source.files_to_copy().items():
+                (partial / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, partial / name)
+            self.scheduler.save_pretrained(partial / "scheduler")
+
+        return export_pipeline(
+            self._spec_now(),
+            lambda name: self._component(name, static=static.get(name)),
+            Path(folder),
+            to=to,
+            source={"model": source.model, "revision": source.revision},
+            copy=copy,
+        )
+
+    def _spec_now(self) -> PipelineSpec:
+        """The spec with the scheduler that is in place now."""
+        config = dict(self.scheduler.config)
+        config["_class_name"] = type(self.scheduler).__name__
+        return dataclasses.replace(self.spec, scheduler=config)
+
+    def _static(
+        self, height: int | None, width: int | None, batch: int | None
+    ) -> dict[str, dict[str, int]]:
+        """For each component, the dimensions to fix."""
+        from perfuse.tasks.denoise import check_size
+
+        sizes: dict[str, int] = {}
+        if batch is not None:
+            if batch < 1:
+                raise InputError(f"batch must be at least 1; got {batch}.")
+            sizes["batch"] = batch
+        if height is not None or width is not None:
+            pixels = check_size(self, height, width)
+            scale = self.spec.latents.downscale if self.spec.latents is not None else 1
+            sizes |= {"height": pixels[0], "width": pixels[1]}
+            sizes |= {"latent_height": pixels[0] // scale, "latent_width": pixels[1] // scale}
+            if self.spec.tokenizers:
+                lengths = [self.tokenizer(name).model_max_length for name in self.spec.tokenizers]
+                sizes["sequence"] = max(lengths)
+        return {
+            name: {dim: sizes[dim] for dim in component.signature.dims if dim in sizes}
+            for name, component in self.spec.components.items()
+        }
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name}={self.placement[name]}" for name in self.spec.components)
+        return f"{self.spec.class_name}({parts})"
+
+
+def _task(spec: PipelineSpec) -> Task:
+    from perfuse.tasks import TASKS
+
+    return TASKS[spec.tasks[0]]
+
+
+def _natural_backend(source: Source) -> str:
+    """The backend that runs a model as it is.
+
+    Raises:
+        BackendError: none that is known does.
+    """
+    wanted = source.format if isinstance(source, Artifact) else None
+    for name, manifest in host().backends().items():
+        if wanted in manifest.formats if wanted is not None else not manifest.formats:
+            return name
+    raise BackendError(
+        f"{source.model} holds {wanted or 'a checkpoint'}; no installed backend runs that as it "
+        "is. Name one with --backend; `perfuse backends` lists them."
+    )

@@ -1,0 +1,118 @@
+"""What ``perfuse inspect`` and ``perfuse backends`` print."""
+
+from typing import Any
+
+from perfuse.artifact import Artifact
+from perfuse.errors import PerfuseError
+from perfuse.pipeline import Source
+from perfuse.plugins import host, missing_modules
+from perfuse.spec import Signature, TensorSpec
+
+__all__ = ["backend_rows", "print_backends", "print_spec"]
+
+
+def backend_rows() -> list[dict[str, Any]]:
+    """One row a backend, and one a plugin that could not be loaded."""
+    rows = []
+    for name, manifest in sorted(host().backends().items()):
+        row: dict[str, Any] = {"backend": name, "state": "available", "summary": manifest.summary}
+        missing = missing_modules(manifest.requires)
+        if missing:
+            row |= {
+                "state": "not installed",
+                "reason": f"{', '.join(missing)} not installed",
+                "remedy": manifest.install,
+                "devices": [],
+            }
+        else:
+            try:
+                row["devices"] = [
+                    {
+                        "target": f"{name}:{device.name}",
+                        "description": device.description,
+                        "precisions": list(device.precisions),
+                    }
+                    for device in host().backend(name).devices()
+                ]
+            except (PerfuseError, Exception) as exc:  # an engine may raise anything
+                reason = f"{type(exc).__name__}: {exc}".splitlines()[0]
+                row |= {"state": "broken", "reason": reason, "devices": []}
+                row["remedy"] = manifest.install or "reinstall its engine"
+        rows.append(row)
+    for plugin in host().rows:
+        if plugin.state != "loaded":
+            rows.append(
+                {
+                    "backend": plugin.name,
+                    "state": plugin.state,
+                    "summary": f"{plugin.distribution} {plugin.version}",
+                    "reason": plugin.reason,
+                    "remedy": plugin.remedy,
+                    "devices": [],
+                }
+            )
+    return rows
+
+
+def print_backends(rows: list[dict[str, Any]]) -> None:
+    """The rows as a table for a person."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("target", "state", "what"):
+        table.add_column(heading)
+    for row in rows:
+        if not row["devices"]:
+            reason = f"{row['reason']}. {row['remedy']}"
+            table.add_row(row["backend"], row["state"], reason)
+        for device in row["devices"]:
+            what = f"{device['description']} ({', '.join(device['precisions'])})"
+            table.add_row(device["target"], row["state"], what)
+    Console().print(table)
+
+
+def print_spec(source: Source) -> None:
+    """A pipeline's spec for a person."""
+    from rich.console import Console
+    from rich.table import Table
+
+    spec, console = source.spec, Console(highlight=False)
+    height, width = spec.default_size
+    console.print(f"[bold]{spec.class_name}[/]  {source.model}")
+    console.print(f"tasks      {', '.join(spec.tasks)}")
+    console.print(f"pictures   {width}×{height}, or other multiples of {spec.size_multiple}")
+    console.print(f"schedule   {spec.scheduler.get('_class_name')}{_schedule(spec.scheduler)}")
+    if spec.latents is not None:
+        latents = spec.latents
+        console.print(
+            f"latents    {latents.channels} channels, 1/{latents.downscale} of the picture, "
+            f"scaled by {latents.scaling_factor:g}"
+        )
+    if spec.tokenizers:
+        console.print(f"tokenizers {', '.join(spec.tokenizers)}")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("component", "class", "takes", "gives"):
+        table.add_column(heading)
+    for name, component in spec.components.items():
+        signature = component.signature
+        if isinstance(source, Artifact) and name in source.manifest.components:
+            exported = source.manifest.components[name]
+            signature = exported.signature
+            name = f"{name}\n{exported.format} {exported.precision}"
+        table.add_row(name, component.class_name, *_columns(signature))
+    console.print(table)
+
+
+def _schedule(config: Any) -> str:
+    shown = ("prediction_type", "beta_schedule", "num_train_timesteps", "timestep_spacing")
+    return "".join(f"  {name}={config[name]}" for name in shown if name in config)
+
+
+def _columns(signature: Signature) -> tuple[str, str]:
+    def lines(tensors: tuple[TensorSpec, ...]) -> str:
+        return "\n".join(
+            f"{t.name} {t.dtype} \\[{', '.join(str(d) for d in t.shape)}]" for t in tensors
+        )
+
+    return lines(signature.inputs), lines(signature.outputs)
