@@ -11,7 +11,7 @@ from typing import Any
 
 KINDS = ("sd1", "sd2", "sdxl", "ddpm")
 
-WORDS = "a an the red green blue circle square on white background small big at of".split()
+WORDS = ["a", "the", "red", "green", "blue", "circle", "square", "on", "white", "background"]
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
