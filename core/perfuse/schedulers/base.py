@@ -275,7 +275,10 @@ class Scheduler(ABC):
     def _running(self, timestep: Any) -> _Run:
         if self._run is None:
             start = self._begin_index
-            start = self.index_for_timestep(timestep) if start is None else start
+            if start is None:
+                # Not the second of two equal timesteps where a run starts at the top.
+                top = host(timestep) == self.timesteps[0]
+                start = 0 if top else self.index_for_timestep(timestep)
             table = self._table(self._now, start, 0.0)
             self._run = _Run(schedule=table, start=start, index=start)
         return self._run

@@ -13,7 +13,7 @@ from .base import KARRAS_FAMILY, Grid, Request, choose
 from .betas import BetaSettings
 from .kinds import host
 from .linear import NOISE, X
-from .prediction import PREDICTIONS, epsilon_of, x0_of
+from .prediction import PREDICTIONS, epsilon_of
 from .spacing import Int64s
 from .table import Array, Row, Schedule
 from .variance_preserving import WithVelocity, converted
@@ -91,7 +91,7 @@ class DDIMScheduler(WithVelocity):
         rows = []
         for i, step in enumerate(t.tolist()):
             signal, sigma = np.sqrt(a[i]), np.sqrt(one - a[i])
-            convert, x0 = converted(x0_of(prediction, signal, sigma), clamped)
+            convert, x0 = converted(prediction, signal, sigma, clamped)
             epsilon = epsilon_of(prediction, signal, sigma)
             if reclip:  # the noise that the clamped x0 implies
                 epsilon = (X - signal * x0) / sigma

@@ -13,7 +13,7 @@ from .base import KARRAS_FAMILY, Grid, Request, choose
 from .betas import BetaSettings
 from .kinds import host
 from .linear import NOISE, X
-from .prediction import PREDICTIONS, x0_of
+from .prediction import PREDICTIONS
 from .sigmas import Floats
 from .spacing import Int64s
 from .table import Array, Row, Schedule
@@ -101,11 +101,16 @@ class DDPMScheduler(WithVelocity):
             posterior = np.maximum((one - a_next) / (one - a) * (one - a / a_next), 1e-20)
             log_small, log_large = np.log(posterior), np.log(one - a / a_next)
             deviation = self._deviation(posterior, one - a / a_next)
+        if self.settings.variance_type == "fixed_large_log" and np.any(t > 0):
+            raise InputError(
+                "variance_type 'fixed_large_log' takes the root of a negative number, which is "
+                "NaN in Diffusers too. Use variance_type='fixed_large'."
+            )
         learned_range = self.settings.variance_type == "learned_range"
         rows = []
         for i, step in enumerate(t.tolist()):
             signal, sigma = np.sqrt(a[i]), np.sqrt(one - a[i])
-            convert, x0 = converted(x0_of(self.settings.prediction_type, signal, sigma), clamped)
+            convert, x0 = converted(self.settings.prediction_type, signal, sigma, clamped)
             mean = of_x0[i] * x0 + of_x[i] * X
             rows.append(
                 Row(
@@ -128,13 +133,8 @@ class DDPMScheduler(WithVelocity):
             deviation: Floats = np.sqrt(posterior)
         elif kind == "fixed_small_log":
             deviation = np.exp(np.float32(0.5) * np.log(posterior))
-        elif kind == "fixed_large":
+        elif kind.startswith("fixed"):
             deviation = np.sqrt(beta)
-        elif kind == "fixed_large_log":
-            raise InputError(
-                "variance_type 'fixed_large_log' takes the root of a negative number, which is "
-                "NaN in Diffusers too. Use variance_type='fixed_large'."
-            )
         else:  # the engine scales the noise by the model's own
             deviation = np.ones_like(posterior)
         return deviation

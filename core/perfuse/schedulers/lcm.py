@@ -12,7 +12,7 @@ from . import spacing
 from .base import Grid, Request, choose
 from .betas import BetaSettings
 from .linear import NOISE, X
-from .prediction import PREDICTIONS, x0_of
+from .prediction import PREDICTIONS
 from .spacing import Int64s
 from .table import Row, Schedule
 from .variance_preserving import WithVelocity, converted, falling
@@ -118,7 +118,7 @@ class LCMScheduler(WithVelocity):
         rows = []
         for i in range(start, len(t)):
             signal, sigma = np.sqrt(a[i]), np.sqrt(one - a[i])
-            convert, x0 = converted(x0_of(self.settings.prediction_type, signal, sigma), clamped)
+            convert, x0 = converted(self.settings.prediction_type, signal, sigma, clamped)
             denoised = c_out[i] * x0 + c_skip[i] * X
             last = i == grid.steps - 1 if grid.steps is not None else False
             noisy = np.sqrt(a_next[i]) * denoised + np.sqrt(one - a_next[i]) * NOISE

@@ -183,20 +183,20 @@ class _Solver:
         base, scale, r, rho, b = self._step(i, order, sample, outputs[0])
         if order == 1:
             return base
-        weights = [0.5] if order == 2 else np.linalg.solve(rho[:-1, :-1], b[:-1])
+        weights = [0.5] if order == 2 else _solved(rho[:-1, :-1], b[:-1])
         return base - self._differences(weights, r, outputs) * float(scale)
 
     def correct(self, i: int, order: int, past: list[Linear]) -> Linear:
         """UniC: the sample at level i once more, now that the output there is known."""
         base, scale, r, rho, b = self._step(i - 1, order, _LAST, past[0])
-        weights = [0.5] if order == 1 else np.linalg.solve(rho, b)
+        weights = [0.5] if order == 1 else _solved(rho, b)
         ahead = (M - past[0]) * float(weights[-1])
         return base - (self._differences(weights[:-1], r, past) + ahead) * float(scale)
 
     def _differences(self, weights: Any, r: Any, outputs: list[Linear]) -> Linear:
         total = X * 0.0
         for k, weight in enumerate(weights):
-            total += (outputs[k + 1] - outputs[0]) * (float(weight) / float(r[k]))
+            total += (outputs[k + 1] - outputs[0]) / float(r[k]) * float(weight)
         return total
 
     def _step(
@@ -223,3 +223,11 @@ class _Solver:
             base = (alpha[i + 1] / alpha[i]) * sample - (sigma[i + 1] * phi_1) * m0
             scale = sigma[i + 1] * b_h
         return base, scale, r, rho, np.array(b, np.float32)
+
+
+def _solved(matrix: Floats, b: Floats) -> Floats:
+    try:
+        weights: Floats = np.linalg.solve(matrix, b)
+    except np.linalg.LinAlgError:  # two levels coincide: left for the schedule to refuse
+        weights = np.full(len(b), np.nan)
+    return weights

@@ -14,6 +14,7 @@ from .base import Grid, Request, Scheduler
 from .betas import Float32s, alphas_cumprod, betas_of
 from .kinds import host
 from .linear import Linear, M
+from .prediction import x0_of
 from .spacing import Int64s
 from .table import Array, Threshold
 
@@ -89,12 +90,17 @@ class WithVelocity(VariancePreserving):
         return self._mix(signal, noise, -sigma, sample)
 
 
-def converted(expression: Linear, clamped: bool) -> tuple[Linear | None, Linear]:
+def converted(
+    prediction_type: str, signal: Any, sigma: Any, clamped: bool
+) -> tuple[Linear | None, Linear]:
     """A row's ``convert``, and the symbol for x0 to write its update with.
 
     Without a clamp the expression itself is the symbol, and the step is one combination.
     """
-    return (expression, M) if clamped else (None, expression)
+    if not clamped:
+        return None, x0_of(prediction_type, signal, sigma)
+    # Where no signal is left x0 is infinite and the clamp takes it back: a power of two will do.
+    return x0_of(prediction_type, max(float(signal), 2.0**-60), sigma), M
 
 
 def falling(timesteps: Int64s, last: int) -> Int64s:

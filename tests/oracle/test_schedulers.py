@@ -1,0 +1,498 @@
+"""The schedules against Diffusers': whole trajectories of a non-linear toy model, step by step."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import itertools
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+from perfuse.errors import InputError
+from perfuse.schedulers import scheduler_class
+
+TOLERANCE = 1e-5
+COUNTS = (1, 2, 3, 5, 8, 20, 50)
+SHAPE = (2, 3, 5, 7)
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+SHORT = {
+    "ddpm": "DDPMScheduler",
+    "ddim": "DDIMScheduler",
+    "pndm": "PNDMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "ancestral": "EulerAncestralDiscreteScheduler",
+    "dpm": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "lcm": "LCMScheduler",
+    "flow": "FlowMatchEulerDiscreteScheduler",
+}
+WORST: dict[str, float] = {}
+NAN: list[tuple[str, str, int | None, str]] = []
+ILL: list[tuple[str, str, int | None, float, float]] = []
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Any:
+    diffusers.utils.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        yield
+    diffusers.utils.logging.set_verbosity_warning()
+
+
+def grid(**options: Any) -> list[dict[str, Any]]:
+    """Every combination; an option that is a dict is merged into the config."""
+    made = []
+    for values in itertools.product(*options.values()):
+        config: dict[str, Any] = {}
+        for key, value in zip(options, values, strict=True):
+            config.update(value if isinstance(value, dict) else {key: value})
+        made.append(config)
+    return made
+
+
+@contextlib.contextmanager
+def exact_roots() -> Iterator[None]:
+    """torch with a square root that is rounded correctly, as MKL's is not (0.74 ulp).
+
+    One ulp in alpha is nothing, except where a schedule divides by almost zero.
+    """
+    root, power, function = torch.Tensor.sqrt, torch.Tensor.__pow__, torch.sqrt
+
+    def exact(x: Any) -> Any:
+        return torch.from_numpy(np.asarray(np.sqrt(x.numpy())))
+
+    def exact_power(x: Any, exponent: Any) -> Any:
+        return exact(x) if isinstance(exponent, float) and exponent == 0.5 else power(x, exponent)
+
+    torch.Tensor.sqrt, torch.Tensor.__pow__, torch.sqrt = exact, exact_power, exact
+    try:
+        yield
+    finally:
+        torch.Tensor.sqrt, torch.Tensor.__pow__, torch.sqrt = root, power, function
+
+
+def model(x: np.ndarray, t: float, channels: int = SHAPE[1]) -> np.ndarray:
+    out = np.tanh(x * 0.7 + 0.3 * t / 1000)
+    out = out if channels == SHAPE[1] else np.concatenate([out, np.cos(3 * x)], 1)
+    return out.astype(x.dtype)
+
+
+def apart(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+class Theirs:
+    """A Diffusers scheduler with our noise in place of its own."""
+
+    def __init__(self, name: str, config: dict[str, Any], noise: Any) -> None:
+        self.scheduler = getattr(diffusers, name)(**config)
+        module = importlib.import_module(type(self.scheduler).__module__)
+        self.draws = 0
+
+        def drawn(shape: Any, **_: Any) -> Any:
+            self.draws += 1
+            return torch.from_numpy(noise(self.draws - 1))
+
+        if hasattr(module, "randn_tensor"):
+            module.randn_tensor = drawn
+
+    def run(self, x: np.ndarray, channels: int, start: int, **step: Any) -> list[np.ndarray]:
+        s = self.scheduler
+        sample, path = torch.from_numpy(x) * getattr(s, "init_noise_sigma", 1.0), []
+        if hasattr(s, "set_begin_index"):  # else it may start at the second of two timesteps
+            s.set_begin_index(start)
+        for t in s.timesteps[start:]:
+            scaled = s.scale_model_input(sample, t) if hasattr(s, "scale_model_input") else sample
+            out = torch.from_numpy(model(scaled.numpy(), float(t), channels))
+            sample = s.step(out, t, sample, **step).prev_sample
+            path.append(sample.numpy())
+        return path
+
+
+def compare(
+    name: str,
+    config: dict[str, Any],
+    count: int | None,
+    *,
+    times: dict[str, Any] | None = None,
+    eta: float = 0.0,
+    channels: int = SHAPE[1],
+    start: int = 0,
+    step: dict[str, Any] | None = None,
+) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(SHAPE).astype(np.float32)
+    bank = rng.standard_normal((70, *SHAPE)).astype(np.float32)
+    step = {**(step or {}), **({"eta": eta} if eta else {})}
+    times = times or {}
+
+    def run(dtype: Any) -> tuple[Any, list[np.ndarray]]:
+        theirs = Theirs(name, config, lambda k: bank[k].astype(dtype))
+        theirs.scheduler.set_timesteps(count, **times)
+        return theirs, theirs.run(x.astype(dtype), channels, start, **step)
+
+    try:
+        theirs, path = run(np.float32)
+    except Exception:  # noqa: BLE001  whatever it raises, ours is to say so
+        with pytest.raises(InputError):
+            scheduler_class(name)(**config).schedule(count, eta=eta, start=start, **times)
+        return
+    finite = all(np.isfinite(sample).all() for sample in path)
+    ours = scheduler_class(name)(**config)
+    try:
+        schedule = ours.schedule(count, eta=eta, start=start, **times)
+    except InputError:
+        assert not finite
+        NAN.append((name, str(config), count, "refused"))
+        return
+    with exact_roots():
+        rounded = getattr(diffusers, name)(**config)
+        rounded.set_timesteps(count, **times)
+    check_arrays(ours, schedule, rounded, count, times, start)
+    state, draws, mine = schedule.start(x * np.float32(schedule.init_noise_sigma)), 0, []
+    for i, t in enumerate(schedule.timesteps):
+        out = model(schedule.scale_input(i, state[0]), float(t), channels)
+        noise = None
+        if schedule.draws[i]:
+            noise, draws = bank[draws], draws + 1
+        state = schedule.advance(i, state, out, noise)
+        assert all(slot.dtype == np.float32 for slot in state)
+        mine.append(state[0])
+    assert draws == theirs.draws  # later seeds would shift
+    assert all(np.isfinite(sample).all() for sample in mine)
+    if not finite:
+        NAN.append((name, str(config), count, "finite"))
+        return
+    worst = max(apart(a, b) for a, b in zip(mine, path, strict=True))
+    if worst > TOLERANCE:
+        # Too far from float32 Diffusers: then Diffusers must be as far from itself in float64,
+        # and ours about as near to that, or nearer.
+        with exact_roots():
+            _, exact = run(np.float64)
+        theirs_off = max(apart(a, b) for a, b in zip(path, exact, strict=True))
+        worst = max(apart(a, b) for a, b in zip(mine, exact, strict=True))
+        assert worst <= max(TOLERANCE, 2 * theirs_off), f"n={count}: {worst:.2e}, {theirs_off:.2e}"
+        ILL.append((name, str(config), count, worst, theirs_off))
+    else:
+        WORST[name] = max(WORST.get(name, 0.0), worst)
+
+
+def check_arrays(
+    ours: Any, schedule: Any, theirs: Any, count: int | None, times: dict[str, Any], start: int
+) -> None:
+    expected = theirs.timesteps.numpy()
+    np.testing.assert_array_equal(schedule.timesteps, expected[start:].astype(np.float32))
+    ours.set_timesteps(count, **times)
+    assert ours.timesteps.dtype == expected.dtype
+    np.testing.assert_array_equal(ours.timesteps, expected)
+    if hasattr(theirs, "sigmas"):
+        np.testing.assert_allclose(ours.sigmas, theirs.sigmas.numpy(), rtol=3e-7)
+    if hasattr(theirs, "init_noise_sigma"):
+        first = float(theirs.init_noise_sigma)
+        assert schedule.init_noise_sigma == pytest.approx(first, rel=2e-7)
+        assert ours.init_noise_sigma == schedule.init_noise_sigma
+
+
+def named(config: dict[str, Any]) -> str:
+    return ",".join(f"{k[:12]}={v}" for k, v in config.items() if k[:6] != "beta_s") or "default"
+
+
+SPACINGS = ("linspace", "leading", "trailing")
+BETAS = ({"beta_schedule": "linear"}, SD, {"beta_schedule": "squaredcos_cap_v2"})
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+COMMON = {
+    "prediction_type": PREDICTIONS,
+    "timestep_spacing": SPACINGS,
+    "steps_offset": (0, 1),
+    "betas": BETAS,
+}
+SNR = {"rescale_betas_zero_snr": (False, True)}
+DESCENTS = ({}, *({f"use_{d}_sigmas": True} for d in ("karras", "exponential", "beta")))
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *(("ddpm", c) for c in grid(**COMMON, **SNR, clip_sample=(False,))),
+    *(("ddpm", c) for c in grid(prediction_type=PREDICTIONS, betas=BETAS, **SNR)),
+    *(("ddim", c) for c in grid(**COMMON, **SNR, clip_sample=(False,))),
+    *(("ddim", c) for c in grid(**COMMON, set_alpha_to_one=(False,), clip_sample_range=(0.7,))),
+    *(
+        ("pndm", c)
+        for c in grid(**{**COMMON, "prediction_type": ("epsilon", "v_prediction")})
+        for c in ({**c, "skip_prk_steps": True}, {**c, "set_alpha_to_one": True})
+    ),
+    *(("euler", c) for c in grid(**COMMON, **SNR)),
+    *(
+        ("euler", c)
+        for c in grid(
+            descent=DESCENTS,
+            interpolation_type=("linear", "log_linear"),
+            final_sigmas_type=("zero", "sigma_min"),
+            timestep_type=("discrete", "continuous"),
+            prediction_type=("epsilon", "v_prediction"),
+            betas=(SD,),
+        )
+    ),
+    ("euler", {**SD, "use_karras_sigmas": True, "sigma_min": 0.05, "sigma_max": 20.0}),
+    *(
+        ("ancestral", c)
+        for c in grid(**{**COMMON, "prediction_type": ("epsilon", "v_prediction")}, **SNR)
+    ),
+    *(("dpm", c) for c in grid(**COMMON)),
+    *(
+        ("dpm", c)
+        for c in grid(
+            algorithm_type=("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++"),
+            solver_order=(1, 2, 3),
+            solver_type=("midpoint", "heun"),
+            final_sigmas_type=("zero", "sigma_min"),
+            prediction_type=PREDICTIONS,
+            betas=(SD,),
+        )
+    ),
+    *(
+        ("dpm", c)
+        for c in grid(
+            descent=(*DESCENTS, {"use_lu_lambdas": True}),
+            betas=BETAS[1:],
+            solver_order=(2, 3),
+            end=({}, {"euler_at_final": True}, {"lower_order_final": False}),
+            final_sigmas_type=("zero", "sigma_min"),
+        )
+    ),
+    *(
+        ("dpm", c)
+        for c in grid(
+            prediction_type=("flow_prediction", "epsilon"),
+            use_flow_sigmas=(True,),
+            flow_shift=(1.0, 3.0),
+            final_sigmas_type=("zero", "sigma_min"),
+            algorithm_type=("dpmsolver++", "sde-dpmsolver++"),
+        )
+    ),
+    *(("dpm", c) for c in grid(timestep_spacing=SPACINGS, lambda_min_clipped=(-5.1,), b=BETAS)),
+    ("dpm", {**SD, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}),
+    ("dpm", {**SD, "algorithm_type": "dpmsolver++", "solver_type": "logrho"}),
+    *(("unipc", c) for c in grid(**COMMON)),
+    *(
+        ("unipc", c)
+        for c in grid(
+            predict_x0=(True, False),
+            solver_order=(1, 2, 3),
+            solver_type=("bh1", "bh2"),
+            final_sigmas_type=("zero", "sigma_min"),
+            prediction_type=PREDICTIONS,
+            betas=(SD,),
+        )
+    ),
+    *(
+        ("unipc", c)
+        for c in grid(
+            descent=DESCENTS,
+            betas=BETAS[1:],
+            solver_order=(2, 3),
+            end=({}, {"disable_corrector": [0, 2]}, {"lower_order_final": False}),
+            final_sigmas_type=("zero", "sigma_min"),
+        )
+    ),
+    *(
+        ("unipc", c)
+        for c in grid(
+            prediction_type=("flow_prediction", "epsilon"),
+            use_flow_sigmas=(True,),
+            flow_shift=(1.0, 3.0),
+            final_sigmas_type=("zero", "sigma_min"),
+            more=({}, {"use_karras_sigmas": True}, {"shift_terminal": 0.02}),
+        )
+    ),
+    *(("lcm", c) for c in grid(prediction_type=PREDICTIONS, betas=BETAS, **SNR)),
+    *(("lcm", c) for c in grid(clip_sample=(True,), original_inference_steps=(50, 100))),
+    *(
+        ("flow", c)
+        for c in grid(
+            shift=(1.0, 3.0),
+            descent=DESCENTS,
+            shift_terminal=(None, 0.02),
+            invert_sigmas=(False, True),
+            stochastic_sampling=(False, True),
+        )
+    ),
+    *(
+        (short, {**SD, "thresholding": True, "sample_max_value": 1.3, **more})
+        for short in ("ddpm", "ddim", "dpm", "unipc", "lcm")
+        for more in ({}, {"prediction_type": "v_prediction"})
+    ),
+    (
+        "dpm",
+        {
+            **SD,
+            "thresholding": True,
+            "algorithm_type": "dpmsolver",
+            "final_sigmas_type": "sigma_min",
+        },
+    ),
+    *(
+        ("ddpm", {"variance_type": v, **more})
+        for v in ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
+        for more in ({}, SD)
+    ),
+    ("ddpm", {"beta_schedule": "sigmoid"}),
+    ("ddpm", {"beta_schedule": "laplace"}),
+    ("ddim", {"trained_betas": list(np.linspace(1e-4, 0.03, 600)), "num_train_timesteps": 600}),
+]
+
+
+@pytest.mark.parametrize(
+    ("short", "config"), CASES, ids=[f"{s}-{i}-{named(c)}" for i, (s, c) in enumerate(CASES)]
+)
+def test_trajectory(short: str, config: dict[str, Any]) -> None:
+    for count in COUNTS:
+        compare(SHORT[short], config, count)
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+@pytest.mark.parametrize("clip", [False, True])
+def test_ddim_with_noise(eta: float, clip: bool) -> None:
+    for prediction, count in itertools.product(PREDICTIONS, COUNTS):
+        config = {**SD, "prediction_type": prediction, "clip_sample": clip}
+        compare("DDIMScheduler", config, count, eta=eta)
+
+
+@pytest.mark.parametrize("kind", ["learned", "learned_range"])
+def test_learned_variance(kind: str) -> None:
+    for count in COUNTS:
+        config: dict[str, Any] = {**SD, "variance_type": kind}
+        if kind == "learned_range":  # cos is negative somewhere, and "learned" takes its root
+            compare("DDPMScheduler", config, count, channels=2 * SHAPE[1])
+        config = {**SD, "variance_type": kind}
+        compare("DPMSolverMultistepScheduler", config, count, channels=2 * SHAPE[1])
+
+
+@pytest.mark.parametrize(
+    ("short", "config"),
+    [
+        ("ddpm", {}),
+        ("ddim", SD),
+        ("pndm", {**SD, "skip_prk_steps": True}),
+        ("pndm", {**SD, "skip_prk_steps": True, "steps_offset": 1}),
+        ("euler", {**SD, "use_karras_sigmas": True}),
+        ("ancestral", SD),
+        ("dpm", {**SD, "solver_order": 3}),
+        ("dpm", {**SD, "use_karras_sigmas": True}),
+        ("unipc", {**SD, "solver_order": 3}),
+        ("lcm", {}),
+        ("flow", {"shift": 3.0}),
+    ],
+)
+def test_start_in_the_middle(short: str, config: dict[str, Any]) -> None:
+    for count in (8, 20):
+        for start in (1, 3, count - 1):
+            compare(SHORT[short], config, count, start=start)
+
+
+@pytest.mark.parametrize(
+    ("short", "config", "times"),
+    [
+        ("ddpm", {}, {"timesteps": [999, 700, 432, 12]}),
+        ("ddpm", {}, {"timesteps": [999, 999, 3]}),
+        ("ddpm", {}, {"timesteps": [1000, 3]}),
+        ("euler", SD, {"timesteps": [999, 845, 730, 587, 443, 310, 193, 116, 53, 13]}),
+        ("euler", SD, {"sigmas": [14.615, 6.315, 3.771, 2.181, 0.555, 0.0]}),
+        ("euler", {**SD, "use_karras_sigmas": True}, {"timesteps": [999, 3]}),
+        ("dpm", SD, {"timesteps": [999, 845, 730, 587, 443, 310, 193, 116, 53, 13]}),
+        ("lcm", {}, {"timesteps": [999, 759, 499, 259]}),
+        ("lcm", {}, {"timesteps": [999, 759, 499, 259], "strength": 0.6}),
+        ("flow", {"shift": 3.0}, {"sigmas": list(np.linspace(1, 1 / 28, 28))}),
+        ("flow", {"shift": 3.0}, {"timesteps": [1000.0, 800.0, 333.3]}),
+        ("flow", {}, {"timesteps": [1000.0, 800.0], "sigmas": [1.0, 0.7]}),
+        ("flow", {}, {"timesteps": [1000.0, 800.0], "sigmas": [1.0]}),
+        ("unipc", {"use_flow_sigmas": True}, {"sigmas": np.linspace(1, 0.1, 7)}),
+        ("unipc", {}, {"sigmas": np.linspace(1, 0.1, 7)}),
+    ],
+)
+def test_own_times(short: str, config: dict[str, Any], times: dict[str, Any]) -> None:
+    compare(SHORT[short], config, None, times=times)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+def test_dynamic_shifting(kind: str) -> None:
+    config: dict[str, Any] = {"use_dynamic_shifting": True, "time_shift_type": kind}
+    for count in COUNTS:
+        compare(SHORT["flow"], config, count, times={"mu": 0.8})
+        sigmas = {"mu": 0.8, "sigmas": np.linspace(1, 1 / count, count)}
+        compare(SHORT["flow"], {**config, "shift_terminal": 0.1}, count, times=sigmas)
+        flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+        compare(SHORT["unipc"], {**config, **flow}, count, times={"mu": 0.8})
+        compare(SHORT["dpm"], {**config, **flow}, count, times={"mu": 0.8})
+    compare(SHORT["flow"], config, 4)  # mu is missing
+
+
+def test_lcm_strength() -> None:
+    for strength, count in itertools.product((0.3, 0.8), (1, 4, 16)):
+        times = {"strength": strength, "original_inference_steps": 40}
+        compare(SHORT["lcm"], {}, count, times=times)
+
+
+@pytest.mark.parametrize(
+    ("short", "config", "count"),
+    [
+        ("ddpm", {}, 1001),
+        ("ddim", {}, 1001),
+        ("lcm", {}, 51),
+        ("ddim", {"steps_offset": 1}, 1000),  # looks timestep 1000 up
+        ("pndm", {}, 3),  # Runge-Kutta takes four
+        ("dpm", {"algorithm_type": "dpmsolver"}, 5),
+        ("dpm", {"use_karras_sigmas": True, "use_beta_sigmas": True}, 5),
+        ("euler", {"timestep_spacing": "even"}, 5),
+        ("euler", {"prediction_type": "noise"}, 5),
+        ("ddpm", {"beta_schedule": "quadratic"}, 5),
+        ("unipc", {"shift_terminal": 0.1}, 5),
+    ],
+)
+def test_both_refuse(short: str, config: dict[str, Any], count: int) -> None:
+    with pytest.raises(Exception):  # noqa: B017
+        theirs = Theirs(SHORT[short], config, None)
+        theirs.scheduler.set_timesteps(count)
+        theirs.run(np.ones(SHAPE, np.float32), SHAPE[1], 0)
+    with pytest.raises(InputError):
+        scheduler_class(SHORT[short])(**config).schedule(count)
+
+
+NAN_CASES = [  # Diffusers goes on and returns NaN or infinity; ours says which step cannot be taken
+    (
+        "ddim",
+        {"clip_sample": False, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    ),
+    ("ddpm", {"variance_type": "fixed_large_log"}),
+    ("lcm", {"rescale_betas_zero_snr": True}),
+    ("unipc", {"lower_order_final": False}),
+    ("unipc", {"predict_x0": False}),
+]
+
+
+@pytest.mark.parametrize(("short", "config"), NAN_CASES)
+def test_diffusers_gives_nan(short: str, config: dict[str, Any]) -> None:
+    bank = np.ones((20, *SHAPE), np.float32)
+    theirs = Theirs(SHORT[short], config, lambda k: bank[k])
+    theirs.scheduler.set_timesteps(8)
+    path = theirs.run(np.ones(SHAPE, np.float32), SHAPE[1], 0)
+    assert not np.isfinite(path[-1]).all()
+    with pytest.raises(InputError):
+        scheduler_class(SHORT[short])(**config).schedule(8)
+
+
+def test_report(capsys: pytest.CaptureFixture[str]) -> None:
+    """What the grid above measured; shown with -s."""
+    with capsys.disabled():
+        for name in sorted(WORST):
+            print(f"\n{name}: worst relative difference {WORST[name]:.1e}", end="")
+        refused = sum(outcome == "refused" for *_, outcome in NAN)
+        print(f"\n{len(NAN)} runs where Diffusers gives NaN or infinity: {refused} refused here")
+        print(f"{len(ILL)} runs where Diffusers' own rounding is larger than {TOLERANCE}")
