@@ -8,7 +8,15 @@ import numpy.typing as npt
 
 from perfuse.spec import Array
 
-__all__ = ["concatenate", "is_torch", "place", "std", "to_numpy"]
+__all__ = [
+    "concatenate",
+    "is_torch",
+    "join_features",
+    "place",
+    "std",
+    "to_numpy",
+    "zeros_like",
+]
 
 
 def is_torch(array: Array) -> bool:
@@ -46,6 +54,20 @@ def concatenate(arrays: list[Array]) -> Array:
 
         return torch.cat(arrays)
     return np.concatenate(arrays)
+
+
+def join_features(arrays: list[Array]) -> Array:
+    """Along the last axis; all of one kind."""
+    if is_torch(arrays[0]):
+        import torch
+
+        return torch.cat(arrays, dim=-1)
+    return np.concatenate(arrays, axis=-1)
+
+
+def zeros_like(array: Array) -> Array:
+    """Zeros of the same shape, kind and place."""
+    return array * 0
 
 
 def std(array: Array) -> Array:

@@ -19,6 +19,7 @@ from perfuse.schedulers import Scheduler, scheduler_from_config
 from perfuse.spec import ComponentSpec, PipelineSpec
 from perfuse.steps import Event, Task
 from perfuse.store import ArtifactStore
+from perfuse.tasks import task_of
 from perfuse.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class DiffusionPipeline:
         self.precision = precision
         self.store = store if store is not None else ArtifactStore.default()
         self.scheduler = scheduler_from_config(self.spec.scheduler)
-        self.task: Task = _task(self.spec)
+        self.task: Task = task_of(self.spec)
         self._options = dict(options or {})
         self._programs: dict[str, Program] = {}
         self._models: dict[str, Any] = {}  # by folder: torch modules that are the user's to change
@@ -403,12 +404,6 @@ class DiffusionPipeline:
     def __repr__(self) -> str:
         parts = ", ".join(f"{name}={self.placement[name]}" for name in self.spec.components)
         return f"{self.spec.class_name}({parts})"
-
-
-def _task(spec: PipelineSpec) -> Task:
-    from perfuse.tasks import TASKS
-
-    return TASKS[spec.tasks[0]]
 
 
 def _natural_backend(source: Source) -> str:

@@ -27,7 +27,8 @@ __all__ = ["TEXT_TO_IMAGE"]
 Prompt = str | Sequence[str] | None
 
 
-def _prompts(prompt: Prompt, name: str) -> list[str]:
+def read_texts(prompt: Prompt, name: str) -> list[str]:
+    """One text or several as a list; ``InputError`` for anything else."""
     texts = [prompt] if isinstance(prompt, str) else list(prompt or ())
     if not texts or not all(isinstance(text, str) for text in texts):
         raise InputError(f"{name} must be text, or a list of texts; got {prompt!r}.")
@@ -54,11 +55,13 @@ def _read_prompts(
     if num_images_per_prompt < 1:
         raise InputError(f"num_images_per_prompt must be at least 1; got {num_images_per_prompt}.")
     if prompt_embeds is None:
-        prompts = _prompts(prompt, "prompt")
+        prompts = read_texts(prompt, "prompt")
         count = len(prompts)
     else:
         prompts, count = [], len(prompt_embeds)
-    negatives = _prompts(negative_prompt, "negative_prompt") if negative_prompt is not None else []
+    negatives = (
+        read_texts(negative_prompt, "negative_prompt") if negative_prompt is not None else []
+    )
     if len(negatives) not in (0, 1, count):
         raise InputError(
             f"{len(negatives)} negative prompts were given for {count} prompts; give one for all, "
@@ -86,7 +89,7 @@ def _read_prompts(
     }
 
 
-def _encode(tools: Tools, encoder: str, tokenizer: str, texts: list[str]) -> dict[str, Any]:
+def encode(tools: Tools, encoder: str, tokenizer: str, texts: list[str]) -> dict[str, Any]:
     """Run a text encoder; warn of what did not fit, as Diffusers does."""
     tokens = tools.tokenizer(tokenizer)(texts)
     for cut in tokens.truncated:
@@ -106,7 +109,7 @@ def _own(array: Array) -> Array:
     return array if is_torch(array) else array.copy()
 
 
-def _repeat(array: Array, times: int) -> Array:
+def repeat(array: Array, times: int) -> Array:
     """Each item ``times`` times in a row: the pictures of a prompt stand together."""
     if times == 1:
         return array
@@ -126,7 +129,7 @@ def _encode_prompt(
     """Text states [branches * pictures, S, D], those without the prompt first."""
 
     def states(texts: list[str]) -> Array:
-        return _encode(tools, "text_encoder", "tokenizer", texts)["last_hidden_state"]
+        return encode(tools, "text_encoder", "tokenizer", texts)["last_hidden_state"]
 
     positive = prompt_embeds if prompt_embeds is not None else states(prompts)
     parts = [positive]
@@ -136,7 +139,7 @@ def _encode_prompt(
             negative = states(negatives or [""] * count)
         parts.insert(0, negative)
     device = positive.device if is_torch(positive) else None
-    parts = [_repeat(place(part, device), num_images_per_prompt) for part in parts]
+    parts = [repeat(place(part, device), num_images_per_prompt) for part in parts]
     return {"conditions": {"encoder_hidden_states": concatenate(parts)}}
 
 
