@@ -83,7 +83,7 @@ class Torch(Backend):
             torch.backends.cudnn.allow_tf32 = options["tf32"]
         module = component.build().to(device=device, dtype=_DTYPES[component.precision])
         if options["channels_last"]:
-            module = module.to(memory_format=torch.channels_last)
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if options["compile"]:
             module.compile(dynamic=not component.static)
         return TorchProgram(component, module, device, options)

@@ -30,10 +30,8 @@ def to_numpy(array: Array) -> npt.NDArray[Any]:
     if is_torch(array):
         array = array.detach()
         array = (array.float() if array.is_floating_point() else array).cpu().numpy()
-    array = np.asarray(array)
-    if array.dtype.kind == "f" and array.dtype != np.float32:
-        array = array.astype(np.float32)
-    return array
+    found: npt.NDArray[Any] = np.asarray(array)
+    return found.astype(np.float32) if found.dtype.kind == "f" and found.itemsize != 4 else found
 
 
 def place(array: Array, torch_device: str | None) -> Array:

@@ -204,9 +204,8 @@ class Program(ABC):
     def report(self) -> ExecutionReport:
         """The precision executed, the device, and what fell back to where."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most have nothing to release
         """Release the engine's memory. Calling the program afterwards is an error."""
-        return None
 
 
 class Backend(ABC):

@@ -156,13 +156,13 @@ class Checkpoint:
         return Weights.open(self.path / folder, variant=self.variant, root=self.path)
 
     def component(
-        self, name: str, *, precision: str = "float32", static: Mapping[str, int] | None = None
+        self, name: str, *, precision: str | None = None, static: Mapping[str, int] | None = None
     ) -> Component:
         """A component for a backend to prepare.
 
         Args:
             name: One of ``spec.components``.
-            precision: What its weights and arithmetic are to be.
+            precision: What its weights and arithmetic are to be; float32 by default.
             static: Dimensions to fix; every other one stays symbolic.
 
         Raises:
@@ -175,6 +175,7 @@ class Checkpoint:
                 f"Component {name!r} was asked for; {self.model} has "
                 f"{', '.join(self.spec.components)}."
             )
+        precision = "float32" if precision is None else precision
         if precision not in PRECISIONS:
             raise InputError(
                 f"Precision {precision!r} was asked for {name}; use one of {', '.join(PRECISIONS)}."

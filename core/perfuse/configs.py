@@ -228,9 +228,7 @@ class UNet2DConditionConfig(ModelConfig):
         self.check_choice(
             "class_embed_type", (None, "timestep", "identity", "projection", "simple_projection")
         )
-        self.check_choice(
-            "addition_embed_type", (None, "text", "text_image", "text_time", "image")
-        )
+        self.check_choice("addition_embed_type", (None, "text", "text_image", "text_time", "image"))
         self.check_choice(
             "encoder_hid_dim_type", (None, "text_proj", "text_image_proj", "image_proj")
         )

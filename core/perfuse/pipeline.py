@@ -249,8 +249,6 @@ class DiffusionPipeline:
         # Some autoencoders overflow in half precision, and their config says so (SD XL's does).
         if self.precision == "float16" and spec.config.get("force_upcast"):
             return "float32"
-        if self.precision is None and not isinstance(self._source, Artifact):
-            return "float32"
         return self.precision
 
     def tokenizer(self, name: str) -> Tokenizer:

@@ -164,7 +164,7 @@ class PluginHost:
             plugin = entry.load()
             _check(plugin)
             self._manager.register(plugin, name=entry.name)
-        except (Exception, SystemExit) as exc:
+        except (Exception, SystemExit) as exc:  # noqa: BLE001 - a plugin may raise anything
             # pluggy keeps what it failed to validate; take it out again.
             self._manager.set_blocked(entry.name)
             if self._manager.has_plugin(entry.name):
@@ -182,7 +182,7 @@ class PluginHost:
                 continue
             try:
                 yield name, implementation()
-            except (Exception, SystemExit) as exc:
+            except (Exception, SystemExit) as exc:  # noqa: BLE001 - a plugin may raise anything
                 reason = f"{hook} raised {type(exc).__name__}: {exc}".splitlines()[0]
                 self._replace_row(name, reason)
 

@@ -59,18 +59,16 @@ class SpatialAttention(Attention):
         eps: float,
         output_scale_factor: float = 1.0,
     ) -> None:
-        nn.Module.__init__(self)
-        group_norm = nn.GroupNorm(groups, channels, eps=eps) if groups is not None else None
         super().__init__(channels, heads=channels // head_dim, head_dim=head_dim, bias=True)
-        self.group_norm = group_norm
+        self.group_norm = nn.GroupNorm(groups, channels, eps=eps) if groups is not None else None
         self.output_scale_factor = output_scale_factor
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, hidden: Tensor, context: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
         tokens = self.group_norm(hidden) if self.group_norm is not None else hidden
         attended = super().forward(tokens.permute(0, 2, 3, 1).flatten(1, 2))
-        output = attended.unflatten(1, hidden.shape[-2:]).permute(0, 3, 1, 2) + hidden
+        output = _unflatten(attended, hidden.shape[-2:]) + hidden
         return output if self.output_scale_factor == 1 else output / self.output_scale_factor
 
 
@@ -197,10 +195,17 @@ class Transformer2DModel(nn.Module):
             hidden = block(hidden, context, bias)
         if self.linear_projection:
             hidden = self.proj_out(hidden)
-        hidden = hidden.unflatten(1, size).permute(0, 3, 1, 2)
+        hidden = _unflatten(hidden, size)
         if not self.linear_projection:
             hidden = self.proj_out(hidden.contiguous(memory_format=_layout(residual)))
-        return hidden + residual
+        output: Tensor = hidden + residual
+        return output
+
+
+def _unflatten(tokens: Tensor, size: torch.Size) -> Tensor:
+    """[B, H * W, C] to [B, C, H, W]."""
+    picture: Tensor = tokens.unflatten(1, size).permute(0, 3, 1, 2)  # type: ignore[no-untyped-call]
+    return picture
 
 
 def _layout(tensor: Tensor) -> torch.memory_format:

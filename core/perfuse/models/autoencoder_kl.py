@@ -9,7 +9,7 @@ from perfuse.configs import AutoencoderKLConfig
 from perfuse.models.attention import SpatialAttention
 from perfuse.models.embeddings import activation
 from perfuse.models.model import Model
-from perfuse.models.unet_blocks import DownBlock, MidBlock, Resnets, UpBlock, conv_down, conv_up
+from perfuse.models.unet_blocks import DownBlock, MidBlock, Resnets, conv_down, conv_up
 
 _EPS = 1e-6  # of every normalisation in the autoencoder, whatever the UNet has
 

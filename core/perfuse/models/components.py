@@ -142,5 +142,6 @@ def unwrap(component: Component) -> nn.Module:
     """
     if component.build is None:
         raise InputError(f"{component.name} comes from an export, which has no torch module.")
-    model: nn.Module = component.build().model
+    model = component.build().model
+    assert isinstance(model, nn.Module)
     return model

@@ -82,7 +82,7 @@ class Model(nn.Module):
         return _OLD_ATTENTION.sub(lambda old: old[1] + _ATTENTION[old[2]], name)
 
 
-def as_batch(timestep: Tensor | float | int, sample: Tensor) -> Tensor:
+def as_batch(timestep: Tensor | float, sample: Tensor) -> Tensor:
     """A timestep as a float32-capable tensor [B] on the sample's device."""
     if not isinstance(timestep, Tensor):
         timestep = torch.tensor(

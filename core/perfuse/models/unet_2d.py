@@ -48,14 +48,10 @@ class UNet2DModel(Model):
             dropout=config.dropout,
             scale_shift=config.resnet_time_scale_shift == "scale_shift",
         )
-        self.down_blocks = nn.ModuleList(
-            self._down_block(i, resnets) for i in range(len(widths))
-        )
+        self.down_blocks = nn.ModuleList(self._down_block(i, resnets) for i in range(len(widths)))
         self.mid_block = self._mid_block(resnets) if config.mid_block_type is not None else None
         self.up_blocks = nn.ModuleList(self._up_block(i, resnets) for i in range(len(widths)))
-        self.conv_norm_out = nn.GroupNorm(
-            config.norm_num_groups, widths[0], eps=config.norm_eps
-        )
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
         self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
@@ -151,7 +147,7 @@ class UNet2DModel(Model):
     def forward(
         self,
         sample: Tensor,
-        timestep: Tensor | float | int,
+        timestep: Tensor | float,
         class_labels: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNetOutput | tuple[Tensor]:

@@ -43,9 +43,7 @@ class UNet2DConditionModel(Model):
         config = self.config
         widths = config.block_out_channels
         kernel = config.conv_in_kernel
-        self.conv_in = nn.Conv2d(
-            config.in_channels, widths[0], kernel, padding=(kernel - 1) // 2
-        )
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], kernel, padding=(kernel - 1) // 2)
         time_channels, time_inputs = self._build_time()
         self._build_text_projection()
         self._build_class_embedding(time_channels, time_inputs)
@@ -63,17 +61,13 @@ class UNet2DConditionModel(Model):
             dropout=config.dropout,
             scale_shift=config.resnet_time_scale_shift == "scale_shift",
         )
-        self.down_blocks = nn.ModuleList(
-            self._down_block(i, resnets) for i in range(len(widths))
-        )
+        self.down_blocks = nn.ModuleList(self._down_block(i, resnets) for i in range(len(widths)))
         self.mid_block = self._mid_block(resnets) if config.mid_block_type is not None else None
         self.up_blocks = nn.ModuleList(self._up_block(i, resnets) for i in range(len(widths)))
         self.conv_norm_out = nn.GroupNorm(resnets.groups, widths[0], eps=config.norm_eps)
         self.conv_act = activation(config.act_fn)
         kernel = config.conv_out_kernel
-        self.conv_out = nn.Conv2d(
-            widths[0], config.out_channels, kernel, padding=(kernel - 1) // 2
-        )
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, kernel, padding=(kernel - 1) // 2)
 
     def _build_time(self) -> tuple[int, int]:
         config, width = self.config, self.config.block_out_channels[0]
@@ -192,9 +186,7 @@ class UNet2DConditionModel(Model):
         return MidBlock(
             width,
             resnet=lambda a, b: resnets.make(a, b, output_scale_factor=scale),
-            attention=self._transformers(-1, width, layers, resnets, mid=True)
-            if attends
-            else None,
+            attention=self._transformers(-1, width, layers, resnets, mid=True) if attends else None,
             layers=1 if attends else 0,
         )
 
@@ -243,7 +235,7 @@ class UNet2DConditionModel(Model):
     def forward(
         self,
         sample: Tensor,
-        timestep: Tensor | float | int,
+        timestep: Tensor | float,
         encoder_hidden_states: Tensor,
         class_labels: Tensor | None = None,
         timestep_cond: Tensor | None = None,
@@ -275,7 +267,9 @@ class UNet2DConditionModel(Model):
             bias = ((1 - encoder_attention_mask.to(sample.dtype)) * -10000.0)[:, None, None]
         if self.config.center_input_sample:
             sample = 2 * sample - 1.0
-        time = self._embed(sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added)
+        time = self._embed(
+            sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added
+        )
         context = self._context(encoder_hidden_states, added)
 
         sample = self.conv_in(sample)
@@ -297,7 +291,7 @@ class UNet2DConditionModel(Model):
     def _embed(
         self,
         sample: Tensor,
-        timestep: Tensor | float | int,
+        timestep: Tensor | float,
         text: Tensor,
         class_labels: Tensor | None,
         timestep_cond: Tensor | None,

@@ -66,9 +66,7 @@ class Block(nn.Module):
         self.attentions = nn.ModuleList(attentions) if attention is not None else None
         self.resnets = nn.ModuleList(resnets)
 
-    def attend(
-        self, i: int, hidden: Tensor, context: Tensor | None, bias: Tensor | None
-    ) -> Tensor:
+    def attend(self, i: int, hidden: Tensor, context: Tensor | None, bias: Tensor | None) -> Tensor:
         if self.attentions is None:
             return hidden
         output: Tensor = self.attentions[i](hidden, context, bias)

@@ -73,7 +73,7 @@ def betas_of(settings: BetaSettings, extra: tuple[str, ...] = ()) -> Float32s:
     if kind == "laplace":
         return _from_alpha_bar(_laplace, count)
     ramp = linspace32(-6, 6, count)
-    sigmoid = 1 / (1 + np.exp(-ramp))
+    sigmoid = (1 / (1 + np.exp(-ramp.astype(np.float64)))).astype(np.float32)
     return sigmoid * np.float32(end - start) + np.float32(start)
 
 

@@ -14,6 +14,7 @@ from .betas import BetaSettings
 from .kinds import host
 from .linear import NOISE, X
 from .prediction import PREDICTIONS
+from .rounded import exp32, log32
 from .sigmas import Floats
 from .spacing import Int64s
 from .table import Array, Row, Schedule
@@ -99,7 +100,7 @@ class DDPMScheduler(WithVelocity):
             of_x0 = np.sqrt(a_next) * beta_t / (one - a)
             of_x = np.sqrt(alpha_t) * (one - a_next) / (one - a)
             posterior = np.maximum((one - a_next) / (one - a) * (one - a / a_next), 1e-20)
-            log_small, log_large = np.log(posterior), np.log(one - a / a_next)
+            log_small, log_large = log32(posterior), log32(one - a / a_next)
             deviation = self._deviation(posterior, one - a / a_next)
         if self.settings.variance_type == "fixed_large_log" and np.any(t > 0):
             raise InputError(
@@ -132,7 +133,7 @@ class DDPMScheduler(WithVelocity):
         if kind == "fixed_small":
             deviation: Floats = np.sqrt(posterior)
         elif kind == "fixed_small_log":
-            deviation = np.exp(np.float32(0.5) * np.log(posterior))
+            deviation = exp32(np.float32(0.5) * log32(posterior))
         elif kind.startswith("fixed"):
             deviation = np.sqrt(beta)
         else:  # the engine scales the noise by the model's own

@@ -21,6 +21,7 @@ from .linear import NOISE, Linear, M, X, slot
 from .multistep import MultistepLevels, MultistepSettings
 from .noise_levels import descent, one_descent
 from .prediction import epsilon_of, x0_of
+from .rounded import exp32, log32
 from .sigmas import Floats, flow_shift
 from .table import Row, Schedule, Threshold
 
@@ -114,7 +115,7 @@ class DPMSolverMultistepScheduler(MultistepLevels):
     def _evenly(self, count: int) -> npt.NDArray[Any]:
         s, total = self.settings, self.settings.num_train_timesteps
         alpha, sigma = np.sqrt(self.alphas_cumprod), np.sqrt(np.float32(1) - self.alphas_cumprod)
-        rising = (np.log(alpha) - np.log(sigma))[::-1]
+        rising = (log32(alpha) - log32(sigma))[::-1]
         last = total - int(np.searchsorted(rising, np.float32(s.lambda_min_clipped)))
         return spacing.multistep(s.timestep_spacing, total, last, count, s.steps_offset)
 
@@ -227,7 +228,7 @@ class DPMSolverMultistepScheduler(MultistepLevels):
     def _ode_x0(
         self, t: _Point, s0: _Point, h: Any, m0: Linear, d1: Linear | None, d2: Linear | None
     ) -> Linear:
-        phi = np.exp(-h) - 1
+        phi = exp32(-h) - 1
         x: Linear = (t.sigma / s0.sigma) * X - (t.alpha * phi) * m0
         if d1 is not None:
             x += d1 * (t.alpha * (phi / h + 1) if self._heun(d2) else -0.5 * (t.alpha * phi))
@@ -238,8 +239,8 @@ class DPMSolverMultistepScheduler(MultistepLevels):
     def _sde_x0(
         self, t: _Point, s0: _Point, h: Any, m0: Linear, d1: Linear | None, d2: Linear | None
     ) -> Linear:
-        decay = 1 - np.exp(-2 * h)
-        x: Linear = (t.sigma / s0.sigma * np.exp(-h)) * X + (t.alpha * decay) * m0
+        decay = 1 - exp32(-2 * h)
+        x: Linear = (t.sigma / s0.sigma * exp32(-h)) * X + (t.alpha * decay) * m0
         if d1 is not None:
             heun = self._heun(d2)
             x += d1 * (t.alpha * (decay / (-2 * h) + 1) if heun else 0.5 * (t.alpha * decay))
@@ -262,7 +263,7 @@ class DPMSolverMultistepScheduler(MultistepLevels):
                 "algorithm_type 'sde-dpmsolver' has no third order, in Diffusers neither. Use "
                 "solver_order=2, or algorithm_type='sde-dpmsolver++'."
             )
-        phi = np.exp(h) - 1
+        phi = exp32(h) - 1
         twice = 2 if sde else 1
         x: Linear = (t.alpha / s0.alpha) * X - (twice * (t.sigma * phi)) * m0
         if d1 is not None:
@@ -270,4 +271,4 @@ class DPMSolverMultistepScheduler(MultistepLevels):
             x -= d1 * (twice * slope)
         if d2 is not None:
             x -= d2 * (t.sigma * ((phi - h) / h**2 - 0.5))
-        return x + NOISE * float(t.sigma * np.sqrt(np.exp(2 * h) - 1)) if sde else x
+        return x + NOISE * float(t.sigma * np.sqrt(exp32(2 * h) - 1)) if sde else x

@@ -15,6 +15,7 @@ from .base import KARRAS_FAMILY, Grid, Request, choose
 from .betas import BetaSettings, linspace32
 from .linear import OUT, Linear, X
 from .noise_levels import TrainedLevels, descent, one_descent
+from .rounded import exp32, log32
 from .sigmas import Floats
 from .table import Array, Row, Schedule
 
@@ -82,14 +83,14 @@ class EulerDiscreteScheduler(TrainedLevels):
         levels = self._trained[::-1]
         timesteps = np.arange(len(levels), dtype=np.float32)[::-1].copy()
         if self._continuous:
-            timesteps = np.float32(0.25) * np.log(levels)
+            timesteps = np.float32(0.25) * log32(levels)
         return Grid(timesteps=timesteps, sigmas=np.append(levels, np.float32(0)), steps=None)
 
     def _grid(self, request: Request) -> Grid:
         timesteps, sigmas, steps = self._chosen(request)
         sigmas32 = sigmas.astype(np.float32)
         if self._continuous:
-            timesteps = np.float32(0.25) * np.log(sigmas32[:-1])
+            timesteps = np.float32(0.25) * log32(sigmas32[:-1])
         return Grid(timesteps=timesteps.astype(np.float32), sigmas=sigmas32, steps=steps)
 
     def _chosen(self, request: Request) -> tuple[npt.NDArray[Any], Floats, int]:
@@ -115,7 +116,7 @@ class EulerDiscreteScheduler(TrainedLevels):
         if s.interpolation_type == "linear":
             levels: Floats = self._interpolated(timesteps)
         else:  # Diffusers spaces one level more than there are steps, and adds the last besides
-            levels = np.exp(linspace32(self._log_trained[-1], self._log_trained[0], steps + 1))
+            levels = exp32(linspace32(self._log_trained[-1], self._log_trained[0], steps + 1))
         if descent(s) is not None:
             levels = self._descend(levels, steps)
             timesteps = self._to_t(levels)

@@ -78,13 +78,25 @@ def combine(linear: Linear, operands: Sequence[Any]) -> Any:
     terms = linear.terms
     if not terms:
         return operands[0] * 0.0
-    operand, coefficient = terms[0]
-    if len(terms) == 1 and coefficient == 1.0:
-        return operands[operand]
-    total = operands[operand] * coefficient
-    for operand, coefficient in terms[1:]:
-        if hasattr(total, "add_"):  # torch: one kernel, and the coefficient stays on the host
-            total.add_(operands[operand], alpha=coefficient)
-        else:
-            total += operands[operand] * coefficient
+    lead, factor = terms[0]
+    if len(terms) == 1:
+        return operands[lead] if factor == 1.0 else operands[lead] * factor
+    # Where two large terms nearly cancel, as in (x - sigma * epsilon) / alpha, subtract first.
+    first = factor == 1.0 or (len(terms) == 2 and abs(factor) > 1.0)
+    rest = [(operands[operand], c / factor if first else c) for operand, c in terms[1:]]
+    total = operands[lead] if first else operands[lead] * factor
+    if hasattr(total, "add_"):  # torch: one kernel a term, and coefficients stay on the host
+        (array, c), *rest = rest
+        total = total.add(array, alpha=c)
+        for array, c in rest:
+            total.add_(array, alpha=c)
+    else:
+        (array, c), *rest = rest
+        term = array * c
+        term += total
+        total = term
+        for array, c in rest:
+            total += array * c
+    if first and factor != 1.0:
+        total *= factor
     return total

@@ -11,6 +11,7 @@ from .base import Grid
 from .betas import BetaSettings, Float32s
 from .kinds import host
 from .noise_levels import TrainedLevels
+from .rounded import log32
 
 __all__ = ["MultistepLevels", "MultistepSettings"]
 
@@ -74,8 +75,7 @@ class MultistepLevels(TrainedLevels):
     def _half_log_snr(self, levels: Float32s) -> tuple[Float32s, Float32s, Float32s]:
         """alpha, sigma and lambda for each level; lambda is infinite at level zero."""
         alpha, sigma = self._signal(levels)
-        with np.errstate(divide="ignore"):
-            return alpha, sigma, np.log(alpha) - np.log(sigma)
+        return alpha, sigma, log32(alpha) - log32(sigma)
 
     def index_for_timestep(self, timestep: Any) -> int:
         """The step of a timestep, the second where it occurs twice, the last where it does not."""

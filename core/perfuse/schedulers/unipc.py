@@ -17,6 +17,7 @@ from .linear import Linear, M, X, slot
 from .multistep import MultistepLevels, MultistepSettings
 from .noise_levels import descent, one_descent
 from .prediction import epsilon_of, x0_of
+from .rounded import expm1_32
 from .sigmas import Floats, flow_shift, sigma_to_t, stretch_to_terminal, time_shift
 from .table import Row, Schedule, Threshold
 
@@ -207,7 +208,7 @@ class _Solver:
         h = lam[i + 1] - lam[i]
         r = np.array([(lam[i - k] - lam[i]) / h for k in range(1, order)] + [1], np.float32)
         hh = -h if self.predict_x0 else h
-        phi_1 = np.expm1(hh)
+        phi_1 = expm1_32(hh)
         b_h = hh if self.bh1 else phi_1
         phi_k, factorial = phi_1 / hh - 1, 1
         b = []
