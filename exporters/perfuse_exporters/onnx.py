@@ -1,0 +1,496 @@
+"""Lowers components to ONNX: a graph of standard operators, its weights beside it.
+
+The weights are never part of what is converted: the graph is made with stand-ins of the right
+shape, and each tensor then goes from the checkpoint's mapped file to the artifact's, one at a time.
+"""
+
+import io
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from perfuse.backend import Component, Exporter
+from perfuse.errors import ExportError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+    from torch.export import ExportedProgram
+
+__all__ = ["OnnxExporter"]
+
+#: Gelu came with 20; ONNX Runtime 1.20 reads up to 21.
+OPSET = 20
+#: The file format's version; ONNX Runtime 1.20 reads up to 10.
+IR_VERSION = 10
+
+_MODEL, _DATA = "model.onnx", "model.onnx_data"
+#: Smaller models are one file.
+_EXTERNAL_FROM = 1 << 20
+#: Engines map the weights file; a page is the unit of that.
+_PAGE = 4096
+#: Linux 5.4 and later; an older one refuses it, which does no harm.
+_MADV_PAGEOUT = 21
+
+#: What no graph may hold: control flow, sequences and random numbers.
+_FORBIDDEN = frozenset(
+    ("If", "Loop", "Scan", "SequenceAt", "SplitToSequence", "ConcatFromSequence", "SequenceEmpty")
+    + ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli")
+)
+
+
+class OnnxExporter(Exporter):
+    """Writes ``model.onnx`` and, above a megabyte, ``model.onnx_data``.
+
+    Inputs and outputs have the signature's names in its order; symbolic dimensions have its names.
+    In float16 the weights, the arithmetic and the borders are float16, but for the timestep and
+    its sinusoids and the statistics of the normalisations, which are float32 as in PyTorch.
+    """
+
+    format: ClassVar[str] = "onnx"
+
+    def export(self, component: Component, folder: Path) -> Path:
+        """Write the component into an empty folder and return the path of ``model.onnx``.
+
+        Raises:
+            ExportError: the precision is not one that engines run, or the component could not be
+                captured or lowered.
+        """
+        import torch
+
+        if component.precision not in ("float32", "float16"):
+            raise ExportError(
+                f"{component.name} was to be exported to onnx in {component.precision}; ONNX "
+                "Runtime has no bfloat16 convolutions on the CPU, so nothing here could run or "
+                "check the file. Use --precision float16 or float32."
+            )
+        from perfuse_exporters.capture import build, replace_tensors, trace
+
+        dtype = torch.float16 if component.precision == "float16" else torch.float32
+        module = build(component)
+        # Memory that nobody touches takes no room, so a stand-in costs nothing whatever its size.
+        hollow = replace_tensors(module, lambda tensor: _stand_in(tensor, dtype))
+        program = trace(component, hollow, dtype)
+        try:
+            model, weights = _lower(program, module)
+            _simplify(model, weights)
+            _name(model, component)
+            _check(model, component)
+        except ExportError:
+            raise
+        except Exception as exc:
+            raise ExportError(
+                f"{component.name} ({component.spec.class_name}) was to be lowered to ONNX; "
+                f"the converter said: {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
+            ) from exc
+        return _write(model, weights, folder)
+
+    def versions(self) -> Mapping[str, str]:
+        names = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir")
+        return {name: version(name) for name in names} | {"opset": str(OPSET)}
+
+
+def _stand_in(tensor: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
+    import torch
+
+    # Whole numbers are positions and tables, which may decide what the graph looks like.
+    return torch.empty(tensor.shape, dtype=dtype) if tensor.is_floating_point() else tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Weight:
+    """What an initializer of the graph holds: a tensor of the module, changed on the way."""
+
+    source: "torch.Tensor"
+    dtype: "ir.DataType"
+    shape: tuple[int, ...]
+    change: "Callable[[torch.Tensor], torch.Tensor]"
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * int(self.dtype.itemsize)
+
+
+# ── Lowering ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _lower(
+    program: "ExportedProgram", module: "torch.nn.Module"
+) -> "tuple[ir.Model, dict[ir.Value, _Weight]]":
+    """The unsimplified graph, and the tensor of the module behind every value that is a weight."""
+    import torch
+
+    with _quiet():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=OPSET,
+            custom_translation_table=_translations(),
+        )
+    if exported is None:
+        raise ExportError("torch.onnx.export returned no program. Report it, with the model.")
+    model: ir.Model = exported.model
+    tensors = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+    weights = {
+        value: _Weight(
+            source=tensors[name].detach(),
+            dtype=value.dtype,
+            shape=tuple(tensors[name].shape),
+            change=lambda tensor: tensor,
+        )
+        for name, value in model.graph.initializers.items()
+        if name in tensors and value.dtype is not None and value.dtype.is_floating_point()
+    }
+    return model, weights
+
+
+@contextmanager
+def _quiet() -> "Iterator[None]":
+    """The converter talks about packages that are not needed; standard output is the user's."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _translations() -> "dict[Callable[..., Any], Callable[..., Any]]":
+    """PyTorch operators that have a shorter or more exact form than the converter's own."""
+    import torch
+
+    aten = torch.ops.aten
+    return {
+        aten.group_norm.default: _group_norm,
+        aten.scaled_dot_product_attention.default: _attention,
+    }
+
+
+def _group_norm(
+    x: Any,
+    num_groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Any:
+    """Group normalisation of [B, C, …] (Wu & He 2018): every group is one long instance.
+
+    Statistics and affine are float32 whatever the input, as PyTorch computes them.
+    """
+    import onnx_ir as ir
+    from onnxscript import opset20 as op
+
+    half = x.dtype != ir.DataType.FLOAT
+    full = op.Cast(x, to=ir.DataType.FLOAT) if half else x
+    grouped = op.Reshape(full, op.Constant(value_ints=[0, num_groups, -1]))
+    ones = op.Constant(value_floats=[1.0] * num_groups)
+    zeros = op.Constant(value_floats=[0.0] * num_groups)
+    normal = op.InstanceNormalization(grouped, ones, zeros, epsilon=eps)
+    out = op.Reshape(normal, op.Shape(x))
+    axes = op.Constant(value_ints=list(range(1, len(x.shape) - 1)))
+    for factor, apply in ((weight, op.Mul), (bias, op.Add)):
+        if factor is not None:
+            factor = op.Cast(factor, to=ir.DataType.FLOAT) if half else factor
+            out = apply(out, op.Unsqueeze(factor, axes))
+    return op.Cast(out, to=x.dtype) if half else out
+
+
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Scaled dot-product attention over the last two axes (Vaswani et al. 2017, eq. 1).
+
+    The query is scaled, not the scores: it is smaller, and in half precision cannot overflow.
+    """
+    import numpy as np
+    import onnx_ir as ir
+    from onnxscript import opset20 as op
+
+    if enable_gqa or dropout_p:
+        raise ExportError(
+            "Attention with grouped queries or dropout was to be lowered to ONNX; perfuse lowers "
+            "plain attention. Expand keys and values in the model, and use it in eval mode."
+        )
+    dtype = query.dtype.numpy()
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    rank = len(key.shape)
+    transposed = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
+    query = op.Mul(query, op.Constant(value=ir.tensor(np.array(factor, dtype=dtype))))
+    scores = op.MatMul(query, transposed)
+    # The lowest number and not minus infinity, of which a fully masked row would make NaN.
+    lowest = op.Constant(value=ir.tensor(np.array(np.finfo(dtype).min, dtype=dtype)))
+    if is_causal:
+        size = op.Shape(scores, start=-2)
+        yes = op.ConstantOfShape(size, value=ir.tensor(np.array([1], dtype=np.int64)))
+        attn_mask = op.Cast(op.Trilu(yes, upper=0), to=ir.DataType.BOOL)
+        scores = op.Where(attn_mask, scores, lowest)
+    elif attn_mask is not None and attn_mask.dtype == ir.DataType.BOOL:
+        scores = op.Where(attn_mask, scores, lowest)
+    elif attn_mask is not None:
+        scores = op.Add(scores, attn_mask)
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+# ── Simplifying ─────────────────────────────────────────────────────────────────────────────────
+
+
+def _simplify(model: "ir.Model", weights: "dict[ir.Value, _Weight]") -> None:
+    """Fold constants and take out what does nothing, without looking at a weight.
+
+    Meanwhile the weights are inputs of the graph: what is not known cannot be folded or merged.
+    """
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnxscript import optimizer
+
+    graph = model.graph
+    for value in weights:
+        graph.initializers.pop(str(value.name))
+        value.const_value = None
+        graph.inputs.append(value)
+    with _quiet():
+        optimizer.optimize_ir(model, onnx_shape_inference=False)
+        ClearMetadataAndDocStringPass()(model)
+    for value in weights:
+        graph.inputs.remove(value)
+    _fold_into_weights(graph, weights)
+    for value in list(weights):
+        if value.uses():
+            graph.initializers[str(value.name)] = value
+        else:
+            del weights[value]
+    # What the folded nodes alone used.
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]
+
+
+def _fold_into_weights(graph: "ir.Graph", weights: "dict[ir.Value, _Weight]") -> None:
+    """Turn what is done to a weight alone into a change that is made when it is written."""
+    import onnx_ir as ir
+
+    names = {value.name for value in weights}
+    for node in list(graph):
+        first = node.inputs[0] if node.inputs else None
+        weight = weights.get(first) if first is not None else None
+        output = node.outputs[0]
+        changed = _changed(node, weight) if weight is not None else None
+        if first is None or changed is None or output.is_graph_output():
+            continue
+        name = f"{first.name}.{node.op_type.lower()}"
+        while name in names:
+            name += "_"
+        names.add(name)
+        value = ir.Value(
+            name=name, type=ir.TensorType(changed.dtype), shape=ir.Shape(changed.shape)
+        )
+        output.replace_all_uses_with(value)
+        graph.remove(node, safe=True)
+        weights[value] = changed
+
+
+def _changed(node: "ir.Node", weight: _Weight) -> _Weight | None:
+    """The weight after a node that only rearranges or casts it; ``None`` after another."""
+    import onnx_ir as ir
+
+    before = weight.change
+    if node.op_type == "Transpose" and "perm" in node.attributes:
+        axes = tuple(node.attributes["perm"].as_ints())
+        return _Weight(
+            source=weight.source,
+            dtype=weight.dtype,
+            shape=tuple(weight.shape[axis] for axis in axes),
+            change=lambda tensor: before(tensor).permute(axes),
+        )
+    if node.op_type == "Unsqueeze":
+        where = node.inputs[1]
+        if where is None or where.const_value is None:
+            return None
+        shape = list(weight.shape)
+        for axis in sorted(int(axis) for axis in where.const_value.numpy().ravel()):
+            shape.insert(axis, 1)
+        return _Weight(
+            source=weight.source,
+            dtype=weight.dtype,
+            shape=tuple(shape),
+            change=lambda tensor: before(tensor).reshape(shape),
+        )
+    if node.op_type == "Cast":
+        return _Weight(
+            source=weight.source,
+            dtype=ir.DataType(node.attributes["to"].as_int()),
+            shape=weight.shape,
+            change=before,
+        )
+    return None
+
+
+def _name(model: "ir.Model", component: Component) -> None:
+    """Give inputs, outputs and dimensions the names of the component's signature."""
+    import onnx_ir as ir
+
+    graph, signature = model.graph, component.signature
+    _separate_outputs(graph)
+    faces = [*graph.inputs, *graph.outputs]
+    tensors = [*signature.inputs, *signature.outputs]
+    if len(graph.inputs) != len(signature.inputs) or len(graph.outputs) != len(signature.outputs):
+        raise ExportError(
+            f"{component.name} declares {len(signature.inputs)} inputs and "
+            f"{len(signature.outputs)} outputs; its graph has {len(graph.inputs)} and "
+            f"{len(graph.outputs)}. Make the module use and return what the signature says."
+        )
+    taken = {tensor.name for tensor in tensors}
+    symbolic = any(isinstance(dim, str) for tensor in tensors for dim in tensor.shape)
+    for value in _values(graph):
+        if value.name in taken:
+            value.name = f"{value.name}_inner"
+        # Engines infer the rest from the inputs, and from expressions they cannot.
+        if symbolic and not value.is_initializer() and value not in faces:
+            value.shape = value.type = None
+    for value, tensor in zip(faces, tensors, strict=True):
+        value.name = tensor.name
+        value.shape = ir.Shape(tensor.shape)
+    graph.name = component.name
+    model.ir_version = IR_VERSION
+    model.producer_name = "perfuse"
+    model.producer_version = version("perfuse")
+    model.metadata_props.update(
+        {
+            "perfuse.component": component.name,
+            "perfuse.class": component.spec.class_name,
+            "perfuse.precision": component.precision,
+        }
+    )
+
+
+def _values(graph: "ir.Graph") -> "list[ir.Value]":
+    return [
+        *graph.inputs,
+        *graph.initializers.values(),
+        *(value for node in graph for value in node.outputs),
+    ]
+
+
+def _separate_outputs(graph: "ir.Graph") -> None:
+    """A value that is an input too, or an output twice, cannot have two names."""
+    import onnx_ir as ir
+
+    seen: set[ir.Value] = set()
+    for i, value in enumerate(graph.outputs):
+        if value in seen or value.is_graph_input() or value.is_initializer():
+            node = ir.node("Identity", [value])
+            graph.append(node)
+            copy = node.outputs[0]
+            copy.name, copy.type, copy.shape = f"output_{i}", value.type, value.shape
+            graph.outputs[i] = copy
+        seen.add(value)
+
+
+def _check(model: "ir.Model", component: Component) -> None:
+    """Refuse what engines cannot run, or run differently from each other."""
+    import onnx_ir as ir
+
+    found = {node.op_type for node in model.graph if node.op_type in _FORBIDDEN}
+    found |= {f"{node.domain}::{node.op_type}" for node in model.graph if node.domain}
+    wide = (ir.DataType.DOUBLE, ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
+    found |= {f"{value.dtype} {value.name}" for value in _values(model.graph) if value.dtype in wide}
+    if found:
+        raise ExportError(
+            f"{component.name} ({component.spec.class_name}) was lowered to ONNX; its graph holds "
+            f"{', '.join(sorted(found))}, which engines disagree on. Compute it on the host and "
+            "pass it in."
+        )
+
+
+# ── Writing ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _write(model: "ir.Model", weights: "dict[ir.Value, _Weight]", folder: Path) -> Path:
+    """Write the graph, and the weights one by one: the largest is all that is held at a time."""
+    import numpy as np
+    import onnx_ir as ir
+
+    path = folder / _MODEL
+    try:
+        if sum(weight.bytes for weight in weights.values()) < _EXTERNAL_FROM:
+            for value, weight in weights.items():
+                array = np.frombuffer(_content(str(value.name), weight), weight.dtype.numpy())
+                value.const_value = ir.tensor(array.reshape(weight.shape), name=value.name)
+        else:
+            with open(folder / _DATA, "wb") as file:
+                for value, weight in weights.items():
+                    if weight.bytes >= _PAGE:
+                        file.seek(-file.tell() % _PAGE, io.SEEK_CUR)
+                    offset = file.tell()
+                    file.write(_content(str(value.name), weight))
+                    _let_go(weight.source)
+                    value.const_value = ir.ExternalTensor(
+                        _DATA,
+                        offset,
+                        weight.bytes,
+                        weight.dtype,
+                        shape=ir.Shape(weight.shape),
+                        name=str(value.name),
+                        base_dir=folder,
+                    )
+        ir.save(model, path)
+    except OSError as exc:
+        raise ExportError(
+            f"{path} was to be written; the system said: {exc.strerror or exc}. Free space or "
+            "choose another folder."
+        ) from exc
+    return path
+
+
+def _content(name: str, weight: _Weight) -> memoryview:
+    """The bytes of a weight as they go into the file.
+
+    Raises:
+        ExportError: it holds numbers that its precision cannot.
+    """
+    import onnx_ir as ir
+    import torch
+
+    dtype = {ir.DataType.FLOAT16: torch.float16, ir.DataType.FLOAT: torch.float32}[weight.dtype]
+    tensor = weight.source.to("cpu", dtype)
+    if dtype == torch.float16 and not bool(tensor.isfinite().all()):
+        raise ExportError(
+            f"{name} was to be written in float16, which ends at 65504; the tensor exceeds it. "
+            "Use --precision float32."
+        )
+    return memoryview(weight.change(tensor).contiguous().numpy()).cast("B")
+
+
+def _let_go(tensor: "torch.Tensor") -> None:
+    """Tell Linux that a tensor's pages are not needed now: of a mapped file they would all stay.
+
+    It is advice that loses nothing: pages of a file are read again when they are, others stay.
+    """
+    import ctypes
+
+    if sys.platform != "linux" or tensor.device.type != "cpu" or tensor.nbytes < _EXTERNAL_FROM:
+        return
+    start = -(-tensor.data_ptr() // _PAGE) * _PAGE
+    length = (tensor.data_ptr() + tensor.nbytes - start) // _PAGE * _PAGE
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_PAGEOUT)
