@@ -38,6 +38,8 @@ MANIFEST = "perfuse.json"
 UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 _AGAIN = "Download or save the checkpoint again."
+#: What huggingface_hub speaks HTTP with, by version.
+_HTTP = ("requests", "httpx", "httpx2")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -205,14 +207,17 @@ class Checkpoint:
             InputError: there is none of this name.
             CheckpointError: its files are missing or damaged.
         """
-        from perfuse.tokenizer import Tokenizer
+        from perfuse.tokenizer import FILES, Tokenizer
 
         if name not in self.spec.tokenizers:
             raise InputError(
                 f"Tokenizer {name!r} was asked for; {self.model} has "
                 f"{', '.join(self.spec.tokenizers) or 'none'}."
             )
-        return Tokenizer.from_folder(self.path / self.spec.tokenizers[name], self.index[name][1])
+        folder = self.path / self.spec.tokenizers[name]
+        for file in FILES:
+            check_inside(folder / file, self.path)
+        return Tokenizer.from_folder(folder, self.index[name][1])
 
     def files_to_copy(self) -> dict[str, Path]:
         """What an exported artifact takes along: its path there to the file here."""
@@ -390,7 +395,7 @@ def _read_spec(
         specs = _read_component(path, name, component_class)
         components |= {spec.name: spec for spec in specs}
         if name == "vae":
-            latents = _read_latents(specs[0])
+            latents = _read_latents(specs[0], path)
     if class_name.startswith("StableDiffusion"):
         components["unet"] = _with_size(components["unet"])
     return PipelineSpec(
@@ -423,6 +428,8 @@ def _read_component(path: Path, name: str, class_name: str) -> tuple[ComponentSp
         config["architectures"] = [class_name]  # model_index.json decides, as in Diffusers
     try:
         return describe(class_name, name, folder, config)
+    except CheckpointError as exc:
+        raise CheckpointError(f"{file}: {exc}") from exc
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
         raise CheckpointError(
             f"{file} was read as a {class_name}'s, which gave {exc!r}. {_AGAIN}"
@@ -460,9 +467,10 @@ def check_types(config_class: type[Any], config: Mapping[str, Any], *, where: Pa
     hints = typing.get_type_hints(config_class)
     for item in dataclasses.fields(config_class):
         if item.name in config and not _accepts(hints[item.name], config[item.name]):
-            wanted = str(item.type if not isinstance(item.type, type) else item.type.__name__)
+            wanted = item.type.__name__ if isinstance(item.type, type) else str(item.type)
             raise CheckpointError(
-                f"{where}: {item.name} is {config[item.name]!r}; {wanted} was expected. {_AGAIN}"
+                f"{where}: {item.name} is {config[item.name]!r}; {wanted} was expected"
+                f"{', no int below 0' if 'int' in wanted else ''}. {_AGAIN}"
             )
 
 
@@ -480,16 +488,18 @@ def _accepts(hint: Any, value: Any) -> bool:
         return len(args) == len(value) and all(map(_accepts, args, value))
     if isinstance(value, bool):
         return hint is bool
+    if hint is int:
+        return isinstance(value, int) and value >= 0
     return isinstance(value, int | float if hint is float else hint)
 
 
-def _read_latents(vae: ComponentSpec) -> LatentSpec:
+def _read_latents(vae: ComponentSpec, path: Path) -> LatentSpec:
     config = AutoencoderKLConfig.from_dict(vae.config)
     for name, values in (("mean", config.latents_mean), ("std", config.latents_std)):
         if values is not None and len(values) != config.latent_channels:
-            raise config.error(
-                f"latents_{name} has {len(values)} entries",
-                f"one a latent channel, {config.latent_channels}",
+            raise CheckpointError(
+                f"{path / vae.folder / CONFIG}: latents_{name} has {len(values)} entries; one a "
+                f"latent channel, {config.latent_channels}, was expected. {_AGAIN}"
             )
     return LatentSpec(
         channels=config.latent_channels,
@@ -512,14 +522,22 @@ def _with_size(unet: ComponentSpec) -> ComponentSpec:
 
 def _read_scheduler(path: Path, class_name: str, kind: PipelineClass) -> dict[str, Any]:
     """``scheduler_config.json`` with its class, corrected as Diffusers' pipeline would."""
-    from perfuse.schedulers import scheduler_from_config
+    from perfuse.architectures import resolve
+    from perfuse.plugins import host
 
     folder = _folder(path, "scheduler", SCHEDULER)
     file = check_inside(path / folder / SCHEDULER, path)
     config = {**read_json(file), "_class_name": class_name}
+    known = host().schedulers()
+    if class_name not in known:
+        raise CheckpointError(
+            f"{path / INDEX} says that the scheduler is a {class_name}, which perfuse does not "
+            f"know; it knows {', '.join(known)}. Name one of these there and in {file}, or add "
+            "one by a plugin: hook perfuse_schedulers."
+        )
     try:
-        # The class that is named knows the settings that the file leaves out.
-        settings = scheduler_from_config(config).config
+        # The class knows the settings that the file leaves out.
+        settings = resolve(known[class_name]).from_config(config).config  # type: ignore[attr-defined]
     except (InputError, ArithmeticError, AttributeError, LookupError, TypeError) as exc:
         raise CheckpointError(f"{file} was read as a {class_name}'s: {exc} {_AGAIN}") from exc
     if kind.scheduler is not None:
@@ -573,21 +591,21 @@ def _from_hub(
     reason = "it is not in the Hub's cache and this is offline"
     if not (constants.HF_HUB_OFFLINE if offline is None else offline):
         try:
-            info = HfApi().model_info(model, revision=revision)
-            commit = info.sha or revision
-            index = Path(hf_hub_download(model, INDEX, revision=commit))
+            index = Path(hf_hub_download(model, INDEX, revision=revision))
+            commit = index.parent.name  # every other file is of the same one
             entries = _entries(read_json(index), index)
+            info = HfApi().model_info(model, revision=commit)
             files = [file.rfilename for file in info.siblings or ()]
             _check_variant(_by_component(files, entries), variant, asked)
             for file in _wanted(files, entries, variant):
                 hf_hub_download(model, file, revision=commit)
-            return index.parent, index.parent.name
+            return index.parent, commit
         except CheckpointError:
             raise
         except Exception as exc:  # requests, httpx, the system's own: the library has no one root
             if (error := _hub_error(exc, asked)) is not None:
                 raise error from exc
-            reason = f"the Hub cannot be reached ({type(exc).__name__}) and the cache lacks it"
+            reason = f"the Hub cannot be reached ({type(exc).__name__}) and its cache lacks it"
     try:
         index = Path(hf_hub_download(model, INDEX, revision=revision, local_files_only=True))
     except Exception as exc:  # as above
@@ -632,4 +650,21 @@ def _hub_error(exc: Exception, asked: str) -> CheckpointError | None:
             f"Model {asked} was asked for; the repository has no {INDEX}, so it is not a Diffusers "
             "pipeline. Name another repository."
         )
-    return None
+    if _unreachable(exc):
+        return None
+    return CheckpointError(
+        f"Model {asked} was asked for; downloading it failed: {type(exc).__name__}: "
+        f"{' '.join(str(exc).split())}. Try again, or name a folder that has it."
+    )
+
+
+def _unreachable(exc: Exception) -> bool:
+    """Whether nobody, or only a failing server, answered."""
+    from huggingface_hub import errors
+
+    if isinstance(exc, errors.HfHubHTTPError):
+        return exc.response is None or exc.response.status_code >= 500
+    return (
+        isinstance(exc, errors.LocalEntryNotFoundError | ConnectionError | TimeoutError)
+        or type(exc).__module__.partition(".")[0] in _HTTP
+    )
