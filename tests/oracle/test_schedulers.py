@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from perfuse.errors import InputError
-from perfuse.schedulers import scheduler_class
+from perfuse.schedulers import SCHEDULERS, scheduler_class
 
 TOLERANCE = 1e-5
 COUNTS = (1, 2, 3, 5, 8, 20, 50)
@@ -60,12 +60,18 @@ def grid(**options: Any) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def exact_roots() -> Iterator[None]:
-    """torch with a square root that is rounded correctly, as MKL's is not (0.74 ulp).
+def exactly() -> Iterator[None]:
+    """torch without two losses: a square root off by 0.74 ulp, and a cast down to float32.
 
-    One ulp in alpha is nothing, except where a schedule divides by almost zero.
+    The root is MKL's. One ulp of alpha is nothing, except where a schedule divides by almost zero.
+    The cast is the one that some schedulers begin a step with; here float64 stays float64.
     """
-    root, power, function = torch.Tensor.sqrt, torch.Tensor.__pow__, torch.sqrt
+    root, power, function, to = (
+        torch.Tensor.sqrt,
+        torch.Tensor.__pow__,
+        torch.sqrt,
+        torch.Tensor.to,
+    )
 
     def exact(x: Any) -> Any:
         return torch.from_numpy(np.asarray(np.sqrt(x.numpy())))
@@ -73,11 +79,16 @@ def exact_roots() -> Iterator[None]:
     def exact_power(x: Any, exponent: Any) -> Any:
         return exact(x) if isinstance(exponent, float) and exponent == 0.5 else power(x, exponent)
 
+    def stay(x: Any, *args: Any, **kwargs: Any) -> Any:
+        return x if args == (torch.float32,) and not kwargs else to(x, *args, **kwargs)
+
     torch.Tensor.sqrt, torch.Tensor.__pow__, torch.sqrt = exact, exact_power, exact
+    torch.Tensor.to = stay
     try:
         yield
     finally:
         torch.Tensor.sqrt, torch.Tensor.__pow__, torch.sqrt = root, power, function
+        torch.Tensor.to = to
 
 
 def model(x: np.ndarray, t: float, channels: int = SHAPE[1]) -> np.ndarray:
@@ -98,9 +109,10 @@ class Theirs:
         module = importlib.import_module(type(self.scheduler).__module__)
         self.draws = 0
 
-        def drawn(shape: Any, **_: Any) -> Any:
+        def drawn(shape: Any, dtype: Any = None, **_: Any) -> Any:
             self.draws += 1
-            return torch.from_numpy(noise(self.draws - 1))
+            drawn = torch.from_numpy(noise(self.draws - 1))
+            return drawn.to(dtype) if dtype in (torch.float16, torch.bfloat16) else drawn
 
         if hasattr(module, "randn_tensor"):
             module.randn_tensor = drawn
@@ -154,7 +166,7 @@ def compare(
         assert not finite
         NAN.append((name, str(config), count, "refused"))
         return
-    with exact_roots():
+    with exactly():
         rounded = getattr(diffusers, name)(**config)
         rounded.set_timesteps(count, **times)
     check_arrays(ours, schedule, rounded, count, times, start)
@@ -174,25 +186,35 @@ def compare(
         return
     worst = max(apart(a, b) for a, b in zip(mine, path, strict=True))
     if worst > TOLERANCE:
-        # Too far from float32 Diffusers: then Diffusers must be as far from itself in float64,
-        # and ours about as near to that, or nearer.
-        with exact_roots():
+        # Too far from float32 Diffusers: then Diffusers must be far from itself in float64 too,
+        # and ours no worse than that by more than the order of three roundings for its one.
+        with exactly():
             _, exact = run(np.float64)
         theirs_off = max(apart(a, b) for a, b in zip(path, exact, strict=True))
         worst = max(apart(a, b) for a, b in zip(mine, exact, strict=True))
-        assert worst <= max(TOLERANCE, 2 * theirs_off), f"n={count}: {worst:.2e}, {theirs_off:.2e}"
+        assert worst <= max(TOLERANCE, 3 * theirs_off), f"n={count}: {worst:.2e}, {theirs_off:.2e}"
         ILL.append((name, str(config), count, worst, theirs_off))
     else:
-        WORST[name] = max(WORST.get(name, 0.0), worst)
+        hard = config.get("rescale_betas_zero_snr") or "cap" in config.get("beta_schedule", "")
+        key = name + (", zero SNR or cosine betas" if hard else "")
+        WORST[key] = max(WORST.get(key, 0.0), worst)
 
 
 def check_arrays(
     ours: Any, schedule: Any, theirs: Any, count: int | None, times: dict[str, Any], start: int
 ) -> None:
     expected = theirs.timesteps.numpy()
-    np.testing.assert_array_equal(schedule.timesteps, expected[start:].astype(np.float32))
     ours.set_timesteps(count, **times)
     assert ours.timesteps.dtype == expected.dtype
+    np.testing.assert_array_equal(schedule.timesteps, ours.timesteps[start:].astype(np.float32))
+    config = theirs.config
+    if (
+        config.get("timestep_type") == "continuous"
+        or config.get("interpolation_type") == "log_linear"
+    ):  # through torch's log and exp, which round differently from numpy's
+        np.testing.assert_allclose(ours.timesteps, expected, rtol=1e-6, atol=1e-4)
+        np.testing.assert_allclose(ours.sigmas, theirs.sigmas.numpy(), rtol=1e-6)
+        return
     np.testing.assert_array_equal(ours.timesteps, expected)
     if hasattr(theirs, "sigmas"):
         np.testing.assert_allclose(ours.sigmas, theirs.sigmas.numpy(), rtol=3e-7)
@@ -486,6 +508,193 @@ def test_diffusers_gives_nan(short: str, config: dict[str, Any]) -> None:
     assert not np.isfinite(path[-1]).all()
     with pytest.raises(InputError):
         scheduler_class(SHORT[short])(**config).schedule(8)
+
+
+def face_pair(short: str, config: dict[str, Any], bank: np.ndarray) -> tuple[Any, Any]:
+    theirs = Theirs(SHORT[short], config, lambda k: bank[k])
+    return theirs, scheduler_class(SHORT[short])(**config)
+
+
+FACES = [
+    ("ddpm", {}),
+    ("ddpm", {"variance_type": "fixed_large", **SD}),
+    ("ddim", SD),
+    ("pndm", {**SD, "skip_prk_steps": True}),
+    ("pndm", {}),
+    ("euler", {**SD, "use_karras_sigmas": True}),
+    ("euler", {**SD, "timestep_spacing": "leading", "steps_offset": 1}),
+    ("ancestral", SD),
+    ("dpm", {**SD, "use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"}),
+    ("dpm", {**SD, "solver_order": 3}),
+    ("unipc", SD),
+    ("lcm", {}),
+    ("flow", {"shift": 3.0}),
+]
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+@pytest.mark.parametrize(("short", "config"), FACES)
+def test_face(short: str, config: dict[str, Any], kind: str) -> None:
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal(SHAPE).astype(np.float32)
+    bank = rng.standard_normal((30, *SHAPE)).astype(np.float32)
+    wrap = torch.from_numpy if kind == "torch" else np.asarray
+    theirs, ours = face_pair(short, config, bank)
+    theirs.scheduler.set_timesteps(8)
+    ours.set_timesteps(8, device="cpu")
+    stream = iter(bank)
+
+    class Generator:
+        def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+            return next(stream)
+
+    draws = {"generator": Generator()} if any(ours.schedule(8).draws) else {}
+    a, b = torch.from_numpy(x), wrap(x)
+    for i, t in enumerate(theirs.scheduler.timesteps):
+        if hasattr(theirs.scheduler, "scale_model_input"):
+            scaled = theirs.scheduler.scale_model_input(a, t)
+            mine = ours.scale_model_input(b, ours.timesteps[i])
+            assert apart(np.asarray(mine), scaled.numpy()) < TOLERANCE
+        result = theirs.scheduler.step(torch.from_numpy(model(a.numpy(), float(t))), t, a)
+        output = ours.step(wrap(model(np.asarray(b), float(t))), ours.timesteps[i], b, **draws)
+        assert type(output.prev_sample) is type(b)
+        assert output.prev_sample.dtype == b.dtype
+        assert ours.num_inference_steps == theirs.scheduler.num_inference_steps
+        if hasattr(result, "pred_original_sample"):
+            assert apart(np.asarray(output.pred_original_sample), result[1].numpy()) < TOLERANCE
+        if hasattr(result, "denoised"):
+            assert apart(np.asarray(output.denoised), result.denoised.numpy()) < TOLERANCE
+        a, b = result.prev_sample, output.prev_sample
+        assert apart(np.asarray(b), a.numpy()) < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("short", "config"), FACES)
+def test_half_precision_keeps_its_dtype(short: str, config: dict[str, Any], dtype: str) -> None:
+    half = getattr(torch, dtype)
+    bank = np.ones((30, *SHAPE), np.float32)
+    theirs, ours = face_pair(short, config, bank)
+    theirs.scheduler.set_timesteps(8)
+    ours.set_timesteps(8)
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).to(half)
+    t, mine = theirs.scheduler.timesteps[0], ours.timesteps[0]
+    a = theirs.scheduler.step(x * 0.3, t, x).prev_sample
+    noise = {"noise": torch.ones(SHAPE)} if any(ours.schedule(8).draws) else {}
+    b = ours.step(x * 0.3, mine, x, **noise).prev_sample
+    assert a.dtype == b.dtype
+    # Diffusers rounds products to half on the way, we round once.
+    off = (a.float() - b.float()).abs().max() / x.float().abs().max()
+    assert off < 4 * torch.finfo(half).eps
+
+
+@pytest.mark.parametrize(("short", "config"), FACES)
+def test_add_noise(short: str, config: dict[str, Any]) -> None:
+    theirs, ours = face_pair(short, config, np.zeros(0))
+    rng = np.random.default_rng(2)
+    x, noise = rng.standard_normal((2, *SHAPE)).astype(np.float32)
+    for prepared in (False, True):
+        if prepared:
+            theirs.scheduler.set_timesteps(8)
+            ours.set_timesteps(8)
+        elif theirs.scheduler.timesteps is None:  # PNDM
+            continue
+        t = theirs.scheduler.timesteps[[0, 2]]
+        add = getattr(theirs.scheduler, "add_noise", None)
+        args = torch.from_numpy(x), torch.from_numpy(noise)
+        a = add(*args, t) if add else theirs.scheduler.scale_noise(args[0], t, args[1])
+        for b in (ours.add_noise(x, noise, t.numpy()), ours.add_noise(*args, t)):
+            assert apart(np.asarray(b), a.numpy()) < 1e-6
+        if hasattr(theirs.scheduler, "get_velocity") and short != "euler":
+            v = theirs.scheduler.get_velocity(*args, t)
+            assert apart(ours.get_velocity(x, noise, t.numpy()), v.numpy()) < 1e-6
+
+
+def test_schedule_adds_noise_as_the_face_does() -> None:
+    for short, config in FACES:
+        ours = scheduler_class(SHORT[short])(**config)
+        ours.set_timesteps(8)
+        schedule = ours.schedule(8, start=3)
+        x, noise = np.ones(SHAPE, np.float32), np.full(SHAPE, 0.5, np.float32)
+        ours.set_begin_index(3)
+        many = np.repeat(ours.timesteps[3], SHAPE[0])
+        expected = ours.add_noise(x, noise, many)
+        np.testing.assert_allclose(schedule.add_noise(0, x, noise), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("short", ["ddpm", "ddim"])
+def test_one_step_without_set_timesteps(short: str) -> None:
+    x = np.random.default_rng(3).standard_normal(SHAPE).astype(np.float32)
+    theirs, ours = face_pair(short, SD, np.zeros((1, *SHAPE), np.float32))
+    theirs.scheduler.num_inference_steps = 1000 if short == "ddim" else None  # it insists
+    a = theirs.scheduler.step(torch.from_numpy(x * 0.5), 500, torch.from_numpy(x)).prev_sample
+    b = ours.step(x * 0.5, 500, x, **({"noise": x * 0} if short == "ddpm" else {})).prev_sample
+    assert apart(b, a.numpy()) < TOLERANCE
+
+
+def test_torch_generator_draws_what_diffusers_draws() -> None:
+    theirs = diffusers.EulerAncestralDiscreteScheduler(**SD)
+    module = importlib.import_module(type(theirs).__module__)
+    module.randn_tensor = diffusers.utils.torch_utils.randn_tensor
+    ours = scheduler_class("euler-ancestral")(**SD)
+    theirs.set_timesteps(3)
+    ours.set_timesteps(3)
+    x = torch.ones(SHAPE)
+    for seeds in (5, [5, 6]):
+        pair = [
+            torch.Generator().manual_seed(5)
+            if seeds == 5
+            else [torch.Generator().manual_seed(s) for s in (5, 6)]
+            for _ in range(2)
+        ]
+        theirs.set_timesteps(3)
+        ours.set_timesteps(3)
+        a = theirs.step(x, theirs.timesteps[0], x, generator=pair[0]).prev_sample
+        b = ours.step(x, ours.timesteps[0], x, generator=pair[1]).prev_sample
+        assert apart(b.numpy(), a.numpy()) < TOLERANCE
+
+
+def comparable(config: Any) -> dict[str, Any]:
+    shown = {
+        k: v for k, v in dict(config).items() if k not in ("_class_name", "_diffusers_version")
+    }
+    shown["_use_default_values"] = sorted(shown.get("_use_default_values", ()))
+    return shown
+
+
+@pytest.mark.parametrize(("first", "second"), list(itertools.product(SCHEDULERS, SCHEDULERS)))
+def test_switching_classes(first: str, second: str) -> None:
+    start = {"_class_name": first, "_diffusers_version": "0.6.0", "num_train_timesteps": 900}
+    start |= {**SD, "clip_sample": False, "skip_prk_steps": True, "steps_offset": 1, "unheard": 7}
+    a = getattr(diffusers, first).from_config(start)
+    b = scheduler_class(first).from_config(start)
+    assert comparable(a.config) == comparable(b.config)
+    for overrides in ({}, {"num_train_timesteps": 800}):
+        a2 = getattr(diffusers, second).from_config(a.config, **overrides)
+        b2 = scheduler_class(second).from_config(b.config, **overrides)
+        assert comparable(a2.config) == comparable(b2.config)
+        a3 = getattr(diffusers, first).from_config(a2.config)
+        b3 = scheduler_class(first).from_config(b2.config)
+        assert comparable(a3.config) == comparable(b3.config)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_fresh_configs_and_compatibles(name: str) -> None:
+    a, b = getattr(diffusers, name)(), scheduler_class(name)()
+    assert comparable(a.config) == comparable(b.config)
+    theirs = {c.__name__ for c in a.compatibles} & set(SCHEDULERS)
+    assert {c.__name__ for c in b.compatibles} == theirs
+    assert len(a) == len(b)
+    assert a.order == b.order
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_files_are_read_both_ways(name: str, tmp_path: Any) -> None:
+    scheduler_class(name)(num_train_timesteps=500).save_pretrained(tmp_path / "ours")
+    theirs = getattr(diffusers, name).from_pretrained(tmp_path / "ours")
+    assert theirs.config.num_train_timesteps == 500
+    theirs.save_pretrained(tmp_path / "theirs")
+    back = scheduler_class(name).from_pretrained(tmp_path, subfolder="theirs")
+    assert back.config.num_train_timesteps == 500
 
 
 def test_report(capsys: pytest.CaptureFixture[str]) -> None:

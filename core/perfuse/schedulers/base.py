@@ -86,7 +86,9 @@ class StepOutput:
         return self.pred_original_sample
 
     def __getitem__(self, key: int | str) -> Array:
-        return getattr(self, key) if isinstance(key, str) else dataclasses.astuple(self)[key]
+        if isinstance(key, str):
+            return getattr(self, key)
+        return (self.prev_sample, self.pred_original_sample)[key]
 
 
 @dataclass(frozen=True, kw_only=True)
