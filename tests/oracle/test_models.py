@@ -3,6 +3,8 @@
 Every parameter is drawn at random, so that no zero-initialised layer hides what it multiplies.
 """
 
+import dataclasses
+import inspect
 import itertools
 import json
 import shutil
@@ -645,3 +647,12 @@ def test_size_is_corrected_as_diffusers_does(version: Any, size: int, tmp_path: 
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder)
     wanted = theirs.unet.config.sample_size
     assert Checkpoint.open(folder).spec.denoiser.config["sample_size"] == wanted
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_fields_and_defaults_of_configs(name: str) -> None:
+    """A field that a config.json leaves out means the same in both."""
+    signature = inspect.signature(getattr(diffusers, name).__init__).parameters
+    theirs = {n: p.default for n, p in signature.items() if n != "self"}
+    mine = {f.name: f.default for f in dataclasses.fields(getattr(ours, name).config_class)}
+    assert mine == theirs
