@@ -16,7 +16,7 @@ check: $(VENV)/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --doctest-modules core/perfuse README.md
+	$(BIN)/python -m pytest --doctest-modules core/perfuse tests/test_readme.py
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/run.py
