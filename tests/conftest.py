@@ -1,0 +1,75 @@
+"""What the tests share: an export cache of their own, and small checkpoints made once."""
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+Make = Callable[[str], Path]
+Export = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """No test reads or writes the user's cache, settings or the Hub."""
+    names = [name for name in os.environ if name.startswith("PERFUSE_")]
+    before = {name: os.environ.pop(name) for name in names}
+    cache = tmp_path_factory.mktemp("perfuse-cache")
+    os.environ["PERFUSE_CACHE"] = str(cache)
+    yield cache
+    del os.environ["PERFUSE_CACHE"]
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """``checkpoint("sd1")``: a small random checkpoint, made once; not to be written to."""
+    made: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in made:
+            from tests.checkpoints import make_checkpoint
+
+            made[kind] = make_checkpoint(tmp_path_factory.mktemp(kind) / kind, kind)
+        return made[kind]
+
+    return make
+
+
+@pytest.fixture
+def copy_of(checkpoint: Make, tmp_path: Path) -> Make:
+    """``copy_of("sd1")``: a copy of a small checkpoint that the test may damage."""
+
+    def copy(kind: str) -> Path:
+        return Path(shutil.copytree(checkpoint(kind), tmp_path / "copies" / kind))
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """``exported("sd1", "onnx")``: a small checkpoint in a format; not to be written to."""
+    made: dict[tuple[str, str], Path] = {}
+
+    def export(kind: str, format: str) -> Path:
+        needs_exporter(format)
+        if (kind, format) not in made:
+            from perfuse import DiffusionPipeline
+
+            folder = tmp_path_factory.mktemp("exports") / f"{kind}-{format}"
+            pipe = DiffusionPipeline.from_pretrained(checkpoint(kind), backend="torch:cpu")
+            made[kind, format] = pipe.export(folder, to=format)
+        return made[kind, format]
+
+    return export
+
+
+def needs_exporter(format: str) -> None:
+    """Skip the test where the exporter's tools are not installed."""
+    pytest.importorskip("torch")
+    for module in {"onnx": ("onnx", "onnxscript"), "openvino": ("openvino",)}[format]:
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
