@@ -5,7 +5,6 @@ from typing import Any
 from perfuse.artifact import Artifact
 from perfuse.pipeline import Source
 from perfuse.plugins import host, missing_modules
-from perfuse.spec import Signature, TensorSpec
 
 __all__ = ["backend_rows", "print_backends", "print_spec"]
 
@@ -74,7 +73,6 @@ def print_backends(rows: list[dict[str, Any]]) -> None:
 def print_spec(source: Source) -> None:
     """A pipeline's spec for a person."""
     from rich.console import Console
-    from rich.table import Table
 
     spec, console = source.spec, Console(highlight=False)
     height, width = spec.default_size
@@ -90,28 +88,18 @@ def print_spec(source: Source) -> None:
         )
     if spec.tokenizers:
         console.print(f"tokenizers {', '.join(spec.tokenizers)}")
-    table = Table(box=None, pad_edge=False)
-    for heading in ("component", "class", "takes", "gives"):
-        table.add_column(heading)
     for name, component in spec.components.items():
-        signature = component.signature
+        signature, how = component.signature, ""
         if isinstance(source, Artifact) and name in source.manifest.components:
             exported = source.manifest.components[name]
-            signature = exported.signature
-            name = f"{name}\n{exported.format} {exported.precision}"
-        table.add_row(name, component.class_name, *_columns(signature))
-    console.print(table)
+            signature, how = exported.signature, f"  {exported.format} {exported.precision}"
+        console.print(f"\n[bold]{name}[/]  {component.class_name}{how}")
+        for arrow, tensors in (("in ", signature.inputs), ("out", signature.outputs)):
+            for tensor in tensors:
+                shape = ", ".join(str(size) for size in tensor.shape)
+                console.print(f"  {arrow} {tensor.name:26} {tensor.dtype:8} \\[{shape}]")
 
 
 def _schedule(config: Any) -> str:
     shown = ("prediction_type", "beta_schedule", "num_train_timesteps", "timestep_spacing")
     return "".join(f"  {name}={config[name]}" for name in shown if name in config)
-
-
-def _columns(signature: Signature) -> tuple[str, str]:
-    def lines(tensors: tuple[TensorSpec, ...]) -> str:
-        return "\n".join(
-            f"{t.name} {t.dtype} \\[{', '.join(str(d) for d in t.shape)}]" for t in tensors
-        )
-
-    return lines(signature.inputs), lines(signature.outputs)
