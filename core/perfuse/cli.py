@@ -295,6 +295,7 @@ def inspect(
     """Print a model's spec: components, signatures, sizes, schedule, tasks. Loads no weights."""
     from perfuse.artifact import Artifact
     from perfuse.pipeline import open_model
+    from perfuse.tables import print_spec, weight_sizes
 
     source = open_model(model, revision=revision, variant=variant, offline=offline)
     if verify:
@@ -302,14 +303,16 @@ def inspect(
             raise InputError(f"--verify checks an exported folder; {source.model} is a checkpoint.")
         source.manifest.verify(source.path)
     if as_json:
-        data = {"model": source.model, **source.spec.to_dict()}
+        data = {
+            "model": source.model,
+            **source.spec.to_dict(),
+            "weight_bytes": weight_sizes(source),
+        }
         if isinstance(source, Artifact):
             components = source.manifest.components
             data["exported"] = {name: c.to_dict() for name, c in components.items()}
         click.echo(json.dumps(data))
         return
-    from perfuse.tables import print_spec
-
     print_spec(source)
 
 

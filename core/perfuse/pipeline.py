@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from perfuse.artifact import Artifact
 from perfuse.backend import PRECISIONS, Component, Placement, Program, Request, Target
@@ -25,23 +25,13 @@ from perfuse.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from torch import nn
 
+    from perfuse.checkpoint import Checkpoint
+
 __all__ = ["DiffusionPipeline", "PipelineOutput", "open_model"]
 
 
-class Source(Protocol):
-    """Where a pipeline's components come from: a checkpoint, or an exported artifact."""
-
-    @property
-    def model(self) -> str: ...
-
-    @property
-    def spec(self) -> PipelineSpec: ...
-
-    def component(
-        self, name: str, *, precision: str | None = None, static: Mapping[str, int] | None = None
-    ) -> Component: ...
-
-    def tokenizer(self, name: str) -> Tokenizer: ...
+#: Where a pipeline's components come from.
+Source: TypeAlias = "Checkpoint | Artifact"
 
 
 def open_model(
@@ -50,7 +40,7 @@ def open_model(
     revision: str | None = None,
     variant: str | None = None,
     offline: bool | None = None,
-) -> Source:
+) -> "Source":
     """Open an exported folder, a local checkpoint or a Hub id; without one, the bundled ``shapes``.
 
     Raises:

@@ -3,10 +3,10 @@
 from typing import Any
 
 from perfuse.artifact import Artifact
-from perfuse.pipeline import Source
+from perfuse.checkpoint import Checkpoint
 from perfuse.plugins import host, missing_modules
 
-__all__ = ["backend_rows", "print_backends", "print_spec"]
+__all__ = ["backend_rows", "print_backends", "print_spec", "weight_sizes"]
 
 
 def backend_rows() -> list[dict[str, Any]]:
@@ -70,11 +70,11 @@ def print_backends(rows: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
-def print_spec(source: Source) -> None:
+def print_spec(source: Checkpoint | Artifact) -> None:
     """A pipeline's spec for a person."""
     from rich.console import Console
 
-    spec, console = source.spec, Console(highlight=False)
+    spec, console = source.spec, Console(highlight=False, soft_wrap=True)
     height, width = spec.default_size
     console.print(f"[bold]{spec.class_name}[/]  {source.model}")
     console.print(f"tasks      {', '.join(spec.tasks)}")
@@ -88,16 +88,31 @@ def print_spec(source: Source) -> None:
         )
     if spec.tokenizers:
         console.print(f"tokenizers {', '.join(spec.tokenizers)}")
+    sizes = weight_sizes(source)
     for name, component in spec.components.items():
         signature, how = component.signature, ""
         if isinstance(source, Artifact) and name in source.manifest.components:
             exported = source.manifest.components[name]
             signature, how = exported.signature, f"  {exported.format} {exported.precision}"
-        console.print(f"\n[bold]{name}[/]  {component.class_name}{how}")
+        size = f"{sizes[component.folder if not how else name] / 1e6:.1f} MB"
+        console.print(f"\n[bold]{name}[/]  {component.class_name}{how}  {size}")
         for arrow, tensors in (("in ", signature.inputs), ("out", signature.outputs)):
             for tensor in tensors:
                 shape = ", ".join(str(size) for size in tensor.shape)
                 console.print(f"  {arrow} {tensor.name:26} {tensor.dtype:8} \\[{shape}]")
+
+
+def weight_sizes(source: Checkpoint | Artifact) -> dict[str, int]:
+    """Bytes of weights: by folder for a checkpoint, from the headers; by component for an export."""
+    if isinstance(source, Artifact):
+        sizes = dict.fromkeys(source.manifest.components, 0)
+        for file, entry in source.manifest.files.items():
+            name = file.partition("/")[0]
+            if name in sizes:
+                sizes[name] += int(entry["size"])
+        return sizes
+    folders = dict.fromkeys(c.folder for c in source.spec.components.values())
+    return {folder: source.weights(folder).total_bytes for folder in folders}
 
 
 def _schedule(config: Any) -> str:

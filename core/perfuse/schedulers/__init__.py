@@ -83,11 +83,21 @@ def scheduler_class(name: str) -> type[Scheduler]:
         InputError: there is none of this name.
     """
     full = SHORT_NAMES.get(name.lower().replace("_", "-"), name)
-    if full not in SCHEDULERS:
+    reference = _find(full)
+    if reference is None:
         raise InputError(f"Scheduler {name!r} is not known. Use one of: {', '.join(SHORT_NAMES)}.")
-    module, attribute = SCHEDULERS[full].split(":")
+    module, attribute = reference.split(":")
     found: type[Scheduler] = getattr(importlib.import_module(module), attribute)
     return found
+
+
+def _find(name: str) -> str | None:
+    """Where a class is: one of ours, or one that a plugin brings."""
+    if name in SCHEDULERS:
+        return SCHEDULERS[name]
+    from perfuse.plugins import host
+
+    return host().schedulers().get(name)
 
 
 def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
@@ -97,7 +107,7 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
         CheckpointError: its ``_class_name`` is missing or is none of those in ``SCHEDULERS``.
     """
     name = config.get("_class_name")
-    if not isinstance(name, str) or name not in SCHEDULERS:
+    if not isinstance(name, str) or _find(name) is None:
         raise CheckpointError(
             f"The checkpoint's scheduler is {name!r}, which perfuse does not have. Known: "
             f"{', '.join(SCHEDULERS)}. Set _class_name in scheduler_config.json to one of these."
