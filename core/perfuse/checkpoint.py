@@ -130,8 +130,25 @@ class Checkpoint:
         Raises:
             CheckpointError: there is no such model, or it cannot be read.
         """
-        asked = str(model)
-        path, commit = Path(model).expanduser(), None
+        try:
+            return cls._open(model, revision, variant, offline, pipelines)
+        except OSError as exc:
+            raise CheckpointError(
+                f"Model {str(model)!r} was asked for; the system said: {exc.strerror or exc}. "
+                "Name a folder that this user can read."
+            ) from exc
+
+    @classmethod
+    def _open(
+        cls,
+        model: "str | os.PathLike[str]",
+        revision: str | None,
+        variant: str | None,
+        offline: bool | None,
+        pipelines: Mapping[str, PipelineClass],
+    ) -> Self:
+        asked, commit = str(model), None
+        path = Path(model).expanduser()
         if not path.exists() and isinstance(model, str) and _HUB_ID.fullmatch(model):
             path, commit = _from_hub(model, revision, variant, offline)
         index = _read_index(path, asked)

@@ -432,6 +432,12 @@ def test_not_a_pipeline_folder(sd: Path, tmp_path: Path) -> None:
         Checkpoint.open(tmp_path / "artifact")
 
 
+def test_names_that_are_no_paths(tmp_path: Path) -> None:
+    for name in ("x" * 5000, "a\0b", str(tmp_path / "a" / ("y" * 300))):
+        with pytest.raises(CheckpointError, match="was asked for"):
+            Checkpoint.open(name)
+
+
 def test_links_that_leave(sd: Path, tmp_path: Path) -> None:
     (sd / "vae").rename(tmp_path / "vae")
     (sd / "vae").symlink_to(tmp_path / "vae")
@@ -462,6 +468,11 @@ def test_unreadable(originals: dict[str, Path]) -> None:
             with as_nobody(), pytest.raises(CheckpointError, match=said):
                 Checkpoint.open(sd).component("unet")
             file.chmod(0o644)
+        for place in (sd / "unet", sd):
+            place.chmod(0)
+            with as_nobody(), pytest.raises(CheckpointError, match="Permission denied"):
+                Checkpoint.open(sd)
+            place.chmod(0o755)
     finally:
         shutil.rmtree(folder)
 

@@ -418,3 +418,98 @@ class TestLoading:
     def test_no_guessing_of_shapes(self, tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=r"0\.bias \(\[2\] expected, \[2, 1\] found\)"):
             self.load(tmp_path, {**STATE, "0.bias": np.ones((2, 1), np.float32)})
+
+
+class TestFolders:
+    """``from_pretrained`` and ``save_pretrained`` of a model."""
+
+    @staticmethod
+    def model() -> Any:
+        pytest.importorskip("torch")
+        from tests.checkpoints import ddpm_config, randomise
+
+        from perfuse.models import UNet2DModel
+
+        return randomise(UNet2DModel(**ddpm_config()))
+
+    def test_round_trip(self, tmp_path: Path) -> None:
+        import torch
+
+        model = self.model()
+        model.save_pretrained(tmp_path / "a" / "b")
+        names = sorted(path.name for path in (tmp_path / "a" / "b").iterdir())
+        assert names == ["config.json", f"{MAIN}.safetensors"]
+        config = json.loads((tmp_path / "a" / "b" / "config.json").read_text())
+        assert config["_class_name"] == "UNet2DModel"
+        assert "_perfuse_version" in config
+        again = type(model).from_pretrained(tmp_path / "a", subfolder="b")
+        assert again.config == model.config
+        state = again.state_dict()
+        assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+        half = type(model).from_pretrained(tmp_path / "a" / "b", torch_dtype=torch.float16)
+        assert half.dtype == torch.float16
+
+    def test_an_interrupted_save_leaves_what_was_there(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import safetensors.torch
+
+        model = self.model()
+        model.save_pretrained(tmp_path)
+        before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+        def half_way(_state: Any, path: str, **_: Any) -> None:
+            Path(path).write_bytes(b"half")
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(safetensors.torch, "save_file", half_way)
+        with pytest.raises(KeyboardInterrupt):
+            model.save_pretrained(tmp_path)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    def test_saving_where_nothing_can_be(self, tmp_path: Path) -> None:
+        model = self.model()
+        (tmp_path / "file").touch()
+        with pytest.raises(
+            CheckpointError, match="UNet2DModel was to be saved to .*another folder"
+        ):
+            model.save_pretrained(tmp_path / "file")
+
+    def test_loading_over_itself(self, tmp_path: Path) -> None:
+        """The tensors are mapped from the file that is replaced."""
+        import torch
+
+        self.model().save_pretrained(tmp_path)
+        model = type(self.model()).from_pretrained(tmp_path)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.save_pretrained(tmp_path)
+        state = type(model).from_pretrained(tmp_path).state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
+
+    def test_refused(self, tmp_path: Path) -> None:
+        from tests.checkpoints import edit_json
+
+        from perfuse.models import AutoencoderKL
+
+        model = self.model()
+        load = type(model).from_pretrained
+        model.save_pretrained(tmp_path / "unet")
+        with pytest.raises(CheckpointError, match="nowhere, which is not there"):
+            load(tmp_path / "nowhere")
+        with pytest.raises(CheckpointError, match="which is a file"):
+            load(tmp_path / "unet" / "config.json")
+        with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+            load(tmp_path)
+        with pytest.raises(CheckpointError, match=r"AutoencoderKL was .* is of a UNet2DModel"):
+            AutoencoderKL.from_pretrained(tmp_path / "unet")
+        with pytest.raises(WeightsError, match="'fp16' was asked for; .* has: plain"):
+            load(tmp_path / "unet", variant="fp16")
+        edit_json(tmp_path / "unet" / "config.json", layers_per_block="1")
+        with pytest.raises(CheckpointError, match="layers_per_block is '1'; int was expected"):
+            load(tmp_path / "unet")
+        edit_json(tmp_path / "unet" / "config.json", layers_per_block=2)
+        with pytest.raises(WeightsError, match=r"missing: .*resnets\.1\."):
+            load(tmp_path / "unet")
+        edit_json(tmp_path / "unet" / "config.json", layers_per_block=1, norm_num_groups=5)
+        with pytest.raises(CheckpointError, match=r"UNet2DModel cannot be built from .*config"):
+            load(tmp_path / "unet")

@@ -146,8 +146,14 @@ def load_model(
             f"Variant {variant!r} was asked for; {path} has: {', '.join(others)}. Ask for one of "
             "these, or for none."
         )
-    with torch.device("meta"):
-        model = cls.from_config(config)
+    try:
+        with torch.device("meta"):
+            model = cls.from_config(config)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
+        raise CheckpointError(
+            f"A {cls.__name__} cannot be built from {path / _CONFIG}: {exc}. Take the file from "
+            "the checkpoint again."
+        ) from exc
     load_state(model, weights, where=path.name, rename=cls.rename, dtype=dtype)
     return model.eval()
 
