@@ -1,5 +1,6 @@
 """Runs a component's torch module as it is: the definition of correct."""
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -41,6 +42,8 @@ class Torch(Backend):
 
     def devices(self) -> Sequence[Device]:
         """Every device that this torch sees, accelerators first."""
+        if importlib.util.find_spec("habana_frameworks") is not None:
+            importlib.import_module("habana_frameworks.torch")  # gives torch its hpu device
         found = []
         for kind in _ACCELERATORS:
             module = getattr(torch, kind, None)
