@@ -608,10 +608,13 @@ def _from_hub(
     reason = "it is not in the Hub's cache and this is offline"
     if not (constants.HF_HUB_OFFLINE if offline is None else offline):
         try:
+            # First, because it does not try for half a minute where there is no connection.
+            info = HfApi().model_info(model, revision=revision)
             index = Path(hf_hub_download(model, INDEX, revision=revision))
             commit = index.parent.name  # every other file is of the same one
+            if info.sha != commit:
+                info = HfApi().model_info(model, revision=commit)
             entries = _entries(read_json(index), index)
-            info = HfApi().model_info(model, revision=commit)
             files = [file.rfilename for file in info.siblings or ()]
             _check_variant(_by_component(files, entries), variant, asked)
             for file in _wanted(files, entries, variant):
