@@ -81,8 +81,8 @@ class OnnxExporter(Exporter):
         try:
             model, weights = _lower(program, module)
             _simplify(model, weights)
-            _name(model, component)
             _check(model, component)
+            _name(model, component)
         except ExportError:
             raise
         except Exception as exc:
@@ -414,7 +414,9 @@ def _check(model: "ir.Model", component: Component) -> None:
     found = {node.op_type for node in model.graph if node.op_type in _FORBIDDEN}
     found |= {f"{node.domain}::{node.op_type}" for node in model.graph if node.domain}
     wide = (ir.DataType.DOUBLE, ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
-    found |= {f"{value.dtype} {value.name}" for value in _values(model.graph) if value.dtype in wide}
+    found |= {
+        f"{value.dtype} {value.name}" for value in _values(model.graph) if value.dtype in wide
+    }
     if found:
         raise ExportError(
             f"{component.name} ({component.spec.class_name}) was lowered to ONNX; its graph holds "
@@ -469,6 +471,7 @@ def _content(name: str, weight: _Weight) -> memoryview:
     Raises:
         ExportError: it holds numbers that its precision cannot.
     """
+    import numpy as np
     import onnx_ir as ir
     import torch
 
@@ -479,7 +482,8 @@ def _content(name: str, weight: _Weight) -> memoryview:
             f"{name} was to be written in float16, which ends at 65504; the tensor exceeds it. "
             "Use --precision float32."
         )
-    return memoryview(weight.change(tensor).contiguous().numpy()).cast("B")
+    array: np.ndarray[Any, np.dtype[Any]] = weight.change(tensor).contiguous().numpy()
+    return array.reshape(-1).view(np.uint8).data
 
 
 def _let_go(tensor: "torch.Tensor") -> None:

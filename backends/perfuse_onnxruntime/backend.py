@@ -1,0 +1,173 @@
+"""ONNX Runtime as a backend."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from perfuse.backend import (
+    Backend,
+    Component,
+    Device,
+    Program,
+    Request,
+    Support,
+    SupportLevel,
+    Target,
+)
+from perfuse.errors import (
+    ArtifactError,
+    DeviceNotFoundError,
+    ExecutionError,
+    UnsupportedError,
+)
+from perfuse.store import ArtifactStore
+from perfuse_onnxruntime import providers
+from perfuse_onnxruntime.external import check_external
+from perfuse_onnxruntime.program import OnnxProgram
+
+__all__ = ["OnnxRuntime"]
+
+_FORMAT = "onnx"
+_ROUNDED = (
+    "the CPU provider has no float16 convolutions: it computes in float32 and rounds what lies "
+    "between, so float16 halves the file and costs time"
+)
+
+
+class OnnxRuntime(Backend):
+    """Runs ONNX files, its own exports and other exporters', on the providers of the build."""
+
+    name: ClassVar[str] = "onnxruntime"
+    formats: ClassVar[tuple[str, ...]] = (_FORMAT,)
+
+    def devices(self) -> Sequence[Device]:
+        """One device a provider; the CPU is the first."""
+        import onnxruntime
+
+        return providers.devices(onnxruntime.get_available_providers())
+
+    def supports(self, request: Request) -> Support:
+        """Every component in float32; in float16 with what that means on the device."""
+        device = (request.device or "cpu").lower()
+        if request.precision == "float32":
+            return Support(level=SupportLevel.FULL)
+        if request.precision == "float16":
+            if device == "cpu":
+                return Support(level=SupportLevel.CONDITIONAL, reason=_ROUNDED)
+            return Support(level=SupportLevel.FULL)
+        return Support(
+            level=SupportLevel.UNSUPPORTED,
+            reason=f"ONNX Runtime has no {request.precision} kernels for convolutions; "
+            "use float16 or float32",
+        )
+
+    def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
+        """Load the component's ONNX file, or export it into the store first.
+
+        Raises:
+            DeviceNotFoundError: the installed build does not have the device.
+            UnsupportedError: bfloat16, or an operator that the provider lacks.
+            ExportError: the component could not be lowered.
+            ArtifactError: the file is missing, damaged, or of another component.
+        """
+        import onnxruntime
+
+        device = target.device or "cpu"
+        provider, options = providers.resolve(device, onnxruntime.get_available_providers())
+        support = self.supports(
+            Request(
+                component=component.spec,
+                precision=component.precision,
+                device=device,
+                static=component.static,
+            )
+        )
+        if not support.works:
+            raise UnsupportedError(
+                f"{component.name} was to run in {component.precision} on {target}; "
+                f"{support.reason}."
+            )
+        from perfuse.export import exported
+
+        path = exported(component, _FORMAT, store)
+        return OnnxProgram(_session(path, device, provider, options), component, path, device)
+
+
+def _session(path: Path, device: str, provider: str, options: Mapping[str, Any]) -> Any:
+    """A session that runs on the provider, with the CPU for the nodes that it cannot take.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+        DeviceNotFoundError: the provider's own libraries, or the device, are not there.
+        UnsupportedError: there is no kernel for an operator.
+        ExecutionError: the provider failed to compile the graph.
+    """
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as engine
+
+    if not path.is_file():
+        raise ArtifactError(f"{path} was to be loaded; it is not there. Export the model again.")
+    check_external(path)
+    wanted = [(provider, dict(options))]
+    if provider != "CPUExecutionProvider":
+        wanted.append(("CPUExecutionProvider", {}))
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), _options(provider), providers=wanted, enable_fallback=False
+        )
+    except engine.NotImplemented as exc:
+        raise UnsupportedError(
+            f"{path} was to run on onnxruntime:{device}; {_said(exc)} Use another device or "
+            "precision."
+        ) from exc
+    except (engine.EPFail, engine.RuntimeException, MemoryError) as exc:
+        raise ExecutionError(
+            f"{path} was to be made ready on onnxruntime:{device}; {_said(exc)} Try "
+            "onnxruntime:cpu, or float16 if memory ran out."
+        ) from exc
+    except Exception as exc:  # every status of the engine is a class of its own
+        raise ArtifactError(
+            f"{path} was to be loaded; {_said(exc)} The file, or the weights beside it, are "
+            "missing, damaged or of another version. Export the model again."
+        ) from exc
+    if provider not in session.get_providers():
+        raise DeviceNotFoundError(
+            f"onnxruntime:{device} was asked for; {provider} could not start and only "
+            f"{', '.join(session.get_providers())} is left. Install the libraries that it needs "
+            "(for CUDA: the CUDA and cuDNN versions that onnxruntime-gpu names)."
+        )
+    return session
+
+
+def _options(provider: str) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what is wrong comes as an exception, with the same words
+    options.intra_op_num_threads = _threads()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    if provider == "DmlExecutionProvider":  # DirectML refuses memory patterns
+        options.enable_mem_pattern = False
+    if provider != "CPUExecutionProvider":
+        # Lets the report say which nodes went to the CPU; engines before 1.24 ignore it.
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+def _threads() -> int:
+    """``OMP_NUM_THREADS``, or the cores this process may use; 0 leaves it to the engine."""
+    configured = os.environ.get("OMP_NUM_THREADS", "")
+    if configured.isdecimal():
+        return int(configured)
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+        # With all cores allowed the engine picks one thread a physical core, and pins it.
+        return allowed if allowed != os.cpu_count() else 0
+    return 0
+
+
+def _said(exc: BaseException) -> str:
+    """The engine's message on one line, as a sentence."""
+    text = " ".join(str(exc).split()).removeprefix("[ONNXRuntimeError] : ")
+    return f"ONNX Runtime said: {text.rstrip('.')}."
