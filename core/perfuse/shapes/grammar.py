@@ -296,10 +296,11 @@ def signed_distance(
     raise ValueError(f"No shape is called {shape!r}. There are: {', '.join(SHAPES)}.")
 
 
-def draw(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
+def draw(scene: Scene, rng: np.random.Generator, *, wander: float = 0.5) -> NDArray[np.uint8]:
     """Paint a scene, uint8 [64, 64, 3]: antialiased, everything slightly off its nominal value.
 
-    What the scene leaves unsaid is made up; the same scene and the same state of `rng` give the same
+    `wander` is how far an object may be from its place, in pixels along each axis; its radius differs by
+    up to a third of that. What the scene leaves unsaid is made up; the same scene and the same state of `rng` give the same
     picture.
     """
     scene = scene.complete(rng)
@@ -310,12 +311,12 @@ def draw(scene: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
     for index, item in enumerate(scene.objects):
         assert item.size is not None and item.colour is not None and item.shape is not None
         if scene.relation is not None:
-            nominal, astray = RELATIONS[scene.relation][index], 1.0
+            nominal = RELATIONS[scene.relation][index]
         else:
             assert item.place is not None
-            nominal, astray = PLACES[item.place], 1.5
-        middle = np.asarray(nominal) + rng.uniform(-astray, astray, 2)
-        radius = RADII[item.size] * rng.uniform(0.95, 1.05)
+            nominal = PLACES[item.place]
+        middle = np.asarray(nominal) + rng.uniform(-wander, wander, 2)
+        radius = RADII[item.size] + rng.uniform(-wander, wander) / 3
         colour = np.asarray(COLOURS[item.colour]) + rng.uniform(-6, 6, 3)
         distance = signed_distance(
             item.shape, axis[None] - middle[0], axis[:, None] - middle[1], radius

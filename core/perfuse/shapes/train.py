@@ -47,6 +47,8 @@ class Recipe:
     scenes: int = 40_000
     """How many pictures the UNet learns from."""
     unet_steps: int = 24_000
+    wide_steps: int = 6_000
+    """Steps of these on pictures whose objects wander far; the others learn clean edges."""
     unet_batch: int = 32
     unet_rate: float = 1e-3
     silence: float = 0.12
@@ -54,6 +56,9 @@ class Recipe:
     average: float = 0.9995
     """Decay of the moving average of the weights."""
 
+
+WIDE, NARROW = 1.5, 0.5
+"""How far objects wander from their places, in pixels."""
 
 WIDTH = 64
 """Width of the text encoder, and of what it tells the UNet."""
@@ -132,7 +137,7 @@ def make_vae(factor: float = 1.0) -> AutoencoderKL:
 
 def pictures(rng: np.random.Generator, count: int, pairs: float) -> Tensor:
     """Random training pictures, float32 [count, 3, 64, 64] in [-1, 1]."""
-    drawn = [grammar.draw(grammar.sample(rng, pairs=pairs), rng) for _ in range(count)]
+    drawn = [grammar.draw(grammar.sample(rng, pairs=pairs), rng, wander=WIDE) for _ in range(count)]
     return to_model(drawn)
 
 
@@ -190,31 +195,30 @@ def train_vae(recipe: Recipe, work: Path) -> AutoencoderKL:
     return vae
 
 
-def encode_set(
-    recipe: Recipe, vae: AutoencoderKL, work: Path
-) -> tuple[list[grammar.Scene], Tensor, float]:
-    """Stage 2: scenes, their latents float32 [count, 4, 16, 16] of unit variance, and the factor that made them so."""
-    streams = [np.random.default_rng([recipe.seed, 2, index]) for index in range(recipe.scenes)]
-    scenes = [grammar.sample(rng, pairs=recipe.pairs) for rng in streams]
-    path = work / "latents.pt"
+def scene_set(recipe: Recipe) -> list[grammar.Scene]:
+    """The scenes that the UNet learns from."""
+    streams = (np.random.default_rng([recipe.seed, 2, index]) for index in range(recipe.scenes))
+    return [grammar.sample(rng, pairs=recipe.pairs) for rng in streams]
+
+
+def encode_set(recipe: Recipe, vae: AutoencoderKL, path: Path, wander: float) -> Tensor:
+    """Stage 2: the latents of pictures of the scenes, as the encoder gives them: float32 [count, 4, 16, 16]."""
     if path.exists():
-        state = torch.load(path, weights_only=True)
-        return scenes, state["latents"], state["factor"]
-    clock, parts = Clock("latents", recipe.scenes), []
+        latents: Tensor = torch.load(path, weights_only=True)["latents"]
+        return latents
+    scenes, clock, parts = scene_set(recipe), Clock(path.stem, recipe.scenes), []
     for begin in range(0, recipe.scenes, 50):
-        some = slice(begin, begin + 50)
-        x = to_model(
-            [grammar.draw(*pair) for pair in zip(scenes[some], streams[some], strict=True)]
-        )
+        drawn = []
+        for index in range(begin, min(begin + 50, recipe.scenes)):
+            rng = np.random.default_rng([recipe.seed, 4, index])
+            drawn.append(grammar.draw(scenes[index], rng, wander=wander))
         with torch.no_grad():
-            parts.append(vae.encode_moments(x).chunk(2, dim=1)[0])
+            parts.append(vae.encode_moments(to_model(drawn)).chunk(2, dim=1)[0])
         if (begin + 50) % 5000 == 0:
             clock(begin + 50)
-    latents = torch.cat(parts)
-    factor = round(1 / latents.std().item(), 5)
-    latents = (latents * factor).contiguous()
-    save(path, {"latents": latents, "factor": factor})
-    return scenes, latents, factor
+    latents = torch.cat(parts).contiguous()
+    save(path, {"latents": latents})
+    return latents
 
 
 def make_unet() -> UNet2DConditionModel:
@@ -265,9 +269,13 @@ def alphas_bar() -> Tensor:
 
 
 def train_unet(
-    recipe: Recipe, scenes: list[grammar.Scene], latents: Tensor, work: Path
+    recipe: Recipe, wide: Tensor, narrow: Tensor, work: Path
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Stage 3: the averaged UNet and text encoder."""
+    """Stage 3: the averaged UNet and text encoder.
+
+    `wide` and `narrow` are the latents of unit variance of the first and of the other steps.
+    """
+    scenes = scene_set(recipe)
     torch.manual_seed(recipe.seed + 1)
     unet, text_encoder = make_unet(), make_text_encoder()
     averaged = copy.deepcopy((unet, text_encoder))
@@ -295,7 +303,7 @@ def train_unet(
             "" if rng.random() < recipe.silence else grammar.tell(scenes[i], rng).caption()
             for i in picked
         ]
-        x0 = latents[torch.from_numpy(picked)]
+        x0 = (wide if step < recipe.wide_steps else narrow)[torch.from_numpy(picked)]
         noise = torch.randn(x0.shape, generator=generator)
         # One timestep of each of `batch` equal parts: the loss is less noisy than with free draws.
         parts = (
@@ -373,8 +381,10 @@ def main() -> None:
     )
     work.mkdir(parents=True, exist_ok=True)
     vae = train_vae(recipe, work)
-    scenes, latents, factor = encode_set(recipe, vae, work)
-    unet, text_encoder = train_unet(recipe, scenes, latents, work)
+    wide = encode_set(recipe, vae, work / "wide.pt", WIDE)
+    narrow = encode_set(recipe, vae, work / "narrow.pt", NARROW)
+    factor = round(1 / wide.std().item(), 5)
+    unet, text_encoder = train_unet(recipe, wide * factor, narrow * factor, work)
     scaled = make_vae(factor)
     scaled.load_state_dict(vae.state_dict())
     write_checkpoint(options.output, scaled, unet, text_encoder)
