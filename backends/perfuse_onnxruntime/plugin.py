@@ -12,6 +12,7 @@ def perfuse_backends() -> Sequence[BackendManifest]:
         BackendManifest(
             name="onnxruntime",
             impl="perfuse_onnxruntime.backend:OnnxRuntime",
+            formats=("onnx",),
             requires=("onnxruntime",),
             install="pip install 'perfuse[onnxruntime]'",
             summary="ONNX Runtime: the CPU, and the devices of the installed build",
