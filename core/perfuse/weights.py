@@ -59,6 +59,8 @@ _DTYPES = {
     "BOOL": ("bool", 1),
     "C64": ("complex64", 8),
 }
+#: Bytes of tensors to read through one mapping of a file.
+_WINDOW = 64 << 20
 _AGAIN = "Download or save the file again."
 
 
@@ -237,11 +239,21 @@ class Weights:
         """
         from safetensors import SafetensorError, safe_open
 
+        order = {name: i for i, name in enumerate(self.shapes)}
         for path in self.files:
             try:
                 with safe_open(path, framework="pt") as file:
-                    for name in file.keys():  # noqa: SIM118 - not a mapping
-                        yield name, file.get_tensor(name)
+                    names = sorted(file.keys(), key=lambda name: order.get(name, -1), reverse=True)
+                while names:
+                    # Mapped anew, so that pages of tensors that are no longer used can go.
+                    with safe_open(path, framework="pt") as file:
+                        seen = 0
+                        while names and seen < _WINDOW:
+                            name = names.pop()
+                            tensor = file.get_tensor(name)
+                            seen += tensor.nbytes
+                            yield name, tensor
+                            del tensor
             except (OSError, SafetensorError) as exc:
                 raise WeightsError(f"{path} cannot be read: {exc}. {_AGAIN}") from exc
 

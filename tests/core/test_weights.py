@@ -313,6 +313,18 @@ def test_tensors_are_mapped_and_equal(tmp_path: Path) -> None:
         assert is_mapped(found["a"], tmp_path / "model.safetensors")
 
 
+def test_every_tensor_comes_whatever_the_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    state = {f"t{i}": np.full((i + 1, 3), i, np.float32) for i in range(20)}
+    save_file(state, tmp_path / "model.safetensors")
+    monkeypatch.setattr("perfuse.weights._WINDOW", 100)
+    found = dict(Weights.open(tmp_path).tensors())
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[k], torch.from_numpy(v)) for k, v in state.items())
+
+
 def test_a_file_that_changes_after_it_was_opened(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     file = tmp_path / "model.safetensors"

@@ -57,6 +57,7 @@ def load_state(
         if tensor.is_floating_point():
             tensor = tensor.to(dtype if dtype is not None else dtypes[name])
         state[name] = tensor.reshape(expected[name])
+        del tensor  # the mapping of a tensor that was cast is no longer needed
     module.load_state_dict(state, assign=True)
     _fill_buffers(module, where)
 
