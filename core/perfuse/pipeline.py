@@ -149,6 +149,8 @@ class DiffusionPipeline:
             )
         for name in dict.fromkeys(placement[name].backend for name in pipe.spec.components):
             host().backend(name)  # an unknown backend or a missing engine is said before any work
+            if isinstance(source, Artifact):
+                _check_format(source, name, natural)
         for name, component in components.items():
             setattr(pipe, name, component)
         return pipe
@@ -392,6 +394,17 @@ class DiffusionPipeline:
     def __repr__(self) -> str:
         parts = ", ".join(f"{name}={self.placement[name]}" for name in self.spec.components)
         return f"{self.spec.class_name}({parts})"
+
+
+def _check_format(artifact: Artifact, backend: str, natural: str) -> None:
+    """Raise ``BackendError`` where a backend does not load what an exported folder holds."""
+    formats = host().backends()[backend].formats
+    if artifact.format not in formats:
+        raise BackendError(
+            f"Backend {backend!r} was asked for; {artifact.model} holds {artifact.format}, and it "
+            f"loads {', '.join(formats) or 'checkpoints alone'}. Use --backend {natural}, or the "
+            "checkpoint that was exported."
+        )
 
 
 def _natural_backend(source: Source) -> str:
