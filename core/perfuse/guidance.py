@@ -1,8 +1,11 @@
 """Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) and its rescaling."""
 
+import math
+import numbers
 from dataclasses import dataclass
 
 from perfuse.arrays import std
+from perfuse.errors import InputError
 from perfuse.spec import Array
 
 __all__ = ["Guidance"]
@@ -18,6 +21,16 @@ class Guidance:
     rescale: float = 0.0
     #: Whether the denoiser takes the scale as an input instead, as LCM does.
     embedded: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "rescale"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise InputError(f"guidance_{name} must be a number; got {value!r}.")
+        if not math.isfinite(self.scale):
+            raise InputError(f"guidance_scale must be a finite number; got {self.scale!r}.")
+        if not 0.0 <= self.rescale <= 1.0:
+            raise InputError(f"guidance_rescale must be between 0 and 1; got {self.rescale!r}.")
 
     @property
     def branches(self) -> int:

@@ -13,7 +13,15 @@ from perfuse.schedulers import Schedule
 from perfuse.spec import Array
 from perfuse.steps import Loop, State, Step, Tools
 
-__all__ = ["check_size", "denoise_loop", "draw_latents", "finish", "prepare_schedule"]
+__all__ = [
+    "check_count",
+    "check_output_type",
+    "check_size",
+    "denoise_loop",
+    "draw_latents",
+    "finish",
+    "prepare_schedule",
+]
 
 
 def check_size(tools: Tools, height: int | None, width: int | None) -> tuple[int, int]:
@@ -35,6 +43,12 @@ def check_size(tools: Tools, height: int | None, width: int | None) -> tuple[int
             )
         sizes.append(size)
     return sizes[0], sizes[1]
+
+
+def check_count(name: str, count: object) -> None:
+    """Raise ``InputError`` for what is not a whole number of at least one."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise InputError(f"{name} must be a whole number of at least 1; got {count!r}.")
 
 
 def _prepare_schedule(

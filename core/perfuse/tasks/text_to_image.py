@@ -14,6 +14,7 @@ from perfuse.schedulers import Schedule
 from perfuse.spec import Array
 from perfuse.steps import State, Step, Task, Tools
 from perfuse.tasks.denoise import (
+    check_count,
     check_output_type,
     check_size,
     denoise_loop,
@@ -52,8 +53,7 @@ def _read_prompts(
         raise InputError("Give either prompt or prompt_embeds, one of them.")
     if negative_prompt is not None and negative_prompt_embeds is not None:
         raise InputError("Give either negative_prompt or negative_prompt_embeds, not both.")
-    if num_images_per_prompt < 1:
-        raise InputError(f"num_images_per_prompt must be at least 1; got {num_images_per_prompt}.")
+    check_count("num_images_per_prompt", num_images_per_prompt)
     if prompt_embeds is None:
         prompts = read_texts(prompt, "prompt")
         count = len(prompts)

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from perfuse.errors import InputError
 from perfuse.guidance import Guidance
 from perfuse.noise import noise_for
 from perfuse.schedulers import Schedule
 from perfuse.spec import Array
 from perfuse.steps import State, Step, Task, Tools
 from perfuse.tasks.denoise import (
+    check_count,
     check_output_type,
     check_size,
     denoise_loop,
@@ -33,8 +33,7 @@ def _prepare(
     output_type: str,
 ) -> State:
     check_output_type(output_type)
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size must be a whole number of at least 1; got {batch_size!r}.")
+    check_count("batch_size", batch_size)
     sample = tools.spec.denoiser.signature.inputs[0]
     size = check_size(tools, height, width)
     noise = noise_for(seed, generator, batch=batch_size, mode=noise_mode)
