@@ -1,0 +1,1 @@
+"""Components on OpenVINO: CPUs, Intel GPUs and NPUs."""

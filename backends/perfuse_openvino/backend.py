@@ -1,0 +1,272 @@
+"""Compiles OpenVINO IR for a device. From an exported folder it needs no torch."""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from perfuse.backend import (
+    Backend,
+    Component,
+    Device,
+    Program,
+    Request,
+    Support,
+    SupportLevel,
+    Target,
+)
+from perfuse.errors import (
+    ArtifactError,
+    DeviceNotFoundError,
+    ExecutionError,
+    InputError,
+    UnsupportedError,
+)
+from perfuse.export import exported
+from perfuse.store import ArtifactStore
+from perfuse_openvino.files import check_files
+from perfuse_openvino.program import OpenVinoProgram, said
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+__all__ = ["OpenVino"]
+
+#: Ours to OpenVINO's name of a type, and to that of a device that computes in it.
+_HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+_CAPABILITIES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
+#: Names for others: OpenVINO's own choice among them, and several at once.
+_VIRTUAL = ("AUTO", "HETERO", "MULTI")
+_OPTIONS = ("cache", "threads")
+#: In the store, so that ``perfuse cache`` lists and clears it.
+_COMPILED = "openvino-compiled"
+
+
+@lru_cache(maxsize=1)
+def _core() -> "ov.Core":
+    from perfuse_exporters.openvino import import_openvino
+
+    core: ov.Core = import_openvino().Core()
+    return core
+
+
+class OpenVino(Backend):
+    """OpenVINO's runtime. A device is named as OpenVINO names it: CPU, GPU, GPU.1, NPU, AUTO."""
+
+    name: ClassVar[str] = "openvino"
+
+    def devices(self) -> Sequence[Device]:
+        """What OpenVINO lists, in its order; its own choice among them, AUTO, comes last."""
+        core = _core()
+        found = [
+            Device(
+                name=name,
+                description=str(core.get_property(name, "FULL_DEVICE_NAME")).strip(),
+                precisions=_precisions(name),
+            )
+            for name in core.available_devices
+        ]
+        if found:
+            every = [p for p in _HINTS if all(p in device.precisions for device in found)]
+            found.append(
+                Device(
+                    name="AUTO",
+                    description="the device that OpenVINO chooses",
+                    precisions=tuple(every),
+                )
+            )
+        return found
+
+    def supports(self, request: Request) -> Support:
+        """By what the device says of itself; half-precision weights run wider where they must."""
+        if request.precision not in _HINTS:
+            return Support(
+                level=SupportLevel.UNSUPPORTED,
+                reason=f"OpenVINO runs {', '.join(_HINTS)} here, not {request.precision}.",
+            )
+        device = _device(request.device)
+        arithmetic = _arithmetic(device, request.precision)
+        if arithmetic is None:
+            return Support(
+                level=SupportLevel.UNSUPPORTED,
+                reason=f"{device} computes in {', '.join(_precisions(device))}.",
+            )
+        free = [dim for dim in request.component.signature.dims if dim not in request.static]
+        if device.startswith("NPU") and free:
+            return Support(
+                level=SupportLevel.CONDITIONAL,
+                reason=f"NPU runs one size only; {', '.join(free)} must be fixed: "
+                "perfuse export --to openvino --height H --width W --batch B.",
+            )
+        if arithmetic != request.precision:
+            return Support(
+                level=SupportLevel.CONDITIONAL,
+                reason=f"{device} has no {request.precision} arithmetic: weights are stored in "
+                f"{request.precision} and computed with in {arithmetic}.",
+            )
+        return Support(level=SupportLevel.FULL)
+
+    def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
+        """Export the component if it is not a file yet, and compile it for the device.
+
+        Options: ``threads=N`` for the CPU (``OMP_NUM_THREADS`` where it is not given), and
+        ``cache=false`` to compile anew each time.
+
+        Raises:
+            DeviceNotFoundError: OpenVINO does not list the device.
+            UnsupportedError: the device cannot compute in the precision, or needs fixed sizes.
+            InputError: an option is unknown.
+            ArtifactError: the files are missing or damaged.
+            ExportError: the component could not be lowered.
+            ExecutionError: OpenVINO could not compile it.
+        """
+        options = _read_options(target.options)
+        device = _device(target.device)
+        support = self.supports(
+            Request(
+                component=component.spec,
+                precision=component.precision,
+                device=device,
+                static=component.static,
+            )
+        )
+        arithmetic = _arithmetic(device, component.precision)
+        sizes = [dim for dim in component.spec.signature.dims if dim not in component.static]
+        if arithmetic is None or (device.startswith("NPU") and sizes):
+            raise UnsupportedError(
+                f"{component.name} was to run on openvino:{device} in {component.precision}; "
+                f"{support.reason}"
+            )
+        path = exported(component, self.name, store)
+        check_files(path, component.name)
+        compiled = _compile(path, component.name, device, arithmetic, options, store)
+        return OpenVinoProgram(component, compiled, path=path, device=device)
+
+
+def _device(asked: str | None) -> str:
+    """OpenVINO's spelling of a device; its first one where none is asked for.
+
+    Raises:
+        DeviceNotFoundError: OpenVINO does not list it.
+    """
+    found = _core().available_devices
+    if asked is None and found:
+        return str(found[0])
+    name = (asked or "").upper()
+    kind, colon, rest = name.partition(":")
+    if colon and kind not in _VIRTUAL:
+        name = f"{kind}.{rest}"  # GPU:1, as torch spells it
+    # OpenVINO takes GPU for GPU.0 and the other way round.
+    known = {*found, *(one.partition(".")[0] for one in found), *(f"{one}.0" for one in found)}
+    if not found or any(one not in known for one in _real(name)):
+        raise DeviceNotFoundError(
+            f"Device {asked!r} was asked for; OpenVINO lists {', '.join(found) or 'none'}, and "
+            "AUTO, its own choice among them. Use one of these; an Intel GPU or NPU is listed once "
+            "its driver is installed."
+        )
+    return name
+
+
+def _real(device: str) -> list[str]:
+    """The devices that a name may stand for."""
+    kind, _, parts = device.partition(":")
+    if kind not in _VIRTUAL:
+        return [device]
+    listed = [part.strip() for part in parts.split(",") if part and not part.startswith("-")]
+    return listed or list(_core().available_devices)
+
+
+def _precisions(device: str) -> tuple[str, ...]:
+    """What every device that the name may stand for computes in."""
+    lists = [_core().get_property(one, "OPTIMIZATION_CAPABILITIES") for one in _real(device)]
+    return tuple(p for p, name in _CAPABILITIES.items() if all(name in one for one in lists))
+
+
+def _arithmetic(device: str, precision: str) -> str | None:
+    """What the device computes in; ``None`` where it has nothing as precise.
+
+    Asked for float16, a CPU without it would take bfloat16, which keeps three bits fewer.
+    """
+    native = _precisions(device)
+    return next((one for one in (precision, "float32") if one in native), None)
+
+
+def _read_options(given: Mapping[str, str]) -> dict[str, Any]:
+    unknown = [name for name in given if name not in _OPTIONS]
+    if unknown:
+        raise InputError(
+            f"The OpenVINO backend was given the option {', '.join(unknown)}; it has "
+            f"{', '.join(_OPTIONS)}."
+        )
+    cache = str(given.get("cache", "true")).lower()
+    if cache not in ("true", "false"):
+        raise InputError(f"The option cache must be true or false; got {given['cache']!r}.")
+    threads = str(given.get("threads", os.environ.get("OMP_NUM_THREADS", "")))
+    if "threads" in given and not (threads.isdecimal() and int(threads) > 0):
+        raise InputError(f"The option threads must be a number from 1; got {threads!r}.")
+    return {"cache": cache == "true", "threads": int(threads) if threads.isdecimal() else 0}
+
+
+def _properties(device: str, arithmetic: str, threads: int) -> dict[str, str]:
+    properties = {
+        "INFERENCE_PRECISION_HINT": _HINTS[arithmetic],
+        "EXECUTION_MODE_HINT": "ACCURACY" if arithmetic == "float32" else "PERFORMANCE",
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if not device.startswith("NPU"):
+        properties["NUM_STREAMS"] = "1"
+    if device == "CPU" and threads:
+        properties["INFERENCE_NUM_THREADS"] = str(threads)
+    if device.startswith("AUTO"):
+        # It would begin on the CPU and move on within a picture, once the other is ready.
+        properties["ENABLE_STARTUP_FALLBACK"] = "NO"
+    return properties
+
+
+def _compile(
+    path: Path,
+    name: str,
+    device: str,
+    arithmetic: str,
+    options: Mapping[str, Any],
+    store: ArtifactStore,
+) -> "ov.CompiledModel":
+    properties = _properties(device, arithmetic, options["threads"])
+    folder = _cache_folder(store) if options["cache"] else None
+    if folder is not None:
+        # Without the weights, which are beside the model anyway.
+        cached = {**properties, "CACHE_DIR": str(folder), "CACHE_MODE": "OPTIMIZE_SIZE"}
+        try:
+            return _core().compile_model(str(path), device, cached)
+        except RuntimeError:
+            # A damaged or unwritable cache must not stop the run: once more without it, and what
+            # is wrong with the model itself is said then.
+            _forget(folder)
+    try:
+        return _core().compile_model(str(path), device, properties)
+    except RuntimeError as exc:
+        reason = said(exc)
+        if "xml" in reason.lower() or "Unable to read the model" in str(exc):
+            raise ArtifactError(
+                f"{path} cannot be read as OpenVINO IR: {reason}. Export the model again."
+            ) from exc
+        raise ExecutionError(
+            f"{name} was to be compiled for openvino:{device}; OpenVINO said: {reason}. "
+            "Try openvino:CPU, or update OpenVINO and the device's driver."
+        ) from exc
+
+
+def _cache_folder(store: ArtifactStore) -> Path | None:
+    """Where compiled models are kept; ``None`` where nothing can be written."""
+    folder = store.root / _COMPILED
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def _forget(folder: Path) -> None:
+    for blob in folder.glob("*.blob"):
+        blob.unlink(missing_ok=True)

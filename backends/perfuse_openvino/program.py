@@ -1,0 +1,213 @@
+"""A compiled model behind a component's signature."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.arrays import is_torch, to_numpy
+from perfuse.backend import Array, Component, ExecutionReport, Program
+from perfuse.errors import ArtifactError, ExecutionError, InputError
+
+if TYPE_CHECKING:
+    import openvino as ov
+
+__all__ = ["OpenVinoProgram", "said"]
+
+_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+class OpenVinoProgram(Program):
+    """One inference request. Inputs are read where they lie; outputs are the caller's to keep."""
+
+    def __init__(
+        self, component: Component, compiled: "ov.CompiledModel", *, path: Path, device: str
+    ) -> None:
+        import openvino
+
+        self._component = component
+        self._compiled: ov.CompiledModel | None = compiled
+        self._device = device
+        self._tensor = openvino.Tensor
+        spec = component.spec.signature
+        self._inputs = [
+            (tensor.name, index, *_expected(compiled.inputs[index]))
+            for tensor, index in zip(
+                spec.inputs, _positions(compiled.inputs, spec.input_names, path), strict=True
+            )
+        ]
+        if len(self._inputs) != len(compiled.inputs):
+            names = [", ".join(port.names) for port in compiled.inputs]
+            raise ArtifactError(
+                f"{path} has the inputs {'; '.join(names)}; {component.name} has "
+                f"{', '.join(spec.input_names)}. The file was made for another component."
+            )
+        self._outputs = list(
+            zip(
+                spec.output_names,
+                _positions(compiled.outputs, spec.output_names, path),
+                strict=True,
+            )
+        )
+        self._static = {**_fixed(component, compiled, self._inputs), **component.static}
+        self.signature = spec.resolve(self._static)
+        self._request: ov.InferRequest | None = compiled.create_infer_request()
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        """Run once; numpy arrays in and out, float32 where they are floating-point.
+
+        Raises:
+            InputError: the arrays do not fit the signature, the component's sizes, or the size
+                that the file was made for.
+            ExecutionError: OpenVINO failed, or the program was closed.
+        """
+        request, component = self._request, self._component
+        if request is None:
+            raise ExecutionError(f"{component.name} was closed; prepare it again.")
+        dims = component.spec.signature.bind(inputs, component=component.name)
+        component.spec.check_dims(dims)
+        if self._static:
+            self._check_size(dims)
+        for name, index, dtype, rank in self._inputs:
+            array = inputs[name]
+            if not (type(array) is np.ndarray and array.dtype == dtype and array.ndim == rank):
+                array = self._fit(name, array, dtype, rank)
+            if not array.flags.c_contiguous:
+                array = np.ascontiguousarray(array)
+            request.set_input_tensor(index, self._tensor(array, shared_memory=True))
+        try:
+            request.infer()
+        except RuntimeError as exc:
+            shapes = ", ".join(f"{name} {tuple(array.shape)}" for name, array in inputs.items())
+            raise ExecutionError(
+                f"{component.name} on openvino:{self._device} failed with {shapes}; OpenVINO said: "
+                f"{said(exc)}."
+            ) from exc
+        # A copy costs little beside what made it, and then nothing the caller holds can change:
+        # not when it is called again, and not when a result is its next input.
+        return {
+            name: request.get_output_tensor(index).data.astype(np.float32)
+            for name, index in self._outputs
+        }
+
+    def _fit(self, name: str, array: Array, dtype: "np.dtype[Any]", rank: int) -> npt.NDArray[Any]:
+        """An array as this file wants it: OpenVINO itself would cast, and cut off, in silence."""
+        found = to_numpy(array) if is_torch(array) else np.asarray(array)
+        if dtype.kind in "iu" and found.dtype.kind not in "iub":
+            whole = np.rint(found)
+            if not np.array_equal(whole, found):
+                raise InputError(
+                    f"{self._component.name} was given {name} {found.ravel()[0]}; its file takes "
+                    f"{dtype.name} there, which would cut the fraction off. Export the model "
+                    "again with perfuse, or choose a schedule of whole timesteps."
+                )
+        if rank == 0 and found.ndim > 0:
+            if found.size == 0 or (found != found.flat[0]).any():
+                raise InputError(
+                    f"{self._component.name} was given {name} {found.tolist()}; its file takes one "
+                    "for the whole batch. Export the model again with perfuse."
+                )
+            found = found.reshape(-1)[0]
+        return np.asarray(found, dtype=dtype)
+
+    def _check_size(self, dims: Mapping[str, int]) -> None:
+        wrong = {n: dims[n] for n, size in self._static.items() if dims.get(n, size) != size}
+        if wrong:
+            raise InputError(
+                f"{self._component.name} was exported for {_sizes(self._static)}; got "
+                f"{_sizes(wrong)}. Ask for that size, or make another: perfuse export --model M "
+                "--to openvino --output DIR --height H --width W --batch B; without the sizes, it "
+                "takes any."
+            )
+
+    def report(self) -> ExecutionReport:
+        """What OpenVINO says that it runs, read back from the compiled model."""
+        import openvino
+
+        if self._compiled is None:
+            raise ExecutionError(f"{self._component.name} was closed; prepare it again.")
+        devices = [str(one) for one in self._compiled.get_property("EXECUTION_DEVICES")]
+        properties = _engine_properties(self._compiled)
+        hint = properties.get("INFERENCE_PRECISION_HINT")
+        precision = (
+            _NAMES.get(hint.to_string(), hint.to_string()) if hint is not None else "unknown"
+        )
+        asked = self._component.precision
+        return ExecutionReport(
+            device=",".join(devices),
+            precision=precision,
+            engine=f"openvino {openvino.get_version()}",
+            fallbacks=(
+                (f"{asked} weights are computed with in {precision}",) if precision != asked else ()
+            ),
+            details={
+                "weights": asked,
+                "threads": properties.get("INFERENCE_NUM_THREADS"),
+                "streams": properties.get("NUM_STREAMS"),
+                "from_cache": bool(self._compiled.get_property("LOADED_FROM_CACHE")),
+            },
+        )
+
+    def close(self) -> None:
+        """Release the request and the compiled model."""
+        self._request = self._compiled = None
+
+
+def _positions(ports: Any, names: tuple[str, ...], path: Path) -> list[int]:
+    """Where each name of a signature is among a file's ports: by name, or else by position."""
+    known = {name: index for index, port in enumerate(ports) for name in port.names}
+    # The states before the last layer, as Optimum names them: one output a layer.
+    hidden = sorted(
+        (name for name in known if name.startswith("hidden_states.")),
+        key=lambda name: int(name.rpartition(".")[2]),
+    )
+    if len(hidden) > 1:
+        known.setdefault("penultimate_hidden_state", known[hidden[-2]])
+    if all(name in known for name in names):
+        return [known[name] for name in names]
+    if len(ports) == len(names):
+        return list(range(len(names)))
+    raise ArtifactError(
+        f"{path} has {', '.join(known) or 'nothing'}; {', '.join(names)} were looked for. It was "
+        "made for another component, or by a tool whose names perfuse does not know. Export the "
+        "model again."
+    )
+
+
+def _expected(port: Any) -> tuple["np.dtype[Any]", int]:
+    return np.dtype(port.element_type.to_dtype()), port.partial_shape.rank.get_length()
+
+
+def _fixed(component: Component, compiled: "ov.CompiledModel", inputs: list[Any]) -> dict[str, int]:
+    """The sizes that a file fixes where the signature does not, as another tool's may."""
+    fixed: dict[str, int] = {}
+    for tensor, (_, index, _, rank) in zip(component.spec.signature.inputs, inputs, strict=True):
+        if rank != len(tensor.shape):
+            continue
+        for dim, found in zip(tensor.shape, compiled.inputs[index].partial_shape, strict=True):
+            if isinstance(dim, str) and found.is_static:
+                fixed[dim] = found.get_length()
+    return fixed
+
+
+def _sizes(dims: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in dims.items())
+
+
+def _engine_properties(compiled: "ov.CompiledModel") -> Mapping[str, Any]:
+    """What the device runs with; behind AUTO, the device that it chose."""
+    known = compiled.get_property("SUPPORTED_PROPERTIES")
+    if "INFERENCE_PRECISION_HINT" not in known and "DEVICE_PROPERTIES" in known:
+        behind: Mapping[str, Mapping[str, Any]] = compiled.get_property("DEVICE_PROPERTIES")
+        return next(iter(behind.values()), {})
+    wanted = ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS")
+    return {name: compiled.get_property(name) for name in wanted if name in known}
+
+
+def said(exc: Exception) -> str:
+    """OpenVINO's own words on one line, without where in its sources they come from."""
+    lines = [line.strip() for line in str(exc).splitlines()]
+    own = [line for line in lines if line and not line.startswith("Exception from")]
+    return " ".join(own[:2]).rstrip(".") or repr(exc)
