@@ -4,14 +4,23 @@ Field names and defaults are those of Diffusers, whose checkpoints these classes
 """
 
 import dataclasses
+import types
+import typing
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from perfuse.errors import CheckpointError
 
-__all__ = ["AutoencoderKLConfig", "ModelConfig", "UNet2DConditionConfig", "UNet2DConfig"]
+__all__ = [
+    "AutoencoderKLConfig",
+    "ModelConfig",
+    "UNet2DConditionConfig",
+    "UNet2DConfig",
+    "check_types",
+]
 
 
 def _frozen(value: Any) -> Any:
@@ -305,3 +314,38 @@ class AutoencoderKLConfig(ModelConfig):
     def downscale(self) -> int:
         """How many pixels a latent spans in height and in width."""
         return int(2 ** (len(self.block_out_channels) - 1))
+
+
+def check_types(config_class: type[Any], config: Mapping[str, Any], *, where: Path) -> None:
+    """Compare the values of a parsed ``config.json`` with the fields of a dataclass.
+
+    Raises:
+        CheckpointError: a value is of another type than its field.
+    """
+    hints = typing.get_type_hints(config_class)
+    for item in dataclasses.fields(config_class):
+        if item.name in config and not _accepts(hints[item.name], config[item.name]):
+            wanted = item.type.__name__ if isinstance(item.type, type) else str(item.type)
+            raise CheckpointError(
+                f"{where}: {item.name} is {config[item.name]!r}; {wanted} was expected"
+                f"{', no int below 0' if 'int' in wanted else ''}. Download or save the checkpoint again."
+            )
+
+
+def _accepts(hint: Any, value: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_accepts(choice, value) for choice in args)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        if args[-1] is Ellipsis:
+            return all(_accepts(args[0], item) for item in value)
+        return len(args) == len(value) and all(map(_accepts, args, value))
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is int:
+        return isinstance(value, int) and value >= 0
+    return isinstance(value, int | float if hint is float else hint)

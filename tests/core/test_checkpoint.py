@@ -16,8 +16,9 @@ from urllib.parse import unquote
 import pytest
 from tests.checkpoints import KINDS, edit_json, make_checkpoint, write_json
 
-from perfuse.checkpoint import PIPELINES, Checkpoint, PipelineClass, is_artifact
+from perfuse.checkpoint import PIPELINES, Checkpoint, PipelineClass
 from perfuse.errors import CheckpointError, InputError, WeightsError
+from perfuse.manifest import is_artifact
 from perfuse.spec import PipelineSpec
 
 

@@ -6,8 +6,13 @@ from typing import Any
 
 import pytest
 
-from perfuse.checkpoint import check_types
-from perfuse.configs import AutoencoderKLConfig, ModelConfig, UNet2DConditionConfig, UNet2DConfig
+from perfuse.configs import (
+    AutoencoderKLConfig,
+    ModelConfig,
+    UNet2DConditionConfig,
+    UNet2DConfig,
+    check_types,
+)
 from perfuse.errors import CheckpointError
 
 CLASSES = (UNet2DConfig, UNet2DConditionConfig, AutoencoderKLConfig)

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from perfuse.checkpoint import check_types, read_json
 from perfuse.errors import CheckpointError, WeightsError
+from perfuse.model_index import read_json
 from perfuse.models.model import Model
 from perfuse.weights import Weights, variants
 
