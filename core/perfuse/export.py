@@ -1,7 +1,6 @@
 """Lowering components through the exporters, one at a time: into the cache, or into a folder."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -63,11 +62,13 @@ def exported(component: Component, format: str, store: ArtifactStore) -> Path:
 
     folder = store.get_or_make(f"{component.name}-{format}-{component.precision}", key, make)
     try:
-        return folder / str(json.loads((folder / _MAIN).read_text(encoding="utf-8"))["main"])
-    except (OSError, ValueError, KeyError) as exc:
+        main = folder / str(json.loads((folder / _MAIN).read_text(encoding="utf-8"))["main"])
+        main.stat()
+    except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ExportError(
             f"{folder} in the cache is damaged: {exc}. Run: perfuse cache clear"
         ) from exc
+    return main
 
 
 def _export(component: Component, format: str, folder: Path) -> Path:
@@ -121,7 +122,7 @@ def export_pipeline(
         ExportError: a component could not be lowered, or the folder not be written.
     """
     host().exporter(to)  # says at once what is missing
-    folder = folder.absolute()
+    folder = folder.resolve()
     _check_free(folder)
     with locked(folder), atomic_folder(folder) as partial:
         components = {}
@@ -155,8 +156,6 @@ def export_pipeline(
             tools=_tools(to),
         ).write(partial)
         _check_free(folder)
-        if folder.exists():
-            shutil.rmtree(folder)
     return folder
 
 

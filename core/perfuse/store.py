@@ -1,5 +1,6 @@
 """Folders that are either complete or absent, whatever kills the process that writes them."""
 
+import glob
 import hashlib
 import json
 import os
@@ -31,28 +32,52 @@ def cache_folder() -> Path:
 def atomic_folder(final: Path) -> Iterator[Path]:
     """A temporary folder beside ``final`` that takes its name once the block has succeeded.
 
-    A process that dies leaves only a folder whose name says so; the next writer removes it. Take
-    the lock of ``final`` around this where two processes may want it (``locked``).
+    A folder that is there already stays until then. A process that dies leaves only a folder whose
+    name says so; the next writer removes it. Take the lock of ``final`` around this (``locked``).
 
     Raises:
         ExportError: the folder cannot be written: no permission, no space.
     """
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        for stale in final.parent.glob(f"{_PARTIAL}{final.name}-*"):
+        for stale in final.parent.glob(f"{_PARTIAL}{glob.escape(final.name)}-*"):
             shutil.rmtree(stale, ignore_errors=True)
-        partial = final.parent / f"{_PARTIAL}{final.name}-{uuid.uuid4().hex[:8]}"
+        partial = _beside(final)
         partial.mkdir()
+        former = partial.with_name(f"{partial.name}-former")
     except OSError as exc:
         raise _unwritable(final, exc) from exc
     try:
         yield partial
         _sync(partial)
+        if final.exists():
+            os.replace(final, former)
         os.replace(partial, final)
     except OSError as exc:
         raise _unwritable(final, exc) from exc
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)
+
+
+def _beside(final: Path) -> Path:
+    """A name beside a folder that says that what is there may be removed."""
+    return final.parent / f"{_PARTIAL}{final.name}-{uuid.uuid4().hex[:8]}"
+
+
+def _take_place(partial: Path, final: Path) -> None:
+    """Rename, with what is there moved out of the way first: at no moment is ``final`` a part."""
+    old = _beside(final)
+    had = final.exists()
+    if had:
+        os.replace(final, old)
+    try:
+        os.replace(partial, final)
+    except OSError:
+        if had:
+            os.replace(old, final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _unwritable(folder: Path, exc: OSError) -> ExportError:
@@ -66,13 +91,13 @@ def _sync(folder: Path) -> None:
     """Put every file on the disk before the folder gets its name."""
     for path in folder.rglob("*"):
         if path.is_file():
-            with open(path, "rb") as file:
+            with open(path, "rb+") as file:
                 os.fsync(file.fileno())
 
 
 @contextmanager
 def locked(final: Path) -> Iterator[None]:
-    """Hold the lock between processes that belongs to a folder.
+    """Hold the lock between processes that belongs to a folder. Its file is in the cache.
 
     Raises:
         ExportError: the lock's file cannot be made.
@@ -80,8 +105,10 @@ def locked(final: Path) -> Iterator[None]:
     import filelock
 
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(final.parent / f".{final.name}.lock")
+        locks = cache_folder() / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        name = hashlib.sha256(str(final.absolute()).encode()).hexdigest()[:20]
+        lock = filelock.FileLock(locks / f"{name}.lock")
         lock.acquire()
     except OSError as exc:
         raise _unwritable(final, exc) from exc

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from perfuse.configs import check_types
 from perfuse.errors import CheckpointError, WeightsError
 from perfuse.model_index import read_json
-from perfuse.configs import check_types
 from perfuse.models.model import Model
 from perfuse.weights import Weights, variants
 
