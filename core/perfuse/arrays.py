@@ -65,7 +65,9 @@ def join_features(arrays: list[Array]) -> Array:
 
 def zeros_like(array: Array) -> Array:
     """Zeros of the same shape, kind and place."""
-    return array * 0
+    if is_torch(array):
+        return array.new_zeros(array.shape)
+    return np.zeros_like(array)
 
 
 def std(array: Array) -> Array:

@@ -205,12 +205,13 @@ def _check_output(output: Path) -> None:
 def _save(images: list[Any], output: Path) -> list[Path]:
     from perfuse.pictures import save_png
 
-    if len(images) == 1:
-        return [save_png(images[0], output)]
-    return [
-        save_png(image, output.with_name(f"{output.stem}-{i}{output.suffix}"))
-        for i, image in enumerate(images)
-    ]
+    paths = [output]
+    if len(images) > 1:
+        paths = [output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(len(images))]
+    try:
+        return [save_png(image, path) for image, path in zip(images, paths, strict=True)]
+    except InputError as exc:  # the line was checked before the work: now it is the disk
+        raise PerfuseError(str(exc)) from exc
 
 
 @contextmanager

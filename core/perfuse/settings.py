@@ -10,6 +10,7 @@ from perfuse.errors import ConfigError
 __all__ = ["SETTINGS", "read_settings"]
 
 SETTINGS = "perfuse.toml"
+_CALLED = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
 def read_settings(folder: Path, known: Mapping[str, type]) -> dict[str, Any]:
@@ -31,8 +32,10 @@ def read_settings(folder: Path, known: Mapping[str, type]) -> dict[str, Any]:
         raise ConfigError(f"{path} was to be read as TOML: {exc}. Mend or remove it.") from exc
     settings = data.get("pipeline", {})
     others = sorted(set(data) - {"pipeline"})
-    if others or not isinstance(settings, dict):
-        raise ConfigError(f"{path} has [{', '.join(others)}]; it may have [pipeline] alone.")
+    if others:
+        raise ConfigError(f"{path} has {', '.join(others)}; it may have [pipeline] alone.")
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} sets pipeline to {settings!r}; write a table, [pipeline].")
     for name, value in settings.items():
         if name not in known:
             raise ConfigError(
@@ -41,5 +44,5 @@ def read_settings(folder: Path, known: Mapping[str, type]) -> dict[str, Any]:
         wanted = known[name]
         fits = isinstance(value, int | float) if wanted is float else isinstance(value, wanted)
         if not fits or (isinstance(value, bool) and wanted is not bool):
-            raise ConfigError(f"{path} sets {name} to {value!r}; it takes a {wanted.__name__}.")
+            raise ConfigError(f"{path} sets {name} to {value!r}; it takes {_CALLED[wanted]}.")
     return settings
