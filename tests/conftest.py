@@ -24,16 +24,62 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ.update(before)
 
 
+def make_tiny(folder: Path) -> Path:
+    """DDPM with one block, exported in a second or two."""
+    from tests.checkpoints import ddpm_config, make_checkpoint, randomise
+
+    import perfuse.models
+
+    make_checkpoint(folder, "ddpm")
+    config = ddpm_config(
+        sample_size=8,
+        block_out_channels=[8],
+        down_block_types=["DownBlock2D"],
+        up_block_types=["UpBlock2D"],
+        norm_num_groups=4,
+        add_attention=False,
+    )
+    randomise(perfuse.models.UNet2DModel(**config)).save_pretrained(folder / "unet")
+    return folder
+
+
+def make_words(folder: Path) -> Path:
+    """Stable Diffusion with one block in its UNet, exported in some seconds."""
+    from tests.checkpoints import make_checkpoint, randomise, unet_config
+
+    import perfuse.models
+
+    make_checkpoint(folder, "sd1")
+    config = unet_config(
+        block_out_channels=[16],
+        down_block_types=["CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D"],
+        mid_block_type=None,
+    )
+    randomise(perfuse.models.UNet2DConditionModel(**config)).save_pretrained(folder / "unet")
+    return folder
+
+
+_SMALLER = {"tiny": make_tiny, "words": make_words}
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
-    """``checkpoint("sd1")``: a small random checkpoint, made once; not to be written to."""
+    """``checkpoint("sd1")``: a small random checkpoint, made once; not to be written to.
+
+    The kinds are those of ``tests.checkpoints``, and the smaller ``tiny`` and ``words``.
+    """
     made: dict[str, Path] = {}
 
     def make(kind: str) -> Path:
         if kind not in made:
             from tests.checkpoints import make_checkpoint
 
-            made[kind] = make_checkpoint(tmp_path_factory.mktemp(kind) / kind, kind)
+            folder = tmp_path_factory.mktemp(kind) / kind
+            if kind in _SMALLER:
+                made[kind] = _SMALLER[kind](folder)
+            else:
+                made[kind] = make_checkpoint(folder, kind)
         return made[kind]
 
     return make
