@@ -24,6 +24,7 @@ from perfuse.errors import (
     UnsupportedError,
 )
 from perfuse.export import exported
+from perfuse.spec import ComponentSpec
 from perfuse.store import ArtifactStore
 from perfuse_openvino.files import check_files
 from perfuse_openvino.program import OpenVinoProgram, said
@@ -92,11 +93,10 @@ class OpenVino(Backend):
                 level=SupportLevel.UNSUPPORTED,
                 reason=f"{device} computes in {', '.join(_precisions(device))}.",
             )
-        free = [dim for dim in request.component.signature.dims if dim not in request.static]
-        if device.startswith("NPU") and free:
+        if _needs_sizes(device, request.component, request.static):
             return Support(
                 level=SupportLevel.CONDITIONAL,
-                reason=f"NPU runs one size only; {', '.join(free)} must be fixed: "
+                reason=f"{device} runs one size only; fix every size when the model is exported: "
                 "perfuse export --to openvino --height H --width W --batch B.",
             )
         if arithmetic != request.precision:
@@ -131,9 +131,8 @@ class OpenVino(Backend):
                 static=component.static,
             )
         )
-        arithmetic = _arithmetic(device, component.precision)
-        sizes = [dim for dim in component.spec.signature.dims if dim not in component.static]
-        if arithmetic is None or (device.startswith("NPU") and sizes):
+        arithmetic = _arithmetic(device, component.precision) if support.works else None
+        if arithmetic is None or _needs_sizes(device, component.spec, component.static):
             raise UnsupportedError(
                 f"{component.name} was to run on openvino:{device} in {component.precision}; "
                 f"{support.reason}"
@@ -142,6 +141,11 @@ class OpenVino(Backend):
         check_files(path, component.name)
         compiled = _compile(path, component.name, device, arithmetic, options, store)
         return OpenVinoProgram(component, compiled, path=path, device=device)
+
+
+def _needs_sizes(device: str, spec: ComponentSpec, static: Mapping[str, int]) -> bool:
+    npu = any(one.startswith("NPU") for one in _real(device))
+    return npu and not set(spec.signature.dims) <= set(static)
 
 
 def _device(asked: str | None) -> str:
