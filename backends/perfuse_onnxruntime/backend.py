@@ -19,6 +19,7 @@ from perfuse.errors import (
     ArtifactError,
     DeviceNotFoundError,
     ExecutionError,
+    InputError,
     UnsupportedError,
 )
 from perfuse.store import ArtifactStore
@@ -29,6 +30,8 @@ from perfuse_onnxruntime.program import OnnxProgram
 __all__ = ["OnnxRuntime"]
 
 _FORMAT = "onnx"
+_CPU = "CPUExecutionProvider"
+_OPTIONS = ("threads", "cpu_fallback")
 _ROUNDED = (
     "the CPU provider has no float16 convolutions: it computes in float32 and rounds what lies "
     "between, so float16 halves the file and costs time"
@@ -39,7 +42,6 @@ class OnnxRuntime(Backend):
     """Runs ONNX files, its own exports and other exporters', on the providers of the build."""
 
     name: ClassVar[str] = "onnxruntime"
-    formats: ClassVar[tuple[str, ...]] = (_FORMAT,)
 
     def devices(self) -> Sequence[Device]:
         """One device a provider; the CPU is the first."""
@@ -65,7 +67,14 @@ class OnnxRuntime(Backend):
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
         """Load the component's ONNX file, or export it into the store first.
 
+        Args:
+            component: What to run.
+            target: Options: ``threads``, a number; ``cpu_fallback=false``, to fail where another
+                device would leave nodes to the CPU.
+            store: Where an export goes.
+
         Raises:
+            InputError: an option is unknown or malformed.
             DeviceNotFoundError: the installed build does not have the device.
             UnsupportedError: bfloat16, or an operator that the provider lacks.
             ExportError: the component could not be lowered.
@@ -73,7 +82,8 @@ class OnnxRuntime(Backend):
         """
         import onnxruntime
 
-        device = target.device or "cpu"
+        threads, cpu_fallback = _read_options(target.options)
+        device = target.device if target.device is not None else "cpu"
         provider, options = providers.resolve(device, onnxruntime.get_available_providers())
         support = self.supports(
             Request(
@@ -91,11 +101,34 @@ class OnnxRuntime(Backend):
         from perfuse.export import exported
 
         path = exported(component, _FORMAT, store)
-        return OnnxProgram(_session(path, device, provider, options), component, path, device)
+        settings = _settings(provider, threads, cpu_fallback=cpu_fallback)
+        wanted = [(provider, options)]
+        if cpu_fallback and provider != _CPU:
+            wanted.append((_CPU, {}))
+        session = _session(path, device, wanted, settings)
+        return OnnxProgram(session, component, path, device)
 
 
-def _session(path: Path, device: str, provider: str, options: Mapping[str, Any]) -> Any:
-    """A session that runs on the provider, with the CPU for the nodes that it cannot take.
+def _read_options(given: Mapping[str, str]) -> tuple[int, bool]:
+    """Threads, 0 for the engine's choice, and whether the CPU may take nodes over."""
+    unknown = [name for name in given if name not in _OPTIONS]
+    if unknown:
+        raise InputError(
+            f"The onnxruntime backend was given the option {', '.join(unknown)}; it has "
+            f"{', '.join(_OPTIONS)}."
+        )
+    threads, fallback = given.get("threads"), str(given.get("cpu_fallback", "true")).lower()
+    if threads is not None and not str(threads).isdecimal():
+        raise InputError(f"The option threads must be a number; got {threads!r}.")
+    if fallback not in ("true", "false"):
+        raise InputError(f"The option cpu_fallback must be true or false; got {fallback!r}.")
+    return int(threads) if threads is not None else _threads(), fallback == "true"
+
+
+def _session(
+    path: Path, device: str, wanted: list[tuple[str, dict[str, Any]]], settings: Any
+) -> Any:
+    """A session on the first of the providers wanted, the next for the nodes it cannot take.
 
     Raises:
         ArtifactError: the file is missing or damaged.
@@ -109,12 +142,9 @@ def _session(path: Path, device: str, provider: str, options: Mapping[str, Any])
     if not path.is_file():
         raise ArtifactError(f"{path} was to be loaded; it is not there. Export the model again.")
     check_external(path)
-    wanted = [(provider, dict(options))]
-    if provider != "CPUExecutionProvider":
-        wanted.append(("CPUExecutionProvider", {}))
     try:
         session = onnxruntime.InferenceSession(
-            str(path), _options(provider), providers=wanted, enable_fallback=False
+            str(path), settings, providers=wanted, enable_fallback=False
         )
     except engine.NotImplemented as exc:
         raise UnsupportedError(
@@ -131,6 +161,7 @@ def _session(path: Path, device: str, provider: str, options: Mapping[str, Any])
             f"{path} was to be loaded; {_said(exc)} The file, or the weights beside it, are "
             "missing, damaged or of another version. Export the model again."
         ) from exc
+    provider = wanted[0][0]
     if provider not in session.get_providers():
         raise DeviceNotFoundError(
             f"onnxruntime:{device} was asked for; {provider} could not start and only "
@@ -140,16 +171,18 @@ def _session(path: Path, device: str, provider: str, options: Mapping[str, Any])
     return session
 
 
-def _options(provider: str) -> Any:
+def _settings(provider: str, threads: int, *, cpu_fallback: bool) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is wrong comes as an exception, with the same words
-    options.intra_op_num_threads = _threads()
+    options.intra_op_num_threads = threads
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     if provider == "DmlExecutionProvider":  # DirectML refuses memory patterns
         options.enable_mem_pattern = False
-    if provider != "CPUExecutionProvider":
+    if provider != _CPU:
+        if not cpu_fallback:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         # Lets the report say which nodes went to the CPU; engines before 1.24 ignore it.
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options

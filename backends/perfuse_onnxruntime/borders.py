@@ -139,10 +139,11 @@ def _cast(array: Array, border: Border) -> Array:
     if kinds[1] == "f":
         return array.astype(border.dtype)
     cast = array.astype(border.dtype)
-    if not np.array_equal(cast, array):
+    changed = cast != array
+    if changed.any():
         raise InputError(
-            f"{border.name} is {border.dtype} in this file; got {array.ravel()[0]}, which would "
-            "be truncated. Use a scheduler with whole timesteps (timestep_spacing='leading'), or "
+            f"{border.name} is {border.dtype} in this file; got {array[changed][0]:.7g}, which "
+            "would be truncated. Use a scheduler with whole timesteps (timestep_spacing='leading'), or "
             "export the model with perfuse, which keeps fractions."
         )
     return cast

@@ -49,6 +49,8 @@ class OnnxProgram(Program):
         self._binding = session.io_binding()
         self._bound: dict[str, Array] = {}
         self._static = {**self._declared_sizes(), **component.static}
+        # Other exporters fix sizes, too, and no manifest says so.
+        self.signature = component.spec.signature.resolve(self._static)
         #: Shapes of the inputs that were checked, with their buffers.
         self._pools: dict[Shapes, _Pool] = {}
 

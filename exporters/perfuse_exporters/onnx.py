@@ -7,9 +7,8 @@ shape, and each tensor then goes from the checkpoint's mapped file to the artifa
 import io
 import logging
 import math
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -91,10 +90,6 @@ class OnnxExporter(Exporter):
                 f"the converter said: {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
             ) from exc
         return _write(model, weights, folder)
-
-    def versions(self) -> Mapping[str, str]:
-        names = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir")
-        return {name: version(name) for name in names} | {"opset": str(OPSET)}
 
 
 def _stand_in(tensor: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
@@ -440,13 +435,14 @@ def _write(model: "ir.Model", weights: "dict[ir.Value, _Weight]", folder: Path) 
                 array = np.frombuffer(_content(str(value.name), weight), weight.dtype.numpy())
                 value.const_value = ir.tensor(array.reshape(weight.shape), name=value.name)
         else:
+            mappings = _file_mappings()
             with open(folder / _DATA, "wb") as file:
                 for value, weight in weights.items():
                     if weight.bytes >= _PAGE:
                         file.seek(-file.tell() % _PAGE, io.SEEK_CUR)
                     offset = file.tell()
                     file.write(_content(str(value.name), weight))
-                    _let_go(weight.source)
+                    _let_go(weight.source, mappings)
                     value.const_value = ir.ExternalTensor(
                         _DATA,
                         offset,
@@ -486,15 +482,30 @@ def _content(name: str, weight: _Weight) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 
-def _let_go(tensor: "torch.Tensor") -> None:
-    """Tell Linux that a tensor's pages are not needed now: of a mapped file they would all stay.
+def _file_mappings() -> list[range]:
+    """The addresses at which files are mapped into this process; none where Linux is not."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        addresses, _, _, _, inode, *_ = line.split()
+        if inode != "0":
+            start, _, end = addresses.partition("-")
+            found.append(range(int(start, 16), int(end, 16)))
+    return found
 
-    It is advice that loses nothing: pages of a file are read again when they are, others stay.
+
+def _let_go(tensor: "torch.Tensor", mappings: list[range]) -> None:
+    """Tell Linux that the pages of a mapped tensor are done with; all would stay otherwise.
+
+    It is advice that loses nothing: they are read from the file again when somebody needs them.
     """
     import ctypes
 
-    if sys.platform != "linux" or tensor.device.type != "cpu" or tensor.nbytes < _EXTERNAL_FROM:
-        return
     start = -(-tensor.data_ptr() // _PAGE) * _PAGE
-    length = (tensor.data_ptr() + tensor.nbytes - start) // _PAGE * _PAGE
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_PAGEOUT)
+    end = (tensor.data_ptr() + tensor.nbytes) // _PAGE * _PAGE
+    if end > start and any(start in mapping for mapping in mappings):
+        libc = ctypes.CDLL(None)
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)
