@@ -113,12 +113,14 @@ class Task:
             InputError: there is no such step, or the new one reads what is not there yet.
         """
         anchor = before if before is not None else after
+        if anchor is None or (before is not None and after is not None):
+            raise InputError(f"{node.name!r} goes before or after a step; name one of the two.")
         at = 0 if before is not None else 1
 
         def edit(steps: list[Node], i: int) -> None:
             steps.insert(i + at, node)
 
-        return self._edited(str(anchor), edit)
+        return self._edited(anchor, edit)
 
     def replace(self, name: str, node: Node) -> "Task":
         """The task with another step in the place of the one of that name."""
@@ -167,17 +169,26 @@ def _run(nodes: tuple[Node, ...], tools: Any, state: dict[str, Any]) -> Iterator
             state.update(_call(node, tools, state))
             yield Event(step=node.name, state=state)
         elif isinstance(node, Choice):
-            chosen = next(n for name, n in node.options if name is None or state[name] is not None)
-            yield from _run((chosen,), tools, state)
+            yield from _run((_chosen(node, state),), tools, state)
         else:
             yield from _loop(node, tools, state)
+
+
+def _chosen(choice: Choice, state: State) -> Node:
+    for name, option in choice.options:
+        if name is None or state[name] is not None:
+            return option
+    raise InputError(
+        f"{choice.name} goes by {', '.join(str(name) for name, _ in choice.options)}; none of them "
+        "was given. Give one."
+    )
 
 
 def _loop(loop: Loop, tools: Any, state: dict[str, Any]) -> Iterator[Event]:
     total = len(state[loop.over])
     for index in range(total):
-        state["index"] = index
         for node in loop.steps:
+            state["index"] = index  # a loop inside has counted its own
             if isinstance(node, Step):
                 state.update(_call(node, tools, state))
             else:
@@ -187,26 +198,40 @@ def _loop(loop: Loop, tools: Any, state: dict[str, Any]) -> Iterator[Event]:
 
 
 def _call(step: Step, tools: Any, state: Mapping[str, Any]) -> State:
-    return step.run(tools, **{name: state[name] for name in step.inputs})
+    result = step.run(tools, **{name: state[name] for name in step.inputs})
+    missing = [name for name in step.outputs if name not in result]
+    if missing:
+        raise InputError(
+            f"Step {step.name!r} declares the outputs {', '.join(step.outputs)}; it did not return "
+            f"{', '.join(missing)}. Return all of them, every time."
+        )
+    return result
 
 
 def _flow(nodes: tuple[Node, ...], known: frozenset[str], task: str) -> frozenset[str]:
     """What is known after the nodes; an error where one reads what is not known yet."""
     for node in nodes:
         if isinstance(node, Step):
-            missing = [name for name in node.inputs if name not in known]
-            if missing:
-                raise InputError(
-                    f"Step {node.name!r} of {task!r} reads {', '.join(missing)}, which nothing "
-                    f"before it gives; known there: {', '.join(sorted(known))}."
-                )
+            _check_reads(f"Step {node.name!r}", node.inputs, known, task)
             known = known | frozenset(node.outputs)
         elif isinstance(node, Choice):
+            triggers = tuple(name for name, _ in node.options if name is not None)
+            _check_reads(f"Choice {node.name!r}", triggers, known, task)
             outcomes = [_flow((option,), known, task) for _, option in node.options]
             known = frozenset.intersection(*outcomes)
         else:
+            _check_reads(f"Loop {node.name!r}", (node.over,), known, task)
             known = _flow(node.steps, known | {"index"}, task)
     return known
+
+
+def _check_reads(who: str, reads: tuple[str, ...], known: frozenset[str], task: str) -> None:
+    missing = [name for name in reads if name not in known]
+    if missing:
+        raise InputError(
+            f"{who} of {task!r} reads {', '.join(missing)}, which nothing before it gives; known "
+            f"there: {', '.join(sorted(known))}."
+        )
 
 
 def _names(nodes: tuple[Node, ...]) -> Iterator[str]:
