@@ -1,0 +1,78 @@
+"""A program of one batch size runs every batch."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from perfuse import ExecutionReport, Program, Signature, TensorSpec
+from perfuse.batching import FixedBatch, fixed_batch
+
+SIGNATURE = Signature(
+    inputs=(
+        TensorSpec(name="x", dtype="float", shape=(2, "n")),
+        TensorSpec(name="t", dtype="float32", shape=(2,)),
+    ),
+    outputs=(TensorSpec(name="y", dtype="float", shape=(2, "n")),),
+)
+
+
+class Two(Program):
+    """``x + t`` for a batch of two, written to the same memory each time, as engines do."""
+
+    signature = SIGNATURE
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.closed = False
+        self._out: Any = None
+
+    def __call__(self, **inputs: Any) -> dict[str, Any]:
+        assert inputs["x"].shape[0] == inputs["t"].shape[0] == 2
+        self.calls += 1
+        result = inputs["x"] + inputs["t"][:, None]
+        if not isinstance(result, np.ndarray):
+            return {"y": result}
+        if self._out is None:
+            self._out = np.empty_like(result)
+        self._out[...] = result
+        return {"y": self._out}
+
+    def report(self) -> ExecutionReport:
+        return ExecutionReport(device="cpu", precision="float32", engine="numpy")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(("batch", "calls"), [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3)])
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_any_batch(batch: int, calls: int, kind: str) -> None:
+    x = np.arange(batch * 3, dtype=np.float32).reshape(batch, 3)
+    t = np.arange(batch, dtype=np.float32) * 100
+    inputs: dict[str, Any] = {"x": x, "t": t}
+    if kind == "torch":
+        torch = pytest.importorskip("torch")
+        inputs = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    program = Two()
+    y = FixedBatch(program, 2)(**inputs)["y"]
+    assert type(y) is type(inputs["x"])
+    assert tuple(y.shape) == (batch, 3)
+    assert (np.asarray(y) == x + t[:, None]).all()
+    assert program.calls == calls
+
+
+def test_the_rest_is_the_program_s() -> None:
+    program = Two()
+    wrapped = FixedBatch(program, 2)
+    assert wrapped.signature is SIGNATURE
+    assert wrapped.torch_device is None
+    assert wrapped.report().engine == "numpy"
+    wrapped.close()
+    assert program.closed
+
+
+def test_fixed_batch() -> None:
+    assert fixed_batch(SIGNATURE.inputs) == 2
+    free = (TensorSpec(name="x", dtype="float", shape=("batch", 2)),)
+    assert fixed_batch(free) is None
