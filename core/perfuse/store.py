@@ -44,20 +44,16 @@ def atomic_folder(final: Path) -> Iterator[Path]:
             shutil.rmtree(stale, ignore_errors=True)
         partial = _beside(final)
         partial.mkdir()
-        former = partial.with_name(f"{partial.name}-former")
     except OSError as exc:
         raise _unwritable(final, exc) from exc
     try:
         yield partial
         _sync(partial)
-        if final.exists():
-            os.replace(final, former)
-        os.replace(partial, final)
+        _take_place(partial, final)
     except OSError as exc:
         raise _unwritable(final, exc) from exc
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(former, ignore_errors=True)
 
 
 def _beside(final: Path) -> Path:
