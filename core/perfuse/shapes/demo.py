@@ -11,6 +11,7 @@ import click
 import numpy as np
 
 from perfuse.errors import PerfuseError
+from perfuse.export import reporting
 from perfuse.pictures import grid, save_png
 from perfuse.pipeline import DiffusionPipeline
 
@@ -35,7 +36,8 @@ def main(output: Path, targets: str) -> None:
     """Draw a grid, captions down and targets across, and print the same as text."""
     names = targets.split(",")
     try:
-        drawn = [_draw(target) for target in names]
+        with reporting(_say):
+            drawn = [_draw(target) for target in names]
     except PerfuseError as exc:
         raise click.ClickException(str(exc)) from exc
     reference = drawn[0].astype(int)
@@ -61,8 +63,13 @@ def main(output: Path, targets: str) -> None:
     sys.exit(0 if same else 1)
 
 
+def _say(message: str) -> None:
+    click.echo(message, err=True)
+
+
 def _draw(target: str) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
     """The captions' pictures on a target: uint8 [captions, 64, 64, 3]."""
+    _say(f"Drawing on {target}")
     pipe = DiffusionPipeline.from_pretrained(backend=target)
     seeds = list(range(len(CAPTIONS)))
     images = pipe(list(CAPTIONS), num_inference_steps=STEPS, seed=seeds).images
