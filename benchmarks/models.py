@@ -1,0 +1,160 @@
+"""The models that the benchmarks run: the bundled one, and large ones with random weights.
+
+A large checkpoint is written tensor by tensor, so that making it takes no more memory than its
+largest tensor, and it is made once.
+"""
+
+import json
+import shutil
+import struct
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sidebyside import say
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from checkpoints import write_json, write_tokenizer
+
+_SD15_UNET: dict[str, Any] = {
+    "sample_size": 64,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+}
+_SD15_VAE: dict[str, Any] = {
+    "sample_size": 512,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "scaling_factor": 0.18215,
+}
+_SD15_TEXT: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "projection_dim": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}
+_SCHEDULE = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "steps_offset": 1,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+}
+_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.30.0",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def shapes(model: Path | None) -> Path:
+    """The bundled model, or the one given in its place."""
+    from perfuse.shapes import CHECKPOINT
+
+    return model if model is not None else CHECKPOINT
+
+
+def sd15(work: Path, *, quick: bool = False) -> Path:
+    """A checkpoint of Stable Diffusion 1.5's sizes: 860 M, 123 M and 84 M parameters."""
+    if quick:
+        return middle(work)
+    return _checkpoint(work / "sd15", _SD15_UNET, _SD15_VAE, _SD15_TEXT)
+
+
+def middle(work: Path) -> Path:
+    """The same at less than half the width and depth: a UNet of 92 M parameters, 256×256 pictures."""
+    unet = {**_SD15_UNET, "sample_size": 32, "block_out_channels": [128, 256, 512, 512]}
+    unet |= {"layers_per_block": 1, "cross_attention_dim": 256}
+    vae = {**_SD15_VAE, "sample_size": 256, "block_out_channels": [32, 64, 128, 128]}
+    vae |= {"layers_per_block": 1}
+    text = {**_SD15_TEXT, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
+    return _checkpoint(work / "middle", unet, vae, {**text, "num_attention_heads": 4})
+
+
+def exported(checkpoint: Path, to: str, work: Path) -> Path:
+    """A large checkpoint as an artifact: what `export_memory` wrote last, or else exported now."""
+    folder = work / f"{checkpoint.name}-{to}"
+    if not (folder / "perfuse.json").is_file():
+        from perfuse import DiffusionPipeline
+
+        say(f"exporting {checkpoint.name} to {to}")
+        DiffusionPipeline.from_pretrained(checkpoint).export(folder, to=to)
+    return folder
+
+
+def _checkpoint(
+    folder: Path, unet: Mapping[str, Any], vae: Mapping[str, Any], text: Mapping[str, Any]
+) -> Path:
+    if (folder / "model_index.json").is_file():
+        return folder
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from perfuse.models import AutoencoderKL, UNet2DConditionModel
+
+    say(f"writing {folder.name}, once, with random weights")
+    shutil.rmtree(folder, ignore_errors=True)
+    with torch.device("meta"):
+        models = {
+            "unet": (UNet2DConditionModel(**unet), "diffusion_pytorch_model.safetensors"),
+            "vae": (AutoencoderKL(**vae), "diffusion_pytorch_model.safetensors"),
+            "text_encoder": (CLIPTextModel(CLIPTextConfig(**text)), "model.safetensors"),
+        }
+    for seed, (name, (model, file)) in enumerate(models.items()):
+        config = model.config.to_dict()
+        write_json(folder / name / "config.json", config)
+        shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        _write_random(folder / name / file, shapes, seed)
+    write_tokenizer(folder / "tokenizer")
+    write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULE)
+    write_json(folder / "model_index.json", _INDEX)  # last: its presence says that all is there
+    return folder
+
+
+def _write_random(path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
+    """A float32 safetensors file of random tensors, at a scale that keeps signals."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    rng = np.random.default_rng(seed)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, shape in shapes.items():
+            values = rng.standard_normal(shape, dtype=np.float32)
+            if len(shape) > 1:
+                values /= np.float32(np.prod(shape[1:]) ** 0.5)
+            else:
+                values *= np.float32(0.1)
+                if "norm" in name and name.endswith("weight"):
+                    values += np.float32(1.0)
+            values.tofile(file)
