@@ -5,7 +5,7 @@ import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Self
 
 from perfuse.errors import ArtifactError
@@ -29,8 +29,9 @@ def inside(folder: Path, relative: str) -> Path:
         ArtifactError: the path is absolute, climbs out, or follows a link out.
     """
     path = PurePosixPath(relative)
-    plain = not path.is_absolute() and ".." not in path.parts and "\\" not in relative
-    if not plain or not (folder / path).resolve().is_relative_to(folder.resolve()):
+    plain = bool(path.parts) and ".." not in path.parts and not any(c in relative for c in "\\\0")
+    rooted = path.is_absolute() or PureWindowsPath(relative).drive != ""
+    if not plain or rooted or not (folder / path).resolve().is_relative_to(folder.resolve()):
         raise ArtifactError(
             f"{folder / MANIFEST} names the file {relative!r}, which is outside the folder. "
             "The artifact was tampered with, or is damaged; export it again."
@@ -124,6 +125,8 @@ class Manifest:
         path = folder / MANIFEST
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(data, dict):
+                raise TypeError(f"an object was expected, not a {type(data).__name__}")
             version = data["version"]
             if version != _VERSION:
                 raise ArtifactError(
@@ -135,20 +138,36 @@ class Manifest:
                 components={
                     name: ExportedComponent.from_dict(c) for name, c in data["components"].items()
                 },
-                source=data["source"],
-                files=data["files"],
-                tools=data["tools"],
+                source=dict(data["source"]),
+                files={
+                    name: {"size": int(entry["size"]), "sha256": str(entry["sha256"])}
+                    for name, entry in data["files"].items()
+                },
+                tools=dict(data["tools"]),
             )
-            for name, entry in manifest.files.items():
-                _check_size(inside(folder, name), int(entry["size"]))
-            for component in manifest.components.values():
-                inside(folder, component.file)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+            manifest._check(folder)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise ArtifactError(
                 f"{path} was to be read as an artifact's manifest; {type(exc).__name__}: {exc}. "
                 "Export the model again."
             ) from exc
         return manifest
+
+    def _check(self, folder: Path) -> None:
+        """Every file is there, in its size; every component is the spec's and has its files."""
+        for name, entry in self.files.items():
+            _check_size(inside(folder, name), entry["size"])
+        if not self.components or not set(self.components) <= set(self.spec.components):
+            raise ValueError(
+                f"it holds {', '.join(self.components) or 'no components'}; the pipeline has "
+                f"{', '.join(self.spec.components)}"
+            )
+        for name, component in self.components.items():
+            inside(folder, component.file)
+            if not any(
+                f == component.file or f.startswith(f"{component.file}/") for f in self.files
+            ):
+                raise ValueError(f"{component.file}, the file of {name}, is not among its files")
 
     def verify(self, folder: Path) -> None:
         """Check every file's SHA-256.
