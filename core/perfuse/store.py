@@ -16,6 +16,7 @@ from perfuse.errors import ExportError
 __all__ = ["ArtifactStore", "atomic_folder", "cache_folder"]
 
 _PARTIAL = ".partial-"
+_HEX = "[0-9a-f]"
 
 
 def cache_folder() -> Path:
@@ -40,7 +41,8 @@ def atomic_folder(final: Path) -> Iterator[Path]:
     """
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        for stale in final.parent.glob(f"{_PARTIAL}{glob.escape(final.name)}-*"):
+        # Not those of a folder whose name is longer: its writer may be alive.
+        for stale in final.parent.glob(f"{_PARTIAL}{glob.escape(final.name)}-{_HEX * 8}"):
             shutil.rmtree(stale, ignore_errors=True)
         partial = _beside(final)
         partial.mkdir()

@@ -167,6 +167,26 @@ def test_failure_keeps_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_a_writer_of_another_folder_is_left_alone(tmp_path: Path) -> None:
+    """``sd-fp16`` is no leftover of ``sd``."""
+    with atomic_folder(tmp_path / "sd-fp16") as slow:
+        (slow / "a").write_text("slow")
+        with atomic_folder(tmp_path / "sd") as quick:
+            (quick / "a").write_text("quick")
+    assert (tmp_path / "sd-fp16" / "a").read_text() == "slow"
+    assert (tmp_path / "sd" / "a").read_text() == "quick"
+
+
+def test_a_folder_that_cannot_be_replaced_is_kept(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "a").write_text("earlier")
+    with pytest.raises(ExportError), atomic_folder(out) as partial:
+        partial.rmdir()  # the last rename fails
+    assert (out / "a").read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_lock_is_between_processes(tmp_path: Path) -> None:
     """A second holder waits, and the lock of a dead process is free."""
     program = (
