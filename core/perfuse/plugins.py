@@ -8,7 +8,8 @@ import importlib.metadata
 import importlib.util
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
@@ -34,6 +35,7 @@ __all__ = [
 
 #: The major version is in the group's name, so a plugin for another major is never imported.
 GROUP = "perfuse.v1"
+_MAJOR = re.compile(r"perfuse\.v\d+")
 #: The version of the contract in ``backend.py`` and of the hooks below.
 API_VERSION = "1.0"
 
@@ -131,11 +133,20 @@ class PluginHost:
         self._manager.add_hookspecs(_Hooks)
         self._manager.register(_Core(), name="perfuse")
         self.rows: list[PluginRow] = []
-        for entry in importlib.metadata.entry_points(group=GROUP):
+        entries = importlib.metadata.entry_points()
+        for entry in entries.select(group=GROUP):
             if allow is not None and entry.name not in allow:
                 self._row(entry, "disabled", "it is not in PERFUSE_PLUGINS", "add it there")
             else:
                 self._load(entry)
+        for group in sorted(g for g in entries.groups if _MAJOR.fullmatch(g) and g != GROUP):
+            for entry in entries.select(group=group):
+                self._row(
+                    entry,
+                    "incompatible",
+                    f"it is made for {group}, this perfuse has {GROUP}",
+                    f"install a version of it for {GROUP}, or the perfuse that has {group}",
+                )
 
     def _row(
         self, entry: importlib.metadata.EntryPoint, state: str, reason: str = "", remedy: str = ""
@@ -164,27 +175,33 @@ class PluginHost:
             plugin = entry.load()
             _check(plugin)
             self._manager.register(plugin, name=entry.name)
-        except (Exception, SystemExit) as exc:  # noqa: BLE001 - a plugin may raise anything
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - a plugin may raise anything
             # pluggy keeps what it failed to validate; take it out again.
             self._manager.set_blocked(entry.name)
             if self._manager.has_plugin(entry.name):
                 self._manager.unregister(name=entry.name)
-            reason = f"{type(exc).__name__}: {exc}".splitlines()[0]
-            self._row(entry, "broken", reason, f"update or uninstall {dist}")
+            self._row(entry, "broken", said(exc), f"update or uninstall {dist}")
         else:
             self._row(entry, "loaded")
 
-    def _ask(self, hook: str) -> Iterator[tuple[str, Any]]:
-        """What each plugin returns from a hook, one plugin at a time: one must not stop another."""
+    def _ask(self, hook: str, read: Callable[[Any], _T]) -> Iterator[tuple[str, _T]]:
+        """Each plugin's answer to a hook as ``read`` takes it; one must not stop another."""
         for name, plugin in self._manager.list_name_plugin():
             implementation: Callable[[], Any] | None = getattr(plugin, hook, None)
             if implementation is None:
                 continue
             try:
-                yield name, implementation()
-            except (Exception, SystemExit) as exc:  # noqa: BLE001 - a plugin may raise anything
-                reason = f"{hook} raised {type(exc).__name__}: {exc}".splitlines()[0]
-                self._replace_row(name, reason)
+                answer = read(implementation())
+            except KeyboardInterrupt:
+                raise
+            except PluginError as exc:
+                self._replace_row(name, f"{hook} {exc}")
+            except BaseException as exc:  # noqa: BLE001 - a plugin may raise anything
+                self._replace_row(name, f"{hook} raised {said(exc)}")
+            else:
+                yield name, answer
 
     def _replace_row(self, name: str, reason: str) -> None:
         for i, row in enumerate(self.rows):
@@ -198,42 +215,67 @@ class PluginHost:
                     remedy=f"update or uninstall {row.distribution}",
                 )
 
-    def _manifests(self, hook: str, kind: type[_T]) -> list[_T]:
-        found: list[_T] = []
-        for name, manifests in self._ask(hook):
+    def _manifests(self, hook: str, kind: type[_T]) -> Iterator[tuple[str, _T]]:
+        """Each manifest with the plugin that brought it."""
+
+        def read(answer: Any) -> list[_T]:
+            manifests = list(answer) if isinstance(answer, Iterable) else [answer]
             wrong = [m for m in manifests if not isinstance(m, kind)]
-            if wrong:
-                self._replace_row(name, f"{hook} returned {wrong[0]!r}, not a {kind.__name__}")
-            else:
-                found.extend(manifests)
-        return found
+            if wrong or not isinstance(answer, Iterable):
+                shown = wrong[0] if wrong else answer
+                raise PluginError(f"returned {shown!r}, not a list of {kind.__name__}")
+            return manifests
+
+        for name, manifests in self._ask(hook, read):
+            for manifest in manifests:
+                yield name, manifest
+
+    def _by_name(self, named: Iterable[tuple[str, str, _T]], what: str) -> dict[str, _T]:
+        """The first plugin to take a name keeps it; the next is a row."""
+        found: dict[str, tuple[str, _T]] = {}
+        for plugin, name, value in named:
+            owner, _ = found.setdefault(name, (plugin, value))
+            if owner != plugin:
+                self._replace_row(plugin, f"the {what} {name!r} is there already, from {owner}")
+        return {name: value for name, (_, value) in found.items()}
 
     def backends(self) -> dict[str, BackendManifest]:
         """Every backend by name, installed engine or not; the first plugin to take a name keeps it."""
-        found: dict[str, BackendManifest] = {}
-        for manifest in self._manifests("perfuse_backends", BackendManifest):
-            found.setdefault(manifest.name, manifest)
-        return found
+        pairs = self._manifests("perfuse_backends", BackendManifest)
+        return self._by_name(((plugin, m.name, m) for plugin, m in pairs), "backend")
 
     def exporters(self) -> dict[str, ExporterManifest]:
-        """Every exporter by format."""
-        found: dict[str, ExporterManifest] = {}
-        for manifest in self._manifests("perfuse_exporters", ExporterManifest):
-            found.setdefault(manifest.format, manifest)
-        return found
+        """Every exporter by format; the first plugin to take a format keeps it."""
+        pairs = self._manifests("perfuse_exporters", ExporterManifest)
+        return self._by_name(((plugin, m.format, m) for plugin, m in pairs), "exporter for")
 
     def architectures(self) -> "list[Architecture]":
         """Every architecture that core and the plugins know."""
         from perfuse.architectures import Architecture
 
-        return self._manifests("perfuse_architectures", Architecture)
+        return [manifest for _, manifest in self._manifests("perfuse_architectures", Architecture)]
 
     def schedulers(self) -> dict[str, str]:
-        """Every scheduler class by name."""
-        found: dict[str, str] = {}
-        for _, names in self._ask("perfuse_schedulers"):
-            found.update(names)
-        return found
+        """Every scheduler class by name; core's are core's."""
+
+        def read(answer: Any) -> dict[str, str]:
+            fits = isinstance(answer, Mapping) and all(
+                isinstance(text, str) for pair in answer.items() for text in pair
+            )
+            if not fits:
+                raise PluginError(f"returned {answer!r}, not a dict of class name to module:Class")
+            return dict(answer)
+
+        answers = self._ask("perfuse_schedulers", read)
+        named = (
+            (plugin, name, where) for plugin, names in answers for name, where in names.items()
+        )
+        return self._by_name(named, "scheduler")
+
+    def ask_all(self) -> None:
+        """Ask every hook, so that ``rows`` tells of each one that fails."""
+        for hook in (self.backends, self.exporters, self.architectures, self.schedulers):
+            hook()
 
     def backend(self, name: str) -> "Backend":
         """The backend of a name.
@@ -289,8 +331,20 @@ class PluginHost:
 
 
 def missing_modules(names: Sequence[str]) -> list[str]:
-    """Those modules that are not installed. Nothing is imported."""
-    return [name for name in names if importlib.util.find_spec(name) is None]
+    """Those modules that are not installed. Nothing is imported but the packages they are in."""
+    return [name for name in names if not _is_installed(name)]
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it would be in
+        return False
+
+
+def said(exc: BaseException) -> str:
+    """What an exception of somebody else's says, on one line."""
+    return f"{type(exc).__name__}: {exc}".splitlines()[0].removesuffix(": ")
 
 
 def _check(plugin: ModuleType | object) -> None:
@@ -318,9 +372,11 @@ def _instantiate(reference: str, kind: type[_T], what: str) -> _T:
 
     try:
         instance = resolve(reference)()
-    except Exception as exc:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:
         raise PluginError(
-            f"The {what} is {reference}; loading it raised {type(exc).__name__}: {exc}. "
+            f"The {what} is {reference}; loading it raised {said(exc)}. "
             "Update or uninstall its plugin."
         ) from exc
     if not isinstance(instance, kind):

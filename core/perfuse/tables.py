@@ -4,7 +4,7 @@ from typing import Any
 
 from perfuse.artifact import Artifact
 from perfuse.checkpoint import Checkpoint
-from perfuse.plugins import host, missing_modules
+from perfuse.plugins import host, missing_modules, said
 
 __all__ = ["backend_rows", "print_backends", "print_spec", "weight_sizes"]
 
@@ -12,6 +12,7 @@ __all__ = ["backend_rows", "print_backends", "print_spec", "weight_sizes"]
 def backend_rows() -> list[dict[str, Any]]:
     """One row a backend, and one a plugin that could not be loaded."""
     rows = []
+    host().ask_all()
     for name, manifest in sorted(host().backends().items()):
         row: dict[str, Any] = {"backend": name, "state": "available", "summary": manifest.summary}
         missing = missing_modules(manifest.requires)
@@ -32,9 +33,10 @@ def backend_rows() -> list[dict[str, Any]]:
                     }
                     for device in host().backend(name).devices()
                 ]
-            except Exception as exc:  # noqa: BLE001 - an engine may raise anything
-                reason = f"{type(exc).__name__}: {exc}".splitlines()[0]
-                row |= {"state": "broken", "reason": reason, "devices": []}
+            except KeyboardInterrupt:
+                raise
+            except BaseException as exc:  # noqa: BLE001 - an engine may raise anything
+                row |= {"state": "broken", "reason": said(exc), "devices": []}
                 row["remedy"] = manifest.install or "reinstall its engine"
         rows.append(row)
     for plugin in host().rows:
