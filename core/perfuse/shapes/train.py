@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -46,9 +47,12 @@ class Recipe:
     """Share of scenes with two objects."""
     scenes: int = 40_000
     """How many pictures the UNet learns from."""
-    unet_steps: int = 24_000
+    unet_steps: int = 26_000
     wide_steps: int = 6_000
     """Steps of these on pictures whose objects wander far; the others learn clean edges."""
+    late_step: int = 11_500
+    """From this step on, when one object is easy, `late_pairs` of the scenes have two."""
+    late_pairs: float = 0.35
     unet_batch: int = 32
     unet_rate: float = 1e-3
     silence: float = 0.12
@@ -276,6 +280,8 @@ def train_unet(
     `wide` and `narrow` are the latents of unit variance of the first and of the other steps.
     """
     scenes = scene_set(recipe)
+    paired = np.array([index for index, scene in enumerate(scenes) if scene.relation is not None])
+    alone = np.array([index for index, scene in enumerate(scenes) if scene.relation is None])
     torch.manual_seed(recipe.seed + 1)
     unet, text_encoder = make_unet(), make_text_encoder()
     averaged = copy.deepcopy((unet, text_encoder))
@@ -299,6 +305,11 @@ def train_unet(
         for group in adam.param_groups:
             group["lr"] = recipe.unet_rate * rate(step, recipe.unet_steps, warmup=300)
         picked = rng.integers(len(scenes), size=batch)
+        if step >= recipe.late_step:
+            two = rng.choice(paired, size=batch)
+            picked = np.where(
+                rng.random(batch) < recipe.late_pairs, two, rng.choice(alone, size=batch)
+            )
         captions = [
             "" if rng.random() < recipe.silence else grammar.tell(scenes[i], rng).caption()
             for i in picked
@@ -340,6 +351,21 @@ def train_unet(
     return averaged
 
 
+def _save_text_encoder(text_encoder: CLIPTextModel, folder: Path) -> None:
+    """Save it under the names of Stable Diffusion's files, which every transformers reads.
+
+    (Since version 5 transformers itself leaves the prefix out, and version 4 does not find the rest.)
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text_encoder.config.architectures = ["CLIPTextModel"]
+    text_encoder.config.save_pretrained(folder)
+    named = {
+        "text_model." + name.removeprefix("text_model."): tensor.contiguous()
+        for name, tensor in text_encoder.state_dict().items()
+    }
+    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def write_checkpoint(
     output: Path,
     vae: AutoencoderKL,
@@ -349,7 +375,7 @@ def write_checkpoint(
     """Write the pipeline's folder in the layout of Stable Diffusion."""
     vae.save_pretrained(output / "vae")
     unet.save_pretrained(output / "unet")
-    text_encoder.save_pretrained(output / "text_encoder")
+    _save_text_encoder(text_encoder, output / "text_encoder")
     write_tokenizer(output / "tokenizer")
     write_json(output / "scheduler" / "scheduler_config.json", SCHEDULER)
     write_json(output / "model_index.json", INDEX)
