@@ -77,5 +77,15 @@ class Artifact:
         )
 
     def tokenizer(self, name: str) -> Tokenizer:
-        """One of its tokenizers."""
+        """One of its tokenizers.
+
+        Raises:
+            InputError: there is none of this name.
+            ArtifactError: its files are missing or damaged.
+        """
+        if name not in self.spec.tokenizers:
+            raise InputError(
+                f"Tokenizer {name!r} was asked for; {self.path} has "
+                f"{', '.join(self.spec.tokenizers) or 'none'}."
+            )
         return Tokenizer.from_folder(inside(self.path, self.spec.tokenizers[name]))

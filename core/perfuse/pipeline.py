@@ -418,6 +418,6 @@ def _natural_backend(source: Source) -> str:
         if wanted in manifest.formats if wanted is not None else not manifest.formats:
             return name
     raise BackendError(
-        f"{source.model} holds {wanted or 'a checkpoint'}; no installed backend runs that as it "
-        "is. Name one with --backend; `perfuse backends` lists them."
+        f"{source.model} holds {wanted or 'a checkpoint'}; no plugin that is installed runs that as "
+        "it is. Install one that does; `perfuse backends` lists those that are there."
     )

@@ -1,0 +1,130 @@
+"""Exports on the way: reused where nothing changed, made anew where something did."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from perfuse import Artifact, ArtifactStore, Checkpoint, DiffusionPipeline, exported
+from perfuse.errors import ExportError, InputError
+from perfuse.export import reporting
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+Make = Callable[[str], Path]
+
+GIVEN = {"num_inference_steps": 2, "seed": 0, "output_type": "np"}
+
+
+def draw(folder: Path, store: ArtifactStore, backend: str = "onnxruntime:cpu") -> np.ndarray:
+    pipe = DiffusionPipeline.from_pretrained(folder, backend=backend, store=store)
+    drawn: np.ndarray = pipe(**GIVEN).images
+    return drawn
+
+
+def change_weights(folder: Path) -> None:
+    """Other numbers in a file of the same size."""
+    from safetensors.numpy import load_file, save_file
+
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = {name: array * np.float32(0.5) for name, array in load_file(path).items()}
+    size = path.stat().st_size
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert path.stat().st_size == size
+
+
+def test_made_once_then_anew_when_the_weights_change(copy_of: Make, tmp_path: Path) -> None:
+    """Nothing stale is used."""
+    folder, store, said = copy_of("tiny"), ArtifactStore(tmp_path / "store"), list[str]()
+    with reporting(said.append):
+        first = draw(folder, store)
+        assert len(said) == 1
+        assert "unet" in said[0]
+        assert "onnx" in said[0]
+        assert (draw(folder, store) == first).all()
+        assert len(said) == 1
+        change_weights(folder)
+        second = draw(folder, store)
+        assert len(said) == 2
+    assert np.abs(first - second).max() > 0.01
+    assert np.abs(second - draw(folder, store, "torch:cpu")).max() < 1e-3
+    assert len(store.entries()) == 2
+
+
+def test_a_module_that_the_user_changed(checkpoint: Make, tmp_path: Path) -> None:
+    """What runs is the changed one, on every backend; and the checkpoint's export stays its own."""
+    store = ArtifactStore(tmp_path / "store")
+    pipe = DiffusionPipeline.from_pretrained(
+        checkpoint("tiny"), backend="onnxruntime:cpu", store=store
+    )
+    before = pipe(**GIVEN).images
+    with torch.no_grad():
+        pipe.unet.conv_out.weight.mul_(0.5)
+    pipe.unet = pipe.unet
+    after = pipe(**GIVEN).images
+    assert np.abs(before - after).max() > 0.01
+    plain = DiffusionPipeline.from_pretrained(checkpoint("tiny"), backend="torch:cpu")
+    plain.unet = pipe.unet
+    assert np.abs(plain(**GIVEN).images - after).max() < 1e-3
+    assert np.abs(draw(checkpoint("tiny"), store) - before).max() == 0
+
+
+def test_damage_in_the_cache_is_said(checkpoint: Make, tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    component = Checkpoint.open(checkpoint("tiny")).component("unet")
+    main = exported(component, "onnx", store)
+    assert main.is_file()
+    main.unlink()
+    with pytest.raises(ExportError, match="damaged.*perfuse cache clear"):
+        exported(component, "onnx", store)
+    (record,) = store.root.glob("*/main-file.json")
+    for text in ("", "3", "{}", '{"main": 3}'):
+        record.write_text(text)
+        with pytest.raises(ExportError, match="damaged.*perfuse cache clear"):
+            exported(component, "onnx", store)
+    store.clear()
+    assert exported(component, "onnx", store).is_file()
+
+
+def test_an_artifact_s_file_is_used_as_it_is(checkpoint: Make, tmp_path: Path) -> None:
+    """With its scheduler, its tokenizers, and what says where it came from."""
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"), backend="torch:cpu")
+    from perfuse import DDIMScheduler
+
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    folder = pipe.export(tmp_path / "out", to="onnx")
+    artifact, store = Artifact.open(folder), ArtifactStore(tmp_path / "store")
+    assert exported(artifact.component("unet"), "onnx", store) == folder / "unet" / "model.onnx"
+    assert not store.root.exists()
+    assert artifact.spec.scheduler["_class_name"] == "DDIMScheduler"
+    saved = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
+    assert saved["_class_name"] == "DDIMScheduler"
+    assert artifact.manifest.source["model"] == str(checkpoint("tiny"))
+    assert {"perfuse", "torch", "onnx"} <= set(artifact.manifest.tools)
+    listed = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(artifact.manifest.files) == listed - {"perfuse.json"}
+    assert np.abs(draw(folder, store) - pipe(**GIVEN).images).max() < 1e-3
+    with pytest.raises(ExportError, match="unet.*artifact"):
+        exported(artifact.component("unet"), "openvino", store)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"batch": 0}, "batch.*0"),
+        ({"batch": -1}, "batch"),
+        ({"height": 0}, "height 0"),
+        ({"width": 1.5}, "width 1.5"),
+    ],
+)
+def test_sizes_that_cannot_be_fixed(
+    checkpoint: Make, tmp_path: Path, sizes: dict[str, int], words: str
+) -> None:
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"), backend="torch:cpu")
+    with pytest.raises(InputError, match=words):
+        pipe.export(tmp_path / "out", to="onnx", **sizes)
+    assert not (tmp_path / "out").exists()
