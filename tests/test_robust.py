@@ -2,12 +2,9 @@
 
 import json
 import os
-import resource
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from tests.checkpoints import edit_json, write_json
 
 from perfuse.cli import main
-from tests.checkpoints import edit_json, write_json
 
 Make = Callable[[str], Path]
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
-RUNS = [sys.executable, "-m", "perfuse.cli"]
 
 
 def perfuse(*arguments: object) -> Result:
@@ -104,6 +100,7 @@ def without(modules: str, *arguments: object, **settings: Any) -> subprocess.Com
     """The command line in an environment that does not have these modules."""
     return subprocess.run(
         [sys.executable, "-c", BLOCKED, modules, *map(str, arguments)],
+        check=False,
         capture_output=True,
         text=True,
         timeout=120,
@@ -448,6 +445,3 @@ def test_nan_does_not_replace_an_earlier_picture(copy_of: Make, tmp_path: Path) 
     given = ("--model", folder, "--steps", 1, "--output", output)
     check_refusal(perfuse("generate", *given), 1, "NaN")
     assert output.read_bytes() == b"earlier"
-
-
-# ── Exported folders ────────────────────────────────────────────────────────────────────────────

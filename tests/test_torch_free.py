@@ -1,0 +1,94 @@
+"""Exported folders run where neither torch nor any exporter's tool can be imported."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from perfuse import DiffusionPipeline
+
+Make = Callable[[str], Path]
+Export = Callable[[str, str], Path]
+
+#: Makes an import of these fail as if they were not installed, and then runs the command line.
+PROGRAM = """
+import sys
+
+BLOCKED = set(sys.argv.pop(1).split(","))
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+from perfuse.cli import main
+try:
+    main()
+except SystemExit as exit:
+    status = exit.code
+loaded = BLOCKED & {name.split(".")[0] for name in sys.modules}
+assert not loaded, loaded
+sys.exit(status)
+"""
+BLOCKED = "torch,transformers,onnx,onnxscript,onnx_ir,diffusers,accelerate,scipy"
+FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
+
+
+def run(blocked: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, blocked, *map(str, arguments)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("backend", FORMATS)
+@pytest.mark.parametrize("kind", ["words", "tiny"])
+def test_draws_the_reference_s_picture(
+    checkpoint: Make, exported: Export, tmp_path: Path, kind: str, backend: str
+) -> None:
+    pytest.importorskip(backend)
+    folder = exported(kind, FORMATS[backend])
+    prompt = ["a red circle"] if kind == "words" else []
+    given = ("--model", folder, "--steps", 4, "--seed", 5, "--json")
+    output = tmp_path / "picture.png"
+    others = {"onnxruntime", "openvino"} - {backend}
+    done = run(",".join([BLOCKED, *others]), "generate", *prompt, *given, "--output", output)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)["components"]
+    assert {component["target"] for component in report.values()} == {backend}
+    pipe = DiffusionPipeline.from_pretrained(checkpoint(kind), backend="torch:cpu")
+    reference = pipe(*prompt, num_inference_steps=4, seed=5).images[0]
+    drawn, expected = (np.asarray(image).astype(int) for image in (Image.open(output), reference))
+    assert drawn.shape == expected.shape
+    assert expected.std() > 5
+    assert np.abs(drawn - expected).max() <= 1
+
+
+def test_inspect(exported: Export) -> None:
+    folder = exported("words", "onnx")
+    blocked = f"{BLOCKED},onnxruntime,openvino"
+    done = run(blocked, "inspect", "--model", folder, "--verify", "--json")
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["exported"]) >= {"unet", "text_encoder", "vae_decoder"}
+
+
+def test_a_checkpoint_needs_torch_and_says_so(checkpoint: Make, tmp_path: Path) -> None:
+    """On torch and, because it must first be exported, on an engine."""
+    output = tmp_path / "picture.png"
+    given = ("generate", "red", "--model", checkpoint("words"), "--output", output)
+    for backend in ("torch", "onnxruntime"):
+        done = run(BLOCKED, *given, "--backend", backend)
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert "torch" in line
+        assert "pip install 'perfuse[" in line
+        assert not output.exists()
