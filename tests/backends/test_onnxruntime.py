@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def unet_inputs(batch: int = 2, size: int = 8, seed: int = 0) -> dict[str, Any]:
 def plain_component(
     folder: Path,
     *,
-    inputs: dict[str, tuple[int, tuple[int | str, ...]]] | None = None,
+    inputs: Mapping[str, tuple[int, tuple[int | str, ...]]] | None = None,
     outputs: tuple[str, ...] = ("out_sample",),
 ) -> Component:
     """``out_sample = sample + timestep`` as another exporter would declare it."""
@@ -127,7 +127,7 @@ def test_it_agrees_with_the_torch_module(
     sizes = {"batch": 3, "sequence": 9, "latent_height": 9, "latent_width": 5, "height": 6}
     inputs: dict[str, Any] = {}
     for tensor in source.signature.inputs:
-        shape = tensor.resolve({**sizes, "width": 14})
+        shape = tuple(int(size) for size in tensor.resolve({**sizes, "width": 14}))
         integers = tensor.dtype == "int64"
         drawn = generator.integers(0, 99, shape) if integers else generator.normal(size=shape)
         inputs[tensor.name] = drawn if integers else drawn.astype(np.float32)

@@ -286,13 +286,13 @@ def test_weights_too_large_for_float16_are_refused_by_name(make: Make, tmp_path:
 
 def test_random_numbers_in_a_graph_are_refused(make: Make, tmp_path: Path) -> None:
     component, _ = make("vae_decoder")
-    build = component.build
-    assert build is not None
+    assert component.build is not None
+    decoder = component.build()
 
     class Noisy(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = build()
+            self.inner = decoder
 
         def forward(self, latent_sample: torch.Tensor) -> Any:
             (sample,) = self.inner(latent_sample)
