@@ -78,14 +78,25 @@ class Placement:
         Raises:
             InputError: a part of the text is not a target.
         """
-        base, components = Target.parse(default), {}
+        bases: list[Target] = []
+        components: dict[str, Target] = {}
         for part in text.split(","):
             name, equals, target = part.partition("=")
+            if equals and (not name.strip() or name.strip() in components):
+                raise InputError(
+                    f"Backend {text!r} was asked for; each COMPONENT=TARGET in it names another "
+                    "component, for example unet=openvino:GPU,torch:cpu."
+                )
             if equals:
                 components[name.strip()] = Target.parse(target)
             else:
-                base = Target.parse(part)
-        return cls(default=base, components=components)
+                bases.append(Target.parse(part))
+        if len(bases) > 1:
+            raise InputError(
+                f"Backend {text!r} was asked for; {' and '.join(map(str, bases))} cannot both run "
+                "the rest. Give one of them a component: unet=TARGET."
+            )
+        return cls(default=bases[0] if bases else Target.parse(default), components=components)
 
     def __getitem__(self, component: str) -> Target:
         return self.components.get(component, self.default)

@@ -141,19 +141,23 @@ class DiffusionPipeline:
         natural = _natural_backend(source)
         placement = Placement.parse(backend if backend is not None else natural, default=natural)
         pipe = cls(source, placement=placement, precision=precision, store=store, options=options)
-        unknown = set(placement.components) - set(pipe.spec.components)
-        if unknown:
-            raise InputError(
-                f"A target was given for {', '.join(sorted(unknown))}; this pipeline has "
-                f"{', '.join(pipe.spec.components)}."
-            )
-        for name in dict.fromkeys(placement[name].backend for name in pipe.spec.components):
-            host().backend(name)  # an unknown backend or a missing engine is said before any work
-            if isinstance(source, Artifact):
-                _check_format(source, name, natural)
+        pipe._check_placement(placement)
         for name, component in components.items():
             setattr(pipe, name, component)
         return pipe
+
+    def _check_placement(self, placement: Placement) -> None:
+        """Say before any work that a component or a backend is unknown, or an engine missing."""
+        unknown = set(placement.components) - set(self.spec.components)
+        if unknown:
+            raise InputError(
+                f"A target was given for {', '.join(sorted(unknown))}; this pipeline has "
+                f"{', '.join(self.spec.components)}."
+            )
+        for name in dict.fromkeys(placement[name].backend for name in self.spec.components):
+            host().backend(name)
+            if isinstance(self._source, Artifact):
+                _check_format(self._source, name, _natural_backend(self._source))
 
     # Running
 
@@ -304,9 +308,16 @@ class DiffusionPipeline:
     # Elsewhere
 
     def to(self, backend: str) -> Self:
-        """Run on another target from here on; what was prepared is released."""
+        """Run on another target from here on; what was prepared is released.
+
+        Raises:
+            InputError: it is no target, or for a component that the pipeline has not.
+            BackendError: the backend is unknown or its engine is not installed.
+        """
+        placement = Placement.parse(backend, default=self.placement.default.backend)
+        self._check_placement(placement)
         self.close()
-        self.placement = Placement.parse(backend, default=self.placement.default.backend)
+        self.placement = placement
         return self
 
     def close(self) -> None:

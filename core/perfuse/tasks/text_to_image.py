@@ -30,10 +30,20 @@ Prompt = str | Sequence[str] | None
 
 def read_texts(prompt: Prompt, name: str) -> list[str]:
     """One text or several as a list; ``InputError`` for anything else."""
-    texts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+    texts: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise InputError(f"{name} must be text, or a list of texts; got {prompt!r}.")
     return texts
+
+
+def _check_states(tools: Tools, name: str, states: Array) -> None:
+    """Raise ``InputError`` for text states that are not [B, S, D] with the denoiser's D."""
+    wanted = {t.name: t.shape for t in tools.spec.denoiser.signature.inputs}
+    width = wanted["encoder_hidden_states"][-1]
+    shape = tuple(getattr(states, "shape", ()))
+    if len(shape) != 3 or shape[-1] != width:
+        found = f"an array of shape {shape}" if hasattr(states, "shape") else repr(states)
+        raise InputError(f"{name} must be an array [batch, sequence, {width}]; got {found}.")
 
 
 def _read_prompts(
@@ -54,6 +64,10 @@ def _read_prompts(
     if negative_prompt is not None and negative_prompt_embeds is not None:
         raise InputError("Give either negative_prompt or negative_prompt_embeds, not both.")
     check_count("num_images_per_prompt", num_images_per_prompt)
+    if prompt_embeds is not None:
+        _check_states(tools, "prompt_embeds", prompt_embeds)
+    if negative_prompt_embeds is not None:
+        _check_states(tools, "negative_prompt_embeds", negative_prompt_embeds)
     if prompt_embeds is None:
         prompts = read_texts(prompt, "prompt")
         count = len(prompts)

@@ -42,6 +42,13 @@ def _second(given: Prompt, name: str, first: list[str]) -> list[str]:
     return texts * (len(first) if len(texts) == 1 else 1)
 
 
+def _check_pair(name: str, pair: Size) -> None:
+    """Raise ``InputError`` for what is neither absent nor two whole numbers."""
+    fits = isinstance(pair, list | tuple) and len(pair) == 2
+    if pair is not None and not (fits and all(isinstance(size, int) for size in pair)):
+        raise InputError(f"{name} must be two whole numbers, height first; got {pair!r}.")
+
+
 def _encode_prompt_xl(
     tools: Tools,
     prompts: list[str],
@@ -62,6 +69,9 @@ def _encode_prompt_xl(
     target_size: Size,
 ) -> State:
     """Text states, pooled text and sizes, [branches * pictures, …], without the prompt first."""
+    _check_pair("original_size", original_size)
+    _check_pair("crops_coords_top_left", crops_coords_top_left)
+    _check_pair("target_size", target_size)
     if (prompt_embeds is None) != (pooled_prompt_embeds is None):
         raise InputError("Give prompt_embeds and pooled_prompt_embeds together.")
     if (negative_prompt_embeds is None) != (negative_pooled_prompt_embeds is None):
