@@ -84,15 +84,17 @@ def _export(component: Component, format: str, folder: Path) -> Path:
 
 
 def _fingerprint(component: Component) -> str:
-    """Of a module that the user put in place: of its weights themselves."""
+    """Of a module that the user put in place: of its layers, configs and weights themselves."""
     import hashlib
 
     if component.build is None:
         raise ExportError(
             f"{component.name} was to be exported; it comes from an artifact, which has no module."
         )
-    digest = hashlib.sha256()
-    for name, tensor in component.build().state_dict().items():
+    module = component.build()
+    configs = [getattr(part, "config", None) for part in module.modules()]
+    digest = hashlib.sha256(f"{module} {configs}".encode())
+    for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().float().numpy().tobytes())
     return digest.hexdigest()

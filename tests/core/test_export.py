@@ -73,6 +73,22 @@ def test_a_module_that_the_user_changed(checkpoint: Make, tmp_path: Path) -> Non
     assert np.abs(draw(checkpoint("tiny"), store) - before).max() == 0
 
 
+def test_a_module_of_the_same_weights_and_another_config(checkpoint: Make) -> None:
+    """Frequencies turned around are no weight, and another graph."""
+    import perfuse.models
+    from perfuse.export import _fingerprint
+
+    prints = set()
+    for changed in ({}, {}, {"flip_sin_to_cos": False}, {"freq_shift": 1}, {"norm_eps": 1e-3}):
+        pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"), backend="torch:cpu")
+        weights = pipe.unet.state_dict()
+        config = json.loads((checkpoint("tiny") / "unet" / "config.json").read_text("utf-8"))
+        pipe.unet = perfuse.models.UNet2DModel.from_config({**config, **changed})
+        pipe.unet.load_state_dict(weights)
+        prints.add(_fingerprint(pipe._component("unet")))
+    assert len(prints) == 4
+
+
 def test_damage_in_the_cache_is_said(checkpoint: Make, tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path / "store")
     component = Checkpoint.open(checkpoint("tiny")).component("unet")
