@@ -27,6 +27,7 @@ from perfuse.errors import (
     UnsupportedError,
 )
 from perfuse.store import ArtifactStore
+from perfuse_exporters.capture import replace_tensors
 
 __all__ = ["Torch"]
 
@@ -84,7 +85,12 @@ class Torch(Backend):
             # Off unless asked for: ten bits of mantissa are not float32.
             torch.backends.cuda.matmul.allow_tf32 = options["tf32"]
             torch.backends.cudnn.allow_tf32 = options["tf32"]
-        module = component.build().to(device=device, dtype=_DTYPES[component.precision])
+        dtype = _DTYPES[component.precision]
+        # The module may be the user's own; what has the place and the dtype already is shared.
+        module = replace_tensors(
+            component.build(),
+            lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None),
+        )
         if options["channels_last"]:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if options["compile"]:

@@ -160,8 +160,9 @@ class Component:
     precision: str = "float32"
     #: Dimensions to fix; every other one stays symbolic.
     static: Mapping[str, int] = field(default_factory=dict)
-    #: Builds the torch module with its weights: takes the signature's inputs in order, returns a
-    #: tuple of its outputs. ``None`` for a component of an exported artifact.
+    #: Builds the torch module with its weights, in the dtype that they are stored in: takes the
+    #: signature's inputs in order, returns a tuple of its outputs. It may be the user's own and is
+    #: not to be changed. ``None`` for a component of an exported artifact.
     build: "Callable[[], nn.Module] | None" = None
     #: Identifies weights and config; part of the key under which an export is cached. ``None``
     #: where nothing can be reused, as with a module that the user put in.

@@ -261,8 +261,10 @@ def _builder(spec: ComponentSpec, weights: Weights, precision: str) -> "Callable
 
         from perfuse.models.components import build_component
 
+        # As stored where that is one dtype, so that nothing is copied; whoever prepares it casts.
+        dtype = weights.precision if weights.precision in PRECISIONS else precision
         try:
-            return build_component(spec, weights, getattr(torch, precision))
+            return build_component(spec, weights, getattr(torch, dtype))
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
             raise CheckpointError(
                 f"{spec.name}, a {spec.class_name}, cannot be built from the config.json in "

@@ -227,6 +227,12 @@ class Weights:
         )
 
     @property
+    def precision(self) -> str | None:
+        """The floating-point dtype that all of them share, where they share one."""
+        found = {dtype for dtype, _ in self.shapes.values() if "float" in dtype}
+        return found.pop() if len(found) == 1 else None
+
+    @property
     def parameters(self) -> int:
         """How many numbers the tensors hold together."""
         return sum(math.prod(shape) for _, shape in self.shapes.values())

@@ -85,10 +85,12 @@ def _convert(openvino: Any, component: Component) -> "ov.Model":
     """Capture the component and translate the graph; its constants share the module's memory."""
     import torch
 
-    from perfuse_exporters.capture import build, trace
+    from perfuse_exporters.capture import build, cast, trace
 
     module = build(component)
-    if component.precision != "float32":
+    if component.precision == "float32":
+        module = cast(module, torch.float32)
+    else:
         module = _stored_in(getattr(torch, component.precision), module)
     program = trace(component, module, torch.float32)
     shapes = [_partial_shape(openvino, component, t.shape) for t in component.signature.inputs]

@@ -144,4 +144,4 @@ def unwrap(component: Component) -> nn.Module:
         raise InputError(f"{component.name} comes from an export, which has no torch module.")
     model = component.build().model
     assert isinstance(model, nn.Module)
-    return model
+    return model.to(getattr(torch, component.precision))
