@@ -1,6 +1,7 @@
 """Captures a component once, as a ``torch.export.ExportedProgram``; every exporter starts here."""
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
@@ -129,7 +130,8 @@ def trace(component: Component, module: nn.Module, dtype: torch.dtype) -> Export
         ExportError: torch.export cannot capture it.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, about itself
             return torch.export.export(
                 module,
                 example_inputs(component, dtype),
