@@ -4,8 +4,10 @@ Three stages, each resumable, each a function of the seed alone:
 
 1. *vae*: an `AutoencoderKL` learns 64×64 pictures as 16×16×4 latents (Rombach et al. 2022, section 3.1);
 2. *latents*: the frozen encoder turns a fixed training set into latents of unit variance;
-3. *unet*: the UNet and the text encoder learn together to denoise them (v-prediction, Salimans & Ho
-   2022; min-SNR weights, Hang et al. 2023; exponential moving average of the weights).
+3. *unet*: the UNet and the text encoder learn together to denoise them, by v-prediction (Salimans &
+   Ho 2022, appendix D); the moving average of their weights is what is kept.
+
+The state of an unfinished run lies in the folder `--work`; the same command goes on from it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import copy
 import math
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ class Recipe:
     """Share of scenes with two objects."""
     scenes: int = 40_000
     """How many pictures the UNet learns from."""
-    unet_steps: int = 26_000
+    unet_steps: int = 25_000
     wide_steps: int = 6_000
     """Steps of these on pictures whose objects wander far; the others learn clean edges."""
     late_step: int = 11_500
@@ -272,6 +274,45 @@ def alphas_bar() -> Tensor:
     return torch.cumprod(1 - betas, 0).float()
 
 
+class Lessons:
+    """Which scenes a step of the last stage shows, and what it says of them."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.scenes = recipe, scene_set(recipe)
+        two = np.array([scene.relation is not None for scene in self.scenes])
+        self.paired, self.alone = np.flatnonzero(two), np.flatnonzero(~two)
+
+    def __call__(self, step: int) -> tuple[Tensor, Tensor]:
+        """The numbers of the scenes, int64 [batch], and their captions' tokens, int64 [batch, LENGTH]."""
+        recipe, batch = self.recipe, self.recipe.unet_batch
+        rng = np.random.default_rng([recipe.seed, 3, step])
+        picked = rng.integers(len(self.scenes), size=batch)
+        if step >= recipe.late_step:
+            two = rng.choice(self.paired, size=batch)
+            late = rng.random(batch) < recipe.late_pairs
+            picked = np.where(late, two, rng.choice(self.alone, size=batch))
+        tokens = [
+            tokenize(
+                ""
+                if rng.random() < recipe.silence
+                else grammar.tell(self.scenes[index], rng).caption()
+            )
+            for index in picked
+        ]
+        return torch.from_numpy(picked), torch.tensor(tokens)
+
+
+def noised(x0: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy latents x_t, their timesteps t and the targets v = alpha * noise - sigma * x0."""
+    count, alpha_bar = len(x0), alphas_bar()
+    noise = torch.randn(x0.shape, generator=generator)
+    # One timestep from each of `count` equal parts: the loss is less noisy than with free draws.
+    parts = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
+    t = (parts / count * 1000).long().clamp(max=999)
+    alpha, sigma = (part.sqrt()[:, None, None, None] for part in (alpha_bar[t], 1 - alpha_bar[t]))
+    return alpha * x0 + sigma * noise, t, alpha * noise - sigma * x0
+
+
 def train_unet(
     recipe: Recipe, wide: Tensor, narrow: Tensor, work: Path
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
@@ -279,9 +320,7 @@ def train_unet(
 
     `wide` and `narrow` are the latents of unit variance of the first and of the other steps.
     """
-    scenes = scene_set(recipe)
-    paired = np.array([index for index, scene in enumerate(scenes) if scene.relation is not None])
-    alone = np.array([index for index, scene in enumerate(scenes) if scene.relation is None])
+    lessons = Lessons(recipe)
     torch.manual_seed(recipe.seed + 1)
     unet, text_encoder = make_unet(), make_text_encoder()
     averaged = copy.deepcopy((unet, text_encoder))
@@ -297,36 +336,13 @@ def train_unet(
         mean.load_state_dict(state["mean"])
         adam.load_state_dict(state["adam"])
         begin = state["step"]
-    alpha_bar, batch = alphas_bar(), recipe.unet_batch
     clock, running = Clock("unet", recipe.unet_steps), 0.0
     for step in range(begin, recipe.unet_steps):
-        rng = np.random.default_rng([recipe.seed, 3, step])
-        generator = torch.Generator().manual_seed((recipe.seed + 7) * 1_000_003 + step)
         for group in adam.param_groups:
             group["lr"] = recipe.unet_rate * rate(step, recipe.unet_steps, warmup=300)
-        picked = rng.integers(len(scenes), size=batch)
-        if step >= recipe.late_step:
-            two = rng.choice(paired, size=batch)
-            picked = np.where(
-                rng.random(batch) < recipe.late_pairs, two, rng.choice(alone, size=batch)
-            )
-        captions = [
-            "" if rng.random() < recipe.silence else grammar.tell(scenes[i], rng).caption()
-            for i in picked
-        ]
-        x0 = (wide if step < recipe.wide_steps else narrow)[torch.from_numpy(picked)]
-        noise = torch.randn(x0.shape, generator=generator)
-        # One timestep of each of `batch` equal parts: the loss is less noisy than with free draws.
-        parts = (
-            torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)
-        ) / batch
-        t = (parts * 1000).long().clamp(max=999)
-        alpha, sigma = (
-            alpha_bar[t].sqrt()[:, None, None, None],
-            (1 - alpha_bar[t]).sqrt()[:, None, None, None],
-        )
-        x_t, v = alpha * x0 + sigma * noise, alpha * noise - sigma * x0
-        tokens = torch.tensor([tokenize(caption) for caption in captions])
+        picked, tokens = lessons(step)
+        x0 = (wide if step < recipe.wide_steps else narrow)[picked]
+        x_t, t, v = noised(x0, torch.Generator().manual_seed((recipe.seed + 7) * 1_000_003 + step))
         hidden = text_encoder(input_ids=tokens).last_hidden_state
         loss = (unet(x_t, t, hidden, return_dict=False)[0] - v).square().mean()
         adam.zero_grad(set_to_none=True)
@@ -414,7 +430,6 @@ def main() -> None:
     scaled = make_vae(factor)
     scaled.load_state_dict(vae.state_dict())
     write_checkpoint(options.output, scaled, unet, text_encoder)
-    write_json(options.output / "training.json", asdict(recipe))
 
 
 if __name__ == "__main__":
