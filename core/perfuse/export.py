@@ -1,6 +1,7 @@
 """Lowering components through the exporters, one at a time: into the cache, or into a folder."""
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -75,7 +76,11 @@ def _export(component: Component, format: str, folder: Path) -> Path:
     _report.get()(f"Exporting {component.name} to {format} ({component.precision})")
     exporter = host().exporter(format)
     try:
-        return exporter.export(component, folder)
+        with warnings.catch_warnings():
+            # The tools' own deprecations are not the user's to mend.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return exporter.export(component, folder)
     except OSError as exc:
         raise ExportError(
             f"{component.name} was to be exported to {format}; the system said: "

@@ -1,7 +1,6 @@
 """Captures a component once, as a ``torch.export.ExportedProgram``; every exporter starts here."""
 
 import copy
-import warnings
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
@@ -130,8 +129,7 @@ def trace(component: Component, module: nn.Module, dtype: torch.dtype) -> Export
         ExportError: torch.export cannot capture it.
     """
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch's own, about itself
+        with torch.no_grad():
             return torch.export.export(
                 module,
                 example_inputs(component, dtype),
