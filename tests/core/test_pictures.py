@@ -10,7 +10,6 @@ from PIL import Image
 
 from perfuse.errors import InputError, NonFiniteError
 from perfuse.pictures import (
-    grid,
     open_picture,
     preprocess,
     preprocess_mask,
@@ -19,6 +18,7 @@ from perfuse.pictures import (
     to_pil,
     to_unit,
 )
+from perfuse.sheet import grid
 
 RED, BLUE = (220, 30, 40), (20, 60, 200)
 

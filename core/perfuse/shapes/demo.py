@@ -12,8 +12,9 @@ import numpy as np
 
 from perfuse.errors import PerfuseError
 from perfuse.export import reporting
-from perfuse.pictures import grid, save_png
+from perfuse.pictures import save_png
 from perfuse.pipeline import DiffusionPipeline
+from perfuse.sheet import grid
 
 CAPTIONS = (
     "a small red circle at the top left on a white background",
