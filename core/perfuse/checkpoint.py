@@ -228,7 +228,8 @@ class Checkpoint:
             InputError: there is none of this name.
             CheckpointError: its files are missing or damaged.
         """
-        from perfuse.tokenizer import FILES, Tokenizer
+        from perfuse.tokenizer import Tokenizer
+        from perfuse.tokenizer_files import FILES
 
         if name not in self.spec.tokenizers:
             raise InputError(
@@ -242,7 +243,7 @@ class Checkpoint:
 
     def files_to_copy(self) -> dict[str, Path]:
         """What an exported artifact takes along: its path there to the file here."""
-        from perfuse.tokenizer import FILES
+        from perfuse.tokenizer_files import FILES
 
         wanted: list[tuple[str, tuple[str, ...]]]
         wanted = [(folder, FILES) for folder in self.spec.tokenizers.values()]

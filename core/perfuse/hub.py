@@ -25,7 +25,7 @@ def check_variant(folders: Mapping[str, Iterable[str]], variant: str | None, ask
 
 def _wanted(files: Iterable[str], entries: Mapping[str, str], variant: str | None) -> list[str]:
     """The files of a repository that are needed to run it, without other formats and variants."""
-    from perfuse.tokenizer import FILES
+    from perfuse.tokenizer_files import FILES
 
     folders: dict[str, list[str]] = {}
     for file in files:

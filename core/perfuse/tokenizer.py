@@ -4,15 +4,10 @@ CLIP's is built here from its vocabulary and merges (Radford et al. 2021; the by
 GPT-2 with an end-of-word mark), because many checkpoints hold nothing else. Any other class is read
 from its ``tokenizer.json``, which describes itself; a class that comes without one gets a builder
 in `_BUILDERS`.
-
-Which file says what has a history. Newer checkpoints state their added tokens in
-``tokenizer_config.json`` (``added_tokens_decoder``), which then has the last word; older ones
-spread them over ``special_tokens_map.json``, ``added_tokens.json`` and ``tokenizer.json``.
 """
 
-import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,28 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfuse.errors import CheckpointError, InputError
+from perfuse.tokenizer_files import (
+    AGAIN,
+    CONFIG,
+    MATCHING,
+    MERGES,
+    VOCAB,
+    WHOLE,
+    TokenizerFiles,
+    read_json,
+    read_merges,
+)
 
 if TYPE_CHECKING:
     import tokenizers
 
 __all__ = ["TokenBatch", "Tokenizer"]
-
-CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-WHOLE, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
-FILES = (CONFIG, SPECIAL, ADDED, WHOLE, VOCAB, MERGES)
-"""Every file that a tokenizer may be made of."""
-
-_AGAIN = "Download or export the checkpoint again."
-_NAMED = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
-_UNSTATED = 10**9  # a model_max_length above this is the field's way of writing "no limit" (1e30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +58,9 @@ class Tokenizer:
     pad_token_id: int | None
     """The token that fills a prompt up, if the tokenizer has one."""
 
-    def __init__(self, backend: "tokenizers.Tokenizer", files: "_Files", limit: int | None) -> None:
+    def __init__(
+        self, backend: "tokenizers.Tokenizer", files: "TokenizerFiles", limit: int | None
+    ) -> None:
         # Lengths are decided by each call; what a tokenizer.json may have set would add to that.
         backend.no_padding()
         backend.no_truncation()
@@ -95,7 +86,7 @@ class Tokenizer:
         if the vocabulary and the merges do not belong together, or if the class is not known and
         there is no ``tokenizer.json``.
         """
-        files = _Files.read(Path(path), tokenizer_class)
+        files = TokenizerFiles.read(Path(path), tokenizer_class)
         backend = _BUILDERS.get(files.kind, _build_from_json)(files)
         limit = files.max_length()
         if limit is None and files.kind == "CLIPTokenizer":
@@ -197,79 +188,6 @@ class Tokenizer:
         return TokenBatch(input_ids=input_ids, attention_mask=mask, truncated=truncated)
 
 
-Token = Mapping[str, Any]
-"""A special or added token: its ``content`` and how it is matched in text."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Files:
-    """What the files of a folder say, before anything is built from them."""
-
-    folder: Path
-    present: tuple[str, ...]
-    """The names in `FILES` that the folder holds."""
-    kind: str
-    """The tokenizer's class, without "Fast" at its end; empty if nothing names it."""
-    config: Mapping[str, Any]
-    whole: Mapping[str, Any] | None
-    """``tokenizer.json``, if it is there."""
-    named: Mapping[str, Token]
-    """Special tokens by the part they play: ``bos_token``, ``pad_token`` …"""
-    added: tuple[Token, ...]
-    """Every token to be matched whole in the text, in the order of their ids."""
-
-    @classmethod
-    def read(cls, folder: Path, tokenizer_class: str | None) -> "_Files":
-        if not folder.is_dir():
-            raise CheckpointError(f"The tokenizer's folder {folder} does not exist. {_AGAIN}")
-        present = tuple(name for name in FILES if (folder / name).is_file())
-
-        def read(name: str) -> dict[str, Any]:
-            return _read_json(folder / name) if name in present else {}
-
-        config, whole = read(CONFIG), read(WHOLE) if WHOLE in present else None
-        kind = config.get("tokenizer_class") or tokenizer_class
-        if kind is None and whole is None and {VOCAB, MERGES} <= set(present):
-            kind = "CLIPTokenizer"  # nothing says so, but only CLIP's comes like this; _clip checks
-        kind = str(kind or "").removesuffix("Fast")
-        defaults = _CLIP_TOKENS if kind == "CLIPTokenizer" else {}
-        try:
-            if "added_tokens_decoder" in config:
-                stated = {**defaults, **_without_null(config)}
-                added = _by_id(config["added_tokens_decoder"].items())
-            else:
-                roles = _special(_without_null(read(SPECIAL)))
-                stated = {**defaults, **_without_null(config), **roles}
-                added = _by_id(_older_added(read(ADDED), whole or {}, stated))
-            named, extra = _named_tokens(stated, added), _extra_tokens(stated)
-        except (AttributeError, KeyError, TypeError, ValueError) as exc:
-            raise CheckpointError(
-                f"The special tokens of {folder} ({', '.join(present)}) are not in a form that "
-                f"tokenizers use: {exc!r}. {_AGAIN}"
-            ) from exc
-        return cls(
-            folder=folder,
-            present=present,
-            kind=kind,
-            config=config,
-            whole=whole,
-            named=named,
-            added=_to_add(added, (*named.values(), *extra)),
-        )
-
-    def max_length(self) -> int | None:
-        stated = self.config.get("model_max_length", self.config.get("max_len"))
-        if isinstance(stated, (int, float)) and 0 < stated < _UNSTATED:
-            return int(stated)
-        return None
-
-
-_CLIP_TOKENS = {
-    "bos_token": "<|startoftext|>",
-    "eos_token": "<|endoftext|>",
-    "unk_token": "<|endoftext|>",
-    "pad_token": "<|endoftext|>",
-}
 _CLIP_PATTERN = (
     r"<\|startoftext\|>|<\|endoftext\|>"
     r"|'s|'t|'re|'ve|'m|'ll|'d"
@@ -279,7 +197,7 @@ _CLIP_PATTERN = (
 )
 
 
-def _build_clip(files: _Files) -> "tokenizers.Tokenizer":
+def _build_clip(files: TokenizerFiles) -> "tokenizers.Tokenizer":
     """Build CLIP's tokenizer from its vocabulary and merges, whichever file holds them."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from tokenizers.processors import BertProcessing
@@ -295,7 +213,7 @@ def _build_clip(files: _Files) -> "tokenizers.Tokenizer":
         )
     except Exception as exc:  # the library raises nothing narrower
         raise CheckpointError(
-            f"The vocabulary and the merges in {source} do not belong together: {exc}. {_AGAIN}"
+            f"The vocabulary and the merges in {source} do not belong together: {exc}. {AGAIN}"
         ) from exc
     tokenizer = Tokenizer(model)
 
@@ -322,7 +240,7 @@ def _build_clip(files: _Files) -> "tokenizers.Tokenizer":
     return tokenizer
 
 
-def _clip_tables(files: _Files) -> tuple[dict[str, int], list[tuple[str, str]], str]:
+def _clip_tables(files: TokenizerFiles) -> tuple[dict[str, int], list[tuple[str, str]], str]:
     """Return the vocabulary, the merges and the place they were found in."""
     if files.whole is not None:
         source = str(files.folder / WHOLE)
@@ -334,17 +252,17 @@ def _clip_tables(files: _Files) -> tuple[dict[str, int], list[tuple[str, str]], 
         if missing:
             raise CheckpointError(
                 f"The tokenizer in {files.folder} lacks {' and '.join(missing)}, and there is no "
-                f"{WHOLE} instead. It holds: {', '.join(files.present) or 'nothing'}. {_AGAIN}"
+                f"{WHOLE} instead. It holds: {', '.join(files.present) or 'nothing'}. {AGAIN}"
             )
         source = f"{files.folder / VOCAB} and {MERGES}"
-        vocab, lines = _read_json(files.folder / VOCAB), _read_merges(files.folder / MERGES)
+        vocab, lines = read_json(files.folder / VOCAB), read_merges(files.folder / MERGES)
     merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in lines or ()]
     if not isinstance(vocab, dict) or any(type(i) is not int or i < 0 for i in vocab.values()):
-        raise CheckpointError(f"The vocabulary in {source} does not map tokens to ids. {_AGAIN}")
+        raise CheckpointError(f"The vocabulary in {source} does not map tokens to ids. {AGAIN}")
     bad = next((n for n, merge in enumerate(merges, 1) if len(merge) != 2), None)
     if bad is not None:
         raise CheckpointError(
-            f"Merge {bad} in {source} is not a pair of tokens: {merges[bad - 1]!r}. {_AGAIN}"
+            f"Merge {bad} in {source} is not a pair of tokens: {merges[bad - 1]!r}. {AGAIN}"
         )
     if not any(token.endswith("</w>") for token in vocab):
         raise CheckpointError(
@@ -354,7 +272,7 @@ def _clip_tables(files: _Files) -> tuple[dict[str, int], list[tuple[str, str]], 
     return vocab, merges, source  # type: ignore[return-value]  # pairs, as checked above
 
 
-def _build_from_json(files: _Files) -> "tokenizers.Tokenizer":
+def _build_from_json(files: TokenizerFiles) -> "tokenizers.Tokenizer":
     """Build a tokenizer of any class from its ``tokenizer.json``."""
     if WHOLE not in files.present:
         raise CheckpointError(
@@ -368,124 +286,28 @@ def _build_from_json(files: _Files) -> "tokenizers.Tokenizer":
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as exc:  # the library raises nothing narrower
-        raise CheckpointError(f"{path} does not describe a tokenizer: {exc}. {_AGAIN}") from exc
+        raise CheckpointError(f"{path} does not describe a tokenizer: {exc}. {AGAIN}") from exc
     _add_tokens(tokenizer, files)
     return tokenizer
 
 
-_BUILDERS: dict[str, Callable[[_Files], "tokenizers.Tokenizer"]] = {"CLIPTokenizer": _build_clip}
+_BUILDERS: dict[str, Callable[[TokenizerFiles], "tokenizers.Tokenizer"]] = {
+    "CLIPTokenizer": _build_clip
+}
 """For each class that is built and not read: its builder."""
 
 
-def _add_tokens(tokenizer: "tokenizers.Tokenizer", files: _Files) -> None:
+def _add_tokens(tokenizer: "tokenizers.Tokenizer", files: TokenizerFiles) -> None:
     from tokenizers import AddedToken
 
     roles = {token["content"] for token in files.named.values()}
     tokens = []
     for token in files.added:
-        how = {key: value for key, value in token.items() if key in _MATCHING}
+        how = {key: value for key, value in token.items() if key in MATCHING}
         added = AddedToken(token["content"], **how)
         added.special = added.special or token["content"] in roles
         tokens.append(added)
     tokenizer.add_tokens(tokens)
-
-
-_MATCHING = ("single_word", "lstrip", "rstrip", "normalized", "special")
-
-
-def _token(stated: Any) -> Token:
-    """Read a token as the files write it: a string, or a dict with its content and flags."""
-    if isinstance(stated, str):
-        return {"content": stated, "special": True}
-    if not isinstance(stated["content"], str):
-        raise TypeError(f"token content {stated['content']!r}")
-    flags = {key: bool(stated.get(key, False)) for key in _MATCHING}
-    flags["normalized"] = bool(stated.get("normalized", not flags["special"]))
-    return {"content": stated["content"], **flags}
-
-
-def _special(roles: Mapping[str, Any]) -> dict[str, Any]:
-    """Mark the tokens of ``special_tokens_map.json`` as special, which its entries do not say."""
-    return {
-        role: {**token, "special": True} if isinstance(token, dict) else token
-        for role, token in roles.items()
-    }
-
-
-def _by_id(entries: Any) -> list[Token]:
-    return [_token(token) for _, token in sorted((int(i), token) for i, token in entries)]
-
-
-def _older_added(
-    added: Mapping[str, Any], whole: Mapping[str, Any], stated: Mapping[str, Any]
-) -> Iterator[tuple[int, Token]]:
-    """Collect added tokens from where they were kept before ``added_tokens_decoder``."""
-    tokens: dict[int, Token] = {}
-    special = {_token(stated[role])["content"] for role in _NAMED if role in stated}
-    special |= {token["content"] for token in _extra_tokens(stated)}
-    for content, i in added.items():
-        is_special = content in special
-        tokens[i] = {"content": content, "normalized": not is_special, "special": is_special}
-    for entry in whole.get("added_tokens", ()):
-        tokens[entry["id"]] = entry
-    yield from tokens.items()
-
-
-def _named_tokens(stated: Mapping[str, Any], added: Sequence[Token]) -> dict[str, Token]:
-    """Find the token of each role; how an added token is matched is said where it is added."""
-    how = {token["content"]: token for token in added}
-    others = [
-        key
-        for key, value in stated.items()
-        if key.endswith("_token") and key not in _NAMED and isinstance(value, (str, dict))
-    ]
-    named = {role: _token(stated[role]) for role in (*_NAMED, *others) if role in stated}
-    return {role: how.get(token["content"], token) for role, token in named.items()}
-
-
-def _extra_tokens(stated: Mapping[str, Any]) -> list[Token]:
-    extra = stated.get("extra_special_tokens") or stated.get("additional_special_tokens") or ()
-    return [_token(token) for token in (extra.values() if isinstance(extra, dict) else extra)]
-
-
-def _to_add(added: Sequence[Token], special: Sequence[Token]) -> tuple[Token, ...]:
-    """Put together the tokens to add, one for each content.
-
-    What an added token says, stands. Of special tokens with one content that say different things
-    (SD 1's end and padding do) the last stands, as it does in transformers.
-    """
-    said = {token["content"]: token for token in added}
-    seen: list[Token] = []
-    for token in special:
-        if token["content"] not in {t["content"] for t in added} and token not in seen:
-            seen.append(token)
-            said[token["content"]] = token
-    return tuple(said.values())
-
-
-def _without_null(entries: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entries.items() if value is not None}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as exc:
-        raise CheckpointError(f"{path} cannot be read as JSON: {exc}. {_AGAIN}") from exc
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path} holds a JSON {type(content).__name__}, not an object. {_AGAIN}"
-        )
-    return content
-
-
-def _read_merges(path: Path) -> list[str]:
-    try:
-        # Not splitlines(): a merge may hold a character that Unicode counts as the end of a line.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as exc:
-        raise CheckpointError(f"{path} cannot be read as UTF-8 text: {exc}. {_AGAIN}") from exc
-    return [line for line in lines if line and not line.startswith("#version")]
 
 
 def _checked_texts(texts: Any) -> list[str]:

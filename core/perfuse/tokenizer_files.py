@@ -1,0 +1,201 @@
+"""What the files of a tokenizer say, before anything is built from them.
+
+Which file says what has a history. Newer checkpoints state their added tokens in
+``tokenizer_config.json`` (``added_tokens_decoder``), which then has the last word; older ones
+spread them over ``special_tokens_map.json``, ``added_tokens.json`` and ``tokenizer.json``.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perfuse.errors import CheckpointError
+
+__all__ = ["FILES", "TokenizerFiles"]
+
+CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+WHOLE, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
+FILES = (CONFIG, SPECIAL, ADDED, WHOLE, VOCAB, MERGES)
+"""Every file that a tokenizer may be made of."""
+
+AGAIN = "Download or export the checkpoint again."
+_NAMED = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+_UNSTATED = 10**9  # a model_max_length above this is the field's way of writing "no limit" (1e30)
+MATCHING = ("single_word", "lstrip", "rstrip", "normalized", "special")
+_CLIP_TOKENS = {
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+    "pad_token": "<|endoftext|>",
+}
+
+Token = Mapping[str, Any]
+"""A special or added token: its ``content`` and how it is matched in text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerFiles:
+    """What the files of a folder say, before anything is built from them."""
+
+    folder: Path
+    present: tuple[str, ...]
+    """The names in `FILES` that the folder holds."""
+    kind: str
+    """The tokenizer's class, without "Fast" at its end; empty if nothing names it."""
+    config: Mapping[str, Any]
+    whole: Mapping[str, Any] | None
+    """``tokenizer.json``, if it is there."""
+    named: Mapping[str, Token]
+    """Special tokens by the part they play: ``bos_token``, ``pad_token`` …"""
+    added: tuple[Token, ...]
+    """Every token to be matched whole in the text, in the order of their ids."""
+
+    @classmethod
+    def read(cls, folder: Path, tokenizer_class: str | None) -> "TokenizerFiles":
+        if not folder.is_dir():
+            raise CheckpointError(f"The tokenizer's folder {folder} does not exist. {AGAIN}")
+        present = tuple(name for name in FILES if (folder / name).is_file())
+
+        def read(name: str) -> dict[str, Any]:
+            return read_json(folder / name) if name in present else {}
+
+        config, whole = read(CONFIG), read(WHOLE) if WHOLE in present else None
+        kind = config.get("tokenizer_class") or tokenizer_class
+        if kind is None and whole is None and {VOCAB, MERGES} <= set(present):
+            kind = "CLIPTokenizer"  # nothing says so, but only CLIP's comes like this; _clip checks
+        kind = str(kind or "").removesuffix("Fast")
+        defaults = _CLIP_TOKENS if kind == "CLIPTokenizer" else {}
+        try:
+            if "added_tokens_decoder" in config:
+                stated = {**defaults, **_without_null(config)}
+                added = _by_id(config["added_tokens_decoder"].items())
+            else:
+                roles = _special(_without_null(read(SPECIAL)))
+                stated = {**defaults, **_without_null(config), **roles}
+                added = _by_id(_older_added(read(ADDED), whole or {}, stated))
+            named, extra = _named_tokens(stated, added), _extra_tokens(stated)
+        except (AttributeError, KeyError, TypeError, ValueError) as exc:
+            raise CheckpointError(
+                f"The special tokens of {folder} ({', '.join(present)}) are not in a form that "
+                f"tokenizers use: {exc!r}. {AGAIN}"
+            ) from exc
+        return cls(
+            folder=folder,
+            present=present,
+            kind=kind,
+            config=config,
+            whole=whole,
+            named=named,
+            added=_to_add(added, (*named.values(), *extra)),
+        )
+
+    def max_length(self) -> int | None:
+        stated = self.config.get("model_max_length", self.config.get("max_len"))
+        if isinstance(stated, (int, float)) and 0 < stated < _UNSTATED:
+            return int(stated)
+        return None
+
+
+def _token(stated: Any) -> Token:
+    """Read a token as the files write it: a string, or a dict with its content and flags."""
+    if isinstance(stated, str):
+        return {"content": stated, "special": True}
+    if not isinstance(stated["content"], str):
+        raise TypeError(f"token content {stated['content']!r}")
+    flags = {key: bool(stated.get(key, False)) for key in MATCHING}
+    flags["normalized"] = bool(stated.get("normalized", not flags["special"]))
+    return {"content": stated["content"], **flags}
+
+
+def _special(roles: Mapping[str, Any]) -> dict[str, Any]:
+    """Mark the tokens of ``special_tokens_map.json`` as special, which its entries do not say."""
+    return {
+        role: {**token, "special": True} if isinstance(token, dict) else token
+        for role, token in roles.items()
+    }
+
+
+def _by_id(entries: Any) -> list[Token]:
+    return [_token(token) for _, token in sorted((int(i), token) for i, token in entries)]
+
+
+def _older_added(
+    added: Mapping[str, Any], whole: Mapping[str, Any], stated: Mapping[str, Any]
+) -> Iterator[tuple[int, Token]]:
+    """Collect added tokens from where they were kept before ``added_tokens_decoder``."""
+    tokens: dict[int, Token] = {}
+    special = {_token(stated[role])["content"] for role in _NAMED if role in stated}
+    special |= {token["content"] for token in _extra_tokens(stated)}
+    for content, i in added.items():
+        is_special = content in special
+        tokens[i] = {"content": content, "normalized": not is_special, "special": is_special}
+    for entry in whole.get("added_tokens", ()):
+        tokens[entry["id"]] = entry
+    yield from tokens.items()
+
+
+def _named_tokens(stated: Mapping[str, Any], added: Sequence[Token]) -> dict[str, Token]:
+    """Find the token of each role; how an added token is matched is said where it is added."""
+    how = {token["content"]: token for token in added}
+    others = [
+        key
+        for key, value in stated.items()
+        if key.endswith("_token") and key not in _NAMED and isinstance(value, (str, dict))
+    ]
+    named = {role: _token(stated[role]) for role in (*_NAMED, *others) if role in stated}
+    return {role: how.get(token["content"], token) for role, token in named.items()}
+
+
+def _extra_tokens(stated: Mapping[str, Any]) -> list[Token]:
+    extra = stated.get("extra_special_tokens") or stated.get("additional_special_tokens") or ()
+    return [_token(token) for token in (extra.values() if isinstance(extra, dict) else extra)]
+
+
+def _to_add(added: Sequence[Token], special: Sequence[Token]) -> tuple[Token, ...]:
+    """Put together the tokens to add, one for each content.
+
+    What an added token says, stands. Of special tokens with one content that say different things
+    (SD 1's end and padding do) the last stands, as it does in transformers.
+    """
+    said = {token["content"]: token for token in added}
+    seen: list[Token] = []
+    for token in special:
+        if token["content"] not in {t["content"] for t in added} and token not in seen:
+            seen.append(token)
+            said[token["content"]] = token
+    return tuple(said.values())
+
+
+def _without_null(entries: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entries.items() if value is not None}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as exc:
+        raise CheckpointError(f"{path} cannot be read as JSON: {exc}. {AGAIN}") from exc
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path} holds a JSON {type(content).__name__}, not an object. {AGAIN}"
+        )
+    return content
+
+
+def read_merges(path: Path) -> list[str]:
+    try:
+        # Not splitlines(): a merge may hold a character that Unicode counts as the end of a line.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as exc:
+        raise CheckpointError(f"{path} cannot be read as UTF-8 text: {exc}. {AGAIN}") from exc
+    return [line for line in lines if line and not line.startswith("#version")]
