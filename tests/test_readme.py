@@ -1,6 +1,8 @@
 """Every example in README.md runs: Python in this process, ``$ perfuse`` lines in a shell."""
 
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,8 @@ class ConsoleParser(CodeBlockParser):
 
 def test_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # they write where they stand
+    scripts = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", f"{scripts}{os.pathsep}{os.environ['PATH']}")
     document = Sybil(parsers=[PythonCodeBlockParser(), ConsoleParser()]).parse(README)
     examples = list(document.examples())
     assert len(examples) >= 3
