@@ -10,7 +10,7 @@ demo: $(VENV)/all
 	$(BIN)/python -m perfuse.shapes.demo --output demo.png
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/test_readme.py
 
 check: $(VENV)/dev
 	$(BIN)/ruff check
