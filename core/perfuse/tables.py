@@ -57,6 +57,7 @@ def backend_rows() -> list[dict[str, Any]]:
 def print_backends(rows: list[dict[str, Any]]) -> None:
     """The rows as a table for a person."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
@@ -65,20 +66,21 @@ def print_backends(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if not row["devices"]:
             reason = f"{row['reason']}. {row['remedy']}"
-            table.add_row(row["backend"], row["state"], reason)
+            table.add_row(row["backend"], row["state"], escape(reason))
         for device in row["devices"]:
             what = f"{device['description']} ({', '.join(device['precisions'])})"
-            table.add_row(device["target"], row["state"], what)
+            table.add_row(device["target"], row["state"], escape(what))
     Console().print(table)
 
 
 def print_spec(source: Checkpoint | Artifact) -> None:
     """A pipeline's spec for a person."""
     from rich.console import Console
+    from rich.markup import escape
 
     spec, console = source.spec, Console(highlight=False, soft_wrap=True)
     height, width = spec.default_size
-    console.print(f"[bold]{spec.class_name}[/]  {source.model}")
+    console.print(f"[bold]{spec.class_name}[/]  {escape(source.model)}")
     console.print(f"tasks      {', '.join(spec.tasks)}")
     console.print(f"pictures   {width}×{height}, or other multiples of {spec.size_multiple}")
     console.print(f"schedule   {spec.scheduler.get('_class_name')}{_schedule(spec.scheduler)}")
