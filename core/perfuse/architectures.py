@@ -11,9 +11,9 @@ from typing import Any
 
 from perfuse.configs import AutoencoderKLConfig, UNet2DConditionConfig, UNet2DConfig
 from perfuse.errors import CheckpointError
-from perfuse.spec import ComponentSpec, Signature, TensorSpec
+from perfuse.spec import ComponentSpec, LatentSpec, Signature, TensorSpec
 
-__all__ = ["ARCHITECTURES", "Architecture", "describe", "resolve"]
+__all__ = ["ARCHITECTURES", "Architecture", "describe", "find", "latents_of", "resolve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +214,26 @@ def clip_text_projection(
     """The same with the pooled state projected into the space that CLIP shares with pictures."""
     return _clip(
         "CLIPTextModelWithProjection", "text_embeds", "projection_dim", name, folder, config
+    )
+
+
+def latents_of(config: Mapping[str, Any]) -> LatentSpec:
+    """How a pipeline's latents relate to those of an ``AutoencoderKL`` of this configuration.
+
+    Raises:
+        CheckpointError: means or deviations that are not one a latent channel.
+    """
+    vae = AutoencoderKLConfig.from_dict(config)
+    for name, values in (("latents_mean", vae.latents_mean), ("latents_std", vae.latents_std)):
+        if values is not None and len(values) != vae.latent_channels:
+            raise vae.error(f"{name} has {len(values)} entries", f"{vae.latent_channels} of them")
+    return LatentSpec(
+        channels=vae.latent_channels,
+        downscale=vae.downscale,
+        scaling_factor=vae.scaling_factor,
+        shift_factor=vae.shift_factor if vae.shift_factor is not None else 0.0,
+        mean=vae.latents_mean,
+        std=vae.latents_std,
     )
 
 

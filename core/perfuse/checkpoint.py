@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
-from perfuse.architectures import describe
+from perfuse.architectures import describe, latents_of
 from perfuse.backend import PRECISIONS, Component
 from perfuse.configs import (
     AutoencoderKLConfig,
@@ -37,7 +37,7 @@ from perfuse.model_index import (
     read_index,
     read_json,
 )
-from perfuse.spec import ComponentSpec, LatentSpec, PipelineSpec
+from perfuse.spec import ComponentSpec, PipelineSpec
 from perfuse.weights import Weights, check_inside
 
 if TYPE_CHECKING:
@@ -307,7 +307,10 @@ def _read_spec(
         specs = _read_component(path, name, component_class)
         components |= {spec.name: spec for spec in specs}
         if name == "vae":
-            latents = _read_latents(specs[0], path)
+            try:
+                latents = latents_of(specs[0].config)
+            except CheckpointError as exc:
+                raise CheckpointError(f"{path / specs[0].folder / CONFIG}: {exc} {AGAIN}") from exc
     if class_name.startswith("StableDiffusion"):
         components["unet"] = _with_size(components["unet"])
     return PipelineSpec(
@@ -366,24 +369,6 @@ _CONFIGS: Mapping[str, type[Any]] = {
     "CLIPTextModel": _ClipTextConfig,
     "CLIPTextModelWithProjection": _ClipTextConfig,
 }
-
-
-def _read_latents(vae: ComponentSpec, path: Path) -> LatentSpec:
-    config = AutoencoderKLConfig.from_dict(vae.config)
-    for name, values in (("mean", config.latents_mean), ("std", config.latents_std)):
-        if values is not None and len(values) != config.latent_channels:
-            raise CheckpointError(
-                f"{path / vae.folder / CONFIG}: latents_{name} has {len(values)} entries; one a "
-                f"latent channel, {config.latent_channels}, was expected. {AGAIN}"
-            )
-    return LatentSpec(
-        channels=config.latent_channels,
-        downscale=config.downscale,
-        scaling_factor=config.scaling_factor,
-        shift_factor=config.shift_factor if config.shift_factor is not None else 0.0,
-        mean=config.latents_mean,
-        std=config.latents_std,
-    )
 
 
 def _with_size(unet: ComponentSpec) -> ComponentSpec:

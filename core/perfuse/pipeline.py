@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+from perfuse.architectures import describe, latents_of
 from perfuse.artifact import Artifact
 from perfuse.backend import PRECISIONS, Component, Placement, Program, Request, Target
 from perfuse.batching import FixedBatch, fixed_batch
@@ -99,7 +100,7 @@ class DiffusionPipeline:
         self.task: Task = task_of(self.spec)
         self._options = dict(options or {})
         self._programs: dict[str, Program] = {}
-        self._models: dict[str, Any] = {}  # by folder: torch modules that are the user's to change
+        self._models: dict[str, Any] = {}  # by part: torch modules that are the user's to change
         self._tokenizers: dict[str, Tokenizer] = {}
 
     @classmethod
@@ -197,7 +198,7 @@ class DiffusionPipeline:
     def _prepare(self, name: str) -> Program:
         target = self.placement[name]
         component = self._component(name)
-        replaced = self._models.get(component.spec.folder)
+        replaced = self._models.get(_part(component.spec))
         if isinstance(replaced, Program):
             return replaced
         backend = host().backend(target.backend)
@@ -225,14 +226,14 @@ class DiffusionPipeline:
 
     def _component(self, name: str, *, static: Mapping[str, int] | None = None) -> Component:
         spec = self.spec.components[name]
-        replaced = self._models.get(spec.folder)
+        replaced = self._models.get(_part(spec))
         if replaced is None:
             return self._source.component(name, precision=self._precision_of(spec), static=static)
 
         def build() -> "nn.Module":
             from perfuse.models.components import wrap
 
-            return wrap(spec, replaced)
+            return wrap(spec, replaced).eval()
 
         return Component(
             spec=spec,
@@ -259,27 +260,28 @@ class DiffusionPipeline:
 
     # Components as attributes
 
-    def _folders(self) -> dict[str, list[str]]:
-        folders: dict[str, list[str]] = {}
+    def _parts(self) -> dict[str, list[str]]:
+        """The attributes that hold models, each with the components that it is."""
+        parts: dict[str, list[str]] = {}
         for component in self.spec.components.values():
-            folders.setdefault(component.folder, []).append(component.name)
-        return folders
+            parts.setdefault(_part(component), []).append(component.name)
+        return parts
 
     def __getattr__(self, name: str) -> Any:
         # Only for what is not an ordinary attribute: a component's model.
         if name.startswith("_") or "spec" not in self.__dict__:
             raise AttributeError(name)
-        folders = self._folders()
-        if name not in folders:
+        parts = self._parts()
+        if name not in parts:
             raise AttributeError(
-                f"{self.spec.class_name} has no {name!r}; it has {', '.join(folders)}, scheduler"
+                f"{self.spec.class_name} has no {name!r}; it has {', '.join(parts)}, scheduler"
             )
         if name not in self._models:
             if isinstance(self._source, Artifact):
-                return self.program(folders[name][0])
+                return self.program(parts[name][0])
             from perfuse.models.components import unwrap
 
-            part = self._source.component(folders[name][0], precision=self.precision)
+            part = self._source.component(parts[name][0], precision=self.precision)
             # From here on the module is the user's to change, and what runs.
             self._replace(name, unwrap(part))
         return self._models[name]
@@ -289,21 +291,30 @@ class DiffusionPipeline:
             name.startswith("_")
         ):
             object.__setattr__(self, name, value)
-        elif name in self._folders():
+        elif name in self._parts():
             self._replace(name, value)
         elif name in self.spec.tokenizers:
             self._tokenizers[name] = value
         else:
-            known = [*self._folders(), *self.spec.tokenizers, "scheduler", "task"]
+            known = [*self._parts(), *self.spec.tokenizers, "scheduler", "task"]
             raise InputError(
                 f"{name!r} cannot be set on {self.spec.class_name}; set one of {', '.join(known)}."
             )
 
-    def _replace(self, folder: str, model: Any) -> None:
-        self._models[folder] = model
-        for name in self._folders()[folder]:
-            if name in self._programs:
-                self._programs.pop(name).close()
+    def _replace(self, part: str, model: Any) -> None:
+        """Put a model in the place of a part; what its config says is the pipeline's from now on.
+
+        Raises:
+            CheckpointError: its config is not one that its class can take.
+            InputError: it has other components than the part it replaces.
+        """
+        names = self._parts()[part]
+        self.spec = _respecified(self.spec, part, names, model)
+        self._models[part] = model
+        for name in names:
+            program = self._programs.pop(name, None)
+            if program is not None and program is not model:
+                program.close()
 
     # Elsewhere
 
@@ -405,6 +416,30 @@ class DiffusionPipeline:
     def __repr__(self) -> str:
         parts = ", ".join(f"{name}={self.placement[name]}" for name in self.spec.components)
         return f"{self.spec.class_name}({parts})"
+
+
+def _part(component: ComponentSpec) -> str:
+    """The attribute that holds a component's model; one model may be several components."""
+    return component.folder if component.folder != "." else component.name
+
+
+def _respecified(spec: PipelineSpec, part: str, names: list[str], model: Any) -> PipelineSpec:
+    """The spec with a part's components as a new model's class and config describe them."""
+    config = getattr(model, "config", None)
+    class_name = type(model).__name__
+    if config is None or not any(a.class_name == class_name for a in host().architectures()):
+        return spec  # a program, or a module of the user's that has the part's signature
+    fields = dict(config.to_dict() if hasattr(config, "to_dict") else config)
+    former = spec.components[names[0]]
+    described = describe(class_name, part, former.folder, fields)
+    if [component.name for component in described] != names:
+        raise InputError(
+            f"{part} was to be replaced by a {class_name}; {spec.class_name} needs a "
+            f"{former.class_name} there, or another model of the components {', '.join(names)}."
+        )
+    components = {**spec.components, **{component.name: component for component in described}}
+    latents = latents_of(fields) if class_name == "AutoencoderKL" else spec.latents
+    return dataclasses.replace(spec, components=components, latents=latents)
 
 
 def _check_format(artifact: Artifact, backend: str, natural: str) -> None:

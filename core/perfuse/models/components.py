@@ -3,6 +3,8 @@
 These are what the reference path runs and what capture traces: one code path for both.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -58,10 +60,10 @@ class UNet2DCondition(nn.Module):
 class VaeEncoder(nn.Module):
     """``sample -> (latent_parameters,)``: means and log-variances."""
 
-    def __init__(self, model: AutoencoderKL) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.encoder, self.quant_conv = model.encoder, model.quant_conv
-        object.__setattr__(self, "model", model)  # not a child: the other half is not captured
+        self.encoder, self.quant_conv = model.encoder, _or_identity(model.quant_conv)
+        self.whole = lambda: model  # no child: the other half is neither captured nor copied
 
     def forward(self, sample: Tensor) -> tuple[Tensor]:
         return (self.quant_conv(self.encoder(sample)),)
@@ -70,13 +72,18 @@ class VaeEncoder(nn.Module):
 class VaeDecoder(nn.Module):
     """``latent_sample -> (sample,)``: an unscaled latent to a picture in about [-1, 1]."""
 
-    def __init__(self, model: AutoencoderKL) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
-        self.decoder, self.post_quant_conv = model.decoder, model.post_quant_conv
-        object.__setattr__(self, "model", model)
+        self.decoder, self.post_quant_conv = model.decoder, _or_identity(model.post_quant_conv)
+        self.whole = lambda: model
 
     def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
         return (self.decoder(self.post_quant_conv(latent_sample)),)
+
+
+def _or_identity(layer: Any) -> Any:
+    """Diffusers' autoencoder has ``None`` where it has no such layer."""
+    return nn.Identity() if layer is None else layer
 
 
 class ClipText(nn.Module):
@@ -99,8 +106,9 @@ def build_component(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -
 
 
 def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
-    """The flat face of a model that the user put in place of a component."""
-    if isinstance(model, AutoencoderKL):
+    """The flat face of a model of the component's class: ours, Diffusers' or Transformers'."""
+    model = _native(spec, model)
+    if spec.class_name == "AutoencoderKL":
         return VaeEncoder(model) if spec.name.endswith("_encoder") else VaeDecoder(model)
     if spec.class_name == "UNet2DModel":
         return UNet2D(model)
@@ -109,6 +117,26 @@ def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
     if spec.class_name.startswith("CLIPTextModel"):
         return ClipText(model, spec.signature.output_names[-1])
     return model
+
+
+def _native(spec: ComponentSpec, model: nn.Module) -> nn.Module:
+    """Our model around the same tensors, where a module has the names of one of ours.
+
+    Diffusers' modules decide by the size of their input, so that no capture of them holds for all.
+    """
+    native = {cls.config_class.class_name: cls for cls in _NATIVE}.get(spec.class_name)
+    if native is None or isinstance(model, Model):
+        return model
+    with torch.device("meta"):
+        ours = native.from_config(spec.config)
+    try:
+        ours.load_state_dict(model.state_dict(), assign=True)
+    except RuntimeError:  # layers were added or taken out: it runs as it is
+        return model
+    return ours.requires_grad_(False)
+
+
+_NATIVE: tuple[type[Model], ...] = (UNet2DModel, UNet2DConditionModel, AutoencoderKL)
 
 
 def _load(cls: type[Model], spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> Model:
@@ -142,6 +170,7 @@ def unwrap(component: Component) -> nn.Module:
     """
     if component.build is None:
         raise InputError(f"{component.name} comes from an export, which has no torch module.")
-    model = component.build().model
+    module = component.build()
+    model = module.whole() if hasattr(module, "whole") else module.model  # type: ignore[operator]
     assert isinstance(model, nn.Module)
     return model.to(getattr(torch, component.precision))
