@@ -185,8 +185,10 @@ class TestComponents:
         static = {"batch": 2, "latent_height": 8}
         component = checkpoint.component("unet", precision="bfloat16", static=static)
         assert component.signature.inputs[0].shape == (2, 4, 8, "latent_width")
+        assert component.precision == "bfloat16"
         assert component.build is not None
-        assert {str(p.dtype) for p in component.build().parameters()} == {"torch.bfloat16"}
+        # As stored: whoever prepares it casts, and nothing is copied before that.
+        assert {str(p.dtype) for p in component.build().parameters()} == {"torch.float32"}
 
     def test_fingerprint_follows_config_and_weights(self, ddpm: Path) -> None:
         first = Checkpoint.open(ddpm).component("unet").fingerprint
