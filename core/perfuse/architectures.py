@@ -226,7 +226,9 @@ def latents_of(config: Mapping[str, Any]) -> LatentSpec:
     vae = AutoencoderKLConfig.from_dict(config)
     for name, values in (("latents_mean", vae.latents_mean), ("latents_std", vae.latents_std)):
         if values is not None and len(values) != vae.latent_channels:
-            raise vae.error(f"{name} has {len(values)} entries", f"{vae.latent_channels} of them")
+            raise vae.error(
+                f"{name} has {len(values)} entries", f"one a latent channel, {vae.latent_channels}"
+            )
     return LatentSpec(
         channels=vae.latent_channels,
         downscale=vae.downscale,
