@@ -6,17 +6,17 @@ shape, and each tensor then goes from the checkpoint's mapped file to the artifa
 
 import io
 import logging
-import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from perfuse.backend import Component, Exporter
 from perfuse.errors import ExportError
+from perfuse_exporters.onnx_operators import translations
+from perfuse_exporters.onnx_weights import Weight, write
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -30,13 +30,6 @@ OPSET = 20
 #: The file format's version; ONNX Runtime 1.20 reads up to 10.
 IR_VERSION = 10
 
-_MODEL, _DATA = "model.onnx", "model.onnx_data"
-#: Smaller models are one file.
-_EXTERNAL_FROM = 1 << 20
-#: Engines map the weights file; a page is the unit of that.
-_PAGE = 4096
-#: Linux 5.4 and later; an older one refuses it, which does no harm.
-_MADV_PAGEOUT = 21
 
 #: What no graph may hold: control flow, sequences and random numbers.
 _FORBIDDEN = frozenset(
@@ -89,7 +82,7 @@ class OnnxExporter(Exporter):
                 f"{component.name} ({component.spec.class_name}) was to be lowered to ONNX; "
                 f"the converter said: {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
             ) from exc
-        return _write(model, weights, folder)
+        return write(model, weights, folder)
 
 
 def _stand_in(tensor: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
@@ -99,26 +92,9 @@ def _stand_in(tensor: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
     return torch.empty(tensor.shape, dtype=dtype) if tensor.is_floating_point() else tensor
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Weight:
-    """What an initializer of the graph holds: a tensor of the module, changed on the way."""
-
-    source: "torch.Tensor"
-    dtype: "ir.DataType"
-    shape: tuple[int, ...]
-    change: "Callable[[torch.Tensor], torch.Tensor]"
-
-    @property
-    def bytes(self) -> int:
-        return math.prod(self.shape) * int(self.dtype.itemsize)
-
-
-# ── Lowering ────────────────────────────────────────────────────────────────────────────────────
-
-
 def _lower(
     program: "ExportedProgram", module: "torch.nn.Module"
-) -> "tuple[ir.Model, dict[ir.Value, _Weight]]":
+) -> "tuple[ir.Model, dict[ir.Value, Weight]]":
     """The unsimplified graph, and the tensor of the module behind every value that is a weight."""
     import torch
 
@@ -129,7 +105,7 @@ def _lower(
             optimize=False,
             verbose=False,
             opset_version=OPSET,
-            custom_translation_table=_translations(),
+            custom_translation_table=translations(),
         )
     if exported is None:
         raise ExportError("torch.onnx.export returned no program. Report it, with the model.")
@@ -139,7 +115,7 @@ def _lower(
         **dict(module.named_buffers(remove_duplicate=False)),
     }
     weights = {
-        value: _Weight(
+        value: Weight(
             source=tensors[name].detach(),
             dtype=value.dtype,
             shape=tuple(tensors[name].shape),
@@ -165,94 +141,7 @@ def _quiet() -> "Iterator[None]":
         logger.setLevel(level)
 
 
-def _translations() -> "dict[Callable[..., Any], Callable[..., Any]]":
-    """PyTorch operators that have a shorter or more exact form than the converter's own."""
-    import torch
-
-    aten = torch.ops.aten
-    return {
-        aten.group_norm.default: _group_norm,
-        aten.scaled_dot_product_attention.default: _attention,
-    }
-
-
-def _group_norm(
-    x: Any,
-    num_groups: int,
-    weight: Any = None,
-    bias: Any = None,
-    eps: float = 1e-5,
-    cudnn_enabled: bool = True,
-) -> Any:
-    """Group normalisation of [B, C, …] (Wu & He 2018): every group is one long instance.
-
-    Statistics and affine are float32 whatever the input, as PyTorch computes them.
-    """
-    import onnx_ir as ir
-    from onnxscript import opset20 as op
-
-    half = x.dtype != ir.DataType.FLOAT
-    full = op.Cast(x, to=ir.DataType.FLOAT) if half else x
-    grouped = op.Reshape(full, op.Constant(value_ints=[0, num_groups, -1]))
-    ones = op.Constant(value_floats=[1.0] * num_groups)
-    zeros = op.Constant(value_floats=[0.0] * num_groups)
-    normal = op.InstanceNormalization(grouped, ones, zeros, epsilon=eps)
-    out = op.Reshape(normal, op.Shape(x))
-    axes = op.Constant(value_ints=list(range(1, len(x.shape) - 1)))
-    for factor, apply in ((weight, op.Mul), (bias, op.Add)):
-        if factor is not None:
-            factor = op.Cast(factor, to=ir.DataType.FLOAT) if half else factor
-            out = apply(out, op.Unsqueeze(factor, axes))
-    return op.Cast(out, to=x.dtype) if half else out
-
-
-def _attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    """Scaled dot-product attention over the last two axes (Vaswani et al. 2017, eq. 1).
-
-    The query is scaled, not the scores: it is smaller, and in half precision cannot overflow.
-    """
-    import numpy as np
-    import onnx_ir as ir
-    from onnxscript import opset20 as op
-
-    if enable_gqa or dropout_p:
-        raise ExportError(
-            "Attention with grouped queries or dropout was to be lowered to ONNX; perfuse lowers "
-            "plain attention. Expand keys and values in the model, and use it in eval mode."
-        )
-    dtype = query.dtype.numpy()
-    factor = query.shape[-1] ** -0.5 if scale is None else scale
-    rank = len(key.shape)
-    transposed = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
-    query = op.Mul(query, op.Constant(value=ir.tensor(np.array(factor, dtype=dtype))))
-    scores = op.MatMul(query, transposed)
-    # The lowest number and not minus infinity, of which a fully masked row would make NaN.
-    lowest = op.Constant(value=ir.tensor(np.array(np.finfo(dtype).min, dtype=dtype)))
-    if is_causal:
-        size = op.Shape(scores, start=-2)
-        yes = op.ConstantOfShape(size, value=ir.tensor(np.array([1], dtype=np.int64)))
-        attn_mask = op.Cast(op.Trilu(yes, upper=0), to=ir.DataType.BOOL)
-        scores = op.Where(attn_mask, scores, lowest)
-    elif attn_mask is not None and attn_mask.dtype == ir.DataType.BOOL:
-        scores = op.Where(attn_mask, scores, lowest)
-    elif attn_mask is not None:
-        scores = op.Add(scores, attn_mask)
-    return op.MatMul(op.Softmax(scores, axis=-1), value)
-
-
-# ── Simplifying ─────────────────────────────────────────────────────────────────────────────────
-
-
-def _simplify(model: "ir.Model", weights: "dict[ir.Value, _Weight]") -> None:
+def _simplify(model: "ir.Model", weights: "dict[ir.Value, Weight]") -> None:
     """Fold constants and take out what does nothing, without looking at a weight.
 
     Meanwhile the weights are inputs of the graph: what is not known cannot be folded or merged.
@@ -281,7 +170,7 @@ def _simplify(model: "ir.Model", weights: "dict[ir.Value, _Weight]") -> None:
         del graph.initializers[name]
 
 
-def _fold_into_weights(graph: "ir.Graph", weights: "dict[ir.Value, _Weight]") -> None:
+def _fold_into_weights(graph: "ir.Graph", weights: "dict[ir.Value, Weight]") -> None:
     """Turn what is done to a weight alone into a change that is made when it is written."""
     import onnx_ir as ir
 
@@ -305,14 +194,14 @@ def _fold_into_weights(graph: "ir.Graph", weights: "dict[ir.Value, _Weight]") ->
         weights[value] = changed
 
 
-def _changed(node: "ir.Node", weight: _Weight) -> _Weight | None:
+def _changed(node: "ir.Node", weight: Weight) -> Weight | None:
     """The weight after a node that only rearranges or casts it; ``None`` after another."""
     import onnx_ir as ir
 
     before = weight.change
     if node.op_type == "Transpose" and "perm" in node.attributes:
         axes = tuple(node.attributes["perm"].as_ints())
-        return _Weight(
+        return Weight(
             source=weight.source,
             dtype=weight.dtype,
             shape=tuple(weight.shape[axis] for axis in axes),
@@ -325,14 +214,14 @@ def _changed(node: "ir.Node", weight: _Weight) -> _Weight | None:
         shape = list(weight.shape)
         for axis in sorted(int(axis) for axis in where.const_value.numpy().ravel()):
             shape.insert(axis, 1)
-        return _Weight(
+        return Weight(
             source=weight.source,
             dtype=weight.dtype,
             shape=tuple(shape),
             change=lambda tensor: before(tensor).reshape(shape),
         )
     if node.op_type == "Cast":
-        return _Weight(
+        return Weight(
             source=weight.source,
             dtype=ir.DataType(node.attributes["to"].as_int()),
             shape=weight.shape,
@@ -418,94 +307,3 @@ def _check(model: "ir.Model", component: Component) -> None:
             f"{', '.join(sorted(found))}, which engines disagree on. Compute it on the host and "
             "pass it in."
         )
-
-
-# ── Writing ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def _write(model: "ir.Model", weights: "dict[ir.Value, _Weight]", folder: Path) -> Path:
-    """Write the graph, and the weights one by one: the largest is all that is held at a time."""
-    import numpy as np
-    import onnx_ir as ir
-
-    path = folder / _MODEL
-    try:
-        if sum(weight.bytes for weight in weights.values()) < _EXTERNAL_FROM:
-            for value, weight in weights.items():
-                array = np.frombuffer(_content(str(value.name), weight), weight.dtype.numpy())
-                value.const_value = ir.tensor(array.reshape(weight.shape), name=value.name)
-        else:
-            mappings = _file_mappings()
-            with open(folder / _DATA, "wb") as file:
-                for value, weight in weights.items():
-                    if weight.bytes >= _PAGE:
-                        file.seek(-file.tell() % _PAGE, io.SEEK_CUR)
-                    offset = file.tell()
-                    file.write(_content(str(value.name), weight))
-                    _let_go(weight.source, mappings)
-                    value.const_value = ir.ExternalTensor(
-                        _DATA,
-                        offset,
-                        weight.bytes,
-                        weight.dtype,
-                        shape=ir.Shape(weight.shape),
-                        name=str(value.name),
-                        base_dir=folder,
-                    )
-        ir.save(model, path)
-    except OSError as exc:
-        raise ExportError(
-            f"{path} was to be written; the system said: {exc.strerror or exc}. Free space or "
-            "choose another folder."
-        ) from exc
-    return path
-
-
-def _content(name: str, weight: _Weight) -> memoryview:
-    """The bytes of a weight as they go into the file.
-
-    Raises:
-        ExportError: it holds numbers that its precision cannot.
-    """
-    import numpy as np
-    import onnx_ir as ir
-    import torch
-
-    dtype = {ir.DataType.FLOAT16: torch.float16, ir.DataType.FLOAT: torch.float32}[weight.dtype]
-    tensor = weight.source.to("cpu", dtype)
-    if dtype == torch.float16 and not bool(tensor.isfinite().all()):
-        raise ExportError(
-            f"{name} was to be written in float16, which ends at 65504; the tensor exceeds it. "
-            "Use --precision float32."
-        )
-    array: np.ndarray[Any, np.dtype[Any]] = weight.change(tensor).contiguous().numpy()
-    return array.reshape(-1).view(np.uint8).data
-
-
-def _file_mappings() -> list[range]:
-    """The addresses at which files are mapped into this process; none where Linux is not."""
-    try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        addresses, _, _, _, inode, *_ = line.split()
-        if inode != "0":
-            start, _, end = addresses.partition("-")
-            found.append(range(int(start, 16), int(end, 16)))
-    return found
-
-
-def _let_go(tensor: "torch.Tensor", mappings: list[range]) -> None:
-    """Tell Linux that the pages of a mapped tensor are done with; all would stay otherwise.
-
-    It is advice that loses nothing: they are read from the file again when somebody needs them.
-    """
-    import ctypes
-
-    start = -(-tensor.data_ptr() // _PAGE) * _PAGE
-    end = (tensor.data_ptr() + tensor.nbytes) // _PAGE * _PAGE
-    if end > start and any(start in mapping for mapping in mappings):
-        libc = ctypes.CDLL(None)
-        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)

@@ -395,11 +395,12 @@ class TestLoading:
     def test_rename(self, tmp_path: Path) -> None:
         state = {f"old.{name}": value for name, value in STATE.items()}
         state["ids"] = C
-        self.load(
+        module = self.load(
             tmp_path,
             state,
             rename=lambda name: None if name == "ids" else name.removeprefix("old."),
         )
+        assert np.array_equal(module[0].weight.detach().numpy(), STATE["0.weight"])
 
     def test_everything_wrong_is_named(self, tmp_path: Path) -> None:
         state = {k: v for k, v in STATE.items() if k not in ("0.bias", "1.weight")}

@@ -697,11 +697,13 @@ def test_files_are_read_both_ways(name: str, tmp_path: Any) -> None:
     assert back.config.num_train_timesteps == 500
 
 
-def test_report(capsys: pytest.CaptureFixture[str]) -> None:
-    """What the grid above measured; shown with -s."""
-    with capsys.disabled():
-        for name in sorted(WORST):
-            print(f"\n{name}: worst relative difference {WORST[name]:.1e}", end="")
-        refused = sum(outcome == "refused" for *_, outcome in NAN)
-        print(f"\n{len(NAN)} runs where Diffusers gives NaN or infinity: {refused} refused here")
-        print(f"{len(ILL)} runs where Diffusers' own rounding is larger than {TOLERANCE}")
+def test_report() -> None:
+    """What the grid above measured, and that all of it is within the limit; shown with -s."""
+    if not WORST:
+        pytest.skip("the grid of trajectories did not run")
+    for name in sorted(WORST):
+        print(f"{name}: worst relative difference {WORST[name]:.1e}")
+    refused = sum(outcome == "refused" for *_, outcome in NAN)
+    print(f"{len(NAN)} runs where Diffusers gives NaN or infinity: {refused} refused here")
+    print(f"{len(ILL)} runs where Diffusers' own rounding is larger than {TOLERANCE}")
+    assert max(WORST.values()) <= TOLERANCE
