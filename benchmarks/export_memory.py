@@ -49,7 +49,7 @@ def measure(options: Namespace) -> list[Row]:
                 unit="GB",
                 against="UNet's float32 weights",
                 figure=watched.peak / weights,
-                target=1.5,
+                target=None if options.quick else 1.5,
                 note=f"{watched.own / _GB:.2f} GB of it at most its own, the rest mapped files. "
                 f"Highest while at each (GB): {stages}.",
             )

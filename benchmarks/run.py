@@ -1,6 +1,8 @@
 """Run every benchmark, each in a process of its own; write results.json and print a Markdown table.
 
 python benchmarks/run.py [--only cold_start,overhead] [--quick] [--work FOLDER]
+
+With --only, the other benchmarks keep the results they have.
 """
 
 import argparse
@@ -8,6 +10,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from sidebyside import Row, add_options, describe, markdown, say
 
@@ -20,7 +23,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_options(parser)
     parser.add_argument("--only", help=f"some of {', '.join(BENCHMARKS)}, with commas between")
-    parser.add_argument("--output", type=Path, help="results.json beside this file, if all ran")
+    parser.add_argument(
+        "--output", type=Path, help="instead of results.json beside this file; --quick writes none"
+    )
     options = parser.parse_args()
     names = options.only.split(",") if options.only else BENCHMARKS
     if unknown := [name for name in names if name not in BENCHMARKS]:
@@ -28,7 +33,12 @@ def main() -> None:
     passed = [f"--work={options.work}", *(["--quick"] if options.quick else [])]
     passed += [f"--model={options.model}"] if options.model is not None else []
     passed += [f"--rounds={options.rounds}"] if options.rounds is not None else []
-    results = {}
+    output = options.output
+    if output is None and not options.quick:
+        output = HERE / "results.json"
+    results: dict[str, Any] = {}
+    if options.only and output is not None and output.is_file():
+        results = json.loads(output.read_text(encoding="utf-8"))["benchmarks"]
     for name in names:
         say(f"── {name}")
         done = subprocess.run(
@@ -39,16 +49,12 @@ def main() -> None:
         if done.returncode:
             sys.exit(f"{name} failed")
         results[name] = json.loads(done.stdout)
-    machine = next(iter(results.values()))["machine"]
-    rows = {name: result["rows"] for name, result in results.items()}
-    output = options.output
-    if output is None and options.only is None and not options.quick:
-        output = HERE / "results.json"
     if output is not None:
-        text = json.dumps({"machine": machine, "command": "make bench", "rows": rows}, indent=1)
+        text = json.dumps({"command": "make bench", "benchmarks": results}, indent=1)
         output.write_text(text + "\n", encoding="utf-8")
-    print(markdown([Row(**row) for some in rows.values() for row in some]))
-    print(f"\n{describe(machine)} Made by `make bench`.")
+    ordered = [results[name] for name in BENCHMARKS if name in results]
+    print(markdown([Row(**row) for result in ordered for row in result["rows"]]))
+    print(f"\n{describe(ordered[-1]['machine'])} Made by `make bench`.")
 
 
 if __name__ == "__main__":
