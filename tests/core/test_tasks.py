@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.checkpoints import edit_json
+from tests.checkpoints import edit_json, unet_config
 
 from perfuse import DiffusionPipeline
 from perfuse.errors import InputError
@@ -178,3 +178,12 @@ def test_refused_by_unconditional(pipes: Any, inputs: dict[str, Any], words: str
 def test_refused_by_xl(pipes: Any, inputs: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         pipes("sdxl")(**{"prompt": "red", "num_inference_steps": 2, **inputs})
+
+
+def test_a_denoiser_made_for_inpainting_is_refused(checkpoint: Make) -> None:
+    from perfuse.models import UNet2DConditionModel
+
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("sd1"), backend="torch:cpu")
+    pipe.unet = UNet2DConditionModel(**unet_config(in_channels=9))
+    with pytest.raises(InputError, match=r"takes 9 channels and the latents have 4.*inpainting"):
+        pipe("a red circle", num_inference_steps=1)

@@ -46,6 +46,16 @@ def _check_states(tools: Tools, name: str, states: Array) -> None:
         raise InputError(f"{name} must be an array [batch, sequence, {width}]; got {found}.")
 
 
+def _check_channels(tools: Tools) -> None:
+    """Raise ``InputError`` for a denoiser that wants more than latents, as an inpainting one does."""
+    latents, taken = tools.spec.latents, tools.spec.denoiser.signature.inputs[0].shape[1]
+    if latents is not None and taken != latents.channels:
+        raise InputError(
+            f"text-to-image was asked for; this denoiser takes {taken} channels and the latents "
+            f"have {latents.channels}: it is made for inpainting or editing. Use another checkpoint."
+        )
+
+
 def _read_prompts(
     tools: Tools,
     prompt: Prompt,
@@ -59,6 +69,7 @@ def _read_prompts(
 ) -> State:
     """Check what was asked for, before anything is prepared."""
     check_output_type(output_type)
+    _check_channels(tools)
     if (prompt is None) == (prompt_embeds is None):
         raise InputError("Give either prompt or prompt_embeds, one of them.")
     if negative_prompt is not None and negative_prompt_embeds is not None:
