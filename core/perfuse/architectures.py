@@ -3,17 +3,17 @@
 A plugin adds a class through ``perfuse_architectures``; this module's own are added the same way.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import import_module
 from typing import Any
 
 from perfuse.configs import AutoencoderKLConfig, UNet2DConditionConfig, UNet2DConfig
 from perfuse.errors import CheckpointError
+from perfuse.plugins import resolve
 from perfuse.spec import ComponentSpec, LatentSpec, Signature, TensorSpec
 
-__all__ = ["ARCHITECTURES", "Architecture", "describe", "find", "latents_of", "resolve"]
+__all__ = ["ARCHITECTURES", "Architecture", "describe", "find", "latents_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +65,6 @@ def find(class_name: str, *, asked: str) -> Architecture:
             f"{', '.join(sorted(known))}. A plugin can add a class: hook perfuse_architectures."
         )
     return known[class_name]
-
-
-def resolve(reference: str) -> Callable[..., Any]:
-    """The object that ``"module:name"`` names."""
-    module, _, name = reference.partition(":")
-    found: Callable[..., Any] = getattr(import_module(module), name)
-    return found
 
 
 def describe(

@@ -382,8 +382,7 @@ def _with_size(unet: ComponentSpec) -> ComponentSpec:
 
 def _read_scheduler(path: Path, class_name: str, kind: PipelineClass) -> dict[str, Any]:
     """``scheduler_config.json`` with its class, corrected as Diffusers' pipeline would."""
-    from perfuse.architectures import resolve
-    from perfuse.plugins import host
+    from perfuse.plugins import host, resolve
 
     folder = folder_of(path, "scheduler", SCHEDULER)
     file = check_inside(path / folder / SCHEDULER, path)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-from perfuse.architectures import describe, latents_of
 from perfuse.artifact import Artifact
 from perfuse.backend import PRECISIONS, Component, Placement, Program, Request, Target
 from perfuse.batching import FixedBatch, fixed_batch
@@ -95,7 +94,7 @@ class DiffusionPipeline:
         self.spec = source.spec
         self.placement = placement
         self.precision = precision
-        self.store = store if store is not None else ArtifactStore.default()
+        self._store = store
         self.scheduler = scheduler_from_config(self.spec.scheduler)
         self.task: Task = task_of(self.spec)
         self._options = dict(options or {})
@@ -159,6 +158,13 @@ class DiffusionPipeline:
             host().backend(name)
             if isinstance(self._source, Artifact):
                 _check_format(self._source, name, _natural_backend(self._source))
+
+    @property
+    def store(self) -> ArtifactStore:
+        """Where exports made on the way are kept."""
+        if self._store is None:
+            self._store = ArtifactStore.default()
+        return self._store
 
     # Running
 
@@ -287,7 +293,7 @@ class DiffusionPipeline:
         return self._models[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in ("scheduler", "spec", "placement", "precision", "store", "task") or (
+        if name in ("scheduler", "spec", "placement", "precision", "task") or (
             name.startswith("_")
         ):
             object.__setattr__(self, name, value)
@@ -425,6 +431,8 @@ def _part(component: ComponentSpec) -> str:
 
 def _respecified(spec: PipelineSpec, part: str, names: list[str], model: Any) -> PipelineSpec:
     """The spec with a part's components as a new model's class and config describe them."""
+    from perfuse.architectures import describe, latents_of
+
     config = getattr(model, "config", None)
     class_name = type(model).__name__
     if config is None or not any(a.class_name == class_name for a in host().architectures()):

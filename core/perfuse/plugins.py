@@ -330,6 +330,13 @@ class PluginHost:
         return _instantiate(manifest.impl, Exporter, f"exporter {format!r}")  # type: ignore[type-abstract]
 
 
+def resolve(reference: str) -> Callable[..., Any]:
+    """The object that ``"module:name"`` names."""
+    module, _, name = reference.partition(":")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
 def missing_modules(names: Sequence[str]) -> list[str]:
     """Those modules that are not installed. Nothing is imported but the packages they are in."""
     return [name for name in names if not _is_installed(name)]
@@ -368,8 +375,6 @@ def _check(plugin: ModuleType | object) -> None:
 
 
 def _instantiate(reference: str, kind: type[_T], what: str) -> _T:
-    from perfuse.architectures import resolve
-
     try:
         instance = resolve(reference)()
     except KeyboardInterrupt:
