@@ -6,13 +6,13 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from perfuse.configs import UNet2DConfig
+from perfuse.models.attention import SpatialAttention
 from perfuse.models.embeddings import FourierFeatures, TimestepEmbedding, Timesteps
 from perfuse.models.model import Model, as_batch
 from perfuse.models.unet_blocks import (
     DownBlock,
     MidBlock,
     Resnets,
-    SpatialAttention,
     UpBlock,
     conv_down,
     conv_up,

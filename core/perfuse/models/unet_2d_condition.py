@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perfuse.configs import UNet2DConditionConfig
+from perfuse.models.attention import Transformer2DModel
 from perfuse.models.embeddings import (
     FourierFeatures,
     ImageProjection,
@@ -24,7 +25,6 @@ from perfuse.models.unet_blocks import (
     DownBlock,
     MidBlock,
     Resnets,
-    Transformer2DModel,
     UpBlock,
     conv_down,
     conv_up,

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from perfuse.models.attention import SpatialAttention, Transformer2DModel
 from perfuse.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 
 
@@ -208,8 +207,6 @@ __all__ = [
     "DownBlock",
     "MidBlock",
     "Resnets",
-    "SpatialAttention",
-    "Transformer2DModel",
     "UpBlock",
     "conv_down",
     "conv_up",
