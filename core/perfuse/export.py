@@ -14,7 +14,7 @@ from perfuse.plugins import host
 from perfuse.spec import PipelineSpec
 from perfuse.store import ArtifactStore, atomic_folder, locked
 
-__all__ = ["export_pipeline", "exported", "reporting"]
+__all__ = ["export_pipeline", "exported", "reporting", "say"]
 
 _report: ContextVar[Callable[[str], None]] = ContextVar("report", default=lambda message: None)
 _MAIN = "main-file.json"
@@ -28,6 +28,11 @@ def reporting(report: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         _report.reset(token)
+
+
+def say(message: str) -> None:
+    """Tell whoever listens (``reporting``) what is being done now."""
+    _report.get()(message)
 
 
 def _tools(format: str) -> dict[str, str]:
@@ -73,7 +78,7 @@ def exported(component: Component, format: str, store: ArtifactStore) -> Path:
 
 
 def _export(component: Component, format: str, folder: Path) -> Path:
-    _report.get()(f"Exporting {component.name} to {format} ({component.precision})")
+    say(f"Exporting {component.name} to {format} ({component.precision})")
     exporter = host().exporter(format)
     try:
         with warnings.catch_warnings():
@@ -147,7 +152,7 @@ def export_pipeline(
             )
             del one
         copy(partial)
-        _report.get()("Writing the manifest")
+        say("Writing the manifest")
         Manifest(
             spec=spec,
             components=components,

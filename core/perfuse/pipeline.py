@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from perfuse.artifact import Artifact
-from perfuse.backend import PRECISIONS, Component, Placement, Program, Request, Target
+from perfuse.backend import (
+    PRECISIONS,
+    Component,
+    Placement,
+    Program,
+    Request,
+    Support,
+    Target,
+)
 from perfuse.batching import FixedBatch, fixed_batch
 from perfuse.errors import BackendError, InputError, UnsupportedError
 from perfuse.export import export_pipeline
@@ -17,6 +25,7 @@ from perfuse.manifest import is_artifact
 from perfuse.plugins import host
 from perfuse.schedulers import Scheduler, scheduler_from_config
 from perfuse.spec import ComponentSpec, PipelineSpec
+from perfuse.static import PerSize
 from perfuse.steps import Event, Task
 from perfuse.store import ArtifactStore
 from perfuse.tasks import task_of
@@ -202,33 +211,45 @@ class DiffusionPipeline:
         return program
 
     def _prepare(self, name: str) -> Program:
-        target = self.placement[name]
         component = self._component(name)
         replaced = self._models.get(_part(component.spec))
         if isinstance(replaced, Program):
             return replaced
-        backend = host().backend(target.backend)
-        support = backend.supports(
-            Request(
-                component=component.spec,
-                precision=component.precision,
-                device=target.device,
-                static=component.static,
-            )
-        )
-        if not support.works:
-            raise UnsupportedError(
-                f"{name} was to run on {target} in {component.precision}: {support.level.value}; "
-                f"{support.reason}"
-            )
+        target = self.placement[name]
         options = {**self._options, **target.options}
-        program = backend.prepare(
-            component,
-            Target(backend=target.backend, device=target.device, options=options),
-            self.store,
-        )
-        size = fixed_batch(program.signature.inputs)
-        return FixedBatch(program, size) if size is not None else program
+        target = dataclasses.replace(target, options=options)
+        backend = host().backend(target.backend)
+        support = backend.supports(_request(component, target))
+        if support.works:
+            program = backend.prepare(component, target, self.store)
+            size = fixed_batch(program.signature.inputs)
+            return FixedBatch(program, size) if size is not None else program
+        usual = self._usual_sizes(component.spec)
+        fixed = dataclasses.replace(component, static={**usual, **component.static})
+        support_fixed = backend.supports(_request(fixed, target))
+        if not support_fixed.works:
+            raise UnsupportedError(_refusal(component, target, support, support_fixed))
+        if component.build is None:
+            raise UnsupportedError(
+                f"{name} was to run on {target}; {self._source.model} does not fix its sizes, and "
+                f"{support.reason} Export the checkpoint again with --height H --width W --batch "
+                f"B, or run the checkpoint itself on {target}."
+            )
+
+        def make(dims: Mapping[str, int]) -> Program:
+            sized = dataclasses.replace(component, static=dims)
+            return backend.prepare(sized, target, self.store)
+
+        return PerSize(component.spec, make, usual=usual)
+
+    def _usual_sizes(self, component: ComponentSpec) -> dict[str, int]:
+        """Every dimension of a component where the checkpoint's own size is drawn, one picture."""
+        height, width = self.spec.default_size
+        known = self._static(height, width, 1)[component.name]
+        # A dimension that only a plugin's component has: the least that it can be.
+        return {
+            dim: known.get(dim, component.multiples.get(dim, 1)) for dim in component.signature.dims
+        }
 
     def _component(self, name: str, *, static: Mapping[str, int] | None = None) -> Component:
         spec = self.spec.components[name]
@@ -422,6 +443,26 @@ class DiffusionPipeline:
     def __repr__(self) -> str:
         parts = ", ".join(f"{name}={self.placement[name]}" for name in self.spec.components)
         return f"{self.spec.class_name}({parts})"
+
+
+def _request(component: Component, target: Target) -> Request:
+    return Request(
+        component=component.spec,
+        precision=component.precision,
+        device=target.device,
+        static=component.static,
+    )
+
+
+def _refusal(component: Component, target: Target, symbolic: Support, fixed: Support) -> str:
+    """Why a component cannot run: for any size, and for one size where that is another reason."""
+    text = (
+        f"{component.name} was to run on {target} in {component.precision}: "
+        f"{symbolic.level.value}; {symbolic.reason}"
+    )
+    if fixed == symbolic:
+        return text
+    return f"{text} For one size alone: {fixed.level.value}; {fixed.reason}"
 
 
 def _part(component: ComponentSpec) -> str:
