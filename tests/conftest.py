@@ -19,8 +19,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     before = {name: os.environ.pop(name) for name in names}
     cache = tmp_path_factory.mktemp("perfuse-cache")
     os.environ["PERFUSE_CACHE"] = str(cache)
+    os.environ["PERFUSE_CONFIG"] = str(tmp_path_factory.mktemp("perfuse-config"))
     yield cache
-    del os.environ["PERFUSE_CACHE"]
+    del os.environ["PERFUSE_CACHE"], os.environ["PERFUSE_CONFIG"]
     os.environ.update(before)
 
 

@@ -127,6 +127,8 @@ class SupportLevel(Enum):
     NOT_IMPLEMENTED = "not implemented"
     #: The engine cannot.
     UNSUPPORTED = "unsupported"
+    #: Nobody has tried. It is let try, and earns nothing until somebody has.
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +140,8 @@ class Support:
 
     @property
     def works(self) -> bool:
-        return self.level in (SupportLevel.FULL, SupportLevel.CONDITIONAL)
+        """Whether to go ahead."""
+        return self.level not in (SupportLevel.NOT_IMPLEMENTED, SupportLevel.UNSUPPORTED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The command line. Options can come from a flag, the environment or ``perfuse.toml``."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -328,6 +329,46 @@ def backends(as_json: bool) -> None:
         click.echo(json.dumps({"backends": rows}))
     else:
         print_backends(rows)
+
+
+@main.group()
+def plugin() -> None:
+    """List plugins, or switch one off. No plugin is imported."""
+
+
+@plugin.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def plugin_list(as_json: bool) -> None:
+    """List the plugins that are installed, and those that are switched off."""
+    from perfuse.installed import allowed_plugins, survey
+
+    rows = [row for _, row in survey(allowed_plugins())]
+    if as_json:
+        click.echo(json.dumps({"plugins": [dataclasses.asdict(row) for row in rows]}))
+        return
+    for row in rows:
+        why = f"  {row.reason}. {row.remedy}" if row.reason else ""
+        click.echo(f"{row.name:16} {row.state:12} {row.distribution} {row.version}{why}")
+
+
+@plugin.command("disable")
+@click.argument("name")
+def plugin_disable(name: str) -> None:
+    """Switch a plugin off by its NAME, or by that of its distribution."""
+    from perfuse.disabled import switch
+    from perfuse.installed import entry_points
+
+    click.echo(f"{', '.join(switch(name, entry_points(), on=False))} disabled")
+
+
+@plugin.command("enable")
+@click.argument("name")
+def plugin_enable(name: str) -> None:
+    """Switch a plugin on again."""
+    from perfuse.disabled import switch
+    from perfuse.installed import entry_points
+
+    click.echo(f"{', '.join(switch(name, entry_points(), on=True))} enabled")
 
 
 @main.group()

@@ -1,234 +1,177 @@
 """The plugin host: finds plugins by entry point, asks them for manifests, survives broken ones.
 
-A manifest is plain data that names classes by string; nothing here imports an engine. Core's own
-architectures and schedulers come through the same hooks as anyone's.
+Core's own architectures, schedulers and pipelines come through the same hooks as anyone's.
 """
 
 import importlib.metadata
 import importlib.util
-import inspect
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from functools import lru_cache
-from types import ModuleType
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
-from perfuse.errors import BackendNotFoundError, EngineMissingError, ExportError, PluginError
+from perfuse.disabled import is_named
+from perfuse.errors import (
+    BackendError,
+    BackendNotFoundError,
+    EngineMissingError,
+    ExportError,
+    InputError,
+    PluginError,
+)
+from perfuse.hooks import (
+    API_VERSION,
+    BackendManifest,
+    Core,
+    ExporterManifest,
+    Hooks,
+    PipelineManifest,
+    TransformManifest,
+    check_fields,
+    check_hooks,
+    hookimpl,
+    out_of_range,
+)
+from perfuse.installed import FAULTS, PluginRow, allowed_plugins, is_strict, survey
 
 if TYPE_CHECKING:
     from perfuse.architectures import Architecture
     from perfuse.backend import Backend, Exporter
+    from perfuse.transforms import Transform
 
 __all__ = [
     "API_VERSION",
     "BackendManifest",
     "ExporterManifest",
+    "PipelineManifest",
     "PluginHost",
     "PluginRow",
+    "TransformManifest",
     "hookimpl",
     "host",
 ]
 
-#: The major version is in the group's name, so a plugin for another major is never imported.
-GROUP = "perfuse.v1"
-_MAJOR = re.compile(r"perfuse\.v\d+")
-#: The version of the contract in ``backend.py`` and of the hooks below.
-API_VERSION = "1.0"
-
-hookspec = pluggy.HookspecMarker("perfuse")
-#: Marks a plugin's hook: ``@hookimpl def perfuse_backends(): return [BackendManifest(…)]``.
-hookimpl = pluggy.HookimplMarker("perfuse")
-
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackendManifest:
-    """A backend, described without importing it."""
-
-    #: What a person types before the colon.
-    name: str
-    #: ``"module:Class"``, a subclass of ``perfuse.Backend``.
-    impl: str
-    #: Artifact formats that it loads; empty where it runs a checkpoint's torch modules.
-    formats: tuple[str, ...] = ()
-    #: Top-level modules that the engine needs; looked for, not imported.
-    requires: tuple[str, ...] = ()
-    #: The command that installs them.
-    install: str = ""
-    summary: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExporterManifest:
-    """An exporter, described without importing it."""
-
-    #: What a person types after ``--to``.
-    format: str
-    #: ``"module:Class"``, a subclass of ``perfuse.Exporter``.
-    impl: str
-    requires: tuple[str, ...] = ()
-    install: str = ""
-    summary: str = ""
-
-
-class _Hooks:
-    """What a plugin may implement; each hook returns manifests."""
-
-    @hookspec
-    def perfuse_backends(self) -> Sequence[BackendManifest]:  # type: ignore[empty-body]
-        """Backends."""
-
-    @hookspec
-    def perfuse_exporters(self) -> Sequence[ExporterManifest]:  # type: ignore[empty-body]
-        """Exporters."""
-
-    @hookspec
-    def perfuse_architectures(self) -> "Sequence[Architecture]":  # type: ignore[empty-body]
-        """Classes of a checkpoint that the plugin can build."""
-
-    @hookspec
-    def perfuse_schedulers(self) -> "dict[str, str]":  # type: ignore[empty-body]
-        """Scheduler class names, each with the ``"module:Class"`` that it is."""
-
-
-class _Core:
-    """What core itself brings, through the door that everyone uses."""
-
-    @hookimpl
-    def perfuse_architectures(self) -> "Sequence[Architecture]":
-        from perfuse.architectures import ARCHITECTURES
-
-        return ARCHITECTURES
-
-    @hookimpl
-    def perfuse_schedulers(self) -> dict[str, str]:
-        from perfuse.schedulers import SCHEDULERS
-
-        return dict(SCHEDULERS)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PluginRow:
-    """One entry point and what became of it."""
-
-    name: str
-    distribution: str
-    version: str
-    #: ``"loaded"``, ``"broken"``, ``"incompatible"`` or ``"disabled"``.
-    state: str
-    reason: str = ""
-    remedy: str = ""
+_printing = threading.RLock()
 
 
 class PluginHost:
     """The plugins of this environment, those that work and those that do not."""
 
-    def __init__(self, allow: Sequence[str] | None = None) -> None:
-        self._manager = pluggy.PluginManager("perfuse")
-        self._manager.add_hookspecs(_Hooks)
-        self._manager.register(_Core(), name="perfuse")
-        self.rows: list[PluginRow] = []
-        entries = importlib.metadata.entry_points()
-        for entry in entries.select(group=GROUP):
-            if allow is not None and entry.name not in allow:
-                self._row(entry, "disabled", "it is not in PERFUSE_PLUGINS", "add it there")
-            else:
-                self._load(entry)
-        for group in sorted(g for g in entries.groups if _MAJOR.fullmatch(g) and g != GROUP):
-            for entry in entries.select(group=group):
-                self._row(
-                    entry,
-                    "incompatible",
-                    f"it is made for {group}, this perfuse has {GROUP}",
-                    f"install a version of it for {GROUP}, or the perfuse that has {group}",
-                )
-
-    def _row(
-        self, entry: importlib.metadata.EntryPoint, state: str, reason: str = "", remedy: str = ""
+    def __init__(
+        self,
+        allow: Collection[str] | None = None,
+        *,
+        without: Collection[str] = (),
+        watch: Callable[[str], None] | None = None,
     ) -> None:
-        dist = entry.dist
-        self.rows.append(
-            PluginRow(
-                name=entry.name,
-                distribution=dist.name if dist is not None else "?",
-                version=dist.version if dist is not None else "?",
-                state=state,
-                reason=reason,
-                remedy=remedy,
-            )
-        )
+        """Import the plugins.
 
-    def _load(self, entry: importlib.metadata.EntryPoint) -> None:
+        Args:
+            allow: Names of plugins or of distributions; every other one is disabled.
+            without: Names of plugins that are left alone, without a row.
+            watch: Is told the name of each plugin whose code runs next.
+
+        Raises:
+            ConfigError: the file that says what is disabled is damaged.
+        """
+        self._watch = watch
+        self._manager = pluggy.PluginManager("perfuse")
+        self._manager.add_hookspecs(Hooks)
+        self._manager.register(Core(), name="perfuse")
+        self._answers: dict[str, list[tuple[str, Any]]] = {}
+        self.rows: list[PluginRow] = []
+        entries = survey(allow)
+        for entry, row in entries:
+            if row.state != "enabled":
+                self.rows.append(row)
+            elif entry.name not in without:
+                self.rows.append(self._load(entry, row))
+        for name in allow or ():
+            if not any(is_named(entry, [name]) for entry, _ in entries):
+                self.rows.append(_not_there(name))
+
+    def _load(self, entry: EntryPoint, row: PluginRow) -> PluginRow:
         """Import and register one plugin; whatever goes wrong becomes its row."""
-        if self._manager.has_plugin(entry.name):
-            self._row(
-                entry, "broken", "another plugin has the same name", "uninstall one of the two"
-            )
-            return
-        dist = entry.dist.name if entry.dist is not None else entry.value
         try:
-            plugin = entry.load()
-            _check(plugin)
-            self._manager.register(plugin, name=entry.name)
+            with self._running(entry.name):
+                plugin = entry.load()
+                check_hooks(plugin)
+                # pluggy keeps what it fails to validate: it is only given what has passed.
+                self._manager.register(plugin, name=entry.name)
         except KeyboardInterrupt:
             raise
         except BaseException as exc:  # noqa: BLE001 - a plugin may raise anything
-            # pluggy keeps what it failed to validate; take it out again.
-            self._manager.set_blocked(entry.name)
             if self._manager.has_plugin(entry.name):
                 self._manager.unregister(name=entry.name)
-            self._row(entry, "broken", said(exc), f"update or uninstall {dist}")
-        else:
-            self._row(entry, "loaded")
+            reason = str(exc) if type(exc) is PluginError else said(exc)
+            return replace(row, state="broken", reason=reason, remedy=_remedy(row))
+        return replace(row, state="loaded")
 
-    def _ask(self, hook: str, read: Callable[[Any], _T]) -> Iterator[tuple[str, _T]]:
+    @contextmanager
+    def _running(self, name: str) -> Iterator[None]:
+        """While a plugin's code runs."""
+        if self._watch is not None:
+            self._watch(name)
+        with _not_printing():
+            yield
+
+    def _ask(self, hook: str, read: Callable[[Any], _T]) -> list[tuple[str, _T]]:
         """Each plugin's answer to a hook as ``read`` takes it; one must not stop another."""
+        if hook not in self._answers:
+            self._answers[hook] = list(self._asked(hook, read))
+        return self._answers[hook]
+
+    def _asked(self, hook: str, read: Callable[[Any], _T]) -> Iterator[tuple[str, _T]]:
         for name, plugin in self._manager.list_name_plugin():
             implementation: Callable[[], Any] | None = getattr(plugin, hook, None)
             if implementation is None:
                 continue
             try:
-                answer = read(implementation())
+                with self._running(name):
+                    answer = read(implementation())
             except KeyboardInterrupt:
                 raise
             except PluginError as exc:
-                self._replace_row(name, f"{hook} {exc}")
+                self._spoil(name, f"{hook} {exc}")
             except BaseException as exc:  # noqa: BLE001 - a plugin may raise anything
-                self._replace_row(name, f"{hook} raised {said(exc)}")
+                self._spoil(name, f"{hook} raised {said(exc)}")
             else:
                 yield name, answer
 
-    def _replace_row(self, name: str, reason: str) -> None:
+    def _spoil(self, name: str, reason: str, *, state: str = "broken", remedy: str = "") -> None:
+        """Say on a plugin's row what is wrong with it. The first thing that was stays."""
         for i, row in enumerate(self.rows):
-            if row.name == name:
-                self.rows[i] = PluginRow(
-                    name=name,
-                    distribution=row.distribution,
-                    version=row.version,
-                    state="broken",
-                    reason=reason,
-                    remedy=f"update or uninstall {row.distribution}",
-                )
+            if row.name == name and row.state == "loaded":
+                cure = remedy or _remedy(row)
+                self.rows[i] = replace(row, state=state, reason=reason, remedy=cure)
 
     def _manifests(self, hook: str, kind: type[_T]) -> Iterator[tuple[str, _T]]:
-        """Each manifest with the plugin that brought it."""
+        """Each manifest that this host can take, with the plugin that brought it."""
 
-        def read(answer: Any) -> list[_T]:
+        def read(answer: Any) -> list[tuple[_T, str | None]]:
             manifests = list(answer) if isinstance(answer, Iterable) else [answer]
             wrong = [m for m in manifests if not isinstance(m, kind)]
             if wrong or not isinstance(answer, Iterable):
                 shown = wrong[0] if wrong else answer
                 raise PluginError(f"returned {shown!r}, not a list of {kind.__name__}")
-            return manifests
+            for manifest in manifests:
+                check_fields(manifest)
+            return [(manifest, out_of_range(manifest)) for manifest in manifests]
 
         for name, manifests in self._ask(hook, read):
-            for manifest in manifests:
-                yield name, manifest
+            for manifest, reason in manifests:
+                if reason is None:
+                    yield name, manifest
+                else:
+                    remedy = "install another version of perfuse, or of the plugin"
+                    self._spoil(name, reason, state="incompatible", remedy=remedy)
 
     def _by_name(self, named: Iterable[tuple[str, str, _T]], what: str) -> dict[str, _T]:
         """The first plugin to take a name keeps it; the next is a row."""
@@ -236,7 +179,7 @@ class PluginHost:
         for plugin, name, value in named:
             owner, _ = found.setdefault(name, (plugin, value))
             if owner != plugin:
-                self._replace_row(plugin, f"the {what} {name!r} is there already, from {owner}")
+                self._spoil(plugin, f"the {what} {name!r} is there already, from {owner}")
         return {name: value for name, (_, value) in found.items()}
 
     def backends(self) -> dict[str, BackendManifest]:
@@ -253,7 +196,19 @@ class PluginHost:
         """Every architecture that core and the plugins know."""
         from perfuse.architectures import Architecture
 
-        return [manifest for _, manifest in self._manifests("perfuse_architectures", Architecture)]
+        pairs = self._manifests("perfuse_architectures", Architecture)
+        named = self._by_name(((plugin, m.class_name, m) for plugin, m in pairs), "architecture")
+        return list(named.values())
+
+    def pipelines(self) -> dict[str, PipelineManifest]:
+        """Every pipeline class by name; core's are core's."""
+        pairs = self._manifests("perfuse_pipelines", PipelineManifest)
+        return self._by_name(((plugin, m.class_name, m) for plugin, m in pairs), "pipeline")
+
+    def transforms(self) -> dict[str, TransformManifest]:
+        """Every transform by name; the first plugin to take a name keeps it."""
+        pairs = self._manifests("perfuse_transforms", TransformManifest)
+        return self._by_name(((plugin, m.name, m) for plugin, m in pairs), "transform")
 
     def schedulers(self) -> dict[str, str]:
         """Every scheduler class by name; core's are core's."""
@@ -274,8 +229,38 @@ class PluginHost:
 
     def ask_all(self) -> None:
         """Ask every hook, so that ``rows`` tells of each one that fails."""
-        for hook in (self.backends, self.exporters, self.architectures, self.schedulers):
-            hook()
+        self.backends()
+        self.exporters()
+        self.architectures()
+        self.schedulers()
+        self.pipelines()
+        self.transforms()
+
+    def brought_by(self, backend: str) -> PluginRow | None:
+        """The row of the plugin that a backend is from."""
+        pairs = self._manifests("perfuse_backends", BackendManifest)
+        owner = next((plugin for plugin, manifest in pairs if manifest.name == backend), None)
+        # Others of that name are not loaded, and have rows that say so.
+        loaded = [row for row in self.rows if row.name == owner and row.state != "disabled"]
+        return loaded[0] if loaded else None
+
+    def check(self) -> None:
+        """Refuse to go on where anything is wrong with any plugin.
+
+        Raises:
+            PluginError: it names every plugin and backend at fault.
+        """
+        self.ask_all()
+        faults = [
+            f"{row.name}, of {row.distribution} {row.version}, is {row.state}: {row.reason}"
+            for row in self.rows
+            if row.state in FAULTS
+        ]
+        for name, manifest in self.backends().items():
+            state, reason, _ = standing(manifest)
+            if state in FAULTS:
+                faults.append(f"{name} is in {state}: {reason}")
+        raise_faults(faults)
 
     def backend(self, name: str) -> "Backend":
         """The backend of a name.
@@ -283,23 +268,27 @@ class PluginHost:
         Raises:
             BackendNotFoundError: no plugin offers it.
             EngineMissingError: its engine is not installed.
+            BackendError: two distributions that are installed spoil each other's files.
             PluginError: its class cannot be imported.
         """
         backends = self.backends()
         if name not in backends:
-            broken = [f"{row.name} ({row.reason})" for row in self.rows if row.state == "broken"]
+            others = [
+                f"{row.name} ({row.state if row.state != 'broken' else row.reason})"
+                for row in self.rows
+                if row.state not in ("loaded", "not installed")
+            ]
             raise BackendNotFoundError(
                 f"Backend {name!r} was asked for; found: {', '.join(sorted(backends)) or 'none'}."
-                + (f" Broken plugins: {'; '.join(broken)}." if broken else "")
+                + (f" Plugins that cannot be used: {'; '.join(others)}." if others else "")
                 + " `perfuse backends` lists them all."
             )
         manifest = backends[name]
-        if missing := missing_modules(manifest.requires):
-            raise EngineMissingError(
-                f"Backend {name!r} was asked for; {', '.join(missing)} "
-                f"{'is' if len(missing) == 1 else 'are'} not installed. "
-                f"Run: {manifest.install or 'pip install ' + ' '.join(missing)}"
-            )
+        state, reason, remedy = standing(manifest)
+        if state == "not installed":
+            raise EngineMissingError(f"Backend {name!r} was asked for; {reason}. Run: {remedy}")
+        if state != "available":
+            raise BackendError(f"Backend {name!r} was asked for; {reason}. Mend that: {remedy}")
         from perfuse.backend import Backend
 
         loaded = _instantiate(manifest.impl, Backend, f"backend {name!r}")  # type: ignore[type-abstract]
@@ -321,13 +310,57 @@ class PluginHost:
         manifest = exporters[format]
         if missing := missing_modules(manifest.requires):
             raise ExportError(
-                f"An export to {format} was asked for; {', '.join(missing)} "
-                f"{'is' if len(missing) == 1 else 'are'} not installed. "
+                f"An export to {format} was asked for; {_not_installed(missing)}. "
                 f"Run: {manifest.install or 'pip install ' + ' '.join(missing)}"
             )
         from perfuse.backend import Exporter
 
         return _instantiate(manifest.impl, Exporter, f"exporter {format!r}")  # type: ignore[type-abstract]
+
+    def transform(self, name: str) -> "Transform":
+        """The transform of a name.
+
+        Raises:
+            InputError: no plugin offers it, or what it needs is not installed.
+            PluginError: its class cannot be imported.
+        """
+        transforms = self.transforms()
+        if name not in transforms:
+            raise InputError(
+                f"Transform {name!r} was asked for; installed: "
+                f"{', '.join(sorted(transforms)) or 'none'}. `perfuse backends` lists the plugins "
+                "that cannot be used."
+            )
+        manifest = transforms[name]
+        if missing := missing_modules(manifest.requires):
+            raise InputError(
+                f"Transform {name!r} was asked for; {_not_installed(missing)}. "
+                f"Run: {manifest.install or 'pip install ' + ' '.join(missing)}"
+            )
+        from perfuse.transforms import Transform
+
+        return _instantiate(manifest.impl, Transform, f"transform {name!r}")
+
+
+@contextmanager
+def _not_printing() -> Iterator[None]:
+    """What a plugin prints is no part of what a command prints."""
+    with _printing, redirect_stdout(sys.stderr):  # two threads would restore each other's
+        yield
+
+
+def standing(manifest: BackendManifest) -> tuple[str, str, str]:
+    """State, reason and remedy of a backend, by what is installed; imports nothing."""
+    if missing := missing_modules(manifest.requires):
+        install = manifest.install or "pip install " + " ".join(missing)
+        return "not installed", _not_installed(missing), install
+    if len(clash := [name for name in manifest.conflicts if _has_distribution(name)]) > 1:
+        return (
+            "conflict",
+            f"{' and '.join(clash)} are installed, which overwrite each other's files",
+            f"pip uninstall {' '.join(clash)}, then install the one that you want",
+        )
+    return "available", "", ""
 
 
 def resolve(reference: str) -> Callable[..., Any]:
@@ -345,8 +378,16 @@ def missing_modules(names: Sequence[str]) -> list[str]:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it would be in
+    except (ModuleNotFoundError, ValueError):  # the package it would be in; a module without a spec
         return False
+
+
+def _has_distribution(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def said(exc: BaseException) -> str:
@@ -354,29 +395,38 @@ def said(exc: BaseException) -> str:
     return f"{type(exc).__name__}: {exc}".splitlines()[0].removesuffix(": ")
 
 
-def _check(plugin: ModuleType | object) -> None:
-    """Refuse what pluggy would take in silence."""
-    known = {name for name in vars(_Hooks) if name.startswith("perfuse_")}
-    for name in dir(plugin):
-        if not name.startswith("perfuse_"):
-            continue
-        implementation = getattr(plugin, name)
-        if not callable(implementation):
-            continue
-        if name not in known:
-            raise PluginError(f"hook {name} does not exist; hooks: {', '.join(sorted(known))}")
-        required = [
-            p.name
-            for p in inspect.signature(implementation).parameters.values()
-            if p.kind is not inspect.Parameter.VAR_KEYWORD
-        ]
-        if required:
-            raise PluginError(f"hook {name} takes no arguments, this one takes {required}")
+def raise_faults(faults: Sequence[str]) -> None:
+    """Raise the one ``PluginError`` that names every fault; none, where there is none."""
+    if faults:
+        raise PluginError(
+            f"PERFUSE_STRICT allows no plugin that is at fault; {'; '.join(faults)}. Mend or "
+            "disable them (perfuse plugin disable NAME), or unset PERFUSE_STRICT."
+        )
+
+
+def _not_there(name: str) -> PluginRow:
+    return PluginRow(
+        name=name,
+        distribution="?",
+        version="?",
+        state="not installed",
+        reason="PERFUSE_PLUGINS names it, and no plugin of this name is installed",
+        remedy="install it, or take it out there",
+    )
+
+
+def _not_installed(missing: Sequence[str]) -> str:
+    return f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
+
+
+def _remedy(row: PluginRow) -> str:
+    return f"update or uninstall {row.distribution}, or: perfuse plugin disable {row.name}"
 
 
 def _instantiate(reference: str, kind: type[_T], what: str) -> _T:
     try:
-        instance = resolve(reference)()
+        with _not_printing():
+            instance = resolve(reference)()
     except KeyboardInterrupt:
         raise
     except BaseException as exc:
@@ -391,6 +441,16 @@ def _instantiate(reference: str, kind: type[_T], what: str) -> _T:
 
 @lru_cache(maxsize=1)
 def host() -> PluginHost:
-    """The host of this process. ``PERFUSE_PLUGINS`` , if set, names those to load."""
-    allowed = os.environ.get("PERFUSE_PLUGINS")
-    return PluginHost(allowed.split(",") if allowed is not None else None)
+    """The host of this process.
+
+    ``PERFUSE_PLUGINS``, if set, names those to load; ``PERFUSE_STRICT=1`` refuses any that is
+    broken, incompatible or in conflict.
+
+    Raises:
+        PluginError: a plugin is at fault and ``PERFUSE_STRICT`` is set.
+        ConfigError: the file that says what is disabled is damaged.
+    """
+    found = PluginHost(allowed_plugins())
+    if is_strict():
+        found.check()
+    return found
