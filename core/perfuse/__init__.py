@@ -29,12 +29,14 @@ if TYPE_CHECKING:
     from perfuse.errors import PerfuseError as PerfuseError
     from perfuse.export import exported as exported
     from perfuse.guidance import Guidance as Guidance
+    from perfuse.hooks import BackendManifest as BackendManifest
+    from perfuse.hooks import ExporterManifest as ExporterManifest
+    from perfuse.hooks import PipelineManifest as PipelineManifest
+    from perfuse.hooks import TransformManifest as TransformManifest
+    from perfuse.hooks import hookimpl as hookimpl
     from perfuse.noise import NoiseSource as NoiseSource
     from perfuse.pipeline import DiffusionPipeline as DiffusionPipeline
     from perfuse.pipeline import PipelineOutput as PipelineOutput
-    from perfuse.plugins import BackendManifest as BackendManifest
-    from perfuse.plugins import ExporterManifest as ExporterManifest
-    from perfuse.plugins import hookimpl as hookimpl
     from perfuse.schedulers import DDIMScheduler as DDIMScheduler
     from perfuse.schedulers import DDPMScheduler as DDPMScheduler
     from perfuse.schedulers import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from perfuse.steps import Task as Task
     from perfuse.store import ArtifactStore as ArtifactStore
     from perfuse.tokenizer import Tokenizer as Tokenizer
+    from perfuse.transforms import Transform as Transform
 
 _HOME = {
     "architectures": ("Architecture",),
@@ -81,9 +84,15 @@ _HOME = {
     "errors": ("PerfuseError",),
     "export": ("exported",),
     "guidance": ("Guidance",),
+    "hooks": (
+        "BackendManifest",
+        "ExporterManifest",
+        "PipelineManifest",
+        "TransformManifest",
+        "hookimpl",
+    ),
     "noise": ("NoiseSource",),
     "pipeline": ("DiffusionPipeline", "PipelineOutput"),
-    "plugins": ("BackendManifest", "ExporterManifest", "hookimpl"),
     "schedulers": (
         "DDIMScheduler",
         "DDPMScheduler",
@@ -99,6 +108,7 @@ _HOME = {
     "steps": ("Choice", "Event", "Loop", "Step", "Task"),
     "store": ("ArtifactStore",),
     "tokenizer": ("Tokenizer",),
+    "transforms": ("Transform",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

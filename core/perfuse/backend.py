@@ -72,8 +72,12 @@ class Placement:
     components: Mapping[str, Target] = field(default_factory=dict)
 
     @classmethod
-    def parse(cls, text: str, *, default: str = "torch") -> Self:
+    def parse(cls, text: str, *, default: str | Callable[[], str] = "torch") -> Self:
         """Read ``"openvino:GPU"`` or ``"unet=openvino:GPU,vae_decoder=torch"``.
+
+        Args:
+            text: What a person wrote.
+            default: The target of the rest where the text names none; called only then.
 
         Raises:
             InputError: a part of the text is not a target.
@@ -96,7 +100,9 @@ class Placement:
                 f"Backend {text!r} was asked for; {' and '.join(map(str, bases))} cannot both run "
                 "the rest. Give one of them a component: unet=TARGET."
             )
-        return cls(default=bases[0] if bases else Target.parse(default), components=components)
+        if not bases:
+            bases = [Target.parse(default() if callable(default) else default)]
+        return cls(default=bases[0], components=components)
 
     def __getitem__(self, component: str) -> Target:
         return self.components.get(component, self.default)

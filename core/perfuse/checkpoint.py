@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +23,7 @@ from perfuse.configs import (
     check_types,
 )
 from perfuse.errors import CheckpointError, InputError
+from perfuse.hooks import PipelineManifest
 from perfuse.hub import check_variant, from_hub
 from perfuse.model_index import (
     AGAIN,
@@ -47,51 +48,10 @@ if TYPE_CHECKING:
 
     from perfuse.tokenizer import Tokenizer
 
-__all__ = ["PIPELINES", "Checkpoint", "PipelineClass"]
+__all__ = ["Checkpoint"]
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PipelineClass:
-    """What perfuse knows about a pipeline class that ``model_index.json`` can name."""
-
-    #: The first is the one that a bare call runs.
-    tasks: tuple[str, ...]
-    #: What such a checkpoint cannot do without.
-    needs: tuple[str, ...]
-    #: What Diffusers puts in place of an outdated setting of the scheduler, where it has that
-    #: setting with another value.
-    corrects: Mapping[str, Any] = field(default_factory=dict)
-    #: The scheduler class that the pipeline turns any other into.
-    scheduler: str | None = None
-
-
-def _known_pipelines() -> dict[str, PipelineClass]:
-    text = ("text-to-image",)
-    sd = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-    xl = ("unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler")  # the refiner has no other
-    clipped = {"steps_offset": 1, "clip_sample": False}
-    skipped = {"steps_offset": 1, "skip_prk_steps": True}
-    return {
-        "StableDiffusionPipeline": PipelineClass(tasks=text, needs=sd, corrects=clipped),
-        "StableDiffusionImg2ImgPipeline": PipelineClass(tasks=text, needs=sd, corrects=clipped),
-        "StableDiffusionInpaintPipeline": PipelineClass(tasks=text, needs=sd, corrects=skipped),
-        "StableDiffusionXLPipeline": PipelineClass(tasks=text, needs=xl),
-        "StableDiffusionXLImg2ImgPipeline": PipelineClass(tasks=text, needs=xl),
-        "StableDiffusionXLInpaintPipeline": PipelineClass(tasks=text, needs=xl),
-        "LatentConsistencyModelPipeline": PipelineClass(tasks=text, needs=sd),
-        "LatentConsistencyModelImg2ImgPipeline": PipelineClass(tasks=text, needs=sd),
-        "DDPMPipeline": PipelineClass(tasks=("unconditional",), needs=("unet", "scheduler")),
-        "DDIMPipeline": PipelineClass(
-            tasks=("unconditional",), needs=("unet", "scheduler"), scheduler="DDIMScheduler"
-        ),
-    }
-
-
-#: Pipeline class to what is known about it.
-PIPELINES: Mapping[str, PipelineClass] = MappingProxyType(_known_pipelines())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +80,6 @@ class Checkpoint:
         revision: str | None = None,
         variant: str | None = None,
         offline: bool | None = None,
-        pipelines: Mapping[str, PipelineClass] = PIPELINES,
     ) -> Self:
         """Read a local folder, or a repository of the Hub, which is downloaded where needed.
 
@@ -129,13 +88,12 @@ class Checkpoint:
             revision: Branch, tag or commit of a Hub repository.
             variant: Weights to prefer where a component has them, for example ``"fp16"``.
             offline: ``True`` reads the Hub's cache alone; ``HF_HUB_OFFLINE`` by default.
-            pipelines: The pipeline classes that can be read.
 
         Raises:
             CheckpointError: there is no such model, or it cannot be read.
         """
         try:
-            return cls._open(model, revision, variant, offline, pipelines)
+            return cls._open(model, revision, variant, offline)
         except OSError as exc:
             raise CheckpointError(
                 f"Model {str(model)!r} was asked for; the system said: {exc.strerror or exc}. "
@@ -149,7 +107,6 @@ class Checkpoint:
         revision: str | None,
         variant: str | None,
         offline: bool | None,
-        pipelines: Mapping[str, PipelineClass],
     ) -> Self:
         asked, commit = str(model), None
         path = Path(model).expanduser()
@@ -157,7 +114,7 @@ class Checkpoint:
             path, commit = from_hub(model, revision, variant, offline)
         index = read_index(path, asked)
         entries = entries_of(index, path / INDEX)
-        spec = _read_spec(path, index, entries, pipelines)
+        spec = _read_spec(path, index, entries)
         folders = {component.folder for component in spec.components.values()}
         check_variant({f: names_in(path / f) for f in folders}, variant, asked)
         return cls(
@@ -275,21 +232,20 @@ def _builder(spec: ComponentSpec, weights: Weights, precision: str) -> "Callable
     return build
 
 
-def _read_spec(
-    path: Path,
-    index: Mapping[str, Any],
-    entries: Mapping[str, str],
-    pipelines: Mapping[str, PipelineClass],
-) -> PipelineSpec:
+def _read_spec(path: Path, index: Mapping[str, Any], entries: Mapping[str, str]) -> PipelineSpec:
+    from perfuse.plugins import host
+
+    pipelines = host().pipelines()
     named = index.get("_class_name")
     class_name = named[-1] if isinstance(named, list) and named else named
     if not isinstance(class_name, str) or class_name not in pipelines:
         raise CheckpointError(
             f"{path / INDEX} says that the pipeline is {class_name!r}, which perfuse does not "
-            f"know; it knows {', '.join(pipelines)}. Name a checkpoint of one of these."
+            f"know; it knows {', '.join(pipelines)}. Name a checkpoint of one of these, or install "
+            "the plugin that brings it: hook perfuse_pipelines."
         )
     kind = pipelines[class_name]
-    missing = [name for name in kind.needs if name not in entries]
+    missing = [name for name in dict.fromkeys((*kind.needs, "scheduler")) if name not in entries]
     if missing:
         raise CheckpointError(
             f"{path / INDEX} has no {', '.join(missing)}, which a {class_name} needs; it has "
@@ -315,7 +271,7 @@ def _read_spec(
         components["unet"] = _with_size(components["unet"])
     return PipelineSpec(
         class_name=class_name,
-        tasks=kind.tasks,
+        tasks=tuple(kind.tasks),
         components=components,
         scheduler=_read_scheduler(path, entries["scheduler"], kind),
         latents=latents,
@@ -380,7 +336,7 @@ def _with_size(unet: ComponentSpec) -> ComponentSpec:
     return dataclasses.replace(unet, config={**unet.config, "sample_size": 64})
 
 
-def _read_scheduler(path: Path, class_name: str, kind: PipelineClass) -> dict[str, Any]:
+def _read_scheduler(path: Path, class_name: str, kind: PipelineManifest) -> dict[str, Any]:
     """``scheduler_config.json`` with its class, corrected as Diffusers' pipeline would."""
     from perfuse.plugins import host, resolve
 

@@ -154,6 +154,12 @@ class Core:
 
         return dict(SCHEDULERS)
 
+    @hookimpl
+    def perfuse_pipelines(self) -> Sequence[PipelineManifest]:
+        from perfuse.tasks import PIPELINES
+
+        return PIPELINES
+
 
 def check_fields(manifest: Any) -> None:
     """Refuse a manifest whose fields are not what they are declared to be.

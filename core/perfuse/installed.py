@@ -14,6 +14,7 @@ __all__ = [
     "FAULTS",
     "PluginRow",
     "allowed_plugins",
+    "command_entries",
     "entry_points",
     "is_strict",
     "survey",
@@ -21,6 +22,8 @@ __all__ = [
 
 #: The major version is in the group's name, so a plugin for another major is never imported.
 GROUP = "perfuse.v1"
+#: Entry points that name click commands.
+COMMANDS = "perfuse.commands"
 _MAJOR = re.compile(r"perfuse\.v\d+")
 #: What ``PERFUSE_STRICT`` turns into errors. To be switched off, or not installed, is no fault.
 FAULTS = ("broken", "crashed", "incompatible", "conflict")
@@ -45,11 +48,18 @@ def entry_points() -> list[EntryPoint]:
     entries = importlib.metadata.entry_points()
     groups = [GROUP, *sorted(g for g in entries.groups if _MAJOR.fullmatch(g) and g != GROUP)]
 
-    def order(entry: EntryPoint) -> tuple[bool, str, str]:
-        # The first to take a name keeps it: no plugin takes one of ours, whatever it is called.
-        return distribution_of(entry)[0] != "perfuse", entry.name, key_of(entry)
+    return [entry for group in groups for entry in sorted(entries.select(group=group), key=_order)]
 
-    return [entry for group in groups for entry in sorted(entries.select(group=group), key=order)]
+
+def command_entries() -> dict[str, EntryPoint]:
+    """The commands that distributions add to the command line, by name. Nothing is imported."""
+    entries = importlib.metadata.entry_points(group=COMMANDS)
+    return {entry.name: entry for entry in sorted(entries, key=_order, reverse=True)}
+
+
+def _order(entry: EntryPoint) -> tuple[bool, str, str]:
+    # The first to take a name keeps it: no plugin takes one of ours, whatever it is called.
+    return distribution_of(entry)[0] != "perfuse", entry.name, key_of(entry)
 
 
 def survey(allow: Collection[str] | None = None) -> list[tuple[EntryPoint, PluginRow]]:

@@ -3,8 +3,9 @@
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -30,6 +31,7 @@ from perfuse.steps import Event, Task
 from perfuse.store import ArtifactStore
 from perfuse.tasks import task_of
 from perfuse.tokenizer import Tokenizer
+from perfuse.transforms import Transform, find_transforms, transformed, transformed_task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,6 +96,7 @@ class DiffusionPipeline:
         precision: str | None = None,
         store: ArtifactStore | None = None,
         options: Mapping[str, str] | None = None,
+        transforms: Sequence[str] = (),
     ) -> None:
         if precision is not None and precision not in PRECISIONS:
             raise InputError(
@@ -105,7 +108,10 @@ class DiffusionPipeline:
         self.precision = precision
         self._store = store
         self.scheduler = scheduler_from_config(self.spec.scheduler)
-        self.task: Task = task_of(self.spec)
+        self._transforms = find_transforms(transforms)
+        if isinstance(source, Artifact):
+            _check_transforms(source, self._transforms)
+        self.task: Task = transformed_task(task_of(self.spec), self._transforms)
         self._options = dict(options or {})
         self._programs: dict[str, Program] = {}
         self._models: dict[str, Any] = {}  # by part: torch modules that are the user's to change
@@ -123,6 +129,7 @@ class DiffusionPipeline:
         offline: bool | None = None,
         options: Mapping[str, str] | None = None,
         store: ArtifactStore | None = None,
+        transforms: Sequence[str] = (),
         **components: Any,
     ) -> Self:
         """Open a model and choose where it runs. Nothing is loaded until it is needed.
@@ -139,17 +146,26 @@ class DiffusionPipeline:
             offline: Use only what the Hub's cache holds.
             options: The backend's own switches, e.g. ``{"compile": "true"}``.
             store: Where exports made on the way are kept.
+            transforms: Accelerations to put on, by the names that their plugins give them.
             **components: Replacements, e.g. ``unet=my_unet`` or ``scheduler=my_scheduler``.
 
         Raises:
             CheckpointError: the checkpoint cannot be read.
             ArtifactError: the exported folder is incomplete.
             BackendError: the backend is unknown or its engine is not installed.
+            InputError: a transform is unknown, or rewrites what is exported already.
         """
         source = open_model(model, revision=revision, variant=variant, offline=offline)
-        natural = _natural_backend(source)
-        placement = Placement.parse(backend if backend is not None else natural, default=natural)
-        pipe = cls(source, placement=placement, precision=precision, store=store, options=options)
+        natural = partial(_natural_backend, source)
+        placement = Placement.parse(backend if backend is not None else natural(), default=natural)
+        pipe = cls(
+            source,
+            placement=placement,
+            precision=precision,
+            store=store,
+            options=options,
+            transforms=transforms,
+        )
         pipe._check_placement(placement)
         for name, component in components.items():
             setattr(pipe, name, component)
@@ -166,7 +182,7 @@ class DiffusionPipeline:
         for name in dict.fromkeys(placement[name].backend for name in self.spec.components):
             host().backend(name)
             if isinstance(self._source, Artifact):
-                _check_format(self._source, name, _natural_backend(self._source))
+                _check_format(self._source, name)
 
     @property
     def store(self) -> ArtifactStore:
@@ -252,6 +268,11 @@ class DiffusionPipeline:
         }
 
     def _component(self, name: str, *, static: Mapping[str, int] | None = None) -> Component:
+        component = self._original(name, static)
+        # What an export holds was rewritten when it was made.
+        return transformed(component, self._transforms) if component.build else component
+
+    def _original(self, name: str, static: Mapping[str, int] | None) -> Component:
         spec = self.spec.components[name]
         replaced = self._models.get(_part(spec))
         if replaced is None:
@@ -406,9 +427,14 @@ class DiffusionPipeline:
             lambda name: self._component(name, static=static.get(name)),
             Path(folder),
             to=to,
-            source={"model": source.model, "revision": source.revision},
+            source={"model": source.model, "revision": source.revision, **self._rewritten()},
             copy=copy,
         )
+
+    def _rewritten(self) -> dict[str, str]:
+        """For an export's manifest: the transforms that its components went through."""
+        names = [transform.name for transform in self._transforms if transform.rewrites_components]
+        return {"transforms": ",".join(names)} if names else {}
 
     def _spec_now(self) -> PipelineSpec:
         """The spec with the scheduler that is in place now."""
@@ -491,14 +517,28 @@ def _respecified(spec: PipelineSpec, part: str, names: list[str], model: Any) ->
     return dataclasses.replace(spec, components=components, latents=latents)
 
 
-def _check_format(artifact: Artifact, backend: str, natural: str) -> None:
+def _check_format(artifact: Artifact, backend: str) -> None:
     """Raise ``BackendError`` where a backend does not load what an exported folder holds."""
-    formats = host().backends()[backend].formats
+    backends = host().backends()
+    formats = backends[backend].formats
     if artifact.format not in formats:
+        fitting = [name for name, other in backends.items() if artifact.format in other.formats]
         raise BackendError(
             f"Backend {backend!r} was asked for; {artifact.model} holds {artifact.format}, and it "
-            f"loads {', '.join(formats) or 'checkpoints alone'}. Use --backend {natural}, or the "
-            "checkpoint that was exported."
+            f"loads {', '.join(formats) or 'checkpoints alone'}. Use "
+            + (f"--backend {fitting[0]}, or " if fitting else "")
+            + "the checkpoint that was exported."
+        )
+
+
+def _check_transforms(artifact: Artifact, transforms: Sequence[Transform]) -> None:
+    """Raise ``InputError`` where a transform rewrites components that are exported as they were."""
+    done = (artifact.manifest.source.get("transforms") or "").split(",")
+    late = [t.name for t in transforms if t.rewrites_components and t.name not in done]
+    if late:
+        raise InputError(
+            f"Transform {late[0]!r} was asked for; it rewrites components, and {artifact.model} is "
+            f"an export already. Export the checkpoint again with --transform {late[0]}."
         )
 
 

@@ -236,13 +236,12 @@ class PluginHost:
         self.pipelines()
         self.transforms()
 
-    def brought_by(self, backend: str) -> PluginRow | None:
-        """The row of the plugin that a backend is from."""
-        pairs = self._manifests("perfuse_backends", BackendManifest)
-        owner = next((plugin for plugin, manifest in pairs if manifest.name == backend), None)
-        # Others of that name are not loaded, and have rows that say so.
-        loaded = [row for row in self.rows if row.name == owner and row.state != "disabled"]
-        return loaded[0] if loaded else None
+    def brought_by(self, name: str, hook: str = "perfuse_backends") -> PluginRow | None:
+        """The row of the plugin that a backend, or what another hook brings, is from."""
+        for owner, manifests in self._answers.get(hook, ()):
+            if any(manifest.name == name for manifest, _ in manifests):
+                return next((row for row in self.rows if row.name == owner), None)
+        return None
 
     def check(self) -> None:
         """Refuse to go on where anything is wrong with any plugin.

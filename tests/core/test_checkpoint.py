@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import pytest
 from tests.checkpoints import KINDS, edit_json, make_checkpoint, write_json
 
-from perfuse.checkpoint import PIPELINES, Checkpoint, PipelineClass
+from perfuse.checkpoint import Checkpoint
 from perfuse.errors import CheckpointError, InputError, WeightsError
 from perfuse.manifest import is_artifact
 from perfuse.spec import PipelineSpec
@@ -159,12 +159,6 @@ class TestSpec:
         path = ddpm / "scheduler" / "scheduler_config.json"
         edit_json(path, clip_sample=True, steps_offset=0)
         assert Checkpoint.open(ddpm).spec.scheduler == json.loads(path.read_text())
-
-    def test_more_pipelines(self, ddpm: Path) -> None:
-        edit_json(ddpm / "model_index.json", _class_name="TheirPipeline")
-        mine = PipelineClass(tasks=("unconditional",), needs=("unet", "scheduler"))
-        spec = Checkpoint.open(ddpm, pipelines={**PIPELINES, "TheirPipeline": mine}).spec
-        assert spec.class_name == "TheirPipeline"
 
 
 class TestComponents:

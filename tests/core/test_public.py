@@ -16,8 +16,9 @@ _TEXT = """
     ComponentSpec DDIMScheduler DDPMScheduler DPMSolverMultistepScheduler Device DiffusionPipeline
     EulerAncestralDiscreteScheduler EulerDiscreteScheduler Event ExecutionReport Exporter
     ExporterManifest FlowMatchEulerDiscreteScheduler Guidance LCMScheduler LatentSpec Loop
-    NoiseSource PNDMScheduler PerfuseError PipelineOutput PipelineSpec Placement Program Request
-    Signature Step Support SupportLevel Target Task TensorSpec Tokenizer UniPCMultistepScheduler
+    NoiseSource PNDMScheduler PerfuseError PipelineManifest PipelineOutput PipelineSpec Placement
+    Program Request
+    Signature Step Support SupportLevel Target Task TensorSpec Tokenizer Transform TransformManifest UniPCMultistepScheduler
     exported hookimpl
 """
 NAMES = _TEXT.split()

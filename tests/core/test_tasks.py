@@ -10,7 +10,11 @@ from tests.checkpoints import edit_json, unet_config
 
 from perfuse import DiffusionPipeline
 from perfuse.errors import InputError
-from perfuse.tasks import TASKS, TEXT_TO_IMAGE, TEXT_TO_IMAGE_XL, UNCONDITIONAL, task_of
+from perfuse.plugins import resolve
+from perfuse.tasks import PIPELINES, task_of
+from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
+from perfuse.tasks.text_to_image_xl import TEXT_TO_IMAGE_XL
+from perfuse.tasks.unconditional import UNCONDITIONAL
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -32,9 +36,9 @@ def pipes(checkpoint: Make) -> Callable[[str], DiffusionPipeline]:
     return get
 
 
-def test_tasks_by_name() -> None:
-    assert TASKS["text-to-image"] is TEXT_TO_IMAGE
-    assert TASKS["unconditional"] is UNCONDITIONAL
+def test_the_tasks_of_every_class_are_there() -> None:
+    found = [resolve(where) for manifest in PIPELINES for where in manifest.tasks.values()]
+    assert all(task in (TEXT_TO_IMAGE, TEXT_TO_IMAGE_XL, UNCONDITIONAL) for task in found)
 
 
 @pytest.mark.parametrize(
