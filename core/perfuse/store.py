@@ -4,19 +4,25 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from perfuse.errors import ExportError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 __all__ = ["ArtifactStore", "atomic_folder", "cache_folder"]
 
 _PARTIAL = ".partial-"
 _HEX = "[0-9a-f]"
+_PARTIAL_NAME = re.compile(rf"{re.escape(_PARTIAL)}(.+)-{_HEX}{{8}}")
 
 
 def cache_folder() -> Path:
@@ -100,13 +106,8 @@ def locked(final: Path) -> Iterator[None]:
     Raises:
         ExportError: the lock's file cannot be made.
     """
-    import filelock
-
+    lock = _lock(final)
     try:
-        locks = cache_folder() / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256(str(final.absolute()).encode()).hexdigest()[:20]
-        lock = filelock.FileLock(locks / f"{name}.lock")
         lock.acquire()
     except OSError as exc:
         raise _unwritable(final, exc) from exc
@@ -114,6 +115,35 @@ def locked(final: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def _locked_if_free(final: Path) -> Iterator[bool]:
+    """The same without waiting: whether nobody else holds the lock."""
+    import filelock
+
+    lock = _lock(final)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _lock(final: Path) -> "BaseFileLock":
+    import filelock
+
+    locks = cache_folder() / "locks"
+    try:
+        locks.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise _unwritable(final, exc) from exc
+    name = hashlib.sha256(str(final.absolute()).encode()).hexdigest()[:20]
+    return filelock.FileLock(locks / f"{name}.lock")
 
 
 @dataclass(frozen=True)
@@ -162,7 +192,22 @@ class ArtifactStore:
         ]
 
     def clear(self) -> int:
-        """Remove every artifact, and what interrupted writers left; return how many."""
-        count = len(self.entries())
-        shutil.rmtree(self.root, ignore_errors=True)
-        return count
+        """Remove every artifact, and what interrupted writers left; return how many artifacts.
+
+        What another process is writing at the moment stays.
+        """
+        removed = 0
+        for path in sorted(self.root.glob("*")):
+            partial = _PARTIAL_NAME.fullmatch(path.name)
+            final = path if partial is None else path.with_name(partial[1])
+            with _locked_if_free(final) as free:
+                if not free or not path.exists():
+                    continue
+                # It loses its name before the first of its files.
+                leaving = _beside(final)
+                os.replace(path, leaving)
+                shutil.rmtree(leaving, ignore_errors=True)
+                removed += not path.name.startswith(".")
+        with suppress(OSError):  # not empty, or never there
+            self.root.rmdir()
+        return removed

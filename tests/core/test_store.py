@@ -225,6 +225,29 @@ def test_clear(tmp_path: Path) -> None:
     assert not store.root.exists()
 
 
+def test_clear_leaves_what_is_being_written(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "root")
+    store.get_or_make("done", {}, fill)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def make(folder: Path) -> None:
+        fill(folder)
+        begun.set()
+        assert go_on.wait(30)
+
+    thread = threading.Thread(target=store.get_or_make, args=("unet", {}, make))
+    thread.start()
+    assert begun.wait(30)
+    assert store.clear() == 1
+    go_on.set()
+    thread.join()
+    ((folder, _),) = store.entries()
+    assert folder.name.startswith("unet-")
+    assert (folder / "sub" / "file").read_bytes() == b"12345"
+    assert store.clear() == 1
+    assert not store.root.exists()
+
+
 def test_place_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERFUSE_CACHE", str(tmp_path / "here"))
     assert cache_folder() == tmp_path / "here"
