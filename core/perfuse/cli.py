@@ -7,12 +7,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from perfuse.errors import BackendNotFoundError, ConfigError, InputError, PerfuseError
+from perfuse.errors import BackendNotFoundError, ConfigError, InputError, PerfuseError, PluginError
 
 __all__ = ["main"]
 
@@ -38,7 +39,37 @@ _SETTINGS: dict[str, type] = {
 
 
 class _Group(click.Group):
-    """Ends every error of ours in one line on standard error, and a status that tells its kind."""
+    """Ends every error of ours in one line on standard error, and a status that tells its kind.
+
+    Further commands come from the entry points of ``perfuse.commands``: ``name = "module:command"``.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from perfuse.installed import command_entries
+
+        return sorted({*super().list_commands(ctx), *command_entries()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = super().get_command(ctx, cmd_name)
+        if command is None:
+            from perfuse.installed import command_entries
+
+            entry = command_entries().get(cmd_name)
+            command = _load_command(entry) if entry is not None else None
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list for --help, for which no plugin is imported."""
+        from perfuse.disabled import distribution_of
+        from perfuse.installed import command_entries
+
+        said = {
+            name: f"From {' '.join(distribution_of(entry))}: perfuse {name} --help."
+            for name, entry in command_entries().items()
+        }
+        said |= {name: command.get_short_help_str(80) for name, command in self.commands.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(said.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -52,10 +83,56 @@ class _Group(click.Group):
             ctx.exit(2 if wrong_line else 1)
 
 
+def _load_command(entry: EntryPoint) -> click.Command:
+    """A plugin's command.
+
+    Raises:
+        PluginError: it cannot be imported, or is no command.
+    """
+    from perfuse.disabled import distribution_of
+
+    name, version = distribution_of(entry)
+    try:
+        command = entry.load()
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{entry.value} is a {type(command).__name__}, not a click command")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:
+        why = f"{type(exc).__name__}: {exc}".splitlines()[0].removesuffix(": ")
+        raise PluginError(
+            f"Command {entry.name!r} was asked for; it is from {name} {version}, and cannot be "
+            f"loaded: {why}. Update or uninstall {name}."
+        ) from exc
+    return command
+
+
+class _Configured(click.Command):
+    """A command whose options can come from ``perfuse.toml`` too."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        if not {"-h", "--help"} & set(args):  # help is there whatever the file holds
+            from perfuse.settings import read_settings
+
+            extra["default_map"] = read_settings(Path.cwd(), _SETTINGS)
+        return super().make_context(info_name, args, parent, **extra)
+
+
 def _option(name: str, **settings: Any) -> Callable[[_F], _F]:
     """An option that the environment can give too, as ``PERFUSE_NAME``."""
     variable = "PERFUSE_" + name.lstrip("-").split("/")[0].replace("-", "_").upper()
     return click.option(name, envvar=variable, **settings)
+
+
+_TRANSFORM = click.option(
+    "--transform", "transforms", multiple=True, help="An acceleration that a plugin brings."
+)
 
 
 def _model_options(command: _F) -> _F:
@@ -71,14 +148,9 @@ def _model_options(command: _F) -> _F:
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="perfuse")
-@click.pass_context
-def main(ctx: click.Context) -> None:
+def main() -> None:
     """Run diffusion pipelines on any hardware. Without --model, the bundled `shapes` model."""
     warnings.showwarning = _show_warning
-    if ctx.invoked_subcommand in ("generate", "export", "inspect"):
-        from perfuse.settings import read_settings
-
-        ctx.default_map = {ctx.invoked_subcommand: read_settings(Path.cwd(), _SETTINGS)}
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -86,7 +158,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
         click.echo(f"perfuse: warning: {message}", err=True)
 
 
-@main.command()
+@main.command(cls=_Configured)
 @click.argument("prompt", required=False)
 @_model_options
 @_option("--backend", help="BACKEND[:DEVICE], or one a component: unet=openvino:GPU,torch:cpu.")
@@ -101,6 +173,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 @_option("--width", type=int, help="In pixels.")
 @_option("--num-images", type=int, default=1, show_default=True, help="Pictures to draw.")
 @click.option("--option", "options", multiple=True, help="A backend's switch: compile=true.")
+@_TRANSFORM
 @click.option("--output", type=click.Path(path_type=Path), default=Path("picture.png"))
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def generate(
@@ -113,6 +186,7 @@ def generate(
     precision: str | None,
     scheduler: str | None,
     options: tuple[str, ...],
+    transforms: tuple[str, ...],
     num_images: int,
     output: Path,
     as_json: bool,
@@ -131,6 +205,7 @@ def generate(
             variant=variant,
             offline=offline,
             options=_read_options(options),
+            transforms=transforms,
         )
         if scheduler is not None:
             from perfuse.schedulers import scheduler_class
@@ -243,13 +318,14 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
             yield watch
 
 
-@main.command()
+@main.command(cls=_Configured)
 @_model_options
 @click.option("--to", "format", required=True, help="onnx, openvino, or another exporter's format.")
 @click.option("--output", type=click.Path(path_type=Path), required=True, help="A new folder.")
 @_option("--precision", help="float32 or float16.")
 @_option("--height", type=int, help="Fix the height in pixels; by default any size.")
 @_option("--width", type=int, help="Fix the width in pixels.")
+@_TRANSFORM
 @click.option("--batch", type=int, help="Fix the batch size of every component.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def export(
@@ -262,6 +338,7 @@ def export(
     precision: str | None,
     height: int | None,
     width: int | None,
+    transforms: tuple[str, ...],
     batch: int | None,
     as_json: bool,
 ) -> None:
@@ -271,7 +348,12 @@ def export(
 
     with _progress():
         pipe = DiffusionPipeline.from_pretrained(
-            model, precision=precision, revision=revision, variant=variant, offline=offline
+            model,
+            precision=precision,
+            revision=revision,
+            variant=variant,
+            offline=offline,
+            transforms=transforms,
         )
         folder = pipe.export(output, to=format, height=height, width=width, batch=batch)
     files = Manifest.read(folder).files
@@ -282,7 +364,7 @@ def export(
         click.echo(f"{output}  ({len(files)} files, {_size(size)})")
 
 
-@main.command()
+@main.command(cls=_Configured)
 @_model_options
 @click.option("--verify", is_flag=True, help="Check the SHA-256 of every exported file.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
