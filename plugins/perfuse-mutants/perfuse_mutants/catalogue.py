@@ -1,0 +1,649 @@
+"""Every mutant, with the case that must catch it. Imports nothing heavy."""
+
+from dataclasses import dataclass
+
+__all__ = ["CATALOGUE", "Caught", "Entry"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caught:
+    """How the suite finds a mutant out."""
+
+    #: The lowest level at which it must be found.
+    level: str
+    #: The id of a case that finds it, or what the ids of several begin with.
+    case: str
+    status: str
+    #: The precision that the mutant has to be run in.
+    precision: str = "float32"
+    #: ``"shapes"``, which is bundled, or a random checkpoint of another family.
+    model: str = "shapes"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A mutant."""
+
+    name: str
+    #: ``"module:Class"`` in this package.
+    impl: str
+    #: What is wrong with it, and where the like has been seen.
+    why: str
+    #: ``None`` for the one that is right.
+    caught: Caught | None
+
+
+_UNET = "component/unet/float32/static"
+
+
+def _entry(
+    name: str,
+    impl: str,
+    why: str,
+    case: str,
+    status: str = "FAIL_MISMATCH",
+    *,
+    level: str = "L1",
+    precision: str = "float32",
+    model: str = "shapes",
+) -> Entry:
+    caught = Caught(level=level, case=case, status=status, precision=precision, model=model)
+    return Entry(name=name, impl=f"perfuse_mutants.{impl}", why=why, caught=caught)
+
+
+CATALOGUE: tuple[Entry, ...] = (
+    Entry(
+        name="mutant-none",
+        impl="perfuse_mutants.backend:Control",
+        why="nothing is wrong with it: it shows that the others are caught for their fault",
+        caught=None,
+    ),
+    # The denoiser's numbers
+    _entry(
+        "mutant-nan",
+        "denoiser:Nan",
+        "one NaN, in the last steps alone: half-precision overflows do that",
+        f"{_UNET}/late",
+        "FAIL_NONFINITE",
+    ),
+    _entry("mutant-scale", "denoiser:Scale", "the prediction is 1 % too large", f"{_UNET}/middle"),
+    _entry(
+        "mutant-channels",
+        "denoiser:Channels",
+        "two channels are exchanged",
+        f"{_UNET}/middle",
+    ),
+    _entry(
+        "mutant-clamped",
+        "denoiser:Clamped",
+        "the prediction saturates at 3, as with a fixed activation range",
+        f"{_UNET}/early",
+    ),
+    _entry(
+        "mutant-timestep-off-by-one",
+        "denoiser:TimestepOffByOne",
+        "timesteps are counted from one",
+        f"{_UNET}/middle",
+    ),
+    _entry(
+        "mutant-timestep-truncated",
+        "denoiser:TimestepTruncated",
+        "the timestep is an integer inside: 12.9 becomes 12, and only Euler's schedules show it",
+        f"{_UNET}/fractional",
+    ),
+    _entry(
+        "mutant-timestep-rounded",
+        "denoiser:TimestepRounded",
+        "timesteps are rounded to whole numbers",
+        f"{_UNET}/fractional",
+    ),
+    _entry(
+        "mutant-timestep-half",
+        "denoiser:TimestepHalf",
+        "the timestep enters in float16, which has no 946.421",
+        f"{_UNET}/fractional",
+    ),
+    _entry(
+        "mutant-timestep-first",
+        "denoiser:TimestepFirst",
+        "all items get the first one's timestep: the input has rank 0",
+        f"{_UNET}/item-timesteps",
+    ),
+    _entry(
+        "mutant-timestep-cond",
+        "denoiser:TimestepCond",
+        "a latent consistency model's guidance is declared and not passed on",
+        f"{_UNET}/middle",
+        model="lcm",
+    ),
+    _entry(
+        "mutant-dropped-guidance",
+        "denoiser:DroppedGuidance",
+        "equal samples are computed once, though their prompts differ",
+        f"{_UNET}/guided",
+    ),
+    _entry(
+        "mutant-swapped-prompts",
+        "denoiser:SwappedPrompts",
+        "prompt and negative prompt are exchanged",
+        f"{_UNET}/guided",
+    ),
+    _entry(
+        "mutant-last-token",
+        "denoiser:LastToken",
+        "the text's last token is not read",
+        f"{_UNET}/middle",
+    ),
+    _entry(
+        "mutant-half-text",
+        "denoiser:HalfText",
+        "the second half of the text's tokens is not read",
+        f"{_UNET}/middle",
+    ),
+    _entry(
+        "mutant-transposed",
+        "denoiser:Transposed",
+        "height and width are exchanged, which squares do not show",
+        f"{_UNET}/wide",
+    ),
+    _entry(
+        "mutant-default-size",
+        "denoiser:DefaultSize",
+        "the size asked for is overridden in silence, and the result resized",
+        f"{_UNET}/wide",
+    ),
+    _entry(
+        "mutant-odd-sizes",
+        "denoiser:OddSizes",
+        "the last of an odd number of rows is made up",
+        "component/unet/float32/symbolic/odd",
+    ),
+    _entry(
+        "mutant-batch-leak",
+        "denoiser:BatchLeak",
+        "the items of a batch are normalised together",
+        f"{_UNET}/wide",
+    ),
+    _entry(
+        "mutant-batch-padding",
+        "denoiser:BatchPadding",
+        "the third of three items is a copy of the second: pairs are computed",
+        "component/unet/float32/symbolic/three",
+    ),
+    # The loop
+    _entry(
+        "mutant-own-noise",
+        "loop:OwnNoise",
+        "loops start from the engine's own random numbers",
+        f"{_UNET}/early",
+    ),
+    _entry(
+        "mutant-nearby-step",
+        "loop:NearbyStep",
+        "a step that is near the last one gets its result",
+        f"{_UNET}/near-steps",
+    ),
+    _entry(
+        "mutant-feature-cache",
+        "loop:FeatureCache",
+        "a feature cache is on by default: late in a loop two steps of three are not computed",
+        "forced/float32/ddim",
+        level="L2",
+    ),
+    # Text
+    _entry(
+        "mutant-cut-text",
+        "text:CutText",
+        "a text that fills every place loses its last token",
+        "component/text_encoder/float32/static/texts",
+    ),
+    _entry(
+        "mutant-pooled",
+        "text:Pooled",
+        "the pooled text is taken from the last place, not from the end token",
+        "component/text_encoder/float32/static/texts",
+    ),
+    _entry(
+        "mutant-first-prompt",
+        "text:FirstPrompt",
+        "the second prompt of XL is ignored, or the two are exchanged",
+        "draw/float32/ddim",
+        level="L2",
+        model="sdxl",
+    ),
+    _entry(
+        "mutant-padding-positions",
+        "operators:PaddingPositions",
+        "padding tokens have the position of the text's end",
+        "component/text_encoder/float32/static/texts",
+    ),
+    _entry(
+        "mutant-no-causal-mask",
+        "operators:NoCausalMask",
+        "tokens see the ones after them: the mask was lost when the graph was lowered",
+        "component/text_encoder/float32/static/texts",
+    ),
+    _entry(
+        "mutant-exact-gelu",
+        "operators:ExactGelu",
+        "the exact GELU replaces CLIP's approximation x σ(1.702 x)",
+        "component/text_encoder/float32/static/texts",
+    ),
+    # Autoencoders
+    _entry(
+        "mutant-constant-scale",
+        "autoencoder:ConstantScale",
+        "the scaling factor 0.18215 is hard-coded",
+        "component/vae_decoder/float32/static/spread",
+    ),
+    _entry(
+        "mutant-doubled-scale",
+        "autoencoder:DoubledScale",
+        "latents are divided by the scaling factor twice",
+        "component/vae_decoder/float32/static/spread",
+    ),
+    _entry(
+        "mutant-saturated",
+        "autoencoder:Saturated",
+        "the decoder cuts off what lies outside of [-1, 1]",
+        "component/vae_decoder/float32/static/spread",
+    ),
+    _entry(
+        "mutant-tiled",
+        "autoencoder:Tiled",
+        "wide pictures are decoded in tiles that do not overlap",
+        "component/vae_decoder/float32/static/wide",
+    ),
+    _entry(
+        "mutant-bilinear-upsampling",
+        "operators:BilinearUpsampling",
+        "the decoder interpolates where it should repeat",
+        "component/vae_decoder/float32/static/spread",
+    ),
+    _entry(
+        "mutant-encoder-range",
+        "autoencoder:EncoderRange",
+        "the encoder takes pictures for [0, 1]",
+        "component/vae_encoder/float32/static/spread",
+    ),
+    _entry(
+        "mutant-padding-side",
+        "operators:PaddingSide",
+        "the encoder pads left and top, not right and bottom",
+        "component/vae_encoder/float32/static/spread",
+    ),
+    # Precision and operators
+    _entry(
+        "mutant-float16-as-float32",
+        "precision:Float16AsFloat32",
+        "float16 was computed where float32 was asked for and reported",
+        f"{_UNET}/middle",
+    ),
+    _entry(
+        "mutant-bfloat16-as-float16",
+        "precision:Bfloat16AsFloat16",
+        "bfloat16 was computed where float16 was asked for and reported",
+        "component/unet/float16/static/middle",
+        precision="float16",
+    ),
+    _entry(
+        "mutant-tf32",
+        "operators:Tf32",
+        "products have ten bits of mantissa and are called float32",
+        f"{_UNET}/middle",
+    ),
+    _entry(
+        "mutant-int8-weights",
+        "operators:Int8Weights",
+        "weights were rounded to eight bits on the way",
+        f"{_UNET}/middle",
+    ),
+    _entry(
+        "mutant-half-attention",
+        "operators:HalfAttention",
+        "attention alone is computed in float16",
+        f"{_UNET}/middle",
+    ),
+    _entry(
+        "mutant-gelu-tanh",
+        "operators:GeluTanh",
+        "GELU is approximated by tanh",
+        f"{_UNET}/middle",
+    ),
+    _entry(
+        "mutant-norm-eps",
+        "operators:NormEps",
+        "group normalisation has 1e-6 for 1e-5",
+        f"{_UNET}/middle",
+    ),
+    # Memory
+    _entry(
+        "mutant-overwritten-input",
+        "memory:OverwrittenInput",
+        "the output is bound to the sample's memory",
+        f"{_UNET}/middle",
+        "FAIL_CONTRACT",
+    ),
+    _entry(
+        "mutant-nondeterministic",
+        "memory:Nondeterministic",
+        "the last bit differs from call to call; no tolerance shows it",
+        f"{_UNET}/same-twice",
+    ),
+    _entry(
+        "mutant-bound-text",
+        "memory:BoundText",
+        "the text's memory is bound once, and the next text not read",
+        f"{_UNET}/spoiled-memory",
+    ),
+    _entry(
+        "mutant-address-cache",
+        "memory:AddressCache",
+        "arrays are recognised by their address, so a buffer that is filled anew is not",
+        f"{_UNET}/reused-memory",
+    ),
+    _entry(
+        "mutant-shared-output",
+        "memory:SharedOutput",
+        "all programs write their outputs to one arena: the next one's overwrites the last one's",
+        "component/unet/float32/static/held-output",
+    ),
+    _entry(
+        "mutant-ignored-strides",
+        "memory:IgnoredStrides",
+        "arrays are read in the order of memory, so a transposed view is misread",
+        "component/unet/float32/static/views",
+    ),
+    # Who computes
+    _entry(
+        "mutant-secret-fallback",
+        "fallback:SecretFallback",
+        "torch computes everything and the report names another engine",
+        f"{_UNET}/middle",
+        "FAIL_CONTRACT",
+    ),
+    _entry(
+        "mutant-hidden-fallback",
+        "fallback:HiddenFallback",
+        "the same in a thread of its own, where operators cannot be watched",
+        f"{_UNET}/middle",
+        "FAIL_CONTRACT",
+    ),
+    _entry(
+        "mutant-declared-fallback",
+        "fallback:DeclaredFallback",
+        "torch computes everything and the report says so: right, and no level",
+        f"{_UNET}/middle",
+        "PASS_FALLBACK",
+    ),
+    # What it says of itself
+    _entry(
+        "rude-overdeclared",
+        "rude:Overdeclared",
+        "declares bfloat16 and refuses it",
+        "component/unet/bfloat16/static/middle",
+        "FAIL_COMPILE",
+        precision="bfloat16",
+    ),
+    _entry(
+        "rude-underdeclared",
+        "rude:Underdeclared",
+        "declares that it has no float16, and computes it",
+        "refusal/unet/float16/static",
+        "UNDER_DECLARED",
+    ),
+    _entry(
+        "rude-unrefused",
+        "rude:Unrefused",
+        "declares that it has no float16, and returns zeros",
+        "refusal/unet/float16/static",
+        "FAIL_UNREFUSED",
+    ),
+    _entry(
+        "rude-no-devices",
+        "rude:NoDevices",
+        "lists no device",
+        "host/devices",
+        "FAIL_CONTRACT",
+        level="L0",
+    ),
+    _entry(
+        "rude-devices-raise",
+        "rude:DevicesRaise",
+        "raises its driver's error when asked for devices",
+        "host/devices",
+        "FAIL_RUN",
+        level="L0",
+    ),
+    _entry(
+        "rude-supports-none",
+        "rude:SupportsNothing",
+        "answers supports with None",
+        "host/supports",
+        "FAIL_CONTRACT",
+        level="L0",
+    ),
+    _entry(
+        "rude-supports-raises",
+        "rude:SupportsRaises",
+        "raises KeyError when asked what it supports",
+        "host/supports",
+        "FAIL_RUN",
+        level="L0",
+    ),
+    _entry(
+        "rude-any-device",
+        "rude:AnyDevice",
+        "takes a device that is not there for the CPU",
+        "host/unknown-device",
+        "FAIL_UNREFUSED",
+        level="L0",
+    ),
+    _entry(
+        "rude-any-option",
+        "rude:AnyOption",
+        "takes an option that it does not have",
+        "host/unknown-option",
+        "FAIL_UNREFUSED",
+        level="L0",
+    ),
+    _entry(
+        "rude-any-precision",
+        "rude:AnyPrecision",
+        "declares and prepares a precision that does not exist",
+        "host/unknown-precision",
+        "FAIL_UNREFUSED",
+        level="L0",
+    ),
+    _entry(
+        "rude-report-raises",
+        "rude:ReportRaises",
+        "cannot say what ran",
+        f"{_UNET}/middle",
+        "FAIL_RUN",
+    ),
+    _entry(
+        "rude-absent",
+        "absent:Absent",
+        "its manifest names a class that cannot be imported",
+        "host/manifest",
+        "FAIL_CONTRACT",
+        level="L0",
+    ),
+    # What it returns
+    _entry(
+        "rude-wrong-names",
+        "rude:WrongNames",
+        "calls its output noise_pred",
+        f"{_UNET}/middle",
+        "FAIL_CONTRACT",
+    ),
+    _entry(
+        "rude-wrong-shape",
+        "rude:WrongShape",
+        "returns channels last",
+        f"{_UNET}/middle",
+        "FAIL_CONTRACT",
+    ),
+    _entry("rude-float64", "rude:Float64", "returns float64", f"{_UNET}/middle", "FAIL_CONTRACT"),
+    _entry(
+        "rude-float16",
+        "rude:Float16",
+        "returns float16 where it computes in it",
+        "component/unet/float16/static/middle",
+        "FAIL_CONTRACT",
+        precision="float16",
+    ),
+    _entry("rude-list", "rude:ReturnsList", "returns a list", f"{_UNET}/middle", "FAIL_CONTRACT"),
+    _entry(
+        "rude-tensors",
+        "rude:ReturnsTensors",
+        "is given numpy arrays and returns torch tensors",
+        f"{_UNET}/middle",
+        "FAIL_CONTRACT",
+    ),
+    # What it raises and prints
+    _entry(
+        "rude-own-exception",
+        "rude:OwnException",
+        "lets its vendor's exception through",
+        f"{_UNET}/middle",
+        "FAIL_RUN",
+    ),
+    _entry(
+        "rude-unprintable-exception",
+        "rude:UnprintableException",
+        "raises a long message of markup that cannot be encoded",
+        f"{_UNET}/middle",
+        "FAIL_RUN",
+    ),
+    _entry(
+        "rude-system-exit",
+        "rude:SystemExits",
+        "raises SystemExit",
+        f"{_UNET}/middle",
+        "FAIL_CONTRACT",
+    ),
+    _entry(
+        "rude-interrupt",
+        "rude:Interrupts",
+        "raises KeyboardInterrupt",
+        f"{_UNET}/middle",
+        "FAIL_CRASH",
+    ),
+    _entry(
+        "rude-print-prepare",
+        "rude:PrintsInPrepare",
+        "prints to standard output while it prepares",
+        f"{_UNET}/early",
+        "FAIL_CONTRACT",
+    ),
+    _entry(
+        "rude-print-call",
+        "rude:PrintsInCall",
+        "prints to standard output from native code",
+        f"{_UNET}/middle",
+        "FAIL_CONTRACT",
+    ),
+    _entry(
+        "rude-flood",
+        "rude:Floods",
+        "prints more than a pipe holds",
+        f"{_UNET}/middle",
+        "FAIL_CONTRACT",
+    ),
+    _entry(
+        "rude-closed-output",
+        "rude:ClosesOutput",
+        "closes standard output",
+        f"{_UNET}/early",
+        "FAIL_CONTRACT",
+    ),
+    # What it does to the process
+    _entry("rude-exit", "rude:Exits", "ends the process", f"{_UNET}/middle", "FAIL_CRASH"),
+    _entry("rude-segfault", "rude:Segfaults", "reads address 0", f"{_UNET}/middle", "FAIL_CRASH"),
+    _entry(
+        "rude-segfault-prepare",
+        "rude:SegfaultsInPrepare",
+        "reads address 0 while it prepares",
+        f"{_UNET}/middle",
+        "FAIL_CRASH",
+    ),
+    _entry(
+        "rude-hang-call",
+        "rude:HangsInCall",
+        "never returns, and holds the interpreter's lock",
+        f"{_UNET}/middle",
+        "FAIL_TIMEOUT",
+    ),
+    _entry(
+        "rude-hang-prepare",
+        "rude:HangsInPrepare",
+        "never finishes compiling",
+        f"{_UNET}/middle",
+        "FAIL_TIMEOUT",
+    ),
+    _entry(
+        "rude-hang-close",
+        "rude:HangsInClose",
+        "never finishes closing",
+        "contract/unet/closed",
+        "FAIL_TIMEOUT",
+    ),
+    _entry(
+        "rude-open-after-close",
+        "rude:OpenAfterClose",
+        "works on once it is closed",
+        "contract/unet/closed",
+        "FAIL_CONTRACT",
+    ),
+    _entry(
+        "rude-crash-after-close",
+        "rude:CrashesAfterClose",
+        "reads freed memory once it is closed",
+        "contract/unet/closed",
+        "FAIL_CRASH",
+    ),
+    _entry(
+        "rude-chdir",
+        "rude:ChangesFolder",
+        "changes the working directory",
+        f"{_UNET}/early",
+        "FAIL_CONTRACT",
+    ),
+    _entry(
+        "rude-default-dtype",
+        "rude:ChangesDefaultDtype",
+        "changes torch's default dtype",
+        f"{_UNET}/early",
+        "FAIL_CONTRACT",
+    ),
+    _entry(
+        "rude-torch-threads",
+        "rude:ChangesThreads",
+        "changes torch's number of threads",
+        f"{_UNET}/early",
+        "FAIL_CONTRACT",
+    ),
+    _entry(
+        "rude-numpy-errors",
+        "rude:ChangesNumpyErrors",
+        "makes numpy raise on overflow",
+        f"{_UNET}/early",
+        "FAIL_CONTRACT",
+    ),
+    _entry(
+        "rude-seeds",
+        "rude:Seeds",
+        "seeds everyone's random numbers",
+        f"{_UNET}/middle",
+        "FAIL_CONTRACT",
+    ),
+    _entry(
+        "rude-leaked-thread",
+        "rude:LeaksThread",
+        "leaves a thread behind that keeps the process alive",
+        f"{_UNET}/early",
+        "FAIL_CONTRACT",
+    ),
+)

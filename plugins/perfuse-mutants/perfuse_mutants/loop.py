@@ -1,0 +1,78 @@
+"""Denoisers that remember: each call alone is right, or the first of each loop is wrong."""
+
+from typing import Any
+
+import numpy as np
+
+from perfuse.backend import Component
+from perfuse_mutants.backend import Arrays, Mutant, Run
+
+__all__ = ["FeatureCache", "NearbyStep", "OwnNoise"]
+
+
+class OwnNoise(Mutant):
+    """Starts every loop from noise of its own, of the same strength: the seed does nothing."""
+
+    name = "mutant-own-noise"
+
+    def spoil(self, component: Component, run: Run) -> Run:
+        last: float | None = None
+
+        def call(inputs: Arrays) -> Arrays:
+            nonlocal last
+            now = float(inputs["timestep"][0])
+            begins = last is None or now > last
+            last = now
+            if not begins:
+                return run(inputs)
+            sample = inputs["sample"]
+            noise = np.random.default_rng(42).standard_normal(sample.shape, dtype=np.float32)
+            return run({**inputs, "sample": noise * sample.std()})
+
+        return call
+
+
+class FeatureCache(Mutant):
+    """After six steps of a loop computes each third only, and gives the last result in between.
+
+    The defaults of a cache that an engine had switched on for everyone.
+    """
+
+    name = "mutant-feature-cache"
+
+    def spoil(self, component: Component, run: Run) -> Run:
+        last: float | None = None
+        step = 0
+        kept: Any = None
+
+        def call(inputs: Arrays) -> Arrays:
+            nonlocal last, step, kept
+            now = float(inputs["timestep"][0])
+            continues = last is not None and now < last and kept.shape == inputs["sample"].shape
+            step = step + 1 if continues else 0
+            last = now
+            if step < 6 or step % 3 == 0:
+                kept = run(inputs)["out_sample"]
+            return {"out_sample": kept.copy()}
+
+        return call
+
+
+class NearbyStep(Mutant):
+    """Gives the last result again where the timestep has moved by ten or less."""
+
+    name = "mutant-nearby-step"
+
+    def spoil(self, component: Component, run: Run) -> Run:
+        last: float | None = None
+        kept: Any = None
+
+        def call(inputs: Arrays) -> Arrays:
+            nonlocal last, kept
+            now = float(inputs["timestep"][0])
+            near = last is not None and 0 < last - now <= 10
+            if not near or kept.shape != inputs["sample"].shape:
+                kept, last = run(inputs)["out_sample"], now
+            return {"out_sample": kept.copy()}
+
+        return call
