@@ -1,0 +1,1 @@
+"""A simulated accelerator: a CPU that enforces what accelerators enforce."""
