@@ -85,6 +85,11 @@ class Torch(Backend):
             # Off unless asked for: ten bits of mantissa are not float32.
             torch.backends.cuda.matmul.allow_tf32 = options["tf32"]
             torch.backends.cudnn.allow_tf32 = options["tf32"]
+        if component.precision not in _DTYPES:
+            raise UnsupportedError(
+                f"{component.name} was to run in {component.precision}; torch runs "
+                f"{', '.join(_DTYPES)} here."
+            )
         dtype = _DTYPES[component.precision]
         # The module may be the user's own; what has the place and the dtype already is shared.
         module = replace_tensors(

@@ -21,6 +21,7 @@ __all__ = [
     "cosine",
     "difference_picture",
     "flip",
+    "flip_error",
     "is_constant",
     "lpips",
     "max_abs",
@@ -54,20 +55,28 @@ def rmse(values: ArrayLike, truth: ArrayLike) -> float:
     return rms(ours - true) if _finite(ours, true) else math.nan
 
 
-def rmse_ratio(values: ArrayLike, reference: ArrayLike, truth: ArrayLike, *, floor: float) -> float:
-    """How much worse than a reference something is, both seen from the truth.
+def rmse_ratio(
+    values: ArrayLike, truth: ArrayLike, *, reference_rmse: float, floor: float
+) -> float:
+    """How much worse than the reference something is, both seen from the truth.
 
-    ``rmse(values, truth) / (rmse(reference, truth) + floor * rms(truth))``, at most ``RATIO_CAP``.
-    The floor, a share of the truth's own size, keeps a reference that happens to be exact from
-    asking the same of everyone.
+    ``rmse(values, truth) / (reference_rmse + floor * rms(truth))``, at most ``RATIO_CAP``. The
+    floor, a share of the truth's own size, keeps a reference that happens to be exact from asking
+    the same of everyone.
+
+    Args:
+        values: What a backend computed.
+        truth: What it should have.
+        reference_rmse: The reference's own ``rmse`` at the same precision.
+        floor: Relative to the truth's root mean square.
 
     Returns:
         0 where nothing differs from the truth; ``RATIO_CAP`` where the reference is exact, the
         floor nothing and the values are not; NaN where one of the three is not finite.
     """
     error = rmse(values, truth)
-    allowed = rmse(reference, truth) + floor * rms(truth)
-    if math.isnan(error) or math.isnan(allowed):
+    allowed = reference_rmse + floor * rms(truth)
+    if math.isnan(error) or not math.isfinite(allowed):
         return math.nan
     if error == 0:
         return 0.0
@@ -175,6 +184,11 @@ def flip(picture: ArrayLike, reference: ArrayLike) -> tuple[float, Floats]:
     errors = _flip(ours, true, colours=False)[..., 0]
     errors[bad] = 1
     return (math.nan if bad.any() else float(errors.mean())), errors
+
+
+def flip_error(picture: ArrayLike, reference: ArrayLike) -> float:
+    """The mean alone of ``flip``."""
+    return flip(picture, reference)[0]
 
 
 def difference_picture(picture: ArrayLike, reference: ArrayLike) -> NDArray[np.uint8]:

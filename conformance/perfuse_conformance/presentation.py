@@ -222,7 +222,7 @@ def number_said(value: float) -> str:
 
 def metric_said(metric: Metric) -> str:
     """``41.3 dB (at least 40)``."""
-    unit = " dB" if metric.name.endswith("_db") else ""
+    unit = "\N{NO-BREAK SPACE}dB" if metric.name.endswith("_db") else ""
     value = "not a number" if metric.value is None else f"{number_said(metric.value)}{unit}"
     if metric.limit is None:
         return value
@@ -252,7 +252,8 @@ def used_said(used: float) -> str:
     if math.isinf(used):
         return "∞"
     if used <= 1:
-        return f"{math.ceil(used * 100)} %" if used == 0 or used >= 0.01 else "<1 %"
+        percent = str(math.ceil(used * 100)) if used == 0 or used >= 0.01 else "<1"
+        return f"{percent}\N{NARROW NO-BREAK SPACE}%"
     return f"{number_said(used) if used < 100 else number_said(float(f'{used:.2g}'))}×"
 
 

@@ -14,6 +14,7 @@ from perfuse_conformance.results import Run
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 __all__ = ["write_report"]
 
@@ -42,7 +43,7 @@ def write_report(runs: Sequence[Run], folder: Path, pictures_from: Sequence[Path
     page = page_of(runs, folder, pictures_from)
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     text = (
-        _environment()
+        environment()
         .get_template("report.html.jinja")
         .render(
             page=page,
@@ -63,7 +64,7 @@ def write_report(runs: Sequence[Run], folder: Path, pictures_from: Sequence[Path
 
 
 @lru_cache(maxsize=1)
-def _environment() -> "Environment":
+def environment() -> "Environment":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -81,5 +82,16 @@ def _environment() -> "Environment":
         "of_limit": said.used_of_limit,
         "call": said.call_said,
         "model": said.model_said,
+        "breakable": _breakable,
     }
     return environment
+
+
+def _breakable(id: str) -> "Markup":
+    """An id that may be broken after its slashes and underscores, where room is short."""
+    from markupsafe import Markup, escape
+
+    text = escape(id)
+    for mark in "/_":
+        text = text.replace(mark, Markup(f"{mark}<wbr>"))
+    return text

@@ -1,0 +1,199 @@
+"""``perfuse conformance``: measure backends, record a golden bundle, put results together."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from perfuse.errors import InputError
+from perfuse_conformance.cases import LEVELS
+from perfuse_conformance.results import Result, Run, Status, read_results
+
+__all__ = ["conformance"]
+
+_RESULTS = "results.json"
+
+
+@click.group(invoke_without_command=True)
+@click.option(
+    "--backend", "targets", multiple=True, help="BACKEND[:DEVICE]; several, side by side."
+)
+@click.option("--model", help="A checkpoint's folder, an exported folder or a Hub id.")
+@click.option("--level", type=click.Choice(LEVELS), default="L2", show_default=True)
+@click.option("--option", "options", multiple=True, help="A backend's switch: threads=1.")
+@click.option("--golden", type=click.Path(path_type=Path), help="Judge by this bundle.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write a report into this folder.")
+@click.option(
+    "--expectations", type=click.Path(path_type=Path), help="Known failures, a TOML file."
+)
+@click.option("--seed", type=int, default=0, help="Ask everything with other numbers.")
+@click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds a case.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.pass_context
+def conformance(ctx: click.Context, targets: tuple[str, ...], **settings: Any) -> None:
+    """Measure a backend against the reference, case by case.
+
+    Exit status: 0 where every case that was executed is right, 1 otherwise.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    if not targets:
+        raise InputError("Name a backend: perfuse conformance --backend onnxruntime:cpu.")
+    ctx.exit(0 if _measure(targets, **settings) else 1)
+
+
+def _measure(
+    targets: Sequence[str],
+    model: str | None,
+    level: str,
+    options: tuple[str, ...],
+    golden: Path | None,
+    report: Path | None,
+    expectations: Path | None,
+    seed: int,
+    timeout: float,
+    as_json: bool,
+) -> bool:
+    from perfuse_conformance.drawn import save_drawn
+    from perfuse_conformance.expectations import expected
+    from perfuse_conformance.runner import run_conformance
+
+    wrong = [text for text in options if "=" not in text]
+    if wrong:
+        raise InputError(f"--option {wrong[0]!r} was given; an option is written NAME=VALUE.")
+    runs: list[Run] = []
+    folders: list[Path] = []
+    good = True
+    for target in targets:
+        with _progress(target, as_json=as_json) as watch:
+            run, drawn = run_conformance(
+                target,
+                model=model,
+                level=level,
+                golden=golden,
+                options=dict(text.split("=", 1) for text in options),
+                seed=seed,
+                timeout=timeout,
+                command=shlex.join(["perfuse", *sys.argv[1:]]),
+                watch=watch,
+            )
+        run, complaints = expected(run, expectations)
+        for complaint in complaints:
+            click.echo(f"perfuse: {complaint}", err=True)
+        if report is not None:
+            folder = report / _folder_of(run)
+            run = save_drawn(run, drawn, folder)
+            run.write(folder / _RESULTS)
+            folders.append(folder)
+        runs.append(run)
+        good = good and _good(run) and not complaints
+    if report is not None:
+        _write_report(runs, folders, report)
+    if as_json:
+        click.echo(json.dumps({"runs": [run.to_dict() for run in runs]}))
+    else:
+        for run in runs:
+            _print_run(run)
+        if report is not None:
+            click.echo(f"{report / 'index.html'}")
+    return good
+
+
+def _good(run: Run) -> bool:
+    """Nothing failed, and something ran."""
+    return run.totals["executed"] > 0 and not any(result.status.failed for result in run.results)
+
+
+def _folder_of(run: Run) -> str:
+    """A folder's name for a run: the target and the model, in letters that every system takes."""
+    model = Path(run.run["model"]).name
+    text = f"{run.backend['target']}-{model}"
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
+
+
+@contextmanager
+def _progress(target: str, *, as_json: bool) -> Iterator[Callable[[Result], None]]:
+    """A line for each failure as it comes; on a terminal also a count."""
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal or as_json:
+        yield lambda result: None
+        return
+    done = 0
+    with console.status(f"{target}: the reference") as status:
+
+        def watch(result: Result) -> None:
+            nonlocal done
+            done += 1
+            status.update(f"{target}: {done} cases, {result.id}")
+
+        yield watch
+
+
+def _print_run(run: Run) -> None:
+    """The claim, the counts, and every case that needs a word."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False, soft_wrap=True)
+    counts = {name: count for name, count in run.totals.items() if name.isupper()}
+    told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    model = Path(run.run["model"]).name
+    console.print(f"[bold]{run.backend['target']}[/]  {model}  [bold]{run.claim}[/]  {told}")
+    for result in run.results:
+        if result.status.failed or result.status in (
+            Status.PASS_FALLBACK,
+            Status.UNDER_DECLARED,
+            Status.ENV_MISSING,
+        ):
+            console.print(f"  {result.status}  {result.id}  {escape(result.reason)}")
+    lost = sum(result.status is Status.NOT_RUN for result in run.results)
+    if lost:
+        console.print(f"  {lost} cases were not run: a case before them took their program down")
+
+
+def _write_report(runs: Sequence[Run], folders: Sequence[Path], report: Path) -> None:
+    from perfuse_conformance.junit import write_junit
+    from perfuse_conformance.report import write_report
+
+    write_junit(runs, report / "junit.xml")
+    write_report(runs, report, folders)
+
+
+@conformance.command()
+@click.option("--backend", "target", default="torch:cpu", show_default=True)
+@click.option("--model", help="A checkpoint's folder or a Hub id.")
+@click.option("--level", type=click.Choice(LEVELS[1:]), default="L2", show_default=True)
+@click.option("--seed", type=int, default=0)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="A new folder."
+)
+def record(target: str, model: str | None, level: str, seed: int, output: Path) -> None:
+    """Write a golden bundle: what the reference computes, for those who cannot run it."""
+    from perfuse_conformance.record import record as write
+
+    bundle = write(model, output, target=target, level=level, seed=seed)
+    size = sum(path.stat().st_size for path in output.iterdir())
+    index = bundle.index
+    click.echo(
+        f"{output}  ({len(index['probes'])} probes, {len(index['draws'])} pictures, "
+        f"{size / 1e6:.1f} MB)"
+    )
+
+
+@conformance.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="A folder.")
+def report(results: tuple[Path, ...], output: Path) -> None:
+    """Put several results.json together in one report."""
+    paths = [path / _RESULTS if path.is_dir() else path for path in results]
+    runs = [read_results(path) for path in paths]
+    output.mkdir(parents=True, exist_ok=True)
+    _write_report(runs, [path.parent for path in paths], output)
+    click.echo(f"{output / 'index.html'}")

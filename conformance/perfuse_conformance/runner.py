@@ -1,0 +1,564 @@
+"""Runs the suite: asks a worker case by case, has each answer judged, and says what level that grants."""
+
+import datetime
+import platform
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perfuse.artifact import Artifact
+from perfuse.backend import PRECISIONS, Target
+from perfuse.errors import InputError
+from perfuse.manifest import tool_versions
+from perfuse.pipeline import Source, open_model
+from perfuse.plugins import host
+from perfuse.spec import PipelineSpec
+from perfuse_conformance import SUITE_VERSION
+from perfuse_conformance.bundle import Bundle
+from perfuse_conformance.cases import LEVELS, Arrays, Capability, Case, cases_of
+from perfuse_conformance.host_cases import judge_host
+from perfuse_conformance.judge import (
+    begin,
+    fail,
+    judge_calls,
+    judge_draw,
+    judge_same,
+    raised,
+)
+from perfuse_conformance.levels import claim_of
+from perfuse_conformance.process import Answer, Crash, Failure, WorkerProcess
+from perfuse_conformance.quality import agreement, has_captions
+from perfuse_conformance.record import bundle_for
+from perfuse_conformance.results import Result, Run, Status
+from perfuse_conformance.tolerances import Tolerances
+
+__all__ = ["Drawn", "Session", "open_session", "run_conformance", "run_of"]
+
+Watch = Callable[[Result], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """The pictures of a case, for a report: arrays [B, H, W, C] in [0, 1]."""
+
+    case: str
+    reference: Any
+    backend: Any
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One backend, one model, one bundle; its worker lives as long as it is well."""
+
+    target: Target
+    model: str | None
+    level: str
+    bundle: Bundle | None
+    #: Seconds that a case may take; preparing its program comes on top.
+    timeout: float = 60.0
+    prepare_timeout: float = 600.0
+    drawn: list[Drawn] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise InputError(f"Level {self.level!r} was asked for; there are {', '.join(LEVELS)}.")
+        self._folder = tempfile.TemporaryDirectory(prefix="perfuse-conformance-")
+        self._source: Source = open_model(self.model)
+        if self.bundle is not None:
+            self.bundle.check_model(self._source.spec)
+        self.tolerances = Tolerances.load()
+        self._worker = WorkerProcess(
+            self.target,
+            self.model,
+            self.bundle.path if self.bundle is not None else None,
+            Path(self._folder.name),
+        )
+        self._lost: dict[tuple[Any, ...], Result] = {}
+        self._first: Arrays | None = None
+        self._artifacts: list[str] = []
+        self.device: Mapping[str, Any] = {}
+        self.engine = ""
+        self.capabilities: dict[tuple[str, str, str], Capability] = {}
+
+    @property
+    def spec(self) -> PipelineSpec:
+        """The model's spec."""
+        return self._source.spec
+
+    def close(self) -> None:
+        """End the worker and remove its files."""
+        self._worker.close()
+        self._folder.cleanup()
+
+    def identity(self) -> dict[str, str]:
+        """Who was measured, as far as is known."""
+        row = host().brought_by(self.target.backend)
+        return {
+            "target": f"{self.target.backend}:{self.device.get('name', self.target.device or '?')}",
+            "distribution": row.distribution if row is not None else "?",
+            "version": row.version if row is not None else "?",
+            "engine": self.engine,
+            "device": str(self.device.get("name", "")),
+            "description": str(self.device.get("description", "")),
+        }
+
+    # What is asked
+
+    def cases(self) -> list[Case]:
+        """The cases for what the backend declares; asks it, the first time."""
+        precisions = self._declared()
+        if not self.device:  # nothing can be executed; the host's cases say why
+            return cases_of(self.spec, {}, precisions, "L0")
+        cases = cases_of(self.spec, self.capabilities, precisions, self.level)
+        if isinstance(self._source, Artifact):
+            cases = [case for case in cases if self._held(case, self._source)]
+        if self.bundle is not None:
+            known = {*self.bundle.index["probes"], *self.bundle.index["draws"]}
+            cases = [case for case in cases if _recorded(case, known)]
+        return sorted(cases, key=_order)
+
+    def _declared(self) -> tuple[str, ...]:
+        """The device's precisions, widest first; asks for devices and capabilities."""
+        if not self.capabilities:
+            self._ask_device()
+            try:
+                answer = self._worker.ask({"do": "supports"}, self.timeout)
+            except Failure:
+                answer = Answer(value=None)
+            for key, said in (answer.value or {"supports": {}})["supports"].items():
+                component, precision, mode = key.split("/")
+                self.capabilities[component, precision, mode] = Capability(**said)
+        listed = tuple(self.device.get("precisions", ()))
+        ordered = tuple(p for p in ("float32", "float16", "bfloat16") if p in listed)
+        return ordered or ("float32",)
+
+    def _ask_device(self) -> None:
+        try:
+            answer = self._worker.ask({"do": "devices"}, self.timeout)
+        except Failure:
+            return
+        devices = (answer.value or {"devices": []})["devices"]
+        wanted = self.target.device
+        for device in devices:
+            if wanted is None or device["name"] == wanted:
+                self.device = device
+                return
+        same = [d for d in devices if wanted and d["name"].split(":")[0] == wanted.split(":")[0]]
+        self.device = same[0] if same else {}
+
+    def _held(self, case: Case, artifact: Artifact) -> bool:
+        """Whether an exported folder holds what a case would run."""
+        if case.kind == "host" or case.kind in ("draw", "repeat", "quality"):
+            exported = artifact.manifest.components[self.spec.denoiser.name]
+            return case.precision in (None, exported.precision)
+        exported = artifact.manifest.components[str(case.component)]
+        if case.kind == "refusal" or case.precision != exported.precision:
+            return False
+        if not exported.static:
+            return case.mode == "symbolic"
+        if case.mode != "static" or self.bundle is None or case.subject == "closed":
+            return case.mode == "static"
+        dims = self.bundle.index["probes"][case.subject]["dims"]
+        return all(dims[name] == size for name, size in exported.static.items())
+
+    # Running
+
+    def run(self, cases: Sequence[Case] | None = None) -> Iterator[Result]:
+        """Judge case after case. A worker that is lost costs its case, and those that would lose it
+        again: the others with the same program."""
+        for case in self.cases() if cases is None else cases:
+            yield self.judge(case)
+
+    def judge(self, case: Case) -> Result:
+        """The result of one case."""
+        result = begin(case, self.bundle)
+        program = _program_of(case)
+        if program in self._lost:
+            before = self._lost[program]
+            return fail(
+                result,
+                Status.NOT_RUN,
+                "lost",
+                f"{before.id} took this program down: {before.reason}",
+            )
+        try:
+            return self._asked(case, result)
+        except Failure as lost:
+            crashed = isinstance(lost, Crash)
+            status = Status.FAIL_CRASH if crashed else Status.FAIL_TIMEOUT
+            code = "crashed" if crashed else "timed-out"
+            result = replace(fail(result, status, code, lost.reason), log=lost.log)
+            if program is not None:
+                self._lost[program] = result
+            return result
+
+    def _asked(self, case: Case, result: Result) -> Result:
+        if case.kind == "host":
+            return judge_host(case, result, self)
+        if case.kind in ("component", "forced"):
+            return self._calls(case, result)
+        if case.kind == "contract":
+            return self._closed(case, result)
+        if case.kind == "refusal":
+            return self._refusal(case, result)
+        if case.kind == "draw":
+            return self._draw(case, result)
+        if case.kind == "repeat":
+            return self._repeat(case, result)
+        return self._quality(case, result)
+
+    def ask(self, request: Mapping[str, Any], *, prepares: bool = False) -> Answer:
+        """Ask the worker.
+
+        Raises:
+            Failure: it is gone.
+        """
+        limit = self.timeout + (self.prepare_timeout if prepares else 0.0)
+        return self._worker.ask(request, limit)
+
+    def _calls(self, case: Case, result: Result) -> Result:
+        assert self.bundle is not None
+        answer = self.ask(
+            {
+                "do": "call",
+                "probe": case.subject,
+                "precision": case.precision,
+                "static": case.mode == "static",
+            },
+            prepares=True,
+        )
+        if answer.value is None:
+            return _mannered(raised(result, answer.error or {}), answer)
+        self.engine = self.engine or answer.value["report"]["engine"]
+        component = self.spec.components[str(case.component)]
+        judged = judge_calls(
+            result,
+            case,
+            answer.value,
+            _calls_in(self._worker.out),
+            self.bundle,
+            component.signature,
+            self.tolerances,
+        )
+        return _mannered(judged, answer)
+
+    def _closed(self, case: Case, result: Result) -> Result:
+        answer = self.ask(
+            {
+                "do": "closed",
+                "component": case.component,
+                "precision": case.precision,
+                "static": case.mode == "static",
+            },
+            prepares=True,
+        )
+        if answer.value is None:
+            return _mannered(raised(result, answer.error or {}), answer)
+        if answer.value["refused"] is None:
+            return fail(
+                result,
+                Status.FAIL_CONTRACT,
+                "runs-closed",
+                "a program that was closed still ran; calling it is an error",
+            )
+        return _mannered(replace(result, status=Status.PASS), answer)
+
+    def _refusal(self, case: Case, result: Result) -> Result:
+        """What was declared impossible must be refused with a reason, or be right."""
+        assert self.bundle is not None
+        if not case.declined:
+            return fail(
+                result,
+                Status.FAIL_CONTRACT,
+                "no-reason",
+                "supports() declines and gives no reason; say why, and what to do",
+            )
+        answer = self.ask(
+            {
+                "do": "call",
+                "probe": case.subject,
+                "precision": case.precision,
+                "static": case.mode == "static",
+            },
+            prepares=True,
+        )
+        if answer.error is not None:
+            if "UnsupportedError" in answer.error["bases"]:
+                declined = replace(result, reason=case.declined)
+                return _mannered(replace(declined, status=Status.NOT_SUPPORTED), answer)
+            return _mannered(
+                fail(
+                    result,
+                    Status.FAIL_UNREFUSED,
+                    "not-refused",
+                    f"declared as {case.declined!r}; instead of UnsupportedError, prepare raised "
+                    f"{answer.error['type']}: {answer.error['message']}",
+                ),
+                answer,
+            )
+        assert answer.value is not None
+        judged = judge_calls(
+            result,
+            case,
+            answer.value,
+            _calls_in(self._worker.out),
+            self.bundle,
+            self.spec.components[str(case.component)].signature,
+            self.tolerances,
+        )
+        if judged.status.failed:
+            return fail(
+                judged,
+                Status.FAIL_UNREFUSED,
+                "not-refused",
+                f"declared as {case.declined!r}; it ran all the same, and is wrong: {judged.reason}",
+            )
+        return fail(
+            judged,
+            Status.UNDER_DECLARED,
+            "under-declared",
+            f"declared as {case.declined!r}; it works",
+        )
+
+    def _draw(self, case: Case, result: Result) -> Result:
+        assert self.bundle is not None
+        answer, drawn = self._drawn(case)
+        if answer.value is None or drawn is None:
+            return _mannered(raised(result, answer.error or {}), answer)
+        self._artifacts = list(answer.value["artifacts"])
+        if self._first is None:
+            self._first = drawn
+        self.drawn.append(
+            Drawn(
+                case=case.id,
+                reference=self.bundle.drawn(str(case.subject))["images"],
+                backend=drawn["images"],
+            )
+        )
+        judged = judge_draw(result, case, answer.value, drawn, self.bundle, self.tolerances)
+        return _mannered(judged, answer)
+
+    def _drawn(self, case: Case) -> tuple[Answer, Arrays | None]:
+        answer = self.ask(
+            {"do": "draw", "draw": case.subject, "precision": case.precision}, prepares=True
+        )
+        if answer.value is None:
+            return answer, None
+        return answer, _calls_in(self._worker.out)[0]
+
+    def _repeat(self, case: Case, result: Result) -> Result:
+        if self._first is None:
+            return fail(result, Status.NOT_RUN, "nothing-drawn", f"{case.subject} was not drawn")
+        if case.mode == "new-process":
+            self._worker.close()
+        answer, drawn = self._drawn(case)
+        if answer.value is None or drawn is None:
+            return _mannered(raised(result, answer.error or {}), answer)
+        judged = judge_same(result, self._first, drawn, self.tolerances)
+        fresh = sorted(set(answer.value["artifacts"]) - set(self._artifacts))
+        if fresh and not judged.status.failed and not isinstance(self._source, Artifact):
+            return fail(
+                judged,
+                Status.FAIL_CONTRACT,
+                "exported-again",
+                f"the second run did not find what the first had exported: {', '.join(fresh)}",
+            )
+        return _mannered(judged, answer)
+
+    def _quality(self, case: Case, result: Result) -> Result:
+        if not has_captions(self.spec, self.model):
+            return fail(
+                result,
+                Status.ENV_MISSING,
+                "no-checker",
+                "no measure of quality for this model is at hand; the bundled shapes has one",
+            )
+        right = self.bundle.index.get("quality") if self.bundle is not None else None
+        if right is None:
+            return fail(
+                result,
+                Status.ENV_MISSING,
+                "no-verdicts",
+                "the golden bundle has no verdicts; record it with --level L3",
+            )
+        answer = self.ask({"do": "quality", "precision": case.precision}, prepares=True)
+        if answer.value is None:
+            return _mannered(raised(result, answer.error or {}), answer)
+        verdicts = answer.value["verdicts"]
+        limits = self.tolerances.limits("quality", str(case.precision))
+        metrics = tuple(limit.measured(agreement(verdicts, right)) for limit in limits)
+        told = f"{sum(verdicts)} of {len(verdicts)} captions right; the reference has {sum(right)}"
+        fits = all(metric.fits for metric in metrics)
+        judged = replace(
+            result,
+            metrics=metrics,
+            reason=told,
+            status=Status.PASS if fits else Status.FAIL_MISMATCH,
+            reason_code="" if fits else "mismatch",
+        )
+        return _mannered(judged, answer)
+
+
+def _recorded(case: Case, known: set[str]) -> bool:
+    """Whether the bundle holds what a case is judged by."""
+    if case.kind in ("host", "contract", "quality"):
+        return True
+    return case.subject in known
+
+
+def _order(case: Case) -> tuple[Any, ...]:
+    """By level, and so that cases with the same program stand together."""
+    kinds = ("host", "refusal", "component", "contract", "forced", "draw", "repeat", "quality")
+    return (
+        case.level,
+        kinds.index(case.kind),
+        case.component or "",
+        PRECISIONS.index(case.precision) if case.precision is not None else -1,
+        case.mode or "",
+    )
+
+
+def _program_of(case: Case) -> tuple[Any, ...] | None:
+    """What a case prepares; ``None`` where no two share it."""
+    if case.kind in ("component", "contract", "forced"):
+        return case.component, case.precision, case.mode
+    if case.kind in ("draw", "repeat", "quality"):
+        return "pipeline", case.precision
+    return None
+
+
+def _calls_in(path: Path) -> list[Arrays]:
+    """The arrays of each call, as the worker left them."""
+    calls: dict[int, Arrays] = {}
+    with np.load(path, allow_pickle=False) as file:
+        for key in file.files:
+            index, _, name = key.partition("/")
+            calls.setdefault(int(index), {})[name] = file[key]
+    return [calls[index] for index in sorted(calls)]
+
+
+def _mannered(result: Result, answer: Answer) -> Result:
+    """The result, failed where the backend printed or changed what is not its own."""
+    if result.status.failed:
+        return result
+    if answer.printed:
+        return fail(
+            result,
+            Status.FAIL_CONTRACT,
+            "printed",
+            f"it wrote to standard output: {' '.join(answer.printed.split())[:200]!r}; use logging",
+        )
+    if answer.changed:
+        return fail(
+            result,
+            Status.FAIL_CONTRACT,
+            "changed-process",
+            f"it changed {', '.join(answer.changed)} and did not put it back",
+        )
+    return result
+
+
+def run_conformance(
+    target: str,
+    *,
+    model: str | None = None,
+    level: str = "L2",
+    golden: Path | None = None,
+    options: Mapping[str, str] | None = None,
+    seed: int = 0,
+    timeout: float = 60.0,
+    command: str = "",
+    watch: Watch = lambda result: None,
+) -> tuple[Run, list[Drawn]]:
+    """Measure a backend.
+
+    Args:
+        target: ``"openvino:CPU"``.
+        model: A checkpoint or an exported folder; the bundled ``shapes`` without one.
+        level: ``"L0"`` to ``"L3"``.
+        golden: A bundle to judge by; without one the reference runs here, once.
+        options: The backend's own switches.
+        seed: Of the reference that runs here; another one asks everything with other numbers.
+        timeout: Seconds that a case may take, besides preparing its program.
+        command: The command line, for the record.
+        watch: Is told each result as it comes.
+
+    Returns:
+        The run, and the pictures that were drawn.
+    """
+    session = open_session(
+        target,
+        model=model,
+        level=level,
+        golden=golden,
+        options=options,
+        seed=seed,
+        timeout=timeout,
+    )
+    try:
+        results = []
+        for result in session.run():
+            watch(result)
+            results.append(result)
+        return run_of(session, results, command), session.drawn
+    finally:
+        session.close()
+
+
+def open_session(
+    target: str,
+    *,
+    model: str | None = None,
+    level: str = "L2",
+    golden: Path | None = None,
+    options: Mapping[str, str] | None = None,
+    seed: int = 0,
+    timeout: float = 60.0,
+) -> Session:
+    """A session to judge single cases with; the arguments are those of ``run_conformance``."""
+    parsed = replace(Target.parse(target), options=dict(options or {}))
+    if golden is not None:
+        bundle = Bundle.open(golden)
+    else:
+        bundle = bundle_for(model, level="L3" if level == "L3" else "L2", seed=seed)
+    return Session(target=parsed, model=model, level=level, bundle=bundle, timeout=timeout)
+
+
+def run_of(session: Session, results: Sequence[Result], command: str) -> Run:
+    """The results with all that is to be said of who was measured, how and where."""
+    bundle = session.bundle
+    return Run(
+        suite={
+            "version": SUITE_VERSION,
+            "tolerances": session.tolerances.version,
+            "tolerances_sha256": session.tolerances.sha256,
+        },
+        run={
+            "id": uuid.uuid4().hex,
+            "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "level": session.level,
+            "command": command,
+            "model": session.model if session.model is not None else "shapes",
+            "reference": " ".join(
+                (bundle.reference["target"], bundle.reference["engine"]) if bundle else ()
+            ),
+        },
+        host={
+            "os": platform.platform(),
+            "cpu": platform.processor() or platform.machine(),
+            "python": platform.python_version(),
+            "packages": tool_versions(("perfuse", "torch", "numpy", "onnxruntime", "openvino")),
+        },
+        backend=session.identity(),
+        capabilities={
+            "/".join(key): {"level": said.level, "reason": said.reason}
+            for key, said in session.capabilities.items()
+        },
+        claim=claim_of(results, session.capabilities, session.level),
+        results=tuple(results),
+    )

@@ -1,0 +1,342 @@
+"""Runs a backend in a process of its own: takes requests, one line each, and answers them.
+
+Nothing is judged here, because what runs here may be wrong in any way: it may write to the arrays
+that it is given, print, end the process, or hang. Requests and answers are JSON; arrays are files. The
+answers go through a descriptor of their own, so that what a plugin prints is only printed.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perfuse.arrays import is_torch
+from perfuse.artifact import Artifact
+from perfuse.backend import PRECISIONS, Backend, Program, Request, Target
+from perfuse.errors import PerfuseError
+from perfuse.pipeline import DiffusionPipeline, Source, open_model
+from perfuse.plugins import host
+from perfuse.store import ArtifactStore
+from perfuse_conformance.bundle import Bundle
+from perfuse_conformance.cases import Arrays, draws_of, sizes_of
+from perfuse_conformance.draws import run_draw
+from perfuse_conformance.quality import caption_verdicts
+from perfuse_conformance.watch import GlobalState, TorchWatch
+
+__all__ = ["main"]
+
+
+class Worker:
+    """One backend and one model; programs are kept until another one is asked for."""
+
+    def __init__(self, target: Target, model: str | None, bundle: Path | None, out: Path) -> None:
+        self.target = target
+        self._model = model
+        self._out = out
+        self._bundle_at = bundle
+        self._bundle: Bundle | None = None
+        self._source: Source | None = None
+        self._backend: Backend | None = None
+        self._program: tuple[str, Program] | None = None
+        self._pipes: dict[str, DiffusionPipeline] = {}
+        self._store = ArtifactStore.default()
+        self._prepared_s = 0.0
+
+    @property
+    def bundle(self) -> Bundle:
+        if self._bundle is None:
+            assert self._bundle_at is not None
+            self._bundle = Bundle.open(self._bundle_at)
+        return self._bundle
+
+    @property
+    def source(self) -> Source:
+        if self._source is None:
+            self._source = open_model(self._model)
+        return self._source
+
+    @property
+    def backend(self) -> Backend:
+        if self._backend is None:
+            self._backend = host().backend(self.target.backend)
+        return self._backend
+
+    # Requests
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what a request says. Whatever is raised is the backend's or perfuse's own."""
+        do: Callable[..., dict[str, Any]] = getattr(self, f"do_{request['do']}")
+        return do(**{name: value for name, value in request.items() if name != "do"})
+
+    def do_devices(self) -> dict[str, Any]:
+        """What the backend lists, as plain data."""
+        return {
+            "devices": [
+                {
+                    "name": device.name,
+                    "description": device.description,
+                    "precisions": list(device.precisions),
+                }
+                for device in self.backend.devices()
+            ]
+        }
+
+    def do_supports(self) -> dict[str, Any]:
+        """What ``supports`` answers for every component, precision and way of sizes."""
+        answers: dict[str, dict[str, str]] = {}
+        for component in self.source.spec.components.values():
+            usual = sizes_of(self.source.spec, component)["usual"]
+            for precision in PRECISIONS:
+                for mode, static in (("static", usual), ("symbolic", {})):
+                    support = self.backend.supports(
+                        Request(
+                            component=component,
+                            precision=precision,
+                            device=self.target.device,
+                            static=static,
+                        )
+                    )
+                    answers[f"{component.name}/{precision}/{mode}"] = {
+                        "level": support.level.value,
+                        "reason": str(support.reason),
+                    }
+        return {"supports": answers}
+
+    def do_prepare_odd(
+        self, device: str | None, options: dict[str, str], precision: str
+    ) -> dict[str, Any]:
+        """Prepare the smallest component with something that no backend has."""
+        name = next(iter(self.source.spec.components))
+        component = self.source.component(name)
+        if not isinstance(self.source, Artifact):
+            static = sizes_of(self.source.spec, component.spec)["usual"]
+            component = replace(component, static=static)
+        if precision != "float32":
+            component = replace(component, precision=precision)
+        target = Target(
+            backend=self.target.backend,
+            device=device if device is not None else self.target.device,
+            options=options,
+        )
+        program = self.backend.prepare(component, target, self._store)
+        return {"prepared": type(program).__name__}
+
+    def do_call(
+        self, probe: str, precision: str, static: bool, watch: bool = True
+    ) -> dict[str, Any]:
+        """Make the calls of a probe, and leave what they returned in the file."""
+        meta = self.bundle.index["probes"][probe]
+        name = meta["component"]
+        program = self._ready(name, precision, meta["dims"] if static else {})
+        calls = [self.bundle.inputs(probe, i) for i in range(meta["calls"])]
+        manner = str(meta.get("manner", "separate"))
+        notes: list[str] = []
+        outputs: list[Any] = []
+        began = time.perf_counter()
+        with _watching(watch and not _is_torch(program)) as torch_watch:
+            for i, given in enumerate(_arranged(calls, manner)):
+                before = {key: array.copy() for key, array in given.items()}
+                returned = program(**given)
+                outputs.append(_taken(returned, i, notes))
+                for key, array in given.items():
+                    if not np.array_equal(array, before[key], equal_nan=True):
+                        notes.append(f"inputs-overwritten: call {i} wrote to {key}")
+                    if manner == "scribbled":
+                        array[...] = 0 if array.dtype.kind == "i" else np.nan
+        spent = time.perf_counter() - began
+        _save(outputs, self._out)
+        return {
+            "notes": notes,
+            "report": _report(program),
+            "run_s": spent,
+            "prepare_s": self._prepared_s,
+            "torch_operators": torch_watch.operators if torch_watch is not None else {},
+        }
+
+    def do_closed(self, component: str, precision: str, static: bool) -> dict[str, Any]:
+        """Close a program twice, then call it."""
+        probe = next(
+            id for id, meta in self.bundle.index["probes"].items() if meta["component"] == component
+        )
+        dims = self.bundle.index["probes"][probe]["dims"] if static else {}
+        program = self._ready(component, precision, dims)
+        self._program = None
+        program.close()
+        program.close()
+        try:
+            program(**self.bundle.inputs(probe, 0))
+        except PerfuseError as exc:
+            return {"refused": str(exc)}
+        return {"refused": None}
+
+    def do_draw(self, draw: str, precision: str) -> dict[str, Any]:
+        """Draw, and leave latents and pictures in the file."""
+        pipe = self._pipe(precision)
+        began = time.perf_counter()
+        drawn = run_draw(pipe, draws_of(pipe.spec, seed=self.bundle.seed)[draw])
+        spent = time.perf_counter() - began
+        _save([drawn], self._out)
+        reports = {name: _report(pipe.program(name)) for name in pipe.spec.components}
+        used = [reports[name] for name in reports if name != "vae_encoder"]
+        return {
+            "notes": [],
+            "report": reports[pipe.spec.denoiser.name],
+            "fallbacks": sorted({text for report in used for text in report["fallbacks"]}),
+            "run_s": spent,
+            "artifacts": sorted(folder.name for folder, _ in self._store.entries()),
+        }
+
+    def do_quality(self, precision: str) -> dict[str, Any]:
+        """The checker's verdict on every held-out caption."""
+        return {"verdicts": caption_verdicts(self._pipe(precision))}
+
+    # Parts
+
+    def _ready(self, name: str, precision: str, static: Mapping[str, int]) -> Program:
+        key = json.dumps([name, precision, dict(static)], sort_keys=True)
+        if self._program is None or self._program[0] != key:
+            self.release()
+            began = time.perf_counter()
+            component = self.source.component(name, precision=precision, static=dict(static))
+            self._program = key, self.backend.prepare(component, self.target, self._store)
+            self._prepared_s = time.perf_counter() - began
+        else:
+            self._prepared_s = 0.0
+        return self._program[1]
+
+    def release(self) -> None:
+        """Close what is held."""
+        if self._program is not None:
+            _, program = self._program
+            self._program = None
+            program.close()
+
+    def _pipe(self, precision: str) -> DiffusionPipeline:
+        if precision not in self._pipes:
+            self.release()
+            for other in self._pipes.values():
+                other.close()
+            self._pipes = {
+                precision: DiffusionPipeline.from_pretrained(
+                    self._model,
+                    backend=str(self.target),
+                    precision=precision,
+                    options=self.target.options,
+                )
+            }
+        return self._pipes[precision]
+
+
+def _arranged(calls: list[Arrays], manner: str) -> Iterator[Arrays]:
+    """Each call's arrays, in memory of its own or in the same every time."""
+    if manner != "reused":
+        yield from calls
+        return
+    memory = {name: array.copy() for name, array in calls[0].items()}
+    for call in calls:
+        for name, array in call.items():
+            memory[name][...] = array
+        yield memory
+
+
+def _taken(returned: Any, call: int, notes: list[str]) -> Arrays:
+    """A copy of what a call returned; what it should not have returned becomes a note."""
+    if not isinstance(returned, Mapping):
+        notes.append(f"not-a-mapping: call {call} returned {type(returned).__name__}")
+        return {}
+    taken: Arrays = {}
+    for name, value in returned.items():
+        array = value.detach().cpu().numpy() if is_torch(value) else value
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+            notes.append(f"not-an-array: call {call} returned {name} as {type(value).__name__}")
+            continue
+        taken[str(name)] = np.array(array)
+    return taken
+
+
+def _is_torch(program: Program) -> bool:
+    return program.report().engine.lower().startswith(("torch", "pytorch"))
+
+
+def _watching(watch: bool) -> Any:
+    return TorchWatch() if watch and "torch" in sys.modules else contextlib.nullcontext()
+
+
+def _report(program: Program) -> dict[str, Any]:
+    report = program.report()
+    return {
+        "device": str(report.device),
+        "precision": str(report.precision),
+        "engine": str(report.engine),
+        "fallbacks": [str(text) for text in report.fallbacks],
+    }
+
+
+def _save(outputs: list[Arrays], path: Path) -> None:
+    arrays: dict[str, Any] = {}
+    for i, call in enumerate(outputs):
+        for name, array in call.items():
+            arrays[f"{i}/{name}"] = np.ascontiguousarray(array)
+    np.savez(path, **arrays)
+
+
+def _said(exc: BaseException) -> dict[str, Any]:
+    """An exception as plain data: its own name, those of its bases, and what it says."""
+    return {
+        "type": type(exc).__name__,
+        "bases": [base.__name__ for base in type(exc).__mro__],
+        "ours": isinstance(exc, PerfuseError),
+        "message": " ".join(str(exc).split())[:2000],
+    }
+
+
+def main() -> None:
+    """Answer requests until standard input ends. Arguments: one JSON object with the job."""
+    job = json.loads(sys.argv[1])
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    printed = os.open(job["printed"], os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    os.dup2(printed, 1)
+    worker = Worker(
+        Target(backend=job["backend"], device=job.get("device"), options=job.get("options", {})),
+        job["model"],
+        Path(job["bundle"]) if job["bundle"] is not None else None,
+        Path(job["out"]),
+    )
+    seen = 0
+    for line in sys.stdin:
+        state = GlobalState.now()
+        try:
+            answer: dict[str, Any] = {"answer": worker.answer(json.loads(line))}
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - a plugin may raise anything
+            answer = {"error": _said(exc)}
+        changed = state.changed()
+        state.restore()
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        size = os.fstat(printed).st_size
+        if size > seen:
+            answer["printed"] = os.pread(printed, min(size - seen, 500), seen).decode(
+                "utf-8", "replace"
+            )
+            seen = size
+        answer["changed"] = changed
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+    with contextlib.suppress(Exception):
+        worker.release()
+    # Threads that a plugin left behind are not waited for.
+    answers.close()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
