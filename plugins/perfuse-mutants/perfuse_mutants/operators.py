@@ -112,8 +112,8 @@ class BilinearUpsampling(Operators):
     roles = ("decoder",)
 
     def replaced(self, inputs: Arrays) -> Mapping[Operator, Operator]:
-        def interpolate(x: Tensor, size: Any = None, mode: str = "nearest") -> Tensor:
-            return F.interpolate(x, size=size, mode="bilinear")
+        def interpolate(x: Tensor, *rest: Any, **settings: Any) -> Tensor:
+            return F.interpolate(x, *rest, **{**settings, "mode": "bilinear"})
 
         return {F.interpolate: interpolate}
 
@@ -125,9 +125,9 @@ class PaddingSide(Operators):
     roles = ("encoder",)
 
     def replaced(self, inputs: Arrays) -> Mapping[Operator, Operator]:
-        def pad(x: Tensor, sides: tuple[int, ...]) -> Tensor:
+        def pad(x: Tensor, sides: tuple[int, ...], *rest: Any, **settings: Any) -> Tensor:
             left, right, top, bottom = sides
-            return F.pad(x, (right, left, bottom, top))
+            return F.pad(x, (right, left, bottom, top), *rest, **settings)
 
         return {F.pad: pad}
 
@@ -155,10 +155,11 @@ class PaddingPositions(Operators):
     def replaced(self, inputs: Arrays) -> Mapping[Operator, Operator]:
         ends = torch.from_numpy(end_of(inputs["input_ids"]))[:, None]
 
-        def embedding(ids: Tensor, weight: Tensor, *settings: Any) -> Tensor:
+        def embedding(ids: Tensor, weight: Tensor, *rest: Any, **settings: Any) -> Tensor:
             # Positions are 0, 1, 2, …, once for the whole batch; tokens are not.
             positions = len(ids) == 1 and bool((ids[0].diff() == 1).all())
-            return F.embedding(ids.minimum(ends) if positions else ids, weight, *settings)
+            ids = ids.minimum(ends) if positions else ids
+            return F.embedding(ids, weight, *rest, **settings)
 
         return {F.embedding: embedding}
 

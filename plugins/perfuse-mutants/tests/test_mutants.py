@@ -1,0 +1,308 @@
+"""Each mutant differs from torch in the stated way, and only there."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from perfuse_mutants.catalogue import CATALOGUE
+from perfuse_mutants.denoiser import TimestepCond
+from perfuse_mutants.text import FirstPrompt
+
+from perfuse.backend import Component, Program
+from perfuse.spec import ComponentSpec, Signature, TensorSpec
+
+Arrays = dict[str, Any]
+Prepare = Callable[..., Program]
+
+
+def unet(
+    *timesteps: float, size: tuple[int, int] = (16, 16), guided: bool = False, seed: int = 0
+) -> tuple[str, Arrays]:
+    """A denoiser's inputs, an item for each timestep."""
+    random = np.random.default_rng(seed)
+    sample = random.standard_normal((len(timesteps), 4, *size), dtype=np.float32)
+    if guided:
+        sample[:] = sample[0]
+    return "unet", {
+        "sample": sample,
+        "timestep": np.asarray(timesteps, dtype=np.float32),
+        "encoder_hidden_states": random.standard_normal((len(timesteps), 32, 64), dtype=np.float32),
+    }
+
+
+def text(*counts: int, seed: int = 0) -> tuple[str, Arrays]:
+    """Token ids as CLIP has them: begin, so many words, end and the end again."""
+    ids = np.full((len(counts), 32), 611, dtype=np.int64)
+    ids[:, 0] = 610
+    for row, count in zip(ids, counts, strict=True):
+        row[1 : 1 + count] = np.random.default_rng(seed).integers(0, 610, size=count)
+    return "text_encoder", {"input_ids": ids}
+
+
+def latent(size: tuple[int, int] = (16, 16), spread: float = 1.0) -> tuple[str, Arrays]:
+    sample = np.random.default_rng(0).standard_normal((1, 4, *size), dtype=np.float32)
+    return "vae_decoder", {"latent_sample": sample * np.float32(spread)}
+
+
+def picture() -> tuple[str, Arrays]:
+    sample = np.random.default_rng(0).uniform(-1, 1, size=(1, 3, 64, 64))
+    return "vae_encoder", {"sample": sample.astype(np.float32)}
+
+
+#: Calls in a row that show a mutant, and calls that do not; each list to a program of its own.
+SHOWN: dict[str, tuple[list[Any], list[Any]]] = {
+    "mutant-scale": ([unet(500)], [text(5), latent(), picture()]),
+    "mutant-channels": ([unet(500)], [text(5), latent(), picture()]),
+    "mutant-clamped": ([unet(1)], [unet(500)]),
+    "mutant-timestep-off-by-one": ([unet(500)], []),
+    "mutant-timestep-truncated": ([unet(12.9)], [unet(946, 12)]),
+    "mutant-timestep-rounded": ([unet(946.421)], [unet(946, 12)]),
+    "mutant-timestep-half": ([unet(946.421)], [unet(946, 12.5)]),
+    "mutant-timestep-first": ([unet(900, 100)], [unet(900, 900), unet(100)]),
+    "mutant-dropped-guidance": ([unet(600, 600, guided=True)], [unet(600, 600), unet(600)]),
+    "mutant-swapped-prompts": ([unet(600, 600, guided=True)], [unet(600, 600), unet(600)]),
+    "mutant-last-token": ([unet(500)], []),
+    "mutant-half-text": ([unet(500)], []),
+    "mutant-transposed": ([unet(500, size=(16, 24))], [unet(500)]),
+    "mutant-default-size": ([unet(500, size=(16, 24))], [unet(500)]),
+    "mutant-odd-sizes": ([unet(500, size=(13, 17))], [unet(500, size=(16, 17))]),
+    "mutant-batch-leak": ([unet(900, 100)], [unet(900)]),
+    "mutant-batch-padding": ([unet(900, 500, 100)], [unet(900, 100), unet(900)]),
+    "mutant-cut-text": ([text(30)], [text(29), text(0), text(9, 12)]),
+    "mutant-pooled": ([text(9)], [text(30)]),
+    "mutant-padding-positions": ([text(9)], [text(30)]),
+    "mutant-no-causal-mask": ([text(9)], [unet(500)]),
+    "mutant-exact-gelu": ([text(9)], [unet(500)]),
+    "mutant-constant-scale": ([latent()], [picture(), unet(500)]),
+    "mutant-doubled-scale": ([latent()], [picture(), unet(500)]),
+    "mutant-saturated": ([latent(spread=3)], [latent(spread=0.1), picture()]),
+    "mutant-tiled": ([latent((16, 24))], [latent(), latent((24, 16))]),
+    "mutant-bilinear-upsampling": ([latent()], [picture(), unet(500)]),
+    "mutant-encoder-range": ([picture()], [latent(), unet(500)]),
+    "mutant-padding-side": ([picture()], [latent(), unet(500)]),
+    "mutant-float16-as-float32": ([unet(500)], []),
+    "mutant-tf32": ([unet(500)], []),
+    "mutant-int8-weights": ([unet(500)], []),
+    "mutant-half-attention": ([unet(500)], [text(9), latent()]),
+    "mutant-gelu-tanh": ([unet(500)], [text(9), latent()]),
+    "mutant-norm-eps": ([unet(500)], [text(9), latent()]),
+    # Seen in a row of calls alone
+    "mutant-own-noise": ([unet(999)], []),
+    "mutant-nearby-step": (
+        [unet(520), unet(515, seed=1)],
+        [unet(520), unet(500, seed=1), unet(500, seed=2), unet(515)],
+    ),
+    "mutant-feature-cache": (
+        [unet(901 - 100 * i, seed=i) for i in range(10)],
+        [unet(901 - 100 * i, seed=i) for i in range(6)] + [unet(901), unet(801, seed=1)],
+    ),
+    "mutant-bound-text": (
+        [unet(500), unet(500, seed=1)],
+        [unet(500), unet(400, 400, seed=1)],
+    ),
+}
+
+
+#: How large the smallest faults are: the largest error over the spread of what is right.
+SMALL = {
+    "mutant-scale": 0.1,
+    "mutant-timestep-off-by-one": 0.02,
+    "mutant-timestep-truncated": 0.1,
+    "mutant-timestep-rounded": 0.1,
+    "mutant-timestep-half": 0.02,
+    "mutant-float16-as-float32": 0.01,
+    "mutant-tf32": 0.01,
+    "mutant-int8-weights": 0.1,
+    "mutant-half-attention": 0.002,
+    "mutant-gelu-tanh": 0.002,
+    "mutant-norm-eps": 1e-4,
+}
+
+
+def errors(prepare: Prepare, name: str, calls: list[Any]) -> list[float]:
+    """Each call's largest error over the spread of the output, the worst of its outputs."""
+    found = []
+    programs: dict[str, tuple[Program, Program]] = {}
+    for component, inputs in calls:
+        if component not in programs:
+            programs[component] = prepare(name, component), prepare("torch", component)
+        mutant, torch = programs[component]
+        wrong, right = mutant(**inputs), torch(**inputs)
+        assert wrong.keys() == right.keys()
+        found.append(max(float(np.abs(wrong[k] - right[k]).max() / right[k].std()) for k in right))
+    return found
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_a_mutant_is_wrong_where_it_says_and_right_elsewhere(prepare: Prepare, name: str) -> None:
+    wrong, right = SHOWN[name]
+    assert 0 < max(errors(prepare, name, wrong)) < SMALL.get(name, 20)
+    assert errors(prepare, name, right) == [0.0] * len(right)
+
+
+def test_the_control_is_torch(prepare: Prepare) -> None:
+    calls = [unet(900.5, 100), text(9), latent(), picture()]
+    assert errors(prepare, "mutant-none", calls) == [0.0] * 4
+
+
+def test_nan_is_one_number_of_a_late_step(prepare: Prepare) -> None:
+    program = prepare("mutant-nan", "unet")
+    _, inputs = unet(900, 1)
+    assert np.count_nonzero(np.isnan(program(**inputs)["out_sample"])) == 1
+    assert errors(prepare, "mutant-nan", [unet(900, 100)]) == [0.0]
+
+
+def test_bfloat16_poses_as_float16(prepare: Prepare) -> None:
+    _, inputs = unet(500)
+    posing = prepare("mutant-bfloat16-as-float16", "unet", "float16")
+    bfloat16 = prepare("torch", "unet", "bfloat16")
+    np.testing.assert_array_equal(posing(**inputs)["out_sample"], bfloat16(**inputs)["out_sample"])
+    assert posing.report().precision == "float16"
+    assert prepare("mutant-float16-as-float32", "unet").report().precision == "float32"
+
+
+def test_an_overwritten_input_holds_the_prediction_though_it_is_read_only(
+    prepare: Prepare,
+) -> None:
+    _, inputs = unet(500)
+    inputs["sample"].setflags(write=False)
+    right = prepare("torch", "unet")(**inputs)["out_sample"]
+    returned = prepare("mutant-overwritten-input", "unet")(**inputs)["out_sample"]
+    np.testing.assert_array_equal(returned, right)
+    np.testing.assert_array_equal(inputs["sample"], right)
+
+
+def test_nondeterministic_noise_is_in_the_last_bit(prepare: Prepare) -> None:
+    _, inputs = unet(500)
+    program = prepare("mutant-nondeterministic", "unet")
+    first, second = program(**inputs)["out_sample"], program(**inputs)["out_sample"]
+    assert (first != second).any()
+    np.testing.assert_array_max_ulp(first, second, maxulp=2)
+
+
+def test_an_address_is_taken_for_its_contents(prepare: Prepare) -> None:
+    program = prepare("mutant-address-cache", "unet")
+    _, inputs = unet(500)
+    first = program(**inputs)["out_sample"]
+    np.testing.assert_array_equal(first, prepare("torch", "unet")(**inputs)["out_sample"])
+    inputs["sample"][...] = 0
+    np.testing.assert_array_equal(program(**inputs)["out_sample"], first)
+    copied = {name: array.copy() for name, array in inputs.items()}
+    assert (program(**copied)["out_sample"] != first).any()
+
+
+def test_outputs_of_two_programs_share_memory(prepare: Prepare) -> None:
+    encoder, decoder = (prepare("mutant-shared-output", n) for n in ("vae_encoder", "vae_decoder"))
+    moments = encoder(**picture()[1])["latent_parameters"]
+    kept = moments.copy()
+    assert errors(prepare, "mutant-shared-output", [picture(), latent(), unet(500)]) == [0.0] * 3
+    decoder(**latent()[1])
+    assert (moments != kept).any()
+
+
+def test_only_a_view_of_another_order_is_misread(prepare: Prepare) -> None:
+    component, inputs = unet(500)
+    inputs["timestep"] = np.broadcast_to(inputs["timestep"][:1], (1,))
+    strided = np.zeros((1, 4, 16, 32), dtype=np.float32)[..., ::2]
+    strided[...] = inputs["sample"]
+    assert errors(prepare, "mutant-ignored-strides", [(component, inputs)]) == [0.0]
+    assert errors(
+        prepare, "mutant-ignored-strides", [(component, {**inputs, "sample": strided})]
+    ) == [0.0]
+    fortran = np.asfortranarray(inputs["sample"])
+    wrong = errors(prepare, "mutant-ignored-strides", [(component, {**inputs, "sample": fortran})])
+    assert wrong[0] > 0
+
+
+@pytest.mark.parametrize("kind", ["secret", "hidden", "declared"])
+def test_fallbacks_are_torch_under_another_name(prepare: Prepare, kind: str) -> None:
+    name = f"mutant-{kind}-fallback"
+    assert errors(prepare, name, [unet(500), text(9)]) == [0.0, 0.0]
+    report = prepare(name, "unet").report()
+    assert report.engine == "acme 1.0"
+    assert (len(report.fallbacks) > 0) == (kind == "declared")
+
+
+def test_the_secret_shows_to_who_watches_torch_and_the_hidden_one_does_not(
+    prepare: Prepare,
+) -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            self.seen += 1
+            return func(*args, **(kwargs or {}))
+
+    seen = {}
+    for kind in ("secret", "hidden"):
+        program = prepare(f"mutant-{kind}-fallback", "unet")
+        with Count() as count:
+            program(**unet(500)[1])
+        seen[kind] = count.seen
+    assert seen["secret"] > 0
+    assert seen["hidden"] == 0
+
+
+# Two that the bundled model has no component for
+
+
+def component_of(name: str, *inputs: str) -> Component:
+    tensors = tuple(TensorSpec(name=i, dtype="float", shape=("batch",)) for i in inputs)
+    signature = Signature(inputs=tensors, outputs=())
+    spec = ComponentSpec(name=name, class_name="", folder="", config={}, signature=signature)
+    return Component(spec=spec)
+
+
+def test_the_guidance_embedding_is_dropped() -> None:
+    heard: list[Arrays] = []
+    component = component_of("unet", "sample", "timestep", "timestep_cond")
+    call = TimestepCond().spoil(component, lambda inputs: heard.append(inputs) or inputs)
+    ones = np.ones(3, dtype=np.float32)
+    call({"sample": ones, "timestep": ones, "timestep_cond": ones})
+    assert not heard[0]["timestep_cond"].any()
+    assert heard[0]["sample"] is ones
+
+
+def test_the_second_encoder_reads_the_first_prompt_with_its_own_padding() -> None:
+    heard: list[Any] = []
+    mutant = FirstPrompt()
+
+    def run(inputs: Arrays) -> Arrays:
+        heard.append(inputs["input_ids"])
+        return inputs
+
+    first = mutant.spoil(component_of("text_encoder", "input_ids"), run)
+    second = mutant.spoil(component_of("text_encoder_2", "input_ids"), run)
+    first({"input_ids": np.array([[8, 1, 2, 9, 9, 9]])})
+    own = np.array([[8, 3, 4, 5, 9, 0]])
+    second({"input_ids": own})
+    np.testing.assert_array_equal(heard[1], [[8, 1, 2, 9, 0, 0]])
+    np.testing.assert_array_equal(own, [[8, 3, 4, 5, 9, 0]])
+    same = np.array([[8, 1, 2, 9, 0, 0]])  # no difference where the prompts are the same
+    second({"input_ids": same})
+    np.testing.assert_array_equal(heard[2], same)
+
+
+def test_every_mutant_of_numbers_is_tested_here() -> None:
+    elsewhere = {
+        "mutant-none",
+        "mutant-nan",
+        "mutant-bfloat16-as-float16",
+        "mutant-overwritten-input",
+        "mutant-nondeterministic",
+        "mutant-address-cache",
+        "mutant-shared-output",
+        "mutant-ignored-strides",
+        "mutant-secret-fallback",
+        "mutant-hidden-fallback",
+        "mutant-declared-fallback",
+        "mutant-timestep-cond",
+        "mutant-first-prompt",
+    }
+    mutants = {entry.name for entry in CATALOGUE if entry.name.startswith("mutant-")}
+    assert mutants == elsewhere | SHOWN.keys()
