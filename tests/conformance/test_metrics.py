@@ -11,7 +11,7 @@ from perfuse.errors import InputError
 from perfuse_conformance import metrics
 
 ARRAYS = [metrics.rmse, metrics.snr_db, metrics.max_abs, metrics.cosine]
-PICTURES = [metrics.psnr_db, metrics.ssim, lambda a, b: metrics.flip(a, b)[0]]
+PICTURES = [metrics.psnr_db, metrics.ssim, metrics.flip_error]
 
 
 def picture(seed=0, size=(24, 16), channels=3):
@@ -48,11 +48,13 @@ def test_float32_and_float16_are_not_computed_in():
 
 
 def test_ratio_to_the_reference():
-    truth, reference, values = np.zeros(4), np.full(4, 0.5), np.full(4, -1.0)
-    assert metrics.rmse_ratio(values, reference, truth, floor=0) == 2
-    assert metrics.rmse_ratio(values, truth + 1, truth + 1, floor=0) == metrics.RATIO_CAP
-    assert metrics.rmse_ratio(truth + 3, truth + 2, truth + 2, floor=0.25) == 2
-    assert metrics.rmse_ratio(truth, truth, truth, floor=0) == 0
+    truth, values = np.full(4, 2.0), np.full(4, 3.0)
+    assert metrics.rmse_ratio(values, truth, reference_rmse=0.5, floor=0) == 2
+    assert metrics.rmse_ratio(values, truth, reference_rmse=0.5, floor=0.75) == 0.5
+    assert metrics.rmse_ratio(values, truth, reference_rmse=0, floor=0) == metrics.RATIO_CAP
+    assert metrics.rmse_ratio(values, truth, reference_rmse=0, floor=0.25) == 2
+    assert metrics.rmse_ratio(truth, truth, reference_rmse=0, floor=0) == 0
+    assert metrics.rmse_ratio(values, 0 * truth, reference_rmse=0, floor=1) == metrics.RATIO_CAP
 
 
 def test_equal_zero_and_missed():
@@ -77,11 +79,12 @@ def test_what_is_not_finite_is_nan_whichever_side(metric, bad):
     assert math.isnan(metric(values, values))
 
 
-@pytest.mark.parametrize("which", [0, 1, 2])
-def test_a_ratio_of_what_is_not_finite_is_nan(which):
-    arrays = [np.ones(3), np.full(3, 1.5), np.full(3, 2.0)]
-    arrays[which] = np.array([1, np.nan, 1])
-    assert math.isnan(metrics.rmse_ratio(*arrays, floor=1e-6))
+def test_a_ratio_of_what_is_not_finite_is_nan():
+    good, bad = np.ones(3), np.array([1, np.nan, 1])
+    assert math.isnan(metrics.rmse_ratio(bad, good, reference_rmse=1, floor=1e-6))
+    assert math.isnan(metrics.rmse_ratio(good, bad, reference_rmse=1, floor=1e-6))
+    for error in (math.nan, math.inf):
+        assert math.isnan(metrics.rmse_ratio(good, good, reference_rmse=error, floor=1e-6))
 
 
 @pytest.mark.parametrize("metric", ARRAYS + PICTURES)
@@ -123,7 +126,7 @@ def test_pictures_of_any_size_get_worse_with_noise(size):
     noise = rng.standard_normal(reference.shape)
     slight, strong = (np.clip(reference + s * noise, 0, 1) for s in (0.01, 0.1))
     assert 1 > metrics.ssim(slight, reference) > metrics.ssim(strong, reference)
-    assert 0 < metrics.flip(slight, reference)[0] < metrics.flip(strong, reference)[0] < 1
+    assert 0 < metrics.flip_error(slight, reference) < metrics.flip_error(strong, reference) < 1
     assert metrics.psnr_db(slight, reference) > metrics.psnr_db(strong, reference) + 15
 
 
@@ -142,7 +145,7 @@ def test_flip_says_where():
     mean, errors = metrics.flip(ours, reference)
     assert errors.shape == (24, 16)
     assert np.unravel_index(errors.argmax(), errors.shape) == (20, 3)
-    assert mean == pytest.approx(errors.mean())
+    assert mean == metrics.flip_error(ours, reference) == pytest.approx(errors.mean())
     assert errors[0, 15] == 0
     shown = metrics.difference_picture(ours, reference)
     assert shown.shape == (24, 16, 3)
