@@ -1,5 +1,6 @@
 """What the tests share: a cache of their own, and programs of the bundled model."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
