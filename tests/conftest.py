@@ -1,8 +1,10 @@
 """What the tests share: an export cache of their own, and small checkpoints made once."""
 
+import importlib
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,9 +29,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def make_tiny(folder: Path) -> Path:
     """DDPM with one block, exported in a second or two."""
-    from tests.checkpoints import ddpm_config, make_checkpoint, randomise
-
     import perfuse.models
+    from perfuse_conformance.checkpoints import ddpm_config, make_checkpoint, randomise
 
     make_checkpoint(folder, "ddpm")
     config = ddpm_config(
@@ -46,9 +47,8 @@ def make_tiny(folder: Path) -> Path:
 
 def make_words(folder: Path) -> Path:
     """Stable Diffusion with one block in its UNet, exported in some seconds."""
-    from tests.checkpoints import make_checkpoint, randomise, unet_config
-
     import perfuse.models
+    from perfuse_conformance.checkpoints import make_checkpoint, randomise, unet_config
 
     make_checkpoint(folder, "sd1")
     config = unet_config(
@@ -68,13 +68,13 @@ _SMALLER = {"tiny": make_tiny, "words": make_words}
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """``checkpoint("sd1")``: a small random checkpoint, made once; not to be written to.
 
-    The kinds are those of ``tests.checkpoints``, and the smaller ``tiny`` and ``words``.
+    The kinds are those of ``perfuse_conformance.checkpoints``, and the smaller ``tiny`` and ``words``.
     """
     made: dict[str, Path] = {}
 
     def make(kind: str) -> Path:
         if kind not in made:
-            from tests.checkpoints import make_checkpoint
+            from perfuse_conformance.checkpoints import make_checkpoint
 
             folder = tmp_path_factory.mktemp(kind) / kind
             if kind in _SMALLER:
@@ -112,6 +112,34 @@ def exported(checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Expo
         return made[kind, format]
 
     return export
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Install a distribution with one entry point; the host of the process is asked anew."""
+    from tests.distributions import write_distribution
+
+    from perfuse import architectures
+    from perfuse.plugins import host
+
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def install(name: str, code: str, **settings: str) -> Path:
+        write_distribution(site, name, code, **settings)
+        importlib.invalidate_caches()
+        host.cache_clear()
+        architectures._known.cache_clear()
+        return site
+
+    yield install
+    for name, module in list(sys.modules.items()):
+        if Path(getattr(module, "__file__", None) or "").parent == site:
+            del sys.modules[name]
+    host.cache_clear()
+    architectures._known.cache_clear()
 
 
 def needs_exporter(format: str) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from tests.checkpoints import edit_json, write_json
 
 from perfuse.cli import main
+from perfuse_conformance.checkpoints import edit_json, write_json
 
 Make = Callable[[str], Path]
 

@@ -12,18 +12,23 @@ import click
 
 from perfuse.errors import InputError
 from perfuse_conformance.cases import LEVELS
+from perfuse_conformance.models import RANDOM_MODELS, path_of
 from perfuse_conformance.results import Result, Run, Status, read_results
 
 __all__ = ["conformance"]
 
 _RESULTS = "results.json"
+_MODEL_HELP = (
+    "A checkpoint's folder, an exported folder, a Hub id, or a small random model: "
+    f"{', '.join(RANDOM_MODELS)}. By default the bundled shapes."
+)
 
 
 @click.group(invoke_without_command=True)
 @click.option(
     "--backend", "targets", multiple=True, help="BACKEND[:DEVICE]; several, side by side."
 )
-@click.option("--model", help="A checkpoint's folder, an exported folder or a Hub id.")
+@click.option("--model", help=_MODEL_HELP)
 @click.option("--level", type=click.Choice(LEVELS), default="L2", show_default=True)
 @click.option("--option", "options", multiple=True, help="A backend's switch: threads=1.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Judge by this bundle.")
@@ -168,7 +173,7 @@ def _write_report(runs: Sequence[Run], folders: Sequence[Path], report: Path) ->
 
 @conformance.command()
 @click.option("--backend", "target", default="torch:cpu", show_default=True)
-@click.option("--model", help="A checkpoint's folder or a Hub id.")
+@click.option("--model", help=_MODEL_HELP)
 @click.option("--level", type=click.Choice(LEVELS[1:]), default="L2", show_default=True)
 @click.option("--seed", type=int, default=0)
 @click.option(
@@ -178,7 +183,7 @@ def record(target: str, model: str | None, level: str, seed: int, output: Path) 
     """Write a golden bundle: what the reference computes, for those who cannot run it."""
     from perfuse_conformance.record import record as write
 
-    bundle = write(model, output, target=target, level=level, seed=seed)
+    bundle = write(path_of(model), output, target=target, level=level, seed=seed)
     size = sum(path.stat().st_size for path in output.iterdir())
     index = bundle.index
     click.echo(

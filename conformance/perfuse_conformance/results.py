@@ -313,9 +313,10 @@ def read_results(path: Path) -> Run:
             f"{path} was to be read as results; it holds {twice!r} more than once. "
             "Run the suite again."
         )
-    if data["totals"] != run.totals:
+    wrong = sorted(dict(data["totals"].items() ^ run.totals.items()))
+    if wrong:
         raise ResultsError(
-            f"{path} was to be read as results; its totals are {data['totals']}, its cases add up "
-            f"to {run.totals}: it was changed after the run. Run the suite again."
+            f"{path} was to be read as results; its cases do not add up to its totals of "
+            f"{', '.join(wrong)}: it was changed after the run. Run the suite again."
         )
     return run

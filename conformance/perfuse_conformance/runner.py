@@ -31,6 +31,7 @@ from perfuse_conformance.judge import (
     raised,
 )
 from perfuse_conformance.levels import claim_of
+from perfuse_conformance.models import path_of
 from perfuse_conformance.process import Answer, Crash, Failure, WorkerProcess
 from perfuse_conformance.quality import agreement, has_captions
 from perfuse_conformance.record import bundle_for
@@ -56,7 +57,10 @@ class Session:
     """One backend, one model, one bundle; its worker lives as long as it is well."""
 
     target: Target
+    #: A checkpoint's or an exported folder, a Hub id, or ``None`` for the bundled one.
     model: str | None
+    #: What the results call it.
+    name: str
     level: str
     bundle: Bundle | None
     #: Seconds that a case may take; preparing its program comes on top.
@@ -479,7 +483,8 @@ def run_conformance(
 
     Args:
         target: ``"openvino:CPU"``.
-        model: A checkpoint or an exported folder; the bundled ``shapes`` without one.
+        model: A checkpoint or an exported folder, or one of ``RANDOM_MODELS``; the bundled
+            ``shapes`` without one.
         level: ``"L0"`` to ``"L3"``.
         golden: A bundle to judge by; without one the reference runs here, once.
         options: The backend's own switches.
@@ -522,11 +527,14 @@ def open_session(
 ) -> Session:
     """A session to judge single cases with; the arguments are those of ``run_conformance``."""
     parsed = replace(Target.parse(target), options=dict(options or {}))
+    name, model = model if model is not None else "shapes", path_of(model)
     if golden is not None:
         bundle = Bundle.open(golden)
     else:
         bundle = bundle_for(model, level="L3" if level == "L3" else "L2", seed=seed)
-    return Session(target=parsed, model=model, level=level, bundle=bundle, timeout=timeout)
+    return Session(
+        target=parsed, model=model, name=name, level=level, bundle=bundle, timeout=timeout
+    )
 
 
 def run_of(session: Session, results: Sequence[Result], command: str) -> Run:
@@ -543,7 +551,7 @@ def run_of(session: Session, results: Sequence[Result], command: str) -> Run:
             "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "level": session.level,
             "command": command,
-            "model": session.model if session.model is not None else "shapes",
+            "model": session.name,
             "reference": " ".join(
                 (bundle.reference["target"], bundle.reference["engine"]) if bundle else ()
             ),

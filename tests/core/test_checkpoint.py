@@ -14,12 +14,12 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from tests.checkpoints import KINDS, edit_json, make_checkpoint, write_json
 
 from perfuse.checkpoint import Checkpoint
 from perfuse.errors import CheckpointError, InputError, WeightsError
 from perfuse.manifest import is_artifact
 from perfuse.spec import PipelineSpec
+from perfuse_conformance.checkpoints import KINDS, edit_json, make_checkpoint, write_json
 
 
 @pytest.fixture(scope="session")

@@ -3,81 +3,22 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.distributions import GOOD, Install, good
 
+import perfuse.plugins
+from perfuse.disabled import read_disabled, switch
+from perfuse.errors import (
+    BackendError,
+    BackendNotFoundError,
+    ConfigError,
+    InputError,
+    PluginError,
+)
+from perfuse.installed import entry_points
 from perfuse.plugins import PluginHost, missing_modules
-
-Install = Callable[..., Path]
-
-GOOD = """
-from perfuse import BackendManifest, ExporterManifest, hookimpl
-
-@hookimpl
-def perfuse_backends():
-    return [BackendManifest(name={name!r}, impl="{name}_impl:Engine", summary="good")]
-
-@hookimpl
-def perfuse_exporters():
-    return [ExporterManifest(format={name!r}, impl="{name}_impl:Writer")]
-"""
-ENGINE = """
-from perfuse import Backend, Device, Exporter, Support, SupportLevel
-
-class Engine(Backend):
-    name = "{name}"
-    def devices(self):
-        return [Device(name="dev", description="a device")]
-    def supports(self, request):
-        return Support(level=SupportLevel.FULL)
-    def prepare(self, component, target, store):
-        raise NotImplementedError
-
-class Writer(Exporter):
-    format = "{name}"
-    def export(self, component, folder):
-        raise NotImplementedError
-
-class Other:
-    pass
-
-class Fails(Engine):
-    def __init__(self):
-        raise OSError("libdevice.so: cannot open")
-"""
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Install a distribution with one entry point, as pip would: a module and its dist-info."""
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-
-    def install(
-        name: str, code: str, *, group: str = "perfuse.v1", dist: str | None = None
-    ) -> Path:
-        module = f"plugin_{(dist or name).replace('-', '_')}"
-        (site / f"{module}.py").write_text(code, "utf-8")
-        info = site / f"{(dist or name).replace('-', '_')}-1.2.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(
-            f"Metadata-Version: 2.1\nName: {dist or name}\nVersion: 1.2\n", "utf-8"
-        )
-        (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n", "utf-8")
-        monkeypatch.delitem(sys.modules, module, raising=False)
-        return site
-
-    return install
-
-
-def good(install: Install, name: str = "sound", **settings: str) -> Path:
-    site = install(name, GOOD.format(name=name), **settings)
-    (site / f"{name}_impl.py").write_text(ENGINE.format(name=name), "utf-8")
-    return site
 
 
 def rows(host: PluginHost) -> dict[str, tuple[str, str]]:
@@ -114,6 +55,29 @@ BROKEN = {
         "hook perfuse_backend does not exist; hooks: ",
     ),
     "misspelt-unmarked": ("def perfuse_beckends(): return []", "hook perfuse_beckends"),
+    "misspelt-first": (
+        "from perfuse import hookimpl\n@hookimpl\ndef prefuse_backends(): return []",
+        "hook prefuse_backends does not exist",
+    ),
+    "one-of-two": (  # what is right beside it is not taken either
+        "def perfuse_schedulers(): return {'Half': 'a:B'}\ndef perfuse_backend(): return []",
+        "hook perfuse_backend does not exist",
+    ),
+    "default": (
+        "from perfuse import hookimpl\n@hookimpl\ndef perfuse_backends(config=7): return []",
+        "has a default for its argument 'config', which would never be filled",
+    ),
+    "many": ("def perfuse_backends(*given): return []", "takes no arguments"),
+    "no-function": ("perfuse_backends = []", "hook perfuse_backends is [], not a function"),
+    "wrapper": (
+        "from perfuse import hookimpl\n@hookimpl(wrapper=True)\ndef perfuse_backends():\n yield",
+        "is marked with wrapper",
+    ),
+    "renamed": (
+        "import perfuse\n@perfuse.hookimpl(specname='other')\ndef perfuse_backends(): return []",
+        "is marked with specname",
+    ),
+    "empty": ("x = 1", "it has none of the hooks perfuse_"),
 }
 
 
@@ -131,6 +95,7 @@ def test_a_plugin_that_cannot_be_loaded(install: Install, name: str) -> None:
     assert name in row.remedy
     assert "sound" in host.backends()
     assert "torch" in host.backends()
+    assert "Half" not in host.schedulers()
 
 
 FAILING = {
@@ -143,6 +108,15 @@ FAILING = {
     "one": ("return BackendManifest(name='x', impl='x:X')", "BackendManifest"),
     "dicts": ("return [{'name': 'x'}]", "{'name': 'x'}"),
     "yields": ("yield 3", "3"),
+    "one-text": (
+        "return [BackendManifest(name='x', impl='x:X', requires=('torch'))]",
+        "requires is 'torch', not a tuple",
+    ),
+    "number-for-name": ("return [BackendManifest(name=3, impl='x:X')]", "name is 3, not a text"),
+    "no-version": (
+        "return [BackendManifest(name='x', impl='x:X', api_min='one')]",
+        "asks for the contract 'one'; write MAJOR.MINOR",
+    ),
 }
 
 
@@ -211,6 +185,15 @@ def test_another_major_is_listed_and_never_imported(install: Install) -> None:
     assert "plugin_future" not in sys.modules
 
 
+def test_a_plugin_for_several_majors(install: Install) -> None:
+    site = good(install)
+    with open(site / "sound-1.2.dist-info" / "entry_points.txt", "a") as file:
+        file.write("[perfuse.v2]\nsound = plugin_v2\n")
+    assert [(row.name, row.state) for row in PluginHost(["sound"]).rows if row.name == "sound"] == [
+        ("sound", "loaded")
+    ]
+
+
 def test_only_those_that_are_allowed(install: Install) -> None:
     good(install)
     install("unwanted", "raise AssertionError('imported')")
@@ -219,6 +202,176 @@ def test_only_those_that_are_allowed(install: Install) -> None:
     assert rows(host)["unwanted"][0] == "disabled"
     assert rows(host)["torch"][0] == "disabled"
     assert "plugin_unwanted" not in sys.modules
+
+
+def test_the_second_of_a_name_is_a_row_where_the_first_is_broken(install: Install) -> None:
+    install("sound", "raise OSError('gone')", dist="a-first")
+    install("sound", GOOD.format(name="sound"), dist="b-second")
+    host = PluginHost()
+    reasons = sorted(row.reason for row in host.rows if row.name == "sound")
+    assert reasons == ["OSError: gone", "another plugin has the same name"]
+
+
+def test_no_plugin_takes_a_name_of_perfuse_s(install: Install) -> None:
+    """However early in the alphabet, or in the path."""
+    install("aaa", GOOD.format(name="torch"))
+    host = PluginHost()
+    assert host.backends()["torch"].impl.startswith("perfuse_torch")
+    assert rows(host)["aaa"] == ("broken", "the backend 'torch' is there already, from torch")
+
+
+def test_what_a_plugin_prints_is_not_what_a_command_prints(
+    install: Install, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("loud", "print('hello')\ndef perfuse_backends():\n print('again')\n return []")
+    host = PluginHost()
+    assert host.backends()
+    assert rows(host)["loud"] == ("loaded", "")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.split() == ["hello", "again"]
+
+
+# ── The version of the contract ─────────────────────────────────────────────────────────────────
+
+RANGES = {
+    "too-new": ("api_min='1.7'", "it needs the contract 1.7 or a later one; this perfuse has 1.0"),
+    "next-major": ("api_min='2.0'", "it needs the contract 2.0"),
+    "too-old": ("api_max='0.9'", "it was made for the contract up to 0.9"),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_another_contract_is_said_and_the_class_never_imported(install: Install, name: str) -> None:
+    arguments, reason = RANGES[name]
+    site = install(
+        name,
+        "from perfuse import BackendManifest, ExporterManifest\ndef perfuse_backends():\n"
+        f" return [BackendManifest(name='other', impl='other_impl:Engine', {arguments}),\n"
+        "  BackendManifest(name='same', impl='x:X', api_max='1.4')]\n"
+        f"def perfuse_exporters(): return [ExporterManifest(format='o', impl='x:X', {arguments})]\n",
+    )
+    (site / "other_impl.py").write_text("raise AssertionError('imported')")
+    good(install)
+    host = PluginHost()
+    host.ask_all()
+    state, said = rows(host)[name]
+    assert state == "incompatible"
+    assert reason in said
+    assert "other" not in host.backends()
+    assert "o" not in host.exporters()
+    assert {"same", "sound"} <= set(host.backends())
+    with pytest.raises(BackendNotFoundError, match=rf"'other'.*{name} \(incompatible\)"):
+        host.backend("other")
+    assert "other_impl" not in sys.modules
+
+
+# ── Conflicts, what is switched off, strictness ─────────────────────────────────────────────────
+
+
+def test_distributions_that_overwrite_each_other(install: Install) -> None:
+    code = GOOD.format(name="both").replace("summary=", 'conflicts=("acme", "acme-gpu"), summary=')
+    install("both", code)
+    site = good(install)
+    (site / "both_impl.py").write_text((site / "sound_impl.py").read_text())
+    install("x", GOOD.format(name="x"), dist="acme")
+    assert PluginHost().backend("both").devices()
+    install("y", GOOD.format(name="y"), dist="acme-gpu")
+    host = PluginHost()
+    (row,) = [row for row in host.listing()["backends"] if row["backend"] == "both"]
+    assert row["state"] == "conflict"
+    assert "acme and acme-gpu are installed" in row["reason"]
+    assert row["remedy"].startswith("pip uninstall acme acme-gpu")
+    with pytest.raises(BackendError, match="'both' was asked for; acme and acme-gpu"):
+        host.backend("both")
+    assert host.backend("sound").devices()
+
+
+def test_what_is_switched_off_is_not_imported(
+    install: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PERFUSE_CONFIG", str(tmp_path / "config"))
+    good(install)
+    install("bad", "raise AssertionError('imported')", dist="Some_Thing")
+    assert switch("some.thing", entry_points(), on=False) == ["some-thing:bad"]
+    host = PluginHost()
+    assert rows(host)["bad"] == ("disabled", "it was switched off")
+    assert "sound" in host.backends()
+    assert "plugin_Some_Thing" not in sys.modules
+    assert switch("bad", entry_points(), on=True) == ["some-thing:bad"]
+    assert rows(PluginHost())["bad"][0] == "broken"
+
+
+def test_what_was_switched_off_can_be_forgotten(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PERFUSE_CONFIG", str(tmp_path))
+    (tmp_path / "plugins.json").write_text('{"disabled": ["gone-dist:gone", "other:thing"]}')
+    assert switch("gone", entry_points(), on=True) == ["gone-dist:gone"]
+    assert read_disabled() == {"other:thing"}
+    with pytest.raises(InputError, match="'gone' was named; installed: .*torch"):
+        switch("gone", entry_points(), on=False)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"disabled": 3}', '{"disabled": [3]}', "{}", b"\xff\xfe\x00"]
+)
+def test_a_damaged_file_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | bytes
+) -> None:
+    monkeypatch.setenv("PERFUSE_CONFIG", str(tmp_path))
+    path = tmp_path / "plugins.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match="plugins.json.*Remove it"):
+        PluginHost()
+
+
+def test_strict_names_every_fault(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    good(install)
+    install("bad", "raise OSError('libacme.so')")
+    install("old", "x = 1", group="perfuse.v0")
+    absent = GOOD.format(name="absent").replace("summary=", 'requires=("no_engine",), summary=')
+    install("absent", absent)
+    monkeypatch.setenv("PERFUSE_STRICT", "1")
+    with pytest.raises(PluginError, match="bad of bad 1.2 .*libacme.so.*old of old 1.2") as caught:
+        perfuse.plugins.host()
+    assert "absent" not in str(caught.value)
+    monkeypatch.setenv("PERFUSE_PLUGINS", "sound, absent")
+    assert "sound" in perfuse.plugins.host().backends()
+    monkeypatch.setenv("PERFUSE_STRICT", "maybe")
+    perfuse.plugins.host.cache_clear()
+    with pytest.raises(ConfigError, match="PERFUSE_STRICT is 'maybe'"):
+        perfuse.plugins.host()
+
+
+def test_an_allowed_plugin_that_is_not_there_is_a_row(install: Install) -> None:
+    good(install, dist="sound-dist")
+    host = PluginHost(["Sound.Dist", "sond"])
+    assert set(host.backends()) == {"sound"}
+    assert rows(host)["sond"] == (
+        "not installed",
+        "PERFUSE_PLUGINS names it, and no plugin of this name is installed",
+    )
+
+
+def test_listing_ten_plugins_imports_no_engine(install: Install) -> None:
+    for i in range(10):
+        site = good(install, f"sound{i}")
+    program = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        "from perfuse.cli import main\n"
+        "try: main()\nexcept SystemExit as exit: assert exit.code == 0\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    for command in (["backends", "--no-devices"], ["backends", "--no-devices", "--json"]):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *command], capture_output=True, text=True, check=True
+        )
+        assert all(f"sound{i}" in done.stdout for i in range(10))
+        loaded = {name.split(".")[0] for name in done.stderr.split()}
+        heavy = {"torch", "transformers", "onnx", "onnxruntime", "openvino", "numpy", "PIL"}
+        assert not loaded & heavy
+        assert not {f"sound{i}_impl" for i in range(10)} & loaded
 
 
 # ── Classes that manifests name ─────────────────────────────────────────────────────────────────
@@ -236,8 +389,6 @@ def test_only_those_that_are_allowed(install: Install) -> None:
     ],
 )
 def test_a_backend_that_cannot_be_made(install: Install, impl: str, words: str) -> None:
-    from perfuse.errors import PluginError
-
     good(install)
     install("wrong", GOOD.format(name="wrong").replace("wrong_impl:Engine", impl))
     host = PluginHost()
@@ -248,13 +399,13 @@ def test_a_backend_that_cannot_be_made(install: Install, impl: str, words: str) 
 
 
 def test_unknown_backend_names_those_that_are_there_and_broken(install: Install) -> None:
-    from perfuse.errors import BackendNotFoundError, ExportError
+    from perfuse.errors import ExportError
 
     install("library", "raise OSError('libtbb.so.2')")
     host = PluginHost()
     with pytest.raises(BackendNotFoundError, match=r"'warp'.*torch.*library \(OSError: libtbb"):
         host.backend("warp")
-    with pytest.raises(ExportError, match="'warp'.*onnx, openvino"):
+    with pytest.raises(ExportError, match="'warp'.*onnx.*openvino"):
         host.exporter("warp")
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.checkpoints import edit_json, unet_config
 
 from perfuse import DiffusionPipeline
 from perfuse.errors import InputError
@@ -15,6 +14,7 @@ from perfuse.tasks import PIPELINES, task_of
 from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
 from perfuse.tasks.text_to_image_xl import TEXT_TO_IMAGE_XL
 from perfuse.tasks.unconditional import UNCONDITIONAL
+from perfuse_conformance.checkpoints import edit_json, unet_config
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

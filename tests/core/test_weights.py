@@ -439,9 +439,8 @@ class TestFolders:
     @staticmethod
     def model() -> Any:
         pytest.importorskip("torch")
-        from tests.checkpoints import ddpm_config, randomise
-
         from perfuse.models import UNet2DModel
+        from perfuse_conformance.checkpoints import ddpm_config, randomise
 
         return randomise(UNet2DModel(**ddpm_config()))
 
@@ -500,9 +499,8 @@ class TestFolders:
         assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
 
     def test_refused(self, tmp_path: Path) -> None:
-        from tests.checkpoints import edit_json
-
         from perfuse.models import AutoencoderKL
+        from perfuse_conformance.checkpoints import edit_json
 
         model = self.model()
         load = type(model).from_pretrained

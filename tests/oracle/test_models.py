@@ -17,11 +17,10 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-from tests.checkpoints import ddpm_config, make_checkpoint, randomise, unet_config
-
 import perfuse.models as ours
 from perfuse.models.loading import load_text_encoder
 from perfuse.weights import Weights
+from perfuse_conformance.checkpoints import ddpm_config, make_checkpoint, randomise, unet_config
 
 TOLERANCE = 1e-5
 
@@ -604,10 +603,9 @@ def test_diffusers_reads_the_test_checkpoints(kind: str, tmp_path: Path) -> None
 def test_scheduler_is_corrected_as_diffusers_does(
     class_name: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    from tests.checkpoints import edit_json
-
     from perfuse.checkpoint import Checkpoint
     from perfuse.schedulers import scheduler_from_config
+    from perfuse_conformance.checkpoints import edit_json
 
     folder = make_checkpoint(tmp_path / "sd", "sd1")
     edit_json(folder / "model_index.json", _class_name=class_name)
@@ -621,9 +619,8 @@ def test_scheduler_is_corrected_as_diffusers_does(
 
 
 def test_scheduler_of_ddim_pipeline(tmp_path: Path) -> None:
-    from tests.checkpoints import edit_json
-
     from perfuse.checkpoint import Checkpoint
+    from perfuse_conformance.checkpoints import edit_json
 
     folder = make_checkpoint(tmp_path / "ddpm", "ddpm")
     edit_json(folder / "model_index.json", _class_name="DDIMPipeline")
@@ -638,9 +635,8 @@ def test_scheduler_of_ddim_pipeline(tmp_path: Path) -> None:
     [("0.8.1", 32), ("0.9.0", 32), ("0.6.0.dev0", 63), (..., 32), ("0.8.0", 96)],
 )
 def test_size_is_corrected_as_diffusers_does(version: Any, size: int, tmp_path: Path) -> None:
-    from tests.checkpoints import edit_json
-
     from perfuse.checkpoint import Checkpoint
+    from perfuse_conformance.checkpoints import edit_json
 
     folder = make_checkpoint(tmp_path / "sd", "sd1")
     edit_json(folder / "unet" / "config.json", _diffusers_version=version, sample_size=size)

@@ -15,10 +15,9 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from tests.checkpoints import edit_json, make_checkpoint, randomise, unet_config
-
 import perfuse
 from perfuse import DiffusionPipeline
+from perfuse_conformance.checkpoints import edit_json, make_checkpoint, randomise, unet_config
 
 LATENTS, PICTURES = 1e-4, 1
 

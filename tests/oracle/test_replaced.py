@@ -8,11 +8,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from tests.checkpoints import randomise
 
 from perfuse import DiffusionPipeline
 from perfuse.errors import InputError
 from perfuse.models import AutoencoderKL
+from perfuse_conformance.checkpoints import randomise
 
 SETTINGS: dict[str, Any] = {"num_inference_steps": 2, "height": 16, "width": 16}
 

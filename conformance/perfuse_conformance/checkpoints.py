@@ -9,18 +9,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-KINDS = ("sd1", "sd2", "sdxl", "ddpm")
+__all__ = [
+    "KINDS",
+    "WORDS",
+    "ddpm_config",
+    "edit_json",
+    "make_checkpoint",
+    "randomise",
+    "unet_config",
+    "vae_config",
+    "write_json",
+    "write_tokenizer",
+]
+
+KINDS = ("sd1", "sd2", "sdxl", "lcm", "ddpm")
 
 WORDS = ["a", "the", "red", "green", "blue", "circle", "square", "on", "white", "background"]
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
 def make_checkpoint(folder: Path, kind: str = "sd1", *, seed: int = 0) -> Path:
-    """Write a checkpoint: Stable Diffusion 1, 2 (v-prediction) or XL, or DDPM. Return its folder.
+    """Write a checkpoint: Stable Diffusion 1, 2 (v-prediction) or XL, LCM, DDPM. Return its folder.
 
     Pictures are 16×16 (latents 8×8), text states 32 wide (XL: 64), prompts 77 tokens.
     """
-    return {"sd1": _sd1, "sd2": _sd2, "sdxl": _sdxl, "ddpm": _ddpm}[kind](Path(folder), seed)
+    write = {"sd1": _sd1, "sd2": _sd2, "sdxl": _sdxl, "lcm": _lcm, "ddpm": _ddpm}[kind]
+    return write(Path(folder), seed)
 
 
 def randomise(module: Any, seed: int = 0) -> Any:
@@ -109,6 +123,18 @@ def _sd2(folder: Path, seed: int) -> Path:
     scheduler |= {"set_alpha_to_one": False, "prediction_type": "v_prediction"}
     unet = unet_config(attention_head_dim=[2, 4], use_linear_projection=True, upcast_attention=True)
     _write_sd(folder, seed, unet, scheduler, hidden_act="gelu", eos_token_id=None)
+    return folder
+
+
+def _lcm(folder: Path, seed: int) -> Path:
+    scheduler = {"_class_name": "LCMScheduler", **_SCHEDULE, "original_inference_steps": 50}
+    _write_sd(folder, seed, unet_config(time_cond_proj_dim=16), scheduler)
+    index = folder / "model_index.json"
+    edit_json(
+        index,
+        _class_name="LatentConsistencyModelPipeline",
+        scheduler=["diffusers", "LCMScheduler"],
+    )
     return folder
 
 
