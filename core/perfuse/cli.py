@@ -401,16 +401,54 @@ def inspect(
 
 
 @main.command()
+@click.option("--devices/--no-devices", default=True, help="Ask the engines for their devices.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def backends(as_json: bool) -> None:
+def backends(devices: bool, as_json: bool) -> None:
     """List backends, the devices each one sees, and why the rest does not run."""
-    from perfuse.tables import backend_rows, print_backends
+    from perfuse.installed import check_rows, is_strict
 
-    rows = backend_rows()
-    if as_json:
-        click.echo(json.dumps({"backends": rows}))
+    if devices:
+        from perfuse.doctor import examine
+
+        found = examine(thorough=False)
     else:
-        print_backends(rows)
+        from perfuse.plugins import host
+
+        found = host().listing()
+    if is_strict():
+        check_rows(found["backends"])
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    from perfuse.tables import print_backends
+
+    print_backends(found["backends"])
+
+
+@main.command()
+@click.option("--backend", "names", multiple=True, help="One to look at; all by default.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for each.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.pass_context
+def doctor(
+    ctx: click.Context, names: tuple[str, ...], timeout: float | None, as_json: bool
+) -> None:
+    """Look at every backend in a process of its own; exit with 1 if one is broken or crashes."""
+    from perfuse.doctor import TIMEOUT, examine
+    from perfuse.installed import check_rows, is_strict
+
+    found = examine(names=names, timeout=timeout if timeout is not None else TIMEOUT)
+    rows = found["backends"]
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        from perfuse.tables import print_examined
+
+        print_examined(rows)
+    if is_strict():
+        check_rows(rows)
+    if any(row["state"] in ("broken", "crashed") for row in rows):
+        ctx.exit(1)
 
 
 @main.group()

@@ -13,7 +13,15 @@ from pathlib import Path
 
 from perfuse.errors import ConfigError, InputError
 
-__all__ = ["config_folder", "distribution_of", "is_named", "key_of", "read_disabled", "switch"]
+__all__ = [
+    "config_folder",
+    "distribution_of",
+    "is_named",
+    "key",
+    "key_of",
+    "read_disabled",
+    "switch",
+]
 
 _FILE = "plugins.json"
 
@@ -37,7 +45,12 @@ def distribution_of(entry: EntryPoint) -> tuple[str, str]:
 
 def key_of(entry: EntryPoint) -> str:
     """``DISTRIBUTION:NAME``, which no other entry point of the environment has."""
-    return f"{_canonical(distribution_of(entry)[0])}:{entry.name}"
+    return key(distribution_of(entry)[0], entry.name)
+
+
+def key(distribution: str, name: str) -> str:
+    """The same of an entry point that is not at hand."""
+    return f"{_canonical(distribution)}:{name}"
 
 
 def is_named(entry: EntryPoint, names: Iterable[str]) -> bool:
@@ -45,9 +58,9 @@ def is_named(entry: EntryPoint, names: Iterable[str]) -> bool:
     return any(_is_of(key_of(entry), name) for name in names)
 
 
-def _is_of(key: str, name: str) -> bool:
-    distribution, _, entry = key.partition(":")
-    return name in (entry, key) or _canonical(name) == distribution
+def _is_of(whole: str, name: str) -> bool:
+    distribution, _, entry = whole.partition(":")
+    return name in (entry, whole) or _canonical(name) == distribution
 
 
 def _canonical(distribution: str) -> str:

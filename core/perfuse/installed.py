@@ -3,17 +3,19 @@
 import importlib.metadata
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
+from typing import Any
 
 from perfuse.disabled import distribution_of, is_named, key_of, read_disabled
-from perfuse.errors import ConfigError
+from perfuse.errors import ConfigError, PluginError
 
 __all__ = [
     "FAULTS",
     "PluginRow",
     "allowed_plugins",
+    "check_rows",
     "command_entries",
     "entry_points",
     "is_strict",
@@ -42,13 +44,50 @@ class PluginRow:
     reason: str = ""
     remedy: str = ""
 
+    def as_backend(self) -> dict[str, Any]:
+        """The row among those of the backends, for a plugin that cannot be used."""
+        return {
+            "backend": self.name,
+            "state": self.state,
+            "reason": self.reason,
+            "remedy": self.remedy,
+            "summary": "",
+            "plugin": self.name,
+            "distribution": self.distribution,
+            "version": self.version,
+            "devices": [],
+        }
+
+
+def check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to go on where anything is wrong with any plugin or backend.
+
+    Raises:
+        PluginError: it names every one that is at fault.
+    """
+    faults = [
+        f"{row['backend']} of {row['distribution']} {row['version']} ({row['state']}: "
+        f"{row['reason']})"
+        for row in rows
+        if row["state"] in FAULTS
+    ]
+    if faults:
+        raise PluginError(
+            f"PERFUSE_STRICT allows no plugin that is at fault; {', '.join(faults)}. Mend or "
+            "disable them (perfuse plugin disable NAME), or unset PERFUSE_STRICT."
+        )
+
 
 def entry_points() -> list[EntryPoint]:
     """The entry points of every plugin, perfuse's own first. Nothing is imported."""
     entries = importlib.metadata.entry_points()
-    groups = [GROUP, *sorted(g for g in entries.groups if _MAJOR.fullmatch(g) and g != GROUP)]
-
-    return [entry for group in groups for entry in sorted(entries.select(group=group), key=_order)]
+    found = sorted(entries.select(group=GROUP), key=_order)
+    ours = {key_of(entry) for entry in found}
+    for group in sorted(g for g in entries.groups if _MAJOR.fullmatch(g) and g != GROUP):
+        # A plugin may be made for several majors; this host takes the one for its own.
+        others = [entry for entry in entries.select(group=group) if key_of(entry) not in ours]
+        found += sorted(others, key=_order)
+    return found
 
 
 def command_entries() -> dict[str, EntryPoint]:
@@ -95,16 +134,16 @@ def _standing(
     entry: EntryPoint, allow: Collection[str] | None, off: Collection[str], taken: set[str]
 ) -> tuple[str, str, str]:
     """State, reason and remedy of an entry point that nobody has imported."""
+    if allow is not None and not is_named(entry, allow):
+        return "disabled", "it is not in PERFUSE_PLUGINS", "add it there"
+    if key_of(entry) in off:
+        return "disabled", "it was switched off", f"perfuse plugin enable {entry.name}"
     if entry.group != GROUP:
         return (
             "incompatible",
             f"it is made for {entry.group}, this perfuse has {GROUP}",
             f"install a version of it for {GROUP}, or the perfuse that has {entry.group}",
         )
-    if allow is not None and not is_named(entry, allow):
-        return "disabled", "it is not in PERFUSE_PLUGINS", "add it there"
-    if key_of(entry) in off:
-        return "disabled", "it was switched off", f"perfuse plugin enable {entry.name}"
     if entry.name in taken:
         other = distribution_of(entry)[0]
         return (

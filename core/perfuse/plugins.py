@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,7 +38,7 @@ from perfuse.hooks import (
     hookimpl,
     out_of_range,
 )
-from perfuse.installed import FAULTS, PluginRow, allowed_plugins, is_strict, survey
+from perfuse.installed import PluginRow, allowed_plugins, check_rows, is_strict, survey
 
 if TYPE_CHECKING:
     from perfuse.architectures import Architecture
@@ -243,23 +243,39 @@ class PluginHost:
                 return next((row for row in self.rows if row.name == owner), None)
         return None
 
+    def listing(self) -> dict[str, list[dict[str, Any]]]:
+        """What is there, as plain data and without an engine: ``plugins`` and ``backends``.
+
+        A plugin that cannot be used is among the backends too: it may have brought one.
+        """
+        self.ask_all()
+        backends = []
+        for name, manifest in sorted(self.backends().items()):
+            state, reason, remedy = standing(manifest)
+            plugin = self.brought_by(name)
+            backends.append(
+                {
+                    "backend": name,
+                    "state": state,
+                    "reason": reason,
+                    "remedy": remedy,
+                    "summary": manifest.summary,
+                    "plugin": plugin.name if plugin is not None else "",
+                    "distribution": plugin.distribution if plugin is not None else "",
+                    "version": plugin.version if plugin is not None else "",
+                    "devices": [],
+                }
+            )
+        backends += [row.as_backend() for row in self.rows if row.state != "loaded"]
+        return {"plugins": [asdict(row) for row in self.rows], "backends": backends}
+
     def check(self) -> None:
         """Refuse to go on where anything is wrong with any plugin.
 
         Raises:
             PluginError: it names every plugin and backend at fault.
         """
-        self.ask_all()
-        faults = [
-            f"{row.name}, of {row.distribution} {row.version}, is {row.state}: {row.reason}"
-            for row in self.rows
-            if row.state in FAULTS
-        ]
-        for name, manifest in self.backends().items():
-            state, reason, _ = standing(manifest)
-            if state in FAULTS:
-                faults.append(f"{name} is in {state}: {reason}")
-        raise_faults(faults)
+        check_rows(self.listing()["backends"])
 
     def backend(self, name: str) -> "Backend":
         """The backend of a name.
@@ -392,15 +408,6 @@ def _has_distribution(name: str) -> bool:
 def said(exc: BaseException) -> str:
     """What an exception of somebody else's says, on one line."""
     return f"{type(exc).__name__}: {exc}".splitlines()[0].removesuffix(": ")
-
-
-def raise_faults(faults: Sequence[str]) -> None:
-    """Raise the one ``PluginError`` that names every fault; none, where there is none."""
-    if faults:
-        raise PluginError(
-            f"PERFUSE_STRICT allows no plugin that is at fault; {'; '.join(faults)}. Mend or "
-            "disable them (perfuse plugin disable NAME), or unset PERFUSE_STRICT."
-        )
 
 
 def _not_there(name: str) -> PluginRow:

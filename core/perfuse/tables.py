@@ -1,82 +1,70 @@
-"""What ``perfuse inspect`` and ``perfuse backends`` print."""
+"""What ``perfuse inspect``, ``perfuse backends`` and ``perfuse doctor`` print."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from perfuse.artifact import Artifact
-from perfuse.checkpoint import Checkpoint
-from perfuse.plugins import host, missing_modules, said
+if TYPE_CHECKING:
+    from perfuse.artifact import Artifact
+    from perfuse.checkpoint import Checkpoint
 
-__all__ = ["backend_rows", "print_backends", "print_spec", "weight_sizes"]
-
-
-def backend_rows() -> list[dict[str, Any]]:
-    """One row a backend, and one a plugin that could not be loaded."""
-    rows = []
-    host().ask_all()
-    for name, manifest in sorted(host().backends().items()):
-        row: dict[str, Any] = {"backend": name, "state": "available", "summary": manifest.summary}
-        missing = missing_modules(manifest.requires)
-        if missing:
-            row |= {
-                "state": "not installed",
-                "reason": f"{', '.join(missing)} not installed",
-                "remedy": manifest.install,
-                "devices": [],
-            }
-        else:
-            try:
-                row["devices"] = [
-                    {
-                        "target": f"{name}:{device.name}",
-                        "description": device.description,
-                        "precisions": list(device.precisions),
-                    }
-                    for device in host().backend(name).devices()
-                ]
-            except KeyboardInterrupt:
-                raise
-            except BaseException as exc:  # noqa: BLE001 - an engine may raise anything
-                row |= {"state": "broken", "reason": said(exc), "devices": []}
-                row["remedy"] = manifest.install or "reinstall its engine"
-        rows.append(row)
-    for plugin in host().rows:
-        if plugin.state != "loaded":
-            rows.append(
-                {
-                    "backend": plugin.name,
-                    "state": plugin.state,
-                    "summary": f"{plugin.distribution} {plugin.version}",
-                    "reason": plugin.reason,
-                    "remedy": plugin.remedy,
-                    "devices": [],
-                }
-            )
-    return rows
+__all__ = ["print_backends", "print_examined", "print_spec", "weight_sizes"]
 
 
-def print_backends(rows: list[dict[str, Any]]) -> None:
-    """The rows as a table for a person."""
+def print_backends(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The rows of ``perfuse backends`` for a person."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("target", "state", "what"):
-        table.add_column(heading)
+    for heading in ("target", "state", "from"):
+        table.add_column(heading, no_wrap=True, overflow="fold")
+    table.add_column("what")
     for row in rows:
-        if not row["devices"]:
-            reason = f"{row['reason']}. {row['remedy']}"
-            table.add_row(row["backend"], row["state"], escape(reason))
+        origin = _origin(row)
         for device in row["devices"]:
             what = f"{device['description']} ({', '.join(device['precisions'])})"
-            table.add_row(device["target"], row["state"], escape(what))
+            table.add_row(device["target"], row["state"], origin, escape(what))
+        if not row["devices"]:
+            what = _why(row) or row["summary"]
+            table.add_row(row["backend"], row["state"], origin, escape(what))
     Console().print(table)
 
 
-def print_spec(source: Checkpoint | Artifact) -> None:
+def print_examined(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The rows of ``perfuse doctor`` for a person."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False, soft_wrap=True)
+    for row in rows:
+        seconds = f"  {row['seconds']:.1f} s" if "seconds" in row else ""
+        console.print(f"[bold]{row['backend']}[/]  {row['state']}  {_origin(row)}{seconds}")
+        engines = [f"{name} {version}" for name, version in row.get("engines", {}).items()]
+        lines = [", ".join(engines), _why(row)]
+        for target, answers in row.get("supports", {}).items():
+            levels = ", ".join(f"{precision} {level}" for precision, level in answers.items())
+            lines.append(f"{target}: {levels}")
+        lines += [f"│ {line}" for line in row.get("output", ())]
+        for line in lines:
+            if line:
+                console.print(f"  {escape(line)}")
+
+
+def _origin(row: Mapping[str, Any]) -> str:
+    return f"{row['distribution']} {row['version']}"
+
+
+def _why(row: Mapping[str, Any]) -> str:
+    return f"{row['reason']}. {row['remedy']}" if row["reason"] else ""
+
+
+def print_spec(source: "Checkpoint | Artifact") -> None:
     """A pipeline's spec for a person."""
     from rich.console import Console
     from rich.markup import escape
+
+    from perfuse.artifact import Artifact
 
     spec, console = source.spec, Console(highlight=False, soft_wrap=True)
     height, width = spec.default_size
@@ -106,8 +94,10 @@ def print_spec(source: Checkpoint | Artifact) -> None:
                 console.print(f"  {arrow} {tensor.name:26} {tensor.dtype:8} \\[{shape}]")
 
 
-def weight_sizes(source: Checkpoint | Artifact) -> dict[str, int]:
+def weight_sizes(source: "Checkpoint | Artifact") -> dict[str, int]:
     """Bytes of weights: by folder for a checkpoint, from the headers; by component for an export."""
+    from perfuse.artifact import Artifact
+
     if isinstance(source, Artifact):
         sizes = dict.fromkeys(source.manifest.components, 0)
         for file, entry in source.manifest.files.items():

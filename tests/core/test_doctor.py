@@ -1,0 +1,194 @@
+"""``perfuse backends`` and ``perfuse doctor`` among real distributions that hang, die and shout."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from tests.distributions import GOOD, Install, good
+
+from perfuse.cli import main
+
+SEGFAULT = "import ctypes; ctypes.string_at(0)"
+#: What each engine does when it is asked for its devices, and what is to be said of it.
+ENGINES = {
+    "segv": (SEGFAULT, "crashed", "SIGSEGV, while asking for its devices"),
+    "aborts": ("import os; os.abort()", "crashed", "SIGABRT, while asking for its devices"),
+    "leaves": ("import os; os._exit(3)", "crashed", "exit status 3, while asking"),
+    "leaves-well": ("import os; os._exit(0)", "crashed", "ended without an answer, while asking"),
+    "ends-badly": (
+        "import atexit, os; atexit.register(os._exit, 7)",
+        "crashed",
+        "exit status 7, while ending",
+    ),
+    "raises": ("raise OSError('no driver')", "broken", "OSError: no driver"),
+    "exits": ("raise SystemExit(4)", "broken", "SystemExit: 4"),
+    "none": ("return []", "unavailable", "its engine lists no device"),
+    "odd": ("return ['cpu']", "broken", "AttributeError"),
+    "shouts": ("import os; print('{'); os.write(1, b'raw'); os.write(2, b'more')", "available", ""),
+}
+
+
+def perfuse(*arguments: object, **environment: str) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], env=environment)
+
+
+def examined(*arguments: object, plugins: str, status: int) -> dict[str, dict[str, Any]]:
+    """The rows by backend, of a command that prints one JSON object and nothing else."""
+    result = perfuse(*arguments, "--json", PERFUSE_PLUGINS=plugins)
+    assert result.exit_code == status, (result.stderr, result.exception)
+    assert result.stdout.count("\n") == 1
+    rows = json.loads(result.stdout)["backends"]
+    return {row["backend"]: row for row in rows}
+
+
+@pytest.mark.parametrize("command", ["doctor", "backends"])
+def test_what_engines_do_is_a_row(install: Install, command: str) -> None:
+    """All of them are installed at once, and the good one between them is seen."""
+    for name, (code, _, _) in ENGINES.items():
+        good(install, name.replace("-", "_"), devices=code)
+    good(install, "sound")
+    names = ",".join(["sound", *(name.replace("-", "_") for name in ENGINES)])
+    rows = examined(command, plugins=names, status=1 if command == "doctor" else 0)
+    assert rows["sound"]["state"] == "available"
+    assert rows["sound"]["devices"] == [
+        {"target": "sound:dev", "description": "a device", "precisions": ["float32"]}
+    ]
+    for name, (_, state, reason) in ENGINES.items():
+        row = rows[name.replace("-", "_")]
+        assert row["state"] == state, row
+        assert reason in row["reason"]
+        assert row["distribution"] == name.replace("-", "_")
+        assert row["version"] == "1.2"
+        if state in ("crashed", "broken"):
+            assert f"perfuse plugin disable {row['plugin']}" in row["remedy"]
+    assert not [name for name in sys.modules if name.startswith("plugin_")]
+    if command == "doctor":
+        assert rows["sound"]["supports"] == {"sound:dev": {"float32": "full"}}
+        assert rows["sound"]["seconds"] > 0
+        assert any("Segmentation fault" in line for line in rows["segv"]["output"])
+        assert any("devices" in line for line in rows["segv"]["output"])  # the frame it died in
+        assert any("no driver" in line for line in rows["raises"]["output"])
+
+
+def test_plugins_that_die_when_they_are_imported(install: Install) -> None:
+    install("segv", SEGFAULT)
+    install("leaves", "import os; os._exit(0)")
+    install("asked", f"def perfuse_exporters(): {SEGFAULT}")
+    install("broken", "import there_is_no_such_module")
+    good(install, "sound")
+    for command in ("doctor", "backends"):
+        rows = examined(
+            command,
+            plugins="segv,leaves,asked,broken,sound",
+            status=1 if command == "doctor" else 0,
+        )
+        assert rows["sound"]["state"] == "available"
+        assert rows["broken"]["state"] == "broken"
+        for name, reason in (("segv", "SIGSEGV"), ("asked", "SIGSEGV"), ("leaves", "without an")):
+            assert rows[name]["state"] == "crashed"
+            assert reason in rows[name]["reason"]
+            assert (rows[name]["distribution"], rows[name]["version"]) == (name, "1.2")
+            assert rows[name]["remedy"].startswith(f"perfuse plugin disable {name}")
+
+
+def test_what_hangs_is_ended(install: Install) -> None:
+    install("hangs", "import time; time.sleep(3600)")
+    good(install, "stuck", devices="import time; time.sleep(3600)")
+    rows = examined("doctor", "--timeout", 8, plugins="hangs,stuck", status=1)
+    for name, step in (("hangs", "importing it"), ("stuck", "asking for its devices")):
+        assert rows[name]["state"] == "crashed"
+        assert "timeout: no end after 8 s, while " + step in rows[name]["reason"]
+
+
+def test_a_plugin_that_dies_can_be_switched_off(
+    install: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By commands that do not import it; then the rest runs in this process, too."""
+    site = install("segv", SEGFAULT)
+    good(install, "sound")
+    monkeypatch.setenv("PERFUSE_CONFIG", str(tmp_path / "config"))
+    monkeypatch.setenv("PERFUSE_PLUGINS", "segv,sound")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    command = [sys.executable, "-m", "perfuse.cli"]
+    listing = [*command, "backends", "--no-devices", "--json"]
+    assert subprocess.run(listing, check=False).returncode == -signal.SIGSEGV
+    subprocess.run([*command, "plugin", "disable", "segv"], check=True)
+    done = subprocess.run(listing, check=True, capture_output=True, text=True)
+    rows = {row["backend"]: row["state"] for row in json.loads(done.stdout)["backends"]}
+    assert (rows["segv"], rows["sound"]) == ("disabled", "available")
+    subprocess.run([*command, "plugin", "enable", "segv"], check=True)
+    assert subprocess.run(listing, check=False).returncode == -signal.SIGSEGV
+
+
+def test_only_the_backends_that_are_named(install: Install) -> None:
+    good(install, "sound")
+    good(install, "segv", devices=SEGFAULT)
+    named = ("doctor", "--backend", "sound")
+    assert set(examined(*named, plugins="sound,segv", status=0)) == {"sound"}
+    result = perfuse("doctor", "--backend", "sond", PERFUSE_PLUGINS="sound")
+    assert result.exit_code == 2
+    assert "'sond' was asked for; found: sound" in result.stderr
+
+
+def test_what_is_wrong_without_a_crash(install: Install) -> None:
+    """An engine that is not installed is no fault; two that spoil each other are told."""
+    absent = GOOD.format(name="absent").replace("summary=", 'requires=("no_engine",), summary=')
+    install("absent", absent)
+    clash = 'conflicts=("absent", "clash"), summary='
+    install("clash", GOOD.format(name="clash").replace("summary=", clash))
+    rows = examined("doctor", plugins="absent,clash", status=0)
+    assert rows["absent"]["state"] == "not installed"
+    assert rows["clash"]["state"] == "conflict"
+    result = perfuse("doctor", "--json", PERFUSE_PLUGINS="absent,clash", PERFUSE_STRICT="1")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["backends"]
+    assert "clash of clash 1.2 (conflict" in result.stderr
+    strict = {"PERFUSE_PLUGINS": "absent,clash", "PERFUSE_STRICT": "1"}
+    for option in ("--devices", "--no-devices"):
+        result = perfuse("backends", option, **strict)
+        assert result.exit_code == 1
+        (line,) = result.stderr.splitlines()
+        assert "clash of clash 1.2 (conflict" in line
+
+
+def test_for_a_person(install: Install) -> None:
+    good(install, "sound")
+    good(install, "segv", devices=SEGFAULT)
+    result = perfuse("doctor", PERFUSE_PLUGINS="sound,segv")
+    assert result.exit_code == 1
+    assert "sound  available  sound 1.2" in result.stdout
+    assert "sound:dev: float32 full" in result.stdout
+    assert "segv  crashed  segv 1.2" in result.stdout
+    assert "│ Fatal Python error: Segmentation fault" in result.stdout
+
+
+def test_no_file_is_left_behind(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No core file where it was called, no temporary folder."""
+    site = good(install, "segv", devices=SEGFAULT)
+    here, temporary = site.parent / "here", site.parent / "temporary"
+    here.mkdir()
+    temporary.mkdir()
+    monkeypatch.chdir(here)
+    environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(site)}
+    done = subprocess.run(
+        [sys.executable, "-m", "perfuse.cli", "doctor"],
+        env={**environment, "PERFUSE_PLUGINS": "segv"},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert list(here.iterdir()) == []
+    assert list(temporary.iterdir()) == []
+
+
+def test_the_engines_of_this_environment() -> None:
+    pytest.importorskip("torch")
+    rows = examined("doctor", "--backend", "torch", plugins="torch", status=0)
+    assert rows["torch"]["state"] == "available"
+    assert rows["torch"]["engines"]["torch"].startswith("2.")
+    assert rows["torch"]["supports"]["torch:cpu"]["float32"] == "full"
