@@ -115,7 +115,14 @@ class Judged:
 
         if case.id not in self._results:
             self._results[case.id] = self.session.judge(case)
-        return expect_one(self._results[case.id], self._expectations())
+        session = self.session
+        return expect_one(
+            self._results[case.id],
+            self._expectations(),
+            model=session.model if session.model is not None else "shapes",
+            device=session.identity()["device"],
+            backend=session.target.backend,
+        )
 
     def run(self) -> "Run":
         """The whole run; cases that were not asked for yet are judged now."""
