@@ -51,8 +51,9 @@ class Bundle:
 
     - ``probes[id]``: ``calls``, ``dims``, ``sha256`` of the inputs, and ``errors``: precision to
       output to the RMSE of the reference in that precision, a call.
-    - ``draws[id]``: ``steps``, and ``errors``: precision to the RMSE of the latents, a step: the
-      worst of several runs whose first noise differs in its last bits.
+    - ``draws[id]``: ``steps``; ``errors``: precision to the RMSE of the latents, a step; and
+      ``pictures``: precision to the measures of the worst picture. Both are the worst of several
+      runs whose first noise differs in its last bits.
     """
 
     path: Path

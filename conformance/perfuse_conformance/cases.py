@@ -426,15 +426,15 @@ def _component_cases(
                 case = _probe_case(probe, precision, mode, first, capabilities)
                 if case is not None:
                     yield case
-    mode = _mode(name, first, capabilities)
-    if mode is not None:
+    own = _mode(name, first, capabilities)
+    if own is not None:
         yield Case(
             id=f"contract/{name}/closed",
             level="L1",
             kind="contract",
             component=name,
             precision=first,
-            mode=mode,
+            mode=own,
             subject="closed",
         )
 

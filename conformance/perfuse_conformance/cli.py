@@ -40,7 +40,7 @@ _MODEL_HELP = (
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds a case.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @click.pass_context
-def conformance(ctx: click.Context, targets: tuple[str, ...], **settings: Any) -> None:
+def conformance(ctx: click.Context, /, targets: tuple[str, ...], **settings: Any) -> None:
     """Measure a backend against the reference, case by case.
 
     Exit status: 0 where every case that was executed is right, 1 otherwise.

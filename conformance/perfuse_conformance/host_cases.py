@@ -190,17 +190,21 @@ def _more(items: list[str]) -> str:
 
 
 def _unknown_device(result: Result, session: Asked) -> Result:
-    request = {"device": "no-such-device", "options": {}, "precision": "float32"}
+    request: dict[str, Any] = {"device": "no-such-device", "options": {}, "precision": "float32"}
     return _refused(result, session, request, ("DeviceNotFoundError",), "an unknown device")
 
 
 def _unknown_option(result: Result, session: Asked) -> Result:
-    request = {"device": None, "options": {"no-such-option": "1"}, "precision": "float32"}
+    request: dict[str, Any] = {
+        "device": None,
+        "options": {"no-such-option": "1"},
+        "precision": "float32",
+    }
     return _refused(result, session, request, ("InputError",), "an unknown option")
 
 
 def _unknown_precision(result: Result, session: Asked) -> Result:
-    request = {"device": None, "options": {}, "precision": "float7"}
+    request: dict[str, Any] = {"device": None, "options": {}, "precision": "float7"}
     return _refused(
         result, session, request, ("UnsupportedError", "InputError"), "an unknown precision"
     )

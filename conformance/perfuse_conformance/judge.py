@@ -1,7 +1,7 @@
 """Makes verdicts: what a worker returned, against a bundle's truth, by the suite's limits."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,16 @@ from perfuse_conformance.cases import Arrays, Case
 from perfuse_conformance.results import Metric, Result, Status
 from perfuse_conformance.tolerances import Limit, Tolerances, used
 
-__all__ = ["Measured", "begin", "judge_calls", "judge_draw", "judge_same", "raised"]
+__all__ = [
+    "PICTURE_MEASURES",
+    "Measured",
+    "begin",
+    "fail",
+    "judge_calls",
+    "judge_draw",
+    "judge_same",
+    "raised",
+]
 
 #: From this share of a limit on, a pass is a warning.
 _WARN = 0.5
@@ -279,25 +288,56 @@ def judge_draw(
         {"latents": own} if own else None,
         tolerances.limits("free", precision),
     )
-    seen = _pictures(drawn["images"], truth["images"], tolerances.limits("picture", precision))
+    seen = _pictures(
+        drawn["images"],
+        truth["images"],
+        bundle.index["draws"][case.subject]["pictures"].get(precision, {}),
+        tolerances.limits("picture", precision),
+    )
     result = _with(result, replace(steps, metrics=(*steps.metrics, *seen)))
     return _verdict(result, case, answer)
 
 
-def _pictures(found: Any, truth: Any, limits: Iterable[Limit]) -> tuple[Metric, ...]:
-    measures = {"psnr_db": metrics.psnr_db, "ssim": metrics.ssim, "flip": _flip}
+def _pictures(
+    found: Any, truth: Any, own: Mapping[str, float], limits: Iterable[Limit]
+) -> tuple[Metric, ...]:
+    """The worst picture by each measure. Where the reference itself is further from the truth than
+    a limit, as guidance on a model of random weights makes it in half precision, twice its error is
+    the limit."""
     worst: list[Metric] = []
     for limit in limits:
+        measure, _ = PICTURE_MEASURES[limit.metric]
         candidates = [
-            limit.measured(measures[limit.metric](picture, right))
+            _widened(limit, own).measured(measure(picture, right))
             for picture, right in zip(found, truth, strict=True)
         ]
         worst.append(max(candidates, key=_used))
     return tuple(worst)
 
 
+def _widened(limit: Limit, own: Mapping[str, float]) -> Limit:
+    reached = own.get(limit.metric)
+    if reached is None:
+        return limit
+    twice = {
+        "psnr_db": reached - 20 * math.log10(2),
+        "ssim": 1 - 2 * (1 - reached),
+        "flip": 2 * reached,
+    }[limit.metric]
+    wider = max if limit.bound == "max" else min
+    return replace(limit, limit=wider(limit.limit, twice))
+
+
 def _flip(picture: Any, right: Any) -> float:
     return metrics.flip(picture, right)[0]
+
+
+#: Each measure of a picture, and which of several values is the worst.
+PICTURE_MEASURES: Mapping[str, tuple[Callable[[Any, Any], float], Callable[..., float]]] = {
+    "psnr_db": (metrics.psnr_db, min),
+    "ssim": (metrics.ssim, min),
+    "flip": (_flip, max),
+}
 
 
 def judge_same(result: Result, first: Arrays, second: Arrays, tolerances: Tolerances) -> Result:

@@ -29,6 +29,7 @@ from perfuse_conformance.cases import (
     runs_in,
 )
 from perfuse_conformance.draws import run_draw
+from perfuse_conformance.judge import PICTURE_MEASURES
 from perfuse_conformance.metrics import rmse
 from perfuse_conformance.quality import caption_verdicts, has_captions
 from perfuse_conformance.reference import ReferencePipeline
@@ -40,6 +41,8 @@ REFERENCE = "torch:cpu"
 _PRECISIONS = ("float32", "float16", "bfloat16")
 #: How often a draw is repeated with its first noise changed in the last bits.
 _NUDGES = 1
+#: Raised with every change of what is recorded, so that the cache's bundles are made anew.
+_RECORDED = 2
 
 Watch = Callable[[str], None]
 
@@ -88,6 +91,7 @@ def bundle_for(
     prints = {name: source.component(name).fingerprint for name in source.spec.components}
     key = {
         "suite": SUITE_VERSION,
+        "recorded": _RECORDED,
         "model": prints,
         "spec": source.spec.to_dict(),
         "target": target,
@@ -248,19 +252,33 @@ def _record_draws(
         draws[draw.id] = {
             "inputs": json.loads(json.dumps(dict(draw.inputs))),
             "steps": len(drawn["latents"]),
-            "errors": {p: _envelope(own[p], draw, drawn["latents"]) for p in precisions},
+            **_own_errors({p: own[p] for p in precisions}, draw, drawn),
         }
         if draw.forced:
             _record_forced(draw, denoiser, calls, own, tensors, probes)
     return draws
 
 
-def _envelope(pipe: DiffusionPipeline, draw: Draw, truth: Any) -> list[float]:
-    """The reference's error a step: the worst of it as it is and with nudged noise."""
-    runs = [run_draw(pipe, draw, nudge=nudge) for nudge in (None, *range(_NUDGES))]
-    return [
-        max(rmse(run["latents"][step], truth[step]) for run in runs) for step in range(len(truth))
-    ]
+def _own_errors(
+    own: Mapping[str, DiffusionPipeline], draw: Draw, truth: Arrays
+) -> dict[str, dict[str, Any]]:
+    """What the reference itself misses by in each precision: the worst of it as it is and nudged.
+
+    ``errors`` of the latents, a step; and ``pictures``, the measures of the worst picture.
+    """
+    errors, pictures = {}, {}
+    for precision, pipe in own.items():
+        runs = [run_draw(pipe, draw, nudge=nudge) for nudge in (None, *range(_NUDGES))]
+        errors[precision] = [
+            max(rmse(run["latents"][step], exact) for run in runs)
+            for step, exact in enumerate(truth["latents"])
+        ]
+        pairs = [pair for run in runs for pair in zip(run["images"], truth["images"], strict=True)]
+        pictures[precision] = {
+            name: worst(measure(*pair) for pair in pairs)
+            for name, (measure, worst) in PICTURE_MEASURES.items()
+        }
+    return {"errors": errors, "pictures": pictures}
 
 
 def _record_forced(

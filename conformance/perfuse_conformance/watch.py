@@ -42,7 +42,7 @@ class TorchWatch:
 
         operators = self.operators
 
-        class Mode(TorchDispatchMode):
+        class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             def __torch_dispatch__(
                 self, func: Any, types: Any, args: Any = (), kwargs: Any = None
             ) -> Any:
@@ -51,7 +51,7 @@ class TorchWatch:
                     operators[name] += 1
                 return func(*args, **(kwargs or {}))
 
-        self._mode = Mode()
+        self._mode = Mode()  # type: ignore[no-untyped-call]
         self._mode.__enter__()
         return self
 
