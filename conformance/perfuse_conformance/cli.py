@@ -1,5 +1,6 @@
 """``perfuse conformance``: measure backends, record a golden bundle, put results together."""
 
+import dataclasses
 import json
 import shlex
 import sys
@@ -30,6 +31,9 @@ _MODEL_HELP = (
 )
 @click.option("--model", help=_MODEL_HELP)
 @click.option("--level", type=click.Choice(LEVELS), default="L2", show_default=True)
+@click.option(
+    "--case", "ids", multiple=True, help="Ask this case alone, by its id; no level is granted."
+)
 @click.option("--option", "options", multiple=True, help="A backend's switch: threads=1.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Judge by this bundle.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write a report into this folder.")
@@ -40,7 +44,9 @@ _MODEL_HELP = (
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds a case.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @click.pass_context
-def conformance(ctx: click.Context, /, targets: tuple[str, ...], **settings: Any) -> None:
+def conformance(
+    ctx: click.Context, /, targets: tuple[str, ...], ids: tuple[str, ...], **settings: Any
+) -> None:
     """Measure a backend against the reference, case by case.
 
     Exit status: 0 where every case that was executed is right, 1 otherwise.
@@ -49,7 +55,9 @@ def conformance(ctx: click.Context, /, targets: tuple[str, ...], **settings: Any
         return
     if not targets:
         raise InputError("Name a backend: perfuse conformance --backend onnxruntime:cpu.")
-    ctx.exit(0 if _measure(targets, **settings) else 1)
+    ctx.exit(
+        0 if (_single(targets, ids, **settings) if ids else _measure(targets, **settings)) else 1
+    )
 
 
 def _measure(
@@ -68,9 +76,7 @@ def _measure(
     from perfuse_conformance.expectations import expected
     from perfuse_conformance.runner import run_conformance
 
-    wrong = [text for text in options if "=" not in text]
-    if wrong:
-        raise InputError(f"--option {wrong[0]!r} was given; an option is written NAME=VALUE.")
+    switches = _switches(options)
     runs: list[Run] = []
     folders: list[Path] = []
     good = True
@@ -81,7 +87,7 @@ def _measure(
                 model=model,
                 level=level,
                 golden=golden,
-                options=dict(text.split("=", 1) for text in options),
+                options=switches,
                 seed=seed,
                 timeout=timeout,
                 command=shlex.join(["perfuse", *sys.argv[1:]]),
@@ -107,6 +113,43 @@ def _measure(
         if report is not None:
             click.echo(f"{report / 'index.html'}")
     return good
+
+
+def _switches(options: Sequence[str]) -> dict[str, str]:
+    wrong = [text for text in options if "=" not in text]
+    if wrong:
+        raise InputError(f"--option {wrong[0]!r} was given; an option is written NAME=VALUE.")
+    return dict(text.split("=", 1) for text in options)
+
+
+def _single(
+    targets: Sequence[str],
+    ids: Sequence[str],
+    report: Path | None,
+    expectations: Path | None,
+    options: tuple[str, ...],
+    as_json: bool,
+    **settings: Any,
+) -> bool:
+    """Some cases alone: their numbers, and whether all that were executed are right."""
+    from perfuse_conformance.single import judge_single, lines_of
+
+    if report is not None or expectations is not None:
+        raise InputError(
+            "--case was given with --report or --expectations; these are of whole runs. "
+            "Leave one of them out."
+        )
+    found = {
+        target: judge_single(target, ids, options=_switches(options), **settings)
+        for target in targets
+    }
+    if as_json:
+        click.echo(json.dumps({t: [dataclasses.asdict(r) for r in rs] for t, rs in found.items()}))
+    else:
+        for target, results in found.items():
+            click.echo("\n".join([target, *(line for r in results for line in lines_of(r))]))
+    statuses = [result.status for results in found.values() for result in results]
+    return any(s.executed for s in statuses) and not any(s.failed for s in statuses)
 
 
 def _good(run: Run) -> bool:

@@ -1,6 +1,5 @@
 """What the report's page shows: runs, taken apart into groups, failures, pictures and curves."""
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +51,13 @@ class Row:
     name: str
     #: As many as there are runs; ``None`` where the run does not have the case.
     cells: tuple[Result | None, ...]
+
+    @property
+    def first(self) -> int:
+        """The first run that failed it, or the first that has it."""
+        have = [i for i, cell in enumerate(self.cells) if cell is not None]
+        failed = [i for i in have if (cell := self.cells[i]) is not None and cell.status.failed]
+        return (failed or have)[0]
 
     @property
     def inputs(self) -> str | None:
@@ -140,13 +146,15 @@ class Page:
         return same if rest else {}
 
     @property
-    def again(self) -> str:
-        """A command that runs one case again: the first that failed, or the first of all."""
+    def again(self) -> str | None:
+        """A command that asks one case again: the first that failed, or the first of all."""
+        if not self.runs[0].results:
+            return None
         if self.failures:
-            run, id = self.failures[0].run, self.failures[0].items[0][1].id
+            run, result = self.runs[self.failures[0].run], self.failures[0].items[0][1]
         else:
-            run, id = 0, self.runs[0].results[0].id if self.runs[0].results else "ID"
-        return f"{self.runs[run].run['command']} --case {shlex.quote(id)}"
+            run, result = self.runs[0], self.runs[0].results[0]
+        return said.again_said(run, result)
 
 
 def page_of(runs: Sequence[Run], folder: Path, sources: Sequence[Path]) -> Page:

@@ -1,9 +1,11 @@
 """How results are said to a person: a symbol, a word and a kind for each status; claims, numbers."""
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 
 from perfuse_conformance.cases import PROFILES
@@ -15,13 +17,24 @@ __all__ = [
     "LOOKS",
     "Group",
     "Look",
+    "ability_look",
+    "again_said",
+    "all_results",
+    "call_said",
     "claim_said",
+    "counts_of",
     "group_of",
+    "kinds_of",
     "level_said",
     "look_of_counts",
     "metric_label",
     "metric_said",
+    "model_said",
+    "models_of",
+    "number_said",
+    "statuses_of",
     "used_of",
+    "used_of_limit",
     "used_said",
     "worst_metric",
 ]
@@ -269,6 +282,23 @@ def call_said(result: Result) -> str:
     word = "call" if result.level == "L1" else "step"
     of = f" of {len(result.curve)}" if result.curve else ""
     return f"{word} {result.worst_call + 1}{of}"
+
+
+def again_said(run: Run, result: Result) -> str:
+    """The command that asks a case again, with what the run's own was given beside the backend."""
+    try:
+        words = shlex.split(run.run["command"])
+    except ValueError:  # whoever wrote the results wrote no command line
+        words = []
+    kept = [
+        word
+        for option, value in pairwise(words)
+        if option in ("--option", "--golden", "--seed", "--timeout")
+        for word in (option, value)
+    ]
+    model = [] if run.run["model"] == "shapes" else ["--model", run.run["model"]]
+    backend = ["--backend", run.backend["target"], "--level", result.level]
+    return shlex.join(["perfuse", "conformance", *backend, *model, *kept, "--case", result.id])
 
 
 def model_said(model: str) -> str:

@@ -187,6 +187,20 @@ def test_what_neither_passed_nor_failed_is_said(tmp_path):
     assert "known: #12" in page.said()
 
 
+def test_a_case_can_be_asked_again(tmp_path):
+    late = component("unet/float32/static/late", Status.FAIL_MISMATCH, 9.0)
+    words = "perfuse conformance --backend a --backend b --report x --option 't=1 2' --seed 3"
+    run = make_run(late, model="random-sdxl")
+    run = replace(run, run={**run.run, "command": words})
+    again = (
+        "perfuse conformance --backend acme:npu --level L1 --model random-sdxl --option 't=1 2' "
+        "--seed 3 --case component/unet/float32/static/late"
+    )
+    assert report(tmp_path, run).said().count(again) == 2
+    run = replace(run, run={**run.run, "command": "it's no command line"})
+    assert "--level L1 --model random-sdxl --case" in report(tmp_path, run).said()
+
+
 def test_runs_with_other_limits_are_not_compared(tmp_path):
     other = make_run(target="b:0")
     changed = replace(other, suite={**other.suite, "tolerances_sha256": "00" * 32})
