@@ -1,6 +1,6 @@
 """Lowers a component to the device's program. It needs no device."""
 
-from collections.abc import Mapping
+import operator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -47,45 +47,121 @@ class OpenRegExporter(Exporter):
         from perfuse_exporters.capture import capture
 
         dtype: torch.dtype = getattr(torch, component.precision)
-        graph, weights = _lower(component, capture(component, dtype).run_decompositions())
+        program = capture(component, dtype).run_decompositions()
+        graph, weights = _Lowering(component, program).result()
         write(folder / MODEL, graph, weights)
         return folder / MODEL
 
 
-def _lower(component: Component, program: "ExportedProgram") -> "tuple[Graph, dict[str, Tensor]]":
-    """The captured graph as data, and the tensors that it holds by their names in it."""
-    tensors = _held(program)
-    weights: dict[str, Tensor] = {}
-    inputs, operations, outputs = [], [], []
-    for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in tensors:
-            weights[node.name] = tensors[node.name].detach().contiguous()
-        elif node.op == "placeholder":
-            inputs.append(_value(component, node))
-        elif node.op == "call_function" and _makes_something(node):
-            operations.append(_operation(component, node))
-        elif node.op == "output":
-            outputs = [_argument(component, one) for one in node.args[0]]
-    if len(outputs) != len(component.signature.outputs):
-        raise ExportError(
-            f"{component.name} returns {', '.join(component.signature.output_names)}; its graph "
-            f"returns {len(outputs)} values. It must change no buffer of its own."
+class _Lowering:
+    """A captured graph on its way to being data."""
+
+    def __init__(self, component: Component, program: "ExportedProgram") -> None:
+        self._component = component
+        self._nodes = list(program.graph.nodes)
+        self._weights: dict[str, Tensor] = {}
+        self._names: dict[str, str] = {}  # of a weight's placeholder: the weight's
+        self._keep(_held(program))
+
+    def result(self) -> "tuple[Graph, dict[str, Tensor]]":
+        """The graph, and the tensors that it holds by their names in it."""
+        component = self._component
+        inputs, operations, outputs = [], [], []
+        for node in self._nodes:
+            if node.op == "placeholder" and node.name not in self._names:
+                inputs.append(self._value(node))
+            elif node.op == "call_function" and _computes(node):
+                operations.append(self._operation(node))
+            elif node.op == "output":
+                outputs = [self._argument(one) for one in node.args[0]]
+        if len(outputs) != len(component.signature.outputs):
+            raise ExportError(
+                f"{component.name} returns {', '.join(component.signature.output_names)}; its "
+                f"graph returns {len(outputs)} values. It must change no buffer of its own."
+            )
+        graph = Graph(
+            component=component.name,
+            precision=component.precision,
+            inputs=tuple(inputs),
+            weights=tuple(
+                Value(name=name, dtype=_name(tensor.dtype), shape=tuple(tensor.shape))
+                for name, tensor in self._weights.items()
+            ),
+            operations=tuple(operations),
+            outputs=tuple(one.name for one in outputs if isinstance(one, Reference)),
         )
-    graph = Graph(
-        component=component.name,
-        precision=component.precision,
-        inputs=tuple(inputs),
-        weights=tuple(
-            Value(name=name, dtype=_name(tensor.dtype), shape=tuple(tensor.shape))
-            for name, tensor in weights.items()
-        ),
-        operations=tuple(operations),
-        outputs=tuple(one.name for one in outputs if isinstance(one, Reference)),
-    )
-    return graph, weights
+        return graph, self._weights
+
+    def _keep(self, held: "dict[str, Tensor]") -> None:
+        """Take each weight once: weights may be tied, and safetensors refuses shared memory."""
+        first: dict[tuple[object, ...], str] = {}
+        memory: set[int] = set()
+        for name, tensor in held.items():
+            key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+            self._names[name] = first.setdefault(key, name)
+            if self._names[name] == name:
+                own = tensor.detach().contiguous()
+                where = own.untyped_storage().data_ptr()
+                self._weights[name] = own.clone() if where in memory else own
+                memory.add(where)
+
+    def _operation(self, node: "Node") -> Operation:
+        from perfuse_openreg.kernels import KERNELS
+
+        name = str(node.target).removeprefix("aten.")
+        if name not in KERNELS:
+            component = self._component
+            raise ExportError(
+                f"{component.name} ({component.spec.class_name}) uses {node.target}, which openreg "
+                "does not have. Run this component on another backend, or add it to kernels.py."
+            )
+        return Operation(
+            operator=name,
+            arguments=tuple(self._argument(argument) for argument in node.args),
+            options={
+                option: self._argument(argument)
+                for option, argument in node.kwargs.items()
+                if option not in _HOST_OPTIONS
+            },
+            results=self._results(node),
+        )
+
+    def _results(self, node: "Node") -> tuple[Value | None, ...]:
+        """What an operator makes; of several, the rest of the graph names those that it picks."""
+        if not isinstance(node.meta["val"], tuple | list):
+            return (self._value(node),)
+        picked = {user.args[1]: self._value(user) for user in node.users}
+        return tuple(picked.get(index) for index in range(len(node.meta["val"])))
+
+    def _argument(self, argument: Any) -> Argument:
+        import torch
+        from torch.fx import Node
+
+        if isinstance(argument, Node):
+            return Reference(self._names.get(argument.name, argument.name))
+        if isinstance(argument, torch.dtype):
+            return DType(_name(argument))
+        if isinstance(argument, list | tuple):
+            return [self._argument(one) for one in argument]
+        if argument is None or isinstance(argument, bool | int | float | str):
+            return argument
+        raise ExportError(
+            f"{self._component.name} gives an operator {argument!r}; openreg takes tensors, types "
+            "and plain values. Run this component on another backend."
+        )
+
+    def _value(self, node: "Node") -> Value:
+        fake = node.meta["val"]
+        try:
+            return Value(name=node.name, dtype=_name(fake.dtype), shape=tuple(fake.shape))
+        except ValueError as exc:
+            raise ExportError(
+                f"{self._component.name} has a value that openreg cannot hold: {exc}; its memory "
+                f"holds {', '.join(ITEM_SIZES)}. Run this component on another backend."
+            ) from exc
 
 
-def _held(program: "ExportedProgram") -> "Mapping[str, Tensor]":
+def _held(program: "ExportedProgram") -> "dict[str, Tensor]":
     """Parameters, buffers and constants by the names of the graph's placeholders."""
     signature = program.graph_signature
     named = {
@@ -94,73 +170,12 @@ def _held(program: "ExportedProgram") -> "Mapping[str, Tensor]":
         **signature.inputs_to_lifted_tensor_constants,
     }
     everything = {**program.constants, **program.state_dict}
-    # Of tied weights there is one, under one placeholder: safetensors would refuse the second.
     return {name: everything[target] for name, target in named.items()}
 
 
-def _makes_something(node: "Node") -> bool:
-    """Whether it computes: picking one of several results does not, nor does an assertion."""
-    import operator
-
+def _computes(node: "Node") -> bool:
+    """Neither picking one of several results nor an assertion does."""
     return node.target is not operator.getitem and "_assert" not in str(node.target)
-
-
-def _operation(component: Component, node: "Node") -> Operation:
-    from perfuse_openreg.kernels import KERNELS
-
-    name = str(node.target).removeprefix("aten.")
-    if name not in KERNELS:
-        raise ExportError(
-            f"{component.name} ({component.spec.class_name}) uses {node.target}, which openreg "
-            "does not have. Run this component on another backend, or add it to kernels.py."
-        )
-    return Operation(
-        operator=name,
-        arguments=tuple(_argument(component, argument) for argument in node.args),
-        options={
-            option: _argument(component, argument)
-            for option, argument in node.kwargs.items()
-            if option not in _HOST_OPTIONS
-        },
-        results=_results(component, node),
-    )
-
-
-def _results(component: Component, node: "Node") -> tuple[Value | None, ...]:
-    """What an operator makes; of several, the rest of the graph names those that it picks."""
-    if not isinstance(node.meta["val"], tuple | list):
-        return (_value(component, node),)
-    picked = {user.args[1]: _value(component, user) for user in node.users}
-    return tuple(picked.get(index) for index in range(len(node.meta["val"])))
-
-
-def _argument(component: Component, argument: Any) -> Argument:
-    import torch
-    from torch.fx import Node
-
-    if isinstance(argument, Node):
-        return Reference(argument.name)
-    if isinstance(argument, torch.dtype):
-        return DType(_name(argument))
-    if isinstance(argument, list | tuple):
-        return [_argument(component, one) for one in argument]
-    if argument is None or isinstance(argument, bool | int | float | str):
-        return argument
-    raise ExportError(
-        f"{component.name} gives an operator {argument!r}; openreg takes tensors, types and "
-        "plain values. Run this component on another backend."
-    )
-
-
-def _value(component: Component, node: "Node") -> Value:
-    fake = node.meta["val"]
-    try:
-        return Value(name=node.name, dtype=_name(fake.dtype), shape=tuple(fake.shape))
-    except ValueError as exc:
-        raise ExportError(
-            f"{component.name} has a value that openreg cannot hold: {exc}; its memory holds "
-            f"{', '.join(ITEM_SIZES)}. Run this component on another backend."
-        ) from exc
 
 
 def _name(dtype: "torch.dtype") -> str:

@@ -230,7 +230,10 @@ def write(path: Path, graph: Graph, weights: "Mapping[str, Tensor]") -> None:
     from safetensors.torch import save_file
 
     text = json.dumps(graph.to_dict(), allow_nan=False)
+    path.touch()
+    mode = path.stat().st_mode  # safetensors puts a file there that its owner alone can read
     save_file(dict(weights), path, metadata={"openreg": VERSION, "graph": text})
+    path.chmod(mode)
 
 
 def read(path: Path) -> Graph:

@@ -33,4 +33,4 @@ def readable(size: int) -> str:
     >>> readable(64_000_000)
     '64.0 MB'
     """
-    return f"{size / 1e6:.1f} MB"
+    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"

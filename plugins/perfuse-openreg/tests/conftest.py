@@ -1,0 +1,65 @@
+"""What the tests share: a cache of their own, and a component that is compiled in no time."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from perfuse import ArtifactStore, Component, ComponentSpec, Signature, TensorSpec
+from torch import Tensor, nn
+
+Make = Callable[..., Component]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's cache or settings."""
+    before = {name: os.environ.pop(name) for name in list(os.environ) if name[:8] == "PERFUSE_"}
+    os.environ["PERFUSE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del os.environ["PERFUSE_CACHE"]
+    os.environ.update(before)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "store")
+
+
+class Gate(nn.Module):
+    """``y = sigmoid(W x + b) * t``, with weights that are the same each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+
+    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor]:
+        return (torch.sigmoid(self.linear(x)) * t.to(x.dtype)[:, None],)
+
+
+@pytest.fixture(scope="session")
+def gate() -> Make:
+    """``gate(batch=2)``: a component for that batch; ``module=`` builds another one inside it."""
+
+    def make(precision: str = "float32", module: Any = Gate, **static: int) -> Component:
+        signature = Signature(
+            inputs=(
+                TensorSpec(name="x", dtype="float", shape=("batch", 8)),
+                TensorSpec(name="t", dtype="float32", shape=("batch",)),
+            ),
+            outputs=(TensorSpec(name="y", dtype="float", shape=("batch", 8)),),
+        )
+        spec = ComponentSpec(
+            name="gate", class_name="Gate", folder="gate", config={}, signature=signature
+        )
+        return Component(
+            spec=spec, precision=precision, static=static, build=lambda: module().eval()
+        )
+
+    return make
