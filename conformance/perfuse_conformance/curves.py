@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 __all__ = ["Curve", "Mark", "Plot", "plot"]
 
-WIDTH, HEIGHT = 460, 240
+WIDTH, HEIGHT = 400, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 12, 34
 #: Below a millionth of the limit nothing is worth telling apart.
 _FLOOR = -6.0
