@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from tests.distributions import Install, good
 
 from perfuse.cli import main
 
@@ -197,10 +198,12 @@ def test_a_wrong_file(checkpoint: Make, tmp_path: Path, text: str, words: str) -
     assert words in line
 
 
-def test_a_wrong_file_does_not_hide_the_backends(tmp_path: Path) -> None:
+def test_a_wrong_file_does_not_hide_the_rest(tmp_path: Path) -> None:
     (tmp_path / "perfuse.toml").write_text("[")
-    assert perfuse("--help").exit_code == 0
-    assert perfuse("backends").exit_code == 0
+    assert "Usage:" in ok(perfuse("--help"))
+    for command in ("generate", "export", "inspect"):
+        assert "Usage:" in ok(perfuse(command, "--help"))
+    ok(perfuse("backends", "--no-devices"))
 
 
 # ── A wrong command line ────────────────────────────────────────────────────────────────────────
@@ -303,6 +306,102 @@ def test_cache(tmp_path: Path) -> None:
     assert "1.5 kB" in text
     assert "1 export" in ok(perfuse("cache", "clear", **environment))
     assert not entry.exists()
+
+
+# ── plugin ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_plugins_are_listed_and_switched_without_being_imported(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERFUSE_CONFIG", str(tmp_path / "config"))
+    install("bad", "raise AssertionError('imported')", dist="perfuse-bad")
+
+    def state() -> str:
+        rows = read_json(perfuse("plugin", "list", "--json"))["plugins"]
+        (row,) = [row for row in rows if row["name"] == "bad"]
+        assert (row["distribution"], row["version"]) == ("perfuse-bad", "1.2")
+        return str(row["state"])
+
+    assert state() == "enabled"
+    assert not (tmp_path / "config").exists()
+    assert ok(perfuse("plugin", "disable", "bad")) == "perfuse-bad:bad disabled\n"
+    assert state() == "disabled"
+    assert "perfuse plugin enable bad" in ok(perfuse("plugin", "list"))
+    assert ok(perfuse("plugin", "enable", "perfuse_bad")) == "perfuse-bad:bad enabled\n"
+    assert state() == "enabled"
+    result = perfuse("plugin", "disable", "baad")
+    assert result.exit_code == 2
+    assert "'baad' was named; installed: " in result.stderr
+    assert "bad (of perfuse-bad)" in result.stderr
+    assert "plugin_perfuse_bad" not in sys.modules
+
+
+def test_what_is_disabled_cannot_be_asked_for(
+    install: Install, checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERFUSE_CONFIG", str(tmp_path / "config"))
+    good(install, "sound")
+    ok(perfuse("plugin", "disable", "sound"))
+    result = draw(checkpoint, "--backend", "sound")
+    assert result.exit_code == 2
+    assert "Backend 'sound' was asked for; found: " in result.stderr
+    assert "sound (disabled)" in result.stderr
+
+
+def test_a_backend_needs_no_other(exported: Export) -> None:
+    """What is named runs where nothing else may be loaded."""
+    pytest.importorskip("onnxruntime")
+    environment = {**os.environ, "PERFUSE_PLUGINS": "onnxruntime"}
+    model = ("--model", str(exported("tiny", "onnx")), "--steps", "1")
+    line = [*COMMAND, "generate", *model, "--backend", "onnxruntime", "--json"]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["components"]["unet"]["target"] == "onnxruntime"
+
+
+# ── Commands of plugins ─────────────────────────────────────────────────────────────────────────
+
+
+def test_a_command_that_a_plugin_brings(install: Install) -> None:
+    code = """
+import click
+@click.command()
+@click.option("--times", default=1)
+def command(times):
+    "Say moin."
+    click.echo("moin " * times)
+"""
+    install("greet", code, group="perfuse.commands", dist="perfuse-greet")
+    assert ok(perfuse("greet", "--times", 2)) == "moin moin \n"
+    assert "Say moin." in ok(perfuse("greet", "--help"))
+    assert perfuse("greet", "--tims", 2).exit_code == 2
+
+
+BROKEN_COMMANDS = {
+    "gone": ("import there_is_no_such_module", "ModuleNotFoundError"),
+    "leaves": ("raise SystemExit(0)", "SystemExit: 0"),
+    "nothing": ("x = 1", "no attribute 'command'"),
+    "text": ("command = 'echo'", "is a str, not a click command"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_COMMANDS)
+def test_a_command_that_cannot_be_loaded(install: Install, name: str) -> None:
+    """One line where it is asked for; nothing imported where it is not."""
+    code, words = BROKEN_COMMANDS[name]
+    install(name, code, group="perfuse.commands", dist=f"perfuse-{name}")
+    install("generate", code, group="perfuse.commands", dist="perfuse-thief")
+    shown = ok(perfuse("--help"))
+    assert f"From perfuse-{name} 1.2" in shown
+    assert "Draw pictures" in shown
+    assert "Usage:" in ok(perfuse("generate", "--help"))
+    assert f"plugin_perfuse_{name}" not in sys.modules
+    result = perfuse(name)
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert f"{name!r} was asked for; it is from perfuse-{name} 1.2" in line
+    assert words in line
 
 
 # ── export ──────────────────────────────────────────────────────────────────────────────────────
