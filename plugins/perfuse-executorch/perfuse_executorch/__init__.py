@@ -1,0 +1,1 @@
+"""Runs and exports components with ExecuTorch: XNNPACK's kernels on the CPU, and its own."""

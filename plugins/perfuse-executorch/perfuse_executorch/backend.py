@@ -1,0 +1,132 @@
+"""ExecuTorch as a backend."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from perfuse.backend import (
+    Backend,
+    Component,
+    Device,
+    Program,
+    Request,
+    Support,
+    SupportLevel,
+    Target,
+)
+from perfuse.errors import DeviceNotFoundError, InputError, UnsupportedError
+from perfuse.export import exported
+from perfuse.store import ArtifactStore
+
+from perfuse_executorch import runtime
+from perfuse_executorch.exporter import FORMAT, open_dims
+from perfuse_executorch.program import ExecuTorchProgram
+
+__all__ = ["ExecuTorch"]
+
+_CPU = "cpu"
+_OPTIONS = ("threads",)
+_HALF = (
+    "XNNPACK's float16 kernels need a processor with half-precision arithmetic to be fast; on "
+    "others float16 halves the file and costs time"
+)
+_BFLOAT16 = (
+    "XNNPACK has no bfloat16 kernels; on ExecuTorch's portable ones a small autoencoder took some "
+    "hundred times as long. Use float16 or float32"
+)
+
+
+class ExecuTorch(Backend):
+    """ExecuTorch's runtime on the CPU. A program is made for one size."""
+
+    name: ClassVar[str] = "executorch"
+
+    def devices(self) -> Sequence[Device]:
+        """The CPU, with the delegates that the installed runtime was built with."""
+        return (
+            Device(
+                name=_CPU,
+                description=f"delegates: {', '.join(runtime.delegates())}",
+                precisions=("float32", "float16"),
+            ),
+        )
+
+    def supports(self, request: Request) -> Support:
+        """Any component with fixed sizes, or with a largest size for each dimension.
+
+        Raises:
+            DeviceNotFoundError: another device than the CPU was asked for.
+        """
+        _check_device(request.device)
+        if request.precision not in ("float32", "float16"):
+            return Support(level=SupportLevel.UNSUPPORTED, reason=_BFLOAT16)
+        dims = open_dims(
+            Component(spec=request.component, precision=request.precision, static=request.static)
+        )
+        if dims:
+            return Support(
+                level=SupportLevel.UNSUPPORTED,
+                reason="ExecuTorch plans a program's memory when it is exported, and needs the "
+                f"size, or the largest, of {', '.join(dims)}",
+            )
+        if request.precision == "float16":
+            return Support(level=SupportLevel.CONDITIONAL, reason=_HALF)
+        return Support(level=SupportLevel.FULL)
+
+    def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
+        """Load the component's ``.pte``, or export it into the store first.
+
+        Args:
+            component: What to run.
+            target: Options: ``threads``, the size of the pool that all programs of the process
+                share; without it ``OMP_NUM_THREADS``, or what ExecuTorch finds right.
+            store: Where an export goes.
+
+        Raises:
+            InputError: an option is unknown or malformed, or the pool has another size already.
+            DeviceNotFoundError: another device than the CPU was asked for.
+            UnsupportedError: bfloat16, or a dimension without a size.
+            ExportError: the component could not be lowered.
+            ArtifactError: the file is missing, damaged, or of another component.
+            ExecutionError: memory ran out.
+        """
+        threads = _read_options(target.options)
+        support = self.supports(
+            Request(
+                component=component.spec,
+                precision=component.precision,
+                device=target.device,
+                static=component.static,
+            )
+        )
+        if not support.works:
+            raise UnsupportedError(
+                f"{component.name} was to run in {component.precision} on {target}; "
+                f"{support.reason}."
+            )
+        count = runtime.threads(threads)
+        path = exported(component, FORMAT, store)
+        return ExecuTorchProgram(component, runtime.load(path), path=path, threads=count)
+
+
+def _check_device(device: str | None) -> None:
+    if device is not None and device.lower() != _CPU:
+        raise DeviceNotFoundError(
+            f"executorch:{device} was asked for; ExecuTorch's Python runtime has {_CPU} here. Use "
+            f"executorch:{_CPU}."
+        )
+
+
+def _read_options(given: Mapping[str, str]) -> int | None:
+    """How many threads; ``None`` for whatever there is."""
+    unknown = [name for name in given if name not in _OPTIONS]
+    if unknown:
+        raise InputError(
+            f"The executorch backend was given the option {', '.join(unknown)}; it has "
+            f"{', '.join(_OPTIONS)}."
+        )
+    if "threads" not in given:
+        return None
+    count = str(given["threads"])
+    if not (count.isdecimal() and int(count) > 0):
+        raise InputError(f"The option threads must be a number from 1; got {count!r}.")
+    return int(count)
