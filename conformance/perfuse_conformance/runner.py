@@ -84,7 +84,6 @@ class Session:
         )
         self._lost: dict[tuple[Any, ...], Result] = {}
         self._first: Arrays | None = None
-        self._artifacts: list[str] = []
         self.device: Mapping[str, Any] = {}
         self.engine = ""
         self.capabilities: dict[tuple[str, str, str], Capability] = {}
@@ -334,7 +333,6 @@ class Session:
         answer, drawn = self._drawn(case)
         if answer.value is None or drawn is None:
             return _mannered(raised(result, answer.error or {}), answer)
-        self._artifacts = list(answer.value["artifacts"])
         if self._first is None:
             self._first = drawn
         self.drawn.append(
@@ -364,8 +362,8 @@ class Session:
         if answer.value is None or drawn is None:
             return _mannered(raised(result, answer.error or {}), answer)
         judged = judge_same(result, self._first, drawn, self.tolerances)
-        fresh = sorted(set(answer.value["artifacts"]) - set(self._artifacts))
-        if fresh and not judged.status.failed and not isinstance(self._source, Artifact):
+        fresh = answer.value["exported"]
+        if fresh and not judged.status.failed:
             return fail(
                 judged,
                 Status.FAIL_CONTRACT,

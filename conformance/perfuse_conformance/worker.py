@@ -33,6 +33,24 @@ from perfuse_conformance.watch import GlobalState, TorchWatch
 __all__ = ["main"]
 
 
+class _WatchedStore(ArtifactStore):
+    """The cache, and what was not in it."""
+
+    def get_or_make(
+        self, label: str, key: Mapping[str, object], make: Callable[[Path], None]
+    ) -> Path:
+        def noted(folder: Path) -> None:
+            self.__dict__.setdefault("made", []).append(label)
+            make(folder)
+
+        return super().get_or_make(label, key, noted)
+
+    def taken(self) -> list[str]:
+        """The labels of what was made since the last time it was asked."""
+        made: list[str] = self.__dict__.pop("made", [])
+        return made
+
+
 class Worker:
     """One backend and one model; programs are kept until another one is asked for."""
 
@@ -46,7 +64,7 @@ class Worker:
         self._backend: Backend | None = None
         self._program: tuple[str, Program] | None = None
         self._pipes: dict[str, DiffusionPipeline] = {}
-        self._store = ArtifactStore.default()
+        self._store = _WatchedStore(ArtifactStore.default().root)
         self._prepared_s = 0.0
 
     @property
@@ -179,6 +197,7 @@ class Worker:
     def do_draw(self, draw: str, precision: str) -> dict[str, Any]:
         """Draw, and leave latents and pictures in the file."""
         pipe = self._pipe(precision)
+        self._store.taken()
         began = time.perf_counter()
         drawn = run_draw(pipe, draws_of(pipe.spec, seed=self.bundle.seed)[draw])
         spent = time.perf_counter() - began
@@ -190,7 +209,7 @@ class Worker:
             "report": reports[pipe.spec.denoiser.name],
             "fallbacks": sorted({text for report in used for text in report["fallbacks"]}),
             "run_s": spent,
-            "artifacts": sorted(folder.name for folder, _ in self._store.entries()),
+            "exported": self._store.taken(),
         }
 
     def do_quality(self, precision: str) -> dict[str, Any]:
@@ -229,6 +248,7 @@ class Worker:
                     backend=str(self.target),
                     precision=precision,
                     options=self.target.options,
+                    store=self._store,
                 )
             }
         return self._pipes[precision]
