@@ -453,7 +453,7 @@ def doctor(
 
 @main.group()
 def plugin() -> None:
-    """List plugins, or switch one off. No plugin is imported."""
+    """Write a plugin, list those there are, switch one off or on."""
 
 
 @plugin.command("list")
@@ -489,6 +489,23 @@ def plugin_enable(name: str) -> None:
     from perfuse.installed import entry_points
 
     click.echo(f"{', '.join(switch(name, entry_points(), on=True))} enabled")
+
+
+@plugin.command("new")
+@click.argument("name")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path(), help="Where to make the folder."
+)
+def plugin_new(name: str, output: Path) -> None:
+    """Write a plugin that runs as it is: the folder perfuse-NAME."""
+    import shlex
+
+    from perfuse.scaffold import new_plugin
+
+    folder = new_plugin(name, output)
+    click.echo(f"{folder} is ready. Next:")
+    for line in (f"cd {shlex.quote(str(folder))}", "pip install -e '.[test]'", "pytest"):
+        click.echo(f"  {line}")
 
 
 @main.group()
