@@ -118,7 +118,10 @@ class Accelerator:
         """
         buffer = self._name(dtype, tuple(array.shape), region)
         try:
-            self._store(buffer, torch.as_tensor(array).detach().to(_torch(dtype), copy=True))
+            if not isinstance(array, Tensor):
+                # PyTorch takes neither negative strides nor memory that cannot be written.
+                array = torch.from_numpy(np.array(array, order="C"))
+            self._store(buffer, array.detach().to(_torch(dtype), copy=True))
         except ExecutionError:
             self._forget(buffer)
             raise
