@@ -111,7 +111,7 @@ def survey(allow: Collection[str] | None = None) -> list[tuple[EntryPoint, Plugi
         ConfigError: the file that says what is disabled is damaged.
     """
     off = read_disabled()
-    taken: set[str] = set()
+    taken = {"perfuse"}  # what core itself brings goes by this name
     found = []
     for entry in entry_points():
         state, reason, remedy = _standing(entry, allow, off, taken)

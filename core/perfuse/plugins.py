@@ -130,12 +130,11 @@ class PluginHost:
 
     def _asked(self, hook: str, read: Callable[[Any], _T]) -> Iterator[tuple[str, _T]]:
         for name, plugin in self._manager.list_name_plugin():
-            implementation: Callable[[], Any] | None = getattr(plugin, hook, None)
-            if implementation is None:
+            if not hasattr(plugin, hook):
                 continue
             try:
                 with self._running(name):
-                    answer = read(implementation())
+                    answer = read(getattr(plugin, hook)())
             except KeyboardInterrupt:
                 raise
             except PluginError as exc:
@@ -149,8 +148,8 @@ class PluginHost:
         """Say on a plugin's row what is wrong with it. The first thing that was stays."""
         for i, row in enumerate(self.rows):
             if row.name == name and row.state == "loaded":
-                cure = remedy or _remedy(row)
-                self.rows[i] = replace(row, state=state, reason=reason, remedy=cure)
+                line = " ".join(reason.split())
+                self.rows[i] = replace(row, state=state, reason=line, remedy=remedy or _remedy(row))
 
     def _manifests(self, hook: str, kind: type[_T]) -> Iterator[tuple[str, _T]]:
         """Each manifest that this host can take, with the plugin that brought it."""
@@ -393,8 +392,10 @@ def missing_modules(names: Sequence[str]) -> list[str]:
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except (ModuleNotFoundError, ValueError):  # the package it would be in; a module without a spec
+    except ModuleNotFoundError:  # the package that it would be in
         return False
+    except Exception:  # noqa: BLE001 - what is wrong with it is told where it is used
+        return True
 
 
 def _has_distribution(name: str) -> bool:
@@ -407,7 +408,11 @@ def _has_distribution(name: str) -> bool:
 
 def said(exc: BaseException) -> str:
     """What an exception of somebody else's says, on one line."""
-    return f"{type(exc).__name__}: {exc}".splitlines()[0].removesuffix(": ")
+    try:
+        text = str(exc)
+    except Exception:  # noqa: BLE001 - it is somebody else's
+        text = ""
+    return f"{type(exc).__name__}: {text}".splitlines()[0].removesuffix(": ")
 
 
 def _not_there(name: str) -> PluginRow:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,26 @@ def test_no_file_is_left_behind(install: Install, monkeypatch: pytest.MonkeyPatc
     assert done.returncode == 1
     assert list(here.iterdir()) == []
     assert list(temporary.iterdir()) == []
+
+
+def test_who_gives_up_waiting_leaves_no_process(install: Install, tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    code = f"import os, pathlib, time; pathlib.Path({str(note)!r}).write_text(str(os.getpid()))"
+    site = good(install, "stuck", devices=f"{code}; time.sleep(3600)")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "perfuse.cli", "doctor"],
+        env={**os.environ, "PYTHONPATH": str(site), "PERFUSE_PLUGINS": "stuck"},
+        stderr=subprocess.PIPE,
+    )
+    while not (note.exists() and note.read_text()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert b"Traceback" not in error
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
 
 
 def test_the_engines_of_this_environment() -> None:

@@ -39,6 +39,10 @@ BROKEN = {
     "import-error": ("import there_is_no_such_module", "there_is_no_such_module"),
     "library": ("raise OSError('libtbb.so.2: cannot open')", "OSError: libtbb.so.2"),
     "exits": ("import sys; sys.exit(3)", "SystemExit: 3"),
+    "unsayable": (
+        "class Odd(Exception):\n def __str__(self): raise ValueError\nraise Odd('x')",
+        "Odd",
+    ),
     "syntax": ("def broken(:\n", "SyntaxError"),
     "panic": (  # what Rust extensions raise is no Exception
         "class PanicException(BaseException): pass\nraise PanicException('unwrap')",
@@ -163,6 +167,14 @@ def test_two_plugins_of_one_name(install: Install) -> None:
     (row,) = [row for row in host.rows if row.name == "sound" and row.state == "broken"]
     assert "same name" in row.reason
     assert "sound" in host.backends()
+
+
+def test_a_plugin_that_goes_by_the_name_of_core(install: Install) -> None:
+    install("perfuse", GOOD.format(name="thief"), dist="thief")
+    host = PluginHost()
+    assert rows(host)["perfuse"] == ("broken", "another plugin has the same name")
+    assert "DDIMScheduler" in host.schedulers()
+    assert "thief" not in host.backends()
 
 
 def test_two_backends_of_one_name_are_said(install: Install) -> None:
@@ -414,6 +426,14 @@ def test_missing_modules() -> None:
         "there_is_no_such_module"
     ]
     assert missing_modules(("there_is_no_such_package.part",)) == ["there_is_no_such_package.part"]
+
+
+def test_a_module_in_a_package_that_is_broken_is_there(install: Install) -> None:
+    """What is wrong with it is said by whoever imports it."""
+    site = good(install)
+    (site / "halfway").mkdir()
+    (site / "halfway" / "__init__.py").write_text("raise OSError('libhalf.so')")
+    assert missing_modules(("halfway.part",)) == []
 
 
 def test_in_tree_backends_say_which_format_they_load() -> None:
