@@ -21,7 +21,6 @@ __all__ = [
     "cosine",
     "difference_picture",
     "flip",
-    "flip_error",
     "is_constant",
     "lpips",
     "max_abs",
@@ -184,11 +183,6 @@ def flip(picture: ArrayLike, reference: ArrayLike) -> tuple[float, Floats]:
     errors = _flip(ours, true, colours=False)[..., 0]
     errors[bad] = 1
     return (math.nan if bad.any() else float(errors.mean())), errors
-
-
-def flip_error(picture: ArrayLike, reference: ArrayLike) -> float:
-    """The mean alone of ``flip``."""
-    return flip(picture, reference)[0]
 
 
 def difference_picture(picture: ArrayLike, reference: ArrayLike) -> NDArray[np.uint8]:
