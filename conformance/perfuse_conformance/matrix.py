@@ -181,10 +181,7 @@ def _claim(entry: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _cell(counts: Mapping[Status, int]) -> dict[str, str]:
     look = said.look_of_counts(counts)
-    asked = sum(n for status, n in counts.items() if status is not Status.NOT_SUPPORTED)
-    passed = sum(
-        n for status, n in counts.items() if status.counts and status is not Status.NOT_SUPPORTED
-    )
+    asked, passed = said.asked_of(counts), said.passed_of(counts)
     text = f"{_MARKS[look.kind]} {passed} of {asked}" if asked else f"{look.symbol} {look.word}"
     return {"kind": look.kind, "text": text}
 

@@ -27,12 +27,11 @@ class Summary:
 
     @property
     def passed(self) -> int:
-        return sum(n for s, n in self.counts.items() if s.counts and s is not Status.NOT_SUPPORTED)
+        return said.passed_of(self.counts)
 
     @property
     def asked(self) -> int:
-        """All but those that the backend declares that it cannot."""
-        return sum(n for s, n in self.counts.items() if s is not Status.NOT_SUPPORTED)
+        return said.asked_of(self.counts)
 
     @property
     def words(self) -> str:
@@ -103,7 +102,6 @@ class Trajectory:
     model: str
     row: Row
     plot: Plot
-    failed: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,7 +325,6 @@ def _trajectories(runs: Sequence[Run], rows: Sequence[Row]) -> list[Trajectory]:
                         model=model,
                         row=row,
                         plot=plot(series),
-                        failed=any(result.status.failed for _, result in cells),
                     )
                 )
     return found

@@ -20,6 +20,7 @@ __all__ = [
     "ability_look",
     "again_said",
     "all_results",
+    "asked_of",
     "call_said",
     "claim_said",
     "counts_of",
@@ -32,6 +33,7 @@ __all__ = [
     "model_said",
     "models_of",
     "number_said",
+    "passed_of",
     "statuses_of",
     "used_of",
     "used_of_limit",
@@ -166,6 +168,16 @@ def look_of_counts(counts: Mapping[Status, int]) -> Look:
 
 def counts_of(results: Iterable[Result]) -> Counter[Status]:
     return Counter(result.status for result in results)
+
+
+def asked_of(counts: Mapping[Status, int]) -> int:
+    """All but those that the backend declares that it cannot."""
+    return sum(n for status, n in counts.items() if status is not Status.NOT_SUPPORTED)
+
+
+def passed_of(counts: Mapping[Status, int]) -> int:
+    """Those of them that a level can be granted with."""
+    return asked_of({status: n for status, n in counts.items() if status.counts})
 
 
 def kinds_of(results: Iterable[Result]) -> dict[str, int]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-__all__ = ["write_report"]
+__all__ = ["environment", "write_report"]
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -65,6 +65,7 @@ def write_report(runs: Sequence[Run], folder: Path, pictures_from: Sequence[Path
 
 @lru_cache(maxsize=1)
 def environment() -> "Environment":
+    """Where templates are found; whatever they are given is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
