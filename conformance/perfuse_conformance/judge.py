@@ -123,9 +123,12 @@ def judge_calls(
 
 
 def _held_to(result: Result, case: Case) -> str:
-    """The precision by whose limits a case is judged: the one that ran, if a fallback was declared."""
-    ran = result.executed_precision
-    return ran if result.fallbacks and ran in PRECISIONS else str(case.precision)
+    """The precision by whose limits a case is judged: the one asked for, or a coarser one that ran
+    and was declared as a fallback. Weights that were rounded to it stay rounded in a finer one."""
+    asked, ran = str(case.precision), result.executed_precision
+    if result.fallbacks and ran in PRECISIONS:
+        return max(asked, ran, key=PRECISIONS.index)
+    return asked
 
 
 def _shape_problem(

@@ -52,9 +52,7 @@ class Timeout(Failure):
 class WorkerProcess:
     """Starts when it is first asked, and again after it was lost."""
 
-    def __init__(
-        self, target: Target, model: str | None, bundle: Path | None, folder: Path
-    ) -> None:
+    def __init__(self, target: Target, model: str | None, folder: Path) -> None:
         self.out = folder / "out.npz"
         self._log = folder / "stderr.txt"
         self._job = {
@@ -62,7 +60,6 @@ class WorkerProcess:
             "device": target.device,
             "options": dict(target.options),
             "model": model,
-            "bundle": str(bundle) if bundle is not None else None,
             "out": str(self.out),
             "printed": str(folder / "stdout.txt"),
         }

@@ -6,6 +6,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ class Session:
     #: What the results call it.
     name: str
     level: str
-    bundle: Bundle | None
+    #: A bundle to judge by; without one the reference runs here, once, when it is needed.
+    golden: Path | None = None
+    seed: int = 0
     #: Seconds that a case may take; preparing its program comes on top.
     timeout: float = 60.0
     prepare_timeout: float = 600.0
@@ -73,15 +76,8 @@ class Session:
             raise InputError(f"Level {self.level!r} was asked for; there are {', '.join(LEVELS)}.")
         self._folder = tempfile.TemporaryDirectory(prefix="perfuse-conformance-")
         self._source: Source = open_model(self.model)
-        if self.bundle is not None:
-            self.bundle.check_model(self._source.spec)
         self.tolerances = Tolerances.load()
-        self._worker = WorkerProcess(
-            self.target,
-            self.model,
-            self.bundle.path if self.bundle is not None else None,
-            Path(self._folder.name),
-        )
+        self._worker = WorkerProcess(self.target, self.model, Path(self._folder.name))
         self._lost: dict[tuple[Any, ...], Result] = {}
         self._first: Arrays | None = None
         self.device: Mapping[str, Any] = {}
@@ -92,6 +88,21 @@ class Session:
     def spec(self) -> PipelineSpec:
         """The model's spec."""
         return self._source.spec
+
+    @cached_property
+    def bundle(self) -> Bundle:
+        """What is right.
+
+        Raises:
+            BundleError: the golden bundle is damaged, or of another model.
+        """
+        if self.golden is not None:
+            bundle = Bundle.open(self.golden)
+        else:
+            level = "L3" if self.level == "L3" else "L2"
+            bundle = bundle_for(self.model, level=level, seed=self.seed)
+        bundle.check_model(self.spec)
+        return bundle
 
     def close(self) -> None:
         """End the worker and remove its files."""
@@ -120,9 +131,6 @@ class Session:
         cases = cases_of(self.spec, self.capabilities, precisions, self.level)
         if isinstance(self._source, Artifact):
             cases = [case for case in cases if self._held(case, self._source)]
-        if self.bundle is not None:
-            known = {*self.bundle.index["probes"], *self.bundle.index["draws"]}
-            cases = [case for case in cases if _recorded(case, known)]
         return sorted(cases, key=_order)
 
     def _declared(self) -> tuple[str, ...]:
@@ -164,10 +172,10 @@ class Session:
             return False
         if not exported.static:
             return case.mode == "symbolic"
-        if case.mode != "static" or self.bundle is None or case.subject == "closed":
+        if case.mode != "static" or case.subject == "closed":
             return case.mode == "static"
-        dims = self.bundle.index["probes"][case.subject]["dims"]
-        return all(dims[name] == size for name, size in exported.static.items())
+        meta = self.bundle.index["probes"].get(case.subject)
+        return meta is None or all(meta["dims"][d] == size for d, size in exported.static.items())
 
     # Running
 
@@ -179,7 +187,15 @@ class Session:
 
     def judge(self, case: Case) -> Result:
         """The result of one case."""
-        result = begin(case, self.bundle)
+        result = begin(case, self.bundle if case.kind != "host" else None)
+        if not self._recorded(case):
+            return fail(
+                result,
+                Status.ENV_MISSING,
+                "not-recorded",
+                f"{self.bundle.path} holds nothing of {case.subject} in {case.precision}; record it "
+                "again with this suite, the level and the precisions that are to be judged",
+            )
         program = _program_of(case)
         if program in self._lost:
             before = self._lost[program]
@@ -199,6 +215,14 @@ class Session:
             if program is not None:
                 self._lost[program] = result
             return result
+
+    def _recorded(self, case: Case) -> bool:
+        """Whether the bundle holds what a case is judged by, the reference's own error included."""
+        if case.kind in ("host", "contract", "quality"):
+            return True
+        table = "draws" if case.kind in ("draw", "repeat") else "probes"
+        meta = self.bundle.index[table].get(case.subject)
+        return meta is not None and (case.kind == "refusal" or case.precision in meta["errors"])
 
     def _asked(self, case: Case, result: Result) -> Result:
         if case.kind == "host":
@@ -222,10 +246,11 @@ class Session:
             Failure: it is gone.
         """
         limit = self.timeout + (self.prepare_timeout if prepares else 0.0)
+        if request["do"] in ("call", "closed", "draw"):
+            request = {**request, "bundle": str(self.bundle.path)}
         return self._worker.ask(request, limit)
 
     def _calls(self, case: Case, result: Result) -> Result:
-        assert self.bundle is not None
         answer = self.ask(
             {
                 "do": "call",
@@ -273,7 +298,6 @@ class Session:
 
     def _refusal(self, case: Case, result: Result) -> Result:
         """What was declared impossible must be refused with a reason, or be right."""
-        assert self.bundle is not None
         if not case.declined:
             return fail(
                 result,
@@ -329,7 +353,6 @@ class Session:
         )
 
     def _draw(self, case: Case, result: Result) -> Result:
-        assert self.bundle is not None
         answer, drawn = self._drawn(case)
         if answer.value is None or drawn is None:
             return _mannered(raised(result, answer.error or {}), answer)
@@ -380,7 +403,7 @@ class Session:
                 "no-checker",
                 "no measure of quality for this model is at hand; the bundled shapes has one",
             )
-        right = self.bundle.index.get("quality") if self.bundle is not None else None
+        right = self.bundle.index.get("quality")
         if right is None:
             return fail(
                 result,
@@ -404,13 +427,6 @@ class Session:
             reason_code="" if fits else "mismatch",
         )
         return _mannered(judged, answer)
-
-
-def _recorded(case: Case, known: set[str]) -> bool:
-    """Whether the bundle holds what a case is judged by."""
-    if case.kind in ("host", "contract", "quality"):
-        return True
-    return case.subject in known
 
 
 def _order(case: Case) -> tuple[Any, ...]:
@@ -526,18 +542,20 @@ def open_session(
     """A session to judge single cases with; the arguments are those of ``run_conformance``."""
     parsed = replace(Target.parse(target), options=dict(options or {}))
     name, model = model if model is not None else "shapes", path_of(model)
-    if golden is not None:
-        bundle = Bundle.open(golden)
-    else:
-        bundle = bundle_for(model, level="L3" if level == "L3" else "L2", seed=seed)
     return Session(
-        target=parsed, model=model, name=name, level=level, bundle=bundle, timeout=timeout
+        target=parsed,
+        model=model,
+        name=name,
+        level=level,
+        golden=golden,
+        seed=seed,
+        timeout=timeout,
     )
 
 
 def run_of(session: Session, results: Sequence[Result], command: str) -> Run:
     """The results with all that is to be said of who was measured, how and where."""
-    bundle = session.bundle
+    reference = session.bundle.reference
     return Run(
         suite={
             "version": SUITE_VERSION,
@@ -550,9 +568,7 @@ def run_of(session: Session, results: Sequence[Result], command: str) -> Run:
             "level": session.level,
             "command": command,
             "model": session.name,
-            "reference": " ".join(
-                (bundle.reference["target"], bundle.reference["engine"]) if bundle else ()
-            ),
+            "reference": f"{reference['target']} {reference['engine']}",
         },
         host={
             "os": platform.platform(),

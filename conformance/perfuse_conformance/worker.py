@@ -54,11 +54,10 @@ class _WatchedStore(ArtifactStore):
 class Worker:
     """One backend and one model; programs are kept until another one is asked for."""
 
-    def __init__(self, target: Target, model: str | None, bundle: Path | None, out: Path) -> None:
+    def __init__(self, target: Target, model: str | None, out: Path) -> None:
         self.target = target
         self._model = model
         self._out = out
-        self._bundle_at = bundle
         self._bundle: Bundle | None = None
         self._source: Source | None = None
         self._backend: Backend | None = None
@@ -67,11 +66,9 @@ class Worker:
         self._store = _WatchedStore(ArtifactStore.default().root)
         self._prepared_s = 0.0
 
-    @property
-    def bundle(self) -> Bundle:
-        if self._bundle is None:
-            assert self._bundle_at is not None
-            self._bundle = Bundle.open(self._bundle_at)
+    def _opened(self, folder: str) -> Bundle:
+        if self._bundle is None or str(self._bundle.path) != folder:
+            self._bundle = Bundle.open(Path(folder))
         return self._bundle
 
     @property
@@ -146,19 +143,18 @@ class Worker:
         program = self.backend.prepare(component, target, self._store)
         return {"prepared": type(program).__name__}
 
-    def do_call(
-        self, probe: str, precision: str, static: bool, watch: bool = True
-    ) -> dict[str, Any]:
+    def do_call(self, bundle: str, probe: str, precision: str, static: bool) -> dict[str, Any]:
         """Make the calls of a probe, and leave what they returned in the file."""
-        meta = self.bundle.index["probes"][probe]
+        opened = self._opened(bundle)
+        meta = opened.index["probes"][probe]
         name = meta["component"]
         program = self._ready(name, precision, meta["dims"] if static else {})
-        calls = [self.bundle.inputs(probe, i) for i in range(meta["calls"])]
+        calls = [opened.inputs(probe, i) for i in range(meta["calls"])]
         manner = str(meta.get("manner", "separate"))
         notes: list[str] = []
         outputs: list[Any] = []
         began = time.perf_counter()
-        with _watching(watch and not _is_torch(program)) as torch_watch:
+        with _watching(not _is_torch(program)) as torch_watch:
             for i, given in enumerate(_arranged(calls, manner)):
                 before = {key: array.copy() for key, array in given.items()}
                 returned = program(**given)
@@ -178,28 +174,31 @@ class Worker:
             "torch_operators": torch_watch.operators if torch_watch is not None else {},
         }
 
-    def do_closed(self, component: str, precision: str, static: bool) -> dict[str, Any]:
+    def do_closed(
+        self, bundle: str, component: str, precision: str, static: bool
+    ) -> dict[str, Any]:
         """Close a program twice, then call it."""
+        opened = self._opened(bundle)
         probe = next(
-            id for id, meta in self.bundle.index["probes"].items() if meta["component"] == component
+            id for id, meta in opened.index["probes"].items() if meta["component"] == component
         )
-        dims = self.bundle.index["probes"][probe]["dims"] if static else {}
+        dims = opened.index["probes"][probe]["dims"] if static else {}
         program = self._ready(component, precision, dims)
         self._program = None
         program.close()
         program.close()
         try:
-            program(**self.bundle.inputs(probe, 0))
+            program(**opened.inputs(probe, 0))
         except PerfuseError as exc:
             return {"refused": str(exc)}
         return {"refused": None}
 
-    def do_draw(self, draw: str, precision: str) -> dict[str, Any]:
+    def do_draw(self, bundle: str, draw: str, precision: str) -> dict[str, Any]:
         """Draw, and leave latents and pictures in the file."""
         pipe = self._pipe(precision)
         self._store.taken()
         began = time.perf_counter()
-        drawn = run_draw(pipe, draws_of(pipe.spec, seed=self.bundle.seed)[draw])
+        drawn = run_draw(pipe, draws_of(pipe.spec, seed=self._opened(bundle).seed)[draw])
         spent = time.perf_counter() - began
         _save([drawn], self._out)
         reports = {name: _report(pipe.program(name)) for name in pipe.spec.components}
@@ -326,7 +325,6 @@ def main() -> None:
     worker = Worker(
         Target(backend=job["backend"], device=job.get("device"), options=job.get("options", {})),
         job["model"],
-        Path(job["bundle"]) if job["bundle"] is not None else None,
         Path(job["out"]),
     )
     seen = 0
