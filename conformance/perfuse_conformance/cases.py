@@ -130,10 +130,9 @@ def sizes_of(spec: PipelineSpec, component: ComponentSpec) -> dict[str, dict[str
     """
     height, width = spec.default_size
     scale = spec.latents.downscale if spec.latents is not None else 1
-    if "sequence" in component.signature.dims:
-        longest = component.maximums.get("sequence", 77)
-    else:
-        longest = 77
+    # A denoiser's text is as long as the text encoders', which alone say how long that can be.
+    lengths = [c.maximums["sequence"] for c in spec.components.values() if "sequence" in c.maximums]
+    longest = min(lengths, default=77)
     pixels = {
         "usual": (1, height, width),
         "wide": (2, height, width + width // 2),
