@@ -149,7 +149,7 @@ def _shape_problem(
                 result,
                 Status.FAIL_CONTRACT,
                 "wrong-names",
-                f"call {i} returned {', '.join(arrays) or 'nothing'}; the signature has "
+                f"call {i + 1} returned {', '.join(arrays) or 'nothing'}; the signature has "
                 f"{', '.join(signature.output_names)}",
             )
         for name, array in arrays.items():
@@ -158,14 +158,14 @@ def _shape_problem(
                     result,
                     Status.FAIL_CONTRACT,
                     "wrong-shape",
-                    f"call {i} returned {name} of shape {array.shape}, not {exact[name].shape}",
+                    f"call {i + 1} returned {name} of shape {array.shape}, not {exact[name].shape}",
                 )
             if array.dtype != np.float32:
                 return fail(
                     result,
                     Status.FAIL_CONTRACT,
                     "wrong-dtype",
-                    f"call {i} returned {name} as {array.dtype}, not float32",
+                    f"call {i + 1} returned {name} as {array.dtype}, not float32",
                 )
             if not np.isfinite(array).all():
                 count = int(np.count_nonzero(~np.isfinite(array)))
@@ -173,7 +173,7 @@ def _shape_problem(
                     result,
                     Status.FAIL_NONFINITE,
                     "not-finite",
-                    f"call {i}: {count} of {array.size} numbers of {name} are NaN or infinite",
+                    f"call {i + 1}: {count} of {array.size} numbers of {name} are NaN or infinite",
                 )
     overwritten = [note for note in notes if note.startswith("inputs-overwritten")]
     if overwritten:
@@ -387,7 +387,7 @@ def _with(result: Result, measured: Measured) -> Result:
 def _verdict(result: Result, case: Case, answer: Mapping[str, Any]) -> Result:
     """Pass or mismatch by the metrics, then what is to be said of how it ran."""
     if not all(metric.fits for metric in result.metrics):
-        where = f" at call {result.worst_call}" if result.worst_call is not None else ""
+        where = f" at call {result.worst_call + 1}" if result.worst_call is not None else ""
         return fail(
             result,
             Status.FAIL_MISMATCH,

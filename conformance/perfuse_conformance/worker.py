@@ -161,7 +161,7 @@ class Worker:
                 outputs.append(_taken(returned, i, notes))
                 for key, array in given.items():
                     if not np.array_equal(array, before[key], equal_nan=True):
-                        notes.append(f"inputs-overwritten: call {i} wrote to {key}")
+                        notes.append(f"inputs-overwritten: call {i + 1} wrote to {key}")
                     if manner == "scribbled":
                         array[...] = 0 if array.dtype.kind == "i" else np.nan
         spent = time.perf_counter() - began
@@ -268,13 +268,13 @@ def _arranged(calls: list[Arrays], manner: str) -> Iterator[Arrays]:
 def _taken(returned: Any, call: int, notes: list[str]) -> Arrays:
     """A copy of what a call returned; what it should not have returned becomes a note."""
     if not isinstance(returned, Mapping):
-        notes.append(f"not-a-mapping: call {call} returned {type(returned).__name__}")
+        notes.append(f"not-a-mapping: call {call + 1} returned {type(returned).__name__}")
         return {}
     taken: Arrays = {}
     for name, value in returned.items():
         array = value.detach().cpu().numpy() if is_torch(value) else value
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
-            notes.append(f"not-an-array: call {call} returned {name} as {type(value).__name__}")
+            notes.append(f"not-an-array: call {call + 1} returned {name} as {type(value).__name__}")
             continue
         taken[str(name)] = np.array(array)
     return taken
