@@ -15,13 +15,13 @@ import numpy as np
 from perfuse.artifact import Artifact
 from perfuse.backend import PRECISIONS, Target
 from perfuse.errors import InputError
-from perfuse.manifest import tool_versions
+from perfuse.manifest import ExportedComponent, tool_versions
 from perfuse.pipeline import Source, open_model
 from perfuse.plugins import host
 from perfuse.spec import PipelineSpec
 from perfuse_conformance import SUITE_VERSION
 from perfuse_conformance.bundle import Bundle
-from perfuse_conformance.cases import LEVELS, Arrays, Capability, Case, cases_of
+from perfuse_conformance.cases import LEVELS, Arrays, Capability, Case, cases_of, draws_of
 from perfuse_conformance.host_cases import judge_host
 from perfuse_conformance.judge import (
     begin,
@@ -128,9 +128,10 @@ class Session:
         precisions = self._declared()
         if not self.device:  # nothing can be executed; the host's cases say why
             return cases_of(self.spec, {}, precisions, "L0")
-        cases = cases_of(self.spec, self.capabilities, precisions, self.level)
         if isinstance(self._source, Artifact):
-            cases = [case for case in cases if self._held(case, self._source)]
+            cases = self._exported_cases(self._source)
+        else:
+            cases = cases_of(self.spec, self.capabilities, precisions, self.level)
         return sorted(cases, key=_order)
 
     def _declared(self) -> tuple[str, ...]:
@@ -162,20 +163,32 @@ class Session:
         same = [d for d in devices if wanted and d["name"].split(":")[0] == wanted.split(":")[0]]
         self.device = same[0] if same else {}
 
-    def _held(self, case: Case, artifact: Artifact) -> bool:
-        """Whether an exported folder holds what a case would run."""
-        if case.kind == "host" or case.kind in ("draw", "repeat", "quality"):
-            exported = artifact.manifest.components[self.spec.denoiser.name]
-            return case.precision in (None, exported.precision)
-        exported = artifact.manifest.components[str(case.component)]
-        if case.kind == "refusal" or case.precision != exported.precision:
-            return False
-        if not exported.static:
-            return case.mode == "symbolic"
-        if case.mode != "static" or case.subject == "closed":
-            return case.mode == "static"
-        meta = self.bundle.index["probes"].get(case.subject)
-        return meta is None or all(meta["dims"][d] == size for d, size in exported.static.items())
+    def _exported_cases(self, artifact: Artifact) -> list[Case]:
+        """The cases that an exported folder has the files for: one precision and way of sizes each."""
+        held = artifact.manifest.components
+        capabilities = {
+            (name, precision, mode): said
+            for (name, precision, mode), said in self.capabilities.items()
+            if precision == held[name].precision
+            and mode == ("static" if held[name].static else "symbolic")
+        }
+        precisions = (held[self.spec.denoiser.name].precision,)
+        cases = cases_of(self.spec, capabilities, precisions, self.level)
+        return [case for case in cases if case.kind != "refusal" and self._fits(case, held)]
+
+    def _fits(self, case: Case, held: Mapping[str, ExportedComponent]) -> bool:
+        """Whether a case asks for the sizes that were fixed when the model was exported."""
+        if case.kind in ("component", "forced"):
+            meta = self.bundle.index["probes"].get(case.subject)
+            dims = meta["dims"] if meta is not None else {}
+            return all(dims.get(d, n) == n for d, n in held[str(case.component)].static.items())
+        if case.kind in ("draw", "repeat"):
+            fixed = held[self.spec.denoiser.name].static
+            height, width = self.spec.default_size
+            inputs = draws_of(self.spec)[str(case.subject)].inputs
+            usual = (inputs.get("height", height), inputs.get("width", width)) == (height, width)
+            return usual or "latent_width" not in fixed
+        return True
 
     # Running
 
