@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from perfuse import ArtifactStore, Component, ComponentSpec, Signature, TensorSpec
+from perfuse import (
+    ArtifactStore,
+    Component,
+    ComponentSpec,
+    DiffusionPipeline,
+    Signature,
+    TensorSpec,
+)
 from torch import Tensor, nn
 
 Make = Callable[..., Component]
@@ -63,3 +70,11 @@ def gate() -> Make:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model, exported for two pictures of its size; not to be written to."""
+    pipe = DiffusionPipeline.from_pretrained(backend="torch:cpu")
+    folder = tmp_path_factory.mktemp("export") / "shapes"
+    return pipe.export(folder, to="openreg", height=64, width=64, batch=2)

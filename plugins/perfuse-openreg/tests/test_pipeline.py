@@ -44,13 +44,6 @@ def pipe() -> Iterator[DiffusionPipeline]:
     assert used() == [0, 0]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pipe = DiffusionPipeline.from_pretrained(backend="torch:cpu")
-    folder = tmp_path_factory.mktemp("export") / "shapes"
-    return pipe.export(folder, to="openreg", height=64, width=64, batch=2)
-
-
 def test_the_same_picture(pipe: DiffusionPipeline, reference: np.ndarray) -> None:
     said: list[str] = []
     with reporting(said.append):

@@ -30,7 +30,8 @@ def perfuse_exporters() -> Sequence[ExporterManifest]:
         ExporterManifest(
             format="openreg",
             impl="perfuse_openreg.exporter:OpenRegExporter",
-            requires=_REQUIRES,
+            # A new version of any of these makes perfuse export anew, the plugin's own too.
+            requires=(*_REQUIRES, "safetensors", "perfuse_openreg"),
             install=_INSTALL,
             summary="the simulated accelerator's programs, each for one size",
         ),
