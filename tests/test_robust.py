@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,9 +82,10 @@ def test_target(
     check_generate(status, words, tmp_path, "--model", checkpoint("sd1"), "--backend", target)
 
 
-BLOCKED = """
-import importlib.util, sys
-hidden = set(sys.argv.pop(1).split(","))
+#: Run by every interpreter that starts with its folder in the path, those of ``perfuse doctor`` too.
+HIDE = """
+import importlib.util, os, sys
+hidden = set(os.environ["HIDDEN"].split(","))
 class Hider:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in hidden:
@@ -91,21 +93,21 @@ class Hider:
 sys.meta_path.insert(0, Hider())
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *a: None if name.split(".")[0] in hidden else find(name, *a)
-from perfuse.cli import main
-main()
 """
 
 
-def without(modules: str, *arguments: object, **settings: Any) -> subprocess.CompletedProcess[str]:
+def without(modules: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """The command line in an environment that does not have these modules."""
-    return subprocess.run(
-        [sys.executable, "-c", BLOCKED, modules, *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **settings,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "sitecustomize.py").write_text(HIDE, "utf-8")
+        return subprocess.run(
+            [sys.executable, "-m", "perfuse.cli", *map(str, arguments)],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env={**os.environ, "PYTHONPATH": folder, "HIDDEN": modules},
+        )
 
 
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
