@@ -5,6 +5,7 @@ into the data and draws it; with ``--check`` it only says whether the picture is
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,8 +31,9 @@ _MARKS = {
     "refused": "–",
     "absent": "○",
 }
+_BUILD = re.compile(r"(?<=\d)[-+]\S*$")
 # In pixels: the column of names, the columns of backends, a line, the heads above the lines.
-_FIRST, _LEAST, _WIDTH, _GAP, _LINE, _TOP, _HEAD = 178, 128, 840, 8, 23, 58, 58
+_FIRST, _LEAST, _WIDTH, _GAP, _LINE, _TOP, _HEAD = 178, 136, 840, 8, 23, 58, 58
 
 
 def summarise(runs: Sequence[Run]) -> dict[str, Any]:
@@ -131,7 +133,8 @@ def _layout(data: Mapping[str, Any]) -> dict[str, Any]:
         blocks.append(block)
         y = block["end"]
     notes = _notes(entries)
-    engines = {entry["target"]: entry["engine"] for entry in entries}
+    # A build's tag is in the data; the picture has room for the version.
+    engines = {entry["target"]: _BUILD.sub("", entry["engine"]) for entry in entries}
     return {
         "title": f"Conformance of {', '.join(targets)} with {', '.join(models)}",
         "width": _FIRST + column * len(targets) + _GAP,

@@ -27,6 +27,7 @@ __all__ = [
     "group_of",
     "kinds_of",
     "level_said",
+    "log_said",
     "look_of_counts",
     "metric_label",
     "metric_said",
@@ -294,6 +295,13 @@ def call_said(result: Result) -> str:
     word = "call" if result.level == "L1" else "step"
     of = f" of {len(result.curve)}" if result.curve else ""
     return f"{word} {result.worst_call + 1}{of}"
+
+
+def log_said(log: str, lines: int = 15) -> str:
+    """Of a crash the first lines, which say where it was; of anything else the last."""
+    found = log.strip().splitlines()
+    crashed = bool(found) and found[0].startswith("Fatal Python error")
+    return "\n".join(found[:lines] if crashed else found[-lines:])
 
 
 def again_said(run: Run, result: Result) -> str:

@@ -139,7 +139,11 @@ class WorkerProcess:
             text = self._log.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
-        return text[-_TAIL:].strip()
+        # Python ends the account of a crash with every module it has; where it was stands before.
+        lines = [line for line in text.splitlines() if not line.startswith("Extension modules:")]
+        text = "\n".join(lines)
+        crash = text.rfind("Fatal Python error")
+        return (text[crash:][:_TAIL] if crash >= 0 else text[-_TAIL:]).strip()
 
     def close(self) -> None:
         """End the process and everything that it started."""

@@ -5,7 +5,13 @@ from difflib import get_close_matches
 from typing import Any
 
 from perfuse.errors import InputError
-from perfuse_conformance.presentation import call_said, metric_label, metric_said, used_of_limit
+from perfuse_conformance.presentation import (
+    call_said,
+    log_said,
+    metric_label,
+    metric_said,
+    used_of_limit,
+)
 from perfuse_conformance.results import Result
 from perfuse_conformance.runner import open_session
 
@@ -59,4 +65,4 @@ def lines_of(result: Result) -> list[str]:
     if result.curve:
         steps = " ".join("NaN" if v is None else f"{v:.3g}" for v in result.curve)
         lines.append(f"  error over the limit, call by call: {steps}")
-    return lines + [f"  | {line}" for line in result.log.splitlines()[-15:]]
+    return lines + [f"  | {line}" for line in log_said(result.log).splitlines()]

@@ -178,6 +178,15 @@ def test_failures_say_what_where_and_how_much(tmp_path):
     assert "line 39" in said and "line 25" in said and "line 24" not in said
 
 
+def test_the_log_of_a_crash_says_where_it_was():
+    frames = "".join(f"  File {i}\n" for i in range(40))
+    crash = f"Fatal Python error: Segmentation fault\n\nCurrent thread:\n{frames}"
+    assert presentation.log_said(crash).splitlines()[:4] == [*crash.splitlines()[:4]]
+    assert "File 39" not in presentation.log_said(crash)
+    assert presentation.log_said(f"loading\n{frames}\n", lines=2) == "  File 38\n  File 39"
+    assert presentation.log_said("") == ""
+
+
 def test_what_neither_passed_nor_failed_is_said(tmp_path):
     fell = component("unet/float32/static/late", Status.PASS_FALLBACK, reason="Conv ran on the CPU")
     expected = component("unet/float32/static/early", Status.XFAIL, 9.0, reason="known: #12")
@@ -501,6 +510,22 @@ def test_the_matrix_shows_claims_counts_and_what_is_missing(files):
     assert {"shapes", "sdxl", "L2", "+dyn", "L0", "not run", "✗ 0 of 1", "✓ 1 of 1"} <= set(texts)
     assert "/somewhere" not in "".join(texts)
     assert any(text.startswith("Executed 2026-11-20; suite 1.0, limits 1.0") for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("engine", "shown"),
+    [
+        ("torch 2.13.0+cpu", "torch 2.13.0"),
+        ("openvino 2026.4.1-22982-e213a147257-releases/2026/4", "openvino 2026.4.1"),
+        ("acme-2 1.0", "acme-2 1.0"),
+    ],
+)
+def test_the_matrix_shows_an_engines_version(engine, shown):
+    run = make_run()
+    run = replace(run, backend={**run.backend, "engine": engine})
+    data = matrix.summarise([run])
+    assert data["entries"][0]["engine"] == engine
+    assert f">{shown}</text>" in matrix.render_matrix(data)
 
 
 def test_what_was_not_executed_has_no_claim_in_the_matrix():
