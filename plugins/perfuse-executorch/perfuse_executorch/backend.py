@@ -27,11 +27,11 @@ _CPU = "cpu"
 _OPTIONS = ("threads",)
 _HALF = (
     "XNNPACK's float16 kernels need a processor with half-precision arithmetic to be fast; on "
-    "others float16 halves the file and costs time"
+    "others float16 halves the file and costs time."
 )
 _BFLOAT16 = (
     "XNNPACK has no bfloat16 kernels; on ExecuTorch's portable ones a small autoencoder took some "
-    "hundred times as long. Use float16 or float32"
+    "hundred times as long. Use float16 or float32."
 )
 
 
@@ -57,8 +57,13 @@ class ExecuTorch(Backend):
             DeviceNotFoundError: another device than the CPU was asked for.
         """
         _check_device(request.device)
-        if request.precision not in ("float32", "float16"):
+        if request.precision == "bfloat16":
             return Support(level=SupportLevel.UNSUPPORTED, reason=_BFLOAT16)
+        if request.precision not in ("float32", "float16"):
+            return Support(
+                level=SupportLevel.UNSUPPORTED,
+                reason=f"ExecuTorch runs float32 and float16 here, not {request.precision}.",
+            )
         dims = open_dims(
             Component(spec=request.component, precision=request.precision, static=request.static)
         )
@@ -66,7 +71,7 @@ class ExecuTorch(Backend):
             return Support(
                 level=SupportLevel.UNSUPPORTED,
                 reason="ExecuTorch plans a program's memory when it is exported, and needs the "
-                f"size, or the largest, of {', '.join(dims)}",
+                f"size, or the largest, of {', '.join(dims)}.",
             )
         if request.precision == "float16":
             return Support(level=SupportLevel.CONDITIONAL, reason=_HALF)
@@ -84,7 +89,7 @@ class ExecuTorch(Backend):
         Raises:
             InputError: an option is unknown or malformed, or the pool has another size already.
             DeviceNotFoundError: another device than the CPU was asked for.
-            UnsupportedError: bfloat16, or a dimension without a size.
+            UnsupportedError: another precision, or a dimension without a size.
             ExportError: the component could not be lowered.
             ArtifactError: the file is missing, damaged, or of another component.
             ExecutionError: memory ran out.
@@ -101,7 +106,7 @@ class ExecuTorch(Backend):
         if not support.works:
             raise UnsupportedError(
                 f"{component.name} was to run in {component.precision} on {target}; "
-                f"{support.reason}."
+                f"{support.reason}"
             )
         count = runtime.threads(threads)
         path = exported(component, FORMAT, store)

@@ -61,12 +61,12 @@ class ExecuTorchExporter(Exporter):
             )
         from perfuse_exporters.capture import capture
 
-        program = capture(component, getattr(torch, component.precision))
         path = folder / MODEL
         try:
             with _quiet():
+                program = capture(component, getattr(torch, component.precision))
                 delegation = _lower(program, path)
-        except OSError:
+        except (ExportError, OSError):
             raise
         except Exception as exc:
             raise ExportError(
