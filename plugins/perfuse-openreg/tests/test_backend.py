@@ -129,7 +129,8 @@ def test_every_result_is_rounded(gate: Make, store: ArtifactStore, precision: st
     report = program.report()
     assert (report.device, report.precision) == ("openreg:0", precision)
     assert set(report.details["operators"]) == {precision}
-    assert report.fallbacks == ()
+    (simulated,) = report.fallbacks  # torch on the CPU computes, and the report does not hide it
+    assert "operators: torch" in simulated
     program.close()
 
 
