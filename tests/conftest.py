@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -12,19 +11,6 @@ import pytest
 
 Make = Callable[[str], Path]
 Export = Callable[[str, str], Path]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """No test reads or writes the user's cache, settings or the Hub."""
-    names = [name for name in os.environ if name.startswith("PERFUSE_")]
-    before = {name: os.environ.pop(name) for name in names}
-    cache = tmp_path_factory.mktemp("perfuse-cache")
-    os.environ["PERFUSE_CACHE"] = str(cache)
-    os.environ["PERFUSE_CONFIG"] = str(tmp_path_factory.mktemp("perfuse-config"))
-    yield cache
-    del os.environ["PERFUSE_CACHE"], os.environ["PERFUSE_CONFIG"]
-    os.environ.update(before)
 
 
 def make_tiny(folder: Path) -> Path:

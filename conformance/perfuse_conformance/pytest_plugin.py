@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BackendConformance"]
 
-_SETTINGS = frozenset(("backend", "model", "level", "options", "golden", "expectations"))
+_SETTINGS = frozenset(
+    ("backend", "model", "level", "profiles", "options", "golden", "expectations")
+)
 
 
 class BackendConformance:
@@ -32,6 +34,8 @@ class BackendConformance:
     model: ClassVar[str | None] = None
     #: The level that is claimed.
     level: ClassVar[str] = "L1"
+    #: The profiles that are claimed with it: ``("dyn", "fp16")``.
+    profiles: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[Mapping[str, str]] = {}
     #: A golden bundle to judge by, relative to the test file.
     golden: ClassVar[str | None] = None
@@ -63,10 +67,14 @@ class BackendConformance:
         run = perfuse_judged.run()
         if perfuse_judged.complaints:
             pytest.fail("\n".join(perfuse_judged.complaints), pytrace=False)
-        if run.claim.level < self.level or run.claim.level == "none":
-            blockers = "\n".join(run.claim.blockers)
+        lacking = set(self.profiles) - set(run.claim.profiles)
+        if run.claim.level < self.level or run.claim.level == "none" or lacking:
+            claimed, blockers = (
+                "+".join((self.level, *self.profiles)),
+                "\n".join(run.claim.blockers),
+            )
             pytest.fail(
-                f"{self.level} is claimed; the results grant {run.claim}. In between:\n{blockers}",
+                f"{claimed} is claimed; the results grant {run.claim}. In between:\n{blockers}",
                 pytrace=False,
             )
 

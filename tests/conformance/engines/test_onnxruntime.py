@@ -1,0 +1,9 @@
+"""ONNX Runtime on the CPU, held against the reference."""
+
+from perfuse_conformance import BackendConformance
+
+
+class TestOnnxRuntime(BackendConformance):
+    backend = "onnxruntime:cpu"
+    level = "L2"
+    profiles = ("dyn", "fp16")
