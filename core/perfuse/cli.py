@@ -7,13 +7,15 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from perfuse.errors import BackendNotFoundError, ConfigError, InputError, PerfuseError, PluginError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = ["main"]
 
@@ -83,7 +85,7 @@ class _Group(click.Group):
             ctx.exit(2 if wrong_line else 1)
 
 
-def _load_command(entry: EntryPoint) -> click.Command:
+def _load_command(entry: "EntryPoint") -> click.Command:
     """A plugin's command.
 
     Raises:
