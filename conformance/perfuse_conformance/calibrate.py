@@ -38,8 +38,9 @@ class Reading:
     key: Key
     #: ``None`` where it could not be computed.
     value: float | None
-    #: What it was held to.
+    #: What it was held to, and the hash of the file of limits that was.
     limit: float
+    tolerances: str
     target: str
     model: str
     seed: str
@@ -69,6 +70,7 @@ def readings(run: Run) -> Iterator[Reading]:
                     key=(_kind(result, metric.name), result.precision or "?", name),
                     value=metric.value,
                     limit=metric.limit,
+                    tolerances=run.suite["tolerances_sha256"],
                     target=run.backend["target"],
                     model=run.run["model"],
                     seed=run.run["seed"],
@@ -92,16 +94,15 @@ def observed(found: Iterable[Reading]) -> dict[Key, Observed]:
     Left out are pictures that were held to a wider limit than others because the reference itself
     is far from the truth: they say nothing of the limit.
     """
-    by_key: dict[Key, list[Reading]] = {}
+    by_limit: dict[tuple[Key, str], list[Reading]] = {}
     for reading in found:
-        by_key.setdefault(reading.key, []).append(reading)
-    seen = {}
-    for key, group in sorted(by_key.items()):
+        by_limit.setdefault((reading.key, reading.tolerances), []).append(reading)
+    by_key: dict[Key, list[Reading]] = {}
+    for (key, _), group in by_limit.items():
         strictest = min(error_of(key[2], reading.limit) for reading in group)
-        seen[key] = _observed(
-            key, [r for r in group if error_of(key[2], r.limit) <= strictest * (1 + 1e-9)]
-        )
-    return seen
+        kept = [r for r in group if error_of(key[2], r.limit) <= strictest * (1 + 1e-9)]
+        by_key.setdefault(key, []).extend(kept)
+    return {key: _observed(key, group) for key, group in sorted(by_key.items())}
 
 
 def _observed(key: Key, group: Sequence[Reading]) -> Observed:

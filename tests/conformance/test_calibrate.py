@@ -12,15 +12,22 @@ LIMITS = {limit.key: limit for limit in Tolerances.load().entries}
 SNR = ("component", "float32", "snr_db")
 
 
-def reading(value, *, key=SNR, limit=100.0, case="component/unet/float32/static/late"):
+def reading(value, *, key=SNR, limit=100.0, tolerances="a"):
     return Reading(
-        key=key, value=value, limit=limit, target="a:cpu", model="shapes", seed="0", case=case
+        key=key,
+        value=value,
+        limit=limit,
+        tolerances=tolerances,
+        target="a:cpu",
+        model="shapes",
+        seed="0",
+        case="component/unet/float32/static/late",
     )
 
 
 def run(*results):
     return Run(
-        suite={"version": "1.0"},
+        suite={"version": "1.0", "tolerances_sha256": "a"},
         run={"model": "shapes", "seed": "3"},
         host={},
         backend={"target": "a:cpu"},
@@ -54,6 +61,10 @@ def test_a_picture_with_a_wider_limit_says_nothing():
     near, far = reading(70.0, key=key, limit=52.0), reading(20.0, key=key, limit=14.0)
     (seen,) = observed([near, far]).values()
     assert (seen.count, seen.worst) == (1, near)
+    # Runs that other limits judged are compared among themselves.
+    before = reading(60.0, key=key, limit=40.0, tolerances="b")
+    (seen,) = observed([near, far, before]).values()
+    assert (seen.count, seen.worst) == (2, before)
 
 
 def test_the_readings_of_a_run():
