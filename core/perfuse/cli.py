@@ -15,7 +15,7 @@ import click
 from perfuse.errors import BackendNotFoundError, ConfigError, InputError, PerfuseError, PluginError
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
+    from perfuse.installed import Entry
 
 __all__ = ["main"]
 
@@ -62,11 +62,10 @@ class _Group(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list for --help, for which no plugin is imported."""
-        from perfuse.disabled import distribution_of
         from perfuse.installed import command_entries
 
         said = {
-            name: f"From {' '.join(distribution_of(entry))}: perfuse {name} --help."
+            name: f"From {entry.distribution} {entry.version}: perfuse {name} --help."
             for name, entry in command_entries().items()
         }
         said |= {name: command.get_short_help_str(80) for name, command in self.commands.items()}
@@ -85,26 +84,25 @@ class _Group(click.Group):
             ctx.exit(2 if wrong_line else 1)
 
 
-def _load_command(entry: "EntryPoint") -> click.Command:
+def _load_command(entry: "Entry") -> click.Command:
     """A plugin's command.
 
     Raises:
         PluginError: it cannot be imported, or is no command.
     """
-    from perfuse.disabled import distribution_of
-
-    name, version = distribution_of(entry)
     try:
-        command = entry.load()
+        command = entry.point.load()
         if not isinstance(command, click.Command):
-            raise TypeError(f"{entry.value} is a {type(command).__name__}, not a click command")
+            raise TypeError(
+                f"{entry.point.value} is a {type(command).__name__}, not a click command"
+            )
     except KeyboardInterrupt:
         raise
     except BaseException as exc:
         why = f"{type(exc).__name__}: {exc}".splitlines()[0].removesuffix(": ")
         raise PluginError(
-            f"Command {entry.name!r} was asked for; it is from {name} {version}, and cannot be "
-            f"loaded: {why}. Update or uninstall {name}."
+            f"Command {entry.name!r} was asked for; it is from {entry.distribution} "
+            f"{entry.version}, and cannot be loaded: {why}. Update or uninstall that."
         ) from exc
     return command
 
@@ -480,7 +478,7 @@ def plugin_disable(name: str) -> None:
     from perfuse.disabled import switch
     from perfuse.installed import entry_points
 
-    click.echo(f"{', '.join(switch(name, entry_points(), on=False))} disabled")
+    click.echo(f"{', '.join(switch(name, [e.key for e in entry_points()], on=False))} disabled")
 
 
 @plugin.command("enable")
@@ -490,7 +488,7 @@ def plugin_enable(name: str) -> None:
     from perfuse.disabled import switch
     from perfuse.installed import entry_points
 
-    click.echo(f"{', '.join(switch(name, entry_points(), on=True))} enabled")
+    click.echo(f"{', '.join(switch(name, [e.key for e in entry_points()], on=True))} enabled")
 
 
 @plugin.command("new")

@@ -7,21 +7,12 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Sequence
-from importlib.metadata import EntryPoint
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from perfuse.errors import ConfigError, InputError
 
-__all__ = [
-    "config_folder",
-    "distribution_of",
-    "is_named",
-    "key",
-    "key_of",
-    "read_disabled",
-    "switch",
-]
+__all__ = ["config_folder", "is_named", "key", "read_disabled", "switch"]
 
 _FILE = "plugins.json"
 
@@ -36,26 +27,14 @@ def config_folder() -> Path:
     return platformdirs.user_config_path("perfuse", appauthor=False)
 
 
-def distribution_of(entry: EntryPoint) -> tuple[str, str]:
-    """The name and the version of the distribution that brings an entry point."""
-    if entry.dist is None:
-        return "?", "?"
-    return entry.dist.name, entry.dist.version
-
-
-def key_of(entry: EntryPoint) -> str:
-    """``DISTRIBUTION:NAME``, which no other entry point of the environment has."""
-    return key(distribution_of(entry)[0], entry.name)
-
-
 def key(distribution: str, name: str) -> str:
-    """The same of an entry point that is not at hand."""
+    """``DISTRIBUTION:NAME`` of an entry point, which no other one of the environment has."""
     return f"{_canonical(distribution)}:{name}"
 
 
-def is_named(entry: EntryPoint, names: Iterable[str]) -> bool:
-    """Whether an entry point, or the distribution that brings it, is among the names."""
-    return any(_is_of(key_of(entry), name) for name in names)
+def is_named(whole: str, names: Iterable[str]) -> bool:
+    """Whether a key is among the names, or its entry point's or its distribution's name is."""
+    return any(_is_of(whole, name) for name in names)
 
 
 def _is_of(whole: str, name: str) -> bool:
@@ -88,8 +67,13 @@ def read_disabled() -> frozenset[str]:
     return frozenset(keys)
 
 
-def switch(name: str, installed: Sequence[EntryPoint], *, on: bool) -> list[str]:
+def switch(name: str, installed: Collection[str], *, on: bool) -> list[str]:
     """Switch an entry point, or every one of a distribution, and write that down.
+
+    Args:
+        name: Its name, its distribution's or its key.
+        installed: The keys of those that are installed.
+        on: Whether to switch it on, or off.
 
     Returns:
         The keys of what was switched.
@@ -105,14 +89,13 @@ def switch(name: str, installed: Sequence[EntryPoint], *, on: bool) -> list[str]
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / f".{_FILE}.lock"):
             before = read_disabled()
-            known = {key_of(entry) for entry in installed}
             # What is off can be switched on after it was uninstalled, too.
-            keys = sorted(k for k in (known | before if on else known) if _is_of(k, name))
+            known = before.union(installed) if on else installed
+            keys = sorted(whole for whole in known if _is_of(whole, name))
             if not keys:
-                listed = ", ".join(f"{e.name} (of {distribution_of(e)[0]})" for e in installed)
                 raise InputError(
-                    f"Plugin {name!r} was named; installed: {listed or 'none'}. Name one of "
-                    "these, or a distribution."
+                    f"Plugin {name!r} was named; installed: {', '.join(installed) or 'none'}. "
+                    "Name one of these, or what is before or after its colon."
                 )
             _write(folder, before.difference(keys) if on else before.union(keys))
     except OSError as exc:

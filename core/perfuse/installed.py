@@ -3,16 +3,17 @@
 import importlib.metadata
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from typing import Any
 
-from perfuse.disabled import distribution_of, is_named, key_of, read_disabled
+from perfuse.disabled import is_named, key, read_disabled
 from perfuse.errors import ConfigError, PluginError
 
 __all__ = [
     "FAULTS",
+    "Entry",
     "PluginRow",
     "allowed_plugins",
     "check_rows",
@@ -29,6 +30,33 @@ COMMANDS = "perfuse.commands"
 _MAJOR = re.compile(r"perfuse\.v\d+")
 #: What ``PERFUSE_STRICT`` turns into errors. To be switched off, or not installed, is no fault.
 FAULTS = ("broken", "crashed", "incompatible", "conflict")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """An entry point with what its distribution says of itself, which is read once."""
+
+    point: EntryPoint
+    distribution: str
+    version: str
+
+    @classmethod
+    def read(cls, point: EntryPoint) -> "Entry":
+        metadata = point.dist.metadata if point.dist is not None else None
+        return cls(
+            point=point,
+            distribution=metadata["Name"] if metadata is not None else "?",
+            version=metadata["Version"] if metadata is not None else "?",
+        )
+
+    @property
+    def name(self) -> str:
+        return self.point.name
+
+    @property
+    def key(self) -> str:
+        """``DISTRIBUTION:NAME``."""
+        return key(self.distribution, self.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,30 +106,32 @@ def check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def entry_points() -> list[EntryPoint]:
+def entry_points() -> list[Entry]:
     """The entry points of every plugin, perfuse's own first. Nothing is imported."""
-    entries = importlib.metadata.entry_points()
-    found = sorted(entries.select(group=GROUP), key=_order)
-    ours = {key_of(entry) for entry in found}
-    for group in sorted(g for g in entries.groups if _MAJOR.fullmatch(g) and g != GROUP):
+    points = importlib.metadata.entry_points()
+    found = _read(points.select(group=GROUP))
+    ours = {entry.key for entry in found}
+    for group in sorted(g for g in points.groups if _MAJOR.fullmatch(g) and g != GROUP):
         # A plugin may be made for several majors; this host takes the one for its own.
-        others = [entry for entry in entries.select(group=group) if key_of(entry) not in ours]
-        found += sorted(others, key=_order)
+        found += [entry for entry in _read(points.select(group=group)) if entry.key not in ours]
     return found
 
 
-def command_entries() -> dict[str, EntryPoint]:
+def command_entries() -> dict[str, Entry]:
     """The commands that distributions add to the command line, by name. Nothing is imported."""
-    entries = importlib.metadata.entry_points(group=COMMANDS)
-    return {entry.name: entry for entry in sorted(entries, key=_order, reverse=True)}
+    entries = _read(importlib.metadata.entry_points(group=COMMANDS))
+    return {entry.name: entry for entry in reversed(entries)}
 
 
-def _order(entry: EntryPoint) -> tuple[bool, str, str]:
+def _read(points: Iterable[EntryPoint]) -> list[Entry]:
     # The first to take a name keeps it: no plugin takes one of ours, whatever it is called.
-    return distribution_of(entry)[0] != "perfuse", entry.name, key_of(entry)
+    return sorted(
+        map(Entry.read, points),
+        key=lambda entry: (entry.distribution != "perfuse", entry.name, entry.key),
+    )
 
 
-def survey(allow: Collection[str] | None = None) -> list[tuple[EntryPoint, PluginRow]]:
+def survey(allow: Collection[str] | None = None) -> list[tuple[Entry, PluginRow]]:
     """Every entry point with what can be said of it without importing it.
 
     Args:
@@ -115,11 +145,10 @@ def survey(allow: Collection[str] | None = None) -> list[tuple[EntryPoint, Plugi
     found = []
     for entry in entry_points():
         state, reason, remedy = _standing(entry, allow, off, taken)
-        name, version = distribution_of(entry)
         row = PluginRow(
             name=entry.name,
-            distribution=name,
-            version=version,
+            distribution=entry.distribution,
+            version=entry.version,
             state=state,
             reason=reason,
             remedy=remedy,
@@ -131,25 +160,24 @@ def survey(allow: Collection[str] | None = None) -> list[tuple[EntryPoint, Plugi
 
 
 def _standing(
-    entry: EntryPoint, allow: Collection[str] | None, off: Collection[str], taken: set[str]
+    entry: Entry, allow: Collection[str] | None, off: Collection[str], taken: set[str]
 ) -> tuple[str, str, str]:
     """State, reason and remedy of an entry point that nobody has imported."""
-    if allow is not None and not is_named(entry, allow):
+    if allow is not None and not is_named(entry.key, allow):
         return "disabled", "it is not in PERFUSE_PLUGINS", "add it there"
-    if key_of(entry) in off:
+    if entry.key in off:
         return "disabled", "it was switched off", f"perfuse plugin enable {entry.name}"
-    if entry.group != GROUP:
+    if entry.point.group != GROUP:
         return (
             "incompatible",
-            f"it is made for {entry.group}, this perfuse has {GROUP}",
-            f"install a version of it for {GROUP}, or the perfuse that has {entry.group}",
+            f"it is made for {entry.point.group}, this perfuse has {GROUP}",
+            f"install a version of it for {GROUP}, or the perfuse that has {entry.point.group}",
         )
     if entry.name in taken:
-        other = distribution_of(entry)[0]
         return (
             "broken",
             "another plugin has the same name",
-            f"uninstall one of the two, or: perfuse plugin disable {other}",
+            f"uninstall one of the two, or: perfuse plugin disable {entry.key}",
         )
     return "enabled", "", ""
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, replace
 from functools import lru_cache
-from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
@@ -38,7 +37,7 @@ from perfuse.hooks import (
     hookimpl,
     out_of_range,
 )
-from perfuse.installed import PluginRow, allowed_plugins, check_rows, is_strict, survey
+from perfuse.installed import Entry, PluginRow, allowed_plugins, check_rows, is_strict, survey
 
 if TYPE_CHECKING:
     from perfuse.architectures import Architecture
@@ -94,14 +93,14 @@ class PluginHost:
             elif entry.name not in without:
                 self.rows.append(self._load(entry, row))
         for name in allow or ():
-            if not any(is_named(entry, [name]) for entry, _ in entries):
+            if not any(is_named(entry.key, [name]) for entry, _ in entries):
                 self.rows.append(_not_there(name))
 
-    def _load(self, entry: EntryPoint, row: PluginRow) -> PluginRow:
+    def _load(self, entry: Entry, row: PluginRow) -> PluginRow:
         """Import and register one plugin; whatever goes wrong becomes its row."""
         try:
             with self._running(entry.name):
-                plugin = entry.load()
+                plugin = entry.point.load()
                 check_hooks(plugin)
                 # pluggy keeps what it fails to validate: it is only given what has passed.
                 self._manager.register(plugin, name=entry.name)

@@ -333,7 +333,7 @@ def test_plugins_are_listed_and_switched_without_being_imported(
     result = perfuse("plugin", "disable", "baad")
     assert result.exit_code == 2
     assert "'baad' was named; installed: " in result.stderr
-    assert "bad (of perfuse-bad)" in result.stderr
+    assert "perfuse-bad:bad" in result.stderr
     assert "plugin_perfuse_bad" not in sys.modules
 
 
