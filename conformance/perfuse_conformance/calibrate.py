@@ -169,8 +169,9 @@ def _make_runs(
     for model in models:
         for seed in range(seeds):
             for target in targets:
-                name = "-".join([model, level, only, str(seed), target]).replace("/", "-")
-                path = folder / f"{name.replace(':', '-')}.json"
+                parts = (model, level, only.strip("/"), str(seed), target)
+                name = "-".join(part for part in parts if part != "")
+                path = folder / f"{name.replace('/', '-').replace(':', '-')}.json"
                 if not path.is_file():
                     click.echo(f"{model}, {level}, seed {seed}: {target}", err=True)
                     _run(target, model, level, seed, only).write(path)
