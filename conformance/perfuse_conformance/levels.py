@@ -37,6 +37,10 @@ def claim_of(
         ran = any(_passed(result) for result in own)
         if not stand and not ran:
             stand = [f"no case of {name} was executed"]
+        if name == "L1":
+            ran_in = {result.component for result in results if _passed(result)}
+            parts = dict.fromkeys(component for component, _, _ in capabilities)
+            stand += [f"no case of {part} was executed" for part in parts if part not in ran_in]
         if name != "L0" and unknown:
             stand = ["supports() answers unknown", *stand]
         if stand:

@@ -99,7 +99,7 @@ class Session:
         if self.golden is not None:
             bundle = Bundle.open(self.golden)
         else:
-            level = "L3" if self.level == "L3" else "L2"
+            level = max(self.level, "L1")
             bundle = bundle_for(self.model, level=level, seed=self.seed)
         bundle.check_model(self.spec)
         return bundle

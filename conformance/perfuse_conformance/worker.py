@@ -179,10 +179,14 @@ class Worker:
     ) -> dict[str, Any]:
         """Close a program twice, then call it."""
         opened = self._opened(bundle)
-        probe = next(
-            id for id, meta in opened.index["probes"].items() if meta["component"] == component
+        fixed = self.source.component(component, precision=precision).static
+        probe, dims = next(
+            (id, meta["dims"])
+            for id, meta in opened.index["probes"].items()
+            if meta["component"] == component
+            and all(meta["dims"].get(name) == size for name, size in fixed.items())
         )
-        dims = opened.index["probes"][probe]["dims"] if static else {}
+        dims = dims if static else {}
         program = self._ready(component, precision, dims)
         self._program = None
         program.close()

@@ -113,15 +113,11 @@ class OpenRegProgram(Program):
         for operation in self._graph.operations:
             dtype = next((v.dtype for v in operation.results if v is not None), "none")
             counts[dtype] = counts.get(dtype, 0) + 1
-        operators = len(self._graph.operations)
         return ExecutionReport(
             device=f"openreg:{self._device.name}",
             precision=self._graph.precision,
-            engine=f"openreg {version('perfuse-openreg')}",
             # The truth: nobody is to take these numbers for those of a device.
-            fallbacks=(
-                f"{operators} operators: torch {torch.__version__} on the CPU, as simulator",
-            ),
+            engine=f"torch {torch.__version__}, simulating openreg {version('perfuse-openreg')}",
             details={
                 "operators": counts,
                 "weight_bytes": self._graph.weight_bytes,
