@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+PLUGINS = ./plugins/perfuse-openreg ./plugins/perfuse-executorch ./plugins/perfuse-mutants
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check bench
@@ -9,13 +10,15 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 demo: $(VENV)/all
 	$(BIN)/python -m perfuse.shapes.demo --output demo.png
 
-test: $(VENV)/dev
+test: $(VENV)/plugins
 	$(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/test_readme.py
 
-check: $(VENV)/dev
+check: $(VENV)/plugins
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python -m perfuse_conformance.ratchet
+	$(BIN)/python -m perfuse_conformance.matrix --data docs/conformance.json --picture docs/conformance.svg --check
 	$(BIN)/python -m pytest --doctest-modules core/perfuse tests/test_readme.py
 
 bench: $(VENV)/dev
@@ -24,6 +27,12 @@ bench: $(VENV)/dev
 $(VENV)/all: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -e '.[all]'
+	touch $@
+
+# Installed as a stranger's would be, not linked.
+$(VENV)/plugins: $(VENV)/dev $(shell find plugins -name '*.py' -o -name '*.toml')
+	$(PIP) --force-reinstall --no-deps $(PLUGINS)
+	$(PIP) $(PLUGINS)
 	touch $@
 
 $(VENV)/dev: pyproject.toml constraints.txt
