@@ -308,9 +308,7 @@ def _word_draws(spec: PipelineSpec, seed: int) -> Iterator[Draw]:
         return
     negative = {"negative_prompt": "a green square"}
     # Guidance of 1 runs one branch: the loop's own latents are what the denoiser is given.
-    yield Draw(
-        id="ddim", scheduler="ddim", inputs=inputs(0, 10, 7.5, **negative), forced=True, halves=True
-    )
+    yield Draw(id="ddim", scheduler="ddim", inputs=inputs(0, 10, 7.5), forced=True, halves=True)
     yield Draw(id="ddim-unguided", scheduler="ddim", inputs=inputs(1, 10, 1.0), forced=True)
     yield Draw(
         id="euler-linspace",
@@ -327,7 +325,7 @@ def _word_draws(spec: PipelineSpec, seed: int) -> Iterator[Draw]:
         inputs=inputs(3, 10, 3.0),
         forced=True,
     )
-    yield Draw(id="dpm-multistep", scheduler="dpm++", inputs=inputs(4, 10, 3.0))
+    yield Draw(id="dpm-multistep", scheduler="dpm++", inputs=inputs(4, 10, 3.0, **negative))
     yield Draw(id="euler-ancestral", scheduler="euler-ancestral", inputs=inputs(5, 10, 3.0))
     pair = ["a small red circle", "a large blue square on a black background"]
     wide = {"prompt": pair, "width": size["width"] + size["width"] // 2}

@@ -97,7 +97,7 @@ def bundle_for(
         "target": target,
         "level": level,
         "seed": seed,
-        "probes": repr((list(probes_of(source.spec).values()), list(draws_of(source.spec)))),
+        "asked": repr([*probes_of(source.spec).values(), *draws_of(source.spec).values()]),
         "tools": tool_versions(("perfuse", "torch")),
     }
 
