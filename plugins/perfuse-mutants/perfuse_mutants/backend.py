@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from perfuse.backend import (
+    PRECISIONS,
     Array,
     Backend,
     Component,
@@ -82,7 +83,7 @@ class Mutant(Backend):
         return run
 
     def devices(self) -> Sequence[Device]:
-        return [device for device in torch_backend().devices() if device.name == "cpu"]
+        return [Device(name="cpu", description="CPU, with a fault", precisions=PRECISIONS)]
 
     def supports(self, request: Request) -> Support:
         return torch_backend().supports(request)

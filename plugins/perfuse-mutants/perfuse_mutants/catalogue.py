@@ -11,12 +11,10 @@ class Caught:
 
     #: The lowest level at which it must be found.
     level: str
-    #: The id of a case that finds it, or what the ids of several begin with.
+    #: The id of a case that finds it.
     case: str
     status: str
-    #: The precision that the mutant has to be run in.
-    precision: str = "float32"
-    #: ``"shapes"``, which is bundled, or a random checkpoint of another family.
+    #: ``"shapes"``, which is bundled, or one of the suite's random models.
     model: str = "shapes"
 
 
@@ -44,10 +42,9 @@ def _entry(
     status: str = "FAIL_MISMATCH",
     *,
     level: str = "L1",
-    precision: str = "float32",
     model: str = "shapes",
 ) -> Entry:
-    caught = Caught(level=level, case=case, status=status, precision=precision, model=model)
+    caught = Caught(level=level, case=case, status=status, model=model)
     return Entry(name=name, impl=f"perfuse_mutants.{impl}", why=why, caught=caught)
 
 
@@ -77,7 +74,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "mutant-clamped",
         "denoiser:Clamped",
         "the prediction saturates at 3, as with a fixed activation range",
-        f"{_UNET}/early",
+        f"{_UNET}/late",
     ),
     _entry(
         "mutant-timestep-off-by-one",
@@ -114,7 +111,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "denoiser:TimestepCond",
         "a latent consistency model's guidance is declared and not passed on",
         f"{_UNET}/middle",
-        model="lcm",
+        model="random-lcm",
     ),
     _entry(
         "mutant-dropped-guidance",
@@ -209,7 +206,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "the second prompt of XL is ignored, or the two are exchanged",
         "draw/float32/ddim",
         level="L2",
-        model="sdxl",
+        model="random-sdxl",
     ),
     _entry(
         "mutant-padding-positions",
@@ -284,7 +281,6 @@ CATALOGUE: tuple[Entry, ...] = (
         "precision:Bfloat16AsFloat16",
         "bfloat16 was computed where float16 was asked for and reported",
         "component/unet/float16/static/middle",
-        precision="float16",
     ),
     _entry(
         "mutant-tf32",
@@ -334,7 +330,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "mutant-bound-text",
         "memory:BoundText",
         "the text's memory is bound once, and the next text not read",
-        f"{_UNET}/spoiled-memory",
+        f"{_UNET}/near-steps",
     ),
     _entry(
         "mutant-address-cache",
@@ -383,7 +379,6 @@ CATALOGUE: tuple[Entry, ...] = (
         "declares bfloat16 and refuses it",
         "component/unet/bfloat16/static/middle",
         "FAIL_COMPILE",
-        precision="bfloat16",
     ),
     _entry(
         "rude-underdeclared",
@@ -404,7 +399,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "rude:NoDevices",
         "lists no device",
         "host/devices",
-        "FAIL_CONTRACT",
+        "ENV_MISSING",
         level="L0",
     ),
     _entry(
@@ -420,7 +415,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "rude:SupportsNothing",
         "answers supports with None",
         "host/supports",
-        "FAIL_CONTRACT",
+        "FAIL_RUN",
         level="L0",
     ),
     _entry(
@@ -466,7 +461,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "rude-absent",
         "absent:Absent",
         "its manifest names a class that cannot be imported",
-        "host/manifest",
+        "host/devices",
         "FAIL_CONTRACT",
         level="L0",
     ),
@@ -492,7 +487,6 @@ CATALOGUE: tuple[Entry, ...] = (
         "returns float16 where it computes in it",
         "component/unet/float16/static/middle",
         "FAIL_CONTRACT",
-        precision="float16",
     ),
     _entry("rude-list", "rude:ReturnsList", "returns a list", f"{_UNET}/middle", "FAIL_CONTRACT"),
     _entry(

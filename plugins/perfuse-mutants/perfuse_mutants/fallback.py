@@ -4,14 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from perfuse.backend import Component, Device, ExecutionReport
+from perfuse.backend import PRECISIONS, Component, Device, ExecutionReport
 from perfuse_mutants.backend import Mutant, Run, Wrapped
 
 __all__ = ["DeclaredFallback", "HiddenFallback", "SecretFallback"]
 
-_DEVICE = Device(
-    name="cpu", description="Acme accelerator", precisions=("float32", "float16", "bfloat16")
-)
+_DEVICE = Device(name="cpu", description="Acme accelerator", precisions=PRECISIONS)
 
 
 class _Acme(Wrapped):

@@ -11,7 +11,11 @@ def perfuse_backends() -> Sequence[BackendManifest]:
     """Every mutant."""
     return [
         BackendManifest(
-            name=entry.name, impl=entry.impl, requires=("torch",), summary=f"wrong: {entry.why}"
+            name=entry.name,
+            impl=entry.impl,
+            requires=("torch", "transformers"),
+            install="pip install 'perfuse[torch]'",
+            summary=f"wrong on purpose: {entry.why}",
         )
         for entry in CATALOGUE
     ]

@@ -1,0 +1,139 @@
+"""The suite finds every mutant out, by the case and at the level that the catalogue names."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from perfuse_mutants.catalogue import CATALOGUE, Caught
+
+from perfuse.backend import Target
+from perfuse_conformance import runner
+from perfuse_conformance.junit import write_junit
+from perfuse_conformance.process import Answer
+from perfuse_conformance.report import write_report
+from perfuse_conformance.results import Result, Status, read_results
+from perfuse_conformance.worker import Worker
+
+#: Mutants that the suite lets live, and what it lacks.
+SURVIVORS = {
+    "mutant-shared-output": "no case holds an output while another program is called",
+    "mutant-ignored-strides": "no case passes a view whose memory is in another order",
+    "mutant-hidden-fallback": "torch is watched in the thread of the call alone",
+    "rude-underdeclared": "refusals in halves are asked with a probe that has no own error there",
+    "rude-absent": "a class that cannot be imported counts as a device that is not there",
+    "rude-tensors": "torch tensors are taken for numpy arrays",
+    "rude-closed-output": "nobody looks whether standard output is the same file afterwards",
+    "rude-torch-threads": "torch's number of threads is not among the settings that are watched",
+    "rude-leaked-thread": "nobody looks for threads that a closed program has left behind",
+}
+
+
+CAUGHT = {entry.name: entry.caught for entry in CATALOGUE if entry.caught is not None}
+
+
+class InThisProcess:
+    """A worker without its process: the numbers are the same, and torch is imported once for all."""
+
+    def __init__(self, target: Target, model: str | None, folder: Path) -> None:
+        self.out = folder / "out.npz"
+        self._worker = Worker(target, model, self.out)
+
+    def ask(self, request: Mapping[str, Any], timeout: float) -> Answer:
+        return Answer(value=self._worker.answer(request))
+
+    def close(self) -> None:
+        self._worker.release()
+
+
+def judged(name: str, caught: Caught) -> Result:
+    """What the suite says of one case of a backend."""
+    session = runner.open_session(name, level=caught.level, model=caught.model)
+    try:
+        cases = {case.id: case for case in session.cases()}
+        if caught.status == "FAIL_TIMEOUT":  # its worker is up; the rest takes a second, or forever
+            session.timeout = session.prepare_timeout = 5.0
+        return session.judge(cases[caught.case])
+    finally:
+        session.close()
+
+
+def check(name: str, caught: Caught) -> None:
+    result = judged(name, caught)
+    assert (str(result.status), result.level) == (caught.status, caught.level), result.reason
+    assert result.reason
+
+
+def entries(prefix: str) -> list[Any]:
+    return [
+        pytest.param(
+            entry.name,
+            entry.caught,
+            id=entry.name,
+            marks=[pytest.mark.xfail(strict=True, reason=SURVIVORS[entry.name])]
+            if entry.name in SURVIVORS
+            else [],
+        )
+        for entry in CATALOGUE
+        if entry.name.startswith(prefix) and entry.caught is not None
+    ]
+
+
+@pytest.mark.parametrize(("name", "caught"), entries("mutant-"))
+def test_wrong_numbers_are_found_out(
+    monkeypatch: pytest.MonkeyPatch, name: str, caught: Caught
+) -> None:
+    monkeypatch.setattr(runner, "WorkerProcess", InThisProcess)
+    check(name, caught)
+
+
+@pytest.mark.parametrize(("name", "caught"), entries("rude-"))
+def test_ill_manners_are_found_out_and_outlived(name: str, caught: Caught) -> None:
+    check(name, caught)
+
+
+def test_a_process_of_its_own_finds_the_same() -> None:
+    check("mutant-scale", CAUGHT["mutant-scale"])
+
+
+def test_nothing_is_found_in_the_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same wrapping without a fault, in every case of numbers that finds something in another."""
+    monkeypatch.setattr(runner, "WorkerProcess", InThisProcess)
+    session = runner.open_session("mutant-none", level="L2")
+    try:
+        wanted = {caught.case for caught in CAUGHT.values()}
+        cases = [case for case in session.cases() if case.id in wanted and case.kind != "host"]
+        results = [session.judge(case) for case in cases]
+    finally:
+        session.close()
+    assert len(results) > 20
+    assert {result.status for result in results} <= {Status.PASS, Status.QUALITY_WARNING}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            "rude-unprintable-exception",
+            marks=pytest.mark.xfail(strict=True, reason="the HTML page is written as it is said"),
+        ),
+        "rude-print-call",
+    ],
+)
+def test_what_a_mutant_says_can_be_reported(name: str, tmp_path: Path) -> None:
+    """Files can be written and read, and hold no markup of the mutant's."""
+    caught = CAUGHT[name]
+    session = runner.open_session(name, level=caught.level)
+    try:
+        results = [session.judge(c) for c in session.cases() if c.id == caught.case]
+        run = runner.run_of(session, results, "")
+    finally:
+        session.close()
+    run.write(tmp_path / "results.json")
+    assert read_results(tmp_path / "results.json") == run
+    write_junit([run], tmp_path / "junit.xml")
+    ElementTree.parse(tmp_path / "junit.xml")
+    page = write_report([run], tmp_path, [tmp_path]).read_text(encoding="utf-8")
+    assert caught.case in page
+    assert "<script>alert" not in page
