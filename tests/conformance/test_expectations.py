@@ -46,9 +46,14 @@ def read(tmp_path):
     return reads
 
 
-def result(id=LATE, status=Status.FAIL_MISMATCH, level="L1"):
+def result(id=LATE, status=Status.FAIL_MISMATCH):
     return Result(
-        id=id, level=level, status=status, reason_code="mismatch", reason="snr_db 12 (at least 80)"
+        id=id,
+        level="L1",
+        status=status,
+        reason_code="mismatch",
+        reason="snr_db 12 (at least 80)",
+        component="unet",
     )
 
 
