@@ -3,6 +3,7 @@
 Nothing here imports a plugin; ``perfuse.probe`` does, in processes with a time limit.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -72,6 +73,7 @@ class _Children:
                     stdout=stream,
                     stderr=stream,
                     env=_environment(plugin),
+                    start_new_session=True,  # so that what it starts ends with it
                 )
             self.running.add(process)
             try:
@@ -79,7 +81,7 @@ class _Children:
             except subprocess.TimeoutExpired:
                 crash = f"timeout: no end after {timeout:g} s"
             finally:
-                process.kill()
+                _kill(process)
                 process.wait()
                 self.running.discard(process)
             seconds = time.monotonic() - began
@@ -98,7 +100,16 @@ class _Children:
     def end(self) -> None:
         """End them all."""
         for process in list(self.running):
-            process.kill()
+            _kill(process)
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """End a process, and where the system has process groups also those that it started."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
 
 
 def _command(answer: Path, request: Mapping[str, Any]) -> list[str]:

@@ -38,7 +38,11 @@ def say(message: str) -> None:
 def _tools(format: str) -> dict[str, str]:
     """The versions of everything that can change what an exporter writes; imports nothing."""
     manifest = host().exporters().get(format)
-    return tool_versions(("perfuse", *(manifest.requires if manifest is not None else ())))
+    if manifest is None:
+        return tool_versions(("perfuse",))
+    row = host().brought_by(format, "perfuse_exporters")
+    plugin = () if row is None else (row.distribution,)
+    return tool_versions(tuple(dict.fromkeys(("perfuse", *plugin, *manifest.requires))))
 
 
 def exported(component: Component, format: str, store: ArtifactStore) -> Path:

@@ -237,7 +237,8 @@ class PluginHost:
     def brought_by(self, name: str, hook: str = "perfuse_backends") -> PluginRow | None:
         """The row of the plugin that a backend, or what another hook brings, is from."""
         for owner, manifests in self._answers.get(hook, ()):
-            if any(manifest.name == name for manifest, _ in manifests):
+            names = (getattr(m, "name", None) or getattr(m, "format", None) for m, _ in manifests)
+            if name in names:
                 return next((row for row in self.rows if row.name == owner), None)
         return None
 
