@@ -200,8 +200,10 @@ def _measure(
         step: float | None = None
         for name, array in arrays.items():
             for limit in limits:
-                value = _value(limit, array, exact[name], own[name][i] if own else None)
-                metric = limit.measured(value)
+                error = own[name][i] if own else None
+                reached = {"snr_db": _snr_db(exact[name], error)} if error else {}
+                value = _value(limit, array, exact[name], error)
+                metric = _widened(limit, reached).measured(value)
                 share = _used(metric)
                 if limit.metric == "rmse_ratio":
                     step = max(step or 0.0, share)
@@ -217,6 +219,12 @@ def _measure(
         worst_call=call,
         worst_output=output,
     )
+
+
+def _snr_db(exact: Any, error: float) -> float:
+    """The reference's own, from its error."""
+    signal = metrics.rms(exact)
+    return 20 * math.log10(signal / error) if signal > 0 else 0.0
 
 
 def _value(limit: Limit, array: Any, exact: Any, own: float | None) -> float:
@@ -319,10 +327,12 @@ def _pictures(
 
 
 def _widened(limit: Limit, own: Mapping[str, float]) -> Limit:
+    """The limit, or twice the reference's own error where that is more."""
     reached = own.get(limit.metric)
     if reached is None:
         return limit
     twice = {
+        "snr_db": reached - 20 * math.log10(2),
         "psnr_db": reached - 20 * math.log10(2),
         "ssim": 1 - 2 * (1 - reached),
         "flip": 2 * reached,
