@@ -83,14 +83,13 @@ class ExecuTorchExporter(Exporter):
 
 def _lower(program: "ExportedProgram", path: Path) -> dict[str, Any]:
     """Write a captured graph and say where its operators went."""
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.devtools.backend_debug import get_delegation_info
     from executorch.exir import to_edge_transform_and_lower
 
     from perfuse_executorch.operators import decompositions
 
     edge = to_edge_transform_and_lower(
-        program.run_decompositions(dict(decompositions())), partitioner=[XnnpackPartitioner()]
+        program.run_decompositions(dict(decompositions())), partitioner=[_partitioner()]
     )
     found = get_delegation_info(edge.exported_program().graph_module)
     operators = {
@@ -106,6 +105,24 @@ def _lower(program: "ExportedProgram", path: Path) -> dict[str, Any]:
         "delegated": {name: n.delegated for name, n in operators.items() if n.delegated},
         "portable": {name: n.non_delegated for name, n in operators.items() if n.non_delegated},
     }
+
+
+def _partitioner() -> Any:
+    """XNNPACK's, without what it rounds more than the portable kernels do.
+
+    A timestep's frequencies are exponentials, and 999 times their error is an error of the phase.
+    """
+    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+    rounded = ("exp.default", "sin.default", "cos.default")
+    return XnnpackPartitioner(
+        configs=[
+            config
+            for config in ALL_PARTITIONER_CONFIGS
+            if getattr(config, "target_name", None) not in rounded
+        ]
+    )
 
 
 @contextmanager
