@@ -180,7 +180,10 @@ class TorchProgram(Program):
         }
 
     def _tensor(self, array: Array, dtype: torch.dtype) -> Tensor:
-        tensor = array if is_torch(array) else torch.as_tensor(array)
+        if not is_torch(array):
+            # torch warns of memory that it could not write to; nothing here writes.
+            array = torch.as_tensor(array if array.flags.writeable else array.copy())
+        tensor: Tensor = array
         tensor = tensor.to(device=self._device, dtype=dtype, non_blocking=True)
         if self._options["channels_last"] and tensor.ndim == 4:
             tensor = tensor.contiguous(memory_format=torch.channels_last)

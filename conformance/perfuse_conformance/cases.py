@@ -57,7 +57,8 @@ class Probe:
     calls: tuple[Any, ...]
     #: ``"separate"`` gives every call arrays of its own; ``"reused"`` writes each call's inputs into
     #: the same memory; ``"scribbled"`` spoils a call's arrays once it has returned; ``"same"`` makes
-    #: every call with the same inputs.
+    #: every call with the same inputs; ``"views"`` gives arrays that are not C-contiguous;
+    #: ``"held"`` looks at a call's outputs only after another program of the component has run.
     manner: str = "separate"
     #: Only for a program that takes any size.
     symbolic_only: bool = False
@@ -194,8 +195,11 @@ def _denoiser_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Itera
     yield probe("same-twice", "usual", 441.0, 441.0, 441.0, manner="same")
     yield probe("reused-memory", "usual", 441.0, 421.0, 421.0, manner="reused")
     yield probe("spoiled-memory", "usual", 441.0, 421.0, 401.0, manner="scribbled")
-    for size in ("tall", "odd", "three"):
+    yield probe("views", "usual", 381.0, manner="views")
+    yield probe("held-output", "usual", 361.0, 341.0, manner="held")
+    for size in ("tall", "odd"):
         yield probe(size, size, 321.5, symbolic_only=True)
+    yield probe("three", "three", 321.5, symbolic_only=True, halves=True)
 
 
 def _text_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterator[Probe]:
@@ -208,7 +212,7 @@ def _text_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterator[
     yield probe("same-twice", "usual", 9, 9, manner="same")
     yield probe("reused-memory", "usual", 9, 5, manner="reused")
     yield probe("spoiled-memory", "usual", 9, 5, manner="scribbled")
-    yield probe("three", "three", 12, symbolic_only=True)
+    yield probe("three", "three", 12, symbolic_only=True, halves=True)
 
 
 def _picture_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterator[Probe]:
@@ -221,8 +225,9 @@ def _picture_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterat
     yield probe("same-twice", "usual", 1.0, 1.0, manner="same")
     yield probe("reused-memory", "usual", 1.0, 1.0, manner="reused")
     yield probe("spoiled-memory", "usual", 1.0, 1.0, manner="scribbled")
-    for size in ("tall", "odd", "three"):
+    for size in ("tall", "odd"):
         yield probe(size, size, 1.0, symbolic_only=True)
+    yield probe("three", "three", 1.0, symbolic_only=True, halves=True)
 
 
 def inputs_of(component: ComponentSpec, probe: Probe, *, seed: int = 0) -> list[Arrays]:
@@ -413,7 +418,11 @@ def _component_cases(
                     component=name,
                     precision=precision,
                     mode=mode,
-                    subject=f"{name}/{'wide' if mode == 'static' else 'three'}",
+                    subject=next(
+                        probe.id
+                        for probe in probes
+                        if probe.halves and probe.symbolic_only == (mode == "symbolic")
+                    ),
                     declined=declared.reason if declared is not None else "",
                 )
                 continue

@@ -11,7 +11,7 @@ from perfuse.backend import PRECISIONS, Target
 from perfuse.errors import PerfuseError
 from perfuse.plugins import host
 from perfuse_conformance.cases import Capability, Case
-from perfuse_conformance.judge import fail
+from perfuse_conformance.judge import fail, raised
 from perfuse_conformance.process import Answer
 from perfuse_conformance.results import Result, Status
 
@@ -109,14 +109,8 @@ def _import_light(result: Result, session: Asked) -> Result:
 def _devices(result: Result, session: Asked) -> Result:
     answer = session.ask({"do": "devices"})
     if answer.value is None:
-        error = answer.error or {}
-        ours = error["ours"]
-        return fail(
-            result,
-            Status.ENV_MISSING if ours else Status.FAIL_RUN,
-            "not-here" if ours else "foreign-exception",
-            f"devices() raised {error['type']}: {error['message']}",
-        )
+        judged = raised(result, answer.error or {})
+        return replace(judged, reason=f"devices(): {judged.reason}")
     devices = answer.value["devices"]
     if not devices:
         return fail(result, Status.ENV_MISSING, "no-device", "devices() lists none on this machine")
@@ -150,13 +144,10 @@ def _supports(result: Result, session: Asked) -> Result:
         return fail(result, Status.ENV_MISSING, "no-device", "there is no device to ask about")
     if not session.capabilities:
         answer = session.ask({"do": "supports"})
-        error = answer.error or {"type": "nothing", "message": "supports() gave no answer"}
-        return fail(
-            result,
-            Status.FAIL_RUN,
-            "failed",
-            f"supports() raised {error['type']}: {error['message']}",
-        )
+        if answer.error is None:
+            return fail(result, Status.FAIL_RUN, "failed", "supports() answers only now and then")
+        judged = raised(result, answer.error)
+        return replace(judged, reason=f"supports(): {judged.reason}")
     silent = [
         "/".join(key)
         for key, said in session.capabilities.items()

@@ -58,7 +58,8 @@ def write_report(runs: Sequence[Run], folder: Path, pictures_from: Sequence[Path
     )
     path = folder / "index.html"
     partial = folder / "index.html.partial"
-    partial.write_text(text, encoding="utf-8")
+    # A backend's message may hold what no encoding has.
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     partial.replace(path)
     return path
 

@@ -259,20 +259,12 @@ class Session:
             Failure: it is gone.
         """
         limit = self.timeout + (self.prepare_timeout if prepares else 0.0)
-        if request["do"] in ("call", "closed", "draw"):
+        if request["do"] in ("prepare", "call", "closed", "draw"):
             request = {**request, "bundle": str(self.bundle.path)}
         return self._worker.ask(request, limit)
 
     def _calls(self, case: Case, result: Result) -> Result:
-        answer = self.ask(
-            {
-                "do": "call",
-                "probe": case.subject,
-                "precision": case.precision,
-                "static": case.mode == "static",
-            },
-            prepares=True,
-        )
+        answer = self._called(case)
         if answer.value is None:
             return _mannered(raised(result, answer.error or {}), answer)
         self.engine = self.engine or answer.value["report"]["engine"]
@@ -287,6 +279,26 @@ class Session:
             self.tolerances,
         )
         return _mannered(judged, answer)
+
+    def _called(self, case: Case) -> Answer:
+        """Prepare a probe's program, which may take long, and make its calls, which may not."""
+        what = {
+            "probe": case.subject,
+            "precision": case.precision,
+            "static": case.mode == "static",
+        }
+        prepared = self.ask({"do": "prepare", **what}, prepares=True)
+        if prepared.value is None:
+            return prepared
+        answer = self.ask({"do": "call", **what})
+        if answer.value is None:
+            return answer
+        return replace(
+            answer,
+            value={**answer.value, **prepared.value},
+            printed=prepared.printed + answer.printed,
+            changed=(*prepared.changed, *answer.changed),
+        )
 
     def _closed(self, case: Case, result: Result) -> Result:
         answer = self.ask(
@@ -307,6 +319,14 @@ class Session:
                 "runs-closed",
                 "a program that was closed still ran; calling it is an error",
             )
+        if answer.value["threads"]:
+            return fail(
+                result,
+                Status.FAIL_CONTRACT,
+                "leaves-threads",
+                f"a closed program left {', '.join(answer.value['threads'])} running, which keeps "
+                "the process from ending",
+            )
         return _mannered(replace(result, status=Status.PASS), answer)
 
     def _refusal(self, case: Case, result: Result) -> Result:
@@ -318,15 +338,7 @@ class Session:
                 "no-reason",
                 "supports() declines and gives no reason; say why, and what to do",
             )
-        answer = self.ask(
-            {
-                "do": "call",
-                "probe": case.subject,
-                "precision": case.precision,
-                "static": case.mode == "static",
-            },
-            prepares=True,
-        )
+        answer = self._called(case)
         if answer.error is not None:
             if "UnsupportedError" in answer.error["bases"]:
                 declined = replace(result, reason=case.declined)
@@ -551,6 +563,7 @@ def open_session(
     options: Mapping[str, str] | None = None,
     seed: int = 0,
     timeout: float = 60.0,
+    prepare_timeout: float = 600.0,
 ) -> Session:
     """A session to judge single cases with; the arguments are those of ``run_conformance``."""
     parsed = replace(Target.parse(target), options=dict(options or {}))
@@ -563,6 +576,7 @@ def open_session(
         golden=golden,
         seed=seed,
         timeout=timeout,
+        prepare_timeout=prepare_timeout,
     )
 
 

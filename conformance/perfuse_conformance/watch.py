@@ -1,6 +1,7 @@
 """Watches what a backend does besides its work: torch's operators, and the process's settings."""
 
 import os
+import random
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -68,6 +69,9 @@ class GlobalState:
     numpy_seed: Any
     torch_dtype: Any
     torch_seed: Any
+    torch_threads: Any
+    python_seed: Any
+    output: Any
 
     @classmethod
     def now(cls) -> Self:
@@ -79,6 +83,9 @@ class GlobalState:
             numpy_seed=(key, int(np.asarray(words).sum()), position),
             torch_dtype=torch.get_default_dtype() if torch is not None else None,
             torch_seed=torch.initial_seed() if torch is not None else None,
+            torch_threads=torch.get_num_threads() if torch is not None else None,
+            python_seed=hash(random.getstate()),
+            output=_output(),
         )
 
     def changed(self) -> list[str]:
@@ -90,6 +97,9 @@ class GlobalState:
             "numpy_seed": "numpy's global random state",
             "torch_dtype": "torch's default dtype",
             "torch_seed": "torch's global seed",
+            "torch_threads": "torch's number of threads",
+            "python_seed": "the random module's state",
+            "output": "standard output",
         }
         return [
             what
@@ -97,10 +107,23 @@ class GlobalState:
             if getattr(self, name) is not None and getattr(self, name) != getattr(now, name)
         ]
 
-    def restore(self) -> None:
-        """Put back what the next case would stumble over."""
+    def restore(self, output: int) -> None:
+        """Put back what the next case would stumble over; standard output goes to a descriptor."""
+        if _output() != self.output:
+            os.dup2(output, 1)
         os.chdir(self.folder)
         np.seterr(**dict(self.numpy_errors))
         torch = sys.modules.get("torch")
         if torch is not None and self.torch_dtype is not None:
             torch.set_default_dtype(self.torch_dtype)
+            if self.torch_threads != torch.get_num_threads():
+                torch.set_num_threads(self.torch_threads)
+
+
+def _output() -> tuple[int, int] | None:
+    """What standard output is; ``None`` where it is closed."""
+    try:
+        found = os.fstat(1)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -19,14 +20,15 @@ import numpy as np
 
 from perfuse.arrays import is_torch
 from perfuse.artifact import Artifact
-from perfuse.backend import PRECISIONS, Backend, Program, Request, Target
-from perfuse.errors import PerfuseError
+from perfuse.backend import PRECISIONS, Backend, Program, Request, Support, Target
+from perfuse.errors import PerfuseError, PluginError
 from perfuse.pipeline import DiffusionPipeline, Source, open_model
 from perfuse.plugins import host
 from perfuse.store import ArtifactStore
 from perfuse_conformance.bundle import Bundle
 from perfuse_conformance.cases import Arrays, draws_of, sizes_of
 from perfuse_conformance.draws import run_draw
+from perfuse_conformance.judge import TORCH
 from perfuse_conformance.quality import caption_verdicts
 from perfuse_conformance.watch import GlobalState, TorchWatch
 
@@ -110,7 +112,7 @@ class Worker:
             usual = sizes_of(self.source.spec, component)["usual"]
             for precision in PRECISIONS:
                 for mode, static in (("static", usual), ("symbolic", {})):
-                    support = self.backend.supports(
+                    support: object = self.backend.supports(
                         Request(
                             component=component,
                             precision=precision,
@@ -118,6 +120,8 @@ class Worker:
                             static=static,
                         )
                     )
+                    if not isinstance(support, Support):
+                        raise PluginError(f"supports() answers {support!r}, which is no Support.")
                     answers[f"{component.name}/{precision}/{mode}"] = {
                         "level": support.level.value,
                         "reason": str(support.reason),
@@ -143,6 +147,12 @@ class Worker:
         program = self.backend.prepare(component, target, self._store)
         return {"prepared": type(program).__name__}
 
+    def do_prepare(self, bundle: str, probe: str, precision: str, static: bool) -> dict[str, Any]:
+        """Make the program of a probe, if it is not there."""
+        meta = self._opened(bundle).index["probes"][probe]
+        self._ready(meta["component"], precision, meta["dims"] if static else {})
+        return {"prepare_s": self._prepared_s}
+
     def do_call(self, bundle: str, probe: str, precision: str, static: bool) -> dict[str, Any]:
         """Make the calls of a probe, and leave what they returned in the file."""
         opened = self._opened(bundle)
@@ -153,24 +163,31 @@ class Worker:
         manner = str(meta.get("manner", "separate"))
         notes: list[str] = []
         outputs: list[Any] = []
+        held: list[Any] = []
         began = time.perf_counter()
         with _watching(not _is_torch(program)) as torch_watch:
             for i, given in enumerate(_arranged(calls, manner)):
                 before = {key: array.copy() for key, array in given.items()}
+                if manner == "held" and i > 0:  # another program of the same component
+                    program = self._another(name, precision, meta["dims"] if static else {})
                 returned = program(**given)
-                outputs.append(_taken(returned, i, notes))
+                tensors = program.torch_device is not None
+                if manner == "held":
+                    held.append(returned)
+                else:
+                    outputs.append(_taken(returned, tensors, i, notes))
                 for key, array in given.items():
                     if not np.array_equal(array, before[key], equal_nan=True):
                         notes.append(f"inputs-overwritten: call {i + 1} wrote to {key}")
                     if manner == "scribbled":
                         array[...] = 0 if array.dtype.kind == "i" else np.nan
+        outputs += [_taken(returned, tensors, i, notes) for i, returned in enumerate(held)]
         spent = time.perf_counter() - began
         _save(outputs, self._out)
         return {
             "notes": notes,
             "report": _report(program),
             "run_s": spent,
-            "prepare_s": self._prepared_s,
             "torch_operators": torch_watch.operators if torch_watch is not None else {},
         }
 
@@ -186,16 +203,23 @@ class Worker:
             if meta["component"] == component
             and all(meta["dims"].get(name) == size for name, size in fixed.items())
         )
-        dims = dims if static else {}
-        program = self._ready(component, precision, dims)
+        self.release()
+        threads = set(threading.enumerate())
+        program = self._ready(component, precision, dims if static else {})
+        program(**opened.inputs(probe, 0))
         self._program = None
         program.close()
         program.close()
+        left = [
+            thread.name
+            for thread in threading.enumerate()
+            if thread not in threads and not thread.daemon
+        ]
         try:
             program(**opened.inputs(probe, 0))
         except PerfuseError as exc:
-            return {"refused": str(exc)}
-        return {"refused": None}
+            return {"refused": str(exc), "threads": left}
+        return {"refused": None, "threads": left}
 
     def do_draw(self, bundle: str, draw: str, precision: str) -> dict[str, Any]:
         """Draw, and leave latents and pictures in the file."""
@@ -233,6 +257,10 @@ class Worker:
             self._prepared_s = 0.0
         return self._program[1]
 
+    def _another(self, name: str, precision: str, static: Mapping[str, int]) -> Program:
+        component = self.source.component(name, precision=precision, static=dict(static))
+        return self.backend.prepare(component, self.target, self._store)
+
     def release(self) -> None:
         """Close what is held."""
         if self._program is not None:
@@ -259,6 +287,9 @@ class Worker:
 
 def _arranged(calls: list[Arrays], manner: str) -> Iterator[Arrays]:
     """Each call's arrays, in memory of its own or in the same every time."""
+    if manner == "views":  # the same numbers, laid out otherwise
+        yield from ({name: np.asfortranarray(a) for name, a in call.items()} for call in calls)
+        return
     if manner != "reused":
         yield from calls
         return
@@ -269,14 +300,17 @@ def _arranged(calls: list[Arrays], manner: str) -> Iterator[Arrays]:
         yield memory
 
 
-def _taken(returned: Any, call: int, notes: list[str]) -> Arrays:
-    """A copy of what a call returned; what it should not have returned becomes a note."""
+def _taken(returned: Any, torch: bool, call: int, notes: list[str]) -> Arrays:
+    """A copy of what a call returned; what it should not have returned becomes a note.
+
+    Tensors are for programs that say on which device arrays may stay.
+    """
     if not isinstance(returned, Mapping):
         notes.append(f"not-a-mapping: call {call + 1} returned {type(returned).__name__}")
         return {}
     taken: Arrays = {}
     for name, value in returned.items():
-        array = value.detach().cpu().numpy() if is_torch(value) else value
+        array = value.detach().cpu().numpy() if torch and is_torch(value) else value
         if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
             notes.append(f"not-an-array: call {call + 1} returned {name} as {type(value).__name__}")
             continue
@@ -285,7 +319,7 @@ def _taken(returned: Any, call: int, notes: list[str]) -> Arrays:
 
 
 def _is_torch(program: Program) -> bool:
-    return program.report().engine.lower().startswith(("torch", "pytorch"))
+    return program.report().engine.lower().startswith(TORCH)
 
 
 def _watching(watch: bool) -> Any:
@@ -316,8 +350,17 @@ def _said(exc: BaseException) -> dict[str, Any]:
         "type": type(exc).__name__,
         "bases": [base.__name__ for base in type(exc).__mro__],
         "ours": isinstance(exc, PerfuseError),
-        "message": " ".join(str(exc).split())[:2000],
+        "message": _message(exc),
     }
+
+
+def _message(exc: BaseException) -> str:
+    """On one line, in characters that every file takes; some exceptions cannot even say it."""
+    try:
+        text = " ".join(str(exc).split())[:2000]
+    except Exception as other:  # noqa: BLE001 - a plugin may raise anything
+        return f"its message cannot be read: {type(other).__name__}"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def main() -> None:
@@ -341,7 +384,7 @@ def main() -> None:
         except BaseException as exc:  # noqa: BLE001 - a plugin may raise anything
             answer = {"error": _said(exc)}
         changed = state.changed()
-        state.restore()
+        state.restore(printed)
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         size = os.fstat(printed).st_size
