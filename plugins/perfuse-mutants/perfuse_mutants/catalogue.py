@@ -415,7 +415,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "rude:SupportsNothing",
         "answers supports with None",
         "host/supports",
-        "FAIL_RUN",
+        "FAIL_CONTRACT",
         level="L0",
     ),
     _entry(
@@ -637,7 +637,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "rude-leaked-thread",
         "rude:LeaksThread",
         "leaves a thread behind that keeps the process alive",
-        f"{_UNET}/early",
+        "contract/unet/closed",
         "FAIL_CONTRACT",
     ),
 )

@@ -16,20 +16,6 @@ from perfuse_conformance.report import write_report
 from perfuse_conformance.results import Result, Status, read_results
 from perfuse_conformance.worker import Worker
 
-#: Mutants that the suite lets live, and what it lacks.
-SURVIVORS = {
-    "mutant-shared-output": "no case holds an output while another program is called",
-    "mutant-ignored-strides": "no case passes a view whose memory is in another order",
-    "mutant-hidden-fallback": "torch is watched in the thread of the call alone",
-    "rude-underdeclared": "refusals in halves are asked with a probe that has no own error there",
-    "rude-absent": "a class that cannot be imported counts as a device that is not there",
-    "rude-tensors": "torch tensors are taken for numpy arrays",
-    "rude-closed-output": "nobody looks whether standard output is the same file afterwards",
-    "rude-torch-threads": "torch's number of threads is not among the settings that are watched",
-    "rude-leaked-thread": "nobody looks for threads that a closed program has left behind",
-}
-
-
 CAUGHT = {entry.name: entry.caught for entry in CATALOGUE if entry.caught is not None}
 
 
@@ -71,9 +57,6 @@ def entries(prefix: str) -> list[Any]:
             entry.name,
             entry.caught,
             id=entry.name,
-            marks=[pytest.mark.xfail(strict=True, reason=SURVIVORS[entry.name])]
-            if entry.name in SURVIVORS
-            else [],
         )
         for entry in CATALOGUE
         if entry.name.startswith(prefix) and entry.caught is not None
@@ -111,16 +94,7 @@ def test_nothing_is_found_in_the_control(monkeypatch: pytest.MonkeyPatch) -> Non
     assert {result.status for result in results} <= {Status.PASS, Status.QUALITY_WARNING}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            "rude-unprintable-exception",
-            marks=pytest.mark.xfail(strict=True, reason="the HTML page is written as it is said"),
-        ),
-        "rude-print-call",
-    ],
-)
+@pytest.mark.parametrize("name", ["rude-unprintable-exception", "rude-print-call"])
 def test_what_a_mutant_says_can_be_reported(name: str, tmp_path: Path) -> None:
     """Files can be written and read, and hold no markup of the mutant's."""
     caught = CAUGHT[name]
