@@ -1,7 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-PLUGINS = ./plugins/perfuse-openreg ./plugins/perfuse-executorch ./plugins/perfuse-mutants
+PLUGINS = ./plugins/perfuse-openreg ./plugins/perfuse-executorch
+PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test check bench
@@ -11,7 +12,8 @@ demo: $(VENV)/all
 	$(BIN)/python -m perfuse.shapes.demo --output demo.png
 
 test: $(VENV)/plugins
-	$(BIN)/python -m pytest -n auto --dist loadfile --ignore tests/test_readme.py
+	$(PYTEST) --ignore tests/test_readme.py --ignore plugins/perfuse-mutants
+	PYTHONPATH=$(VENV)/mutants $(PYTEST) plugins/perfuse-mutants
 
 check: $(VENV)/plugins
 	$(BIN)/ruff check
@@ -33,6 +35,7 @@ $(VENV)/all: pyproject.toml constraints.txt
 $(VENV)/plugins: $(VENV)/dev $(shell find plugins -name '*.py' -o -name '*.toml')
 	$(PIP) --force-reinstall --no-deps $(PLUGINS)
 	$(PIP) $(PLUGINS)
+	$(PIP) --no-deps --upgrade --target $(VENV)/mutants ./plugins/perfuse-mutants
 	touch $@
 
 $(VENV)/dev: pyproject.toml constraints.txt

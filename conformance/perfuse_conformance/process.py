@@ -63,6 +63,8 @@ class WorkerProcess:
             "out": str(self.out),
             "printed": str(folder / "stdout.txt"),
         }
+        # The same for every process that takes another's place, whatever happens here meanwhile.
+        self._environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
@@ -112,7 +114,7 @@ class WorkerProcess:
                 stderr=log,
                 text=True,
                 start_new_session=True,  # so that what it starts ends with it
-                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
+                env=self._environment,
             )
         self._lines = queue.SimpleQueue()
         threading.Thread(
