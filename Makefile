@@ -13,7 +13,7 @@ demo: $(VENV)/all
 
 test: $(VENV)/plugins
 	$(PYTEST) --ignore tests/test_readme.py --ignore plugins/perfuse-mutants
-	PYTHONPATH=$(VENV)/mutants $(PYTEST) plugins/perfuse-mutants
+	PYTHONPATH=$(abspath $(VENV))/mutants $(PYTEST) plugins/perfuse-mutants
 
 check: $(VENV)/plugins
 	$(BIN)/ruff check
