@@ -70,12 +70,14 @@ class OpenVinoProgram(Program):
         component.spec.check_dims(dims)
         if self._static:
             self._check_size(dims)
+        held = []  # OpenVINO reads this memory and does not keep it
         for name, index, dtype, rank in self._inputs:
             array = inputs[name]
             if not (type(array) is np.ndarray and array.dtype == dtype and array.ndim == rank):
                 array = self._fit(name, array, dtype, rank)
             if not array.flags.c_contiguous:
                 array = np.ascontiguousarray(array)
+            held.append(array)
             request.set_input_tensor(index, self._tensor(array, shared_memory=True))
         try:
             request.infer()
