@@ -1,4 +1,7 @@
-"""One cache for a run of the tests: what one of them exports or records, the others find."""
+"""One cache for a run of the tests: what one of them exports or records, the others find.
+
+``PERFUSE_TEST_CACHE`` names a folder that several runs share.
+"""
 
 import os
 import shutil
@@ -7,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+_FOLDER = pytest.StashKey[Path]()
 _before: dict[str, str] = {}
 
 
@@ -15,17 +19,16 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         return
     _before.update({name: os.environ.pop(name) for name in list(os.environ) if _ours(name)})
-    folder = Path(tempfile.mkdtemp(prefix="perfuse-tests-"))
-    for name in ("cache", "config"):
-        (folder / name).mkdir()
-        os.environ[f"PERFUSE_{name.upper()}"] = str(folder / name)
+    config.stash[_FOLDER] = folder = Path(tempfile.mkdtemp(prefix="perfuse-tests-"))
+    os.environ["PERFUSE_CACHE"] = _before.get("PERFUSE_TEST_CACHE", str(folder / "cache"))
+    os.environ["PERFUSE_CONFIG"] = str(folder / "config")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Put the environment back, and take away what the run left."""
     if hasattr(config, "workerinput"):
         return
-    shutil.rmtree(Path(os.environ["PERFUSE_CACHE"]).parent, ignore_errors=True)
+    shutil.rmtree(config.stash[_FOLDER], ignore_errors=True)
     for name in list(os.environ):
         if _ours(name):
             del os.environ[name]
