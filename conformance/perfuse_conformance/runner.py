@@ -178,16 +178,21 @@ class Session:
 
     def _fits(self, case: Case, held: Mapping[str, ExportedComponent]) -> bool:
         """Whether a case asks for the sizes that were fixed when the model was exported."""
-        if case.kind in ("component", "forced"):
-            meta = self.bundle.index["probes"].get(case.subject)
-            dims = meta["dims"] if meta is not None else {}
-            return all(dims.get(d, n) == n for d, n in held[str(case.component)].static.items())
+        if case.kind in ("component", "forced", "contract"):
+            fixed = held[str(case.component)].static
+            probes = self.bundle.index["probes"]
+            if case.kind == "contract":  # asked with whatever fits
+                metas = [m for m in probes.values() if m["component"] == case.component]
+            else:
+                metas = [probes[case.subject]] if case.subject in probes else []
+            sizes = [meta["dims"] for meta in metas] or [dict(fixed)]
+            return any(all(dims.get(d, n) == n for d, n in fixed.items()) for dims in sizes)
         if case.kind in ("draw", "repeat"):
-            fixed = held[self.spec.denoiser.name].static
+            sizes_fixed = held[self.spec.denoiser.name].static
             height, width = self.spec.default_size
             inputs = draws_of(self.spec)[str(case.subject)].inputs
             usual = (inputs.get("height", height), inputs.get("width", width)) == (height, width)
-            return usual or "latent_width" not in fixed
+            return usual or "latent_width" not in sizes_fixed
         return True
 
     # Running

@@ -21,7 +21,7 @@ import numpy as np
 from perfuse.arrays import is_torch
 from perfuse.artifact import Artifact
 from perfuse.backend import PRECISIONS, Backend, Program, Request, Support, Target
-from perfuse.errors import PerfuseError, PluginError
+from perfuse.errors import InputError, PerfuseError, PluginError
 from perfuse.pipeline import DiffusionPipeline, Source, open_model
 from perfuse.plugins import host
 from perfuse.store import ArtifactStore
@@ -197,12 +197,16 @@ class Worker:
         """Close a program twice, then call it."""
         opened = self._opened(bundle)
         fixed = self.source.component(component, precision=precision).static
-        probe, dims = next(
-            (id, meta["dims"])
-            for id, meta in opened.index["probes"].items()
+        probes = opened.index["probes"]
+        fitting = [
+            id
+            for id, meta in probes.items()
             if meta["component"] == component
             and all(meta["dims"].get(name) == size for name, size in fixed.items())
-        )
+        ]
+        if not fitting:
+            raise InputError(f"{component} is fixed to {dict(fixed)}, which nothing is asked with.")
+        probe, dims = fitting[0], probes[fitting[0]]["dims"]
         self.release()
         threads = set(threading.enumerate())
         program = self._ready(component, precision, dims if static else {})

@@ -61,10 +61,11 @@ def dynamic_shapes(component: Component) -> tuple[Mapping[int, Any], ...]:
         if name in component.static:
             continue
         multiple = component.spec.multiples.get(name, 1)
+        maximum = component.spec.maximums.get(name)
         unit = Dim(
             f"{name}_unit" if multiple > 1 else name,
             min=_SMALLEST.get(name, 1),
-            max=component.spec.maximums.get(name),
+            max=maximum // multiple if maximum is not None else None,
         )
         dims[name] = unit * multiple if multiple > 1 else unit
     return tuple(
