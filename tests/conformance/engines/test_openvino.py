@@ -6,4 +6,4 @@ from perfuse_conformance import BackendConformance
 class TestOpenVino(BackendConformance):
     backend = "openvino:CPU"
     level = "L2"
-    profiles = ("dyn",)
+    profiles = ("dyn", "bf16")
