@@ -5,7 +5,10 @@ PLUGINS = ./plugins/perfuse-openreg ./plugins/perfuse-executorch
 PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench
+TARGETS = torch:cpu onnxruntime:cpu openvino:CPU executorch openreg:0
+MODELS = shapes random-sd random-sdxl
+
+.PHONY: demo test check bench conformance
 
 # Draws a grid with the bundled model: captions down, targets across. Leaves demo.png.
 demo: $(VENV)/all
@@ -22,6 +25,15 @@ check: $(VENV)/plugins
 	$(BIN)/python -m perfuse_conformance.ratchet
 	$(BIN)/python -m perfuse_conformance.matrix --data docs/conformance.json --picture docs/conformance.svg --check
 	$(BIN)/python -m pytest --doctest-modules core/perfuse tests/test_readme.py
+
+# Measures every backend on every model and draws README's matrix. Takes half an hour.
+conformance: $(VENV)/plugins
+	for model in $(MODELS); do for target in $(TARGETS); do \
+	  $(BIN)/perfuse conformance --backend $$target --model $$model --report build/$$model-$$target \
+	    || exit 1; done; done
+	$(BIN)/python -m perfuse_conformance.matrix build/*/*/results.json \
+	  --title "random-sd=small random SD" --title "random-sdxl=small random SD XL" \
+	  --data docs/conformance.json --picture docs/conformance.svg
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/run.py
