@@ -208,6 +208,8 @@ def _refused(
     wanted: tuple[str, ...],
     what: str,
 ) -> Result:
+    if not session.device and request["device"] is None:
+        return fail(result, Status.ENV_MISSING, "no-device", "there is no device to prepare for")
     answer = session.ask({"do": "prepare_odd", **request}, prepares=True)
     if answer.error is None:
         return fail(

@@ -340,6 +340,12 @@ def _pictures(
             for picture, right in zip(found, truth, strict=True)
         ]
         worst.append(max(candidates, key=_used))
+    distances = [
+        metrics.lpips(picture, right)[0] for picture, right in zip(found, truth, strict=True)
+    ]
+    known = [distance for distance in distances if distance is not None]
+    if known:  # shown, not judged: its weights are not everywhere
+        worst.append(Metric(name="lpips", value=max(known)))
     return tuple(worst)
 
 

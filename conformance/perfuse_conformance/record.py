@@ -115,11 +115,13 @@ def _record(
     spec = source.spec
     placement = f"{target.backend}:{device}"
     truth = ReferencePipeline.from_pretrained(model, backend=placement)
+    # A reference has float32, or says why not.
     own = {
         precision: DiffusionPipeline.from_pretrained(model, backend=placement, precision=precision)
         for precision in _PRECISIONS
-        if _supported(spec, target, precision)
+        if precision == "float32" or _supported(spec, target, precision)
     }
+    own["float32"].program(spec.denoiser.name)  # says at once that a device is not there
     tensors: dict[str, dict[str, Any]] = {}
     probes = _record_probes(spec, truth, own, tensors, seed, watch)
     draws: dict[str, Any] = {}

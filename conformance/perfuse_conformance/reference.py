@@ -29,7 +29,8 @@ class Float64Program(Program):
                 "has no torch module. Name the checkpoint, or a golden bundle with --golden."
             )
         self.signature = component.signature
-        self._device = device
+        # Apple's GPUs have no float64; the truth is the same wherever it is computed.
+        self._device = device = "cpu" if device.startswith("mps") else device
         self._module = copy.deepcopy(component.build()).double().to(device)
         #: Each call since the last ``clear``: what it was given and its float64 outputs.
         self.calls: list[tuple[Arrays, Arrays]] = []

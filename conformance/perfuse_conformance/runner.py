@@ -570,8 +570,14 @@ def open_session(
     timeout: float = 60.0,
     prepare_timeout: float = 600.0,
 ) -> Session:
-    """A session to judge single cases with; the arguments are those of ``run_conformance``."""
+    """A session to judge single cases with; the arguments are those of ``run_conformance``.
+
+    Raises:
+        BackendNotFoundError: no plugin offers the backend.
+    """
     parsed = replace(Target.parse(target), options=dict(options or {}))
+    if parsed.backend not in host().backends():
+        host().backend(parsed.backend)  # raises, with those that there are
     name, model = model if model is not None else "shapes", path_of(model)
     return Session(
         target=parsed,
