@@ -15,16 +15,16 @@ demo: $(VENV)/all
 	$(BIN)/python -m perfuse.shapes.demo --output demo.png
 
 test: $(VENV)/plugins
-	$(PYTEST) --ignore tests/test_readme.py --ignore plugins/perfuse-mutants
+	$(PYTEST) --ignore plugins/perfuse-mutants
 	PYTHONPATH=$(abspath $(VENV))/mutants $(PYTEST) plugins/perfuse-mutants
 
-check: $(VENV)/plugins
+check: $(VENV)/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m perfuse_conformance.ratchet
 	$(BIN)/python -m perfuse_conformance.matrix --data docs/conformance.json --picture docs/conformance.svg --check
-	$(BIN)/python -m pytest --doctest-modules core/perfuse tests/test_readme.py
+	$(BIN)/python -m pytest --doctest-modules core/perfuse
 
 # Measures every backend on every model and draws README's matrix. Takes half an hour.
 conformance: $(VENV)/plugins
