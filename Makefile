@@ -15,7 +15,7 @@ demo: $(VENV)/all
 	$(BIN)/python -m perfuse.shapes.demo --output demo.png
 
 test: $(VENV)/plugins
-	$(PYTEST) --ignore plugins/perfuse-mutants
+	$(PYTEST) plugins/perfuse-executorch plugins/perfuse-openreg tests
 	PYTHONPATH=$(abspath $(VENV))/mutants $(PYTEST) plugins/perfuse-mutants
 
 check: $(VENV)/dev
