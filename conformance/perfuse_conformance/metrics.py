@@ -5,7 +5,6 @@ limit; arrays of different shapes, or of no elements, are an ``InputError``. Pic
 [H, W, C] with values in [0, 1] and one or three channels.
 """
 
-import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from perfuse.errors import InputError
+from perfuse.plugins import missing_modules
 
 __all__ = [
     "DB_CAP",
@@ -300,9 +300,8 @@ def _flip(ours: Floats, true: Floats, *, colours: bool) -> Floats:
 
 def _lpips_missing() -> str:
     """What LPIPS would have to download or install; nothing where it is all there."""
-    for module in ("torch", "torchvision", "lpips"):
-        if importlib.util.find_spec(module) is None:
-            return f"{module} is not installed"
+    if missing := missing_modules(("torch", "torchvision", "lpips")):
+        return f"{missing[0]} is not installed"
     import torch
 
     try:

@@ -469,7 +469,10 @@ def test_nothing_but_the_result_in_a_pipe(checkpoint: Make, tmp_path: Path) -> N
     done = subprocess.run(
         [*COMMAND, "generate", "red", *model, "--json"], capture_output=True, text=True, check=True
     )
-    assert done.stderr == ""
+    # transformers imports torchao where it is installed, as ExecuTorch has it, and that complains.
+    others = ("torchao", "natively supported by torch.compile")
+    said = [line for line in done.stderr.splitlines() if not any(o in line for o in others)]
+    assert said == []
     assert json.loads(done.stdout)["pictures"] == ["picture.png"]
 
 
