@@ -15,7 +15,7 @@ demo: $(VENV)/all
 	$(BIN)/python -m perfuse.shapes.demo --output demo.png
 
 test: $(VENV)/plugins
-	$(PYTEST) plugins/perfuse-executorch plugins/perfuse-openreg tests
+	$(PYTEST) tests/test_readme.py plugins/perfuse-executorch plugins/perfuse-openreg tests
 	PYTHONPATH=$(abspath $(VENV))/mutants $(PYTEST) plugins/perfuse-mutants
 
 check: $(VENV)/dev
