@@ -16,7 +16,7 @@ demo: $(VENV)/all
 
 test: $(VENV)/plugins
 	$(PYTEST) tests/test_readme.py plugins/perfuse-executorch plugins/perfuse-openreg tests
-	PYTHONPATH=$(abspath $(VENV))/mutants $(PYTEST) plugins/perfuse-mutants
+	PYTHONPATH=$(abspath $(VENV))/mutants $(PYTEST) --dist load plugins/perfuse-mutants
 
 check: $(VENV)/dev
 	$(BIN)/ruff check

@@ -1,9 +1,9 @@
-"""The simulated device, held against the reference."""
+"""The simulated device, held against the reference: its components, as pictures take it a minute."""
 
 from perfuse_conformance import BackendConformance
 
 
 class TestOpenReg(BackendConformance):
     backend = "openreg:0"
-    level = "L2"
+    level = "L1"
     profiles = ("fp16", "bf16")
