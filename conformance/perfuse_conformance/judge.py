@@ -13,7 +13,7 @@ from perfuse_conformance import metrics
 from perfuse_conformance.bundle import Bundle
 from perfuse_conformance.cases import Arrays, Case
 from perfuse_conformance.results import Metric, Result, Status
-from perfuse_conformance.tolerances import Limit, Tolerances, used
+from perfuse_conformance.tolerances import Limit, Tolerances
 
 __all__ = [
     "PICTURE_MEASURES",
@@ -249,12 +249,14 @@ def _value(limit: Limit, array: Any, exact: Any, own: float | None) -> float:
         return metrics.snr_db(array, exact)
     if own is None:  # the reference has not run this precision: nothing to hold it against
         return math.nan
-    allowed = own + limit.floor * metrics.rms(exact)
-    return metrics.rmse(array, exact) / allowed if allowed > 0 else math.inf
+    return metrics.rmse_ratio(array, exact, reference_rmse=own, floor=limit.floor)
 
 
 def _used(metric: Metric) -> float:
-    return used(metric) or 0.0
+    """How much of its limit a metric uses up; what could not be computed is beyond any."""
+    if metric.limit is not None and metric.value is None:
+        return math.inf
+    return metric.used or 0.0
 
 
 def _same(
@@ -379,9 +381,7 @@ PICTURE_MEASURES: Mapping[str, tuple[Callable[[Any, Any], float], Callable[..., 
 def judge_same(result: Result, first: Arrays, second: Arrays, tolerances: Tolerances) -> Result:
     """The verdict on drawing the same a second time."""
     assert result.precision is not None
-    found = [{"latents": run["latents"], "images": run["images"]} for run in (first, second)]
-    own = {name: [0.0, 0.0] for name in found[0]}
-    metrics_ = _same(found, own, tolerances.limits("repeat", result.precision))
+    metrics_ = _same([first, second], None, tolerances.limits("repeat", result.precision))
     result = replace(result, metrics=metrics_)
     if not all(metric.fits for metric in metrics_):
         return fail(

@@ -18,12 +18,10 @@ from perfuse.plugins import missing_modules
 __all__ = [
     "DB_CAP",
     "RATIO_CAP",
-    "cosine",
     "difference_picture",
     "flip",
     "is_constant",
     "lpips",
-    "max_abs",
     "psnr_db",
     "rms",
     "rmse",
@@ -93,29 +91,6 @@ def snr_db(values: ArrayLike, truth: ArrayLike) -> float:
     if math.isnan(noise) or math.isnan(signal):
         return math.nan
     return _decibels(signal, noise)
-
-
-def max_abs(values: ArrayLike, truth: ArrayLike) -> float:
-    """The largest difference of any element. NaN where either is not finite."""
-    ours, true = _pair(values, truth)
-    return float(np.max(np.abs(ours - true))) if _finite(ours, true) else math.nan
-
-
-def cosine(values: ArrayLike, truth: ArrayLike) -> float:
-    """The cosine of the angle between two arrays seen as vectors, in [-1, 1].
-
-    It does not see scale, and saturates: 0.99 is about 17 dB. To show, not to judge by.
-
-    Returns:
-        1 for two arrays of zeros, 0 where one alone is zero, NaN where either is not finite.
-    """
-    ours, true = _pair(values, truth)
-    if not _finite(ours, true):
-        return math.nan
-    lengths = float(np.linalg.norm(ours)) * float(np.linalg.norm(true))
-    if lengths == 0:
-        return 1.0 if not ours.any() and not true.any() else 0.0
-    return float(np.clip(np.vdot(ours, true) / lengths, -1, 1))
 
 
 def psnr_db(picture: ArrayLike, reference: ArrayLike) -> float:

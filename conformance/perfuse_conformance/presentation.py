@@ -220,7 +220,6 @@ _LABELS = {
     "ssim": "SSIM",
     "flip": "FLIP",
     "lpips": "LPIPS",
-    "max_abs": "largest difference",
     "repeat_rmse_ratio": "RMSE of repeats",
     "repeat_rmse": "RMSE of repeats",
     "agreement": "agreement",

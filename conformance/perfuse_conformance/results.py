@@ -92,7 +92,7 @@ class Status(StrEnum):
 class Metric:
     """A number that was measured, and what it was held against."""
 
-    #: ``rmse_ratio``, ``snr_db``, ``psnr_db``, ``ssim``, ``flip``, ``max_abs``, ``agreement``.
+    #: ``rmse_ratio``, ``snr_db``, ``psnr_db``, ``ssim``, ``flip``, ``lpips``, ``agreement``.
     name: str
     #: ``None`` where it could not be computed, as for NaN.
     value: float | None

@@ -17,7 +17,7 @@ from typing import Any, Self
 from perfuse.errors import InputError, PerfuseError
 from perfuse_conformance.results import Metric
 
-__all__ = ["TOLERANCES", "Limit", "Tolerances", "TolerancesError", "error_of", "used"]
+__all__ = ["TOLERANCES", "Limit", "Tolerances", "TolerancesError", "error_of"]
 
 #: The one file.
 TOLERANCES = Path(__file__).with_name("tolerances.toml")
@@ -143,23 +143,6 @@ def error_of(metric: str, value: float) -> float:
     if metric in ("ssim", "agreement"):
         return max(1 - value, 0.0)
     return value
-
-
-def used(metric: Metric) -> float | None:
-    """How much of its limit a metric uses up: 1 at the limit, more beyond it.
-
-    Returns:
-        ``None`` where it has no limit; infinity where it could not be computed, or where the limit
-        leaves no room and it is not perfect.
-    """
-    if metric.limit is None:
-        return None
-    if metric.value is None:
-        return math.inf
-    error, limit = error_of(metric.name, metric.value), error_of(metric.name, metric.limit)
-    if limit <= 0:
-        return math.inf if error > 0 else 0.0
-    return error / limit
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ PICTURES = ("reference", "backend", "difference")
 def metrics(ratio: float | None) -> tuple[Metric, ...]:
     return (
         Metric(name="rmse_ratio", value=ratio, limit=2.0),
-        Metric(name="max_abs", value=3e-6),
+        Metric(name="lpips", value=3e-6),
     )
 
 

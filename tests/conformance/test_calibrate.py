@@ -77,7 +77,7 @@ def test_the_readings_of_a_run():
         metrics=(
             Metric(name="snr_db", value=60.0, limit=50.0, bound="min"),
             Metric(name="repeat_rmse_ratio", value=0.0, limit=0.0),
-            Metric(name="max_abs", value=0.1),
+            Metric(name="lpips", value=0.1),
         ),
     )
     drawn = Result(

@@ -185,9 +185,9 @@ def test_a_number_that_json_cannot_hold_writes_nothing(tmp_path):
         (Metric(name="ssim", value=0.99, limit=0.98, bound="min"), 0.5),
         (Metric(name="agreement", value=1.0, limit=1.0, bound="min"), 0.0),
         (Metric(name="agreement", value=0.9, limit=1.0, bound="min"), float("inf")),
-        (Metric(name="max_abs", value=0.0, limit=0.0), 0.0),
-        (Metric(name="max_abs", value=1e-9, limit=0.0), float("inf")),
-        (Metric(name="max_abs", value=1e-9), None),
+        (Metric(name="lpips", value=0.0, limit=0.0), 0.0),
+        (Metric(name="lpips", value=1e-9, limit=0.0), float("inf")),
+        (Metric(name="lpips", value=1e-9), None),
         (Metric(name="flip", value=None, limit=0.1), None),
     ],
 )
