@@ -164,12 +164,14 @@ class Worker:
         notes: list[str] = []
         outputs: list[Any] = []
         held: list[Any] = []
+        others: list[Program] = []
         began = time.perf_counter()
         with _watching(not _is_torch(program)) as torch_watch:
             for i, given in enumerate(_arranged(calls, manner)):
                 before = {key: array.copy() for key, array in given.items()}
                 if manner == "held" and i > 0:  # another program of the same component
                     program = self._another(name, precision, meta["dims"] if static else {})
+                    others.append(program)
                 returned = program(**given)
                 tensors = program.torch_device is not None
                 if manner == "held":
@@ -184,9 +186,12 @@ class Worker:
         outputs += [_taken(returned, tensors, i, notes) for i, returned in enumerate(held)]
         spent = time.perf_counter() - began
         _save(outputs, self._out)
+        report = _report(program)
+        for other in others:
+            other.close()
         return {
             "notes": notes,
-            "report": _report(program),
+            "report": report,
             "run_s": spent,
             "torch_operators": torch_watch.operators if torch_watch is not None else {},
         }
