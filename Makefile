@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PLUGINS = ./plugins/perfuse-openreg ./plugins/perfuse-executorch
-PYTEST = $(BIN)/python -m pytest -n auto --dist loadfile
+PYTEST = $(BIN)/python -m pytest -n auto
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 TARGETS = torch:cpu onnxruntime:cpu openvino:CPU executorch openreg:0
@@ -15,7 +15,7 @@ demo: $(VENV)/all
 	$(BIN)/python -m perfuse.shapes.demo --output demo.png
 
 test: $(VENV)/plugins
-	$(PYTEST) tests/test_readme.py plugins/perfuse-executorch plugins/perfuse-openreg tests
+	$(PYTEST) --dist loadfile tests/test_readme.py plugins/perfuse-executorch plugins/perfuse-openreg tests
 	PYTHONPATH=$(abspath $(VENV))/mutants $(PYTEST) --dist load plugins/perfuse-mutants
 
 check: $(VENV)/dev
