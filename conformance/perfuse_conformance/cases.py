@@ -6,13 +6,14 @@ The cases follow from the model's spec and from what the backend declares; there
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from perfuse.backend import PRECISIONS
 from perfuse.spec import ComponentSpec, PipelineSpec, TensorSpec
 
 __all__ = [
@@ -177,10 +178,17 @@ def probes_of(spec: PipelineSpec) -> dict[str, Probe]:
     return {probe.id: probe for probe in probes}
 
 
-def _denoiser_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterator[Probe]:
+def _probes_in(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Callable[..., Probe]:
+    """Makes probes of one component, each with one of its named sizes."""
+
     def probe(id: str, size: str, *calls: Any, **settings: Any) -> Probe:
         return Probe(id=f"{name}/{id}", component=name, dims=sizes[size], calls=calls, **settings)
 
+    return probe
+
+
+def _denoiser_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterator[Probe]:
+    probe = _probes_in(name, sizes)
     # The ends of the schedule and its middle; fractions, as Euler's linspace and Karras' sigmas
     # give them. Near zero a truncated fraction is a large part of the timestep.
     yield probe("early", "usual", 999.0, halves=True)
@@ -203,9 +211,7 @@ def _denoiser_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Itera
 
 
 def _text_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterator[Probe]:
-    def probe(id: str, size: str, *calls: Any, **settings: Any) -> Probe:
-        return Probe(id=f"{name}/{id}", component=name, dims=sizes[size], calls=calls, **settings)
-
+    probe = _probes_in(name, sizes)
     longest = sizes["usual"]["sequence"]
     yield probe("texts", "usual", 0, 9, longest - 2, halves=True)
     yield probe("wide", "wide", 9)
@@ -216,9 +222,7 @@ def _text_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterator[
 
 
 def _picture_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterator[Probe]:
-    def probe(id: str, size: str, *calls: Any, **settings: Any) -> Probe:
-        return Probe(id=f"{name}/{id}", component=name, dims=sizes[size], calls=calls, **settings)
-
+    probe = _probes_in(name, sizes)
     # Latents three times as strong decode far out of [-1, 1], where nothing may be cut off.
     yield probe("spread", "usual", 1.0, 3.0, halves=True)
     yield probe("wide", "wide", 1.0)
@@ -406,7 +410,7 @@ def _component_cases(
     name = component.name
     probes = [probe for probe in probes_of(spec).values() if probe.component == name]
     first = precisions[0]
-    for precision in ("float32", "float16", "bfloat16"):
+    for precision in PRECISIONS:
         for mode in ("static", "symbolic"):
             declared = capabilities.get((name, precision, mode))
             where = f"{name}/{precision}/{mode}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from perfuse.backend import Request, Target
+from perfuse.backend import PRECISIONS, Request, Target
 from perfuse.errors import InputError
 from perfuse.manifest import tool_versions
 from perfuse.pipeline import DiffusionPipeline, open_model
@@ -38,11 +38,10 @@ __all__ = ["bundle_for", "record"]
 
 #: The reference where none is named; the torch backend with its device.
 REFERENCE = "torch:cpu"
-_PRECISIONS = ("float32", "float16", "bfloat16")
 #: How often a draw is repeated with its first noise changed in the last bits.
 _NUDGES = 2
 #: Raised with every change of what is recorded, so that the cache's bundles are made anew.
-_RECORDED = 3
+_RECORDED = 4
 
 Watch = Callable[[str], None]
 
@@ -118,7 +117,7 @@ def _record(
     # A reference has float32, or says why not.
     own = {
         precision: DiffusionPipeline.from_pretrained(model, backend=placement, precision=precision)
-        for precision in _PRECISIONS
+        for precision in PRECISIONS
         if precision == "float32" or _supported(spec, target, precision)
     }
     own["float32"].program(spec.denoiser.name)  # says at once that a device is not there
@@ -297,7 +296,6 @@ def _record_forced(
     id = f"forced/{draw.id}"
     inputs = [given for given, _ in calls]
     exact = [outputs for _, outputs in calls]
-    sample = inputs[0]["sample"]
     probe = Probe(
         id=id,
         component=denoiser,
@@ -305,8 +303,6 @@ def _record_forced(
         calls=tuple(float(given["timestep"].flat[0]) for given in inputs),
     )
     probes[id] = _probe_index(probe, inputs) | {
-        "timesteps": list(probe.calls),
-        "batch": len(sample),
         "errors": {
             precision: _errors(pipe, denoiser, inputs, exact)
             for precision, pipe in own.items()

@@ -146,7 +146,7 @@ class Session:
                 component, precision, mode = key.split("/")
                 self.capabilities[component, precision, mode] = Capability(**said)
         listed = tuple(self.device.get("precisions", ()))
-        ordered = tuple(p for p in ("float32", "float16", "bfloat16") if p in listed)
+        ordered = tuple(precision for precision in PRECISIONS if precision in listed)
         return ordered or ("float32",)
 
     def _ask_device(self) -> None:
@@ -197,10 +197,10 @@ class Session:
 
     # Running
 
-    def run(self, cases: Sequence[Case] | None = None) -> Iterator[Result]:
+    def run(self) -> Iterator[Result]:
         """Judge case after case. A worker that is lost costs its case, and those that would lose it
         again: the others with the same program."""
-        for case in self.cases() if cases is None else cases:
+        for case in self.cases():
             yield self.judge(case)
 
     def judge(self, case: Case) -> Result:
@@ -514,41 +514,22 @@ def _mannered(result: Result, answer: Answer) -> Result:
 def run_conformance(
     target: str,
     *,
-    model: str | None = None,
-    level: str = "L2",
-    golden: Path | None = None,
-    options: Mapping[str, str] | None = None,
-    seed: int = 0,
-    timeout: float = 60.0,
     command: str = "",
     watch: Watch = lambda result: None,
+    **settings: Any,
 ) -> tuple[Run, list[Drawn]]:
     """Measure a backend.
 
     Args:
         target: ``"openvino:CPU"``.
-        model: A checkpoint or an exported folder, or one of ``RANDOM_MODELS``; the bundled
-            ``shapes`` without one.
-        level: ``"L0"`` to ``"L3"``.
-        golden: A bundle to judge by; without one the reference runs here, once.
-        options: The backend's own switches.
-        seed: Of the reference that runs here; another one asks everything with other numbers.
-        timeout: Seconds that a case may take, besides preparing its program.
         command: The command line, for the record.
         watch: Is told each result as it comes.
+        **settings: Those of ``open_session``.
 
     Returns:
         The run, and the pictures that were drawn.
     """
-    session = open_session(
-        target,
-        model=model,
-        level=level,
-        golden=golden,
-        options=options,
-        seed=seed,
-        timeout=timeout,
-    )
+    session = open_session(target, **settings)
     try:
         results = []
         for result in session.run():
@@ -570,7 +551,18 @@ def open_session(
     timeout: float = 60.0,
     prepare_timeout: float = 600.0,
 ) -> Session:
-    """A session to judge single cases with; the arguments are those of ``run_conformance``.
+    """A session, to judge all cases with or single ones.
+
+    Args:
+        target: ``"openvino:CPU"``.
+        model: A checkpoint or an exported folder, or one of ``RANDOM_MODELS``; the bundled
+            ``shapes`` without one.
+        level: ``"L0"`` to ``"L3"``.
+        golden: A bundle to judge by; without one the reference runs here, once.
+        options: The backend's own switches.
+        seed: Of the reference that runs here; another one asks everything with other numbers.
+        timeout: Seconds that a case may take, besides preparing its program.
+        prepare_timeout: Seconds that preparing a program may take.
 
     Raises:
         BackendNotFoundError: no plugin offers the backend.

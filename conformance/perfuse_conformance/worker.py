@@ -238,12 +238,13 @@ class Worker:
         drawn = run_draw(pipe, draws_of(pipe.spec, seed=self._opened(bundle).seed)[draw])
         spent = time.perf_counter() - began
         _save([drawn], self._out)
-        reports = {name: _report(pipe.program(name)) for name in pipe.spec.components}
-        used = [reports[name] for name in reports if name != "vae_encoder"]
+        # Nothing that is drawn from noise is encoded: asking would prepare it.
+        used = [name for name in pipe.spec.components if name != "vae_encoder"]
+        reports = {name: _report(pipe.program(name)) for name in used}
         return {
             "notes": [],
             "report": reports[pipe.spec.denoiser.name],
-            "fallbacks": sorted({text for report in used for text in report["fallbacks"]}),
+            "fallbacks": sorted({text for r in reports.values() for text in r["fallbacks"]}),
             "run_s": spent,
             "exported": self._store.taken(),
         }
