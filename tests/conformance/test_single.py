@@ -48,7 +48,7 @@ def test_a_terminal_is_told_what_is_known():
         "FAIL_MISMATCH  component/unet/float32/static/late",
         "  too far",
         "  RMSE over the reference's own 6 (at most 2), 3× the limit",
-        "  largest difference 3e-6",
+        "  LPIPS 3e-6",
         "  worst at call 2 of 3 sample",
         "  error over the limit, call by call: 0.5 3 NaN",
         "  | one",
