@@ -29,6 +29,7 @@ def perfuse_backends() -> Sequence[BackendManifest]:
             requires=("onnxruntime",),
             conflicts=_BUILDS,
             install="pip install 'perfuse[onnxruntime]'",
+            limits="perfuse_onnxruntime.limits:LIMITS",
             summary="ONNX Runtime: the CPU, and the devices of the installed build",
         ),
     )

@@ -15,6 +15,7 @@ def perfuse_backends() -> Sequence[BackendManifest]:
             formats=("openvino",),
             requires=("openvino",),
             install="pip install 'perfuse[openvino]'",
+            limits="perfuse_openvino.limits:LIMITS",
             summary="OpenVINO on CPUs, Intel GPUs and NPUs",
         ),
     )

@@ -14,6 +14,7 @@ def perfuse_backends() -> Sequence[BackendManifest]:
             impl="perfuse_torch.backend:Torch",
             requires=("torch", "transformers"),
             install="pip install 'perfuse[torch]'",
+            limits="perfuse_torch.limits:LIMITS",
             summary="the reference: PyTorch on CPU, CUDA, MPS, XPU or HPU",
         ),
     )

@@ -73,6 +73,8 @@ class Artifact:
             spec=self.spec.components[name],
             precision=exported.precision,
             static=exported.static,
+            sizes=exported.sizes,
+            options=exported.options,
             files={exported.format: inside(self.path, exported.file)},
         )
 

@@ -12,6 +12,7 @@ from perfuse.spec import Array, ComponentSpec, Signature
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.export import ExportedProgram
 
     from perfuse.store import ArtifactStore
 
@@ -29,6 +30,7 @@ __all__ = [
     "Support",
     "SupportLevel",
     "Target",
+    "read_options",
 ]
 
 #: What a component's weights and arithmetic can be asked to be.
@@ -159,6 +161,13 @@ class Request:
     device: str | None = None
     #: Dimensions to fix; every other one stays symbolic.
     static: Mapping[str, int] = field(default_factory=dict)
+    #: Where not empty: the only sizes that the symbolic dimensions will have, together.
+    sizes: tuple[Mapping[str, int], ...] = ()
+
+    @property
+    def any_size(self) -> bool:
+        """Whether one program is to take sizes that nobody has listed."""
+        return not self.sizes and not set(self.component.signature.dims) <= set(self.static)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +178,12 @@ class Component:
     precision: str = "float32"
     #: Dimensions to fix; every other one stays symbolic.
     static: Mapping[str, int] = field(default_factory=dict)
+    #: Where not empty: the only sizes that the dimensions that are not fixed will have, together:
+    #: ``({"latent_height": 64, "latent_width": 96}, …)``.
+    sizes: tuple[Mapping[str, int], ...] = ()
+    #: The exporter's switches, e.g. ``{"palettize": "6"}``: those to use, or those that an exported
+    #: artifact was made with. An exporter refuses those that it does not have.
+    options: Mapping[str, str] = field(default_factory=dict)
     #: Builds the torch module with its weights, in the dtype that they are stored in: takes the
     #: signature's inputs in order, returns a tuple of its outputs. It may be the user's own and is
     #: not to be changed. ``None`` for a component of an exported artifact.
@@ -187,6 +202,17 @@ class Component:
     def signature(self) -> Signature:
         """The signature with the fixed dimensions put in."""
         return self.spec.signature.resolve(self.static)
+
+    def check_dims(self, dims: Mapping[str, int]) -> None:
+        """Raise ``InputError`` where the sizes of a call are not among those it was made for."""
+        self.spec.check_dims(dims)
+        if self.sizes and not any(size.items() <= dims.items() for size in self.sizes):
+            asked = {name: dims[name] for name in self.sizes[0] if name in dims}
+            raise InputError(
+                f"{self.name} was asked for {_written(asked)}; it was exported for "
+                f"{'; '.join(_written(size) for size in self.sizes)}. "
+                "Export the checkpoint again with the size that you need."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,16 +280,81 @@ class Backend(ABC):
         """
 
 
+def read_options(
+    given: Mapping[str, str], known: Mapping[str, Sequence[str] | None], *, of: str
+) -> dict[str, str]:
+    """Check switches against those that there are.
+
+    Args:
+        given: What a person wrote.
+        known: Each switch with the values it takes; ``None`` for one that takes any.
+        of: Whose they are, for the message: ``"The Core ML exporter"``.
+
+    Raises:
+        InputError: a switch or a value is unknown.
+    """
+    for name, value in given.items():
+        if name not in known:
+            raise InputError(
+                f"{of} was given the option {name}; it has {', '.join(known) or 'none'}."
+            )
+        values = known[name]
+        if values is not None and value not in values:
+            raise InputError(
+                f"{of} was given the option {name}={value}; it takes {', '.join(values)}."
+            )
+    return dict(given)
+
+
+def _written(dims: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in dims.items())
+
+
 class Exporter(ABC):
     """A plugin that lowers components to one engine's file format. It needs no hardware."""
 
     #: The format's name: ``"onnx"``.
     format: ClassVar[str]
+    #: Whether a file takes one size, or a list of sizes. The host then fixes every dimension.
+    fixed: ClassVar[bool] = False
 
     @abstractmethod
     def export(self, component: Component, folder: Path) -> Path:
         """Write the component into ``folder``, which exists and is empty; return its main file.
 
+        The main file may be a folder, as a ``.mlpackage`` is.
+
         Raises:
             ExportError: the component could not be captured or lowered.
+            InputError: an option is unknown or malformed.
         """
+
+    def arrange(
+        self,
+        folder: Path,
+        components: Mapping[str, Component],
+        files: Mapping[str, Path],
+        *,
+        model: str,
+    ) -> Mapping[str, Path]:
+        """Put a whole pipeline's files where this format's users look for them.
+
+        Called once, when every component has been exported, before the manifest is written.
+
+        Args:
+            folder: The pipeline's folder, with tokenizers and scheduler already in it.
+            components: What was exported, by name; without modules.
+            files: The main file of each, inside the folder.
+            model: What the person called the model.
+
+        Returns:
+            The main file of each, where it is now.
+        """
+        return files
+
+    def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
+        """What of a captured graph this format cannot hold: ``{"aten.fft": "why"}``.
+
+        For ``perfuse inspect --for``; an exporter that cannot say so beforehand says nothing.
+        """
+        return {}

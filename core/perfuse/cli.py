@@ -269,6 +269,13 @@ def _read_options(options: tuple[str, ...]) -> dict[str, str]:
     return {name: value for name, _, value in pairs}
 
 
+def _read_size(text: str) -> tuple[int, int]:
+    height, by, width = text.lower().partition("x")
+    if not by or not height.isdecimal() or not width.isdecimal():
+        raise InputError(f"--size {text!r} was given; a size is written HEIGHTxWIDTH: 512x768.")
+    return int(height), int(width)
+
+
 def _check_output(output: Path) -> None:
     """Say before the work, not after it, that the picture cannot be written."""
     folder = output.parent
@@ -327,6 +334,8 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 @_option("--width", type=int, help="Fix the width in pixels.")
 @_TRANSFORM
 @click.option("--batch", type=int, help="Fix the batch size of every component.")
+@click.option("--size", "sizes", multiple=True, help="HEIGHTxWIDTH, several times for several.")
+@click.option("--option", "options", multiple=True, help="An exporter's switch: palettize=6.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def export(
     model: str | None,
@@ -340,6 +349,8 @@ def export(
     width: int | None,
     transforms: tuple[str, ...],
     batch: int | None,
+    sizes: tuple[str, ...],
+    options: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Write a model in an engine's format, to run without torch."""
@@ -355,7 +366,15 @@ def export(
             offline=offline,
             transforms=transforms,
         )
-        folder = pipe.export(output, to=format, height=height, width=width, batch=batch)
+        folder = pipe.export(
+            output,
+            to=format,
+            height=height,
+            width=width,
+            batch=batch,
+            sizes=[_read_size(size) for size in sizes],
+            options=_read_options(options),
+        )
     files = Manifest.read(folder).files
     size = sum(int(entry["size"]) for entry in files.values())
     if as_json:

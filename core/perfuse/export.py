@@ -1,8 +1,9 @@
 """Lowering components through the exporters, one at a time: into the cache, or into a folder."""
 
+import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -14,7 +15,7 @@ from perfuse.plugins import host
 from perfuse.spec import PipelineSpec
 from perfuse.store import ArtifactStore, atomic_folder, locked
 
-__all__ = ["export_pipeline", "exported", "reporting", "say"]
+__all__ = ["component_options", "export_pipeline", "exported", "reporting", "say"]
 
 _report: ContextVar[Callable[[str], None]] = ContextVar("report", default=lambda message: None)
 _MAIN = "main-file.json"
@@ -60,6 +61,8 @@ def exported(component: Component, format: str, store: ArtifactStore) -> Path:
         "component": component.spec.to_dict(),
         "precision": component.precision,
         "static": dict(component.static),
+        "sizes": [dict(size) for size in component.sizes],
+        "options": dict(component.options),
         "format": format,
         "fingerprint": fingerprint,
         "tools": _tools(format),
@@ -137,29 +140,36 @@ def export_pipeline(
         InputError: the folder holds something else.
         ExportError: a component could not be lowered, or the folder not be written.
     """
-    host().exporter(to)  # says at once what is missing
+    exporter = host().exporter(to)  # says at once what is missing
     folder = folder.resolve()
     _check_free(folder)
     with locked(folder), atomic_folder(folder) as partial:
-        components = {}
+        components: dict[str, Component] = {}
+        files: Mapping[str, Path] = {}
         for name in spec.components:
             part = partial / name
             part.mkdir()
             one = component(name)
-            main = _export(one, to, part)
-            components[name] = ExportedComponent(
-                format=to,
-                file=main.relative_to(partial).as_posix(),
-                precision=one.precision,
-                signature=one.signature,
-                static=one.static,
-            )
+            files = {**files, name: _export(one, to, part)}
+            components[name] = dataclasses.replace(one, build=None)
             del one
         copy(partial)
+        files = exporter.arrange(partial, components, files, model=str(source["model"]))
         say("Writing the manifest")
         Manifest(
             spec=spec,
-            components=components,
+            components={
+                name: ExportedComponent(
+                    format=to,
+                    file=files[name].relative_to(partial).as_posix(),
+                    precision=one.precision,
+                    signature=one.signature,
+                    static=one.static,
+                    sizes=one.sizes,
+                    options=one.options,
+                )
+                for name, one in components.items()
+            },
             source=source,
             files={
                 path.relative_to(partial).as_posix(): {
@@ -173,6 +183,26 @@ def export_pipeline(
         ).write(partial)
         _check_free(folder)
     return folder
+
+
+def component_options(
+    options: Mapping[str, str], components: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """An exporter's switches for each component: those for all, and its own: ``unet.palettize``.
+
+    Raises:
+        InputError: a switch is for a component that is not there.
+    """
+    switches: dict[str, dict[str, str]] = {name: {} for name in components}
+    for name, value in sorted(options.items(), key=lambda pair: "." in pair[0]):  # its own win
+        component, dot, switch = name.rpartition(".")
+        if dot and component not in switches:
+            raise InputError(
+                f"The option {name} was given; this pipeline has {', '.join(components)}."
+            )
+        for one in [component] if dot else components:
+            switches[one][switch] = value
+    return switches
 
 
 def _check_free(folder: Path) -> None:

@@ -56,6 +56,14 @@ class BackendManifest:
     #: The command that installs what it needs.
     install: str = ""
     summary: str = ""
+    #: Where its engine runs, as ``sys.platform`` calls it: ``("darwin",)``; empty for everywhere.
+    platforms: tuple[str, ...] = ()
+    #: The backend whose programs it computes without that one's hardware. What it runs is
+    #: *interpreted*, never *executed*.
+    interprets: str = ""
+    #: ``"module:LIMITS"``, a ``perfuse.portability.Limits``: what its devices can take, as data
+    #: that imports no engine. For ``perfuse inspect --for``.
+    limits: str = ""
     #: The first and the last version of the contract that it was made for, both included.
     api_min: str = "1.0"
     api_max: str | None = None

@@ -68,6 +68,10 @@ class ExportedComponent:
     signature: Signature
     #: The dimensions that were fixed; empty for one that takes any size.
     static: Mapping[str, int] = field(default_factory=dict)
+    #: Where not empty: the only sizes that the other dimensions may have, together.
+    sizes: tuple[Mapping[str, int], ...] = ()
+    #: The exporter's switches that it was made with.
+    options: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -76,6 +80,8 @@ class ExportedComponent:
             "precision": self.precision,
             "signature": self.signature.to_dict(),
             "static": dict(self.static),
+            "sizes": [dict(size) for size in self.sizes],
+            "options": dict(self.options),
         }
 
     @classmethod
@@ -86,6 +92,8 @@ class ExportedComponent:
             precision=data["precision"],
             signature=Signature.from_dict(data["signature"]),
             static=data["static"],
+            sizes=tuple(dict(size) for size in data["sizes"]),
+            options=dict(data["options"]),
         )
 
 

@@ -21,7 +21,7 @@ from perfuse.backend import (
 )
 from perfuse.batching import FixedBatch, fixed_batch
 from perfuse.errors import BackendError, InputError, UnsupportedError
-from perfuse.export import export_pipeline
+from perfuse.export import component_options, export_pipeline
 from perfuse.manifest import is_artifact
 from perfuse.plugins import host
 from perfuse.schedulers import Scheduler, scheduler_from_config
@@ -393,18 +393,25 @@ class DiffusionPipeline:
         height: int | None = None,
         width: int | None = None,
         batch: int | None = None,
+        sizes: Sequence[tuple[int, int]] = (),
+        options: Mapping[str, str] | None = None,
     ) -> Path:
         """Write the pipeline as an artifact that runs without torch.
 
         Args:
             folder: Where; it is complete or absent, whatever happens.
             to: A format of the installed exporters: ``"onnx"``, ``"openvino"``.
-            height: Fix the height in pixels; without it and ``width``, any size.
+            height: Fix the height in pixels; without it and ``width``, any size, or the
+                checkpoint's own where the format holds fixed sizes alone.
             width: Fix the width in pixels.
             batch: Fix the batch of every component; larger batches are then run in parts.
+            sizes: Several heights and widths in pixels, for a file that takes each of them.
+            options: The exporter's switches, ``{"palettize": "6"}``, or those of one component,
+                ``{"unet.palettize": "6"}``.
 
         Raises:
-            InputError: the source is itself an artifact, or the folder holds something else.
+            InputError: the source is itself an artifact, the folder holds something else, or a
+                size or an option cannot be used.
             ExportError: a component could not be lowered, or the folder not be written.
         """
         from perfuse.checkpoint import Checkpoint
@@ -414,7 +421,16 @@ class DiffusionPipeline:
             raise InputError(
                 f"{source.model} is an export already; export the checkpoint it came from."
             )
-        static = self._static(height, width, batch)
+        if sizes and (height is not None or width is not None):
+            raise InputError("Give either sizes, or one height and width.")
+        fixed = host().exporter(to).fixed
+        shapes = self._shapes(list(sizes) or [(height, width)], batch, fixed=fixed)
+        switches = component_options(options or {}, tuple(self.spec.components))
+
+        def component(name: str) -> Component:
+            static, listed = shapes[name]
+            one = self._component(name, static=static)
+            return dataclasses.replace(one, sizes=listed, options=switches[name])
 
         def copy(partial: Path) -> None:
             for name, path in source.files_to_copy().items():
@@ -424,7 +440,7 @@ class DiffusionPipeline:
 
         return export_pipeline(
             self._spec_now(),
-            lambda name: self._component(name, static=static.get(name)),
+            component,
             Path(folder),
             to=to,
             source={"model": source.model, "revision": source.revision, **self._rewritten()},
@@ -441,6 +457,28 @@ class DiffusionPipeline:
         config = dict(self.scheduler.config)
         config["_class_name"] = type(self.scheduler).__name__
         return dataclasses.replace(self.spec, scheduler=config)
+
+    def _shapes(
+        self,
+        sizes: Sequence[tuple[int | None, int | None]],
+        batch: int | None,
+        *,
+        fixed: bool,
+    ) -> dict[str, tuple[dict[str, int], tuple[dict[str, int], ...]]]:
+        """For each component, the dimensions to fix, and the sizes that the others may have."""
+        if fixed:
+            sizes = [self.spec.default_size if size == (None, None) else size for size in sizes]
+        each = [self._static(height, width, batch) for height, width in sizes]
+        shapes = {}
+        for name, component in self.spec.components.items():
+            own = [one[name] for one in each]
+            static = {dim: n for dim, n in own[0].items() if all(one[dim] == n for one in own)}
+            if fixed and "batch" in component.signature.dims:
+                static.setdefault("batch", component.guided_batch)
+            open_dims = [dim for dim in own[0] if dim not in static]
+            listed = [{dim: one[dim] for dim in open_dims} for one in own] if open_dims else []
+            shapes[name] = (static, tuple(s for i, s in enumerate(listed) if s not in listed[:i]))
+        return shapes
 
     def _static(
         self, height: int | None, width: int | None, batch: int | None
@@ -477,6 +515,7 @@ def _request(component: Component, target: Target) -> Request:
         precision=component.precision,
         device=target.device,
         static=component.static,
+        sizes=component.sizes,
     )
 
 

@@ -251,6 +251,10 @@ class PluginHost:
         backends = []
         for name, manifest in sorted(self.backends().items()):
             state, reason, remedy = standing(manifest)
+            interpreters = self.interpreters(name)
+            if state != "available" and interpreters:
+                hint = f"to interpret its files here: --backend {interpreters[0]}"
+                remedy = f"{remedy}; {hint}" if remedy else hint
             plugin = self.brought_by(name)
             backends.append(
                 {
@@ -259,6 +263,9 @@ class PluginHost:
                     "reason": reason,
                     "remedy": remedy,
                     "summary": manifest.summary,
+                    "exports": [f for f in manifest.formats if self._exports(f)],
+                    "interprets": manifest.interprets,
+                    "interpreters": interpreters,
                     "plugin": plugin.name if plugin is not None else "",
                     "distribution": plugin.distribution if plugin is not None else "",
                     "version": plugin.version if plugin is not None else "",
@@ -267,6 +274,16 @@ class PluginHost:
             )
         backends += [row.as_backend() for row in self.rows if row.state != "loaded"]
         return {"plugins": [asdict(row) for row in self.rows], "backends": backends}
+
+    def interpreters(self, name: str) -> list[str]:
+        """The backends that are here and compute what a backend's engine would."""
+        found = self.backends().items()
+        return [n for n, m in found if m.interprets == name and standing(m)[0] == "available"]
+
+    def _exports(self, format: str) -> bool:
+        """Whether an exporter for the format is here, with the tools that it needs."""
+        manifest = self.exporters().get(format)
+        return manifest is not None and not missing_modules(manifest.requires)
 
     def check(self) -> None:
         """Refuse to go on where anything is wrong with any plugin.
@@ -301,6 +318,12 @@ class PluginHost:
         state, reason, remedy = standing(manifest)
         if state == "not installed":
             raise EngineMissingError(f"Backend {name!r} was asked for; {reason}. Run: {remedy}")
+        if state == "unavailable":
+            others = self.interpreters(name)
+            raise BackendError(
+                f"Backend {name!r} was asked for; {reason}. "
+                + (f"To interpret its files here: --backend {others[0]}" if others else "")
+            )
         if state != "available":
             raise BackendError(f"Backend {name!r} was asked for; {reason}. Mend that: {remedy}")
         from perfuse.backend import Backend
@@ -356,6 +379,9 @@ class PluginHost:
         return _instantiate(manifest.impl, Transform, f"transform {name!r}")
 
 
+_SYSTEMS = {"darwin": "macOS", "linux": "Linux", "win32": "Windows"}
+
+
 @contextmanager
 def _not_printing() -> Iterator[None]:
     """What a plugin prints is no part of what a command prints."""
@@ -365,6 +391,10 @@ def _not_printing() -> Iterator[None]:
 
 def standing(manifest: BackendManifest) -> tuple[str, str, str]:
     """State, reason and remedy of a backend, by what is installed; imports nothing."""
+    if manifest.platforms and sys.platform not in manifest.platforms:
+        systems = " or ".join(_SYSTEMS.get(name, name) for name in manifest.platforms)
+        here = _SYSTEMS.get(sys.platform, sys.platform)
+        return "unavailable", f"its engine runs on {systems} alone, and this is {here}", ""
     if missing := missing_modules(manifest.requires):
         install = manifest.install or "pip install " + " ".join(missing)
         return "not installed", _not_installed(missing), install

@@ -200,6 +200,17 @@ class ComponentSpec:
         for name in ("config", "multiples", "maximums"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
+    @property
+    def guided_batch(self) -> int:
+        """The batch of one picture, where a graph must fix it: 2 for a denoiser with guidance.
+
+        Classifier-free guidance asks it with and without the words at once (Ho and Salimans,
+        https://arxiv.org/abs/2207.12598). One that was distilled takes the scale as an input.
+        """
+        inputs = self.signature.input_names
+        guided = "encoder_hidden_states" in inputs and "timestep_cond" not in inputs
+        return 2 if guided else 1
+
     def check_dims(self, dims: Mapping[str, int]) -> None:
         """Raise ``InputError`` where a size is not one that the component can take."""
         for name, multiple in self.multiples.items():

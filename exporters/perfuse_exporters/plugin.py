@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from perfuse.plugins import ExporterManifest, hookimpl
+from perfuse.plugins import ExporterManifest, TransformManifest, hookimpl
 
 _INSTALL = "pip install 'perfuse[export]'"
 
 
 @hookimpl
 def perfuse_exporters() -> Sequence[ExporterManifest]:
-    """ONNX and OpenVINO IR."""
+    """ONNX, OpenVINO IR, Core ML, StableHLO, Neuron."""
     return (
         ExporterManifest(
             format="onnx",
@@ -24,5 +24,47 @@ def perfuse_exporters() -> Sequence[ExporterManifest]:
             requires=("torch", "transformers", "openvino"),
             install="pip install 'perfuse[torch,openvino]'",
             summary="OpenVINO IR",
+        ),
+        ExporterManifest(
+            format="coreml",
+            impl="perfuse_exporters.coreml:CoreMLExporter",
+            requires=("torch", "transformers", "coremltools"),
+            install="pip install 'perfuse[coreml]'",
+            summary="Core ML programs, on any system",
+        ),
+        ExporterManifest(
+            format="stablehlo",
+            impl="perfuse_exporters.stablehlo:StableHloExporter",
+            requires=("torch", "transformers", "jax", "flatbuffers"),
+            install="pip install 'perfuse[stablehlo]'",
+            summary="StableHLO, for XLA's devices",
+        ),
+        ExporterManifest(
+            format="neuron",
+            impl="perfuse_exporters.neuron:NeuronExporter",
+            requires=("torch", "transformers", "torch_neuronx"),
+            install="pip install torch-neuronx neuronx-cc "
+            "--extra-index-url https://pip.repos.neuron.amazonaws.com",
+            summary="AWS Neuron, on an instance with its SDK",
+        ),
+    )
+
+
+@hookimpl
+def perfuse_transforms() -> Sequence[TransformManifest]:
+    """Attention as Apple's Neural Engine takes it."""
+    requires = ("torch",)
+    return (
+        TransformManifest(
+            name="split_einsum",
+            impl="perfuse_exporters.split_einsum:SplitEinsum",
+            requires=requires,
+            summary="channels first, one head at a time, for the Neural Engine",
+        ),
+        TransformManifest(
+            name="split_einsum_v2",
+            impl="perfuse_exporters.split_einsum:SplitEinsumV2",
+            requires=requires,
+            summary="split_einsum with queries in chunks",
         ),
     )

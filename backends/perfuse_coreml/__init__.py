@@ -1,0 +1,1 @@
+"""Core ML programs on Apple's devices."""

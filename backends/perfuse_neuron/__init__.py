@@ -1,0 +1,1 @@
+"""Compiled programs on AWS Neuron cores."""
