@@ -1,0 +1,183 @@
+"""A component's ML Programs behind its signature, whatever engine runs them.
+
+Core ML itself and the interpreter both run what is saved as ``.mlpackage``; names, dtypes and
+layouts of the files are met here. Imports neither torch nor coremltools.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.arrays import to_numpy
+from perfuse.backend import Array, Component, ExecutionReport, Program
+from perfuse.errors import ArtifactError, ExecutionError, InputError
+from perfuse.spec import Signature
+from perfuse_exporters.apple import input_name, is_apple, output_name, with_apples_layout
+
+__all__ = ["CoreMLProgram", "Predictor", "parts_of"]
+
+_CHUNK = re.compile(r"(?P<stem>.+)(?P<mark>_chunk|Chunk)1(?P<suffix>\.mlpackage|\.mlmodelc)")
+
+
+class Predictor(Protocol):
+    """One saved ML Program: named numpy arrays in, named numpy arrays out, as the file has them."""
+
+    #: Name to shape, of the default size, and numpy dtype: ``{"timestep": ((2,), "float32")}``.
+    inputs: Mapping[str, tuple[tuple[int, ...], str]]
+    outputs: Mapping[str, tuple[tuple[int, ...], str]]
+
+    def __call__(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run once."""
+        ...
+
+
+def parts_of(main: Path) -> list[Path]:
+    """The packages of a component, in the order in which they run.
+
+    Args:
+        main: Its main file: ``model.mlpackage``, or the first of two chunks,
+            ``model_chunk1.mlpackage`` (Apple's ``…_unet_chunk1.mlpackage``, ``UnetChunk1.mlmodelc``).
+
+    Raises:
+        ArtifactError: the second chunk is missing.
+    """
+    found = _CHUNK.fullmatch(main.name)
+    if found is None:
+        return [main]
+    second = main.with_name(f"{found['stem']}{found['mark']}2{found['suffix']}")
+    if not second.exists():
+        raise ArtifactError(
+            f"{main} is the first of two parts; {second.name} is not beside it. Copy or export "
+            "them again, both."
+        )
+    return [main, second]
+
+
+class CoreMLProgram(Program):
+    """A component's packages, run in order: what the first gives, the second takes, by name.
+
+    An input becomes what the file declares for it: float16 where it says so, which rounds a
+    timestep between 512 and 1024 to a half.
+    """
+
+    def __init__(
+        self, component: Component, parts: Sequence[Predictor], report: ExecutionReport
+    ) -> None:
+        """Check that the files are the component's.
+
+        Raises:
+            ArtifactError: they take or give something else.
+        """
+        self._component = component
+        self._parts: Sequence[Predictor] | None = tuple(parts)
+        self._report = report
+        self._apple = is_apple(component)
+        signature = component.signature
+        self._inputs = {self._input_name(name): name for name in signature.input_names}
+        self._check_inputs(parts)
+        given = {name for part in parts for name in part.outputs}
+        self._outputs = {name: self._output_name(name) for name in signature.output_names}
+        missing = [name for name, there in self._outputs.items() if there not in given]
+        # Apple's text encoders give the states of one layer only, and that is all that is asked.
+        if missing and not (self._apple and len(missing) < len(self._outputs)):
+            raise ArtifactError(
+                f"{component.name} gives {', '.join(self._outputs.values())}; its file gives "
+                f"{', '.join(sorted(given))}. It was made for another component. Export the model "
+                "again."
+            )
+        self.signature = Signature(
+            inputs=signature.inputs,
+            outputs=tuple(t for t in signature.outputs if t.name not in missing),
+        )
+
+    def _input_name(self, name: str) -> str:
+        return input_name(self._component.name, name) if self._apple else name
+
+    def _output_name(self, name: str) -> str:
+        return output_name(self._component.name, name) if self._apple else name
+
+    def _check_inputs(self, parts: Sequence[Predictor]) -> None:
+        known = set(self._inputs)
+        wanted = {name for part in parts for name in part.inputs}
+        unused = known - wanted
+        for part in parts:
+            if unknown := sorted(set(part.inputs) - known):
+                raise ArtifactError(
+                    f"{self._component.name} takes {', '.join(self._inputs)}; its file asks for "
+                    f"{', '.join(unknown)}, too. It was made for another component. Export the "
+                    "model again."
+                )
+            known |= set(part.outputs)
+        if unused:
+            raise ArtifactError(
+                f"{self._component.name} takes {', '.join(self._inputs)}; its file has no "
+                f"{', '.join(sorted(unused))}. It was made for another component. Export the model "
+                "again."
+            )
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        """Run once; numpy arrays out, float32.
+
+        Raises:
+            InputError: the arrays do not fit the signature, or a size that it was exported for.
+            ExecutionError: the engine failed, or the program was closed.
+        """
+        parts, component = self._parts, self._component
+        if parts is None:
+            raise ExecutionError(f"{component.name} was closed; prepare it again.")
+        dims = component.spec.signature.bind(inputs, component=component.name)
+        self._check_static(dims)
+        component.check_dims(dims)
+        values = {there: to_numpy(inputs[name]) for there, name in self._inputs.items()}
+        for part in parts:
+            fed = {name: self._fit(name, values[name], *part.inputs[name]) for name in part.inputs}
+            values |= part(fed)
+        return {
+            tensor.name: np.asarray(values[self._outputs[tensor.name]], np.float32)
+            for tensor in self.signature.outputs
+        }
+
+    def _check_static(self, dims: Mapping[str, int]) -> None:
+        static = self._component.static
+        wrong = {name: dims[name] for name, size in static.items() if dims.get(name, size) != size}
+        if wrong:
+            raise InputError(
+                f"{self._component.name} was exported for {_sizes(static)}; got {_sizes(wrong)}. "
+                "Ask for that size, or export the checkpoint again: perfuse export --model M --to "
+                "coreml --output DIR --size HxW --batch B."
+            )
+
+    def _fit(
+        self, there: str, array: npt.NDArray[Any], shape: tuple[int, ...], dtype: str
+    ) -> npt.NDArray[Any]:
+        """An array as the file declares it."""
+        name = self._inputs.get(there)
+        if self._apple and name is not None:
+            array = with_apples_layout(name, array, shape)
+        if (
+            dtype == "int32"
+            and array.dtype.kind == "f"
+            and not np.equal(array, np.rint(array)).all()
+        ):
+            raise InputError(
+                f"{self._component.name} was given {there} {array.ravel()[0]}; its file takes "
+                f"{dtype} there, which would cut the fraction off. Export the model again with "
+                "perfuse, or choose a schedule of whole timesteps."
+            )
+        return np.ascontiguousarray(array, dtype=dtype)
+
+    def report(self) -> ExecutionReport:
+        """What the engine said when the files were loaded."""
+        return self._report
+
+    def close(self) -> None:
+        """Release the engine's models."""
+        self._parts = None
+
+
+def _sizes(dims: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in dims.items())
