@@ -194,7 +194,8 @@ def _print_run(run: Run) -> None:
     counts = {name: count for name, count in run.totals.items() if name.isupper()}
     told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     model = Path(run.run["model"]).name
-    console.print(f"[bold]{run.backend['target']}[/]  {model}  [bold]{run.claim}[/]  {told}")
+    manner = f" interpreted, not executed on {run.interprets}" if run.interprets else ""
+    console.print(f"[bold]{run.backend['target']}[/]  {model}  [bold]{run.claim}[/]{manner}  {told}")
     for result in run.results:
         if result.status.failed or result.status in (
             Status.PASS_FALLBACK,

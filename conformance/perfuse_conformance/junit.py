@@ -47,6 +47,7 @@ def _suite(run: Run) -> "TestSuite":
         "claim": str(run.claim),
         "target": run.backend["target"],
         "engine": run.backend["engine"],
+        "manner": f"interprets {run.interprets}" if run.interprets else "executed",
         "distribution": f"{run.backend['distribution']} {run.backend['version']}",
         "model": run.run["model"],
         "reference": run.run["reference"],

@@ -51,6 +51,7 @@ def _entry(run: Run) -> dict[str, Any]:
         "model": said.model_said(run.run["model"]),
         "target": run.backend["target"],
         "engine": run.backend["engine"],
+        "interprets": run.interprets,
         "date": run.run["utc"][:10],
         "suite": run.suite["version"],
         "tolerances": run.suite["tolerances"],
@@ -135,6 +136,7 @@ def _layout(data: Mapping[str, Any]) -> dict[str, Any]:
     notes = _notes(entries)
     # A build's tag is in the data; the picture has room for the version.
     engines = {entry["target"]: _BUILD.sub("", entry["engine"]) for entry in entries}
+    interpreted = {entry["target"]: entry.get("interprets", "") for entry in entries}
     return {
         "title": f"Conformance of {', '.join(targets)} with {', '.join(models)}",
         "width": _FIRST + column * len(targets) + _GAP,
@@ -143,7 +145,12 @@ def _layout(data: Mapping[str, Any]) -> dict[str, Any]:
         "bottom": y,
         "cell": column - _GAP,
         "columns": [
-            {"x": x, "target": target, "engine": engines[target]} for target, x in places.items()
+            {
+                "x": x,
+                "target": interpreted[target] or target,
+                "engine": "interpreted" if interpreted[target] else engines[target],
+            }
+            for target, x in places.items()
         ],
         "models": blocks,
         "notes": notes,
@@ -179,7 +186,11 @@ def _claim(entry: Mapping[str, Any] | None) -> dict[str, Any]:
     if entry["executed"] == 0:
         return {"level": None, "word": "not executed"}
     profiles = " ".join(f"+{profile}" for profile in entry["claim"]["profiles"])
-    return {"level": entry["claim"]["level"], "profiles": profiles}
+    return {
+        "level": entry["claim"]["level"],
+        "profiles": profiles,
+        "interpreted": bool(entry.get("interprets", "")),
+    }
 
 
 def _cell(counts: Mapping[Status, int]) -> dict[str, str]:
@@ -196,11 +207,18 @@ def _notes(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     legend = [f"{_MARKS[kind]} {word}" for kind, word in KINDS.items() if kind in kinds]
     dates = sorted({entry["date"] for entry in entries})
     suites = sorted({f"suite {e['suite']}, limits {e['tolerances']}" for e in entries})
+    interpreted = sorted({e["interprets"] for e in entries if e.get("interprets")})
     when = dates[0] if len(set(dates)) == 1 else f"{dates[0]} to {dates[-1]}" if dates else "never"
     return [
         "Cases that are right, of those that the backend says it can do. The mark is the worst of "
         "them: " + ", ".join(legend) + ".",
-        f"Executed {when}; {'; '.join(suites)}.",
+        f"Run {when}; {'; '.join(suites)}. A column executed on that engine"
+        + (
+            f", but for {' and '.join(interpreted)}: interpreted, operation by operation, on a "
+            "machine without the hardware."
+            if interpreted
+            else "."
+        ),
     ]
 
 

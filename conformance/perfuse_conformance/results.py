@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 #: A minor version adds fields; a major one changes what is there.
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 
 
 class ResultsError(PerfuseError):
@@ -192,12 +192,18 @@ class Run:
     run: Mapping[str, str]
     #: ``os``, ``cpu``, ``python`` and the versions of the packages that matter.
     host: Mapping[str, Any]
-    #: ``target``, ``distribution``, ``version``, ``engine``, ``device``, ``description``.
+    #: ``target``, ``distribution``, ``version``, ``engine``, ``device``, ``description``; and
+    #: ``interprets``: the backend whose programs were computed without its hardware, or nothing.
     backend: Mapping[str, str]
     #: ``"unet/float32/symbolic"`` to what ``supports`` said: ``level`` and ``reason``.
     capabilities: Mapping[str, Mapping[str, str]]
     claim: Claim
     results: tuple[Result, ...]
+
+    @property
+    def interprets(self) -> str:
+        """The backend whose programs this run interpreted; empty where its own engine ran."""
+        return self.backend.get("interprets", "")
 
     @property
     def totals(self) -> dict[str, int]:

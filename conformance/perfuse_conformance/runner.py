@@ -112,6 +112,7 @@ class Session:
     def identity(self) -> dict[str, str]:
         """Who was measured, as far as is known."""
         row = host().brought_by(self.target.backend)
+        interprets = host().backends()[self.target.backend].interprets
         return {
             "target": f"{self.target.backend}:{self.device.get('name', self.target.device or '?')}",
             "distribution": row.distribution if row is not None else "?",
@@ -119,6 +120,7 @@ class Session:
             "engine": self.engine,
             "device": str(self.device.get("name", "")),
             "description": str(self.device.get("description", "")),
+            "interprets": interprets,
         }
 
     # What is asked

@@ -17,18 +17,27 @@ def print_backends(rows: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for heading in ("target", "state", "from"):
-        table.add_column(heading, no_wrap=True, overflow="fold")
+    for heading in ("target", "state", "here", "from"):
+        table.add_column(heading, no_wrap=heading != "here", overflow="fold")
     table.add_column("what")
     for row in rows:
-        origin = _origin(row)
+        cells = (row["state"], _here(row), _origin(row))
         for device in row["devices"]:
             what = f"{device['description']} ({', '.join(device['precisions'])})"
-            table.add_row(device["target"], row["state"], origin, escape(what))
+            table.add_row(device["target"], *cells, escape(what))
         if not row["devices"]:
-            what = _why(row) or row["summary"]
-            table.add_row(row["backend"], row["state"], origin, escape(what))
+            table.add_row(row["backend"], *cells, escape(_why(row) or row["summary"]))
     Console().print(table)
+
+
+def _here(row: Mapping[str, Any]) -> str:
+    """What can be done on this machine: three words for three things."""
+    words = ["exported"] if row["exports"] else []
+    if row["interpreters"] or (row["interprets"] and row["state"] == "available"):
+        words.append("interpreted")
+    if row["state"] == "available" and not row["interprets"]:
+        words.append("executed")
+    return ", ".join(words)
 
 
 def print_examined(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -108,6 +108,20 @@ def test_a_run_that_executed_nothing_claims_nothing(tmp_path):
     assert "no such device here" in page.said()
 
 
+def test_what_was_interpreted_is_not_called_executed(tmp_path):
+    run = make_run(component("unet/float32/static/late"))
+    interpreted = replace(run, backend={**run.backend, "interprets": "npu"})
+    said = report(tmp_path, interpreted).said()
+    assert "Interpreted, not executed: what npu would be given" in said
+    assert "Interpreted" not in report(tmp_path / "executed", run).said()
+    svg = matrix.render_matrix(matrix.summarise([interpreted]))
+    assert ">npu</text>" in svg and ">interpreted</text>" in svg
+    assert "but for npu: interpreted, operation by operation" in svg
+    assert ">interpreted</text>" not in matrix.render_matrix(matrix.summarise([run]))
+    write_junit([interpreted], tmp_path / "junit.xml")
+    assert 'name="manner" value="interprets npu"' in (tmp_path / "junit.xml").read_text()
+
+
 def test_every_case_has_a_cell_for_every_backend(tmp_path):
     first = make_run(component("unet/float32/static/early"), component("unet/float32/static/late"))
     middle = component("unet/float32/static/middle", Status.FAIL_MISMATCH, 24.0)
@@ -509,7 +523,7 @@ def test_the_matrix_shows_claims_counts_and_what_is_missing(files):
     assert texts[:4] == ["acme:npu", "acme 1.0", "b:0", "acme 1.0"]
     assert {"shapes", "sdxl", "L2", "+dyn", "L0", "not run", "✗ 0 of 1", "✓ 1 of 1"} <= set(texts)
     assert "/somewhere" not in "".join(texts)
-    assert any(text.startswith("Executed 2026-11-20; suite 1.0, limits 1.0") for text in texts)
+    assert any(text.startswith("Run 2026-11-20; suite 1.0, limits 1.0") for text in texts)
 
 
 @pytest.mark.parametrize(
