@@ -466,3 +466,22 @@ def test_the_command_line_lists_them_and_lives(install: Install) -> None:
         assert listed[name]["state"] == "broken"
         assert listed[name]["reason"]
         assert listed[name]["remedy"]
+
+
+def test_a_backend_whose_engine_runs_elsewhere(install: Install) -> None:
+    """It is told what can be done here: its files be made, and be interpreted."""
+    far = GOOD.format(name="far").replace("summary=", 'platforms=("beos",), summary=')
+    near = GOOD.format(name="near").replace("summary=", 'interprets="far", summary=')
+    install("far", far)
+    host = PluginHost()
+    (row,) = [row for row in host.listing()["backends"] if row["backend"] == "far"]
+    assert (row["state"], row["interpreters"], row["remedy"]) == ("unavailable", [], "")
+    assert "runs on beos alone" in row["reason"]
+    install("near", near)
+    host = PluginHost()
+    found = {row["backend"]: row for row in host.listing()["backends"]}
+    assert found["far"]["interpreters"] == ["near"]
+    assert found["far"]["remedy"].endswith("--backend near")
+    assert (found["near"]["interprets"], found["near"]["state"]) == ("far", "available")
+    with pytest.raises(BackendError, match="runs on beos alone.*here: --backend near"):
+        host.backend("far")
