@@ -1,0 +1,96 @@
+"""A component's graph as coremltools takes it: few operators, none that it refuses."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from perfuse.backend import Component
+from perfuse_exporters.capture import trace
+
+__all__ = ["lower", "simplified"]
+
+_aten = torch.ops.aten
+
+#: What says something about a tensor and computes nothing.
+_ASSERTIONS = (
+    _aten._assert_tensor_metadata.default,
+    _aten._assert_scalar.default,
+    _aten.sym_constrain_range.default,
+    _aten.sym_constrain_range_for_size.default,
+)
+
+
+def lower(component: Component, module: nn.Module) -> ExportedProgram:
+    """Capture a module that has the component's signature, in float32.
+
+    Raises:
+        ExportError: torch.export cannot capture it.
+    """
+    return simplified(trace(component, module, torch.float32))
+
+
+def simplified(program: ExportedProgram) -> ExportedProgram:
+    """The program in functional operators, without what computes nothing.
+
+    Attention, convolutions, linear layers and activations stay as they are: coremltools has one
+    operation, or a few, for each, and what they decompose into is longer.
+    """
+    program = program.run_decompositions(_decompositions())
+    graph = program.graph
+    for node in list(graph.nodes):
+        if node.target is _aten.alias.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target in _ASSERTIONS:
+            graph.erase_node(node)
+    _name_outputs_once(program)
+    program.graph_module.recompile()
+    return program
+
+
+def _decompositions() -> Mapping[Any, Callable[..., Any]]:
+    return {_aten.group_norm.default: _group_norm}
+
+
+def _group_norm(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    """Group normalisation (Wu & He 2018): every group is one long instance.
+
+    coremltools would write it with means and squares, and in float16 the square of anything over
+    255 is infinite. One operation leaves it to the engine to add up in what does not overflow. The
+    last axis is kept, since the Neural Engine takes none that is longer than 16384.
+    """
+    grouped = x.reshape(x.shape[0], groups, -1, x.shape[-1])
+    normal: Tensor = _aten.instance_norm.default(
+        grouped, None, None, None, None, True, 0.0, eps, False
+    )
+    normal = normal.reshape(x.shape)
+    shape = (1, x.shape[1], *[1] * (x.dim() - 2))
+    if weight is not None:
+        normal = normal * weight.reshape(shape)
+    return normal if bias is None else normal + bias.reshape(shape)
+
+
+def _name_outputs_once(program: ExportedProgram) -> None:
+    """Give every output a node of its own: a file can give a value one name only."""
+    output = program.graph.output_node()
+    values: list[torch.fx.Node] = []
+    for value in output.args[0]:
+        if value in values or value.op == "placeholder":
+            with program.graph.inserting_before(output):
+                copy = program.graph.call_function(_aten.clone.default, (value,))
+            copy.meta = dict(value.meta)
+            value = copy
+        values.append(value)
+    output.args = (tuple(values),)
+    for spec, value in zip(program.graph_signature.output_specs, values, strict=True):
+        spec.arg.name = value.name
