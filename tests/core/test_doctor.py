@@ -195,6 +195,8 @@ def test_who_gives_up_waiting_leaves_no_process(install: Install, tmp_path: Path
         [sys.executable, "-m", "perfuse.cli", "doctor"],
         env={**os.environ, "PYTHONPATH": str(site), "PERFUSE_PLUGINS": "stuck"},
         stderr=subprocess.PIPE,
+        # Whoever starts the tests in the background has the interrupt ignored, and so it would be.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (note.exists() and note.read_text()):
         assert process.poll() is None

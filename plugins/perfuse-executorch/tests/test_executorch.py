@@ -88,7 +88,6 @@ def inputs(tiny: Component) -> dict[str, Any]:
     ("kind", "name", "batch"),
     [
         ("sdxl", "unet", 2),  # the pooled text and the sizes are inputs, too
-        ("lcm", "unet", 1),  # and here the guidance is one
         ("sd1", "text_encoder", 2),
         ("sd1", "vae_encoder", 1),
         ("sd1", "vae_decoder", 2),
