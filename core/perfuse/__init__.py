@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from perfuse.hooks import BackendManifest as BackendManifest
     from perfuse.hooks import ExporterManifest as ExporterManifest
     from perfuse.hooks import PipelineManifest as PipelineManifest
+    from perfuse.hooks import ReaderManifest as ReaderManifest
     from perfuse.hooks import TransformManifest as TransformManifest
     from perfuse.hooks import hookimpl as hookimpl
     from perfuse.noise import NoiseSource as NoiseSource
     from perfuse.pipeline import DiffusionPipeline as DiffusionPipeline
     from perfuse.pipeline import PipelineOutput as PipelineOutput
+    from perfuse.readers import Reader as Reader
     from perfuse.schedulers import DDIMScheduler as DDIMScheduler
     from perfuse.schedulers import DDPMScheduler as DDPMScheduler
     from perfuse.schedulers import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
@@ -88,11 +90,13 @@ _HOME = {
         "BackendManifest",
         "ExporterManifest",
         "PipelineManifest",
+        "ReaderManifest",
         "TransformManifest",
         "hookimpl",
     ),
     "noise": ("NoiseSource",),
     "pipeline": ("DiffusionPipeline", "PipelineOutput"),
+    "readers": ("Reader",),
     "schedulers": (
         "DDIMScheduler",
         "DDPMScheduler",

@@ -24,7 +24,7 @@ from perfuse.configs import (
 )
 from perfuse.errors import CheckpointError, InputError
 from perfuse.hooks import PipelineManifest
-from perfuse.hub import check_variant, from_hub
+from perfuse.hub import check_variant, from_hub, is_hub_id
 from perfuse.model_index import (
     AGAIN,
     CONFIG,
@@ -48,10 +48,7 @@ if TYPE_CHECKING:
 
     from perfuse.tokenizer import Tokenizer
 
-__all__ = ["Checkpoint"]
-
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+__all__ = ["Checkpoint", "corrected"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +107,8 @@ class Checkpoint:
     ) -> Self:
         asked, commit = str(model), None
         path = Path(model).expanduser()
-        if not path.exists() and isinstance(model, str) and _HUB_ID.fullmatch(model):
-            path, commit = from_hub(model, revision, variant, offline)
+        if not path.exists() and is_hub_id(model):
+            path, commit = from_hub(asked, revision, variant, offline)
         index = read_index(path, asked)
         entries = entries_of(index, path / INDEX)
         spec = _read_spec(path, index, entries)
@@ -338,7 +335,7 @@ def _with_size(unet: ComponentSpec) -> ComponentSpec:
 
 def _read_scheduler(path: Path, class_name: str, kind: PipelineManifest) -> dict[str, Any]:
     """``scheduler_config.json`` with its class, corrected as Diffusers' pipeline would."""
-    from perfuse.plugins import host, resolve
+    from perfuse.plugins import host
 
     folder = folder_of(path, "scheduler", SCHEDULER)
     file = check_inside(path / folder / SCHEDULER, path)
@@ -351,12 +348,22 @@ def _read_scheduler(path: Path, class_name: str, kind: PipelineManifest) -> dict
             "one by a plugin: hook perfuse_schedulers."
         )
     try:
-        # The class knows the settings that the file leaves out.
-        settings = resolve(known[class_name]).from_config(config).config  # type: ignore[attr-defined]
+        return corrected(config, kind)
     except (InputError, ArithmeticError, AttributeError, LookupError, TypeError) as exc:
         raise CheckpointError(f"{file} was read as a {class_name}'s: {exc} {AGAIN}") from exc
-    if kind.scheduler is not None:
-        config["_class_name"] = kind.scheduler
-    return config | {
-        name: value for name, value in kind.corrects.items() if settings.get(name, value) != value
-    }
+
+
+def corrected(config: Mapping[str, Any], kind: PipelineManifest) -> dict[str, Any]:
+    """A scheduler's config as Diffusers' pipeline corrects it.
+
+    Raises:
+        CheckpointError: its class is unknown.
+        InputError: the class cannot take it.
+    """
+    from perfuse.schedulers import scheduler_from_config
+
+    # The class knows the settings that the file leaves out.
+    settings = scheduler_from_config(config).config
+    named = {"_class_name": kind.scheduler} if kind.scheduler is not None else {}
+    wrong = {n: value for n, value in kind.corrects.items() if settings.get(n, value) != value}
+    return {**config, **named, **wrong}

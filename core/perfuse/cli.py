@@ -27,6 +27,7 @@ _SETTINGS: dict[str, type] = {
     "backend": str,
     "precision": str,
     "scheduler": str,
+    "scheduler_from": str,
     "steps": int,
     "guidance": float,
     "seed": int,
@@ -138,6 +139,7 @@ _TRANSFORM = click.option(
 def _model_options(command: _F) -> _F:
     for option in (
         _option("--offline/--online", default=None, help="Use only what the Hub's cache holds."),
+        _option("--scheduler-from", help="A model or file to take the scheduler from."),
         _option("--variant", help="Weight files to prefer, for example fp16."),
         _option("--revision", help="Branch, tag or commit of a Hub repository."),
         _option("--model", help="A checkpoint's folder, an exported folder or a Hub id."),
@@ -182,6 +184,7 @@ def generate(
     revision: str | None,
     variant: str | None,
     offline: bool | None,
+    scheduler_from: str | None,
     backend: str | None,
     precision: str | None,
     scheduler: str | None,
@@ -206,6 +209,7 @@ def generate(
             offline=offline,
             options=_read_options(options),
             transforms=transforms,
+            scheduler_from=scheduler_from,
         )
         if scheduler is not None:
             from perfuse.schedulers import scheduler_class
@@ -336,12 +340,14 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 @click.option("--batch", type=int, help="Fix the batch size of every component.")
 @click.option("--size", "sizes", multiple=True, help="HEIGHTxWIDTH, several times for several.")
 @click.option("--option", "options", multiple=True, help="An exporter's switch: palettize=6.")
+@click.option("--dialect", help="Whose names and layout: apple. The same as --option dialect=….")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def export(
     model: str | None,
     revision: str | None,
     variant: str | None,
     offline: bool | None,
+    scheduler_from: str | None,
     format: str,
     output: Path,
     precision: str | None,
@@ -351,6 +357,7 @@ def export(
     batch: int | None,
     sizes: tuple[str, ...],
     options: tuple[str, ...],
+    dialect: str | None,
     as_json: bool,
 ) -> None:
     """Write a model in an engine's format, to run without torch."""
@@ -365,6 +372,7 @@ def export(
             variant=variant,
             offline=offline,
             transforms=transforms,
+            scheduler_from=scheduler_from,
         )
         folder = pipe.export(
             output,
@@ -373,7 +381,7 @@ def export(
             width=width,
             batch=batch,
             sizes=[_read_size(size) for size in sizes],
-            options=_read_options(options),
+            options=_read_options(options) | ({"dialect": dialect} if dialect else {}),
         )
     files = Manifest.read(folder).files
     size = sum(int(entry["size"]) for entry in files.values())
@@ -392,6 +400,7 @@ def inspect(
     revision: str | None,
     variant: str | None,
     offline: bool | None,
+    scheduler_from: str | None,
     verify: bool,
     as_json: bool,
 ) -> None:
@@ -400,7 +409,13 @@ def inspect(
     from perfuse.pipeline import open_model
     from perfuse.tables import print_spec, weight_sizes
 
-    source = open_model(model, revision=revision, variant=variant, offline=offline)
+    source = open_model(
+        model,
+        revision=revision,
+        variant=variant,
+        offline=offline,
+        scheduler_from=scheduler_from,
+    )
     if verify:
         if not isinstance(source, Artifact):
             raise InputError(f"--verify checks an exported folder; {source.model} is a checkpoint.")

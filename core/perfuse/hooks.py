@@ -23,6 +23,7 @@ __all__ = [
     "ExporterManifest",
     "Hooks",
     "PipelineManifest",
+    "ReaderManifest",
     "TransformManifest",
     "check_fields",
     "check_hooks",
@@ -119,6 +120,24 @@ class TransformManifest:
     api_max: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReaderManifest:
+    """A layout of folders that another tool writes, described without importing its reader."""
+
+    #: The layout's name, for messages: ``"apple"``.
+    name: str
+    #: ``"module:Class"``, a subclass of ``perfuse.Reader``.
+    impl: str
+    #: Globs relative to a folder; one that matches says that the folder has this layout.
+    patterns: tuple[str, ...]
+    requires: tuple[str, ...] = ()
+    install: str = ""
+    summary: str = ""
+    #: The first and the last version of the contract that it was made for, both included.
+    api_min: str = "1.0"
+    api_max: str | None = None
+
+
 class Hooks:
     """What a plugin may implement; each hook returns manifests, and takes nothing."""
 
@@ -145,6 +164,10 @@ class Hooks:
     @hookspec
     def perfuse_transforms(self) -> Sequence[TransformManifest]:  # type: ignore[empty-body]
         """Accelerations that rewrite a component or the loop."""
+
+    @hookspec
+    def perfuse_readers(self) -> Sequence[ReaderManifest]:  # type: ignore[empty-body]
+        """Layouts of folders that other tools write."""
 
 
 class Core:

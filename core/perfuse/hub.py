@@ -1,5 +1,6 @@
 """Checkpoints from the Hub: only the files that are needed, through ``huggingface_hub``'s cache."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -7,10 +8,17 @@ from perfuse.errors import CheckpointError
 from perfuse.model_index import CONFIG, INDEX, SCHEDULER, UNUSED, entries_of, kind_of, read_json
 from perfuse.weights import choose, variants
 
-__all__ = ["check_variant", "from_hub"]
+__all__ = ["check_variant", "from_hub", "is_hub_id", "scheduler_from_hub"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 #: What huggingface_hub speaks HTTP with, by version.
 _HTTP = ("requests", "httpx", "httpx2")
+
+
+def is_hub_id(model: object) -> bool:
+    """Whether it is written OWNER/NAME."""
+    return isinstance(model, str) and _HUB_ID.fullmatch(model) is not None
 
 
 def check_variant(folders: Mapping[str, Iterable[str]], variant: str | None, asked: str) -> None:
@@ -83,6 +91,21 @@ def from_hub(
             "or run once with a connection to huggingface.co and without HF_HUB_OFFLINE."
         ) from exc
     return index.parent, index.parent.name
+
+
+def scheduler_from_hub(model: str, offline: bool | None) -> Path:
+    """A repository's ``scheduler/scheduler_config.json``, in the Hub's cache."""
+    from huggingface_hub import constants, hf_hub_download
+
+    alone = constants.HF_HUB_OFFLINE if offline is None else offline
+    file = f"scheduler/{SCHEDULER}"
+    try:
+        return Path(hf_hub_download(model, file, local_files_only=alone))
+    except Exception as exc:  # requests, httpx, the system's own: the library has no one root
+        raise CheckpointError(
+            f"A scheduler was to be taken from {model}; there is no such folder, and the Hub gave "
+            f"no {file} of it: {type(exc).__name__}. Name a folder, or a repository that has one."
+        ) from exc
 
 
 def _by_component(files: Iterable[str], entries: Mapping[str, str]) -> dict[str, list[str]]:

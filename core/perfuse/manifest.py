@@ -105,7 +105,8 @@ class Manifest:
     components: Mapping[str, ExportedComponent]
     #: Where it came from: ``{"model": …, "revision": …}``.
     source: Mapping[str, str | None]
-    #: Every file, relative to the folder, with its size in bytes and its SHA-256.
+    #: Every file, relative to the folder, with its size in bytes and its SHA-256; that is empty in
+    #: a folder that another tool wrote.
     files: Mapping[str, Mapping[str, Any]]
     #: The tools that wrote it, with their versions.
     tools: Mapping[str, str]
@@ -184,6 +185,11 @@ class Manifest:
             ArtifactError: a file is not what was exported.
         """
         for name, entry in self.files.items():
+            if not entry["sha256"]:
+                raise ArtifactError(
+                    f"{folder} was to be verified; another tool wrote it, and nothing in it says "
+                    "what its files should be. Export the checkpoint with perfuse to have that."
+                )
             if sha256(inside(folder, name)) != entry["sha256"]:
                 raise ArtifactError(
                     f"{folder / name} is not the file that was exported: its SHA-256 differs from "

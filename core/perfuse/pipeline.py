@@ -24,6 +24,7 @@ from perfuse.errors import BackendError, InputError, UnsupportedError
 from perfuse.export import component_options, export_pipeline
 from perfuse.manifest import is_artifact
 from perfuse.plugins import host
+from perfuse.readers import read_folder, scheduler_config, with_scheduler
 from perfuse.schedulers import Scheduler, scheduler_from_config
 from perfuse.spec import ComponentSpec, PipelineSpec
 from perfuse.static import PerSize
@@ -43,6 +44,8 @@ __all__ = ["DiffusionPipeline", "PipelineOutput", "open_model"]
 
 #: Where a pipeline's components come from.
 Source: TypeAlias = "Checkpoint | Artifact"
+#: Where a scheduler comes from: a folder, a file, a Hub id, or its config.
+SchedulerFrom: TypeAlias = str | os.PathLike[str] | Mapping[str, Any]
 
 
 def open_model(
@@ -51,8 +54,11 @@ def open_model(
     revision: str | None = None,
     variant: str | None = None,
     offline: bool | None = None,
+    scheduler_from: SchedulerFrom | None = None,
 ) -> "Source":
     """Open an exported folder, a local checkpoint or a Hub id; without one, the bundled ``shapes``.
+
+    A folder that another tool exported is read where a plugin knows its layout.
 
     Raises:
         CheckpointError: it is neither, or cannot be read.
@@ -62,11 +68,19 @@ def open_model(
         from perfuse.shapes import CHECKPOINT
 
         model = CHECKPOINT
+    scheduler = None
+    if scheduler_from is not None:
+        scheduler = scheduler_config(scheduler_from, offline=offline)
+    source: Source | None
     if is_artifact(Path(model)):
-        return Artifact.open(model)
-    from perfuse.checkpoint import Checkpoint
+        source = Artifact.open(model)
+    else:
+        source = read_folder(Path(model).expanduser(), scheduler=scheduler)
+    if source is None:
+        from perfuse.checkpoint import Checkpoint
 
-    return Checkpoint.open(model, revision=revision, variant=variant, offline=offline)
+        source = Checkpoint.open(model, revision=revision, variant=variant, offline=offline)
+    return source if scheduler is None else with_scheduler(source, scheduler)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +121,11 @@ class DiffusionPipeline:
         self.placement = placement
         self.precision = precision
         self._store = store
+        if not self.spec.scheduler:
+            raise InputError(
+                f"{source.model} was to be run; it names no scheduler, and without one nobody knows "
+                "how its noise was made. Name a model that does: --scheduler-from CHECKPOINT."
+            )
         self.scheduler = scheduler_from_config(self.spec.scheduler)
         self._transforms = find_transforms(transforms)
         if isinstance(source, Artifact):
@@ -130,6 +149,7 @@ class DiffusionPipeline:
         options: Mapping[str, str] | None = None,
         store: ArtifactStore | None = None,
         transforms: Sequence[str] = (),
+        scheduler_from: SchedulerFrom | None = None,
         **components: Any,
     ) -> Self:
         """Open a model and choose where it runs. Nothing is loaded until it is needed.
@@ -147,6 +167,8 @@ class DiffusionPipeline:
             options: The backend's own switches, e.g. ``{"compile": "true"}``.
             store: Where exports made on the way are kept.
             transforms: Accelerations to put on, by the names that their plugins give them.
+            scheduler_from: A checkpoint's folder, an exported folder, a ``scheduler_config.json``, a
+                Hub id or a config to take the scheduler from, for folders that name none.
             **components: Replacements, e.g. ``unet=my_unet`` or ``scheduler=my_scheduler``.
 
         Raises:
@@ -155,7 +177,13 @@ class DiffusionPipeline:
             BackendError: the backend is unknown or its engine is not installed.
             InputError: a transform is unknown, or rewrites what is exported already.
         """
-        source = open_model(model, revision=revision, variant=variant, offline=offline)
+        source = open_model(
+            model,
+            revision=revision,
+            variant=variant,
+            offline=offline,
+            scheduler_from=scheduler_from,
+        )
         natural = partial(_natural_backend, source)
         placement = Placement.parse(backend if backend is not None else natural(), default=natural)
         pipe = cls(

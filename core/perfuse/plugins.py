@@ -31,6 +31,7 @@ from perfuse.hooks import (
     ExporterManifest,
     Hooks,
     PipelineManifest,
+    ReaderManifest,
     TransformManifest,
     check_fields,
     check_hooks,
@@ -42,6 +43,7 @@ from perfuse.installed import Entry, PluginRow, allowed_plugins, check_rows, is_
 if TYPE_CHECKING:
     from perfuse.architectures import Architecture
     from perfuse.backend import Backend, Exporter
+    from perfuse.readers import Reader
     from perfuse.transforms import Transform
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "PipelineManifest",
     "PluginHost",
     "PluginRow",
+    "ReaderManifest",
     "TransformManifest",
     "hookimpl",
     "host",
@@ -208,6 +211,11 @@ class PluginHost:
         pairs = self._manifests("perfuse_transforms", TransformManifest)
         return self._by_name(((plugin, m.name, m) for plugin, m in pairs), "transform")
 
+    def readers(self) -> dict[str, ReaderManifest]:
+        """Every layout that is read, by name; the first plugin to take a name keeps it."""
+        pairs = self._manifests("perfuse_readers", ReaderManifest)
+        return self._by_name(((plugin, m.name, m) for plugin, m in pairs), "reader")
+
     def schedulers(self) -> dict[str, str]:
         """Every scheduler class by name; core's are core's."""
 
@@ -233,6 +241,7 @@ class PluginHost:
         self.schedulers()
         self.pipelines()
         self.transforms()
+        self.readers()
 
     def brought_by(self, name: str, hook: str = "perfuse_backends") -> PluginRow | None:
         """The row of the plugin that a backend, or what another hook brings, is from."""
@@ -377,6 +386,23 @@ class PluginHost:
         from perfuse.transforms import Transform
 
         return _instantiate(manifest.impl, Transform, f"transform {name!r}")
+
+    def reader(self, name: str) -> "Reader":
+        """The reader of a layout.
+
+        Raises:
+            InputError: what it needs is not installed.
+            PluginError: its class cannot be imported.
+        """
+        manifest = self.readers()[name]
+        if missing := missing_modules(manifest.requires):
+            raise InputError(
+                f"A folder of the layout {name!r} was to be read; {_not_installed(missing)}. "
+                f"Run: {manifest.install or 'pip install ' + ' '.join(missing)}"
+            )
+        from perfuse.readers import Reader
+
+        return _instantiate(manifest.impl, Reader, f"reader {name!r}")  # type: ignore[type-abstract]
 
 
 _SYSTEMS = {"darwin": "macOS", "linux": "Linux", "win32": "Windows"}

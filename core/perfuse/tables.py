@@ -80,7 +80,8 @@ def print_spec(source: "Checkpoint | Artifact") -> None:
     console.print(f"[bold]{spec.class_name}[/]  {escape(source.model)}")
     console.print(f"tasks      {', '.join(spec.tasks)}")
     console.print(f"pictures   {width}×{height}, or other multiples of {spec.size_multiple}")
-    console.print(f"schedule   {spec.scheduler.get('_class_name')}{_schedule(spec.scheduler)}")
+    scheduler = spec.scheduler.get("_class_name", "none named; give --scheduler-from")
+    console.print(f"schedule   {scheduler}{_schedule(spec.scheduler)}")
     if spec.latents is not None:
         latents = spec.latents
         console.print(
@@ -108,11 +109,13 @@ def weight_sizes(source: "Checkpoint | Artifact") -> dict[str, int]:
     from perfuse.artifact import Artifact
 
     if isinstance(source, Artifact):
-        sizes = dict.fromkeys(source.manifest.components, 0)
-        for file, entry in source.manifest.files.items():
-            name = file.partition("/")[0]
-            if name in sizes:
-                sizes[name] += int(entry["size"])
+        files = source.manifest.files
+        sizes = {}
+        for name, component in source.manifest.components.items():
+            folder, slash, _ = component.file.partition("/")
+            # A dialect may put all components into one folder, and one into two parts.
+            prefix = f"{name}/" if slash and folder == name else component.file.split("hunk1")[0]
+            sizes[name] = sum(int(e["size"]) for f, e in files.items() if f.startswith(prefix))
         return sizes
     folders = dict.fromkeys(c.folder for c in source.spec.components.values())
     return {folder: source.weights(folder).total_bytes for folder in folders}

@@ -78,15 +78,22 @@ class Tokenizer:
         self.pad_token_id = self._id_of("pad_token")
 
     @classmethod
-    def from_folder(cls, path: str | Path, tokenizer_class: str | None = None) -> "Tokenizer":
+    def from_folder(
+        cls,
+        path: str | Path,
+        tokenizer_class: str | None = None,
+        *,
+        pad_token: str | None = None,
+    ) -> "Tokenizer":
         """Read the tokenizer that a folder holds.
 
         ``tokenizer_class`` is what ``model_index.json`` calls it; ``tokenizer_config.json``, if it
-        names a class, is believed first. Raises `CheckpointError` if a file is missing or damaged,
+        names a class, is believed first. ``pad_token`` is what fills prompts up where no file says it.
+        Raises `CheckpointError` if a file is missing or damaged,
         if the vocabulary and the merges do not belong together, or if the class is not known and
         there is no ``tokenizer.json``.
         """
-        files = TokenizerFiles.read(Path(path), tokenizer_class)
+        files = TokenizerFiles.read(Path(path), tokenizer_class, pad_token=pad_token)
         backend = _BUILDERS.get(files.kind, _build_from_json)(files)
         limit = files.max_length()
         if limit is None and files.kind == "CLIPTokenizer":

@@ -61,7 +61,9 @@ class TokenizerFiles:
     """Every token to be matched whole in the text, in the order of their ids."""
 
     @classmethod
-    def read(cls, folder: Path, tokenizer_class: str | None) -> "TokenizerFiles":
+    def read(
+        cls, folder: Path, tokenizer_class: str | None, *, pad_token: str | None = None
+    ) -> "TokenizerFiles":
         if not folder.is_dir():
             raise CheckpointError(f"The tokenizer's folder {folder} does not exist. {AGAIN}")
         present = tuple(name for name in FILES if (folder / name).is_file())
@@ -75,6 +77,8 @@ class TokenizerFiles:
             kind = "CLIPTokenizer"  # nothing says so, but only CLIP's comes like this; _clip checks
         kind = str(kind or "").removesuffix("Fast")
         defaults = _CLIP_TOKENS if kind == "CLIPTokenizer" else {}
+        if pad_token is not None:
+            defaults = {**defaults, "pad_token": pad_token}
         try:
             if "added_tokens_decoder" in config:
                 stated = {**defaults, **_without_null(config)}

@@ -17,7 +17,7 @@ _TEXT = """
     EulerAncestralDiscreteScheduler EulerDiscreteScheduler Event ExecutionReport Exporter
     ExporterManifest FlowMatchEulerDiscreteScheduler Guidance LCMScheduler LatentSpec Loop
     NoiseSource PNDMScheduler PerfuseError PipelineManifest PipelineOutput PipelineSpec Placement
-    Program Request
+    Program Reader ReaderManifest Request
     Signature Step Support SupportLevel Target Task TensorSpec Tokenizer Transform TransformManifest UniPCMultistepScheduler
     exported hookimpl
 """
