@@ -1,18 +1,35 @@
-"""The dialect of Apple's runtimes for Stable Diffusion: names and layouts.
+"""The dialect of Apple's runtimes for Stable Diffusion: names, layouts, types, files.
 
 The contract is what ``python_coreml_stable_diffusion`` and the Swift package ``StableDiffusion`` of
-https://github.com/apple/ml-stable-diffusion load. This module imports neither torch nor coremltools
-before something is written.
+https://github.com/apple/ml-stable-diffusion load. Its Python checks dtypes and ranks exactly; its
+Swift converts dtypes and checks nothing. This module imports torch where something is written.
 """
 
+import dataclasses
+import json
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from perfuse.backend import Component
+from perfuse.errors import ExportError
+from perfuse.spec import Signature, TensorSpec
 
-__all__ = ["input_name", "is_apple", "output_name", "with_apples_layout"]
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = [
+    "adapted",
+    "arrange",
+    "input_name",
+    "is_apple",
+    "output_name",
+    "with_apples_layout",
+]
 
 _INPUTS: Mapping[str, Mapping[str, str]] = {
     "vae_decoder": {"latent_sample": "z"},
@@ -30,6 +47,13 @@ _OUTPUTS: Mapping[str, Mapping[str, str]] = {
     "vae_decoder": {"sample": "image"},
     "vae_encoder": {"latent_parameters": "latent"},
 }
+_CLASSES = (
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "UNet2DConditionModel",
+    "AutoencoderKL",
+)
+_UNET = ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids")
 
 
 def is_apple(component: Component) -> bool:
@@ -48,8 +72,8 @@ def output_name(component: str, name: str) -> str:
 
 
 def with_apples_layout(
-    name: str, array: npt.NDArray[np.generic], shape: tuple[int, ...]
-) -> npt.NDArray[np.generic]:
+    name: str, array: npt.NDArray[Any], shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
     """An input as Apple's graphs take it: text states [B, S, D] as [B, D, 1, S].
 
     Args:
@@ -62,3 +86,124 @@ def with_apples_layout(
     if name == "time_ids" and array.size == np.prod(shape):
         return array.reshape(shape)  # older packages have one row of twelve
     return array
+
+
+def adapted(component: Component, module: "nn.Module") -> "tuple[Component, nn.Module]":
+    """A component and its module with the inputs and outputs that Apple's runtimes use.
+
+    Text encoders give the last states and those before the last layer, of which the runtimes take
+    what they look for by name.
+
+    Raises:
+        ExportError: Apple's runtimes have no such component, or cannot feed it.
+    """
+    _check(component)
+    names = component.spec.signature.input_names
+    signature = Signature(
+        inputs=tuple(_input(component, tensor) for tensor in component.spec.signature.inputs),
+        outputs=tuple(
+            dataclasses.replace(tensor, name=output_name(component.name, tensor.name))
+            for tensor in component.spec.signature.outputs
+        ),
+    )
+    spec = dataclasses.replace(component.spec, signature=signature)
+    return dataclasses.replace(component, spec=spec), _wrapped(names, module)
+
+
+def _check(component: Component) -> None:
+    spec = component.spec
+    unknown = [name for name in spec.signature.input_names if name not in _UNET]
+    if (
+        spec.name not in _OUTPUTS
+        or spec.class_name not in _CLASSES
+        or (spec.name == "unet" and unknown)
+    ):
+        what = f" with {', '.join(unknown)}" if spec.name == "unet" and unknown else ""
+        raise ExportError(
+            f"{spec.name} ({spec.class_name}{what}) was to be exported in Apple's dialect; its "
+            "runtimes run Stable Diffusion 1, 2 and XL alone. Export without --dialect."
+        )
+    batches = (1, 2) if spec.name == "unet" else (1,)
+    if component.static.get("batch") not in batches:
+        raise ExportError(
+            f"{spec.name} was to be exported in Apple's dialect for a batch of "
+            f"{component.static.get('batch')}; its runtimes call it with {batches[-1]}. Leave out "
+            "--batch, or give --batch 1."
+        )
+
+
+def _input(component: Component, tensor: TensorSpec) -> TensorSpec:
+    name, dtype, shape = input_name(component.name, tensor.name), tensor.dtype, tensor.shape
+    if dtype == "int64":
+        dtype = "float32"  # their text encoders take token ids so
+    elif component.name == "unet" or component.precision == "float16":
+        dtype = "float16"
+    if tensor.name == "encoder_hidden_states":
+        batch, sequence, width = shape
+        shape = (batch, width, 1, sequence)
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
+def _wrapped(names: tuple[str, ...], module: "nn.Module") -> "nn.Module":
+    import torch
+    from torch import Tensor, nn
+
+    def ours(name: str, value: Tensor) -> Tensor:
+        if name == "input_ids":
+            return value.to(torch.int64)
+        if name == "encoder_hidden_states":
+            return value.squeeze(2).transpose(1, 2)
+        return value
+
+    class Adapted(nn.Module):
+        """Takes Apple's inputs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *inputs: Tensor) -> Any:
+            pairs = zip(names, inputs, strict=True)
+            return self.module(*[ours(name, value) for name, value in pairs])
+
+    return Adapted()
+
+
+def arrange(folder: Path, files: Mapping[str, Path], *, model: str) -> dict[str, Path]:
+    """Put the packages where Apple's Python looks for them, and the vocabulary where Swift does.
+
+    Args:
+        folder: The pipeline's folder, with a folder for each component in it.
+        files: The main file of each component.
+        model: What the person called the model: ``runwayml/stable-diffusion-v1-5``, or a path.
+
+    Returns:
+        The main file of each, where it is now.
+    """
+    from perfuse_exporters.coreml_program import parts_of
+
+    version = Path(model).name if Path(model).exists() else model.replace("/", "_")
+    moved = {}
+    for name, main in files.items():
+        for part in reversed(parts_of(main)):  # the first, which is the main file, comes last
+            chunk = part.stem[part.stem.index("_chunk") :] if "_chunk" in part.stem else ""
+            moved[name] = folder / f"Stable_Diffusion_version_{version}_{name}{chunk}.mlpackage"
+            part.rename(moved[name])
+        if not any(main.parent.iterdir()):
+            main.parent.rmdir()
+    _write_vocabulary(folder)
+    return moved
+
+
+def _write_vocabulary(folder: Path) -> None:
+    """``vocab.json`` and ``merges.txt`` of the first tokenizer, beside the packages."""
+    tokenizer = folder / "tokenizer" if (folder / "tokenizer").is_dir() else folder / "tokenizer_2"
+    names = ("vocab.json", "merges.txt")
+    if all((tokenizer / name).is_file() for name in names):
+        for name in names:
+            shutil.copyfile(tokenizer / name, folder / name)
+    elif (tokenizer / "tokenizer.json").is_file():
+        model = json.loads((tokenizer / "tokenizer.json").read_text("utf-8"))["model"]
+        merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+        (folder / names[0]).write_text(json.dumps(model["vocab"], ensure_ascii=False), "utf-8")
+        (folder / names[1]).write_text("\n".join(["#version: 0.2", *merges, ""]), "utf-8")

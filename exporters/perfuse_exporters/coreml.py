@@ -6,7 +6,7 @@ the precision inside, integers are int32. A package takes one size, or a list of
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from perfuse.backend import Component, Exporter, read_options
 from perfuse.errors import ExportError
 from perfuse.spec import TensorSpec
+from perfuse_exporters.apple import adapted, arrange, is_apple
 
 if TYPE_CHECKING:
     import coremltools as ct
@@ -102,11 +103,25 @@ class CoreMLExporter(Exporter):
         from perfuse_exporters.coreml_graph import lower
 
         module = cast(build(component), torch.float32)
+        if is_apple(component):
+            component, module = adapted(component, module)
         program = lower(component, module)
         package = folder / MODEL
         _convert(component, program, package, options)
         _tidy(package, component, options)
         return package
+
+    def arrange(
+        self,
+        folder: Path,
+        components: Mapping[str, Component],
+        files: Mapping[str, Path],
+        *,
+        model: str,
+    ) -> Mapping[str, Path]:
+        if not any(map(is_apple, components.values())):
+            return files
+        return arrange(folder, files, model=model)
 
 
 def _check_fixed(component: Component) -> None:
