@@ -1,0 +1,198 @@
+"""A StableHLO program behind a component's signature, compiled for one of JAX's devices."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.arrays import to_numpy
+from perfuse.backend import Array, Component, ExecutionReport, Program
+from perfuse.errors import ArtifactError, ExecutionError, InputError
+from perfuse_exporters.stablehlo import load, said, settings
+
+__all__ = ["StableHloProgram"]
+
+#: As the program is written: XLA may otherwise leave out a rounding to half precision, and
+#: reorder sums.
+_COMPILER = {"xla_allow_excess_precision": False, "xla_cpu_enable_fast_math": False}
+
+
+class StableHloProgram(Program):
+    """One executable. The weights are on the device; each call's outputs are the caller's."""
+
+    def __init__(
+        self,
+        component: Component,
+        path: Path,
+        *,
+        device: Any,
+        name: str,
+        cache: Path | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Load, check and compile.
+
+        Args:
+            component: What is to run; every dimension fixed.
+            path: Its ``model.stablehlo``.
+            device: One of ``jax.devices()``.
+            name: What the device is called in reports.
+            cache: Where compiled programs are kept; ``None`` for nowhere.
+            details: What a report says besides.
+
+        Raises:
+            ArtifactError: the files are damaged, or of another component or size.
+            ExecutionError: XLA could not compile it.
+        """
+        import jax
+
+        loaded = load(path)
+        _check_borders(component, loaded.inputs, loaded.outputs, path)
+        self.signature = component.signature
+        self._component = component
+        self._device, self._name = device, name
+        self._dtypes = {tensor: np.dtype(aval.dtype) for tensor, aval in loaded.inputs.items()}
+        self._notes = {**loaded.details, **(details or {})}
+        self._put = jax.device_put
+        here = jax.sharding.SingleDeviceSharding(device)
+        taken = [
+            {
+                one: jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=here)
+                for one, aval in avals.items()
+            }
+            for avals in (loaded.weights, loaded.inputs)
+        ]
+        try:
+            self._weights = {one: self._put(array, device) for one, array in loaded.tensors()}
+            with _kept_in(cache):
+                lowered = jax.jit(loaded.exported.call).lower(*taken)
+                self._compiled: Any = lowered.compile(compiler_options=_options(device))
+        except ArtifactError:
+            raise
+        except Exception as exc:
+            raise ExecutionError(
+                f"{component.name} in {path} was to be compiled for {name}; XLA said: "
+                f"{said(exc)}. Export the model again, or run it on another backend."
+            ) from exc
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        """Run once; numpy arrays out, float32 where they are floating-point.
+
+        Raises:
+            InputError: the arrays do not fit the signature, or the sizes of the file.
+            ExecutionError: XLA failed, or the program was closed.
+        """
+        spec = self._component.spec
+        if self._compiled is None:
+            raise ExecutionError(f"{spec.name} was called after close(). Prepare it again.")
+        dims = spec.signature.bind(inputs, component=spec.name)
+        spec.check_dims(dims)
+        self._check_size(dims)
+        arrays = {name: _fitted(inputs[name], self._dtypes[name], name) for name in inputs}
+        try:
+            outputs = self._compiled(self._weights, self._put(arrays, self._device))
+            return {name: np.array(outputs[name]) for name in spec.signature.output_names}
+        except RuntimeError as exc:
+            raise ExecutionError(
+                f"{spec.name} was to run on {self._name}; XLA said: {said(exc)}. Try a smaller "
+                "size or another device."
+            ) from exc
+
+    def _check_size(self, dims: Mapping[str, int]) -> None:
+        static = self._component.static
+        wrong = {name: size for name, size in dims.items() if static[name] != size}
+        if wrong:
+            raise InputError(
+                f"{self._component.name} was exported for {_sizes(static)}; got {_sizes(wrong)}. "
+                "Make another for that size: perfuse export --to stablehlo --height H --width W "
+                "--batch B."
+            )
+
+    def report(self) -> ExecutionReport:
+        """The device that it was compiled for, and the precision and casts of the program."""
+        import jax
+
+        if self._compiled is None:
+            raise ExecutionError(f"{self._component.name} was closed; it has nothing to report.")
+        return ExecutionReport(
+            device=self._name,
+            precision=self._notes.get("precision", self._component.precision),
+            engine=f"jax {jax.__version__}",
+            details={"platform": self._device.client.platform_version, **self._notes},
+        )
+
+    def close(self) -> None:
+        """Release the executable and the weights."""
+        self._compiled = None
+        self._weights = {}
+
+
+def _check_borders(
+    component: Component, inputs: Mapping[str, Any], outputs: Mapping[str, Any], path: Path
+) -> None:
+    """See that a program takes and gives what the component's signature says, in its size."""
+    signature = component.signature
+    for kind, specs, found in (
+        ("takes", signature.inputs, inputs),
+        ("gives", signature.outputs, outputs),
+    ):
+        wanted = {spec.name: spec.shape for spec in specs}
+        shapes = {name: tuple(aval.shape) for name, aval in found.items()}
+        if shapes.keys() != wanted.keys() or (kind == "takes" and shapes != wanted):
+            raise ArtifactError(
+                f"{path} {kind} {_written(shapes)}; {component.name} was to have "
+                f"{_written(wanted)}. The file was made for another component or size. Export the "
+                "model again."
+            )
+
+
+@contextmanager
+def _kept_in(cache: Path | None) -> Iterator[None]:
+    """Have XLA's compiled programs kept in a folder, unless the process has one already."""
+    import jax
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+    if cache is None or jax.config.jax_compilation_cache_dir is not None:
+        yield
+        return
+    with settings(
+        jax_compilation_cache_dir=str(cache), jax_persistent_cache_min_compile_time_secs=0.0
+    ):
+        reset_cache()
+        try:
+            yield
+        finally:
+            reset_cache()
+
+
+def _options(device: Any) -> dict[str, bool]:
+    return {name: on for name, on in _COMPILER.items() if "cpu" not in name or _is_cpu(device)}
+
+
+def _is_cpu(device: Any) -> bool:
+    return bool(device.platform == "cpu")
+
+
+def _fitted(value: Array, dtype: "np.dtype[Any]", name: str) -> npt.NDArray[Any]:
+    """An array as the program takes it; a number that would become another is refused."""
+    array = to_numpy(value)
+    if dtype.kind == "i":
+        if array.dtype.kind not in "iub":
+            raise InputError(
+                f"{name} takes whole numbers; got {array.dtype}, whose fractions would be cut off."
+            )
+        limits = np.iinfo(dtype)
+        if array.size and (array.min() < limits.min or array.max() > limits.max):
+            raise InputError(f"{name} takes whole numbers of {limits.bits} bits; got a larger one.")
+    return np.asarray(array, dtype=dtype)
+
+
+def _sizes(dims: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in dims.items())
+
+
+def _written(shapes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "nothing"
