@@ -193,12 +193,32 @@ def _in_half(component: Component) -> Any:
     what it is multiplied with is its phase.
     """
 
-    def leads_to_phase(op: Any) -> bool:
-        return op.op_type in ("sin", "cos") or any(
-            leads_to_phase(child) for output in op.outputs for child in output.child_ops
-        )
+    exact: set[Any] | None = None
 
-    return lambda op: not leads_to_phase(op)
+    def select(op: Any) -> bool:
+        nonlocal exact
+        if exact is None:  # the first is asked for before any is changed
+            exact = _leading_to(op.enclosing_block, ("sin", "cos"))
+        return op not in exact
+
+    return select
+
+
+def _leading_to(block: Any, kinds: tuple[str, ...]) -> set[Any]:
+    """The operations of these kinds, and all that their inputs are made of."""
+    found: set[Any] = set()
+    todo = [op for op in block.operations if op.op_type in kinds]
+    while todo:
+        op = todo.pop()
+        if op not in found:
+            found.add(op)
+            todo += [
+                value.op
+                for values in op.inputs.values()
+                for value in (values if isinstance(values, list | tuple) else [values])
+                if value.op is not None
+            ]
+    return found
 
 
 def _tidy(package: Path, component: Component, options: dict[str, str]) -> None:
