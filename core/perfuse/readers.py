@@ -8,7 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from perfuse.artifact import Artifact
 from perfuse.errors import CheckpointError, InputError
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from perfuse.checkpoint import Checkpoint
 
 __all__ = ["Reader", "read_folder", "scheduler_config", "with_scheduler"]
+
+_S = TypeVar("_S", bound="Checkpoint | Artifact")
 
 
 class Reader(ABC):
@@ -110,9 +112,7 @@ def _named(file: Path) -> dict[str, Any]:
     return config
 
 
-def with_scheduler(
-    source: "Checkpoint | Artifact", config: Mapping[str, Any]
-) -> "Checkpoint | Artifact":
+def with_scheduler(source: _S, config: Mapping[str, Any]) -> _S:
     """The same model with another scheduler, corrected as its pipeline corrects its own.
 
     Raises:
@@ -129,7 +129,9 @@ def with_scheduler(
             f"config cannot be taken: {exc} Name another checkpoint to take it from."
         ) from exc
     spec = dataclasses.replace(source.spec, scheduler=scheduler)
+    changed: Any
     if isinstance(source, Artifact):
-        manifest = dataclasses.replace(source.manifest, spec=spec)
-        return dataclasses.replace(source, manifest=manifest)
-    return dataclasses.replace(source, spec=spec)
+        changed = {"manifest": dataclasses.replace(source.manifest, spec=spec)}
+    else:
+        changed = {"spec": spec}
+    return dataclasses.replace(source, **changed)

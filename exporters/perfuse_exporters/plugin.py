@@ -2,9 +2,18 @@
 
 from collections.abc import Sequence
 
-from perfuse.plugins import ExporterManifest, TransformManifest, hookimpl
+from perfuse.plugins import ExporterManifest, ReaderManifest, TransformManifest, hookimpl
 
 _INSTALL = "pip install 'perfuse[export]'"
+#: Where a pipeline in Apple's layout is: in the folder itself, or in one of a Hub repository.
+APPLE_PLACES = (".", "packages", "*/packages", "Resources", "compiled", "*/compiled")
+#: The denoisers that say so.
+APPLE_UNETS = (
+    "*_unet.mlpackage",
+    "*_unet_chunk1.mlpackage",
+    "Unet.mlmodelc",
+    "UnetChunk1.mlmodelc",
+)
 
 
 @hookimpl
@@ -66,5 +75,20 @@ def perfuse_transforms() -> Sequence[TransformManifest]:
             impl="perfuse_exporters.split_einsum:SplitEinsumV2",
             requires=requires,
             summary="split_einsum with queries in chunks",
+        ),
+    )
+
+
+@hookimpl
+def perfuse_readers() -> Sequence[ReaderManifest]:
+    """Folders of Core ML models with Apple's names."""
+    return (
+        ReaderManifest(
+            name="apple",
+            impl="perfuse_exporters.apple_reader:AppleReader",
+            patterns=tuple(f"{place}/{unet}" for place in APPLE_PLACES for unet in APPLE_UNETS),
+            requires=("coremltools",),
+            install="pip install 'perfuse[coreml]'",
+            summary="Stable Diffusion for Core ML, as Apple's converter writes it",
         ),
     )

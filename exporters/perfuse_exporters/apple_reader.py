@@ -1,0 +1,356 @@
+"""Reads what Apple's converter wrote, and what the community wrote after it.
+
+Such a folder names neither its pipeline nor its scheduler nor its latents: the first and the last
+follow from the inputs and widths of its models, the scheduler comes from a file beside them or from
+``--scheduler-from``. Both layouts are read: packages, and models that are compiled already, which
+Core ML alone can run.
+"""
+
+import math
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from perfuse.artifact import Artifact
+from perfuse.backend import Component
+from perfuse.errors import ArtifactError, InputError
+from perfuse.manifest import ExportedComponent, Manifest
+from perfuse.readers import Reader, scheduler_config, with_scheduler
+from perfuse.spec import ComponentSpec, LatentSpec, PipelineSpec, Signature, TensorSpec
+from perfuse.tokenizer import Tokenizer
+from perfuse_exporters.apple import input_name, output_name
+from perfuse_exporters.coreml_program import parts_of
+from perfuse_exporters.mlpackage import Interface, read_interface
+from perfuse_exporters.plugin import APPLE_PLACES, APPLE_UNETS
+
+__all__ = ["AppleReader"]
+
+#: A component to what its package's name ends with, and to its name as a compiled model.
+_NAMES = {
+    "text_encoder": ("_text_encoder", "TextEncoder"),
+    "text_encoder_2": ("_text_encoder_2", "TextEncoder2"),
+    "unet": ("_unet", "Unet"),
+    "vae_decoder": ("_vae_decoder", "VAEDecoder"),
+    "vae_encoder": ("_vae_encoder", "VAEEncoder"),
+}
+#: The scaling factors of the autoencoders of Stable Diffusion 1 and 2, and of XL.
+_SCALING, _SCALING_XL = 0.18215, 0.13025
+#: The width of the text states of Stable Diffusion 2.
+_WIDTH_2 = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Folder(Artifact):
+    """Such a folder, described as if we had exported it."""
+
+    #: Each tokenizer's folder, and what fills its prompts up where no file says it.
+    tokenizers: Mapping[str, tuple[Path, str | None]] = field(default_factory=dict)
+
+    def component(
+        self, name: str, *, precision: str | None = None, static: Mapping[str, int] | None = None
+    ) -> Component:
+        component = super().component(name, precision=precision, static=static)
+        if component.files["coreml"].suffix == ".mlmodelc" and sys.platform != "darwin":
+            raise ArtifactError(
+                f"{name} was to be run; {component.files['coreml']} is compiled, and only Core ML "
+                "on macOS runs that. Name the folder that has the .mlpackage files."
+            )
+        return component
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        if name not in self.tokenizers:
+            raise ArtifactError(
+                f"The prompt was to be read; {self.path} has no vocab.json and merges.txt. Copy them "
+                "there from the tokenizer of the checkpoint, or give prompt_embeds."
+            )
+        folder, pad = self.tokenizers[name]
+        return Tokenizer.from_folder(folder, "CLIPTokenizer", pad_token=pad)
+
+
+class AppleReader(Reader):
+    """Reads folders of ``.mlpackage`` and of ``.mlmodelc`` with Apple's names."""
+
+    def read(self, folder: Path, *, scheduler: Mapping[str, Any] | None) -> Artifact:
+        place = _place(folder)
+        mains = {name: main for name in _NAMES if (main := _main(place, name)) is not None}
+        parts = {name: parts_of(main) for name, main in mains.items()}
+        interfaces = {name: _interface(folder, files) for name, files in parts.items()}
+        encoder = interfaces.get("vae_encoder")
+        if encoder is not None and set(encoder.inputs) != {"x"}:
+            # An early converter put the noise and the schedule of one task into it.
+            warnings.warn(
+                f"{mains['vae_encoder']} takes {', '.join(encoder.inputs)}; it is left out, because "
+                "perfuse draws noise on the host.",
+                stacklevel=2,
+            )
+            del interfaces["vae_encoder"]
+        described = {name: _component(mains[name], name, one) for name, one in interfaces.items()}
+        spec = _pipeline(folder, {name: one for name, (one, _) in described.items()}, interfaces)
+        exported = {
+            name: ExportedComponent(
+                format="coreml",
+                file=mains[name].relative_to(folder).as_posix(),
+                precision=interfaces[name].precision,
+                signature=component.signature.resolve(static),
+                static=static,
+                options={"dialect": "apple"},
+            )
+            for name, (component, static) in described.items()
+        }
+        manifest = Manifest(
+            spec=spec,
+            components=exported,
+            source={"model": str(folder), "layout": "apple"},
+            files=_files(folder, [part for name in exported for part in parts[name]]),
+            tools={},
+        )
+        tokenizers = _tokenizers(folder, place, spec)
+        artifact = _Folder(path=folder, manifest=manifest, tokenizers=tokenizers)
+        config = scheduler if scheduler is not None else _own_scheduler(folder, place)
+        return artifact if config is None else with_scheduler(artifact, config)
+
+
+def _place(folder: Path) -> Path:
+    """The folder of the one pipeline in it; packages before what is compiled.
+
+    Raises:
+        InputError: there are several.
+    """
+    patterns = [f"{place}/{unet}" for place in APPLE_PLACES for unet in APPLE_UNETS]
+    found = list(dict.fromkeys(unet.parent for p in patterns for unet in sorted(folder.glob(p))))
+    if folder in found:
+        return folder
+    packages = [place for place in found if next(place.glob("*.mlpackage"), None) is not None]
+    places = packages or found
+    if len(places) > 1:
+        raise InputError(
+            f"{folder} was to be read; it holds several pipelines. Name one of "
+            f"{', '.join(str(place) for place in places)}."
+        )
+    return places[0]
+
+
+def _main(place: Path, name: str) -> Path | None:
+    """The main file of a component: the whole model where there are its chunks, too."""
+    package, compiled = _NAMES[name]
+    patterns = [f"*{package}.mlpackage", f"{compiled}.mlmodelc"]
+    if name == "unet":
+        patterns = [
+            patterns[0],
+            f"*{package}_chunk1.mlpackage",
+            patterns[1],
+            f"{compiled}Chunk1.mlmodelc",
+        ]
+    for pattern in patterns:
+        found = sorted(place.glob(pattern))
+        if len(found) > 1:
+            raise InputError(
+                f"{place} was to be read; it holds {', '.join(path.name for path in found)}. Put "
+                "each pipeline into a folder of its own."
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _interface(folder: Path, parts: Sequence[Path]) -> Interface:
+    """The interface of the parts together: what one gives another is no business of the host's.
+
+    Raises:
+        ArtifactError: a part is incomplete or damaged, or lies outside of the folder.
+    """
+    for part in parts:
+        if not part.resolve().is_relative_to(folder.resolve()):
+            raise ArtifactError(
+                f"{part} leads out of {folder}. Copy the model itself there, not a link to it."
+            )
+    first, *others = [read_interface(part) for part in parts]
+    inputs, between = dict(first.inputs), dict(first.outputs)
+    for other in others:
+        inputs |= {name: one for name, one in other.inputs.items() if name not in between}
+        between |= other.outputs
+    precisions = {one.precision for one in (first, *others)}
+    return Interface(
+        inputs=inputs,
+        outputs=(others[-1] if others else first).outputs,
+        precision="float16" if "float16" in precisions else "float32",
+    )
+
+
+def _component(main: Path, name: str, interface: Interface) -> tuple[ComponentSpec, dict[str, int]]:
+    """A component with the signature that its files have, and the sizes that they fix."""
+    unused = dict(interface.inputs)
+
+    def shape(ours: str, rank: int) -> tuple[int, ...]:
+        sizes, _ = unused.pop(input_name(name, ours), ((), ""))
+        if len(sizes) != rank:
+            raise ArtifactError(
+                f"{main} was to be read as {name}; its input {input_name(name, ours)} has the shape "
+                f"{sizes or 'of none'}, not {rank} dimensions. It was made for another runtime."
+            )
+        return sizes
+
+    config: dict[str, Any] = {}
+    if name == "unet":
+        batch, channels, height, width = shape("sample", 4)
+        shape("timestep", 1)
+        _, text, _, sequence = shape("encoder_hidden_states", 4)
+        config = {"sample_size": [height, width], "in_channels": channels}
+        inputs = [
+            _float("sample", "batch", channels, "latent_height", "latent_width"),
+            TensorSpec(name="timestep", dtype="float32", shape=("batch",)),
+            _float("encoder_hidden_states", "batch", "sequence", text),
+        ]
+        if "time_ids" in unused:
+            inputs.append(_float("text_embeds", "batch", shape("text_embeds", 2)[1]))
+            ids = math.prod(unused.pop("time_ids")[0]) // batch
+            if ids != 6:
+                raise InputError(
+                    f"{main} was to be read; it takes {ids} numbers of time_ids, as the refiner of "
+                    "Stable Diffusion XL does. Name the folder of the base model."
+                )
+            inputs.append(_float("time_ids", "batch", ids))
+        outputs = [_float("out_sample", "batch", channels, "latent_height", "latent_width")]
+        static = {
+            "batch": batch,
+            "latent_height": height,
+            "latent_width": width,
+            "sequence": sequence,
+        }
+    elif name.startswith("text_encoder"):
+        batch, sequence = shape("input_ids", 2)
+        inputs = [TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence"))]
+        outputs = _text_outputs(name, interface)
+        static = {"batch": batch, "sequence": sequence}
+    else:
+        latent, picture = ("latent_height", "latent_width"), ("height", "width")
+        source, target = (latent, picture) if name == "vae_decoder" else (picture, latent)
+        taken, given = _VAE[name]
+        batch, channels, height, width = shape(taken, 4)
+        inputs = [_float(taken, "batch", channels, *source)]
+        # 3 colours; as many means and as many variances as there are latent channels
+        outputs = [_float(given, "batch", _channels(name, interface), *target)]
+        static = {"batch": batch, source[0]: height, source[1]: width}
+    if unused:
+        raise ArtifactError(
+            f"{main} was to be read as {name}; it takes {', '.join(unused)}, too, as a model for "
+            "ControlNet does, which perfuse cannot give it. Use the model without."
+        )
+    class_name, part = _CLASSES[name]
+    signature = Signature(inputs=tuple(inputs), outputs=tuple(outputs))
+    spec = ComponentSpec(
+        name=name, class_name=class_name, folder=part, config=config, signature=signature
+    )
+    return spec, static
+
+
+_VAE = {
+    "vae_decoder": ("latent_sample", "sample"),
+    "vae_encoder": ("sample", "latent_parameters"),
+}
+#: Each component's class, and the part of a checkpoint that it is of.
+_CLASSES = {
+    "text_encoder": ("CLIPTextModel", "text_encoder"),
+    "text_encoder_2": ("CLIPTextModelWithProjection", "text_encoder_2"),
+    "unet": ("UNet2DConditionModel", "unet"),
+    "vae_decoder": ("AutoencoderKL", "vae"),
+    "vae_encoder": ("AutoencoderKL", "vae"),
+}
+
+
+def _float(name: str, *shape: int | str) -> TensorSpec:
+    return TensorSpec(name=name, dtype="float", shape=shape)
+
+
+def _text_outputs(name: str, interface: Interface) -> list[TensorSpec]:
+    """Those states that the file gives: it may be those of one layer alone."""
+    pooled = "text_embeds" if name == "text_encoder_2" else "pooler_output"
+    tensors = []
+    for ours in ("last_hidden_state", "penultimate_hidden_state", pooled):
+        sizes, _ = interface.outputs.get(output_name(name, ours), (None, ""))
+        if sizes is not None:
+            width = sizes[-1] if sizes else "width"  # compiled models do not tell
+            sequence = () if ours == pooled else ("sequence",)
+            tensors.append(_float(ours, "batch", *sequence, width))
+    return tensors
+
+
+def _channels(name: str, interface: Interface) -> int:
+    sizes, _ = interface.outputs.get(output_name(name, _VAE[name][1]), ((), ""))
+    return sizes[1] if sizes else {"vae_decoder": 3, "vae_encoder": 8}[name]
+
+
+def _pipeline(
+    folder: Path, components: Mapping[str, ComponentSpec], interfaces: Mapping[str, Interface]
+) -> PipelineSpec:
+    xl = "time_ids" in interfaces["unet"].inputs
+    needed = ["text_encoder", *(["text_encoder_2"] if xl else []), "vae_decoder"]
+    if missing := [name for name in needed if name not in components]:
+        raise ArtifactError(
+            f"{folder} was to be read as Stable Diffusion{' XL' if xl else ''} for Core ML; it has "
+            f"no {', '.join(missing)}. Put the missing models beside the others."
+        )
+    states = "penultimate_hidden_state" if xl else "last_hidden_state"
+    for name in needed[:-1]:
+        if states not in components[name].signature.output_names:
+            raise ArtifactError(
+                f"{folder} was to be read; its {name} gives {', '.join(interfaces[name].outputs)}, "
+                f"and {output_name(name, states)} is needed. It was made for another pipeline."
+            )
+    latents, _ = interfaces["vae_decoder"].inputs["z"]
+    pictures, _ = next(iter(interfaces["vae_decoder"].outputs.values()))
+    return PipelineSpec(
+        class_name="StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline",
+        tasks=("text-to-image",),
+        components=components,
+        scheduler={},
+        latents=LatentSpec(
+            channels=latents[1],
+            downscale=pictures[-1] // latents[-1] if pictures else 8,
+            scaling_factor=_SCALING_XL if xl else _SCALING,
+        ),
+        tokenizers={name: name for name in ("tokenizer", *(["tokenizer_2"] if xl else []))},
+    )
+
+
+def _tokenizers(
+    folder: Path, place: Path, spec: PipelineSpec
+) -> dict[str, tuple[Path, str | None]]:
+    """Where each tokenizer is: in a folder of its name, or the one for all beside the models."""
+    beside = [place, place / "Resources", place.parent / "compiled", place.parent / "Resources"]
+    width = spec.denoiser.signature.inputs[2].shape[-1]
+    found = {}
+    for name in spec.tokenizers:
+        own = [base / name for base in (place, folder)]
+        for candidate in (*own, *beside):
+            files = [candidate / file for file in ("vocab.json", "merges.txt")]
+            if all(file.is_file() and _within(folder, file) for file in files):
+                second = name == "tokenizer_2" or width == _WIDTH_2
+                found[name] = (candidate, "!" if second else None)
+                break
+    return found
+
+
+def _within(folder: Path, file: Path) -> bool:
+    return file.resolve().is_relative_to(folder.resolve())
+
+
+def _own_scheduler(folder: Path, place: Path) -> dict[str, Any] | None:
+    for base in dict.fromkeys((place, folder)):
+        for name in ("scheduler/scheduler_config.json", "scheduler_config.json"):
+            if (base / name).is_file() and _within(folder, base / name):
+                return scheduler_config(base / name)
+    return None
+
+
+def _files(folder: Path, parts: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """The files of the models with their sizes; nobody wrote down their hashes."""
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": ""}
+        for part in parts
+        for path in sorted(part.rglob("*"))
+        if path.is_file()
+    }

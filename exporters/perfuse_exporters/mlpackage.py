@@ -1,0 +1,161 @@
+"""What a saved Core ML model says of itself: its files, its inputs, its outputs, its precision.
+
+Of a ``.mlpackage`` the program is read, of a compiled ``.mlmodelc`` the ``metadata.json`` beside
+it. Nothing is run, evaluated or loaded into an engine.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perfuse.errors import ArtifactError
+
+__all__ = ["Interface", "check_package", "read_interface"]
+
+Tensors = Mapping[str, tuple[tuple[int, ...], str]]
+
+_AGAIN = "Copy or export it again."
+#: How a program names the file that holds a weight; the model's own folder comes before it.
+_WEIGHTS = re.compile(rb"@model_path/([\w./-]+)")
+#: The values of ``ArrayFeatureType.ArrayDataType`` in FeatureTypes.proto.
+_ARRAYS = {65552: "float16", 65568: "float32", 131104: "int32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interface:
+    """The inputs and outputs of a model, each with its default shape and numpy dtype."""
+
+    inputs: Tensors
+    outputs: Tensors
+    #: What it computes in: ``"float16"`` where any operation does.
+    precision: str
+
+
+def check_package(package: Path) -> Path:
+    """Check that a ``.mlpackage`` is complete, and leads nowhere else; return its program's file.
+
+    Raises:
+        ArtifactError: a file is missing, the package's manifest is damaged or names a file outside.
+    """
+    manifest = package / "Manifest.json"
+    try:
+        data = json.loads(manifest.read_text("utf-8"))
+        items = {key: str(entry["path"]) for key, entry in data["itemInfoEntries"].items()}
+        root = items[data["rootModelIdentifier"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise ArtifactError(
+            f"{manifest} was to be read as a Core ML package's; {type(exc).__name__}: {exc}. {_AGAIN}"
+        ) from exc
+    for path in items.values():
+        _inside(package, f"Data/{path}")
+    program = _inside(package, f"Data/{root}")
+    for name in sorted({found.decode() for found in _WEIGHTS.findall(program.read_bytes())}):
+        _inside(package, (program.parent / name).relative_to(package).as_posix())
+    return program
+
+
+def _inside(package: Path, relative: str) -> Path:
+    path = package / relative
+    if ".." in relative.split("/") or not path.resolve().is_relative_to(package.resolve()):
+        raise ArtifactError(
+            f"{package} names the file {relative}, which is outside of it. It was tampered with, or "
+            f"is damaged. {_AGAIN}"
+        )
+    if not path.exists():
+        raise ArtifactError(f"{package} is incomplete: {relative} is missing. {_AGAIN}")
+    return path
+
+
+def read_interface(model: Path) -> Interface:
+    """The interface of a ``.mlpackage`` or of a ``.mlmodelc``.
+
+    Raises:
+        ArtifactError: it is incomplete, damaged, or no ML Program.
+    """
+    if model.suffix == ".mlmodelc":
+        return _compiled(model / "metadata.json")
+    program = check_package(model)
+    from perfuse_exporters.coreml import import_coremltools
+
+    import_coremltools()
+    from coremltools.proto import Model_pb2
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    spec = Model_pb2.Model()
+    try:
+        spec.ParseFromString(program.read_bytes())
+    except DecodeError as exc:
+        raise ArtifactError(f"{program} is not a Core ML model: {exc}. {_AGAIN}") from exc
+    if not spec.HasField("mlProgram"):
+        raise ArtifactError(
+            f"{program} is a {spec.WhichOneof('Type')}; an ML Program was expected. Export the "
+            "model again with a newer tool."
+        )
+    given = {value.name: value.type for op in _operations(spec) for value in op.outputs}
+    return Interface(
+        inputs={one.name: _declared(program, one) for one in spec.description.input},
+        outputs={
+            one.name: _shaped(_declared(program, one), given.get(one.name))
+            for one in spec.description.output
+        },
+        precision="float16" if any(map(_in_half, _operations(spec))) else "float32",
+    )
+
+
+def _operations(spec: Any) -> Iterator[Any]:
+    for function in spec.mlProgram.functions.values():
+        for block in function.block_specializations.values():
+            yield from block.operations
+
+
+def _in_half(op: Any) -> bool:
+    from coremltools.proto import MIL_pb2
+
+    half = MIL_pb2.DataType.Value("FLOAT16")
+    return op.type not in ("cast", "const") and any(
+        value.type.tensorType.dataType == half for value in op.outputs
+    )
+
+
+def _declared(program: Path, feature: Any) -> tuple[tuple[int, ...], str]:
+    array = feature.type.multiArrayType
+    if array.dataType not in _ARRAYS:
+        raise ArtifactError(
+            f"{program} has {feature.name}, which is no array of float16, float32 or int32. It was "
+            "made for something else than a diffusion pipeline."
+        )
+    return tuple(array.shape), _ARRAYS[array.dataType]
+
+
+def _shaped(declared: tuple[tuple[int, ...], str], value: Any) -> tuple[tuple[int, ...], str]:
+    """Converters leave an output's shape out; the operation that gives it has it."""
+    shape, dtype = declared
+    if not shape and value is not None:
+        shape = tuple(dim.constant.size for dim in value.tensorType.dimensions)
+    return shape, dtype
+
+
+def _compiled(metadata: Path) -> Interface:
+    try:
+        (data,) = json.loads(metadata.read_text("utf-8"))
+        return Interface(
+            inputs=dict(map(_described, data["inputSchema"])),
+            outputs=dict(map(_described, data["outputSchema"])),
+            precision="float16" if "Float16" in data["computePrecision"] else "float32",
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise ArtifactError(
+            f"{metadata} was to be read as a compiled Core ML model's; {type(exc).__name__}: {exc}. "
+            f"{_AGAIN}"
+        ) from exc
+
+
+def _described(entry: Mapping[str, str]) -> tuple[str, tuple[tuple[int, ...], str]]:
+    # The shape is text, "[2, 4, 64, 64]", and is read as JSON: it was never ours to evaluate.
+    shape, dtype = json.loads(entry["shape"]), entry["dataType"].lower()
+    if dtype not in _ARRAYS.values() or not all(type(size) is int for size in shape):
+        raise ValueError(f"{entry['name']} is {entry['dataType']} {entry['shape']}")
+    return entry["name"], (tuple(shape), dtype)
