@@ -589,7 +589,8 @@ def _check_format(artifact: Artifact, backend: str) -> None:
     backends = host().backends()
     formats = backends[backend].formats
     if artifact.format not in formats:
-        fitting = [name for name, other in backends.items() if artifact.format in other.formats]
+        fitting = [n for n, m in backends.items() if artifact.format in m.formats]
+        fitting.sort(key=lambda name: bool(backends[name].interprets))
         raise BackendError(
             f"Backend {backend!r} was asked for; {artifact.model} holds {artifact.format}, and it "
             f"loads {', '.join(formats) or 'checkpoints alone'}. Use "
@@ -616,10 +617,16 @@ def _natural_backend(source: Source) -> str:
         BackendError: none that is known does.
     """
     wanted = source.format if isinstance(source, Artifact) else None
-    for name, manifest in host().backends().items():
-        if wanted in manifest.formats if wanted is not None else not manifest.formats:
+    fitting = [
+        (name, manifest.interprets)
+        for name, manifest in host().backends().items()
+        if (wanted in manifest.formats if wanted is not None else not manifest.formats)
+    ]
+    for name, interprets in fitting:
+        if not interprets:  # whoever wants an engine's files interpreted says so
             return name
+    hint = f" To interpret it: --backend {fitting[0][0]}." if fitting else ""
     raise BackendError(
         f"{source.model} holds {wanted or 'a checkpoint'}; no plugin that is installed runs that as "
-        "it is. Install one that does; `perfuse backends` lists those that are there."
+        f"it is. Install one that does; `perfuse backends` lists those that are there.{hint}"
     )
