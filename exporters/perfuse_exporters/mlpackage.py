@@ -4,10 +4,14 @@ Of a ``.mlpackage`` the program is read, of a compiled ``.mlmodelc`` the ``metad
 it. Nothing is run, evaluated or loaded into an engine.
 """
 
+import importlib
+import importlib.util
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,8 @@ _AGAIN = "Copy or export it again."
 _WEIGHTS = re.compile(rb"@model_path/([\w./-]+)")
 #: The values of ``ArrayFeatureType.ArrayDataType`` in FeatureTypes.proto.
 _ARRAYS = {65552: "float16", 65568: "float32", 131104: "int32"}
+#: ``FLOAT16`` of ``DataType`` in MIL.proto.
+_FLOAT16 = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +84,11 @@ def read_interface(model: Path) -> Interface:
     if model.suffix == ".mlmodelc":
         return _compiled(model / "metadata.json")
     program = check_package(model)
-    from perfuse_exporters.coreml import import_coremltools
-
-    import_coremltools()
-    from coremltools.proto import Model_pb2
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    spec = Model_pb2.Model()
+    messages = _messages()
+    spec = messages.Model()
     try:
         spec.ParseFromString(program.read_bytes())
-    except DecodeError as exc:
+    except messages.DecodeError as exc:
         raise ArtifactError(f"{program} is not a Core ML model: {exc}. {_AGAIN}") from exc
     if not spec.HasField("mlProgram"):
         raise ArtifactError(
@@ -105,6 +106,26 @@ def read_interface(model: Path) -> Interface:
     )
 
 
+@lru_cache(maxsize=1)
+def _messages() -> Any:
+    """coremltools' protobuf classes without coremltools, whose import takes seconds and torch.
+
+    Whichever is imported first, protobuf's pool of descriptors makes the classes the same ones.
+    """
+    found = importlib.util.find_spec("coremltools")
+    assert found is not None and found.origin is not None  # the reader's manifest requires it
+    name, folder = "perfuse_exporters.coremltools_proto", Path(found.origin).parent / "proto"
+    spec = importlib.util.spec_from_file_location(
+        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    sys.modules[name] = package = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(package)
+    messages: Any = importlib.import_module(f"{name}.Model_pb2")
+    messages.DecodeError = importlib.import_module("google.protobuf.message").DecodeError
+    return messages
+
+
 def _operations(spec: Any) -> Iterator[Any]:
     for function in spec.mlProgram.functions.values():
         for block in function.block_specializations.values():
@@ -112,11 +133,8 @@ def _operations(spec: Any) -> Iterator[Any]:
 
 
 def _in_half(op: Any) -> bool:
-    from coremltools.proto import MIL_pb2
-
-    half = MIL_pb2.DataType.Value("FLOAT16")
     return op.type not in ("cast", "const") and any(
-        value.type.tensorType.dataType == half for value in op.outputs
+        value.type.tensorType.dataType == _FLOAT16 for value in op.outputs
     )
 
 

@@ -1,0 +1,204 @@
+"""The Core ML backend: packages compiled once, loaded for the compute units that a device names."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy.typing as npt
+
+from perfuse.backend import (
+    Backend,
+    Component,
+    Device,
+    ExecutionReport,
+    Program,
+    Request,
+    Support,
+    SupportLevel,
+    Target,
+)
+from perfuse.errors import (
+    DeviceNotFoundError,
+    ExecutionError,
+    InputError,
+    UnsupportedError,
+)
+from perfuse.export import exported
+from perfuse.manifest import sha256, tool_versions
+from perfuse.store import ArtifactStore
+from perfuse_coreml import engine
+from perfuse_exporters.coreml_program import CoreMLProgram, parts_of
+from perfuse_exporters.mlpackage import read_interface
+
+__all__ = ["CoreML"]
+
+_UNITS = {
+    "ALL": "what Core ML chooses of the CPU, the GPU and the Neural Engine",
+    "CPU_AND_NE": "the CPU and the Neural Engine",
+    "CPU_AND_GPU": "the CPU and the GPU",
+    "CPU_ONLY": "the CPU",
+}
+_PRECISIONS = ("float32", "float16")
+_COMPILED = "model.mlmodelc"
+
+
+class CoreML(Backend):
+    """Runs Core ML programs on a Mac. Whatever touches Core ML is in ``engine.py``."""
+
+    name: ClassVar[str] = "coreml"
+
+    def devices(self) -> Sequence[Device]:
+        """The compute units that Core ML can be told to use, its own choice first."""
+        return tuple(
+            Device(name=name, description=what, precisions=_PRECISIONS)
+            for name, what in _UNITS.items()
+        )
+
+    def supports(self, request: Request) -> Support:
+        """Any component with fixed sizes, or a list of sizes.
+
+        Raises:
+            DeviceNotFoundError: there are no such compute units.
+        """
+        units = _units(request.device)
+        if request.precision not in _PRECISIONS:
+            return Support(
+                level=SupportLevel.UNSUPPORTED,
+                reason=f"Core ML has no {request.precision}. Use {' or '.join(_PRECISIONS)}.",
+            )
+        if request.any_size:
+            return Support(
+                level=SupportLevel.UNSUPPORTED,
+                reason="a Core ML program takes the sizes that it was made for. Fix a size, or "
+                "give a list, when the model is exported: perfuse export --to coreml --size HxW.",
+            )
+        if request.precision == "float32" and units == "CPU_AND_NE":
+            return Support(
+                level=SupportLevel.CONDITIONAL,
+                reason="the Neural Engine computes in float16 alone; float32 runs on the CPU.",
+            )
+        return Support(level=SupportLevel.FULL)
+
+    def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
+        """Export the component if it is not a file yet, compile its packages, and load them.
+
+        Without a device, the compute units are those that the export recorded. Options: those of
+        the Core ML exporter, for a component that comes from a checkpoint.
+
+        Raises:
+            DeviceNotFoundError: there are no such compute units.
+            UnsupportedError: another precision, or a size that is not fixed.
+            InputError: an option is unknown, or given for what is exported already.
+            ArtifactError: a package is incomplete or damaged, or of another component.
+            ExportError: the component could not be lowered.
+            ExecutionError: Core ML could not compile or load it.
+        """
+        support = self.supports(
+            Request(
+                component=component.spec,
+                precision=component.precision,
+                device=target.device,
+                static=component.static,
+                sizes=component.sizes,
+            )
+        )
+        if not support.works:
+            raise UnsupportedError(
+                f"{component.name} was to run in {component.precision} on {target}; "
+                f"{support.reason}"
+            )
+        if target.options and component.build is None:
+            raise InputError(
+                f"{self.name} was given the option {', '.join(target.options)} for "
+                f"{component.name}, which is exported already. Export the checkpoint again with it."
+            )
+        component = replace(component, options={**component.options, **target.options})
+        units = _units(target.device or component.options.get("compute_units"))
+        path = exported(component, self.name, store)
+        models = [_Model(part, component.name, units, store) for part in parts_of(path)]
+        return CoreMLProgram(component, models, _report(component, models, units))
+
+
+class _Model:
+    """One compiled model, as a ``Predictor``."""
+
+    def __init__(self, path: Path, name: str, units: str, store: ArtifactStore) -> None:
+        interface = read_interface(path)  # says what is wrong with a package before Core ML does
+        self.inputs, self.outputs = interface.inputs, interface.outputs
+        self.precision = interface.precision
+        self._name = f"{name} on coreml:{units}"
+        self.compiled = path if path.suffix == ".mlmodelc" else _compiled(path, name, store)
+        self._predict = self._asked("be loaded", lambda: engine.load(self.compiled, units))
+
+    def _asked(self, what: str, ask: Callable[[], Any]) -> Any:
+        try:
+            return ask()
+        except Exception as exc:  # coremltools raises RuntimeError, and plain Exception
+            raise _failed(f"{self._name} was to {what}", exc) from exc
+
+    def __call__(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        # A copy: coremltools puts float32 in the place of float16 there.
+        return dict(self._asked("run", lambda: self._predict(dict(inputs))))
+
+
+def _compiled(package: Path, name: str, store: ArtifactStore) -> Path:
+    """The package compiled for this system, from the store where it was compiled before."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(package).as_posix()} {sha256(path)}\n".encode())
+    key = {
+        "package": digest.hexdigest(),
+        "macOS": engine.version(),
+        "tools": tool_versions(("coremltools",)),
+    }
+
+    def make(folder: Path) -> None:
+        try:
+            engine.compile_package(package, folder / _COMPILED)
+        except Exception as exc:  # as above
+            raise _failed(f"{name} was to be compiled from {package}", exc) from exc
+
+    return store.get_or_make(f"{name}-mlmodelc", key, make) / _COMPILED
+
+
+def _failed(what: str, exc: Exception) -> ExecutionError:
+    said = " ".join(str(exc).split()).rstrip(".") or repr(exc)
+    return ExecutionError(
+        f"{what}; Core ML of macOS {engine.version()} said: {said}. Try coreml:CPU_ONLY, or update "
+        "macOS."
+    )
+
+
+def _units(asked: str | None) -> str:
+    """The compute units of a device's name; Core ML's own choice where none is asked for."""
+    units = "ALL" if asked is None else asked.upper()
+    if units not in _UNITS:
+        raise DeviceNotFoundError(
+            f"Device {asked!r} was asked for; Core ML has the compute units {', '.join(_UNITS)}. "
+            "Use one of these: --backend coreml:CPU_AND_NE."
+        )
+    return units
+
+
+def _report(component: Component, models: Sequence[_Model], units: str) -> ExecutionReport:
+    operations: dict[str, int] = {}
+    for model in models:
+        for device, count in engine.plan(model.compiled, units).items():
+            operations[device] = operations.get(device, 0) + count
+    on_cpu, total = operations.get("CPU", 0), sum(operations.values())
+    fallbacks = []
+    if on_cpu and units != "CPU_ONLY":
+        fallbacks.append(f"{on_cpu} of {total} operations are planned for the CPU")
+    precision = "float16" if any(m.precision == "float16" for m in models) else "float32"
+    if precision != component.precision:
+        fallbacks.append(f"{component.precision} was asked for; the file computes in {precision}")
+    return ExecutionReport(
+        device=units,
+        precision=precision,
+        engine=f"Core ML, macOS {engine.version()}",
+        fallbacks=tuple(fallbacks),
+        details={"parts": len(models), "operations": operations},
+    )
