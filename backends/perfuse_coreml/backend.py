@@ -1,6 +1,7 @@
 """The Core ML backend: packages compiled once, loaded for the compute units that a device names."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -184,14 +185,19 @@ def _units(asked: str | None) -> str:
 
 
 def _report(component: Component, models: Sequence[_Model], units: str) -> ExecutionReport:
-    operations: dict[str, int] = {}
-    for model in models:
-        for device, count in engine.plan(model.compiled, units).items():
-            operations[device] = operations.get(device, 0) + count
-    on_cpu, total = operations.get("CPU", 0), sum(operations.values())
+    planned: Counter[str] = Counter()
+    details: dict[str, Any] = {"parts": len(models)}
+    try:
+        for model in models:
+            planned.update(engine.plan(model.compiled, units))
+        details["operations"] = dict(planned)
+    except Exception as exc:  # noqa: BLE001 - it runs all the same, and the report says so
+        details["operations"] = f"not known: {type(exc).__name__}: {exc}"
     fallbacks = []
-    if on_cpu and units != "CPU_ONLY":
-        fallbacks.append(f"{on_cpu} of {total} operations are planned for the CPU")
+    if planned["CPU"] and units != "CPU_ONLY":
+        fallbacks.append(
+            f"{planned['CPU']} of {planned.total()} operations are planned for the CPU"
+        )
     precision = "float16" if any(m.precision == "float16" for m in models) else "float32"
     if precision != component.precision:
         fallbacks.append(f"{component.precision} was asked for; the file computes in {precision}")
@@ -200,5 +206,5 @@ def _report(component: Component, models: Sequence[_Model], units: str) -> Execu
         precision=precision,
         engine=f"Core ML, macOS {engine.version()}",
         fallbacks=tuple(fallbacks),
-        details={"parts": len(models), "operations": operations},
+        details=details,
     )
