@@ -15,7 +15,6 @@ import numpy.typing as npt
 from perfuse.arrays import to_numpy
 from perfuse.backend import Array, Component, ExecutionReport, Program
 from perfuse.errors import ArtifactError, ExecutionError, InputError
-from perfuse.spec import Signature
 from perfuse_exporters.apple import input_name, is_apple, output_name, with_apples_layout
 
 __all__ = ["CoreMLProgram", "Predictor", "parts_of"]
@@ -76,23 +75,17 @@ class CoreMLProgram(Program):
         self._parts: Sequence[Predictor] | None = tuple(parts)
         self._report = report
         self._apple = is_apple(component)
-        signature = component.signature
-        self._inputs = {self._input_name(name): name for name in signature.input_names}
+        self.signature = component.signature
+        self._inputs = {self._input_name(name): name for name in self.signature.input_names}
         self._check_inputs(parts)
         given = {name for part in parts for name in part.outputs}
-        self._outputs = {name: self._output_name(name) for name in signature.output_names}
-        missing = [name for name, there in self._outputs.items() if there not in given]
-        # Apple's text encoders give the states of one layer only, and that is all that is asked.
-        if missing and not (self._apple and len(missing) < len(self._outputs)):
+        self._outputs = {name: self._output_name(name) for name in self.signature.output_names}
+        if not given >= set(self._outputs.values()):
             raise ArtifactError(
                 f"{component.name} gives {', '.join(self._outputs.values())}; its file gives "
                 f"{', '.join(sorted(given))}. It was made for another component. Export the model "
                 "again."
             )
-        self.signature = Signature(
-            inputs=signature.inputs,
-            outputs=tuple(t for t in signature.outputs if t.name not in missing),
-        )
 
     def _input_name(self, name: str) -> str:
         return input_name(self._component.name, name) if self._apple else name
@@ -137,8 +130,7 @@ class CoreMLProgram(Program):
             fed = {name: self._fit(name, values[name], *part.inputs[name]) for name in part.inputs}
             values |= part(fed)
         return {
-            tensor.name: np.asarray(values[self._outputs[tensor.name]], np.float32)
-            for tensor in self.signature.outputs
+            name: np.asarray(values[there], np.float32) for name, there in self._outputs.items()
         }
 
     def _check_static(self, dims: Mapping[str, int]) -> None:
