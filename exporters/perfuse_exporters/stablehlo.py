@@ -9,8 +9,10 @@ Reading needs jax, and neither torch nor the exporter.
 """
 
 import json
+import os
 import re
 import struct
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +27,16 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.export import ExportedProgram
 
-__all__ = ["FORMAT", "Loaded", "StableHloExporter", "load", "said", "settings"]
+__all__ = [
+    "CAST_TYPES",
+    "FORMAT",
+    "Loaded",
+    "StableHloExporter",
+    "import_jax",
+    "load",
+    "said",
+    "settings",
+]
 
 FORMAT = "stablehlo"
 MODEL, WEIGHTS = "model.stablehlo", "model.safetensors"
@@ -35,7 +46,8 @@ _OPTIONS = {
     "auto_cast": ("none", "matmult", "all"),
     "auto_cast_type": ("bf16", "fp16", "tf32", "fp8_e4m3"),
 }
-_CAST_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
+#: What ``auto_cast_type`` may be, and the precision that it is.
+CAST_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 _NO_TYPE = {
     "tf32": "how Neuron rounds to TF32 is not documented, and XLA has no such type",
     "fp8_e4m3": "how Neuron scales and saturates values for FP8 is not documented",
@@ -43,6 +55,25 @@ _NO_TYPE = {
 #: The names of dtypes in a .safetensors file, https://huggingface.co/docs/safetensors.
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "bool": "BOOL"}
 _settings_lock = RLock()
+
+
+def import_jax() -> Any:
+    """The ``jax`` module, imported so that it changes and says nothing.
+
+    Importing JAX 0.10 draws from numpy's global generator (``jax._src.clusters.k8s_cluster``), and
+    whatever the process has seeded would go on elsewhere. Its runtime logs to standard error.
+    """
+    if "jax" not in sys.modules:
+        import numpy as np
+
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        state = np.random.get_state()
+        import jax
+
+        np.random.set_state(state)
+    import jax
+
+    return jax
 
 
 class StableHloExporter(Exporter):
@@ -74,6 +105,7 @@ class StableHloExporter(Exporter):
                 "casts float32. Use --precision float32, or leave auto_cast out."
             )
         _check_sizes(component)
+        import_jax()
         import torch
 
         from perfuse_exporters.capture import capture
@@ -84,7 +116,7 @@ class StableHloExporter(Exporter):
         function = lowered(
             program,
             component,
-            Casting(mode=casting["auto_cast"], dtype=_CAST_TYPES[casting["auto_cast_type"]]),
+            Casting(mode=casting["auto_cast"], dtype=CAST_TYPES[casting["auto_cast_type"]]),
         )
         path = folder / MODEL
         path.write_bytes(_serialised(function, component, weights))
@@ -94,6 +126,7 @@ class StableHloExporter(Exporter):
 
     def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
         """The operators without a lowering, each with the reason and the line of the model."""
+        import_jax()
         from perfuse_exporters.stablehlo_graph import decomposed, line_of, refusals
 
         return {
@@ -145,7 +178,7 @@ def _dtype_name(tensor: "Tensor") -> str:
 
 def _serialised(function: Any, component: Component, weights: "Mapping[str, Tensor]") -> bytearray:
     """The function, traced for the component's sizes. No array is computed with or held."""
-    import jax
+    jax = import_jax()
 
     taken = {
         name: jax.ShapeDtypeStruct(tuple(tensor.shape), _dtype_name(tensor))
@@ -174,7 +207,7 @@ def _serialised(function: Any, component: Component, weights: "Mapping[str, Tens
 @contextmanager
 def settings(**values: Any) -> Iterator[None]:
     """JAX's settings within the block; they are the process', so one thread at a time has its own."""
-    import jax
+    jax = import_jax()
 
     with _settings_lock:
         before = {name: getattr(jax.config, name) for name in values}
@@ -247,7 +280,7 @@ def load(main: Path) -> Loaded:
         ArtifactError: a file is missing, damaged, or was not written by the exporter; a weight is
             missing, unexpected, or has another shape or dtype.
     """
-    import jax
+    jax = import_jax()
 
     try:
         exported = jax.export.deserialize(bytearray(main.read_bytes()))

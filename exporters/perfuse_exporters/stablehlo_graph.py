@@ -122,7 +122,7 @@ def _refusal(node: Node) -> str | None:
         return None
     if name not in PRODUCTS and name not in COMPUTED and name not in MOVED:
         return "there is no lowering for it"
-    arguments: dict[int | str, Any] = {**dict(enumerate(node.args)), **node.kwargs}
+    arguments: dict[Any, Any] = {**dict(enumerate(node.args)), **node.kwargs}
     if name == "aten.convolution.default" and arguments[6]:
         return "transposed convolutions are not lowered"
     if name == "aten.upsample_nearest2d.vec" and not _whole_factors(node):

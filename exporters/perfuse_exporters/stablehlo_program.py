@@ -11,7 +11,7 @@ import numpy.typing as npt
 from perfuse.arrays import to_numpy
 from perfuse.backend import Array, Component, ExecutionReport, Program
 from perfuse.errors import ArtifactError, ExecutionError, InputError
-from perfuse_exporters.stablehlo import load, said, settings
+from perfuse_exporters.stablehlo import CAST_TYPES, import_jax, load, said, settings
 
 __all__ = ["StableHloProgram"]
 
@@ -47,7 +47,7 @@ class StableHloProgram(Program):
             ArtifactError: the files are damaged, or of another component or size.
             ExecutionError: XLA could not compile it.
         """
-        import jax
+        jax = import_jax()
 
         loaded = load(path)
         _check_borders(component, loaded.inputs, loaded.outputs, path)
@@ -113,13 +113,13 @@ class StableHloProgram(Program):
 
     def report(self) -> ExecutionReport:
         """The device that it was compiled for, and the precision and casts of the program."""
-        import jax
+        jax = import_jax()
 
         if self._compiled is None:
             raise ExecutionError(f"{self._component.name} was closed; it has nothing to report.")
         return ExecutionReport(
             device=self._name,
-            precision=self._notes.get("precision", self._component.precision),
+            precision=_precision(self._notes, self._component.precision),
             engine=f"jax {jax.__version__}",
             details={"platform": self._device.client.platform_version, **self._notes},
         )
@@ -152,7 +152,7 @@ def _check_borders(
 @contextmanager
 def _kept_in(cache: Path | None) -> Iterator[None]:
     """Have XLA's compiled programs kept in a folder, unless the process has one already."""
-    import jax
+    jax = import_jax()
     from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
     if cache is None or jax.config.jax_compilation_cache_dir is not None:
@@ -166,6 +166,13 @@ def _kept_in(cache: Path | None) -> Iterator[None]:
             yield
         finally:
             reset_cache()
+
+
+def _precision(notes: Mapping[str, Any], asked: str) -> str:
+    """What the products are computed in: the weights' precision, or what they are cast to."""
+    if notes.get("auto_cast", "none") != "none":
+        return CAST_TYPES[notes["auto_cast_type"]]
+    return str(notes.get("precision", asked))
 
 
 def _options(device: Any) -> dict[str, bool]:

@@ -1,0 +1,127 @@
+"""What Neuron's compiler is given, computed by XLA on this CPU: *interpreted*, not executed.
+
+neuronx-cc takes a component as a graph of fixed sizes and casts float32 as ``--auto-cast`` says.
+Here the same graph is lowered to StableHLO with the same sizes and the same casts, and XLA's CPU
+client computes it. What Neuron's compiler and hardware make of it can only be seen there.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from perfuse.backend import (
+    PRECISIONS,
+    Backend,
+    Component,
+    Device,
+    Program,
+    Request,
+    Support,
+    SupportLevel,
+    Target,
+    read_options,
+)
+from perfuse.errors import DeviceNotFoundError, UnsupportedError
+from perfuse.export import exported
+from perfuse.store import ArtifactStore
+
+__all__ = ["NeuronInterpreter"]
+
+_FORMAT = "stablehlo"
+_CPU = "cpu"
+_OPTIONS = {"auto_cast": ("none", "matmult", "all"), "auto_cast_type": ("bf16", "fp16")}
+#: What a precision stands for, as optimum-neuron compiles Stable Diffusion: float32 weights, and
+#: products of half-precision operands.
+_CASTS: Mapping[str, Mapping[str, str]] = {
+    "float32": {"auto_cast": "none"},
+    "float16": {"auto_cast": "matmult", "auto_cast_type": "fp16"},
+    "bfloat16": {"auto_cast": "matmult", "auto_cast_type": "bf16"},
+}
+
+
+class NeuronInterpreter(Backend):
+    """Neuron's programs on XLA's CPU client."""
+
+    name: ClassVar[str] = "neuron-interpreter"
+
+    def devices(self) -> Sequence[Device]:
+        """The CPU, in the precisions that Neuron's products have."""
+        return (
+            Device(
+                name=_CPU,
+                description="interprets what Neuron's compiler is given, on XLA's CPU client",
+                precisions=PRECISIONS,
+            ),
+        )
+
+    def supports(self, request: Request) -> Support:
+        """Any component with fixed sizes, as Neuron itself.
+
+        Raises:
+            DeviceNotFoundError: another device than the CPU was asked for.
+        """
+        _check_device(request.device)
+        if request.precision not in PRECISIONS:
+            return Support(
+                level=SupportLevel.UNSUPPORTED,
+                reason=f"Neuron runs {', '.join(PRECISIONS)} here, not {request.precision}.",
+            )
+        dims = [dim for dim in request.component.signature.dims if dim not in request.static]
+        if dims:
+            return Support(
+                level=SupportLevel.UNSUPPORTED,
+                reason="Neuron compiles a program for one size, and needs that of "
+                f"{', '.join(dims)}.",
+            )
+        return Support(level=SupportLevel.FULL)
+
+    def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
+        """Export the component with the casts of its precision, and compile it for the CPU.
+
+        Args:
+            component: What to run.
+            target: Options: ``auto_cast`` and ``auto_cast_type``, in place of the precision's.
+            store: Where an export goes.
+
+        Raises:
+            InputError: an option is unknown.
+            DeviceNotFoundError: another device than the CPU was asked for.
+            UnsupportedError: another precision, or a dimension without a size.
+            ExportError: the component could not be lowered.
+            ArtifactError: the files are missing, damaged, or of another component.
+            ExecutionError: XLA could not compile it.
+        """
+        options = read_options(target.options, _OPTIONS, of="The Neuron interpreter")
+        support = self.supports(
+            Request(
+                component=component.spec,
+                precision=component.precision,
+                device=target.device,
+                static=component.static,
+            )
+        )
+        if not support.works:
+            raise UnsupportedError(
+                f"{component.name} was to run in {component.precision} on {target}; "
+                f"{support.reason}"
+            )
+        casts = {**_CASTS[component.precision], **component.options, **options}
+        path = exported(replace(component, precision="float32", options=casts), _FORMAT, store)
+        from perfuse_exporters.stablehlo import import_jax
+        from perfuse_exporters.stablehlo_program import StableHloProgram
+
+        return StableHloProgram(
+            component,
+            path,
+            device=import_jax().local_devices(backend=_CPU)[0],
+            name=_CPU,
+            details={"interprets": "neuron", "interpreted": True},
+        )
+
+
+def _check_device(device: str | None) -> None:
+    if device is not None and device.lower() != _CPU:
+        raise DeviceNotFoundError(
+            f"neuron-interpreter:{device} was asked for; it computes on {_CPU} alone. For Neuron's "
+            "own devices use the backend neuron, on an instance with its SDK."
+        )

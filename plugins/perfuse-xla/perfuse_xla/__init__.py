@@ -1,0 +1,1 @@
+"""Runs components as StableHLO on XLA's devices, through JAX."""
