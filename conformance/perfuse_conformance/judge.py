@@ -26,8 +26,6 @@ __all__ = [
     "raised",
 ]
 
-#: How an engine that is PyTorch begins its name.
-TORCH = ("torch", "pytorch")
 #: From this share of a limit on, a pass is a warning.
 _WARN = 0.5
 
@@ -112,7 +110,7 @@ def judge_calls(
     own = errors.get(precision) or errors.get(case.precision)
     measured = _measure(found, truth, own, tolerances.limits(kind, precision))
     result = _with(result, measured)
-    if not answer["report"]["engine"].lower().startswith(TORCH):
+    if not answer["is_torch"]:
         answer = {**answer, "pytorch_s_own": own is not None and _identical(found, truth, own)}
     if case.subject.endswith("/same-twice"):
         again = _same(found, own, tolerances.limits("repeat", precision))

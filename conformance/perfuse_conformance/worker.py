@@ -28,11 +28,13 @@ from perfuse.store import ArtifactStore
 from perfuse_conformance.bundle import Bundle
 from perfuse_conformance.cases import Arrays, draws_of, sizes_of
 from perfuse_conformance.draws import run_draw
-from perfuse_conformance.judge import TORCH
 from perfuse_conformance.quality import caption_verdicts
 from perfuse_conformance.watch import GlobalState, TorchWatch
 
 __all__ = ["main"]
+
+#: How an engine that is PyTorch begins its name.
+_TORCH = ("torch", "pytorch")
 
 
 class _WatchedStore(ArtifactStore):
@@ -165,8 +167,9 @@ class Worker:
         outputs: list[Any] = []
         held: list[Any] = []
         others: list[Program] = []
+        is_torch = self._is_torch(program)
         began = time.perf_counter()
-        with _watching(not _is_torch(program)) as torch_watch:
+        with _watching(not is_torch) as torch_watch:
             for i, given in enumerate(_arranged(calls, manner)):
                 before = {key: array.copy() for key, array in given.items()}
                 if manner == "held" and i > 0:  # another program of the same component
@@ -193,6 +196,7 @@ class Worker:
             "notes": notes,
             "report": report,
             "run_s": spent,
+            "is_torch": is_torch,
             "torch_operators": torch_watch.operators if torch_watch is not None else {},
         }
 
@@ -271,6 +275,13 @@ class Worker:
         component = self.source.component(name, precision=precision, static=dict(static))
         return self.backend.prepare(component, self.target, self._store)
 
+    def _is_torch(self, program: Program) -> bool:
+        """Whether PyTorch is to compute it: as the engine, or as what an interpreter is written in."""
+        manifest = host().backends()[self.target.backend]
+        if manifest.interprets and "torch" in manifest.requires:
+            return True
+        return program.report().engine.lower().startswith(_TORCH)
+
     def release(self) -> None:
         """Close what is held."""
         if self._program is not None:
@@ -326,10 +337,6 @@ def _taken(returned: Any, torch: bool, call: int, notes: list[str]) -> Arrays:
             continue
         taken[str(name)] = np.array(array)
     return taken
-
-
-def _is_torch(program: Program) -> bool:
-    return program.report().engine.lower().startswith(TORCH)
 
 
 def _watching(watch: bool) -> Any:
