@@ -8,6 +8,7 @@ numbers are int32, because they are indices in our graphs and XLA's devices are 
 Reading needs jax, and neither torch nor the exporter.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -54,6 +55,9 @@ _NO_TYPE = {
 }
 #: The names of dtypes in a .safetensors file, https://huggingface.co/docs/safetensors.
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "bool": "BOOL"}
+#: After the program, where flatbuffers do not look: this and the SHA-256 of what is before it.
+#: MLIR's reader ends the process on some damaged files, and reads others as another program.
+_SEAL = b"perfuse\0"
 _settings_lock = RLock()
 
 
@@ -119,7 +123,7 @@ class StableHloExporter(Exporter):
             Casting(mode=casting["auto_cast"], dtype=CAST_TYPES[casting["auto_cast_type"]]),
         )
         path = folder / MODEL
-        path.write_bytes(_serialised(function, component, weights))
+        path.write_bytes(_sealed(_serialised(function, component, weights)))
         details = {"component": component.name, "precision": component.precision, **casting}
         _write_weights(folder / WEIGHTS, weights, details)
         return path
@@ -270,6 +274,31 @@ class Loaded:
                 yield name, file.get_tensor(name)
 
 
+def _sealed(program: bytes | bytearray) -> bytes:
+    return bytes(program) + _SEAL + hashlib.sha256(program).digest()
+
+
+def _unsealed(path: Path) -> bytearray:
+    """The program of a file that is as it was written.
+
+    Raises:
+        ArtifactError: the file is missing, cut off, changed, or another tool's.
+    """
+    try:
+        data = bytearray(path.read_bytes())
+    except OSError as exc:
+        raise ArtifactError(
+            f"{path} was to be read; the system said: {exc.strerror or exc}. Export the model again."
+        ) from exc
+    program = data[: -len(_sealed(b""))]
+    if data != _sealed(program):
+        raise ArtifactError(
+            f"{path} is damaged or cut off, or was not written by perfuse: the SHA-256 at its end "
+            "is not its own. Export the model again."
+        )
+    return program
+
+
 def load(main: Path) -> Loaded:
     """Read ``model.stablehlo``, and check that it is ours and that its weights fit it.
 
@@ -281,9 +310,9 @@ def load(main: Path) -> Loaded:
             missing, unexpected, or has another shape or dtype.
     """
     jax = import_jax()
-
+    program = _unsealed(main)
     try:
-        exported = jax.export.deserialize(bytearray(main.read_bytes()))
+        exported = jax.export.deserialize(program)
         (weights, inputs), keywords = jax.tree.unflatten(exported.in_tree, exported.in_avals)
         outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
         named = all(
@@ -293,14 +322,10 @@ def load(main: Path) -> Loaded:
         if keywords or not named or exported.nr_devices != 1 or exported.ordered_effects:
             raise ValueError("it does not take named weights and inputs")
         text = exported.mlir_module()
-    except OSError as exc:
+    except Exception as exc:  # of flatbuffers, of MLIR, or of the structure
         raise ArtifactError(
-            f"{main} was to be read; the system said: {exc.strerror or exc}. Export the model again."
-        ) from exc
-    except Exception as exc:  # of flatbuffers, MLIR, or of the structure
-        raise ArtifactError(
-            f"{main} cannot be read as a StableHLO program of perfuse: {said(exc)}. It is damaged, "
-            "or another tool's. Export the model again."
+            f"{main} cannot be read by jax {jax.__version__} as a program of perfuse: {said(exc)}. "
+            "Update jax, or export the model again."
         ) from exc
     if calls := sorted(set(_CALL.findall(text))):
         raise ArtifactError(

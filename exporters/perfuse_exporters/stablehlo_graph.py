@@ -125,19 +125,11 @@ def _refusal(node: Node) -> str | None:
     arguments: dict[Any, Any] = {**dict(enumerate(node.args)), **node.kwargs}
     if name == "aten.convolution.default" and arguments[6]:
         return "transposed convolutions are not lowered"
-    if name == "aten.upsample_nearest2d.vec" and not _whole_factors(node):
-        return "pictures are enlarged by whole factors alone"
     if name == "aten.avg_pool2d.default" and arguments.get(4):
         return "windows that reach beyond the picture are not lowered"
     if "attention" in name and (arguments.get(4) or arguments.get("enable_gqa")):
         return "attention with dropout or shared heads is not lowered"
     return None
-
-
-def _whole_factors(node: Node) -> bool:
-    (before,) = _tensors(node.args[0])  # type: ignore[arg-type]
-    (after,) = _tensors(node)
-    return all(new % old == 0 for new, old in zip(after.shape[2:], before.shape[2:], strict=True))
 
 
 def _tensors(node: Node) -> "list[Tensor]":

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 __all__ = ["COMPUTED", "MOVED", "PRODUCTS"]
@@ -348,16 +349,17 @@ def _pad(x: Operand, edges: Sequence[int], value: float = 0) -> Operand:
 def _upsample_nearest2d(
     x: Operand, size: Sequence[int] | None, scale: Sequence[float] | None = None
 ) -> Operand:
-    """Each pixel becomes a whole number of pixels; other factors are refused before this."""
-    batch, channels, height, width = x.shape
-    rows, columns = size or [
-        int(n * by) for n, by in zip((height, width), scale or (), strict=True)
-    ]
-    tall, wide = rows // height, columns // width
-    shape = (batch, channels, height, tall, width, wide)
-    return jnp.broadcast_to(x[:, :, :, None, :, None], shape).reshape(
-        batch, channels, rows, columns
-    )
+    """Each pixel of the result is the one at the same place, rounded down."""
+    for axis in (2, 3):
+        old = x.shape[axis]
+        new = size[axis - 2] if size else int(old * (scale or ())[axis - 2])
+        if new % old == 0:
+            x = jnp.repeat(x, new // old, axis=axis)
+        else:
+            step = np.float32(1 / scale[axis - 2] if scale else old / new)
+            places = (np.arange(new, dtype=np.float32) * step).astype(np.int32)
+            x = jnp.take(x, np.minimum(places, old - 1), axis=axis)
+    return x
 
 
 MOVED: Mapping[str, Callable[..., Any]] = {
