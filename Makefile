@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PLUGINS = ./plugins/perfuse-openreg ./plugins/perfuse-executorch
 PYTEST = $(BIN)/python -m pytest -n auto
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 TARGETS = torch:cpu onnxruntime:cpu openvino:CPU executorch openreg:0
 MODELS = shapes random-sd random-sdxl
