@@ -1,8 +1,10 @@
 """Runs a component's torch module as it is: the definition of correct."""
 
 import importlib.util
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +28,15 @@ from perfuse.errors import (
     InputError,
     UnsupportedError,
 )
+from perfuse.plugins import resolve
 from perfuse.store import ArtifactStore
 from perfuse_exporters.capture import replace_tensors
+from perfuse_torch.attention import SlicedAttention
+from perfuse_torch.devices import DEVICES, TorchDevice, device_of, host_memory
 
 __all__ = ["Torch"]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_ACCELERATORS = ("cuda", "hpu", "xpu", "mps")
 _OPTIONS = ("compile", "tf32", "channels_last")
 
 
@@ -43,10 +47,11 @@ class Torch(Backend):
 
     def devices(self) -> Sequence[Device]:
         """Every device that this torch sees, accelerators first."""
-        if importlib.util.find_spec("habana_frameworks") is not None:
-            importlib.import_module("habana_frameworks.torch")  # gives torch its hpu device
         found = []
-        for kind in _ACCELERATORS:
+        for kind, entry in DEVICES.items():
+            package = entry.brought_by.partition(".")[0]
+            if package and importlib.util.find_spec(package) is not None:
+                importlib.import_module(entry.brought_by)
             module = getattr(torch, kind, None)
             if module is None or not module.is_available():
                 continue
@@ -56,18 +61,25 @@ class Torch(Backend):
                     Device(
                         name=kind if count == 1 else f"{kind}:{index}",
                         description=_describe(module, index, kind),
-                        precisions=tuple(_DTYPES),
+                        precisions=_precisions(entry),
                     )
                 )
-        found.append(Device(name="cpu", description="CPU", precisions=tuple(_DTYPES)))
         return found
 
     def supports(self, request: Request) -> Support:
-        """Everything, on the devices that are there."""
-        if request.precision not in _DTYPES:
+        """Everything that the device computes in; what nobody has executed it on is unknown."""
+        device = self._device(request.device)
+        entry = device_of(device.type)
+        if request.precision not in _precisions(entry):
             return Support(
                 level=SupportLevel.UNSUPPORTED,
-                reason=f"torch runs {', '.join(_DTYPES)} here, not {request.precision}.",
+                reason=f"torch:{device} computes in {', '.join(_precisions(entry))}, "
+                f"not {request.precision}.",
+            )
+        if not entry.limits.executed:
+            return Support(
+                level=SupportLevel.UNKNOWN,
+                reason=f"perfuse has not been executed on torch:{device.type} so far.",
             )
         return Support(level=SupportLevel.FULL)
 
@@ -81,26 +93,29 @@ class Torch(Backend):
                 f"({', '.join(component.files)}), which has no torch module. Use the checkpoint "
                 "it came from, or the backend of its format."
             )
-        if device.type == "cuda":
-            # Off unless asked for: ten bits of mantissa are not float32.
-            torch.backends.cuda.matmul.allow_tf32 = options["tf32"]
-            torch.backends.cudnn.allow_tf32 = options["tf32"]
-        if component.precision not in _DTYPES:
+        entry = device_of(device.type)
+        if component.precision not in _precisions(entry):
             raise UnsupportedError(
-                f"{component.name} was to run in {component.precision}; torch runs "
-                f"{', '.join(_DTYPES)} here."
+                f"{component.name} was to run in {component.precision}; torch:{device} computes in "
+                f"{', '.join(_precisions(entry))}."
             )
+        for setting in entry.tf32:
+            # Off unless asked for: ten bits of mantissa are not float32.
+            module_name, _, attribute = setting.partition(":")
+            setattr(importlib.import_module(module_name), attribute, options["tf32"])
         dtype = _DTYPES[component.precision]
         # The module may be the user's own; what has the place and the dtype already is shared.
         module = replace_tensors(
             component.build(),
-            lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else None),
+            lambda tensor: _moved(
+                tensor, entry, device, dtype if tensor.is_floating_point() else tensor.dtype
+            ),
         )
         if options["channels_last"]:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if options["compile"]:
-            module.compile(dynamic=not component.static)
-        return TorchProgram(component, module, device, options)
+            module.compile(dynamic=not component.static, backend=entry.compiler)
+        return TorchProgram(component, module, device, options, entry)
 
     def _device(self, name: str | None) -> torch.device:
         devices = self.devices()
@@ -116,6 +131,26 @@ class Torch(Backend):
                     f"{', '.join(known)}. For an NVIDIA GPU install torch's CUDA build."
                 )
         return torch.device(name)
+
+
+def _precisions(entry: TorchDevice) -> tuple[str, ...]:
+    """What this machine's device of a kind computes in."""
+    lacks = () if not entry.has_bfloat16 or resolve(entry.has_bfloat16)() else ("bfloat16",)
+    return tuple(name for name in entry.limits.precisions if name not in lacks)
+
+
+def _moved(
+    tensor: Tensor,
+    entry: TorchDevice,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    non_blocking: bool = False,
+) -> Tensor:
+    """A tensor on a device in a dtype; cast on the way there where the device has not its own."""
+    if str(tensor.dtype).removeprefix("torch.") in entry.limits.dtypes:
+        tensor = tensor.to(dtype)
+    return tensor.to(device, dtype, non_blocking=non_blocking)
 
 
 def _describe(module: object, index: int, kind: str) -> str:
@@ -146,6 +181,7 @@ class TorchProgram(Program):
         module: nn.Module,
         device: torch.device,
         options: Mapping[str, bool],
+        entry: TorchDevice,
     ) -> None:
         self.signature = component.signature
         self.torch_device = str(device)
@@ -153,6 +189,11 @@ class TorchProgram(Program):
         self._module: nn.Module | None = module
         self._device = device
         self._options = options
+        self._entry = entry
+        pictures = entry.limits.pictures
+        self._largest = pictures * component.spec.guided_batch if pictures is not None else None
+        self._attention = _attention(entry)
+        self._after_call = _function(entry.after_call)
         precision = _DTYPES[component.precision]
         self._dtypes = {
             tensor.name: precision if tensor.dtype == "float" else getattr(torch, tensor.dtype)
@@ -167,8 +208,9 @@ class TorchProgram(Program):
         self._component.spec.check_dims(dims)
         tensors = [self._tensor(inputs[name], dtype) for name, dtype in self._dtypes.items()]
         try:
-            with torch.inference_mode():
-                outputs = self._module(*tensors)
+            with torch.inference_mode(), self._attention:
+                outputs = self._run(self._module, tensors)
+            self._after_call()
         except RuntimeError as exc:
             raise ExecutionError(
                 f"{self._component.name} on torch:{self._device} failed: {str(exc).splitlines()[0]}"
@@ -179,12 +221,22 @@ class TorchProgram(Program):
             for name, tensor in zip(self.signature.output_names, outputs, strict=True)
         }
 
+    def _run(self, module: nn.Module, tensors: list[Tensor]) -> Sequence[Tensor]:
+        """One call, or as many as the device's largest batch makes of it."""
+        batches = [t.shape[:1] == ("batch",) for t in self._component.spec.signature.inputs]
+        if self._largest is None or not all(batches) or len(tensors[0]) <= self._largest:
+            outputs: Sequence[Tensor] = module(*tensors)
+            return outputs
+        parts = zip(*(torch.split(tensor, self._largest) for tensor in tensors), strict=True)
+        return [torch.cat(part) for part in zip(*(module(*part) for part in parts), strict=True)]
+
     def _tensor(self, array: Array, dtype: torch.dtype) -> Tensor:
         if not is_torch(array):
             # torch warns of memory that it could not write to; nothing here writes.
             array = torch.as_tensor(array if array.flags.writeable else array.copy())
-        tensor: Tensor = array
-        tensor = tensor.to(device=self._device, dtype=dtype, non_blocking=True)
+        tensor = _moved(
+            array, self._entry, self._device, dtype, non_blocking=self._entry.copies_async
+        )
         if self._options["channels_last"] and tensor.ndim == 4:
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         return tensor
@@ -194,8 +246,36 @@ class TorchProgram(Program):
             device=str(self._device),
             precision=self._component.precision,
             engine=f"torch {torch.__version__}",
-            details=dict(self._options),
+            fallbacks=_fallbacks(self._entry),
+            details={**self._options, "largest_batch": self._largest},
         )
 
     def close(self) -> None:
-        self._module = None
+        """Release the weights, and the memory that torch keeps for later."""
+        if self._module is not None:
+            self._module = None
+            _function(self._entry.synchronize)()
+            _function(self._entry.empty_cache)()
+
+
+def _function(name: str) -> Callable[[], Any]:
+    """What a table's entry names; nothing where it names nothing."""
+    return resolve(name) if name else lambda: None
+
+
+def _attention(entry: TorchDevice) -> AbstractContextManager[Any]:
+    """What a call is made in: attention in slices where the device wants that."""
+    memory = host_memory()
+    short = memory is not None and memory < entry.slice_attention_below
+    most = entry.limits.max_elements if entry.limits.slices_attention else None
+    if not short and most is None:
+        return nullcontext()
+    return SlicedAttention(slices=entry.attention_slices if short else 1, most=most)
+
+
+def _fallbacks(entry: TorchDevice) -> tuple[str, ...]:
+    """That torch may compute on the CPU: it does not say what."""
+    variable = entry.fallback_variable
+    if not variable or os.environ.get(variable) != "1":
+        return ()
+    return (f"operators that {entry.kind} lacks are computed on the CPU: {variable}=1",)

@@ -7,7 +7,7 @@ shape, and each tensor then goes from the checkpoint's mapped file to the artifa
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from perfuse.backend import Component, Exporter
 from perfuse.errors import ExportError
+from perfuse.plugins import said
 from perfuse_exporters.onnx_operators import translations
 from perfuse_exporters.onnx_weights import Weight, write
 
@@ -84,6 +85,25 @@ class OnnxExporter(Exporter):
             ) from exc
         return write(model, weights, folder)
 
+    def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
+        """What the converter refuses, and what no graph of ours may hold."""
+        from torch import nn
+
+        from perfuse_exporters.operators import refused
+
+        def convert(program: "ExportedProgram") -> None:
+            try:
+                model, weights = _lower(program, nn.Module())
+            except Exception as exc:
+                cause: BaseException = exc
+                while cause.__cause__ is not None:  # the converter's own says the same of all
+                    cause = cause.__cause__
+                raise ExportError(said(cause)) from exc
+            _simplify(model, weights)
+            _check(model, component)
+
+        return refused(program, convert)
+
 
 def _stand_in(tensor: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
     import torch
@@ -130,15 +150,17 @@ def _lower(
 @contextmanager
 def _quiet() -> "Iterator[None]":
     """The converter talks about packages that are not needed; standard output is the user's."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _simplify(model: "ir.Model", weights: "dict[ir.Value, Weight]") -> None:

@@ -8,7 +8,7 @@ make OpenVINO cut fractions off in silence.
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import openvino as ov
     import torch
     from torch import nn
+    from torch.export import ExportedProgram
 
 __all__ = ["OpenVinoExporter", "import_openvino"]
 
@@ -79,6 +80,20 @@ class OpenVinoExporter(Exporter):
                 "Free space or choose another folder."
             ) from exc
         return path
+
+    def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
+        """What OpenVINO's frontend has no rule for, or fails to translate."""
+        from perfuse_exporters.operators import refused
+
+        openvino = import_openvino()
+
+        def convert(program: "ExportedProgram") -> None:
+            try:
+                openvino.convert_model(program)
+            except Exception as exc:
+                raise ExportError(_said(exc)) from exc
+
+        return refused(program, convert)
 
 
 def _convert(openvino: Any, component: Component) -> "ov.Model":

@@ -1,0 +1,28 @@
+"""What ONNX Runtime's execution providers can take. Imports no engine."""
+
+from perfuse.portability import Limits
+
+_SOURCE = "https://onnxruntime.ai/docs/execution-providers/"
+_CPU_FALLBACK = (
+    "operators that a provider lacks run on the CPU; --option cpu_fallback=false refuses"
+)
+
+#: By device. Each provider but the CPU's differs from build to build in what it has kernels for.
+LIMITS = {
+    "cpu": Limits(
+        precisions={
+            "float32": "",
+            "float16": "computed in float32 and rounded between the operators",
+        },
+        executed="x86-64, Linux",
+        sources={
+            "precisions": "https://github.com/microsoft/onnxruntime/blob/main/docs/OperatorKernels.md"
+        },
+    ),
+    "*": Limits(
+        precisions={"float32": "", "float16": ""},
+        notes=(_CPU_FALLBACK,),
+        unknown=("which operators the provider has kernels for",),
+        sources={"precisions": _SOURCE, "notes": _SOURCE, "unknown": _SOURCE},
+    ),
+}

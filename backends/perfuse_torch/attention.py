@@ -1,0 +1,66 @@
+"""Attention in slices of the queries: the same numbers with less memory at once."""
+
+from collections.abc import Mapping
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["SlicedAttention"]
+
+
+class SlicedAttention(TorchFunctionMode):
+    """While it is entered, ``scaled_dot_product_attention`` is computed in slices.
+
+    A row of the scores needs every key and its own query alone, so that slices of the queries need
+    nothing of each other (Rabe and Staats 2021, https://arxiv.org/abs/2112.05682). A causal mask
+    goes by the place of a query among all, so causal attention, which is a text's, stays whole.
+    """
+
+    def __init__(self, *, slices: int, most: int | None = None) -> None:
+        """The least number of slices, and the most scores at once: more slices where it is more."""
+        super().__init__()
+        self._slices = slices
+        self._most = most
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention and not given.get("is_causal"):
+            return self._attend(*args, **given)
+        return func(*args, **given)
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **rest: Any,
+    ) -> Tensor:
+        def attend(part: Tensor, mask: Tensor | None) -> Tensor:
+            return F.scaled_dot_product_attention(
+                part, key, value, mask, dropout_p, is_causal, **rest
+            )
+
+        rows = query.shape[-2]
+        scores = query.shape[:-1].numel() * key.shape[-2]
+        slices = max(self._slices, ceil(scores / self._most) if self._most is not None else 1)
+        if slices == 1 or is_causal or rows < slices:
+            return attend(query, attn_mask)
+        size = ceil(rows / slices)
+        parts = torch.split(query, size, dim=-2)
+        masks: tuple[Tensor | None, ...] = (attn_mask,) * len(parts)
+        if attn_mask is not None and attn_mask.shape[-2] != 1:
+            masks = torch.split(attn_mask, size, dim=-2)
+        return torch.cat(list(map(attend, parts, masks)), dim=-2)
