@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +15,8 @@ import click
 from perfuse.errors import BackendNotFoundError, ConfigError, InputError, PerfuseError, PluginError
 
 if TYPE_CHECKING:
+    from perfuse.artifact import Artifact
+    from perfuse.checkpoint import Checkpoint
     from perfuse.installed import Entry
 
 __all__ = ["main"]
@@ -394,17 +396,35 @@ def export(
 @main.command(cls=_Configured)
 @_model_options
 @click.option("--verify", is_flag=True, help="Check the SHA-256 of every exported file.")
+@click.option("--for", "target", help="Report what a target would say; it need not be here.")
+@_option("--precision", help="With --for: float32, float16 or bfloat16.")
+@_option("--height", type=int, help="With --for: the height in pixels, fixed.")
+@_option("--width", type=int, help="With --for: the width in pixels, fixed.")
+@click.option("--batch", type=int, help="With --for: the batch, fixed.")
+@click.option("--memory", help="With --for: the device's memory, as 8GB.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.pass_context
 def inspect(
+    ctx: click.Context,
     model: str | None,
     revision: str | None,
     variant: str | None,
     offline: bool | None,
     scheduler_from: str | None,
     verify: bool,
+    target: str | None,
+    precision: str | None,
+    height: int | None,
+    width: int | None,
+    batch: int | None,
+    memory: str | None,
     as_json: bool,
 ) -> None:
-    """Print a model's spec: components, signatures, sizes, schedule, tasks. Loads no weights."""
+    """Print a model's spec: components, signatures, sizes, schedule, tasks. Loads no weights.
+
+    With --for, say what a target would make of each component, without the target; exit with 1 if
+    one would not run.
+    """
     from perfuse.artifact import Artifact
     from perfuse.pipeline import open_model
     from perfuse.tables import print_spec, weight_sizes
@@ -420,6 +440,9 @@ def inspect(
         if not isinstance(source, Artifact):
             raise InputError(f"--verify checks an exported folder; {source.model} is a checkpoint.")
         source.manifest.verify(source.path)
+    if target is not None:
+        asked = {"precision": precision, "height": height, "width": width, "batch": batch}
+        ctx.exit(_inspect_for(source, target, memory, as_json, asked))
     if as_json:
         data = {
             "model": source.model,
@@ -432,6 +455,40 @@ def inspect(
         click.echo(json.dumps(data))
         return
     print_spec(source)
+
+
+def _inspect_for(
+    source: "Checkpoint | Artifact",
+    text: str,
+    memory: str | None,
+    as_json: bool,
+    asked: Mapping[str, Any],
+) -> int:
+    """Print the portability report; 1 where a component would not run."""
+    from perfuse.backend import Target
+    from perfuse.portability import limits_of, read_bytes, report, verdicts
+
+    target = Target.parse(text)
+    name, limits = limits_of(target)
+    executed = limits.executed if limits is not None else ""
+    room = read_bytes(memory) if memory is not None else None
+    with _progress():
+        findings = report(source, target, memory=room, **asked)
+    found = verdicts(findings)
+    if as_json:
+        result = {
+            "model": source.model,
+            "target": name,
+            "executed": executed,
+            "verdicts": found,
+            "findings": [dataclasses.asdict(finding) for finding in findings],
+        }
+        click.echo(json.dumps(result))
+    else:
+        from perfuse.tables import print_findings
+
+        print_findings(source.model, name, findings, executed)
+    return int("does not run" in found.values())
 
 
 @main.command()

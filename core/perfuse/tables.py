@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from perfuse.artifact import Artifact
     from perfuse.checkpoint import Checkpoint
+    from perfuse.portability import Finding
 
-__all__ = ["print_backends", "print_examined", "print_spec", "weight_sizes"]
+__all__ = ["print_backends", "print_examined", "print_findings", "print_spec", "weight_sizes"]
 
 
 def print_backends(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -58,6 +59,31 @@ def print_examined(rows: Sequence[Mapping[str, Any]]) -> None:
         for line in lines:
             if line:
                 console.print(f"  {escape(line)}")
+
+
+_MARKS = {"fits": "", "changed": "*", "refused": "no", "unknown": "?"}
+
+
+def print_findings(model: str, target: str, findings: "Sequence[Finding]", executed: str) -> None:
+    """What ``perfuse inspect --for`` found, for a person."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from perfuse.portability import TOGETHER, verdicts
+
+    console = Console(highlight=False, soft_wrap=True)
+    seen = f"executed on {executed}" if executed else "not executed by perfuse so far"
+    console.print(f"[bold]{escape(model)}[/] for [bold]{target}[/], {seen}")
+    for name, verdict in verdicts(findings).items():
+        console.print(f"\n[bold]{name}[/]" + ("" if name == TOGETHER else f"  {verdict}"))
+        table = Table.grid(padding=(0, 2), pad_edge=True)
+        for row in findings:
+            if row.component == name:
+                text = escape(f"{row.found}: {row.action}" if row.action else row.found)
+                table.add_row(f"  {row.topic}", _MARKS[row.standing], text)
+        Console(highlight=False).print(table)
+    console.print("\n* perfuse does something about it   ? only running tells")
 
 
 def _origin(row: Mapping[str, Any]) -> str:
