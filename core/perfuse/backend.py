@@ -317,6 +317,8 @@ class Exporter(ABC):
     format: ClassVar[str]
     #: Whether a file takes one size, or a list of sizes. The host then fixes every dimension.
     fixed: ClassVar[bool] = False
+    #: Whether the format's users look for a ``model_index.json`` in the folder, as a checkpoint has.
+    indexed: ClassVar[bool] = False
 
     @abstractmethod
     def export(self, component: Component, folder: Path) -> Path:

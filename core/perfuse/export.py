@@ -11,6 +11,7 @@ from pathlib import Path
 from perfuse.backend import Component
 from perfuse.errors import ExportError, InputError
 from perfuse.manifest import ExportedComponent, Manifest, sha256, tool_versions
+from perfuse.model_index import write_index
 from perfuse.plugins import host
 from perfuse.spec import PipelineSpec
 from perfuse.store import ArtifactStore, atomic_folder, locked
@@ -154,6 +155,8 @@ def export_pipeline(
             components[name] = dataclasses.replace(one, build=None)
             del one
         copy(partial)
+        if exporter.indexed:
+            write_index(spec, partial)
         files = exporter.arrange(partial, components, files, model=str(source["model"]))
         say("Writing the manifest")
         Manifest(

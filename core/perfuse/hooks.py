@@ -130,6 +130,8 @@ class ReaderManifest:
     impl: str
     #: Globs relative to a folder; one that matches says that the folder has this layout.
     patterns: tuple[str, ...]
+    #: Whether such a folder has a ``model_index.json``, as a checkpoint has.
+    indexed: bool = False
     requires: tuple[str, ...] = ()
     install: str = ""
     summary: str = ""

@@ -8,9 +8,18 @@ from typing import Any
 
 from perfuse.errors import CheckpointError
 from perfuse.manifest import MANIFEST, is_artifact
+from perfuse.spec import PipelineSpec
 from perfuse.weights import check_inside
 
-__all__ = ["entries_of", "folder_of", "kind_of", "names_in", "read_index", "read_json"]
+__all__ = [
+    "entries_of",
+    "folder_of",
+    "kind_of",
+    "names_in",
+    "read_index",
+    "read_json",
+    "write_index",
+]
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 #: Parts of a checkpoint that no task runs.
@@ -106,6 +115,26 @@ def entries_of(index: Mapping[str, Any], where: Path) -> dict[str, str]:
         if value[1] is not None:
             entries[name] = value[1]
     return entries
+
+
+def write_index(spec: PipelineSpec, folder: Path) -> None:
+    """Write ``model_index.json`` for a pipeline whose tokenizers are in the folder already."""
+
+    def entry(class_name: str) -> list[str]:
+        library = "transformers" if class_name.startswith(("CLIP", "T5")) else "diffusers"
+        return [library, class_name]
+
+    index: dict[str, Any] = {"_class_name": spec.class_name, **spec.options}
+    for component in spec.components.values():
+        index[component.folder if component.folder != "." else component.name] = entry(
+            component.class_name
+        )
+    for name, place in spec.tokenizers.items():
+        config = folder / place / "tokenizer_config.json"
+        said = read_json(config) if config.is_file() else {}
+        index[name] = entry(str(said.get("tokenizer_class", "CLIPTokenizer")))
+    index["scheduler"] = entry(str(spec.scheduler["_class_name"]))
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def kind_of(name: str, class_name: str) -> str:

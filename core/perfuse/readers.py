@@ -51,9 +51,12 @@ def read_folder(folder: Path, *, scheduler: Mapping[str, Any] | None = None) -> 
         ArtifactError: a reader knows the layout, and the folder is incomplete or damaged.
         InputError: what the reader needs is not installed.
     """
-    if not folder.is_dir() or (folder / INDEX).exists():
+    if not folder.is_dir():
         return None
+    index = (folder / INDEX).exists()
     for name, manifest in host().readers().items():
+        if index and not manifest.indexed:
+            continue
         if any(next(folder.glob(pattern), None) is not None for pattern in manifest.patterns):
             return host().reader(name).read(folder, scheduler=scheduler)
     return None
