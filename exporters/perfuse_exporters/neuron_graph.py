@@ -146,7 +146,7 @@ def core_graph(program: ExportedProgram) -> ExportedProgram:
             output_size = [int(n * s) for n, s in zip(x.shape[-2:], scale_factors, strict=True)]
         return nearest(x, output_size) if _whole(x, output_size) else NotImplemented
 
-    table = torch.export.default_decompositions()
+    table: Any = torch.export.default_decompositions()
     table.update(
         {
             aten.scaled_dot_product_attention.default: attention,
@@ -154,4 +154,5 @@ def core_graph(program: ExportedProgram) -> ExportedProgram:
             aten.upsample_nearest2d.vec: upsample,
         }
     )
-    return program.run_decompositions(table)
+    decomposed: ExportedProgram = program.run_decompositions(table)
+    return decomposed

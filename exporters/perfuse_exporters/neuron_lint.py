@@ -6,7 +6,6 @@ It compiles nothing. ``neuron_operators`` holds what is documented, and where.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,15 +54,15 @@ def lint(program: ExportedProgram, component: Component) -> list[Finding]:
 
     Args:
         program: The component as captured, in any of torch.export's dialects.
-        component: Names what has no line.
+        component: What it was captured from.
     """
     findings = [
         *_dynamic(program, component),
         *(
             finding
             for node in core_graph(program).graph.nodes
-            if _name(node) is not None
-            for finding in (*_operator(node), *_types(node), *_size(node))
+            if (name := _name(node)) is not None
+            for finding in (*_operator(node, name), *_types(node, name), *_size(node))
         ),
     ]
     return list({(one.kind, one.what, one.where): one for one in findings}.values())
@@ -75,7 +74,11 @@ def _dynamic(program: ExportedProgram, component: Component) -> Iterator[Finding
     tensors = component.spec.signature.inputs
     for tensor, name in zip(tensors, program.graph_signature.user_inputs, strict=True):
         shape = values[str(name)].shape
-        free = [str(dim) for dim, size in zip(tensor.shape, shape, strict=True) if not _known(size)]
+        free = [
+            str(dim)
+            for dim, size in zip(tensor.shape, shape, strict=True)
+            if not isinstance(size, int)
+        ]
         if free:
             yield Finding(
                 kind="dynamic",
@@ -85,10 +88,9 @@ def _dynamic(program: ExportedProgram, component: Component) -> Iterator[Finding
             )
 
 
-def _operator(node: Node) -> Iterator[Finding]:
-    """Operators that no page names, and those whose result has a size that the values decide."""
-    name = _name(node)
-    if any(str(size).startswith("u") for value in _made(node) for size in value.shape):
+def _operator(node: Node, name: str) -> Iterator[Finding]:
+    """Operators that no page names, and those that begin a size which the values decide."""
+    if _decided(node) - {size for other in node.all_input_nodes for size in _decided(other)}:
         yield _found(node, "dynamic", "the size of its result depends on the values (NCC_EMOD025)")
     if name not in LOWERED:
         yield _found(node, "operator", "it is in none of the compiler's lists")
@@ -102,9 +104,9 @@ def _operator(node: Node) -> Iterator[Finding]:
         )
 
 
-def _types(node: Node) -> Iterator[Finding]:
+def _types(node: Node, name: str) -> Iterator[Finding]:
     """Types that a NeuronCore does not compute in."""
-    name, made = _name(node), _made(node)
+    made = _made(node)
     for dtype in {value.dtype for value in made}:
         if dtype.is_complex:
             yield _found(node, "type", f"{_plain(dtype)}: no complex numbers (NCC_EVRF004)")
@@ -124,7 +126,7 @@ def _types(node: Node) -> Iterator[Finding]:
 
 def _size(node: Node) -> Iterator[Finding]:
     for value in _made(node):
-        if all(_known(size) for size in value.shape):
+        if all(isinstance(size, int) for size in value.shape):
             held = value.numel() * value.element_size()
             if held > LARGEST_OUTPUT:
                 yield _found(
@@ -133,7 +135,8 @@ def _size(node: Node) -> Iterator[Finding]:
 
 
 def _found(node: Node, kind: str, reason: str) -> Finding:
-    return Finding(kind=kind, what=f"aten.{_name(node)}", where=_where(node), reason=reason)
+    what = node.target._schema.name.replace("::", ".")  # type: ignore[union-attr]
+    return Finding(kind=kind, what=what, where=_where(node), reason=reason)
 
 
 def _name(node: Node) -> str | None:
@@ -143,11 +146,7 @@ def _name(node: Node) -> str | None:
     space, _, name = node.target._schema.name.partition("::")
     if name in _CHECKS or name.startswith("sym_"):
         return None
-    return name if space == "aten" else f"{space}.{name}"
-
-
-def _known(size: Any) -> bool:
-    return isinstance(size, int)
+    return name if space == "aten" else node.target._schema.name
 
 
 def _made(node: Node) -> list[Tensor]:
@@ -155,6 +154,12 @@ def _made(node: Node) -> list[Tensor]:
     value = node.meta.get("val")
     values = value if isinstance(value, tuple | list) else (value,)
     return [one for one in values if isinstance(one, Tensor)]
+
+
+def _decided(node: Node) -> set[str]:
+    """The sizes of what a node returns that only its values decide: torch calls them u0, u1, …"""
+    sizes = (str(size) for value in _made(node) for size in value.shape)
+    return {size for size in sizes if size.startswith("u")}
 
 
 def _plain(dtype: torch.dtype) -> str:
