@@ -4,21 +4,19 @@ Inputs and outputs have the signature's names and ranks; floating-point ones are
 the precision inside, integers are int32. A package takes one size, or a list of sizes.
 """
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from io import StringIO
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from perfuse.backend import Component, Exporter, read_options
-from perfuse.errors import ExportError
+from perfuse.errors import ExportError, InputError
 from perfuse.spec import TensorSpec
 from perfuse_exporters.apple import adapted, arrange, is_apple
+from perfuse_exporters.coreml_tools import exact, import_coremltools, quiet
 
 if TYPE_CHECKING:
-    import coremltools as ct
     from torch.export import ExportedProgram
 
 __all__ = ["CoreMLExporter", "import_coremltools"]
@@ -38,41 +36,6 @@ OPTIONS = {
 }
 
 
-def import_coremltools() -> Any:
-    """The ``coremltools`` module, imported without what it says of parts that it does not find."""
-    with _quiet():
-        import coremltools
-
-    return coremltools
-
-
-class _Heard(logging.Handler):
-    """Keeps what coremltools logs: the operator that it stopped at is named nowhere else."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-
-@contextmanager
-def _quiet() -> Iterator[_Heard]:
-    """Keep coremltools' progress bars, warnings and log from the terminal."""
-    logger, heard = logging.getLogger("coremltools"), _Heard()
-    propagate = logger.propagate
-    logger.addHandler(heard)
-    logger.propagate = False
-    try:
-        with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
-            warnings.simplefilter("ignore")
-            yield heard
-    finally:
-        logger.propagate = propagate
-        logger.removeHandler(heard)
-
-
 class CoreMLExporter(Exporter):
     """Writes Core ML programs in float32 or float16."""
 
@@ -80,7 +43,7 @@ class CoreMLExporter(Exporter):
     fixed: ClassVar[bool] = True
 
     def export(self, component: Component, folder: Path) -> Path:
-        """Write ``model.mlpackage``.
+        """Write ``model.mlpackage``, or ``model_chunk1.mlpackage`` and ``model_chunk2.mlpackage``.
 
         Options: ``deployment_target``, the oldest system that is to run it (iOS16 by default);
         ``compute_units``, for the record; ``palettize``, bits of a weight's index into a table;
@@ -88,7 +51,7 @@ class CoreMLExporter(Exporter):
 
         Raises:
             ExportError: the component could not be captured or lowered.
-            InputError: an option is unknown, or needs a later deployment target.
+            InputError: an option is unknown, or does not go with another or with the sizes.
         """
         if component.precision not in _PRECISIONS:
             raise ExportError(
@@ -96,20 +59,45 @@ class CoreMLExporter(Exporter):
                 f"it does not have; choose one of {', '.join(_PRECISIONS)}."
             )
         options = read_options(component.options, OPTIONS, of="The Core ML exporter")
+        options = {"deployment_target": _DEFAULT_TARGET, "compute_units": "ALL", **options}
+        _check_options(component, options)
         _check_fixed(component)
         import torch
 
         from perfuse_exporters.capture import build, cast
+        from perfuse_exporters.coreml_compress import palettize, quantize
         from perfuse_exporters.coreml_graph import lower
+        from perfuse_exporters.coreml_package import bisect, sign
 
         module = cast(build(component), torch.float32)
         if is_apple(component):
             component, module = adapted(component, module)
-        program = lower(component, module)
         package = folder / MODEL
-        _convert(component, program, package, options)
-        _tidy(package, component, options)
-        return package
+        _convert(component, lower(_opened(component), module), package, options)
+        del module
+        if "palettize" in options:
+            palettize(package, int(options["palettize"]))
+        if "quantize" in options:
+            quantize(package)
+        parts = bisect(package) if options.get("chunks") == "2" else [package]
+        for part in parts:
+            sign(part, {"component": component.name, "precision": component.precision, **options})
+        return parts[0]
+
+    def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
+        """Operators of a captured graph that coremltools has no conversion for."""
+        from perfuse_exporters.coreml_graph import simplified
+
+        import_coremltools()
+        from coremltools.converters.mil.frontend.torch.torch_op_registry import (
+            _TORCH_OPS_REGISTRY as registry,
+        )
+
+        missing = {}
+        for node in simplified(program).graph.nodes:
+            if node.op == "call_function" and registry.get_func(_kind(node.target)) is None:
+                missing[str(node.target)] = "coremltools has no conversion for it"
+        return missing
 
     def arrange(
         self,
@@ -122,6 +110,31 @@ class CoreMLExporter(Exporter):
         if not any(map(is_apple, components.values())):
             return files
         return arrange(folder, files, model=model)
+
+
+def _kind(target: Any) -> str:
+    """What coremltools looks an operator up by."""
+    return str(target.name() if hasattr(target, "name") else target.__name__)
+
+
+def _check_options(component: Component, options: Mapping[str, str]) -> None:
+    system = options["deployment_target"]
+    for option in ("palettize", "quantize"):
+        if option in options and system in ("iOS15", "macOS12"):
+            raise InputError(
+                f"{component.name} was to be exported with {option}={options[option]} for {system}, "
+                "which has no compressed weights. Give deployment_target=iOS16, or a later one."
+            )
+    if "palettize" in options and "quantize" in options:
+        raise InputError(
+            f"{component.name} was to be exported with palettize={options['palettize']} and "
+            f"quantize={options['quantize']}; a weight is stored in one way. Give one of them."
+        )
+    if options.get("chunks") == "2" and component.sizes:
+        raise InputError(
+            f"{component.name} was to be exported in two chunks for several sizes; a chunk takes "
+            "one size. Give one size, or chunks=1."
+        )
 
 
 def _check_fixed(component: Component) -> None:
@@ -138,51 +151,48 @@ def _check_fixed(component: Component) -> None:
         )
 
 
+def _opened(component: Component) -> Component:
+    """The component with every dimension open that shares an input with one that varies.
+
+    With one of height and width fixed, torch.export fixes more of a graph than it says.
+    """
+    varying = set(component.sizes[0]) if component.sizes else set()
+    shapes = [tensor.shape for tensor in component.spec.signature.inputs]
+    beside = {dim for shape in shapes if varying & set(shape) for dim in shape} - {"batch"}
+    static = {dim: size for dim, size in component.static.items() if dim not in beside}
+    return dataclasses.replace(component, static=static)
+
+
 def _convert(
-    component: Component, program: "ExportedProgram", package: Path, options: dict[str, str]
-) -> "ct.models.MLModel":
+    component: Component, program: "ExportedProgram", package: Path, options: Mapping[str, str]
+) -> None:
     ct = import_coremltools()
     signature = component.signature
     precision = ct.precision.FLOAT32
     if component.precision == "float16":
         precision = ct.transform.FP16ComputePrecision(op_selector=_in_half(component))
-    with _quiet() as heard:
+    inputs = [_input_type(ct, component, tensor) for tensor in signature.inputs]
+    _check_flexible(ct, component, inputs, options)
+    with quiet() as heard, exact():
         try:
-            return ct.convert(
+            ct.convert(
                 program,
                 convert_to="mlprogram",
-                inputs=[_input_type(ct, component, tensor) for tensor in signature.inputs],
+                inputs=inputs,
                 outputs=[
                     ct.TensorType(name=t.name, dtype=_numpy_type(t)) for t in signature.outputs
                 ],
-                minimum_deployment_target=_target(ct, options),
+                minimum_deployment_target=getattr(ct.target, options["deployment_target"]),
                 compute_precision=precision,
-                pass_pipeline=_passes(ct),
                 skip_model_load=True,
                 package_dir=str(package),
             )
         except Exception as exc:
-            at = [message for message in heard.messages if "ERROR" in message]
             raise ExportError(
                 f"{component.name} ({component.spec.class_name}) was to be lowered to Core ML by "
-                f"coremltools {ct.__version__}; it said: {_said(exc, at)}. Run this component on "
-                "another backend."
+                f"coremltools {ct.__version__}; it said: {_said(exc, heard.messages)}. Run this "
+                "component on another backend."
             ) from exc
-
-
-def _target(ct: Any, options: dict[str, str]) -> Any:
-    return getattr(ct.target, options.get("deployment_target", _DEFAULT_TARGET))
-
-
-def _passes(ct: Any) -> Any:
-    """coremltools' passes, without one that changes the numbers.
-
-    It writes a scale and a shift as a batch norm of variance one, and leaves that its epsilon: each
-    group norm comes out 5 millionths too small.
-    """
-    passes = ct.PassPipeline.DEFAULT
-    passes.remove_passes({"common::fuse_elementwise_to_batchnorm"})
-    return passes
 
 
 def _numpy_type(tensor: TensorSpec) -> Any:
@@ -198,22 +208,50 @@ def _input_type(ct: Any, component: Component, tensor: TensorSpec) -> Any:
     return ct.TensorType(name=tensor.name, shape=shape, dtype=_numpy_type(tensor))
 
 
-def _in_half(component: Component) -> Any:
+def _check_flexible(
+    ct: Any, component: Component, inputs: list[Any], options: Mapping[str, str]
+) -> None:
+    flexible = [one.name for one in inputs if isinstance(one.shape, ct.EnumeratedShapes)]
+    if len(flexible) > 1 and options["deployment_target"] not in ("iOS18", "macOS15"):
+        raise InputError(
+            f"{component.name} was to be exported for several sizes; {' and '.join(flexible)} "
+            f"change with them, and {options['deployment_target']} takes one such input. Give "
+            "deployment_target=iOS18, or one size."
+        )
+
+
+def _in_half(component: Component) -> Callable[[Any], bool]:
     """Which operations of a float16 program are in float16.
 
     Not those that lead to a sine or a cosine: a timestep of 999.3 is 999.5 in half precision, and
-    what it is multiplied with is its phase.
+    what it is multiplied with is its phase. Nor attention where the model says that its scores
+    overflow (Stable Diffusion 2.1's ``upcast_attention``).
     """
-
+    upcast = bool(component.spec.config.get("upcast_attention"))
     exact: set[Any] | None = None
 
     def select(op: Any) -> bool:
         nonlocal exact
         if exact is None:  # the first is asked for before any is changed
             exact = _leading_to(op.enclosing_block, ("sin", "cos"))
+            if upcast:
+                exact |= _attention(op.enclosing_block)
         return op not in exact
 
     return select
+
+
+def _attention(block: Any) -> set[Any]:
+    """Softmax, the products around it, and what scales a product's inputs."""
+    products = ("matmul", "einsum", "scaled_dot_product_attention")
+    found = {op for op in block.operations if op.op_type in (*products, "softmax")}
+    scaled = (value.op for op in found for value in _inputs(op))
+    return found | {op for op in scaled if op is not None and op.op_type in ("mul", "real_div")}
+
+
+def _inputs(op: Any) -> "list[Any]":
+    lists = (v if isinstance(v, list | tuple) else [v] for v in op.inputs.values())
+    return [value for values in lists for value in values]
 
 
 def _leading_to(block: Any, kinds: tuple[str, ...]) -> set[Any]:
@@ -224,18 +262,12 @@ def _leading_to(block: Any, kinds: tuple[str, ...]) -> set[Any]:
         op = todo.pop()
         if op not in found:
             found.add(op)
-            todo += [
-                value.op
-                for values in op.inputs.values()
-                for value in (values if isinstance(values, list | tuple) else [values])
-                if value.op is not None
-            ]
+            todo += [value.op for value in _inputs(op) if value.op is not None]
     return found
 
 
-def _tidy(package: Path, component: Component, options: dict[str, str]) -> None:
-    pass
-
-
-def _said(exc: Exception, at: list[str]) -> str:
-    return f"{type(exc).__name__}: {exc}"
+def _said(exc: Exception, heard: list[str]) -> str:
+    """The first line of what coremltools said, with the operator that it logged."""
+    line = next((line.strip() for line in str(exc).splitlines() if line.strip()), repr(exc))
+    stopped = [match[1] for text in heard if (match := re.search(r"converting '(.+?)' op", text))]
+    return f"{stopped[-1]}: {line}" if stopped and stopped[-1] not in line else line

@@ -46,6 +46,8 @@ def simplified(program: ExportedProgram) -> ExportedProgram:
             graph.erase_node(node)
         elif node.target in _ASSERTIONS:
             graph.erase_node(node)
+    _measure_tensors(graph)
+    graph.eliminate_dead_code()
     _name_outputs_once(program)
     program.graph_module.recompile()
     return program
@@ -78,6 +80,29 @@ def _group_norm(
     if weight is not None:
         normal = normal * weight.reshape(shape)
     return normal if bias is None else normal + bias.reshape(shape)
+
+
+def _measure_tensors(graph: torch.fx.Graph) -> None:
+    """Take a size from a tensor that has it, where the graph computes it from the inputs' sizes.
+
+    coremltools divides sizes in float32, and then refuses them.
+    """
+    known: dict[Any, tuple[torch.fx.Node, int]] = {}
+    for node in list(graph.nodes):
+        value = node.meta.get("val")
+        if isinstance(value, Tensor):
+            for axis, size in enumerate(value.shape):
+                if isinstance(size, torch.SymInt):
+                    known.setdefault(size.node.expr, (node, axis))
+        elif (
+            isinstance(value, torch.SymInt)
+            and node.target is not _aten.sym_size.int
+            and value.node.expr in known
+        ):
+            with graph.inserting_before(node):
+                measured = graph.call_function(_aten.sym_size.int, known[value.node.expr])
+            measured.meta = dict(node.meta)
+            node.replace_all_uses_with(measured)
 
 
 def _name_outputs_once(program: ExportedProgram) -> None:

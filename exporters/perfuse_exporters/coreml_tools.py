@@ -1,0 +1,71 @@
+"""coremltools, without what it says on the way."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
+from typing import Any
+
+__all__ = ["Heard", "exact", "import_coremltools", "quiet"]
+
+
+class Heard(logging.Handler):
+    """Keeps what coremltools logs: the operator that it stopped at is named nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextmanager
+def quiet() -> Iterator[Heard]:
+    """Keep coremltools' progress bars, warnings and log from the terminal and the log files.
+
+    And numpy's global random state as it was: coremltools draws from it, and seeds it anew.
+    """
+    import numpy as np
+
+    logger, heard = logging.getLogger("coremltools"), Heard()
+    propagate, random = logger.propagate, np.random.get_state()
+    logger.addHandler(heard)
+    logger.propagate = False
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield heard
+    finally:
+        np.random.set_state(random)
+        logger.propagate = propagate
+        logger.removeHandler(heard)
+
+
+def import_coremltools() -> Any:
+    """The ``coremltools`` module, imported without what it says of parts that it does not find."""
+    with quiet():
+        import coremltools
+
+    return coremltools
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Leave out the pass of coremltools that changes the numbers, wherever it is run.
+
+    It writes a scale and a shift as a batch norm of variance one, and leaves that its epsilon: each
+    group norm comes out 5 millionths too small.
+    """
+    import_coremltools()
+    from coremltools.converters.mil.mil.passes.pass_registry import PASS_REGISTRY
+
+    name = "common::fuse_elementwise_to_batchnorm"
+    known = PASS_REGISTRY.passes[name]
+    nothing = {"apply": lambda self, program: None}
+    PASS_REGISTRY.passes[name] = type("Nothing", (known,), nothing)
+    try:
+        yield
+    finally:
+        PASS_REGISTRY.passes[name] = known
