@@ -54,11 +54,12 @@ class SlicedAttention(TorchFunctionMode):
             )
 
         rows = query.shape[-2]
-        scores = query.shape[:-1].numel() * key.shape[-2]
-        slices = max(self._slices, ceil(scores / self._most) if self._most is not None else 1)
-        if slices == 1 or is_causal or rows < slices:
+        size = ceil(rows / self._slices)
+        if self._most is not None:
+            size = min(size, self._most // (query.shape[:-2].numel() * key.shape[-2]))
+        if size >= rows or is_causal:
             return attend(query, attn_mask)
-        size = ceil(rows / slices)
+        size = max(size, 1)
         parts = torch.split(query, size, dim=-2)
         masks: tuple[Tensor | None, ...] = (attn_mask,) * len(parts)
         if attn_mask is not None and attn_mask.shape[-2] != 1:

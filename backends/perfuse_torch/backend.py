@@ -101,8 +101,8 @@ class Torch(Backend):
             )
         for setting in entry.tf32:
             # Off unless asked for: ten bits of mantissa are not float32.
-            module_name, _, attribute = setting.partition(":")
-            setattr(importlib.import_module(module_name), attribute, options["tf32"])
+            where, _, attribute = setting.rpartition(".")
+            setattr(resolve(where), attribute, options["tf32"])
         dtype = _DTYPES[component.precision]
         # The module may be the user's own; what has the place and the dtype already is shared.
         module = replace_tensors(

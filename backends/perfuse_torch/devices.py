@@ -48,7 +48,7 @@ class TorchDevice:
     synchronize: str = ""
     #: Gives memory back that is kept for later; empty where none is.
     empty_cache: str = ""
-    #: Settings that must be off for float32 to be float32: ``"module:attribute"``.
+    #: Settings that must be off for float32 to be float32: ``"module:object.attribute"``.
     tf32: tuple[str, ...] = ()
     #: With this environment variable at 1, torch computes on the CPU what the device lacks.
     fallback_variable: str = ""
@@ -101,7 +101,7 @@ _CUDA = TorchDevice(
     has_bfloat16="torch.cuda:is_bf16_supported",
     synchronize="torch.cuda:synchronize",
     empty_cache="torch.cuda:empty_cache",
-    tf32=("torch.backends.cuda.matmul:allow_tf32", "torch.backends.cudnn:allow_tf32"),
+    tf32=("torch.backends.cuda:matmul.allow_tf32", "torch.backends:cudnn.allow_tf32"),
     sources={
         "has_bfloat16": f"{_PYTORCH}/generated/torch.cuda.is_bf16_supported.html",
         "synchronize": f"{_PYTORCH}/generated/torch.cuda.synchronize.html",
