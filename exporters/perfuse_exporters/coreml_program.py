@@ -4,6 +4,7 @@ Core ML itself and the interpreter both run what is saved as ``.mlpackage``; nam
 layouts of the files are met here. Imports neither torch nor coremltools.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -73,7 +74,6 @@ class CoreMLProgram(Program):
         """
         self._component = component
         self._parts: Sequence[Predictor] | None = tuple(parts)
-        self._report = report
         self._apple = is_apple(component)
         self.signature = component.signature
         self._inputs = {self._input_name(name): name for name in self.signature.input_names}
@@ -86,6 +86,15 @@ class CoreMLProgram(Program):
                 f"{', '.join(sorted(given))}. It was made for another component. Export the model "
                 "again."
             )
+        self._report = dataclasses.replace(report, fallbacks=(*report.fallbacks, *self._rounded()))
+
+    def _rounded(self) -> Sequence[str]:
+        """What the files take in float16 though the component is float32, as Apple's denoisers do."""
+        if self._component.precision != "float32":
+            return ()
+        types = {name: t for part in self._parts or () for name, (_, t) in part.inputs.items()}
+        names = [name for name in self._inputs if types.get(name) == "float16"]
+        return [f"{', '.join(names)} are rounded to float16, as the file takes them"] * bool(names)
 
     def _input_name(self, name: str) -> str:
         return input_name(self._component.name, name) if self._apple else name
@@ -163,7 +172,7 @@ class CoreMLProgram(Program):
         return np.ascontiguousarray(array, dtype=dtype)
 
     def report(self) -> ExecutionReport:
-        """What the engine said when the files were loaded."""
+        """What the engine said when the files were loaded, and what they round."""
         return self._report
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """A component's packages as a program, with predictors that are a few lines of numpy."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_names_and_types_of_our_own() -> None:
     outputs = program(**inputs)
     np.testing.assert_array_equal(outputs["out_sample"], 2 * inputs["sample"])
     assert part.given[0]["timestep"][0] == np.float32(999.3)
-    assert program.report() is REPORT
+    assert program.report() == REPORT
 
 
 def test_apples_names_types_and_layout() -> None:
@@ -101,6 +102,11 @@ def test_apples_names_types_and_layout() -> None:
         states[:, :, 0].transpose(0, 2, 1), inputs["encoder_hidden_states"].astype(np.float16)
     )
     assert part.given[0]["timestep"][0] == 999.5
+    assert program.report().fallbacks == (
+        "sample, timestep, encoder_hidden_states are rounded to float16, as the file takes them",
+    )
+    half = replace(unet(apple=True), precision="float16")
+    assert CoreMLProgram(half, [part], REPORT).report() == REPORT
 
 
 @pytest.mark.parametrize("shape", [(2, 6), (12,)])
