@@ -33,7 +33,8 @@ def install(
         monkeypatch.syspath_prepend(path)
     monkeypatch.setenv("PATH", str(_HERE / "bin"), prepend=":")
     for name in ("torch_neuronx", "neuronxcc", "libneuronxla"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.setitem(sys.modules, name, None)  # so that it is gone after the test
+        del sys.modules[name]
     for variable in ("NEURON_RT_VISIBLE_CORES", "NEURON_RT_NUM_CORES"):
         monkeypatch.delenv(variable, raising=False)
     importlib.invalidate_caches()

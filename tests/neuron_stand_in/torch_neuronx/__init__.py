@@ -37,12 +37,15 @@ def trace(
             "cpu_backend": cpu_backend,
         }
     )
+    func.double().float()  # to another place and back, as to XLA's device
     program: Any = torch.jit.trace(func, example_inputs, strict=False, check_trace=False)
     return torch.jit.freeze(program) if inline_weights_to_neff else program
 
 
 def replace_weights(neuron_model: Any, weights: dict[str, Tensor]) -> None:
-    neuron_model.load_state_dict(weights)
+    # Buffers that no checkpoint holds are part of a traced module, too.
+    unexpected = neuron_model.load_state_dict(weights, strict=False).unexpected_keys
+    assert not unexpected, unexpected
 
 
 def move_trace_to_device(trace: Any, device_id: int) -> None:
