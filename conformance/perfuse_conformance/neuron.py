@@ -24,10 +24,11 @@ from perfuse.backend import (
 from perfuse.errors import DeviceNotFoundError, UnsupportedError
 from perfuse.export import exported
 from perfuse.store import ArtifactStore
+from perfuse_exporters.stablehlo import FORMAT, import_jax
+from perfuse_exporters.stablehlo_program import StableHloProgram, compiled_in
 
 __all__ = ["NeuronInterpreter"]
 
-_FORMAT = "stablehlo"
 _CPU = "cpu"
 _OPTIONS = {"auto_cast": ("none", "matmult", "all"), "auto_cast_type": ("bf16", "fp16")}
 #: What a precision stands for, as optimum-neuron compiles Stable Diffusion: float32 weights, and
@@ -106,15 +107,13 @@ class NeuronInterpreter(Backend):
                 f"{support.reason}"
             )
         casts = {**_CASTS[component.precision], **component.options, **options}
-        path = exported(replace(component, precision="float32", options=casts), _FORMAT, store)
-        from perfuse_exporters.stablehlo import import_jax
-        from perfuse_exporters.stablehlo_program import StableHloProgram
-
+        path = exported(replace(component, precision="float32", options=casts), FORMAT, store)
         return StableHloProgram(
             component,
             path,
             device=import_jax().local_devices(backend=_CPU)[0],
             name=_CPU,
+            cache=compiled_in(store),
             details={"interprets": "neuron", "interpreted": True},
         )
 

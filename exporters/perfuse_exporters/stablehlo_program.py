@@ -1,5 +1,6 @@
 """A StableHLO program behind a component's signature, compiled for one of JAX's devices."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +12,13 @@ import numpy.typing as npt
 from perfuse.arrays import to_numpy
 from perfuse.backend import Array, Component, ExecutionReport, Program
 from perfuse.errors import ArtifactError, ExecutionError, InputError
+from perfuse.store import ArtifactStore
 from perfuse_exporters.stablehlo import CAST_TYPES, import_jax, load, said, settings
 
-__all__ = ["StableHloProgram"]
+__all__ = ["StableHloProgram", "compiled_in"]
 
+#: In the store, so that ``perfuse cache`` lists and clears it.
+_COMPILED = "xla-compiled"
 #: As the program is written: XLA may otherwise leave out a rounding to half precision, and
 #: reorder sums.
 _COMPILER = {"xla_allow_excess_precision": False, "xla_cpu_enable_fast_math": False}
@@ -147,6 +151,16 @@ def _check_borders(
                 f"{_written(wanted)}. The file was made for another component or size. Export the "
                 "model again."
             )
+
+
+def compiled_in(store: ArtifactStore) -> Path | None:
+    """Where a store keeps what XLA compiles; ``None`` where nothing can be written."""
+    folder = store.root / _COMPILED
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 @contextmanager

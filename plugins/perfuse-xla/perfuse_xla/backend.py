@@ -1,8 +1,6 @@
 """XLA as a backend, on the devices that JAX lists. From an exported folder it needs no torch."""
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from perfuse import (
@@ -20,13 +18,12 @@ from perfuse import (
 from perfuse.backend import PRECISIONS, read_options
 from perfuse.errors import BackendError, DeviceNotFoundError, UnsupportedError
 from perfuse_exporters.stablehlo import import_jax
+from perfuse_exporters.stablehlo_program import StableHloProgram, compiled_in
 
 __all__ = ["Xla"]
 
 _FORMAT = "stablehlo"
 _OPTIONS = {"cache": ("true", "false")}
-#: In the store, so that ``perfuse cache`` lists and clears it.
-_COMPILED = "xla-compiled"
 #: Where it has been run. Elsewhere nobody has tried.
 _EXECUTED = ("cpu",)
 
@@ -107,9 +104,7 @@ class Xla(Backend):
                 f"{support.reason}"
             )
         path = exported(component, _FORMAT, store)
-        from perfuse_exporters.stablehlo_program import StableHloProgram
-
-        cache = _cache_folder(store) if options.get("cache") != "false" else None
+        cache = compiled_in(store) if options.get("cache") != "false" else None
         return StableHloProgram(component, path, device=device, name=name, cache=cache)
 
 
@@ -152,13 +147,3 @@ def _device(asked: str | None) -> tuple[str, Any]:
         f"xla:{asked} was asked for; JAX lists {', '.join(found)}. Use one of these; a GPU or a TPU "
         "is listed once JAX's plugin for it is installed."
     )
-
-
-def _cache_folder(store: ArtifactStore) -> Path | None:
-    """Where compiled programs are kept; ``None`` where nothing can be written."""
-    folder = store.root / _COMPILED
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None

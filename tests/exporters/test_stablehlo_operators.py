@@ -1,0 +1,133 @@
+"""Each operator of the table against torch's own, in float32 and in half precision."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("jax")
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perfuse.backend import Component
+from perfuse.spec import ComponentSpec, Signature, TensorSpec
+from perfuse_exporters.stablehlo import import_jax
+
+import_jax()
+
+from perfuse_exporters.stablehlo_graph import Casting, decomposed, lowered, weights_of
+
+Function = Callable[..., Tensor]
+
+
+class Part(nn.Module):
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor]:
+        return (self.function(*inputs),)
+
+
+def lower(function: Function, inputs: tuple[Tensor, ...]) -> np.ndarray:
+    names = [f"x{i}" for i in range(len(inputs))]
+    component = Component(
+        spec=ComponentSpec(
+            name="part",
+            class_name="Part",
+            folder=".",
+            config={},
+            signature=Signature(
+                inputs=tuple(TensorSpec(name=n, dtype="float", shape=()) for n in names),
+                outputs=(TensorSpec(name="out", dtype="float", shape=()),),
+            ),
+        )
+    )
+    program = decomposed(torch.export.export(Part(function), inputs))
+    weights = {name: tensor.numpy() for name, tensor in weights_of(program).items()}
+    arrays = {
+        name: x.float().numpy() if x.is_floating_point() else x.int().numpy()
+        for name, x in zip(names, inputs, strict=True)
+    }
+    return np.asarray(lowered(program, component, Casting())(weights, arrays)["out"])
+
+
+CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
+FUNCTIONS: dict[str, tuple[Function, tuple[tuple[int, ...], ...]]] = {
+    "attention": (F.scaled_dot_product_attention, ((2, 3, 5, 4), (2, 3, 7, 4), (2, 3, 7, 6))),
+    "attention-causal": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3),
+        ((2, 5, 4), (2, 5, 4), (2, 5, 4)),
+    ),
+    "attention-bool": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=CAUSAL.to(q.device)),
+        ((2, 5, 4), (2, 5, 4), (2, 5, 4)),
+    ),
+    "attention-added": (
+        lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m),
+        ((2, 5, 4), (2, 5, 4), (2, 5, 4), (1, 5, 5)),
+    ),
+    "pool": (lambda x: F.avg_pool2d(x, 2, stride=2), ((2, 3, 5, 6),)),
+    "pool-padded": (lambda x: F.avg_pool2d(x, 3, 2, 1), ((2, 3, 5, 6),)),
+    "nearest-scale": (lambda x: F.interpolate(x, scale_factor=2.0), ((2, 3, 4, 5),)),
+    "nearest-size": (lambda x: F.interpolate(x, size=(7, 13)), ((2, 3, 4, 5),)),
+    "nearest-third": (lambda x: F.interpolate(x, scale_factor=1.3), ((2, 3, 9, 10),)),
+    "group-norm": (lambda x: F.group_norm(x + 3, 2), ((2, 4, 5, 3),)),
+    "layer-norm": (lambda x: F.layer_norm(x + 3, (5, 3)), ((2, 4, 5, 3),)),
+    "convolution": (
+        lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=(1, 2), dilation=2, groups=2),
+        ((2, 4, 9, 8), (6, 2, 3, 3), (6,)),
+    ),
+    "convolution-1d": (lambda x, w: F.conv1d(x, w, padding=1), ((2, 4, 9), (6, 4, 3))),
+    "einsum": (lambda q, k: torch.einsum("bchq,bkhc->bkhq", q, k), ((2, 4, 1, 6), (2, 5, 1, 4))),
+    "addmm": (lambda a, b, c: torch.addmm(a, b, c, beta=0.5, alpha=2), ((3,), (2, 4), (4, 3))),
+    "gelu": (lambda x: F.gelu(x) + F.gelu(x, approximate="tanh"), ((3, 40),)),
+    "mish": (F.mish, ((3, 40),)),
+    "silu": (F.silu, ((3, 40),)),
+    "pad": (lambda x: F.pad(x, (0, 1, 2, 0), value=0.5), ((2, 3, 4),)),
+    "pad-cut": (lambda x: F.pad(x, (-1, 1)), ((2, 3, 4),)),
+    "slices": (lambda x: x[:, 1:-1:2, ..., 2] + x[:, ::3, 0, :1], ((2, 5, 3, 4),)),
+    "fourier": (lambda x: torch.cat([torch.log(x * x).sin(), x.cos()], -1) * 2 - 1, ((3, 7),)),
+    "axes": (
+        lambda x: x.sum(1, keepdim=True) + x.mean((0, 2)).amax() - 1,
+        ((2, 3, 5),),
+    ),
+    "powers": (lambda x: (x**2).sqrt() * (x.abs() + 1).rsqrt() / (1 + x**4).reciprocal(), ((9,),)),
+    "choices": (
+        lambda x, y: torch.where(torch.logical_and(x > y, x <= 1), x, y.clamp(-1, 0.5)),
+        ((9,), (4, 9)),
+    ),
+    "extremes": (lambda x, y: torch.maximum(x, y) - torch.minimum(x, -y).relu(), ((9,), (4, 9))),
+    "expand": (lambda x: x[:, None].expand(-1, 3, 2, -1).chunk(3, 1)[2].squeeze(1), ((2, 2, 4),)),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_operators(name: str) -> None:
+    """float32 as exact as torch's; half precision rounded where torch's kernels round."""
+    function, shapes = FUNCTIONS[name]
+    generator = torch.Generator().manual_seed(0)
+    exact = tuple(torch.randn(shape, generator=generator) for shape in shapes)
+    for dtype, limit in ((torch.float32, 2e-6), (torch.bfloat16, 2.1 * 2**-8)):
+        inputs = tuple(x.to(dtype) for x in exact)
+        wanted = function(*(x.double() for x in inputs)).numpy()
+        found = lower(function, inputs)
+        assert found.shape == wanted.shape
+        assert found.dtype == np.float32
+        assert np.abs(found - wanted).max() < limit * np.abs(wanted).max()
+
+
+def test_whole_numbers() -> None:
+    """Positions and ids: torch's int64 is the program's int32."""
+
+    def last(ids: Tensor, table: Tensor) -> Tensor:
+        places = torch.arange(ids.shape[1]) * 2
+        rows = F.embedding(ids.clamp(0, 6), table)
+        end = (ids == 5).int().argmax(dim=-1)
+        return rows[torch.arange(2), end] + (places / 4).sum()
+
+    ids = torch.tensor([[1, 5, 2], [4, 4, 5]])
+    table = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
+    assert np.allclose(lower(last, (ids, table)), last(ids, table).numpy())
