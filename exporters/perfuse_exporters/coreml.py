@@ -5,6 +5,7 @@ the precision inside, integers are int32. A package takes one size, or a list of
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -154,13 +155,29 @@ def _check_fixed(component: Component) -> None:
 def _opened(component: Component) -> Component:
     """The component with every dimension open that shares an input with one that varies.
 
-    With one of height and width fixed, torch.export fixes more of a graph than it says.
+    With one of height and width fixed, torch.export fixes more of a graph than it says. What all
+    sizes are multiples of is told to it, so that what was halved can be seen to be doubled again.
     """
-    varying = set(component.sizes[0]) if component.sizes else set()
-    shapes = [tensor.shape for tensor in component.spec.signature.inputs]
-    beside = {dim for shape in shapes if varying & set(shape) for dim in shape} - {"batch"}
-    static = {dim: size for dim, size in component.static.items() if dim not in beside}
-    return dataclasses.replace(component, static=static)
+    spec, sizes = component.spec, component.sizes
+    varying = set(sizes[0]) if sizes else set()
+    shapes = [tensor.shape for tensor in spec.signature.inputs]
+    beside = {
+        dim
+        for shape in shapes
+        if varying & set(shape)
+        for dim in shape
+        if isinstance(dim, str) and dim != "batch"
+    }
+    halvings = 2 ** max(len(spec.config.get("block_out_channels", ())) - 1, 0)
+    multiples = dict(spec.multiples)
+    for dim in beside:
+        values = [{**component.static, **size}[dim] for size in sizes]
+        multiples[dim] = math.lcm(multiples.get(dim, 1), math.gcd(halvings, *values))
+    return dataclasses.replace(
+        component,
+        spec=dataclasses.replace(spec, multiples=multiples),
+        static={dim: size for dim, size in component.static.items() if dim not in beside},
+    )
 
 
 def _convert(

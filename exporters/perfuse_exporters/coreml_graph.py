@@ -6,13 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from perfuse.backend import Component
+from perfuse.errors import InputError
 from perfuse_exporters.capture import trace
 
 __all__ = ["lower", "simplified"]
 
 _aten = torch.ops.aten
+
+_ENLARGE = _aten.upsample_nearest2d.vec
 
 #: What says something about a tensor and computes nothing.
 _ASSERTIONS = (
@@ -28,8 +32,20 @@ def lower(component: Component, module: nn.Module) -> ExportedProgram:
 
     Raises:
         ExportError: torch.export cannot capture it.
+        InputError: it cannot take its several sizes.
     """
-    return simplified(trace(component, module, torch.float32))
+    program = simplified(trace(component, module, torch.float32))
+    if any(_symbolic(node.args[1]) for node in program.graph.nodes if node.target is _ENLARGE):
+        raise InputError(
+            f"{component.name} was to be exported to Core ML for several sizes, of which one is "
+            "odd where it is halved; Core ML can only double again. Give sizes that are multiples "
+            "of a higher power of two, or one size."
+        )
+    return program
+
+
+def _symbolic(size: Any) -> bool:
+    return size is not None and any(isinstance(one, torch.fx.Node) for one in size)
 
 
 def simplified(program: ExportedProgram) -> ExportedProgram:
@@ -46,7 +62,7 @@ def simplified(program: ExportedProgram) -> ExportedProgram:
             graph.erase_node(node)
         elif node.target in _ASSERTIONS:
             graph.erase_node(node)
-    _measure_tensors(graph)
+    _enlarge_by_factors(graph)
     graph.eliminate_dead_code()
     _name_outputs_once(program)
     program.graph_module.recompile()
@@ -82,27 +98,17 @@ def _group_norm(
     return normal if bias is None else normal + bias.reshape(shape)
 
 
-def _measure_tensors(graph: torch.fx.Graph) -> None:
-    """Take a size from a tensor that has it, where the graph computes it from the inputs' sizes.
-
-    coremltools divides sizes in float32, and then refuses them.
-    """
-    known: dict[Any, tuple[torch.fx.Node, int]] = {}
-    for node in list(graph.nodes):
-        value = node.meta.get("val")
-        if isinstance(value, Tensor):
-            for axis, size in enumerate(value.shape):
-                if isinstance(size, torch.SymInt):
-                    known.setdefault(size.node.expr, (node, axis))
-        elif (
-            isinstance(value, torch.SymInt)
-            and node.target is not _aten.sym_size.int
-            and value.node.expr in known
-        ):
-            with graph.inserting_before(node):
-                measured = graph.call_function(_aten.sym_size.int, known[value.node.expr])
-            measured.meta = dict(node.meta)
-            node.replace_all_uses_with(measured)
+def _enlarge_by_factors(graph: torch.fx.Graph) -> None:
+    """Say by what a picture is enlarged, where the graph says to what: Core ML has a factor only."""
+    for node in graph.nodes:
+        if node.target is _ENLARGE and node.args[1] is not None:
+            before = node.args[0].meta["val"].shape[2:]
+            after = node.meta["val"].shape[2:]
+            if all(
+                statically_known_true(new == 2 * old)
+                for old, new in zip(before, after, strict=True)
+            ):
+                node.args = (node.args[0], None, [2.0, 2.0])
 
 
 def _name_outputs_once(program: ExportedProgram) -> None:
