@@ -53,7 +53,14 @@ class NeuronProgram(Program):
         self._order = input_names(component.spec)
         self.signature = component.signature
         self._tensors = {tensor.name: tensor for tensor in self.signature.inputs}
+        if not self._inlined and len(self._on) == 1:
+            neuron_sdk.place_weights(model, self._on[0])
         self._warm_up()
+
+    @property
+    def _inlined(self) -> bool:
+        """Whether the weights are part of the program."""
+        return bool(self._neuron.get("inline_weights_to_neff", True))
 
     def _warm_up(self) -> None:
         arrays = {
@@ -128,7 +135,7 @@ class NeuronProgram(Program):
             InputError: the weights are part of the program, or it is on several cores.
         """
         name = self._component.name
-        if self._neuron.get("inline_weights_to_neff", True):
+        if self._inlined:
             raise InputError(
                 f"{name} was to get other weights; its own are part of the program in {self._path}. "
                 "Export it with --option inline_weights_to_neff=false."
@@ -138,7 +145,8 @@ class NeuronProgram(Program):
                 f"{name} was to get other weights; it runs on {len(self._on)} cores at once. "
                 "Use --option guidance=batch."
             )
-        neuron_sdk.replace_weights(self._model, weights, self._on[0])
+        neuron_sdk.replace_weights(self._model, weights)
+        neuron_sdk.place_weights(self._model, self._on[0])
 
     def report(self) -> ExecutionReport:
         """The cores, and what the file says that it was compiled to compute in."""

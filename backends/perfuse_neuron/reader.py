@@ -122,8 +122,12 @@ def _spec(name: str, config: Mapping[str, Any], neuron: Mapping[str, Any]) -> Co
     """The component as a checkpoint of its class has it, less the outputs that the file lacks."""
     part = "vae" if name.startswith("vae_") else name
     class_name = str(config.get("_class_name") or (config.get("architectures") or ["?"])[0])
-    specs = {spec.name: spec for spec in describe(class_name, part, part, config)}
-    spec = specs[name]
+    try:
+        spec = {spec.name: spec for spec in describe(class_name, part, part, config)}[name]
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
+        raise ArtifactError(
+            f"{name}/{CONFIG} was read as a {class_name}'s, which gave {exc!r}. Copy it again."
+        ) from exc
     if not class_name.startswith("CLIPTextModel") or neuron.get("output_hidden_states"):
         return spec
     outputs = [one for one in spec.signature.outputs if one.name != "penultimate_hidden_state"]

@@ -1,8 +1,9 @@
 """Whether a ``model.neuron`` may be loaded: it is TorchScript, and loading that can run code.
 
 torch-neuronx has no other format. A file is loaded if the manifest of the folder that it is in has
-its SHA-256, or if the user names it. Neither says that its maker means well: the first, that the
-file is the one that was exported with this manifest; the second, that the user vouches for it.
+its SHA-256, or if the user names it. Neither says that its maker means well: the first says that the
+file is the one that was exported with this manifest; the second, that the user vouches for it. What this
+machine compiled itself is loaded from its cache as it is.
 """
 
 from collections.abc import Collection

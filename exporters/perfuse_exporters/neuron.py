@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from perfuse.backend import PRECISIONS, Component, Exporter, read_options
 from perfuse.errors import ExportError
 from perfuse.export import say
-from perfuse.store import ArtifactStore, cache_folder
+from perfuse.store import ArtifactStore
 from perfuse_exporters import neuron_sdk
 from perfuse_exporters.neuron_layout import CONFIG, MODEL, input_names, neuron_config
 
@@ -42,7 +42,7 @@ _CASTS = {
     "bfloat16": {"auto_cast": "matmult", "auto_cast_type": "bf16"},
 }
 _LINES = 8  # of the compiler's output, in a message
-_RECORD = "compiled.json"
+_RECORD, _LOGS = "compiled.json", "neuronx-cc-logs"
 
 
 def settings_of(component: Component) -> dict[str, str]:
@@ -170,11 +170,18 @@ def _compiled(component: Component, settings: Mapping[str, str], path: Path) -> 
         "runtime": neuron_sdk.runtime_version(),
     }
 
+    store, label = ArtifactStore.default(), f"{component.name}-neuronx-cc"
+    # Outside of what is made, so that it is there when nothing was; and where the cache is cleared.
+    log = store.root / _LOGS / f"{store.folder(label, key).name}.log"
+
     def make(partial: Path) -> None:
-        _compile(component, module, inputs, arguments, partial / MODEL, apart=apart)
+        say(f"Compiling {component.name} for Neuron; what the compiler says is in {log}")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        program = _compile(component, module, inputs, arguments, log, apart=apart)
+        neuron_sdk.save(program, partial / MODEL)
         _write_json(partial / _RECORD, {"weights": weights})
 
-    kept = ArtifactStore.default().get_or_make(f"{component.name}-neuronx-cc", key, make)
+    kept = store.get_or_make(label, key, make)
     held = json.loads((kept / _RECORD).read_text(encoding="utf-8"))["weights"]
     if held == weights:
         shutil.copyfile(kept / MODEL, path)
@@ -201,17 +208,13 @@ def _compile(
     module: "nn.Module",
     inputs: "tuple[Tensor, ...]",
     arguments: list[str],
-    path: Path,
+    log: Path,
     *,
     apart: bool,
-) -> None:
-    logs = cache_folder() / "neuron-logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    log = logs / f"{component.name}.log"
-    say(f"Compiling {component.name} for Neuron; what the compiler says is in {log}")
+) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         try:
-            program = neuron_sdk.compile_component(
+            return neuron_sdk.compile_component(
                 module,
                 inputs,
                 arguments=arguments,
@@ -228,11 +231,10 @@ def _compile(
                 + f"\nAll that it said is in {log}. `perfuse inspect --for neuron` names what its "
                 "documentation refuses."
             ) from exc
-    neuron_sdk.save(program, path)
 
 
 def _arguments(component: Component, settings: Mapping[str, str]) -> list[str]:
-    """neuronx-cc's, as optimum-neuron gives them for the same component."""
+    """neuronx-cc's, as optimum-neuron gives them, less what only makes a file load faster."""
     arguments = ["--auto-cast", settings["auto_cast"]]
     if settings["auto_cast"] != "none":
         arguments += ["--auto-cast-type", settings["auto_cast_type"]]

@@ -27,6 +27,7 @@ __all__ = [
     "compiler_version",
     "cores",
     "load",
+    "place_weights",
     "replace_weights",
     "runtime_missing",
     "runtime_version",
@@ -156,19 +157,23 @@ def load(path: Path, on: Sequence[int]) -> Any:
         return read(str(path))
 
 
-def replace_weights(model: Any, weights: "Mapping[str, Tensor]", core: int | None = None) -> None:
+def replace_weights(model: Any, weights: "Mapping[str, Tensor]") -> None:
     """Put other weights into a program that was compiled with its weights apart.
 
     Args:
         model: As loaded; not one on several cores.
         weights: By the names that the traced module has them under.
-        core: Where they are to lie; without it they stay on the host.
     """
     import torch_neuronx
 
     torch_neuronx.replace_weights(model, dict(weights))
-    if core is not None:
-        torch_neuronx.move_trace_to_device(model, core)
+
+
+def place_weights(model: Any, core: int) -> None:
+    """Bring weights that are apart onto the core; otherwise they travel there at each call."""
+    import torch_neuronx
+
+    torch_neuronx.move_trace_to_device(model, core)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from perfuse.model_index import entries_of, write_index
 def test_the_index_names_what_the_checkpoint_names(
     checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    source = Checkpoint.open(checkpoint("sdxl"))
+    source = Checkpoint.open(checkpoint("words"))
     for name in source.spec.tokenizers:
         (tmp_path / name).mkdir()
         config = source.path / name / "tokenizer_config.json"

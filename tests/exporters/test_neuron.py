@@ -147,7 +147,7 @@ def test_what_the_compiler_says_when_it_fails_is_shown_and_kept(
     assert "neuronx-cc failed with 70" in text
     assert "NCC_EVRF001: An unsupported operator was used." in text
     assert "INFO: pass 9" in text and "INFO: pass 1\n" not in text
-    log = tmp_path / "cache" / "neuron-logs" / "unet.log"
+    (log,) = (tmp_path / "cache" / "artifacts" / "neuronx-cc-logs").iterdir()
     assert str(log) in text
     assert "INFO: pass 1\n" in log.read_text("utf-8")
     assert "pass" not in "".join(capfd.readouterr())

@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from torch.nn import functional as F
 
+from perfuse.architectures import describe
 from perfuse.backend import Component
 from perfuse.checkpoint import Checkpoint
 from perfuse_exporters.neuron_graph import Traced, attention, core_graph, first_largest, nearest
@@ -83,11 +84,32 @@ def test_a_traced_component_computes_what_the_component_computes(
     torch.testing.assert_close(Traced(module, decoder)(latent)["sample"], module(latent)[0])
 
 
-def test_added_conditions_come_last(checkpoint: Callable[[str], Path]) -> None:
-    spec = _component(checkpoint, "sdxl", "unet").spec
-    assert input_names(spec)[-2:] == ("text_embeds", "time_ids")
-    lcm = _component(checkpoint, "lcm", "unet").spec
-    assert input_names(lcm) == ("sample", "timestep", "encoder_hidden_states", "timestep_cond")
+def test_added_conditions_come_last() -> None:
+    config = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 32,
+        "projection_class_embeddings_input_dim": 256,
+        "time_cond_proj_dim": 16,
+    }
+    (spec,) = describe("UNet2DConditionModel", "unet", "unet", config)
+    assert spec.signature.input_names[-1] == "timestep_cond"
+    assert input_names(spec) == (
+        "sample",
+        "timestep",
+        "encoder_hidden_states",
+        "timestep_cond",
+        "text_embeds",
+        "time_ids",
+    )
+    arrays = {name: torch.full((1,), float(i)) for i, name in enumerate(input_names(spec))}
+    traced = Traced(_Echo(), Component(spec=spec))
+    found = traced(*arrays.values())
+    assert [float(one) for one in found] == [float(arrays[n]) for n in spec.signature.input_names]
+
+
+class _Echo(torch.nn.Module):
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return inputs
 
 
 def test_the_core_graph_has_none_of_the_three() -> None:
