@@ -15,6 +15,7 @@ def perfuse_backends() -> Sequence[BackendManifest]:
             formats=("stablehlo",),
             requires=("jax", "flatbuffers"),
             install="pip install perfuse-xla",
+            limits="perfuse_xla.limits:LIMITS",
             summary="XLA, on the devices of JAX: this CPU; GPUs and TPUs where JAX has them",
         ),
     )

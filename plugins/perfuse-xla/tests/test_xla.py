@@ -1,0 +1,118 @@
+"""XLA as a backend: its devices, what it refuses, what it keeps, and what it draws."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from perfuse import ArtifactStore, Component, DiffusionPipeline, Program, Request, SupportLevel
+from perfuse.errors import BackendError, DeviceNotFoundError, InputError, UnsupportedError
+from perfuse_exporters.stablehlo import import_jax
+
+from perfuse_xla import backend
+from perfuse_xla.backend import Xla
+
+Prepare = Callable[..., Program]
+
+
+def request(component: Component, **changes: object) -> Request:
+    asked = Request(component=component.spec, precision="float32", static=component.static)
+    return dataclasses.replace(asked, **changes)
+
+
+def test_devices() -> None:
+    names = [device.name for device in Xla().devices()]
+    assert "cpu" in names
+    assert len(names) == len(import_jax().local_devices())
+
+
+class Elsewhere:
+    """A device that is not here, as JAX would describe it."""
+
+    def __init__(self, platform: str, number: int, version: str = "") -> None:
+        self.platform, self.id, self.device_kind = platform, number, "some kind"
+        self.client = type("Client", (), {"platform_version": version})
+
+
+def test_names_are_jaxs(unet: Component, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where nobody has run a program, ``supports`` does not say that it runs."""
+    for device, name in (
+        (Elsewhere("gpu", 1, "PJRT C API\ncuda 12090"), "cuda:1"),
+        (Elsewhere("gpu", 0, "rocm 60400"), "rocm:0"),
+        (Elsewhere("tpu", 3), "tpu:3"),
+    ):
+        found = {backend._name(device): device}
+        monkeypatch.setattr(backend, "_devices", lambda found=found: found)
+        assert [one.name for one in Xla().devices()] == [name]
+        assert Xla().supports(request(unet)).level is SupportLevel.UNKNOWN
+        assert Xla().supports(request(unet, device=name.upper())).works
+
+
+def test_a_client_that_does_not_start() -> None:
+    code = """
+from perfuse.errors import BackendError
+from perfuse_xla.backend import Xla
+try:
+    Xla().devices()
+except BackendError as exc:
+    print(exc)
+"""
+    environment = {"JAX_PLATFORMS": "tpu", "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert "Check JAX_PLATFORMS" in done.stdout
+
+
+def test_what_it_refuses(unet: Component, prepare: Prepare) -> None:
+    for device in ("tpu", "cuda:0", "cpu:99"):
+        with pytest.raises(DeviceNotFoundError, match=f"xla:{device} was asked for; JAX lists cpu"):
+            prepare(unet, device=device)
+    with pytest.raises(InputError, match="it has cache"):
+        prepare(unet, threads="1")
+    with pytest.raises(UnsupportedError, match="not float7"):
+        prepare(dataclasses.replace(unet, precision="float7"))
+    with pytest.raises(UnsupportedError, match="needs that of batch, width"):
+        prepare(dataclasses.replace(unet, static={"height": 8}))
+    assert not Xla().supports(request(unet, static={})).works
+    assert issubclass(DeviceNotFoundError, BackendError)
+
+
+def test_what_is_compiled_is_kept(unet: Component, prepare: Prepare) -> None:
+    """In the store, and nowhere else once it has been compiled."""
+    given = {"sample": np.ones((2, 3, 8, 6), np.float32), "timestep": np.ones(2, np.float32)}
+    folder = ArtifactStore.default().root / "xla-compiled"
+    wanted = prepare(unet, cache="false")(**given)["out_sample"]
+    before = set(folder.glob("*"))
+    for _ in range(2):
+        program = prepare(unet, device="CPU:0")
+        assert (program(**given)["out_sample"] == wanted).all()
+        after, before = before, set(folder.glob("*"))
+    assert after == before != set()
+    assert import_jax().config.jax_compilation_cache_dir is None
+    assert program.report().device == "cpu"
+    for kept in before:
+        kept.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="persistent compilation cache"):
+        assert (prepare(unet)(**given)["out_sample"] == wanted).all()
+
+
+def test_draws_what_torch_draws_without_torch(checkpoint: Path, tmp_path: Path) -> None:
+    drawing = {"num_inference_steps": 3, "seed": 0, "output_type": "np"}
+    pipe = DiffusionPipeline.from_pretrained(checkpoint, backend="torch:cpu")
+    wanted = pipe(**drawing).images
+    folder = pipe.export(tmp_path / "tiny", to="stablehlo")
+    code = f"""
+import sys
+sys.modules["torch"] = None
+import numpy as np
+from perfuse import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained({str(folder)!r}, backend="xla")
+np.save({str(tmp_path / "picture.npy")!r}, pipe(**{drawing!r}).images)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert np.abs(np.load(tmp_path / "picture.npy") - wanted).max() < 1e-4
