@@ -630,7 +630,7 @@ def gather(
     at = _int(axis) % x.ndim
     index = _index(indices, x.shape[at], opset)
     found = x.index_select(at, index.reshape(-1))
-    return found.reshape(*x.shape[:at], *index.shape, *x.shape[at + 1 :])
+    return found.reshape((*x.shape[:at], *index.shape, *x.shape[at + 1 :]))
 
 
 @_moves

@@ -230,7 +230,7 @@ class Reader:
         except PerfuseError as exc:
             raise type(exc)(f"{self._path}: {step.type}, which gives {step.name}: {exc}") from exc
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as exc:
-            said = (str(exc).splitlines() or [""])[0]
+            said = (str(exc).splitlines() or [""])[0].rstrip(".")
             raise self._malformed(
                 f"{step.type}, which gives {step.name}, cannot be computed: {said}"
             ) from exc
