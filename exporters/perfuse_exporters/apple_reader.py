@@ -40,6 +40,7 @@ _NAMES = {
 _SCALING, _SCALING_XL = 0.18215, 0.13025
 #: The width of the text states of Stable Diffusion 2.
 _WIDTH_2 = 1024
+_LATENTS, _PIXELS = ("latent_height", "latent_width"), ("height", "width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,14 +137,12 @@ def _place(folder: Path) -> Path:
 def _main(place: Path, name: str) -> Path | None:
     """The main file of a component: the whole model where there are its chunks, too."""
     package, compiled = _NAMES[name]
-    patterns = [f"*{package}.mlpackage", f"{compiled}.mlmodelc"]
-    if name == "unet":
-        patterns = [
-            patterns[0],
-            f"*{package}_chunk1.mlpackage",
-            patterns[1],
-            f"{compiled}Chunk1.mlmodelc",
-        ]
+    patterns = (
+        f"*{package}.mlpackage",
+        f"*{package}_chunk1.mlpackage",
+        f"{compiled}.mlmodelc",
+        f"{compiled}Chunk1.mlmodelc",
+    )
     for pattern in patterns:
         found = sorted(place.glob(pattern))
         if len(found) > 1:
@@ -182,75 +181,115 @@ def _interface(folder: Path, parts: Sequence[Path]) -> Interface:
 
 def _component(main: Path, name: str, interface: Interface) -> tuple[ComponentSpec, dict[str, int]]:
     """A component with the signature that its files have, and the sizes that they fix."""
-    unused = dict(interface.inputs)
-
-    def shape(ours: str, rank: int) -> tuple[int, ...]:
-        sizes, _ = unused.pop(input_name(name, ours), ((), ""))
-        if len(sizes) != rank:
-            raise ArtifactError(
-                f"{main} was to be read as {name}; its input {input_name(name, ours)} has the shape "
-                f"{sizes or 'of none'}, not {rank} dimensions. It was made for another runtime."
-            )
-        return sizes
-
-    config: dict[str, Any] = {}
-    if name == "unet":
-        batch, channels, height, width = shape("sample", 4)
-        shape("timestep", 1)
-        _, text, _, sequence = shape("encoder_hidden_states", 4)
-        config = {"sample_size": [height, width], "in_channels": channels}
-        inputs = [
-            _float("sample", "batch", channels, "latent_height", "latent_width"),
-            TensorSpec(name="timestep", dtype="float32", shape=("batch",)),
-            _float("encoder_hidden_states", "batch", "sequence", text),
-        ]
-        if "time_ids" in unused:
-            inputs.append(_float("text_embeds", "batch", shape("text_embeds", 2)[1]))
-            ids = math.prod(unused.pop("time_ids")[0]) // batch
-            if ids != 6:
-                raise InputError(
-                    f"{main} was to be read; it takes {ids} numbers of time_ids, as the refiner of "
-                    "Stable Diffusion XL does. Name the folder of the base model."
-                )
-            inputs.append(_float("time_ids", "batch", ids))
-        outputs = [_float("out_sample", "batch", channels, "latent_height", "latent_width")]
-        static = {
-            "batch": batch,
-            "latent_height": height,
-            "latent_width": width,
-            "sequence": sequence,
-        }
-    elif name.startswith("text_encoder"):
-        batch, sequence = shape("input_ids", 2)
-        inputs = [TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence"))]
-        outputs = _text_outputs(name, interface)
-        static = {"batch": batch, "sequence": sequence}
-    else:
-        latent, picture = ("latent_height", "latent_width"), ("height", "width")
-        source, target = (latent, picture) if name == "vae_decoder" else (picture, latent)
-        taken, given = _VAE[name]
-        batch, channels, height, width = shape(taken, 4)
-        inputs = [_float(taken, "batch", channels, *source)]
-        # 3 colours; as many means and as many variances as there are latent channels
-        outputs = [_float(given, "batch", _channels(name, interface), *target)]
-        static = {"batch": batch, source[0]: height, source[1]: width}
-    if unused:
+    ports = _Ports(main, name, interface)
+    describe = {"unet": _unet, "vae_decoder": _vae, "vae_encoder": _vae}.get(name, _text_encoder)
+    signature, static = describe(ports)
+    if ports.left:
         raise ArtifactError(
-            f"{main} was to be read as {name}; it takes {', '.join(unused)}, too, as a model for "
+            f"{main} was to be read as {name}; it takes {', '.join(ports.left)}, too, as a model for "
             "ControlNet does, which perfuse cannot give it. Use the model without."
         )
+    size = [static[dim] for dim in _LATENTS if dim in static]
     class_name, part = _CLASSES[name]
-    signature = Signature(inputs=tuple(inputs), outputs=tuple(outputs))
     spec = ComponentSpec(
-        name=name, class_name=class_name, folder=part, config=config, signature=signature
+        name=name,
+        class_name=class_name,
+        folder=part,
+        config={"sample_size": size} if name == "unet" else {},
+        signature=signature,
     )
     return spec, static
 
 
-_VAE = {
-    "vae_decoder": ("latent_sample", "sample"),
-    "vae_encoder": ("sample", "latent_parameters"),
-}
+class _Ports:
+    """The inputs and outputs of a component's files, by the names that the signature has."""
+
+    def __init__(self, main: Path, name: str, interface: Interface) -> None:
+        self.name = name
+        #: Inputs that nobody has asked for yet.
+        self.left = dict(interface.inputs)
+        self._main = main
+        self._outputs = interface.outputs
+
+    def input(self, ours: str, rank: int) -> tuple[int, ...]:
+        """The shape of an input, which must have this rank."""
+        sizes, _ = self.left.pop(input_name(self.name, ours), ((), ""))
+        if len(sizes) != rank:
+            raise ArtifactError(
+                f"{self._main} was to be read as {self.name}; its input "
+                f"{input_name(self.name, ours)} has the shape {sizes or 'of none'}, not {rank} "
+                "dimensions. It was made for another runtime."
+            )
+        return sizes
+
+    def output(self, ours: str) -> tuple[int, ...] | None:
+        """The shape of an output; empty where the file does not tell, ``None`` without it."""
+        theirs = output_name(self.name, ours)
+        return self._outputs[theirs][0] if theirs in self._outputs else None
+
+    def time_ids(self, batch: int) -> int:
+        """How many there are for a picture; older files have all of them in one row."""
+        sizes, _ = self.left.pop("time_ids")
+        count = math.prod(sizes) // batch
+        if count != 6:
+            raise InputError(
+                f"{self._main} was to be read; it takes {count} numbers of time_ids, as the refiner "
+                "of Stable Diffusion XL does. Name the folder of the base model."
+            )
+        return count
+
+
+_Described = tuple[Signature, dict[str, int]]
+
+
+def _unet(ports: _Ports) -> _Described:
+    batch, channels, height, width = ports.input("sample", 4)
+    ports.input("timestep", 1)
+    _, text, _, sequence = ports.input("encoder_hidden_states", 4)
+    inputs = [
+        _float("sample", "batch", channels, *_LATENTS),
+        TensorSpec(name="timestep", dtype="float32", shape=("batch",)),
+        _float("encoder_hidden_states", "batch", "sequence", text),
+    ]
+    if "time_ids" in ports.left:
+        inputs.append(_float("text_embeds", "batch", ports.input("text_embeds", 2)[1]))
+        inputs.append(_float("time_ids", "batch", ports.time_ids(batch)))
+    predicted = ports.output("out_sample")
+    outputs = _float("out_sample", "batch", predicted[1] if predicted else channels, *_LATENTS)
+    static = {"batch": batch, _LATENTS[0]: height, _LATENTS[1]: width, "sequence": sequence}
+    return Signature(inputs=tuple(inputs), outputs=(outputs,)), static
+
+
+def _text_encoder(ports: _Ports) -> _Described:
+    """Its outputs are those that the file gives: it may be the states of one layer alone."""
+    batch, sequence = ports.input("input_ids", 2)
+    ids = TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence"))
+    pooled = "text_embeds" if ports.name == "text_encoder_2" else "pooler_output"
+    outputs = []
+    for ours in ("last_hidden_state", "penultimate_hidden_state", pooled):
+        sizes = ports.output(ours)
+        if sizes is not None:
+            width = sizes[-1] if sizes else "width"  # compiled models do not tell
+            outputs.append(_float(ours, "batch", *(["sequence"] * (ours != pooled)), width))
+    static = {"batch": batch, "sequence": sequence}
+    return Signature(inputs=(ids,), outputs=tuple(outputs)), static
+
+
+def _vae(ports: _Ports) -> _Described:
+    """One half of an autoencoder: latents to 3 colours, or those to means and variances."""
+    source, target, taken, given = (_LATENTS, _PIXELS, "latent_sample", "sample")
+    if ports.name == "vae_encoder":
+        source, target, taken, given = (_PIXELS, _LATENTS, "sample", "latent_parameters")
+    batch, channels, height, width = ports.input(taken, 4)
+    sizes = ports.output(given)
+    number = sizes[1] if sizes else (3 if ports.name == "vae_decoder" else 8)
+    signature = Signature(
+        inputs=(_float(taken, "batch", channels, *source),),
+        outputs=(_float(given, "batch", number, *target),),
+    )
+    return signature, {"batch": batch, source[0]: height, source[1]: width}
+
+
 #: Each component's class, and the part of a checkpoint that it is of.
 _CLASSES = {
     "text_encoder": ("CLIPTextModel", "text_encoder"),
@@ -263,24 +302,6 @@ _CLASSES = {
 
 def _float(name: str, *shape: int | str) -> TensorSpec:
     return TensorSpec(name=name, dtype="float", shape=shape)
-
-
-def _text_outputs(name: str, interface: Interface) -> list[TensorSpec]:
-    """Those states that the file gives: it may be those of one layer alone."""
-    pooled = "text_embeds" if name == "text_encoder_2" else "pooler_output"
-    tensors = []
-    for ours in ("last_hidden_state", "penultimate_hidden_state", pooled):
-        sizes, _ = interface.outputs.get(output_name(name, ours), (None, ""))
-        if sizes is not None:
-            width = sizes[-1] if sizes else "width"  # compiled models do not tell
-            sequence = () if ours == pooled else ("sequence",)
-            tensors.append(_float(ours, "batch", *sequence, width))
-    return tensors
-
-
-def _channels(name: str, interface: Interface) -> int:
-    sizes, _ = interface.outputs.get(output_name(name, _VAE[name][1]), ((), ""))
-    return sizes[1] if sizes else {"vae_decoder": 3, "vae_encoder": 8}[name]
 
 
 def _pipeline(

@@ -140,9 +140,9 @@ def _in_half(op: Any) -> bool:
 
 def _declared(program: Path, feature: Any) -> tuple[tuple[int, ...], str]:
     array = feature.type.multiArrayType
-    if array.dataType not in _ARRAYS:
+    if array.dataType not in _ARRAYS or any(size < 1 for size in array.shape):
         raise ArtifactError(
-            f"{program} has {feature.name}, which is no array of float16, float32 or int32. It was "
+            f"{program} has {feature.name}, which is no array of float16, float32 or int32 with sizes. It was "
             "made for something else than a diffusion pipeline."
         )
     return tuple(array.shape), _ARRAYS[array.dataType]
@@ -174,6 +174,6 @@ def _compiled(metadata: Path) -> Interface:
 def _described(entry: Mapping[str, str]) -> tuple[str, tuple[tuple[int, ...], str]]:
     # The shape is text, "[2, 4, 64, 64]", and is read as JSON: it was never ours to evaluate.
     shape, dtype = json.loads(entry["shape"]), entry["dataType"].lower()
-    if dtype not in _ARRAYS.values() or not all(type(size) is int for size in shape):
+    if dtype not in _ARRAYS.values() or not all(type(size) is int and size > 0 for size in shape):
         raise ValueError(f"{entry['name']} is {entry['dataType']} {entry['shape']}")
     return entry["name"], (tuple(shape), dtype)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -212,6 +214,16 @@ def test_the_scheduler_that_lies_beside_the_models(foreign: Path, checkpoint: Ma
         DiffusionPipeline.from_pretrained(foreign, backend="coreml-interpreter")
     shutil.copytree(checkpoint("words") / "scheduler", foreign / "scheduler")
     assert open_model(foreign).spec.scheduler["_class_name"] == "DDIMScheduler"
+
+
+def test_reading_loads_neither_torch_nor_an_engine(foreign: Path) -> None:
+    program = (
+        "import sys; from perfuse.pipeline import open_model; open_model(sys.argv[1]);"
+        "print({'torch', 'coremltools', 'transformers'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", program, str(foreign)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_inspect_names_what_is_there(foreign: Path) -> None:
