@@ -480,7 +480,9 @@ def squeeze(x: Tensor, axes: Tensor | None = None) -> Tensor:
 def concat(values: tuple[Tensor, ...], axis: Tensor, interleave: Tensor | bool = False) -> Tensor:
     if interleave:
         raise _refused("interleave", True)
-    return torch.cat(values, _int(axis))
+    # Scalars make a vector: so a shape is put together.
+    parts = [value.reshape(1) if value.ndim == 0 else value for value in values]
+    return torch.cat(parts, _int(axis))
 
 
 @_moves
