@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from perfuse.backend import Component, Exporter
+from perfuse.backend import Component, Exporter, read_options
 from perfuse.errors import ExportError
 from perfuse.plugins import said
 from perfuse_exporters.onnx_operators import translations
@@ -55,9 +55,11 @@ class OnnxExporter(Exporter):
         Raises:
             ExportError: the precision is not one that engines run, or the component could not be
                 captured or lowered.
+            InputError: an option was given; there are none.
         """
         import torch
 
+        read_options(component.options, {}, of="The ONNX exporter")
         if component.precision not in ("float32", "float16"):
             raise ExportError(
                 f"{component.name} was to be exported to onnx in {component.precision}; ONNX "

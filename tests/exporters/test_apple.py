@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from tests.conftest import needs_exporter
 
 from perfuse import DiffusionPipeline
 from perfuse.checkpoint import Checkpoint
@@ -155,6 +156,18 @@ def test_what_apples_runtimes_do_not_have(checkpoint: Make) -> None:
         adapted(component(checkpoint("words"), "text_encoder", batch=4), torch.nn.Identity())
 
 
+@pytest.mark.parametrize(("format", "says"), [("onnx", "ONNX"), ("openvino", "OpenVINO")])
+def test_formats_without_the_dialect(
+    format: str, says: str, checkpoint: Make, tmp_path: Path
+) -> None:
+    needs_exporter(format)
+    command = ("export", "--model", checkpoint("tiny"), "--output", tmp_path / "out")
+    result = perfuse(*command, "--to", format, "--dialect", "apple")
+    assert result.exit_code == 2
+    assert f"The {says} exporter was given the option dialect; it has none" in result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_where_two_chunks_and_another_tokenizer_go(tmp_path: Path) -> None:
     for chunk in (1, 2):
         (tmp_path / "unet" / f"model_chunk{chunk}.mlpackage").mkdir(parents=True)
@@ -231,6 +244,7 @@ def test_inspect_names_what_is_there(foreign: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "schedule   none named; give --scheduler-from" in result.output
     assert "unet  UNet2DConditionModel  coreml float32" in result.output
+    assert "0.0 MB" not in result.output
 
 
 def compiled(folder: Path, *, xl: bool = False, batch: int = 2) -> Path:
