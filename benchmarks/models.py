@@ -7,7 +7,6 @@ largest tensor, and it is made once.
 import json
 import shutil
 import struct
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from typing import Any
 import numpy as np
 from sidebyside import say
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from checkpoints import write_json, write_tokenizer
+from perfuse_conformance.checkpoints import write_json, write_tokenizer
 
 _SD15_UNET: dict[str, Any] = {
     "sample_size": 64,
