@@ -62,20 +62,13 @@ class Neuron(Backend):
 
         Raises:
             EngineMissingError: the SDK is there in part.
-            DeviceNotFoundError: there is no core.
         """
         missing = neuron_sdk.runtime_missing()
         if missing is not None:
             raise EngineMissingError(f"NeuronCores were looked for; {missing}")
-        number = neuron_sdk.cores()
-        if not number:
-            raise DeviceNotFoundError(
-                "NeuronCores were looked for; the driver shows none to this process. Use an inf2 or "
-                "trn instance with aws-neuronx-dkms installed, and see NEURON_RT_VISIBLE_CORES."
-            )
         return [
             Device(name=str(core), description=f"NeuronCore {core}", precisions=PRECISIONS)
-            for core in range(number)
+            for core in range(neuron_sdk.cores())
         ]
 
     def supports(self, request: Request) -> Support:
@@ -144,11 +137,16 @@ class Neuron(Backend):
             DeviceNotFoundError: there is no such core.
         """
         names = [device.name for device in self.devices()]
+        if not names:
+            raise DeviceNotFoundError(
+                "A NeuronCore was asked for; the driver shows none to this process. Use an inf2 or "
+                "trn instance with aws-neuronx-dkms installed, and see NEURON_RT_VISIBLE_CORES."
+            )
         name = names[0] if asked is None else asked
         if name not in names:
             raise DeviceNotFoundError(
-                f"Device {asked!r} was asked for; this process may use the NeuronCores "
-                f"{', '.join(names)}. Name one of these."
+                f"NeuronCore {name} was asked for; this process may use {', '.join(names)}. Name one "
+                "of these; guidance=split takes two that follow each other."
             )
         return int(name)
 

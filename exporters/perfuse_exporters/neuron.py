@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from perfuse.architectures import latents_of
 from perfuse.backend import PRECISIONS, Component, Exporter, read_options
 from perfuse.errors import ExportError
 from perfuse.export import say
@@ -116,13 +117,11 @@ class NeuronExporter(Exporter):
         model: str,
     ) -> Mapping[str, Path]:
         """What of a component's config another one knows: the size of a latent in pixels."""
-        vae = next(
-            (one for one in components.values() if one.spec.class_name == "AutoencoderKL"), None
-        )
+        halves = [one for one in components.values() if one.spec.class_name == "AutoencoderKL"]
         for name, component in components.items():
-            if vae is not None and component.spec.class_name == "UNet2DConditionModel":
+            if halves and component.spec.class_name == "UNet2DConditionModel":
                 config = json.loads((folder / name / CONFIG).read_text(encoding="utf-8"))
-                scale = 2 ** (len(vae.spec.config["block_out_channels"]) - 1)
+                scale = latents_of(halves[0].spec.config).downscale
                 config["neuron"]["static_vae_scale_factor"] = scale
                 _write_json(folder / name / CONFIG, config)
         return files
@@ -165,6 +164,7 @@ def _compiled(component: Component, settings: Mapping[str, str], path: Path) -> 
     key = {
         "graph": _digest_of_graph(component, module, inputs),
         "arguments": arguments,
+        "machine": None if "instance_type" in settings else neuron_sdk.machine(),
         "weights": None if apart else weights,
         "compiler": neuron_sdk.compiler_version(),
         "runtime": neuron_sdk.runtime_version(),

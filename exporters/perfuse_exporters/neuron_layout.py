@@ -1,8 +1,9 @@
 """The layout of optimum-neuron: its files, its order of inputs, its ``config.json["neuron"]``.
 
-As ``optimum/exporters/neuron`` writes it (https://github.com/huggingface/optimum-neuron, version
-0.4): ``{component}/model.neuron`` is TorchScript that takes its inputs by position, and
-``{component}/config.json`` the component's own config with one more object, ``"neuron"``. No torch.
+As https://github.com/huggingface/optimum-neuron writes and reads it (``optimum/exporters/neuron`` and
+``modeling_diffusion.py``, at 003d252f): ``{component}/model.neuron`` is TorchScript that takes its
+inputs by position, and ``{component}/config.json`` the component's own config with one more object,
+``"neuron"``. No torch.
 """
 
 from collections.abc import Mapping, Sequence

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perfuse.errors import ConfigError
 from perfuse.manifest import tool_versions
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "compiler_version",
     "cores",
     "load",
+    "machine",
     "place_weights",
     "replace_weights",
     "runtime_missing",
@@ -40,6 +42,8 @@ INSTALL = (
 #: Where the driver shows a folder for each device, and in it one for each core:
 #: https://awsdocs-neuron.readthedocs-hosted.com/en/latest/tools/neuron-sys-tools/neuron-sysfs-user-guide.html
 DEVICES = Path("/sys/devices/virtual/neuron_device")
+#: What an EC2 instance calls itself.
+MACHINE = Path("/sys/devices/virtual/dmi/id/product_name")
 
 
 def runtime_missing() -> str | None:
@@ -76,14 +80,31 @@ def cores() -> int:
     """How many NeuronCores this process may use, by the driver and by what the runtime is told.
 
     With ``--logical-nc-config=2``, trn2's default, a program takes two of them.
+
+    Raises:
+        ConfigError: the runtime's environment variables are malformed.
     """
     found = len(list(DEVICES.glob("neuron[0-9]*/neuron_core[0-9]*")))
     visible = os.environ.get("NEURON_RT_VISIBLE_CORES")
-    if visible:
-        spans = (part.partition("-") for part in visible.split(","))
-        found = min(found, sum(int(end or start) - int(start) + 1 for start, _, end in spans))
     number = os.environ.get("NEURON_RT_NUM_CORES")
-    return min(found, int(number)) if number else found
+    try:
+        if visible:
+            spans = (part.partition("-") for part in visible.split(","))
+            found = min(found, sum(int(end or start) - int(start) + 1 for start, _, end in spans))
+        return min(found, int(number)) if number else found
+    except ValueError as exc:
+        raise ConfigError(
+            f"NEURON_RT_VISIBLE_CORES is {visible!r} and NEURON_RT_NUM_CORES is {number!r}; the first "
+            "names cores, as 0-1 or 0,2, and the second is a number. Set them so, or not at all."
+        ) from exc
+
+
+def machine() -> str:
+    """The instance type, for which torch-neuronx compiles where no other is named: ``inf2.xlarge``."""
+    try:
+        return MACHINE.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def compiler_version() -> str:

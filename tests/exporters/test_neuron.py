@@ -16,7 +16,7 @@ from tests import neuron_stand_in
 from perfuse import DiffusionPipeline
 from perfuse.backend import Component
 from perfuse.checkpoint import Checkpoint
-from perfuse.errors import ExportError, InputError
+from perfuse.errors import ConfigError, ExportError, InputError
 from perfuse.manifest import Manifest
 from perfuse_exporters import neuron_sdk
 from perfuse_exporters.neuron import NeuronExporter
@@ -251,6 +251,9 @@ def test_the_cores_are_those_that_the_process_may_use(
         with monkeypatch.context() as context:
             context.setenv(variable, value)
             assert neuron_sdk.cores() == number
+    monkeypatch.setenv("NEURON_RT_VISIBLE_CORES", "all")
+    with pytest.raises(ConfigError, match="NEURON_RT_VISIBLE_CORES is 'all'"):
+        neuron_sdk.cores()
 
 
 def test_a_pipeline_is_laid_out_as_optimum_neuron_lays_it_out(
