@@ -25,16 +25,17 @@ from perfuse.errors import DeviceNotFoundError, UnsupportedError
 from perfuse.export import exported
 from perfuse.store import ArtifactStore
 from perfuse_exporters.stablehlo import FORMAT, import_jax
-from perfuse_exporters.stablehlo_program import StableHloProgram, compiled_in
+from perfuse_exporters.stablehlo_program import OPTIMIZATIONS, StableHloProgram, compiled_in
 
 __all__ = ["NeuronInterpreter"]
 
 _CPU = "cpu"
-_OPTIONS = {"auto_cast": ("none", "matmult", "all"), "auto_cast_type": ("bf16", "fp16")}
+_CASTINGS = {"auto_cast": ("none", "matmult", "all"), "auto_cast_type": ("bf16", "fp16")}
+_OPTIONS = {**_CASTINGS, "optimization": OPTIMIZATIONS}
 #: What a precision stands for, as optimum-neuron compiles Stable Diffusion: float32 weights, and
 #: products of half-precision operands.
 _CASTS: Mapping[str, Mapping[str, str]] = {
-    "float32": {"auto_cast": "none"},
+    "float32": {},
     "float16": {"auto_cast": "matmult", "auto_cast_type": "fp16"},
     "bfloat16": {"auto_cast": "matmult", "auto_cast_type": "bf16"},
 }
@@ -81,7 +82,8 @@ class NeuronInterpreter(Backend):
 
         Args:
             component: What to run.
-            target: Options: ``auto_cast`` and ``auto_cast_type``, in place of the precision's.
+            target: Options: ``auto_cast`` and ``auto_cast_type``, in place of the precision's; and
+                ``optimization``, from 0 to 3, for XLA's own compiler.
             store: Where an export goes.
 
         Raises:
@@ -106,7 +108,8 @@ class NeuronInterpreter(Backend):
                 f"{component.name} was to run in {component.precision} on {target}; "
                 f"{support.reason}"
             )
-        casts = {**_CASTS[component.precision], **component.options, **options}
+        own = {name: value for name, value in options.items() if name in _CASTINGS}
+        casts = {**_CASTS[component.precision], **component.options, **own}
         path = exported(replace(component, precision="float32", options=casts), FORMAT, store)
         return StableHloProgram(
             component,
@@ -114,6 +117,7 @@ class NeuronInterpreter(Backend):
             device=import_jax().local_devices(backend=_CPU)[0],
             name=_CPU,
             cache=compiled_in(store),
+            optimization=options.get("optimization"),
             details={"interprets": "neuron", "interpreted": True},
         )
 

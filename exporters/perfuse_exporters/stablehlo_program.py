@@ -15,13 +15,12 @@ from perfuse.errors import ArtifactError, ExecutionError, InputError
 from perfuse.store import ArtifactStore
 from perfuse_exporters.stablehlo import CAST_TYPES, import_jax, load, said, settings
 
-__all__ = ["StableHloProgram", "compiled_in"]
+__all__ = ["OPTIMIZATIONS", "StableHloProgram", "compiled_in"]
 
 #: In the store, so that ``perfuse cache`` lists and clears it.
 _COMPILED = "xla-compiled"
-#: As the program is written: XLA may otherwise leave out a rounding to half precision, and
-#: reorder sums.
-_COMPILER = {"xla_allow_excess_precision": False, "xla_cpu_enable_fast_math": False}
+#: How hard the compiler works: at 0 it takes half the time, and its programs take four times as long.
+OPTIMIZATIONS = ("0", "1", "2", "3")
 
 
 class StableHloProgram(Program):
@@ -35,6 +34,7 @@ class StableHloProgram(Program):
         device: Any,
         name: str,
         cache: Path | None = None,
+        optimization: str | None = None,
         details: Mapping[str, Any] | None = None,
     ) -> None:
         """Load, check and compile.
@@ -45,6 +45,7 @@ class StableHloProgram(Program):
             device: One of ``jax.devices()``.
             name: What the device is called in reports.
             cache: Where compiled programs are kept; ``None`` for nowhere.
+            optimization: One of ``OPTIMIZATIONS``; ``None`` for XLA's own choice, the last.
             details: What a report says besides.
 
         Raises:
@@ -73,7 +74,9 @@ class StableHloProgram(Program):
             self._weights = {one: self._put(array, device) for one, array in loaded.tensors()}
             with _kept_in(cache):
                 lowered = jax.jit(loaded.exported.call).lower(*taken)
-                self._compiled: Any = lowered.compile(compiler_options=_options(device))
+                self._compiled: Any = lowered.compile(
+                    compiler_options=_options(device, optimization)
+                )
         except ArtifactError:
             raise
         except Exception as exc:
@@ -189,12 +192,14 @@ def _precision(notes: Mapping[str, Any], asked: str) -> str:
     return str(notes.get("precision", asked))
 
 
-def _options(device: Any) -> dict[str, bool]:
-    return {name: on for name, on in _COMPILER.items() if "cpu" not in name or _is_cpu(device)}
-
-
-def _is_cpu(device: Any) -> bool:
-    return bool(device.platform == "cpu")
+def _options(device: Any, optimization: str | None) -> dict[str, Any]:
+    """As the program is written: XLA may otherwise leave out a rounding, and reorder sums."""
+    options: dict[str, Any] = {"xla_allow_excess_precision": False}
+    if device.platform == "cpu":
+        options["xla_cpu_enable_fast_math"] = False
+    if optimization is not None:
+        options["xla_backend_optimization_level"] = int(optimization)
+    return options
 
 
 def _fitted(value: Array, dtype: "np.dtype[Any]", name: str) -> npt.NDArray[Any]:

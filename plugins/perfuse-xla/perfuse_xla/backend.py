@@ -18,12 +18,12 @@ from perfuse import (
 from perfuse.backend import PRECISIONS, read_options
 from perfuse.errors import BackendError, DeviceNotFoundError, UnsupportedError
 from perfuse_exporters.stablehlo import import_jax
-from perfuse_exporters.stablehlo_program import StableHloProgram, compiled_in
+from perfuse_exporters.stablehlo_program import OPTIMIZATIONS, StableHloProgram, compiled_in
 
 __all__ = ["Xla"]
 
 _FORMAT = "stablehlo"
-_OPTIONS = {"cache": ("true", "false")}
+_OPTIONS = {"cache": ("true", "false"), "optimization": OPTIMIZATIONS}
 #: Where it has been run. Elsewhere nobody has tried.
 _EXECUTED = ("cpu",)
 
@@ -77,8 +77,9 @@ class Xla(Backend):
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
         """Export the component if it is not a file yet, and compile it for the device.
 
-        Options: ``cache=false`` to compile anew each time. Where the process has a folder of its
-        own for what JAX compiles (``jax_compilation_cache_dir``), that one is used.
+        Options: ``cache=false`` to compile anew each time, and ``optimization``, from 0 to 3: at 0
+        compiling takes half the time and running several times as long. Where the process has a
+        folder of its own for what JAX compiles (``jax_compilation_cache_dir``), that one is used.
 
         Raises:
             InputError: an option is unknown or malformed.
@@ -105,7 +106,14 @@ class Xla(Backend):
             )
         path = exported(component, _FORMAT, store)
         cache = compiled_in(store) if options.get("cache") != "false" else None
-        return StableHloProgram(component, path, device=device, name=name, cache=cache)
+        return StableHloProgram(
+            component,
+            path,
+            device=device,
+            name=name,
+            cache=cache,
+            optimization=options.get("optimization"),
+        )
 
 
 def _devices() -> Mapping[str, Any]:
