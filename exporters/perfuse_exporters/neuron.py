@@ -92,16 +92,17 @@ class NeuronExporter(Exporter):
 
     def export(self, component: Component, folder: Path) -> Path:
         settings = settings_of(component)
-        missing = neuron_sdk.compiler_missing()
-        if missing is not None:
-            raise ExportError(f"{component.name} was to be compiled for Neuron; {missing}")
         _check_sizes(component)
-        if "instance_type" not in settings and not neuron_sdk.cores():
+        target = settings.get("instance_type")
+        if target is None and not neuron_sdk.cores():
             raise ExportError(
                 f"{component.name} was to be compiled for Neuron; this machine has no Neuron device "
                 "that says for which. Name it: --option instance_type=inf2 "
                 f"(or {', '.join(OPTIONS['instance_type'][1:])})."
             )
+        missing = neuron_sdk.compiler_missing(target)
+        if missing is not None:
+            raise ExportError(f"{component.name} was to be compiled for Neuron; {missing}")
         path = folder / MODEL
         _compiled(component, settings, path)
         config = neuron_config(component, settings, neuron_sdk.compiler_version())

@@ -100,7 +100,7 @@ class _Plain(TorchFunctionMode):
             return attention(*args, **kwargs)
         if func in (torch.argmax, Tensor.argmax):
             return first_largest(*args, **kwargs)
-        if func is F.interpolate and kwargs.get("mode") == "nearest":
+        if func is F.interpolate and kwargs.get("mode", "nearest") == "nearest":
             x, size = args[0], kwargs.get("size", args[1] if len(args) > 1 else None)
             if x.ndim == 4 and _whole(x, size):
                 return nearest(x, size)

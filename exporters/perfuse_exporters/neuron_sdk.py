@@ -63,8 +63,16 @@ def runtime_missing() -> str | None:
     return None
 
 
-def compiler_missing() -> str | None:
-    """The same for compiling; a device is not needed."""
+def compiler_missing(target: str | None) -> str | None:
+    """The same for compiling, which needs no device.
+
+    Args:
+        target: The instance to compile for, where one was named.
+    """
+    if target is not None and not cores():
+        # torch_neuronx asks the machine for its kind when it is imported, and fails on others.
+        # optimum-neuron does the same (``optimum/neuron/__init__.py``).
+        os.environ.setdefault("NEURON_PLATFORM_TARGET_OVERRIDE", target)
     missing = runtime_missing()
     if missing is not None:
         return missing

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -209,7 +210,10 @@ def test_without_a_device_the_instance_is_asked_for(
     monkeypatch.setattr(neuron_sdk, "DEVICES", tmp_path / "none")
     with pytest.raises(ExportError, match="--option instance_type=inf2"):
         _export(unet, tmp_path / "a")
+    monkeypatch.setenv("NEURON_PLATFORM_TARGET_OVERRIDE", "")
+    monkeypatch.delenv("NEURON_PLATFORM_TARGET_OVERRIDE")
     _export(unet, tmp_path / "b", instance_type="inf2")
+    assert os.environ["NEURON_PLATFORM_TARGET_OVERRIDE"] == "inf2"
     assert sdk.COMPILED[-1]["cpu_backend"]
     assert sdk.COMPILED[-1]["arguments"][-4:-2] == ["--target", "inf2"]
 
