@@ -89,7 +89,7 @@ class AppleReader(Reader):
             )
             del interfaces["vae_encoder"]
         described = {name: _component(mains[name], name, one) for name, one in interfaces.items()}
-        spec = _pipeline(folder, {name: one for name, (one, _) in described.items()}, interfaces)
+        spec = _pipeline(folder, {name: one[0] for name, one in described.items()}, interfaces)
         exported = {
             name: ExportedComponent(
                 format="coreml",
@@ -97,9 +97,10 @@ class AppleReader(Reader):
                 precision=interfaces[name].precision,
                 signature=component.signature.resolve(static),
                 static=static,
+                sizes=sizes,
                 options={"dialect": "apple"},
             )
-            for name, (component, static) in described.items()
+            for name, (component, static, sizes) in described.items()
         }
         manifest = Manifest(
             spec=spec,
@@ -167,6 +168,8 @@ def _interface(folder: Path, parts: Sequence[Path]) -> Interface:
                 f"{part} leads out of {folder}. Copy the model itself there, not a link to it."
             )
     first, *others = [read_interface(part) for part in parts]
+    if not others:
+        return first
     inputs, between = dict(first.inputs), dict(first.outputs)
     for other in others:
         inputs |= {name: one for name, one in other.inputs.items() if name not in between}
@@ -174,13 +177,15 @@ def _interface(folder: Path, parts: Sequence[Path]) -> Interface:
     precisions = {one.precision for one in (first, *others)}
     return Interface(
         inputs=inputs,
-        outputs=(others[-1] if others else first).outputs,
+        outputs=others[-1].outputs,
         precision="float16" if "float16" in precisions else "float32",
     )
 
 
-def _component(main: Path, name: str, interface: Interface) -> tuple[ComponentSpec, dict[str, int]]:
-    """A component with the signature that its files have, and the sizes that they fix."""
+def _component(
+    main: Path, name: str, interface: Interface
+) -> tuple[ComponentSpec, dict[str, int], tuple[dict[str, int], ...]]:
+    """A component with its files' signature, the sizes that they fix, and those that they list."""
     ports = _Ports(main, name, interface)
     describe = {"unet": _unet, "vae_decoder": _vae, "vae_encoder": _vae}.get(name, _text_encoder)
     signature, static = describe(ports)
@@ -198,7 +203,14 @@ def _component(main: Path, name: str, interface: Interface) -> tuple[ComponentSp
         config={"sample_size": size} if name == "unet" else {},
         signature=signature,
     )
-    return spec, static
+    first = signature.inputs[0]  # whose sizes the others follow
+    listed = [
+        {dim: size for dim, size in zip(first.shape, shape, strict=True) if isinstance(dim, str)}
+        for shape in interface.listed.get(input_name(name, first.name), ())
+    ]
+    varying = [dim for dim in static if len({one.get(dim) for one in listed}) > 1]
+    sizes = tuple({dim: one[dim] for dim in varying} for one in listed) if varying else ()
+    return spec, {dim: n for dim, n in static.items() if dim not in varying}, sizes
 
 
 class _Ports:
@@ -321,20 +333,28 @@ def _pipeline(
                 f"{folder} was to be read; its {name} gives {', '.join(interfaces[name].outputs)}, "
                 f"and {output_name(name, states)} is needed. It was made for another pipeline."
             )
-    latents, _ = interfaces["vae_decoder"].inputs["z"]
-    pictures, _ = next(iter(interfaces["vae_decoder"].outputs.values()))
     return PipelineSpec(
         class_name="StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline",
         tasks=("text-to-image",),
         components=components,
         scheduler={},
         latents=LatentSpec(
-            channels=latents[1],
-            downscale=pictures[-1] // latents[-1] if pictures else 8,
+            channels=interfaces["vae_decoder"].inputs["z"][0][1],
+            downscale=_downscale(interfaces),
             scaling_factor=_SCALING_XL if xl else _SCALING,
         ),
         tokenizers={name: name for name in ("tokenizer", *(["tokenizer_2"] if xl else []))},
     )
+
+
+def _downscale(interfaces: Mapping[str, Interface]) -> int:
+    """Pixels that a latent spans; 8 where no file tells, as in every Stable Diffusion."""
+    decoder = interfaces["vae_decoder"]
+    latents, _ = decoder.inputs["z"]
+    pictures, _ = next(iter(decoder.outputs.values()))
+    if not pictures and "vae_encoder" in interfaces:
+        pictures, _ = interfaces["vae_encoder"].inputs["x"]
+    return max(pictures[-1] // latents[-1], 1) if pictures else 8
 
 
 def _tokenizers(

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ class Interface:
 
     inputs: Tensors
     outputs: Tensors
+    #: For an input of a list of shapes, those.
+    listed: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     #: What it computes in: ``"float16"`` where any operation does.
     precision: str
 
@@ -102,8 +104,17 @@ def read_interface(model: Path) -> Interface:
             one.name: _shaped(_declared(program, one), given.get(one.name))
             for one in spec.description.output
         },
+        listed={
+            one.name: tuple(tuple(shape.shape) for shape in _listed(one))
+            for one in spec.description.input
+            if len(_listed(one)) > 1
+        },
         precision="float16" if any(map(_in_half, _operations(spec))) else "float32",
     )
+
+
+def _listed(feature: Any) -> Any:
+    return feature.type.multiArrayType.enumeratedShapes.shapes
 
 
 @lru_cache(maxsize=1)
@@ -140,7 +151,9 @@ def _in_half(op: Any) -> bool:
 
 def _declared(program: Path, feature: Any) -> tuple[tuple[int, ...], str]:
     array = feature.type.multiArrayType
-    if array.dataType not in _ARRAYS or any(size < 1 for size in array.shape):
+    shapes = [array.shape, *(one.shape for one in _listed(feature))]
+    sound = all(len(s) == len(shapes[0]) and all(size > 0 for size in s) for s in shapes)
+    if array.dataType not in _ARRAYS or not sound:
         raise ArtifactError(
             f"{program} has {feature.name}, which is no array of float16, float32 or int32 with sizes. It was "
             "made for something else than a diffusion pipeline."
@@ -149,10 +162,11 @@ def _declared(program: Path, feature: Any) -> tuple[tuple[int, ...], str]:
 
 
 def _shaped(declared: tuple[tuple[int, ...], str], value: Any) -> tuple[tuple[int, ...], str]:
-    """Converters leave an output's shape out; the operation that gives it has it."""
+    """Converters leave an output's shape out; the operation that gives it has it, if it is fixed."""
     shape, dtype = declared
     if not shape and value is not None:
-        shape = tuple(dim.constant.size for dim in value.tensorType.dimensions)
+        sizes = tuple(dim.constant.size for dim in value.tensorType.dimensions)
+        shape = sizes if all(sizes) else ()
     return shape, dtype
 
 

@@ -247,7 +247,7 @@ def test_inspect_names_what_is_there(foreign: Path) -> None:
     assert "0.0 MB" not in result.output
 
 
-def compiled(folder: Path, *, xl: bool = False, batch: int = 2) -> Path:
+def compiled(folder: Path, *, xl: bool = False, encoder: bool = False, batch: int = 2) -> Path:
     """What ``coremlcompiler`` leaves, as far as it can be read without Core ML."""
 
     def write(name: str, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
@@ -282,6 +282,8 @@ def compiled(folder: Path, *, xl: bool = False, batch: int = 2) -> Path:
     }
     write("Unet", inputs, {"noise_pred": ((), full)})
     write("VAEDecoder", {"z": ((1, 4, 96, 64), half)}, {"image": ((), full)})
+    if encoder:
+        write("VAEEncoder", {"x": ((1, 3, 384, 256), half)}, {"latent": ((), full)})
     vocab = {"!": 0, "!</w>": 1, "a</w>": 2, "<|startoftext|>": 3, "<|endoftext|>": 4}
     (folder / "vocab.json").write_text(json.dumps(vocab))
     (folder / "merges.txt").write_text("#version: 0.2\n")
@@ -308,6 +310,10 @@ def test_models_that_are_compiled_already(
     )
 
 
+def test_the_scale_of_latents_that_only_the_encoder_tells(tmp_path: Path) -> None:
+    assert open_model(compiled(tmp_path, encoder=True)).spec.default_size == (384, 256)
+
+
 def test_xl_is_told_by_its_inputs(tmp_path: Path) -> None:
     artifact = open_model(compiled(tmp_path, xl=True))
     spec = artifact.spec
@@ -316,6 +322,23 @@ def test_xl_is_told_by_its_inputs(tmp_path: Path) -> None:
     assert spec.denoiser.signature.inputs[4].shape == ("batch", 6)
     rows = [artifact.tokenizer(name)("a").input_ids[0, :4] for name in spec.tokenizers]
     np.testing.assert_array_equal(rows, [[3, 2, 4, 4], [3, 2, 4, 0]])
+
+
+def test_a_package_of_several_sizes(foreign: Path) -> None:
+    from perfuse_exporters.mlpackage import _messages
+
+    file = check_package(package(foreign, "unet"))
+    model = _messages().Model.FromString(file.read_bytes())
+    (sample,) = [one for one in model.description.input if one.name == "sample"]
+    for height, width in ((8, 8), (8, 12)):
+        shape = sample.type.multiArrayType.enumeratedShapes.shapes.add()
+        shape.shape.extend([2, 4, height, width])
+    file.write_bytes(model.SerializeToString())
+    unet = open_model(foreign).component("unet")
+    assert unet.sizes == ({"latent_width": 8}, {"latent_width": 12})
+    assert unet.static == {"batch": 2, "latent_height": 8, "sequence": 77}
+    with pytest.raises(InputError, match="latent_width 8; latent_width 12"):
+        unet.check_dims({"latent_width": 16})
 
 
 def test_a_repository_with_several_pipelines(foreign: Path, tmp_path: Path) -> None:
