@@ -73,7 +73,7 @@ def _lloyd(
     moment = np.concatenate([[0.0], np.cumsum(weights * values)])
     # As many from each stretch as the cube root of its density: nearly the best already (Panter and
     # Dite 1951), and Lloyd's steps are short.
-    density, edges = np.histogram(values, bins=4096, weights=weights)
+    density, edges = np.histogram(values, bins=2 * size, weights=weights)
     share = np.cumsum(np.cbrt(density))
     centres: npt.NDArray[np.float64] = np.interp(
         (np.arange(size) + 0.5) / size * share[-1], share, edges[1:]

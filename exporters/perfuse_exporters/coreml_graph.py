@@ -112,13 +112,16 @@ def _enlarge_by_factors(graph: torch.fx.Graph) -> None:
 
 
 def _name_outputs_once(program: ExportedProgram) -> None:
-    """Give every output a node of its own: a file can give a value one name only."""
+    """Give every output a node of its own: a file can give a value one name only.
+
+    A multiplication by one, since coremltools takes a copy for the value itself.
+    """
     output = program.graph.output_node()
     values: list[torch.fx.Node] = []
     for value in output.args[0]:
         if value in values or value.op == "placeholder":
             with program.graph.inserting_before(output):
-                copy = program.graph.call_function(_aten.clone.default, (value,))
+                copy = program.graph.call_function(_aten.mul.Tensor, (value, 1))
             copy.meta = dict(value.meta)
             value = copy
         values.append(value)
