@@ -11,7 +11,7 @@ _ERRORS = f"{_DOCS}/compiler/error-codes/index.html"
 LIMITS = {
     "*": Limits(
         precisions={
-            "float32": "the compiler's auto_cast may compute matrix products in bfloat16",
+            "float32": "",
             "float16": "",
             "bfloat16": "",
         },

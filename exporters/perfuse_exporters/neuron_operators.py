@@ -3,7 +3,9 @@
 Three pages name operators: the compiler's list, which is of XLA's operators and old; its error
 codes, which say what it takes of some that the list leaves out; and the targets of custom calls.
 The page of torch-neuronx's own operators holds forty-two, without a convolution, and adds nothing.
-What torch-xla makes of a PyTorch operator is read from its sources.
+What torch-xla makes of a PyTorch operator was looked up in its sources for those that it composes
+(sigmoid, gelu, argmax, nearest upsampling, group and layer norm); the rest are one operator of XLA
+under the same name.
 
 The compiler that is installed may take more: ``neuronx-cc list-operators --framework XLA`` prints
 what it takes, and ``torch_neuronx.analyze`` tries a model operator by operator.
