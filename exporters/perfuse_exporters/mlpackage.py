@@ -7,7 +7,6 @@ it. Nothing is run, evaluated or loaded into an engine.
 import importlib
 import importlib.util
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from perfuse.errors import ArtifactError
+from perfuse.manifest import inside
 
 __all__ = ["Interface", "check_package", "read_interface"]
 
 Tensors = Mapping[str, tuple[tuple[int, ...], str]]
 
 _AGAIN = "Copy or export it again."
-#: How a program names the file that holds a weight; the model's own folder comes before it.
-_WEIGHTS = re.compile(rb"@model_path/([\w./-]+)")
 #: The values of ``ArrayFeatureType.ArrayDataType`` in FeatureTypes.proto.
 _ARRAYS = {65552: "float16", 65568: "float32", 131104: "int32"}
 #: ``FLOAT16`` of ``DataType`` in MIL.proto.
@@ -43,10 +41,10 @@ class Interface:
 
 
 def check_package(package: Path) -> Path:
-    """Check that a ``.mlpackage`` is complete, and leads nowhere else; return its program's file.
+    """The file of a package's program, by its manifest, whose every item must be there.
 
     Raises:
-        ArtifactError: a file is missing, the package's manifest is damaged or names a file outside.
+        ArtifactError: an item is missing, or the manifest is damaged or names a file outside.
     """
     manifest = package / "Manifest.json"
     try:
@@ -59,19 +57,21 @@ def check_package(package: Path) -> Path:
         ) from exc
     for path in items.values():
         _inside(package, f"Data/{path}")
-    program = _inside(package, f"Data/{root}")
-    for name in sorted({found.decode() for found in _WEIGHTS.findall(program.read_bytes())}):
-        _inside(package, (program.parent / name).relative_to(package).as_posix())
+    program = package / "Data" / root
+    if not program.is_file():
+        raise ArtifactError(f"{manifest} says that {program} is the program, a folder. {_AGAIN}")
     return program
 
 
 def _inside(package: Path, relative: str) -> Path:
-    path = package / relative
-    if ".." in relative.split("/") or not path.resolve().is_relative_to(package.resolve()):
+    """A file of a package, which must be there, and inside."""
+    try:
+        path = inside(package, relative)
+    except ArtifactError as exc:
         raise ArtifactError(
-            f"{package} names the file {relative}, which is outside of it. It was tampered with, or "
-            f"is damaged. {_AGAIN}"
-        )
+            f"{package} names the file {relative!r}, which is outside of it. It was tampered with, "
+            f"or is damaged. {_AGAIN}"
+        ) from exc
     if not path.exists():
         raise ArtifactError(f"{package} is incomplete: {relative} is missing. {_AGAIN}")
     return path
@@ -97,6 +97,7 @@ def read_interface(model: Path) -> Interface:
             f"{program} is a {spec.WhichOneof('Type')}; an ML Program was expected. Export the "
             "model again with a newer tool."
         )
+    _check_weights(model, program, spec)
     given = {value.name: value.type for op in _operations(spec) for value in op.outputs}
     return Interface(
         inputs={one.name: _declared(program, one) for one in spec.description.input},
@@ -111,6 +112,25 @@ def read_interface(model: Path) -> Interface:
         },
         precision="float16" if any(map(_in_half, _operations(spec))) else "float32",
     )
+
+
+def _check_weights(package: Path, program: Path, spec: Any) -> None:
+    """Every weight's file is there, and reaches as far as the weight."""
+    ends: dict[str, int] = {}
+    for op in _operations(spec):
+        values = [*op.attributes.values()]
+        values += [one.value for given in op.inputs.values() for one in given.arguments]
+        for value in values:
+            if value.HasField("blobFileValue"):
+                blob = value.blobFileValue
+                ends[blob.fileName] = max(blob.offset, ends.get(blob.fileName, 0))
+    beside = program.parent.relative_to(package).as_posix()
+    for name, end in ends.items():
+        relative = f"{beside}/{name.removeprefix('@model_path/')}"
+        if _inside(package, relative).stat().st_size <= end:
+            raise ArtifactError(
+                f"{package} is incomplete: {relative} ends before a weight. {_AGAIN}"
+            )
 
 
 def _listed(feature: Any) -> Any:
@@ -155,8 +175,8 @@ def _declared(program: Path, feature: Any) -> tuple[tuple[int, ...], str]:
     sound = all(len(s) == len(shapes[0]) and all(size > 0 for size in s) for s in shapes)
     if array.dataType not in _ARRAYS or not sound:
         raise ArtifactError(
-            f"{program} has {feature.name}, which is no array of float16, float32 or int32 with sizes. It was "
-            "made for something else than a diffusion pipeline."
+            f"{program} has {feature.name}, which is no array of float16, float32 or int32 with "
+            "sizes. It was made for something else than a diffusion pipeline."
         )
     return tuple(array.shape), _ARRAYS[array.dataType]
 

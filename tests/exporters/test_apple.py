@@ -359,6 +359,15 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def swap(path: Path) -> None:
+    """Name another item as the program."""
+    manifest = json.loads(path.read_text())
+    manifest["rootModelIdentifier"] = next(
+        key for key, item in manifest["itemInfoEntries"].items() if "weights" in item["path"]
+    )
+    path.write_text(json.dumps(manifest))
+
+
 def climb(path: Path) -> None:
     path.write_text(path.read_text().replace("com.apple.CoreML/weights", "../../../weights"))
 
@@ -367,6 +376,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "no weights": (
         lambda p: (p / "Data/com.apple.CoreML/weights/weight.bin").unlink(),
         r"incomplete: Data/com.apple.CoreML/weights/weight.bin is missing",
+    ),
+    "half of the weights": (
+        lambda p: cut(p / "Data/com.apple.CoreML/weights/weight.bin"),
+        r"weights/weight.bin ends before a weight",
+    ),
+    "weights for a program": (
+        lambda p: swap(p / "Manifest.json"),
+        r"weights is the program, a folder",
     ),
     "half a program": (
         lambda p: cut(p / "Data/com.apple.CoreML/model.mlmodel"),
