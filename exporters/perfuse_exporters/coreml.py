@@ -7,12 +7,13 @@ the precision inside, integers are int32. A package takes one size, or a list of
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from perfuse.backend import Component, Exporter, read_options
-from perfuse.errors import ExportError, InputError
+from perfuse.errors import ExportError, InputError, PerfuseError
 from perfuse.spec import TensorSpec
 from perfuse_exporters.apple import adapted, arrange, is_apple
 from perfuse_exporters.coreml_tools import exact, import_coremltools, quiet
@@ -74,13 +75,15 @@ class CoreMLExporter(Exporter):
         if is_apple(component):
             component, module = adapted(component, module)
         package = folder / MODEL
-        _convert(component, lower(_opened(component), module), package, options)
-        del module
-        if "palettize" in options:
-            palettize(package, int(options["palettize"]))
-        if "quantize" in options:
-            quantize(package)
-        parts = bisect(package) if options.get("chunks") == "2" else [package]
+        program = lower(_opened(component), module)
+        with _coremltools(component) as ct:
+            _convert(ct, component, program, package, options)
+            del module, program  # the weights are in the file
+            if "palettize" in options:
+                palettize(package, int(options["palettize"]))
+            if "quantize" in options:
+                quantize(package)
+            parts = bisect(package) if options.get("chunks") == "2" else [package]
         for part in parts:
             sign(part, {"component": component.name, "precision": component.precision, **options})
         return parts[0]
@@ -180,36 +183,46 @@ def _opened(component: Component) -> Component:
     )
 
 
-def _convert(
-    component: Component, program: "ExportedProgram", package: Path, options: Mapping[str, str]
-) -> None:
+@contextmanager
+def _coremltools(component: Component) -> Iterator[Any]:
+    """The module, for a block in which it says nothing and its errors are ours."""
     ct = import_coremltools()
+    try:
+        with quiet() as heard, exact():
+            yield ct
+    except (PerfuseError, OSError):
+        raise
+    except Exception as exc:
+        raise ExportError(
+            f"{component.name} ({component.spec.class_name}) was to be lowered to Core ML by "
+            f"coremltools {ct.__version__}; it said: {_said(exc, heard.messages)}. Run this "
+            "component on another backend."
+        ) from exc
+
+
+def _convert(
+    ct: Any,
+    component: Component,
+    program: "ExportedProgram",
+    package: Path,
+    options: Mapping[str, str],
+) -> None:
     signature = component.signature
     precision = ct.precision.FLOAT32
     if component.precision == "float16":
         precision = ct.transform.FP16ComputePrecision(op_selector=_in_half(component))
     inputs = [_input_type(ct, component, tensor) for tensor in signature.inputs]
     _check_flexible(ct, component, inputs, options)
-    with quiet() as heard, exact():
-        try:
-            ct.convert(
-                program,
-                convert_to="mlprogram",
-                inputs=inputs,
-                outputs=[
-                    ct.TensorType(name=t.name, dtype=_numpy_type(t)) for t in signature.outputs
-                ],
-                minimum_deployment_target=getattr(ct.target, options["deployment_target"]),
-                compute_precision=precision,
-                skip_model_load=True,
-                package_dir=str(package),
-            )
-        except Exception as exc:
-            raise ExportError(
-                f"{component.name} ({component.spec.class_name}) was to be lowered to Core ML by "
-                f"coremltools {ct.__version__}; it said: {_said(exc, heard.messages)}. Run this "
-                "component on another backend."
-            ) from exc
+    ct.convert(
+        program,
+        convert_to="mlprogram",
+        inputs=inputs,
+        outputs=[ct.TensorType(name=t.name, dtype=_numpy_type(t)) for t in signature.outputs],
+        minimum_deployment_target=getattr(ct.target, options["deployment_target"]),
+        compute_precision=precision,
+        skip_model_load=True,
+        package_dir=str(package),
+    )
 
 
 def _numpy_type(tensor: TensorSpec) -> Any:
@@ -245,15 +258,15 @@ def _in_half(component: Component) -> Callable[[Any], bool]:
     overflow (Stable Diffusion 2.1's ``upcast_attention``).
     """
     upcast = bool(component.spec.config.get("upcast_attention"))
-    exact: set[Any] | None = None
+    kept: set[Any] | None = None
 
     def select(op: Any) -> bool:
-        nonlocal exact
-        if exact is None:  # the first is asked for before any is changed
-            exact = _leading_to(op.enclosing_block, ("sin", "cos"))
+        nonlocal kept
+        if kept is None:  # the first is asked for before any is changed
+            kept = _leading_to(op.enclosing_block, ("sin", "cos"))
             if upcast:
-                exact |= _attention(op.enclosing_block)
-        return op not in exact
+                kept |= _attention(op.enclosing_block)
+        return op not in kept
 
     return select
 
@@ -266,7 +279,7 @@ def _attention(block: Any) -> set[Any]:
     return found | {op for op in scaled if op is not None and op.op_type in ("mul", "real_div")}
 
 
-def _inputs(op: Any) -> "list[Any]":
+def _inputs(op: Any) -> list[Any]:
     lists = (v if isinstance(v, list | tuple) else [v] for v in op.inputs.values())
     return [value for values in lists for value in values]
 

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from perfuse_exporters.coreml_tools import exact, import_coremltools, quiet
-
 __all__ = ["palettize", "quantize"]
 
 _ROUNDS = 100
@@ -35,11 +33,11 @@ def quantize(package: Path) -> None:
 
 
 def _replace(package: Path, compress: Any, config: Any) -> None:
-    ct = import_coremltools()
-    with quiet(), exact():
-        model = compress(ct.models.MLModel(str(package), skip_model_load=True), config)
-        shutil.rmtree(package)
-        shutil.move(model.package_path, package)
+    import coremltools as ct
+
+    model = compress(ct.models.MLModel(str(package), skip_model_load=True), config)
+    shutil.rmtree(package)
+    shutil.move(model.package_path, package)
 
 
 def table(weight: npt.NDArray[Any], bits: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from perfuse_exporters.coreml_tools import exact, import_coremltools, quiet
-
 __all__ = ["bisect", "sign"]
 
 _MANIFEST = "Manifest.json"
@@ -24,17 +22,15 @@ def bisect(package: Path) -> list[Path]:
     Returns:
         ``…_chunk1.mlpackage`` and ``…_chunk2.mlpackage``, beside it.
     """
-    ct = import_coremltools()
-    with quiet(), exact():
-        ct.utils.bisect_model(str(package), str(package.parent), check_output_correctness=False)
+    import coremltools as ct
+
+    ct.utils.bisect_model(str(package), str(package.parent), check_output_correctness=False)
     shutil.rmtree(package)
-    chunks = [package.with_name(f"{package.stem}_chunk{i}.mlpackage") for i in (1, 2)]
-    return chunks
+    return [package.with_name(f"{package.stem}_chunk{i}.mlpackage") for i in (1, 2)]
 
 
 def sign(package: Path, metadata: Mapping[str, str]) -> None:
     """Say in the package what it is, and leave nothing in it that differs from export to export."""
-    import_coremltools()
     from coremltools.proto import Model_pb2
 
     spec: Any = Model_pb2.Model()

@@ -200,14 +200,18 @@ class _Attention(nn.Module):
         return output
 
     def _parts(self, query: Tensor) -> tuple[Tensor, ...]:
-        if self.queries is None:
+        total, most = query.shape[3], self.queries
+        if most is None:
             return (query,)
-        if isinstance(query.shape[3], torch.SymInt):
+        if isinstance(total, torch.SymInt):
             raise InputError(
                 "split_einsum_v2 was to be captured for any size; its parts depend on it. Give one "
                 "size, --height H --width W, or use split_einsum."
             )
-        return torch.split(query, self.queries, dim=3)
+        if total <= most:
+            return (query,)
+        sizes = [min(most, total - start) for start in range(0, total, most)]
+        return torch.split(query, sizes, dim=3)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
