@@ -1,8 +1,8 @@
 """A StableHLO program behind a component's signature, compiled for one of JAX's devices."""
 
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,8 @@ class StableHloProgram(Program):
         ]
         try:
             self._weights = {one: self._put(array, device) for one, array in loaded.tensors()}
-            with _kept_in(cache):
-                lowered = jax.jit(loaded.exported.call).lower(*taken)
-                self._compiled: Any = lowered.compile(
-                    compiler_options=_options(device, optimization)
-                )
+            lowered = jax.jit(loaded.exported.call).lower(*taken)
+            self._compiled: Any = _compiled(lowered, _options(device, optimization), cache)
         except ArtifactError:
             raise
         except Exception as exc:
@@ -166,21 +163,26 @@ def compiled_in(store: ArtifactStore) -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
-@contextmanager
-def _kept_in(cache: Path | None) -> Iterator[None]:
-    """Have XLA's compiled programs kept in a folder, unless the process has one already."""
+def _compiled(lowered: Any, options: Mapping[str, Any], cache: Path | None) -> Any:
+    """Compile, or take what was compiled before; damaged files of that are put away first."""
     jax = import_jax()
     from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-    if cache is None or jax.config.jax_compilation_cache_dir is not None:
-        yield
-        return
-    with settings(
-        jax_compilation_cache_dir=str(cache), jax_persistent_cache_min_compile_time_secs=0.0
-    ):
+    if cache is None or jax.config.jax_compilation_cache_dir is not None:  # the process' own
+        return lowered.compile(compiler_options=options)
+    kept = {
+        "jax_compilation_cache_dir": str(cache),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    with settings(**kept), warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*persistent compilation cache")
         reset_cache()
         try:
-            yield
+            return lowered.compile(compiler_options=options)
+        except UserWarning:
+            for file in cache.iterdir():
+                file.unlink(missing_ok=True)
+            return lowered.compile(compiler_options=options)
         finally:
             reset_cache()
 

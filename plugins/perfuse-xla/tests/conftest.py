@@ -19,7 +19,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     names = [name for name in os.environ if name.startswith("PERFUSE_")]
     before = {name: os.environ.pop(name) for name in names}
     cache = tmp_path_factory.mktemp("perfuse-cache")
-    os.environ["PERFUSE_CACHE"] = before.get("PERFUSE_TEST_CACHE", str(cache))
+    os.environ["PERFUSE_CACHE"] = str(cache)
     os.environ["PERFUSE_CONFIG"] = str(tmp_path_factory.mktemp("perfuse-config"))
     yield cache
     del os.environ["PERFUSE_CACHE"], os.environ["PERFUSE_CONFIG"]
