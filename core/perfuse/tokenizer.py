@@ -84,18 +84,19 @@ class Tokenizer:
         tokenizer_class: str | None = None,
         *,
         pad_token: str | None = None,
+        max_length: int | None = None,
     ) -> "Tokenizer":
         """Read the tokenizer that a folder holds.
 
         ``tokenizer_class`` is what ``model_index.json`` calls it; ``tokenizer_config.json``, if it
-        names a class, is believed first. ``pad_token`` is what fills prompts up where no file says it.
-        Raises `CheckpointError` if a file is missing or damaged,
-        if the vocabulary and the merges do not belong together, or if the class is not known and
-        there is no ``tokenizer.json``.
+        names a class, is believed first. ``pad_token`` is what fills prompts up, and
+        ``max_length`` how far, where no file says it. Raises `CheckpointError` if a file is missing
+        or damaged, if the vocabulary and the merges do not belong together, or if the class is not
+        known and there is no ``tokenizer.json``.
         """
         files = TokenizerFiles.read(Path(path), tokenizer_class, pad_token=pad_token)
         backend = _BUILDERS.get(files.kind, _build_from_json)(files)
-        limit = files.max_length()
+        limit = files.max_length() or max_length
         if limit is None and files.kind == "CLIPTokenizer":
             limit = 77  # the context of every CLIP text encoder
         return cls(backend, files, limit)
