@@ -8,6 +8,7 @@ Swift converts dtypes and checks nothing. This module imports torch where someth
 import dataclasses
 import json
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "LATENTS",
+    "SCALING",
     "adapted",
     "arrange",
     "input_name",
@@ -31,6 +34,10 @@ __all__ = [
     "with_apples_layout",
 ]
 
+#: What Apple's runtimes divide latents by; the Swift package has another for XL.
+SCALING = 0.18215
+#: Where a package notes its latents, which this layout has no place for.
+LATENTS = "latents"
 _INPUTS: Mapping[str, Mapping[str, str]] = {
     "vae_decoder": {"latent_sample": "z"},
     "vae_encoder": {"sample": "x"},
@@ -169,11 +176,14 @@ def _wrapped(names: tuple[str, ...], module: "nn.Module") -> "nn.Module":
     return Adapted()
 
 
-def arrange(folder: Path, files: Mapping[str, Path], *, model: str) -> dict[str, Path]:
+def arrange(
+    folder: Path, components: Mapping[str, Component], files: Mapping[str, Path], *, model: str
+) -> dict[str, Path]:
     """Put the packages where Apple's Python looks for them, and the vocabulary where Swift does.
 
     Args:
         folder: The pipeline's folder, with a folder for each component in it.
+        components: What was exported.
         files: The main file of each component.
         model: What the person called the model: ``runwayml/stable-diffusion-v1-5``, or a path.
 
@@ -191,8 +201,26 @@ def arrange(folder: Path, files: Mapping[str, Path], *, model: str) -> dict[str,
             part.rename(moved[name])
         if not any(main.parent.iterdir()):
             main.parent.rmdir()
+    if "vae_decoder" in moved:
+        _note_latents(moved["vae_decoder"], components)
     _write_vocabulary(folder)
     return moved
+
+
+def _note_latents(package: Path, components: Mapping[str, Component]) -> None:
+    """Note in the decoder's package how its latents are scaled; warn where Apple's runtimes differ."""
+    from perfuse.architectures import latents_of
+    from perfuse_exporters.coreml_package import sign
+
+    latents = latents_of(components["vae_decoder"].spec.config)
+    sign(package, {LATENTS: json.dumps(latents.to_dict())})
+    if latents.scaling_factor != SCALING and "text_encoder_2" not in components:
+        warnings.warn(
+            f"The latents of this model are scaled by {latents.scaling_factor}; Apple's runtimes "
+            f"divide them by {SCALING}, and will draw other pictures. perfuse reads the number from "
+            "the package.",
+            stacklevel=2,
+        )
 
 
 def _write_vocabulary(folder: Path) -> None:

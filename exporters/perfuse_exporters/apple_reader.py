@@ -6,6 +6,7 @@ follow from the inputs and widths of its models, the scheduler comes from a file
 Core ML alone can run.
 """
 
+import json
 import math
 import sys
 import warnings
@@ -21,7 +22,7 @@ from perfuse.manifest import ExportedComponent, Manifest
 from perfuse.readers import Reader, scheduler_config, with_scheduler
 from perfuse.spec import ComponentSpec, LatentSpec, PipelineSpec, Signature, TensorSpec
 from perfuse.tokenizer import Tokenizer
-from perfuse_exporters.apple import input_name, output_name
+from perfuse_exporters.apple import LATENTS, SCALING, input_name, output_name
 from perfuse_exporters.coreml_program import parts_of
 from perfuse_exporters.mlpackage import Interface, read_interface
 from perfuse_exporters.plugin import APPLE_PLACES, APPLE_UNETS
@@ -36,8 +37,7 @@ _NAMES = {
     "vae_decoder": ("_vae_decoder", "VAEDecoder"),
     "vae_encoder": ("_vae_encoder", "VAEEncoder"),
 }
-#: The scaling factors of the autoencoders of Stable Diffusion 1 and 2, and of XL.
-_SCALING, _SCALING_XL = 0.18215, 0.13025
+_SCALING_XL = 0.13025
 #: The width of the text states of Stable Diffusion 2.
 _WIDTH_2 = 1024
 _LATENTS, _PIXELS = ("latent_height", "latent_width"), ("height", "width")
@@ -68,7 +68,10 @@ class _Folder(Artifact):
                 "there from the tokenizer of the checkpoint, or give prompt_embeds."
             )
         folder, pad = self.tokenizers[name]
-        return Tokenizer.from_folder(folder, "CLIPTokenizer", pad_token=pad)
+        encoder = self.manifest.components[name.replace("tokenizer", "text_encoder")]
+        return Tokenizer.from_folder(
+            folder, "CLIPTokenizer", pad_token=pad, max_length=encoder.static["sequence"]
+        )
 
 
 class AppleReader(Reader):
@@ -338,13 +341,29 @@ def _pipeline(
         tasks=("text-to-image",),
         components=components,
         scheduler={},
-        latents=LatentSpec(
-            channels=interfaces["vae_decoder"].inputs["z"][0][1],
-            downscale=_downscale(interfaces),
-            scaling_factor=_SCALING_XL if xl else _SCALING,
-        ),
+        latents=_latents(folder, interfaces, xl=xl),
         tokenizers={name: name for name in ("tokenizer", *(["tokenizer_2"] if xl else []))},
     )
+
+
+def _latents(folder: Path, interfaces: Mapping[str, Interface], *, xl: bool) -> LatentSpec:
+    """As the decoder notes it, if we wrote it; Apple's runtimes know one factor for all."""
+    noted = interfaces["vae_decoder"].notes.get(f"perfuse.{LATENTS}")
+    if noted is None:
+        return LatentSpec(
+            channels=interfaces["vae_decoder"].inputs["z"][0][1],
+            downscale=_downscale(interfaces),
+            scaling_factor=_SCALING_XL if xl else SCALING,
+        )
+    try:
+        latents = LatentSpec.from_dict(json.loads(noted))
+        latents.decode_coefficients()
+    except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as exc:
+        raise ArtifactError(
+            f"{folder} was to be read; its vae_decoder says of its latents {noted!r}, which is not "
+            f"what perfuse writes: {type(exc).__name__}. Export the model again."
+        ) from exc
+    return latents
 
 
 def _downscale(interfaces: Mapping[str, Interface]) -> int:

@@ -113,7 +113,7 @@ class CoreMLExporter(Exporter):
     ) -> Mapping[str, Path]:
         if not any(map(is_apple, components.values())):
             return files
-        return arrange(folder, files, model=model)
+        return arrange(folder, components, files, model=model)
 
 
 def _kind(target: Any) -> str:

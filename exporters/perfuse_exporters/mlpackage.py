@@ -36,6 +36,8 @@ class Interface:
     outputs: Tensors
     #: For an input of a list of shapes, those.
     listed: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    #: What whoever made it noted in it.
+    notes: Mapping[str, str] = field(default_factory=dict)
     #: What it computes in: ``"float16"`` where any operation does.
     precision: str
 
@@ -110,6 +112,7 @@ def read_interface(model: Path) -> Interface:
             for one in spec.description.input
             if len(_listed(one)) > 1
         },
+        notes=dict(spec.description.metadata.userDefined),
         precision="float16" if any(map(_in_half, _operations(spec))) else "float32",
     )
 
@@ -196,6 +199,7 @@ def _compiled(metadata: Path) -> Interface:
         return Interface(
             inputs=dict(map(_described, data["inputSchema"])),
             outputs=dict(map(_described, data["outputSchema"])),
+            notes={str(k): str(v) for k, v in data.get("userDefinedMetadata", {}).items()},
             precision="float16" if "Float16" in data["computePrecision"] else "float32",
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:

@@ -174,15 +174,38 @@ def test_where_two_chunks_and_another_tokenizer_go(tmp_path: Path) -> None:
     (tmp_path / "tokenizer").mkdir()
     model = {"vocab": {"é</w>": 0}, "merges": [["a", "b"], "c d"]}
     (tmp_path / "tokenizer" / "tokenizer.json").write_text(json.dumps({"model": model}))
-    files = arrange(
-        tmp_path, {"unet": tmp_path / "unet" / "model_chunk1.mlpackage"}, model="acme/sd-1.5"
-    )
+    files = {"unet": tmp_path / "unet" / "model_chunk1.mlpackage"}
+    files = arrange(tmp_path, {}, files, model="acme/sd-1.5")
     name = "Stable_Diffusion_version_acme_sd-1.5_unet_chunk{}.mlpackage"
     assert files == {"unet": tmp_path / name.format(1)}
     assert (tmp_path / name.format(2)).is_dir()
     assert not (tmp_path / "unet").exists()
     assert json.loads((tmp_path / "vocab.json").read_text("utf-8")) == {"é</w>": 0}
     assert (tmp_path / "merges.txt").read_text("utf-8") == "#version: 0.2\na b\nc d\n"
+
+
+def test_latents_that_apples_runtimes_scale_otherwise(
+    foreign: Path, checkpoint: Make, tmp_path: Path
+) -> None:
+    """They know one factor; the package notes the model's, which is what it is read with."""
+    main = tmp_path / "out" / "vae_decoder" / "model.mlpackage"
+    main.parent.mkdir(parents=True)
+    shutil.move(package(foreign, "vae_decoder"), main)
+    one = component(checkpoint("words"), "vae_decoder")
+    config = {**one.spec.config, "scaling_factor": 1.5, "shift_factor": 0.25}
+    components = {"vae_decoder": replace(one, spec=replace(one.spec, config=config))}
+    with pytest.warns(
+        UserWarning, match=r"scaled by 1\.5; Apple's runtimes divide them by 0\.18215"
+    ):
+        arrange(tmp_path / "out", components, {"vae_decoder": main}, model="words")
+    shutil.move(package(tmp_path / "out", "vae_decoder"), foreign)
+    latents = open_model(foreign).spec.latents
+    assert latents is not None
+    assert (latents.scaling_factor, latents.shift_factor, latents.downscale) == (1.5, 0.25, 2)
+    file = check_package(package(foreign, "vae_decoder"))
+    file.write_bytes(file.read_bytes().replace(b'"scaling_factor": 1.5', b'"scaling_factor": {} '))
+    with pytest.raises(ArtifactError, match="says of its latents"):
+        open_model(foreign)
 
 
 # Reading
@@ -247,7 +270,9 @@ def test_inspect_names_what_is_there(foreign: Path) -> None:
     assert "0.0 MB" not in result.output
 
 
-def compiled(folder: Path, *, xl: bool = False, encoder: bool = False, batch: int = 2) -> Path:
+def compiled(
+    folder: Path, *, xl: bool = False, encoder: bool = False, batch: int = 2, length: int = 77
+) -> Path:
     """What ``coremlcompiler`` leaves, as far as it can be read without Core ML."""
 
     def write(name: str, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
@@ -272,7 +297,7 @@ def compiled(folder: Path, *, xl: bool = False, encoder: bool = False, batch: in
     states = "hidden_embeds" if xl else "last_hidden_state"
     for name in ("TextEncoder", "TextEncoder2")[: 2 if xl else 1]:
         outputs = {states: ((), full), "pooled_outputs": ((), full)}
-        write(name, {"input_ids": ((1, 77), full)}, outputs)
+        write(name, {"input_ids": ((1, length), full)}, outputs)
     more = {"text_embeds": ((batch, 1280), half), "time_ids": ((12,), half)} if xl else {}
     inputs = {
         "sample": ((batch, 4, 96, 64), half),
@@ -293,7 +318,8 @@ def compiled(folder: Path, *, xl: bool = False, encoder: bool = False, batch: in
 def test_models_that_are_compiled_already(
     tmp_path: Path, checkpoint: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    artifact = open_model(compiled(tmp_path / "Resources"), scheduler_from=checkpoint("words"))
+    folder = compiled(tmp_path / "Resources", length=32)
+    artifact = open_model(folder, scheduler_from=checkpoint("words"))
     spec = artifact.spec
     assert spec.class_name == "StableDiffusionPipeline"
     assert spec.default_size == (768, 512)
@@ -304,6 +330,7 @@ def test_models_that_are_compiled_already(
         artifact.component("unet")
     monkeypatch.setattr("sys.platform", "darwin")
     assert artifact.component("unet").files["coreml"].name == "Unet.mlmodelc"
+    assert artifact.tokenizer("tokenizer").model_max_length == 32
     # Stable Diffusion 2 and XL's second encoder fill prompts up with "!".
     np.testing.assert_array_equal(
         artifact.tokenizer("tokenizer")("a !").input_ids[0, :6], [3, 2, 0, 4, 0, 0]
