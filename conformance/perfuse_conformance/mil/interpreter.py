@@ -61,24 +61,28 @@ class MilPredictor:
         self._reader = Reader(model.mlProgram, folder, package)
         self._function = self._reader.function(name)
         self._sizes = {one.name: _Sizes(one, package) for one in description.input}
-        self.inputs: Ports = {
-            name: (self._sizes[name].usual, self._sizes[name].dtype)
-            for name in self._declared(self._sizes, self._function.inputs)
-        }
         types = {name: self._function.types[name] for name in self._function.outputs}
+        self._check_described(description.input, self._function.inputs)
+        self._check_described(description.output, types)
+        self.inputs: Ports = {name: (one.usual, one.dtype) for name, one in self._sizes.items()}
+        #: A size that follows from the inputs' is 0.
         self.outputs: Ports = {
-            name: (tuple(n or 0 for n in types[name].shape), types[name].dtype)
-            for name in self._declared([one.name for one in description.output], types)
+            name: (tuple(n or 0 for n in type_.shape), type_.dtype) for name, type_ in types.items()
         }
 
-    def _declared(self, described: Any, typed: Mapping[str, TensorType]) -> list[str]:
-        """The names of a model's description, which must be those of its function."""
-        if set(described) != set(typed):
+    def _check_described(self, features: Any, types: Mapping[str, TensorType]) -> None:
+        """What a model is described with must be what its function takes, or gives."""
+        described = {one.name: _dtype(one.type.multiArrayType) for one in features}
+        typed = {name: type_.dtype for name, type_ in types.items()}
+        if described != typed:
+            said = [
+                ", ".join(f"{name} ({dtype})" for name, dtype in ports.items()) or "nothing"
+                for ports in (described, typed)
+            ]
             raise ArtifactError(
-                f"{self._path} is described with {', '.join(described) or 'nothing'}; its program "
-                f"has {', '.join(typed) or 'nothing'}. Export it again."
+                f"{self._path} is described with {said[0]}; its program has {said[1]}. Export it "
+                "again."
             )
-        return list(described)
 
     @property
     def precision(self) -> str:
@@ -111,6 +115,8 @@ class MilPredictor:
         return {name: np.array(value.numpy()) for name, value in found.items()}
 
     def _run(self, function: Function, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        for name, value in inputs.items():
+            self._reader.check("its description", name, function.inputs[name], value)
         values: dict[str, Any] = {**function.constants, **inputs}
         for step in function.steps:
             values |= self._reader.results(step, values)
@@ -125,13 +131,12 @@ class _Sizes:
     def __init__(self, feature: Any, package: Path) -> None:
         self._name = feature.name
         array = feature.type.multiArrayType
-        names = type(array).ArrayDataType
         if feature.type.WhichOneof("Type") != "multiArrayType":
             raise UnsupportedError(
                 f"{package} takes {feature.name} as {feature.type.WhichOneof('Type')}; arrays are "
                 "interpreted. Export it again, with arrays."
             )
-        self.dtype = names.Name(array.dataType).lower()
+        self.dtype = _dtype(array)
         self.usual = tuple(array.shape)
         self._listed = {self.usual, *(tuple(one.shape) for one in array.enumeratedShapes.shapes)}
         self._ranges = [
@@ -157,3 +162,9 @@ class _Sizes:
                 low <= n <= high for n, (low, high) in zip(shape, self._ranges, strict=True)
             )
         return shape in self._listed
+
+
+def _dtype(array: Any) -> str:
+    """Numpy's name of what a described array holds."""
+    numbers = type(array).DESCRIPTOR.enum_types_by_name["ArrayDataType"].values_by_number
+    return numbers[array.dataType].name.lower() if array.dataType in numbers else "unknown"

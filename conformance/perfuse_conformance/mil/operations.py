@@ -2,9 +2,8 @@
 
 What each means is read from coremltools' documentation of MIL (``converters/mil/mil/ops/defs``, iOS 15
 to iOS 18). A float16 operand is widened to float32, computed with, and the result is rounded to
-float16 once: the same numbers on every machine, infinity where they are too large, and as exact
-as an engine with one rounding an operation can be. An operation that only moves elements, or
-chooses among them, does not widen.
+float16 once, to infinity where it is too large: as exact as an engine can be that rounds after
+every operation. An operation that only moves elements, or chooses among them, does not widen.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from perfuse.errors import ArtifactError, UnsupportedError
 __all__ = ["OPERATIONS"]
 
 _TABLE: dict[str, Callable[..., Any]] = {}
-#: Parameter to function, by MIL's name.
+#: MIL's name of an operation to its function, which takes MIL's parameters by name.
 OPERATIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(_TABLE)
 
 #: What is computed with in a wider type, which holds each of its values exactly.

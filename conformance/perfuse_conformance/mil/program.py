@@ -23,6 +23,8 @@ from perfuse_conformance.mil.weights import BITS, WeightFile
 __all__ = ["Function", "Reader", "Step", "TensorType"]
 
 _MODEL_PATH = "@model_path/"
+#: The operator sets, iOS 15 to iOS 26, each with what a version of an operation is compared with.
+_OPSETS = {f"CoreML{number}": number for number in range(5, 10)}
 #: An operation's parameters that are a list, however many there are.
 _LISTS = ("values",)
 
@@ -123,7 +125,11 @@ class Reader:
         if function.opset not in function.block_specializations:
             raise self._malformed(f"{name} has no block for {function.opset or 'its opset'}")
         block = function.block_specializations[function.opset]
-        opset = int(function.opset.removeprefix("CoreML") or 0)
+        if function.opset not in _OPSETS:
+            raise UnsupportedError(
+                f"{self._path} is written in {function.opset}; {', '.join(_OPSETS)} are known. "
+                "Export it for another deployment target."
+            )
         inputs = {one.name: self._type(one.type, one.name) for one in function.inputs}
         types = dict(inputs)
         constants: dict[str, Any] = {}
@@ -138,7 +144,7 @@ class Reader:
                     constants[output] = self._value(operation.attributes["val"], output)
                     self.check("const", output, type_, constants[output])
                 continue
-            step = self._step(operation, opset, types, constants)
+            step = self._step(operation, _OPSETS[function.opset], types, constants)
             if operation.type in CONSTANTS:
                 constants |= self.results(step, constants)
             else:
@@ -187,6 +193,10 @@ class Reader:
                         f"{parameter}, which nothing has made by then"
                     )
                 names.append(name)
+            if len(names) != 1 and parameter not in _LISTS:
+                raise self._malformed(
+                    f"{operation.type} that gives {where} takes {len(names)} values as {parameter}"
+                )
             given[parameter] = tuple(names) if parameter in _LISTS else names[0]
         # Before iOS 18, what a compressed constant is made of stands in its attributes.
         for parameter, value in operation.attributes.items():

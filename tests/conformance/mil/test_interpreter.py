@@ -123,7 +123,7 @@ def _strides(model: Any) -> None:
 
 
 def _dtype(model: Any) -> None:
-    operation_of(model, "relu").outputs[0].type.tensorType.dataType = 10  # FLOAT16
+    operation_of(model, "conv").outputs[0].type.tensorType.dataType = 10  # FLOAT16
 
 
 def _too_few(model: Any) -> None:
@@ -149,6 +149,24 @@ def _other_name(model: Any) -> None:
 
 def _no_block(model: Any) -> None:
     model.mlProgram.functions["main"].opset = "CoreML9"
+
+
+def _other_dtype(model: Any) -> None:
+    model.description.output[0].type.multiArrayType.dataType = 65552  # FLOAT16
+
+
+def _other_size(model: Any) -> None:
+    model.mlProgram.functions["main"].inputs[0].type.tensorType.dimensions[2].constant.size = 9
+
+
+def _other_opset(model: Any) -> None:
+    function = model.mlProgram.functions["main"]
+    function.block_specializations["CoreML4"].CopyFrom(block_of(model))
+    function.opset = "CoreML4"
+
+
+def _no_argument(model: Any) -> None:
+    del operation_of(model, "relu").inputs["x"].arguments[:]
 
 
 def _an_image(model: Any) -> None:
@@ -178,7 +196,7 @@ FAULTS = {
         ArtifactError,
         r"features is declared as float32 \[1, 4, 8, 8\]; conv gives .*4, 4, 4",
     ),
-    _dtype: (ArtifactError, r"y is declared as float16 \[1, 4, 8, 8\]; relu gives float32"),
+    _dtype: (ArtifactError, r"features is declared as float16 \[1, 4, 8, 8\]; conv gives float32"),
     _too_few: (ArtifactError, r"declared as int32 \[2\]; it holds 1 ints"),
     _from_nowhere: (
         ArtifactError,
@@ -186,8 +204,12 @@ FAULTS = {
     ),
     _twice: (ArtifactError, r"x is given twice"),
     _no_such_output: (ArtifactError, r"it gives z, which nothing made"),
-    _other_name: (ArtifactError, r"is described with sample; its program has x"),
+    _other_name: (ArtifactError, r"described with sample \(float32\); its program has x"),
     _no_block: (ArtifactError, r"main has no block for CoreML9"),
+    _other_dtype: (ArtifactError, r"described with y \(float16\); its program has y \(float32\)"),
+    _other_size: (ArtifactError, r"x is declared as .*9, 8\]; its description gives .*8, 8\]"),
+    _other_opset: (UnsupportedError, r"is written in CoreML4; CoreML5, .* are known"),
+    _no_argument: (ArtifactError, r"relu that gives y takes 0 values as x"),
     _an_image: (UnsupportedError, r"takes x as imageType; arrays are interpreted"),
     _no_type: (ArtifactError, r"y has elements of the unknown type 99"),
     _a_list: (UnsupportedError, r"has y, which is no tensor of a fixed rank"),
