@@ -30,8 +30,7 @@ _KEPT = (
     torch.ops.aten.scaled_dot_product_attention.default,
     torch.ops.aten.silu.default,
 )
-#: What has no meaning in a program of one device: it is checked, or says where memory lies.
-_SILENT = ("aten._assert_tensor_metadata.default",)
+#: Arguments that say where memory lies, which a program does not.
 _PLACES = ("device", "layout", "pin_memory", "memory_format", "non_blocking")
 #: The operators whose dtype is an argument: the one that the graph gives them.
 _MAKERS = (
@@ -118,8 +117,8 @@ def _refusal(node: Node) -> str | None:
         if value.dtype not in DTYPES:
             return f"its dtype is {str(value.dtype).removeprefix('torch.')}; the program has none"
     name = str(node.target)
-    if node.op == "placeholder" or node.target is operator.getitem or name in _SILENT:
-        return None
+    if node.op == "placeholder" or node.target is operator.getitem or not _tensors(node):
+        return None  # without a tensor it is an assertion, or arithmetic with sizes
     if name not in PRODUCTS and name not in COMPUTED and name not in MOVED:
         return "there is no lowering for it"
     arguments: dict[Any, Any] = {**dict(enumerate(node.args)), **node.kwargs}
@@ -187,7 +186,7 @@ def lowered(
                 given = inputs[next(names)] if own else weights.get(str(spec.target))
                 if given is not None:  # a weight that nothing uses
                     values[node] = casting.value(given.astype(_dtype(node)))
-            elif node.op == "call_function" and str(node.target) not in _SILENT:
+            elif node.op == "call_function" and _tensors(node):
                 values[node] = _evaluated(node, values, casting)
         return {
             name: _widened(values[result])
