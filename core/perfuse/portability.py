@@ -171,17 +171,19 @@ def report(
     static = pipe._static(height, width, batch)
     stored = weight_sizes(source)
     findings: list[Finding] = []
-    sizes = []
+    sizes: dict[str, int] = {}
     for name, spec in pipe.spec.components.items():
         component = pipe._component(name, static=static[name])
         graph = _captured(component, limits)
-        sizes.append(graph.weights if graph.program else stored.get(name, stored.get(spec.folder)))
+        # Without a graph, what is stored: of a folder, which two components may share.
+        key = name if graph.program is not None or name in stored else spec.folder
+        sizes[key] = stored[key] if graph.program is None else graph.weights
         usual = {**pipe._usual_sizes(spec), "batch": spec.guided_batch}
         findings += _examined(component, target, limits, graph, usual)
         if precision is not None and precision != component.precision:
             findings.append(_kept(component, precision))
-        findings += _weights(name, sizes[-1], limits, memory)
-    findings += _weights(TOGETHER, sum(size or 0 for size in sizes), limits, memory)
+        findings += _weights(name, sizes[key], limits, memory)
+    findings += _weights(TOGETHER, sum(sizes.values()), limits, memory)
     if limits is not None:
         findings += [_finding(TOGETHER, "note", "fits", text) for text in limits.notes]
         findings += [_finding(TOGETHER, "note", "unknown", text) for text in limits.unknown]
