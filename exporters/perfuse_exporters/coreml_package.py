@@ -17,7 +17,8 @@ _DATE = "com.github.apple.coremltools.conversion_date"
 def bisect(package: Path) -> list[Path]:
     """Replace a package by two that hold about half of the weights each, and run one after another.
 
-    What crosses the cut is float32, and an output of the first and an input of the second by name.
+    What crosses the cut is float32, and an output of the first and an input of the second by name;
+    the order in which coremltools lists it differs from time to time.
 
     Returns:
         ``…_chunk1.mlpackage`` and ``…_chunk2.mlpackage``, beside it.
@@ -30,7 +31,7 @@ def bisect(package: Path) -> list[Path]:
 
 
 def sign(package: Path, metadata: Mapping[str, str]) -> None:
-    """Say in the package what it is, and leave nothing in it that differs from export to export."""
+    """Say in the package what it is; take the date and the random identifiers out of it."""
     from coremltools.proto import Model_pb2
 
     spec: Any = Model_pb2.Model()
