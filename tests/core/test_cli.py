@@ -532,6 +532,7 @@ def test_a_missing_engine_is_named_with_the_extra_that_brings_it(
     from perfuse.tables import print_backends
 
     row = {"backend": "acme", "state": "not installed", "reason": "acme is not installed"}
-    row |= {"distribution": "perfuse-acme", "version": "1.0"}
+    row |= {"distribution": "perfuse-acme", "version": "1.0", "interprets": ""}
+    row |= {"exports": [], "interpreters": []}
     print_backends([{**row, "remedy": "pip install 'perfuse[acme]'", "devices": []}])
     assert "perfuse[acme]" in capsys.readouterr().out.replace("\n", "")
