@@ -21,7 +21,7 @@ from perfuse.backend import (
     Target,
     read_options,
 )
-from perfuse.errors import DeviceNotFoundError, UnsupportedError
+from perfuse.errors import DeviceNotFoundError, InputError, UnsupportedError
 from perfuse.export import exported
 from perfuse.store import ArtifactStore
 from perfuse_exporters.stablehlo import FORMAT, import_jax
@@ -87,7 +87,7 @@ class NeuronInterpreter(Backend):
             store: Where an export goes.
 
         Raises:
-            InputError: an option is unknown.
+            InputError: an option is unknown, or the component is exported with its casts.
             DeviceNotFoundError: another device than the CPU was asked for.
             UnsupportedError: another precision, or a dimension without a size.
             ExportError: the component could not be lowered.
@@ -109,6 +109,11 @@ class NeuronInterpreter(Backend):
                 f"{support.reason}"
             )
         own = {name: value for name, value in options.items() if name in _CASTINGS}
+        if own and FORMAT in component.files:
+            raise InputError(
+                f"{component.name} was to run with {', '.join(own)}; its casts were written into it "
+                "when it was exported. Leave the options out, or run the checkpoint."
+            )
         casts = {**_CASTS[component.precision], **component.options, **own}
         path = exported(replace(component, precision="float32", options=casts), FORMAT, store)
         return StableHloProgram(

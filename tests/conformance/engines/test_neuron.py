@@ -60,6 +60,9 @@ def test_what_it_refuses(unet: Component) -> None:
         prepared(unet, device="nc:0")
     with pytest.raises(InputError, match="it takes none, matmult, all"):
         prepared(unet, auto_cast="some")
+    exported = dataclasses.replace(unet, files={"stablehlo": Path("model.stablehlo")})
+    with pytest.raises(InputError, match="written into it when it was exported"):
+        prepared(exported, auto_cast="all")
     with pytest.raises(UnsupportedError, match="needs that of height, width"):
         prepared(dataclasses.replace(unet, static={"batch": 1}))
     request = Request(component=unet.spec, precision="float7", static=unet.static)
