@@ -176,8 +176,8 @@ def report(
         component = pipe._component(name, static=static[name])
         graph = _captured(component, limits)
         # Without a graph, what is stored: of a folder, which two components may share.
-        key = name if graph.program is not None or name in stored else spec.folder
-        sizes[key] = stored[key] if graph.program is None else graph.weights
+        key = name if graph.weights is not None or name in stored else spec.folder
+        sizes[key] = graph.weights if graph.weights is not None else stored[key]
         usual = {**pipe._usual_sizes(spec), "batch": spec.guided_batch}
         findings += _examined(component, target, limits, graph, usual)
         if precision is not None and precision != component.precision:
@@ -214,7 +214,7 @@ def examine(
     graph = _captured(component, limits)
     return [
         *_examined(component, target, limits, graph, usual),
-        *_weights(component.name, graph.weights if graph.program else None, limits, memory),
+        *_weights(component.name, graph.weights, limits, memory),
     ]
 
 
@@ -267,8 +267,10 @@ class _Graph:
 
     program: "ExportedProgram | None" = None
     failure: str = ""
-    #: Bytes of its weights in the component's precision.
-    weights: int = 0
+    #: Whether nothing can be exported of it either.
+    refused: bool = False
+    #: Bytes of its weights in the component's precision, where torch could say.
+    weights: int | None = None
 
 
 def _captured(component: Component, limits: Limits | None) -> _Graph:
@@ -294,7 +296,7 @@ def _captured(component: Component, limits: Limits | None) -> _Graph:
     try:
         return _Graph(program=trace(component, hollow, dtype), weights=weights)
     except ExportError as exc:
-        return _Graph(failure=str(exc))
+        return _Graph(failure=str(exc), refused=True, weights=weights)
 
 
 def _examined(
@@ -337,8 +339,8 @@ def _format(component: Component, manifest: BackendManifest) -> Finding:
 def _operators(component: Component, manifest: BackendManifest, graph: _Graph) -> Iterator[Finding]:
     name = component.name
     if graph.program is None:
-        stops = "torch is not installed" not in graph.failure and bool(manifest.formats)
-        yield _finding(name, "operators", "refused" if stops else "unknown", graph.failure)
+        standing = "refused" if graph.refused and manifest.formats else "unknown"
+        yield _finding(name, "operators", standing, graph.failure)
         return
     calls = [node for node in graph.program.graph.nodes if node.op == "call_function"]
     count = f"{len({str(node.target) for node in calls})} operators in {len(calls)} calls"

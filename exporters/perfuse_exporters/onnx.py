@@ -89,6 +89,7 @@ class OnnxExporter(Exporter):
 
     def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
         """What the converter refuses, and what no graph of ours may hold."""
+        from onnxscript import optimizer  # noqa: F401 - without it, everything would be refused
         from torch import nn
 
         from perfuse_exporters.operators import refused

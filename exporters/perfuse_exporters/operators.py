@@ -25,7 +25,8 @@ def refused(
     or two, whatever the size of the model. Where it can take each half and not both together, they
     are reported together.
     """
-    return _refused(list(_calls(program)), convert)
+    calls = list(_calls(program))
+    return _refused(calls, convert) if calls else {}
 
 
 def _refused(calls: list[Node], convert: Callable[[ExportedProgram], object]) -> dict[str, str]:

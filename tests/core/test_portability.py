@@ -1,6 +1,6 @@
 """The portability report: what it says of a target, and how often an engine that is here agrees.
 
-``PERFUSE_AGREEMENT="shapes ddpm" pytest tests/core/test_portability.py -k engines_agree -s``
+``AGREEMENT_MODELS="shapes ddpm" pytest tests/core/test_portability.py -k engines_agree -s``
 compares on these models, ``shapes`` or kinds of ``perfuse_conformance.checkpoints``, in every
 precision, for one size and for any, and with every operation below. That takes minutes.
 """
@@ -103,7 +103,7 @@ OPERATIONS: Mapping[str, Callable[[Any], Any]] = {
 
 
 #: The models to compare on; a few cases of a small one where none are named.
-MODELS = os.environ.get("PERFUSE_AGREEMENT", "").split()
+MODELS = os.environ.get("AGREEMENT_MODELS", "").split()
 
 Case = tuple[str, Component, Mapping[str, int]]
 
@@ -216,6 +216,16 @@ def test_each_operator_that_is_refused_is_named_with_its_line() -> None:
     assert all("test_portability.py:" in text for text in refused)
 
 
+def test_a_converter_that_is_not_installed_is_not_a_refusal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # type: ignore[arg-type]
+    one = small(lambda x: x.softmax(-1))
+    findings = examine(one, Target.parse("onnxruntime"), usual={"batch": 1})
+    assert found(findings, "operators")[0][0] == "unknown"
+    assert "onnxscript" in found(findings, "operators")[0][1]
+
+
 def test_a_graph_that_cannot_be_captured_runs_where_none_is_needed() -> None:
     def calculate(x: Any) -> Any:
         return x if x.sum() > 0 else -x
@@ -269,6 +279,13 @@ def test_attention_that_is_too_large_is_sliced_on_mps(checkpoint: Make) -> None:
         assert found(findings, "elements")[0][0] == standing, side
 
 
+@pytest.fixture
+def torchless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch is not looked for, so that no graph is captured."""
+    monkeypatch.setattr("perfuse.portability.missing_modules", lambda names: list(names))
+
+
+@pytest.mark.usefixtures("torchless")
 def test_a_checkpoint_on_a_target_that_is_not_here(checkpoint: Make) -> None:
     source, target = open_model(checkpoint("tiny")), Target.parse("openvino:NPU")
     findings = report(source, target)
@@ -280,12 +297,6 @@ def test_a_checkpoint_on_a_target_that_is_not_here(checkpoint: Make) -> None:
     findings = report(source, target, precision="float16", batch=2, height=8, width=16)
     assert verdicts(findings)["unet"] == "runs"
     assert found(findings, "sizes")[0][1] == "fixed: batch 2, height 8, width 16"
-
-
-@pytest.fixture
-def torchless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch is not looked for, so that no graph is captured."""
-    monkeypatch.setattr("perfuse.portability.missing_modules", lambda names: list(names))
 
 
 @pytest.mark.usefixtures("torchless")
