@@ -196,8 +196,9 @@ def _serialised(function: Any, component: Component, weights: "Mapping[str, Tens
     }
     function.__name__ = component.name
     try:
-        # The program would otherwise name the exporting machine's files, operation by operation.
-        with settings(jax_traceback_in_locations_limit=0):
+        # The program would otherwise name the exporting machine's files, operation by operation, and
+        # be another one where the process has 64 bits switched on.
+        with settings(jax_traceback_in_locations_limit=0, jax_enable_x64=False):
             exported = jax.export.export(jax.jit(function), platforms=_PLATFORMS)(taken, inputs)
             serialised: bytearray = exported.serialize()
             return serialised

@@ -190,7 +190,7 @@ def _compiled(lowered: Any, options: Mapping[str, Any], cache: Path | None) -> A
 def _precision(notes: Mapping[str, Any], asked: str) -> str:
     """What the products are computed in: the weights' precision, or what they are cast to."""
     if notes.get("auto_cast", "none") != "none":
-        return CAST_TYPES[notes["auto_cast_type"]]
+        return CAST_TYPES.get(notes.get("auto_cast_type", ""), asked)
     return str(notes.get("precision", asked))
 
 
