@@ -50,8 +50,8 @@ _OPTIONS = {
 #: What ``auto_cast_type`` may be, and the precision that it is.
 CAST_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
 _NO_TYPE = {
-    "tf32": "how Neuron rounds to TF32 is not documented, and XLA has no such type",
-    "fp8_e4m3": "how Neuron scales and saturates values for FP8 is not documented",
+    "tf32": "XLA has no TF32, and how Neuron rounds to it is not known here",
+    "fp8_e4m3": "how Neuron scales and saturates values for FP8 is not known here",
 }
 #: The names of dtypes in a .safetensors file, https://huggingface.co/docs/safetensors.
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "bool": "BOOL"}
