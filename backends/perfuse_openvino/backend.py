@@ -94,10 +94,9 @@ class OpenVino(Backend):
                 reason=f"{device} computes in {', '.join(_precisions(device))}.",
             )
         if _needs_sizes(device, request.component, request.static):
+            # The host then makes a program for each size that is asked for.
             return Support(
-                level=SupportLevel.CONDITIONAL,
-                reason=f"{device} runs one size only; fix every size when the model is exported: "
-                "perfuse export --to openvino --height H --width W --batch B.",
+                level=SupportLevel.UNSUPPORTED, reason=f"{device} runs one size a program."
             )
         if arithmetic != request.precision:
             return Support(

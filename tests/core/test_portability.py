@@ -21,7 +21,7 @@ import pytest
 from click.testing import CliRunner
 from tests.distributions import Install
 
-from perfuse.backend import PRECISIONS, Component, Target
+from perfuse.backend import PRECISIONS, Component, Request, Target
 from perfuse.cli import main
 from perfuse.errors import DeviceNotFoundError, InputError, PerfuseError, PluginError
 from perfuse.pipeline import DiffusionPipeline, open_model
@@ -196,6 +196,48 @@ def test_weights_that_do_not_fit(memory: str, limit: Any, checkpoint: Make, tmp_
     open_sizes = examine(pipe._component("unet"), target, usual=usual)
     assert verdicts(open_sizes)["unet"] == "runs with changes"
     assert found(open_sizes, "sizes")[0][2].endswith("one program a size, kept two at a time")
+
+
+class _Core:
+    """OpenVINO's runtime as its documentation describes it on three devices; two are not here."""
+
+    capabilities: Mapping[str, list[str]] = {
+        "CPU": ["FP32", "INT8"],
+        "GPU": ["FP32", "FP16", "INT8"],
+        "NPU": ["FP16", "INT8"],
+    }
+    available_devices = tuple(capabilities)
+
+    def get_property(self, device: str, name: str) -> list[str]:
+        assert name == "OPTIMIZATION_CAPABILITIES"
+        return self.capabilities[device]
+
+
+@pytest.mark.usefixtures("torchless")
+def test_limits_say_what_the_backend_says(
+    checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of devices that are not here too: by what the backend makes of their capabilities."""
+    pytest.importorskip("openvino")
+    monkeypatch.setattr("perfuse_openvino.backend._core", _Core)
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"))
+    usual = pipe._usual_sizes(pipe.spec.components["unet"])
+    backend = host().backend("openvino")
+    for device, precision in itertools.product(_Core.capabilities, PRECISIONS):
+        target = Target(backend="openvino", device=device)
+        open_sizes, one_size = (
+            dataclasses.replace(pipe._component("unet", static=static), precision=precision)
+            for static in ({}, usual)
+        )
+        request = Request(component=open_sizes.spec, precision=precision, device=device)
+        any_size = backend.supports(request)
+        fixed = backend.supports(dataclasses.replace(request, static=usual))
+        verdict = verdicts(examine(one_size, target, usual=usual))["unet"]
+        assert (verdict != "does not run") == fixed.works, (device, precision, fixed)
+        # What takes no open sizes and takes fixed ones is given a program a size.
+        changes = found(examine(open_sizes, target, usual=usual), "sizes")[0][0] == "changed"
+        assert changes == (device == "NPU")
+        assert not fixed.works or changes == (not any_size.works), (device, precision, any_size)
 
 
 # What it says
