@@ -99,16 +99,27 @@ def _group_norm(
 
 
 def _enlarge_by_factors(graph: torch.fx.Graph) -> None:
-    """Say by what a picture is enlarged, where the graph says to what: Core ML has a factor only."""
-    for node in graph.nodes:
-        if node.target is _ENLARGE and node.args[1] is not None:
-            before = node.args[0].meta["val"].shape[2:]
-            after = node.meta["val"].shape[2:]
-            if all(
-                statically_known_true(new == 2 * old)
-                for old, new in zip(before, after, strict=True)
-            ):
-                node.args = (node.args[0], None, [2.0, 2.0])
+    """Double a picture, and crop it, where the graph says to what size to enlarge it.
+
+    Core ML has a factor only, and a broken one would be rounded. What was halved from an odd size
+    has one row or column too many when it is doubled, and the nearest pixels are the same.
+    """
+    for node in list(graph.nodes):
+        if node.target is not _ENLARGE or node.args[1] is None:
+            continue
+        before, after = node.args[0].meta["val"].shape[2:], node.meta["val"].shape[2:]
+        surplus = [2 * old - new for old, new in zip(before, after, strict=True)]
+        if not all(statically_known_true(n == 0) or statically_known_true(n == 1) for n in surplus):
+            continue
+        users, cropped = list(node.users), node
+        node.args = (node.args[0], None, [2.0, 2.0])
+        for axis, n in enumerate(surplus, start=2):
+            if statically_known_true(n == 1):
+                with graph.inserting_after(cropped):
+                    cropped = graph.call_function(_aten.slice.Tensor, (cropped, axis, 0, -1))
+                cropped.meta = dict(node.meta)
+        for user in users:
+            user.replace_input_with(node, cropped)
 
 
 def _name_outputs_once(program: ExportedProgram) -> None:

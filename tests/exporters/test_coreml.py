@@ -218,6 +218,12 @@ def test_one_package_takes_several_sizes_and_no_other(tmp_path: Path) -> None:
         run(component, main, inputs_of(component, latent_height=10))
 
 
+def test_what_was_halved_from_an_odd_size_is_doubled_and_cropped(tmp_path: Path) -> None:
+    component = small(static={"batch": 1, "latent_height": 9, "latent_width": 12})
+    main = export(component, tmp_path)
+    assert error(component, main, inputs_of(component)) < 1e-5
+
+
 def test_sizes_that_cannot_be_doubled_again_are_refused(tmp_path: Path) -> None:
     sizes = ({"latent_height": 8}, {"latent_height": 9})
     with pytest.raises(InputError, match="odd where it is halved"):
