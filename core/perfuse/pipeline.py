@@ -64,22 +64,22 @@ def open_model(
         CheckpointError: it is neither, or cannot be read.
         ArtifactError: an exported folder is incomplete.
     """
-    if model is None:
-        from perfuse.shapes import CHECKPOINT
-
-        model = CHECKPOINT
     scheduler = None
     if scheduler_from is not None:
         scheduler = scheduler_config(scheduler_from, offline=offline)
-    source: Source | None
-    if is_artifact(Path(model)):
+    source: Source | None = None
+    if model is not None and is_artifact(Path(model)):
         source = Artifact.open(model)
-    else:
+    elif model is not None:
         source = read_folder(Path(model).expanduser(), scheduler=scheduler)
     if source is None:
         from perfuse.checkpoint import Checkpoint
+        from perfuse.shapes import CHECKPOINT
 
-        source = Checkpoint.open(model, revision=revision, variant=variant, offline=offline)
+        where = CHECKPOINT if model is None else model
+        found = Checkpoint.open(where, revision=revision, variant=variant, offline=offline)
+        # The bundled one by its name: where it lies differs from machine to machine.
+        source = found if model is not None else dataclasses.replace(found, model="shapes")
     return source if scheduler is None else with_scheduler(source, scheduler)
 
 
