@@ -254,13 +254,13 @@ class TorchProgram(Program):
         """Release the weights, and the memory that torch keeps for later."""
         if self._module is not None:
             self._module = None
-            _function(self._entry.synchronize)()
+            _function(self._entry.synchronize)(self._device)
             _function(self._entry.empty_cache)()
 
 
 def _function(name: str) -> Callable[[], Any]:
     """What a table's entry names; nothing where it names nothing."""
-    return resolve(name) if name else lambda: None
+    return resolve(name) if name else lambda *given: None
 
 
 def _attention(entry: TorchDevice) -> AbstractContextManager[Any]:

@@ -44,7 +44,7 @@ class TorchDevice:
     compiler: str = "inductor"
     #: What runs the operations that were gathered, after each call; empty where none are.
     after_call: str = ""
-    #: Waits until everything has been computed; empty where nothing is left to wait for.
+    #: Waits until a device has computed everything; empty where nothing is left to wait for.
     synchronize: str = ""
     #: Gives memory back that is kept for later; empty where none is.
     empty_cache: str = ""
@@ -99,12 +99,12 @@ _CUDA = TorchDevice(
         },
     ),
     has_bfloat16="torch.cuda:is_bf16_supported",
-    synchronize="torch.cuda:synchronize",
+    synchronize="torch.accelerator:synchronize",
     empty_cache="torch.cuda:empty_cache",
     tf32=("torch.backends.cuda:matmul.allow_tf32", "torch.backends:cudnn.allow_tf32"),
     sources={
         "has_bfloat16": f"{_PYTORCH}/generated/torch.cuda.is_bf16_supported.html",
-        "synchronize": f"{_PYTORCH}/generated/torch.cuda.synchronize.html",
+        "synchronize": f"{_PYTORCH}/generated/torch.accelerator.synchronize.html",
         "empty_cache": f"{_PYTORCH}/generated/torch.cuda.memory.empty_cache.html",
         "tf32": f"{_PYTORCH}/notes/cuda.html#tensorfloat-32-tf32-on-ampere-and-later-devices",
     },
@@ -142,7 +142,7 @@ _MPS = TorchDevice(
     copies_async=False,
     slice_attention_below=64 * 2**30,
     attention_slices=2,
-    synchronize="torch.mps:synchronize",
+    synchronize="torch.accelerator:synchronize",
     empty_cache="torch.mps:empty_cache",
     fallback_variable="PYTORCH_ENABLE_MPS_FALLBACK",
     sources={
@@ -151,7 +151,7 @@ _MPS = TorchDevice(
         "copies_async": "https://github.com/pytorch/pytorch/issues/189690",
         "slice_attention_below": _DIFFUSERS_MPS,
         "attention_slices": f"{_DIFFUSERS_MPS}#attention-slicing",
-        "synchronize": f"{_PYTORCH}/mps.html",
+        "synchronize": f"{_PYTORCH}/generated/torch.accelerator.synchronize.html",
         "empty_cache": f"{_PYTORCH}/mps.html",
         "fallback_variable": f"{_PYTORCH}/mps_environment_variables.html",
     },
@@ -172,10 +172,10 @@ _XPU = TorchDevice(
             "unknown": f"{_PYTORCH}/notes/get_start_xpu.html",
         },
     ),
-    synchronize="torch.xpu:synchronize",
+    synchronize="torch.accelerator:synchronize",
     empty_cache="torch.xpu:empty_cache",
     sources={
-        "synchronize": f"{_PYTORCH}/generated/torch.xpu.synchronize.html",
+        "synchronize": f"{_PYTORCH}/generated/torch.accelerator.synchronize.html",
         "empty_cache": f"{_PYTORCH}/generated/torch.xpu.memory.empty_cache.html",
     },
 )

@@ -23,6 +23,7 @@ from perfuse import DiffusionPipeline
 from perfuse.backend import Request, SupportLevel, Target
 from perfuse.checkpoint import Checkpoint
 from perfuse.errors import UnsupportedError
+from perfuse.plugins import resolve
 from perfuse.portability import Limits
 from perfuse.store import ArtifactStore
 from perfuse_torch import devices
@@ -56,7 +57,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     module = types.ModuleType("fake_device")
     for name in ("after", "synchronize", "empty"):
-        setattr(module, name, lambda name=name: made.append(name))
+        setattr(
+            module, name, lambda *given, name=name: made.append(" ".join([name, *map(str, given)]))
+        )
     module.no = lambda: False  # type: ignore[attr-defined]
     module.flags = types.SimpleNamespace()  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "fake_device", module)
@@ -105,6 +108,17 @@ def _default(field: Any) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
+
+
+@pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
+def test_what_an_entry_names_is_there(kind: str) -> None:
+    """In this torch; an HPU's functions come with Gaudi's bridge alone."""
+    entry = DEVICES[kind]
+    for name in (entry.has_bfloat16, entry.after_call, entry.synchronize, entry.empty_cache):
+        assert not name or callable(resolve(name))
+    for setting in entry.tf32:
+        where, _, attribute = setting.rpartition(".")
+        assert isinstance(getattr(resolve(where), attribute), bool)
 
 
 def test_nothing_is_called_executed_that_was_not() -> None:
@@ -225,7 +239,7 @@ def test_what_was_gathered_is_run_and_memory_is_given_back(
     assert calls == ["after"]
     program.close()
     program.close()
-    assert calls == ["after", "synchronize", "empty"]
+    assert calls == ["after", "synchronize cpu", "empty"]
 
 
 def test_a_machine_without_bfloat16_says_so(give: Give, run: Any, calls: list[str]) -> None:
