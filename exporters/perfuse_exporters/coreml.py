@@ -1,4 +1,4 @@
-"""Lowers a component to a Core ML program: ``model.mlpackage``, made on any operating system.
+"""Lowers a component to a Core ML program: ``model.mlpackage``. It needs coremltools, and no Mac.
 
 Inputs and outputs have the signature's names and ranks; floating-point ones are float32 whatever
 the precision inside, integers are int32. A package takes one size, or a list of sizes.
