@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from perfuse.backend import PRECISIONS
+from perfuse.backend import PRECISIONS, Component
+from perfuse.manifest import ExportedComponent
 from perfuse.spec import ComponentSpec, PipelineSpec, TensorSpec
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "cases_of",
     "draws_of",
     "inputs_of",
+    "made_for",
     "probes_of",
     "sizes_of",
 ]
@@ -155,6 +157,14 @@ def sizes_of(spec: PipelineSpec, component: ComponentSpec) -> dict[str, dict[str
             values[latent] = _multiple(values[axis] // scale, component.multiples.get(latent, 1))
         sizes[name] = {dim: values[dim] for dim in component.signature.dims if dim in values}
     return sizes
+
+
+def made_for(made: Component | ExportedComponent, dims: Mapping[str, int]) -> bool:
+    """Whether a component takes sizes, as far as they are given: all, one, or those in a list."""
+    return any(
+        all(dims.get(name, size) == size for name, size in {**made.static, **one}.items())
+        for one in made.sizes or ({},)
+    )
 
 
 def _multiple(size: int, of: int) -> int:

@@ -21,7 +21,7 @@ from perfuse.plugins import host
 from perfuse.spec import PipelineSpec
 from perfuse_conformance import SUITE_VERSION
 from perfuse_conformance.bundle import Bundle
-from perfuse_conformance.cases import LEVELS, Arrays, Capability, Case, cases_of, draws_of
+from perfuse_conformance.cases import LEVELS, Arrays, Capability, Case, cases_of, draws_of, made_for
 from perfuse_conformance.host_cases import judge_host
 from perfuse_conformance.judge import (
     begin,
@@ -179,22 +179,24 @@ class Session:
         return [case for case in cases if case.kind != "refusal" and self._fits(case, held)]
 
     def _fits(self, case: Case, held: Mapping[str, ExportedComponent]) -> bool:
-        """Whether a case asks for the sizes that were fixed when the model was exported."""
+        """Whether a case asks for sizes that the model was exported for."""
         if case.kind in ("component", "forced", "contract"):
-            fixed = held[str(case.component)].static
+            component = held[str(case.component)]
             probes = self.bundle.index["probes"]
             if case.kind == "contract":  # asked with whatever fits
                 metas = [m for m in probes.values() if m["component"] == case.component]
             else:
                 metas = [probes[case.subject]] if case.subject in probes else []
-            sizes = [meta["dims"] for meta in metas] or [dict(fixed)]
-            return any(all(dims.get(d, n) == n for d, n in fixed.items()) for dims in sizes)
+            sizes = [meta["dims"] for meta in metas] or [component.static]
+            return any(made_for(component, dims) for dims in sizes)
         if case.kind in ("draw", "repeat"):
-            sizes_fixed = held[self.spec.denoiser.name].static
             height, width = self.spec.default_size
             inputs = draws_of(self.spec)[str(case.subject)].inputs
-            usual = (inputs.get("height", height), inputs.get("width", width)) == (height, width)
-            return usual or "latent_width" not in sizes_fixed
+            height, width = inputs.get("height", height), inputs.get("width", width)
+            scale = self.spec.latents.downscale if self.spec.latents is not None else 1
+            dims = {"height": height, "width": width}
+            dims |= {"latent_height": height // scale, "latent_width": width // scale}
+            return made_for(held[self.spec.denoiser.name], dims)
         return True
 
     # Running

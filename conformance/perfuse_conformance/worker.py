@@ -20,13 +20,13 @@ import numpy as np
 
 from perfuse.arrays import is_torch
 from perfuse.artifact import Artifact
-from perfuse.backend import PRECISIONS, Backend, Program, Request, Support, Target
+from perfuse.backend import PRECISIONS, Backend, Component, Program, Request, Support, Target
 from perfuse.errors import InputError, PerfuseError, PluginError
 from perfuse.pipeline import DiffusionPipeline, Source, open_model
 from perfuse.plugins import host
 from perfuse.store import ArtifactStore
 from perfuse_conformance.bundle import Bundle
-from perfuse_conformance.cases import Arrays, draws_of, sizes_of
+from perfuse_conformance.cases import Arrays, draws_of, made_for, sizes_of
 from perfuse_conformance.draws import run_draw
 from perfuse_conformance.quality import caption_verdicts
 from perfuse_conformance.watch import GlobalState, TorchWatch
@@ -205,16 +205,17 @@ class Worker:
     ) -> dict[str, Any]:
         """Close a program twice, then call it."""
         opened = self._opened(bundle)
-        fixed = self.source.component(component, precision=precision).static
+        made = self.source.component(component, precision=precision)
         probes = opened.index["probes"]
         fitting = [
             id
             for id, meta in probes.items()
-            if meta["component"] == component
-            and all(meta["dims"].get(name) == size for name, size in fixed.items())
+            if meta["component"] == component and made_for(made, meta["dims"])
         ]
         if not fitting:
-            raise InputError(f"{component} is fixed to {dict(fixed)}, which nothing is asked with.")
+            raise InputError(
+                f"{component} is fixed to {dict(made.static)}, which nothing is asked with."
+            )
         probe, dims = fitting[0], probes[fitting[0]]["dims"]
         self.release()
         threads = set(threading.enumerate())
@@ -260,11 +261,12 @@ class Worker:
     # Parts
 
     def _ready(self, name: str, precision: str, static: Mapping[str, int]) -> Program:
-        key = json.dumps([name, precision, dict(static)], sort_keys=True)
+        component = self._component(name, precision, static)
+        sizes = [dict(component.static), *map(dict, component.sizes)]
+        key = json.dumps([name, precision, sizes], sort_keys=True)
         if self._program is None or self._program[0] != key:
             self.release()
             began = time.perf_counter()
-            component = self.source.component(name, precision=precision, static=dict(static))
             self._program = key, self.backend.prepare(component, self.target, self._store)
             self._prepared_s = time.perf_counter() - began
         else:
@@ -272,8 +274,14 @@ class Worker:
         return self._program[1]
 
     def _another(self, name: str, precision: str, static: Mapping[str, int]) -> Program:
-        component = self.source.component(name, precision=precision, static=dict(static))
+        component = self._component(name, precision, static)
         return self.backend.prepare(component, self.target, self._store)
+
+    def _component(self, name: str, precision: str, static: Mapping[str, int]) -> Component:
+        """A component for a size, or with those that it was exported for."""
+        if isinstance(self.source, Artifact):
+            return self.source.component(name, precision=precision)
+        return self.source.component(name, precision=precision, static=dict(static))
 
     def _is_torch(self, program: Program) -> bool:
         """Whether PyTorch is to compute it: as the engine, or as what an interpreter is written in."""

@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.conformance.mil.judged import judged
 from tests.conformance.mil.programs import (
     block_of,
     constant_of,
@@ -18,37 +19,9 @@ from tests.conformance.mil.programs import (
 
 from perfuse import DiffusionPipeline
 from perfuse.manifest import sha256
-from perfuse_conformance.process import Answer
-from perfuse_conformance.results import Result, Status
-from perfuse_conformance.runner import Session, open_session
-from perfuse_conformance.worker import Worker
+from perfuse_conformance.results import Status
 
 CASE = "component/unet/float32/static/late"
-TARGET = "coreml-interpreter"
-
-
-class _Here:
-    """A worker in this process: what is asked of it is what a process of its own is asked."""
-
-    def __init__(self, session: Session, out: Path) -> None:
-        self.out = out
-        self._worker = Worker(session.target, session.model, out)
-
-    def ask(self, request: Mapping[str, Any], timeout: float) -> Answer:
-        return Answer(value=self._worker.answer(request))
-
-    def close(self) -> None:
-        self._worker.release()
-
-
-def _judged(model: Path, golden: Path, out: Path) -> Result:
-    session = open_session(TARGET, model=str(model), golden=golden, level="L1")
-    session._worker = _Here(session, out)  # type: ignore[assignment]
-    try:
-        (case,) = [case for case in session.cases() if case.id == CASE]
-        return session.judge(case)
-    finally:
-        session.close()
 
 
 @pytest.fixture(scope="module")
@@ -178,13 +151,13 @@ def test_a_package_changed_in_one_place_is_caught(mutate, package, golden, tmp_p
     before = {path: path.read_bytes() for path in package.rglob("*") if path.is_file()}
     mutate(package)
     assert any(path.read_bytes() != data for path, data in before.items())
-    result = _judged(_sealed(package), golden, tmp_path / "out.npz")
+    result = judged(CASE, _sealed(package), golden, tmp_path)
     assert (result.status, result.reason_code) == (Status.FAIL_MISMATCH, "mismatch"), result
 
 
 def test_the_package_that_is_written_again_unchanged_is_not(package, golden, tmp_path):
     with edited(package):
         pass
-    result = _judged(_sealed(package), golden, tmp_path / "out.npz")
+    result = judged(CASE, _sealed(package), golden, tmp_path)
     assert result.status is Status.PASS, result
     assert (result.executed_precision, result.fallbacks) == ("float32", ())
