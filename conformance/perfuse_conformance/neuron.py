@@ -1,8 +1,9 @@
 """What Neuron's compiler is given, computed by XLA on this CPU: *interpreted*, not executed.
 
-neuronx-cc takes a component as a graph of fixed sizes and casts float32 as ``--auto-cast`` says.
-Here the same graph is lowered to StableHLO with the same sizes and the same casts, and XLA's CPU
-client computes it. What Neuron's compiler and hardware make of it can only be seen there.
+neuronx-cc takes a component as a graph of fixed sizes, in the operators that it documents, and
+casts float32 as ``--auto-cast`` says. Here that graph is lowered to StableHLO with the same sizes
+and the same casts, and XLA's CPU client computes it. What Neuron's compiler and hardware make of it
+can only be seen there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -114,8 +115,13 @@ class NeuronInterpreter(Backend):
                 f"{component.name} was to run with {', '.join(own)}; its casts were written into it "
                 "when it was exported. Leave the options out, or run the checkpoint."
             )
-        casts = {**_CASTS[component.precision], **component.options, **own}
-        path = exported(replace(component, precision="float32", options=casts), FORMAT, store)
+        given = {
+            "operators": "neuron",
+            **_CASTS[component.precision],
+            **component.options,
+            **own,
+        }
+        path = exported(replace(component, precision="float32", options=given), FORMAT, store)
         return StableHloProgram(
             component,
             path,

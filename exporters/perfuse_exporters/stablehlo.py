@@ -46,6 +46,7 @@ _PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 _OPTIONS = {
     "auto_cast": ("none", "matmult", "all"),
     "auto_cast_type": ("bf16", "fp16", "tf32", "fp8_e4m3"),
+    "operators": ("core", "neuron"),
 }
 #: What ``auto_cast_type`` may be, and the precision that it is.
 CAST_TYPES = {"bf16": "bfloat16", "fp16": "float16"}
@@ -84,7 +85,8 @@ class StableHloExporter(Exporter):
     """Writes StableHLO in float32, float16 or bfloat16, for one size.
 
     Options: ``auto_cast`` (``none``, ``matmult``, ``all``) and ``auto_cast_type`` (``bf16``,
-    ``fp16``), with what neuronx-cc does under the same names written into the program.
+    ``fp16``), with what neuronx-cc does under the same names written into the program; and
+    ``operators=neuron``, for the graph in the operators that Neuron's compiler documents.
     """
 
     format: ClassVar[str] = FORMAT
@@ -97,15 +99,15 @@ class StableHloExporter(Exporter):
             ExportError: a dimension has no size, or the component could not be captured or lowered.
             InputError: an option is unknown, or is a cast that cannot be computed here.
         """
-        casting = _read_casting(component.options)
+        options = _read_options(component.options)
         if component.precision not in PRECISIONS:
             raise ExportError(
                 f"{component.name} was to be exported to StableHLO in {component.precision}; "
                 f"choose one of {', '.join(PRECISIONS)}."
             )
-        if component.precision != "float32" and casting["auto_cast"] != "none":
+        if component.precision != "float32" and options["auto_cast"] != "none":
             raise InputError(
-                f"auto_cast={casting['auto_cast']} was asked for with {component.precision}; it "
+                f"auto_cast={options['auto_cast']} was asked for with {component.precision}; it "
                 "casts float32. Use --precision float32, or leave auto_cast out."
             )
         _check_sizes(component)
@@ -115,16 +117,22 @@ class StableHloExporter(Exporter):
         from perfuse_exporters.capture import capture
         from perfuse_exporters.stablehlo_graph import Casting, decomposed, lowered, weights_of
 
-        program = decomposed(capture(component, getattr(torch, component.precision)))
+        graph = capture(component, getattr(torch, component.precision))
+        if options["operators"] == "neuron":
+            from perfuse_exporters.neuron_graph import core_graph
+
+            program = core_graph(graph)
+        else:
+            program = decomposed(graph)
         weights = {name: _whole_in_32_bits(name, t) for name, t in weights_of(program).items()}
         function = lowered(
             program,
             component,
-            Casting(mode=casting["auto_cast"], dtype=CAST_TYPES[casting["auto_cast_type"]]),
+            Casting(mode=options["auto_cast"], dtype=CAST_TYPES[options["auto_cast_type"]]),
         )
         path = folder / MODEL
         path.write_bytes(_sealed(_serialised(function, component, weights)))
-        details = {"component": component.name, "precision": component.precision, **casting}
+        details = {"component": component.name, "precision": component.precision, **options}
         _write_weights(folder / WEIGHTS, weights, details)
         return path
 
@@ -139,16 +147,16 @@ class StableHloExporter(Exporter):
         }
 
 
-def _read_casting(options: Mapping[str, str]) -> dict[str, str]:
-    given = read_options(options, _OPTIONS, of="The StableHLO exporter")
-    casting = {"auto_cast": "none", "auto_cast_type": "bf16", **given}
-    kind = casting["auto_cast_type"]
+def _read_options(given: Mapping[str, str]) -> dict[str, str]:
+    defaults = {"auto_cast": "none", "auto_cast_type": "bf16", "operators": "core"}
+    options = {**defaults, **read_options(given, _OPTIONS, of="The StableHLO exporter")}
+    kind = options["auto_cast_type"]
     if kind in _NO_TYPE:
         raise InputError(
             f"auto_cast_type={kind} was asked for; {_NO_TYPE[kind]}. Use bf16 or fp16, or compile "
             "on a Neuron instance: perfuse export --to neuron."
         )
-    return casting
+    return options
 
 
 def _check_sizes(component: Component) -> None:
@@ -260,7 +268,7 @@ class Loaded:
     #: The same of each input, and of each output.
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
-    #: What the exporter noted: ``component``, ``precision``, ``auto_cast``, ``auto_cast_type``.
+    #: What the exporter noted: the component, its precision, and the options.
     details: Mapping[str, str]
     path: Path
 

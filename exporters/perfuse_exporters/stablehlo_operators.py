@@ -157,6 +157,10 @@ def _amax(x: Operand, axes: Sequence[int] = (), keepdim: bool = False) -> Operan
     return jnp.max(x, axis=_axes(axes), keepdims=keepdim)
 
 
+def _amin(x: Operand, axes: Sequence[int] = (), keepdim: bool = False) -> Operand:
+    return jnp.min(x, axis=_axes(axes), keepdims=keepdim)
+
+
 def _axes(axes: Sequence[int] | None) -> tuple[int, ...] | None:
     return tuple(axes) if axes else None
 
@@ -235,9 +239,12 @@ COMPUTED: Mapping[str, Callable[..., Any]] = {
     "aten.add.Scalar": lambda left, right, alpha=1: left + alpha * right,
     "aten.add.Tensor": lambda left, right, alpha=1: left + alpha * right,
     "aten.amax.default": _amax,
+    "aten.amin.default": _amin,
     "aten.any.dim": _any,
     "aten.argmax.default": _argmax,
     "aten.avg_pool2d.default": _avg_pool2d,
+    "aten.bitwise_and.Tensor": jnp.bitwise_and,
+    "aten.bitwise_not.default": jnp.bitwise_not,
     "aten.clamp.default": _clamp,
     "aten.cos.default": jnp.cos,
     "aten.div.Scalar": _div,

@@ -148,6 +148,17 @@ def test_precisions(make: Make) -> None:
         assert program.report().precision == precision
 
 
+def test_in_the_operators_of_neurons_compiler(make: Make) -> None:
+    """Attention, argmax and enlargement in other words, with the same result."""
+    component, path = make("words", "text_encoder", options={"operators": "neuron"})
+    given = arrays(component)
+    assert distance(prepared(component, path)(**given), reference(component, given)) < 5e-6
+    plain = load(make("words", "text_encoder")[1]).exported.mlir_module()
+    wanted = load(path).exported.mlir_module()
+    assert "@argmax" in plain
+    assert "@argmax" not in wanted
+
+
 def test_what_is_written(make: Make) -> None:
     component, path = make("tiny", "unet")
     loaded = load(path)
@@ -162,6 +173,7 @@ def test_what_is_written(make: Make) -> None:
         "precision": "float32",
         "auto_cast": "none",
         "auto_cast_type": "bf16",
+        "operators": "core",
     }
     # No weight is in the program, and nothing of the machine that exported it.
     assert path.stat().st_size < 60_000
@@ -265,7 +277,7 @@ def test_casts_that_cannot_be_computed(find: Find, tmp_path: Path) -> None:
         export(auto_cast="matmult", auto_cast_type="fp8_e4m3")
     with pytest.raises(InputError, match="it takes none, matmult, all"):
         export(auto_cast="matmul")
-    with pytest.raises(InputError, match="it has auto_cast, auto_cast_type"):
+    with pytest.raises(InputError, match="it has auto_cast, auto_cast_type, operators"):
         export(palettize="6")
     with pytest.raises(InputError, match="it casts float32"):
         export("bfloat16", auto_cast="matmult")

@@ -103,12 +103,12 @@ FUNCTIONS: dict[str, tuple[Function, tuple[tuple[int, ...], ...]]] = {
     "slices": (lambda x: x[:, 1:-1:2, ..., 2] + x[:, ::3, 0, :1], ((2, 5, 3, 4),)),
     "fourier": (lambda x: torch.cat([torch.log(x * x).sin(), x.cos()], -1) * 2 - 1, ((3, 7),)),
     "axes": (
-        lambda x: x.sum(1, keepdim=True) + x.mean((0, 2)).amax() - 1,
+        lambda x: x.sum(1, keepdim=True) + x.mean((0, 2)).amax() * x.amin((0, 2)).amin() - 1,
         ((2, 3, 5),),
     ),
     "powers": (lambda x: (x**2).sqrt() * (x.abs() + 1).rsqrt() / (1 + x**4).reciprocal(), ((9,),)),
     "choices": (
-        lambda x, y: torch.where(torch.logical_and(x > y, x <= 1), x, y.clamp(-1, 0.5)),
+        lambda x, y: torch.where((x > y) & ~(x > 1), x, y.clamp(-1, 0.5)),
         ((9,), (4, 9)),
     ),
     "extremes": (lambda x, y: torch.maximum(x, y) - torch.minimum(x, -y).relu(), ((9,), (4, 9))),

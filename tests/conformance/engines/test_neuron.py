@@ -47,6 +47,7 @@ def test_a_precision_is_a_cast(unet: Component) -> None:
         assert report.precision == precision
         assert report.details["precision"] == "float32"
         assert report.details["auto_cast"] == auto_cast
+        assert report.details["operators"] == "neuron"
         assert report.details["interprets"] == "neuron"
         found[precision] = program(**given)["out_sample"]
     assert 1e-4 < np.abs(found["bfloat16"] - found["float32"]).max() < 0.1
