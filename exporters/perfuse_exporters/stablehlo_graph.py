@@ -126,6 +126,8 @@ def _refusal(node: Node) -> str | None:
         return "transposed convolutions are not lowered"
     if name == "aten.avg_pool2d.default" and arguments.get(4):
         return "windows that reach beyond the picture are not lowered"
+    if name == "aten.avg_pool2d.default" and (not arguments.get(5, True) or arguments.get(6)):
+        return "means that leave zeros around the picture out are not lowered"
     if "attention" in name and (arguments.get(4) or arguments.get("enable_gqa")):
         return "attention with dropout or shared heads is not lowered"
     return None

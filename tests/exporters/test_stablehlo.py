@@ -303,6 +303,12 @@ class Wide(nn.Module):
         (Turned, "aten._fft_r2c.default", "complex64"),
         (Wide, "aten._to_copy.default", "float64"),
         (lambda: nn.ConvTranspose1d(4, 4, 3, padding=1), "aten.convolution.default", "transposed"),
+        (lambda: nn.AvgPool2d(2, ceil_mode=True), "aten.avg_pool2d.default", "beyond the picture"),
+        (
+            lambda: nn.AvgPool2d(2, padding=1, count_include_pad=False),
+            "aten.avg_pool2d.default",
+            "leave zeros",
+        ),
         (lambda: Erased(), "aten.cumsum.default", "no lowering"),
     ],
 )
