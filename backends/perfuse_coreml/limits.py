@@ -28,11 +28,11 @@ def _limits(float32: str, *unknown: str) -> Limits:
 
 
 _PLAN = "which operators run on which unit: Core ML decides when it loads the file"
-_ENGINE = "float32 runs on the CPU: the Neural Engine computes in float16 alone"
+_ENGINE = "on the CPU, as the Neural Engine computes in float16 alone"
 
 #: By compute units, as Core ML names them.
 LIMITS = {
-    "ALL": _limits("on the CPU and the GPU: the Neural Engine has none", _PLAN),
+    "ALL": _limits("on the CPU and the GPU, as the Neural Engine has none", _PLAN),
     "CPU_AND_NE": _limits(_ENGINE, _PLAN),
     "CPU_AND_GPU": _limits("", _PLAN),
     "CPU_ONLY": _limits(""),

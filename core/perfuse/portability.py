@@ -404,7 +404,7 @@ def _kept(component: Component, asked: str) -> Finding:
         component.name,
         "precision",
         "changed",
-        f"{asked} overflows in it: force_upcast in its config",
+        f"{asked} overflows in it, says force_upcast in its config",
         f"stays {component.precision}",
     )
 

@@ -349,7 +349,7 @@ def test_an_autoencoder_that_overflows_stays_in_float32(checkpoint: Make) -> Non
     rows = found(findings, "precision", "vae_decoder")
     assert (
         "changed",
-        "float16 overflows in it: force_upcast in its config",
+        "float16 overflows in it, says force_upcast in its config",
         "stays float32",
     ) in rows
     assert ("fits", "float16", "") in found(findings, "precision", "unet")
