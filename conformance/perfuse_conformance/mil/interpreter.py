@@ -1,6 +1,5 @@
 """Runs one saved ML Program in PyTorch on the CPU."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,6 @@ from perfuse_conformance.mil.program import Function, Reader, TensorType
 __all__ = ["MilPredictor"]
 
 _FLOATS = ("float32", "float16")
-_NO_LIMIT = -1
 
 Array = npt.NDArray[Any]
 #: Name to a shape and numpy's name of a dtype.
@@ -139,10 +137,7 @@ class _Sizes:
         self.dtype = _dtype(array)
         self.usual = tuple(array.shape)
         self._listed = {self.usual, *(tuple(one.shape) for one in array.enumeratedShapes.shapes)}
-        self._ranges = [
-            (one.lowerBound, math.inf if one.upperBound == _NO_LIMIT else one.upperBound)
-            for one in array.shapeRange.sizeRanges
-        ]
+        self._ranges = [(one.lowerBound, one.upperBound) for one in array.shapeRange.sizeRanges]
 
     def check(self, array: Array, package: Path) -> None:
         """Raise ``InputError`` where an array is none that the file takes."""
@@ -150,7 +145,7 @@ class _Sizes:
             return
         sizes = " or ".join(str(shape) for shape in sorted(self._listed))
         if self._ranges:
-            sizes = f"{self._ranges}"
+            sizes = " × ".join(f"{low} to {high}" for low, high in self._ranges)
         raise InputError(
             f"{package} takes {self._name} as {self.dtype} of {sizes}; got {array.dtype.name} of "
             f"{array.shape}. Ask for that size, or export the checkpoint for another."

@@ -292,7 +292,7 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
-# Sums
+# Sums and products
 
 
 def _axes(x: Tensor, axes: Tensor | None) -> list[int]:

@@ -345,7 +345,7 @@ def test_a_value_is_released_after_its_last_use(tmp_path, monkeypatch):
 # Several sizes, several functions
 
 
-class _Pooled(torch.nn.Module):
+class _Rows(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         n, c, h, w = x.shape
         rows = torch.nn.functional.silu(x).reshape(n, c, h * w).transpose(1, 2)
@@ -353,19 +353,20 @@ class _Pooled(torch.nn.Module):
         return rows.transpose(1, 2).reshape(n, c, h, w)[:, :, 1:] * h
 
 
-def _converted(module: torch.nn.Module, sizes: list[tuple[int, ...]], package: Path) -> Path:
+def _converted(module: torch.nn.Module, shape: Any, package: Path) -> Path:
+    """The module's package, for an input of coremltools' flexible shapes."""
     ct = import_coremltools()
     from torch.export import Dim, export
 
     height, width = Dim("height", min=3), Dim("width", min=3)
     with quiet():
         program = export(
-            module, (torch.zeros(sizes[0]),), dynamic_shapes=({2: height, 3: width},)
+            module, (torch.zeros(1, 3, 6, 4),), dynamic_shapes=({2: height, 3: width},)
         ).run_decompositions({})
         ct.convert(
             program,
             convert_to="mlprogram",
-            inputs=[ct.TensorType(name="x", shape=ct.EnumeratedShapes(shapes=sizes))],
+            inputs=[ct.TensorType(name="x", shape=shape)],
             outputs=[ct.TensorType(name="y")],
             compute_precision=ct.precision.FLOAT32,
             skip_model_load=True,
@@ -375,14 +376,27 @@ def _converted(module: torch.nn.Module, sizes: list[tuple[int, ...]], package: P
 
 def test_a_list_of_sizes_takes_each_of_them_and_no_other(tmp_path):
     sizes = [(1, 3, 6, 4), (1, 3, 4, 10)]
-    predictor = MilPredictor(_converted(_Pooled().eval(), sizes, tmp_path / "sizes.mlpackage"))
+    listed = import_coremltools().EnumeratedShapes(shapes=sizes)
+    predictor = MilPredictor(_converted(_Rows().eval(), listed, tmp_path / "sizes.mlpackage"))
     assert predictor.inputs == {"x": (sizes[0], "float32")}
     for size in sizes:
         x = normal(size)
-        right = _Pooled()(torch.tensor(x)).numpy()
+        right = _Rows()(torch.tensor(x)).numpy()
         np.testing.assert_allclose(predictor({"x": x})["y"], right, rtol=1e-5, atol=1e-6)
     with pytest.raises(InputError, match=r"of \(1, 3, 4, 10\) or \(1, 3, 6, 4\); got .*6, 10\)"):
         predictor({"x": normal((1, 3, 6, 10))})
+
+
+def test_a_range_of_sizes_takes_what_is_in_it(tmp_path):
+    ct = import_coremltools()
+    ranges = (1, 3, ct.RangeDim(4, 9, default=6), ct.RangeDim(4, 60, default=4))
+    predictor = MilPredictor(_converted(_Rows().eval(), ranges, tmp_path / "range.mlpackage"))
+    for size in ((1, 3, 6, 4), (1, 3, 9, 50)):
+        x = normal(size)
+        right = _Rows()(torch.tensor(x)).numpy()
+        np.testing.assert_allclose(predictor({"x": x})["y"], right, rtol=1e-5, atol=1e-6)
+    with pytest.raises(InputError, match=r"got float32 of \(1, 3, 10, 4\)"):
+        predictor({"x": normal((1, 3, 10, 4))})
 
 
 def test_the_default_of_several_functions_runs(convolution, tmp_path):
