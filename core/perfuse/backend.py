@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 from perfuse.errors import InputError
 from perfuse.spec import Array, ComponentSpec, Signature
@@ -24,6 +25,7 @@ __all__ = [
     "Device",
     "ExecutionReport",
     "Exporter",
+    "Options",
     "Placement",
     "Program",
     "Request",
@@ -280,14 +282,16 @@ class Backend(ABC):
         """
 
 
-def read_options(
-    given: Mapping[str, str], known: Mapping[str, Sequence[str] | None], *, of: str
-) -> dict[str, str]:
+#: Each switch with the values it takes; ``None`` for one that takes any.
+Options: TypeAlias = Mapping[str, Sequence[str] | None]
+
+
+def read_options(given: Mapping[str, str], known: Options, *, of: str) -> dict[str, str]:
     """Check switches against those that there are.
 
     Args:
         given: What a person wrote.
-        known: Each switch with the values it takes; ``None`` for one that takes any.
+        known: The switches that there are.
         of: Whose they are, for the message: ``"The Core ML exporter"``.
 
     Raises:
@@ -317,6 +321,8 @@ class Exporter(ABC):
     format: ClassVar[str]
     #: Whether a file takes one size, or a list of sizes. The host then fixes every dimension.
     fixed: ClassVar[bool] = False
+    #: Its switches. The host refuses others.
+    options: ClassVar[Options] = MappingProxyType({})
     #: Whether the format's users look for a ``model_index.json`` in the folder, as a checkpoint has.
     indexed: ClassVar[bool] = False
 
@@ -328,7 +334,7 @@ class Exporter(ABC):
 
         Raises:
             ExportError: the component could not be captured or lowered.
-            InputError: an option is unknown or malformed.
+            InputError: an option cannot be used, with another or with this component.
         """
 
     def arrange(

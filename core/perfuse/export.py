@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 
-from perfuse.backend import Component
+from perfuse.backend import Component, read_options
 from perfuse.errors import ExportError, InputError
 from perfuse.manifest import ExportedComponent, Manifest, sha256, tool_versions
 from perfuse.model_index import write_index
@@ -88,6 +88,7 @@ def exported(component: Component, format: str, store: ArtifactStore) -> Path:
 def _export(component: Component, format: str, folder: Path) -> Path:
     say(f"Exporting {component.name} to {format} ({component.precision})")
     exporter = host().exporter(format)
+    read_options(component.options, exporter.options, of=f"The {format} exporter")
     try:
         with warnings.catch_warnings():
             # The tools' own deprecations are not the user's to mend.

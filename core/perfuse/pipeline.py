@@ -452,6 +452,8 @@ class DiffusionPipeline:
         if sizes and (height is not None or width is not None):
             raise InputError("Give either sizes, or one height and width.")
         fixed = host().exporter(to).fixed
+        if len(sizes) > 1 and not fixed:
+            raise InputError(f"{to} takes any size in one file; leave the sizes out, or give one.")
         shapes = self._shapes(list(sizes) or [(height, width)], batch, fixed=fixed)
         switches = component_options(options or {}, tuple(self.spec.components))
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from perfuse.backend import Component, Exporter, read_options
+from perfuse.backend import Component, Exporter, Options
 from perfuse.errors import ExportError, InputError, PerfuseError
 from perfuse.spec import TensorSpec
 from perfuse_exporters.apple import adapted, arrange, is_apple
@@ -43,6 +43,7 @@ class CoreMLExporter(Exporter):
 
     format: ClassVar[str] = "coreml"
     fixed: ClassVar[bool] = True
+    options: ClassVar[Options] = OPTIONS
 
     def export(self, component: Component, folder: Path) -> Path:
         """Write ``model.mlpackage``, or ``model_chunk1.mlpackage`` and ``model_chunk2.mlpackage``.
@@ -53,15 +54,15 @@ class CoreMLExporter(Exporter):
 
         Raises:
             ExportError: the component could not be captured or lowered.
-            InputError: an option is unknown, or does not go with another or with the sizes.
+            InputError: an option does not go with another or with the sizes.
         """
         if component.precision not in _PRECISIONS:
             raise ExportError(
                 f"{component.name} was to be exported to Core ML in {component.precision}, which "
                 f"it does not have; choose one of {', '.join(_PRECISIONS)}."
             )
-        options = read_options(component.options, OPTIONS, of="The Core ML exporter")
-        options = {"deployment_target": _DEFAULT_TARGET, "compute_units": "ALL", **options}
+        defaults = {"deployment_target": _DEFAULT_TARGET, "compute_units": "ALL"}
+        options = {**defaults, **component.options}
         _check_options(component, options)
         _check_fixed(component)
         import torch

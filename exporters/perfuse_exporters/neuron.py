@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from perfuse.architectures import latents_of
-from perfuse.backend import PRECISIONS, Component, Exporter, read_options
+from perfuse.backend import PRECISIONS, Component, Exporter, Options
 from perfuse.errors import ExportError
 from perfuse.export import say
 from perfuse.store import ArtifactStore
@@ -51,7 +51,6 @@ def settings_of(component: Component) -> dict[str, str]:
 
     Raises:
         ExportError: its precision is none that the compiler can cast to.
-        InputError: an option is unknown or malformed.
     """
     if component.precision not in _CASTS:
         raise ExportError(
@@ -59,7 +58,7 @@ def settings_of(component: Component) -> dict[str, str]:
             f"choose one of {', '.join(PRECISIONS)}."
         )
     defaults = {**_CASTS[component.precision], "inline_weights_to_neff": "true", "optlevel": "2"}
-    return {**defaults, **read_options(component.options, OPTIONS, of="The Neuron exporter")}
+    return {**defaults, **component.options}
 
 
 def traced(component: Component) -> "nn.Module":
@@ -88,6 +87,7 @@ class NeuronExporter(Exporter):
 
     format: ClassVar[str] = "neuron"
     fixed: ClassVar[bool] = True
+    options: ClassVar[Options] = OPTIONS
     indexed: ClassVar[bool] = True
 
     def export(self, component: Component, folder: Path) -> Path:

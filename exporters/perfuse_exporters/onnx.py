@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from perfuse.backend import Component, Exporter, read_options
+from perfuse.backend import Component, Exporter
 from perfuse.errors import ExportError
 from perfuse.plugins import said
 from perfuse_exporters.onnx_operators import translations
@@ -59,7 +59,6 @@ class OnnxExporter(Exporter):
         """
         import torch
 
-        read_options(component.options, {}, of="The ONNX exporter")
         if component.precision not in ("float32", "float16"):
             raise ExportError(
                 f"{component.name} was to be exported to onnx in {component.precision}; ONNX "

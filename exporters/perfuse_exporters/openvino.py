@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from xml.etree import ElementTree
 
-from perfuse.backend import PRECISIONS, Component, Exporter, read_options
+from perfuse.backend import PRECISIONS, Component, Exporter
 from perfuse.errors import ExportError
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ class OpenVinoExporter(Exporter):
     format: ClassVar[str] = "openvino"
 
     def export(self, component: Component, folder: Path) -> Path:
-        read_options(component.options, {}, of="The OpenVINO exporter")
         if component.precision not in PRECISIONS:
             raise ExportError(
                 f"{component.name} was to be exported to OpenVINO in {component.precision}; "

@@ -21,7 +21,7 @@ from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from perfuse.backend import PRECISIONS, Component, Exporter, read_options
+from perfuse.backend import PRECISIONS, Component, Exporter, Options
 from perfuse.errors import ArtifactError, ExportError, InputError
 
 if TYPE_CHECKING:
@@ -91,13 +91,14 @@ class StableHloExporter(Exporter):
 
     format: ClassVar[str] = FORMAT
     fixed: ClassVar[bool] = True
+    options: ClassVar[Options] = _OPTIONS
 
     def export(self, component: Component, folder: Path) -> Path:
         """Write the component into an empty folder and return the path of ``model.stablehlo``.
 
         Raises:
             ExportError: a dimension has no size, or the component could not be captured or lowered.
-            InputError: an option is unknown, or is a cast that cannot be computed here.
+            InputError: an option is a cast that cannot be computed here.
         """
         options = _read_options(component.options)
         if component.precision not in PRECISIONS:
@@ -149,7 +150,7 @@ class StableHloExporter(Exporter):
 
 def _read_options(given: Mapping[str, str]) -> dict[str, str]:
     defaults = {"auto_cast": "none", "auto_cast_type": "bf16", "operators": "core"}
-    options = {**defaults, **read_options(given, _OPTIONS, of="The StableHLO exporter")}
+    options = {**defaults, **given}
     kind = options["auto_cast_type"]
     if kind in _NO_TYPE:
         raise InputError(

@@ -187,16 +187,23 @@ def test_no_file_is_left_behind(install: Install, monkeypatch: pytest.MonkeyPatc
     assert list(temporary.iterdir()) == []
 
 
+#: Tests that were started in the background have the interrupt ignored, and so would a child.
+INTERRUPTIBLE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from perfuse.cli import main
+main()
+"""
+
+
 def test_who_gives_up_waiting_leaves_no_process(install: Install, tmp_path: Path) -> None:
     note = tmp_path / "pid"
     code = f"import os, pathlib, time; pathlib.Path({str(note)!r}).write_text(str(os.getpid()))"
     site = good(install, "stuck", devices=f"{code}; time.sleep(3600)")
     process = subprocess.Popen(
-        [sys.executable, "-m", "perfuse.cli", "doctor"],
+        [sys.executable, "-c", INTERRUPTIBLE, "doctor"],
         env={**os.environ, "PYTHONPATH": str(site), "PERFUSE_PLUGINS": "stuck"},
         stderr=subprocess.PIPE,
-        # Whoever starts the tests in the background has the interrupt ignored, and so it would be.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (note.exists() and note.read_text()):
         assert process.poll() is None

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,3 +145,29 @@ def test_sizes_that_cannot_be_fixed(
     with pytest.raises(InputError, match=words):
         pipe.export(tmp_path / "out", to="onnx", **sizes)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"options": {"palettize": "6"}}, "onnx exporter was given the option palettize; it has"),
+        ({"options": {"unet.palettize": "6"}}, "option palettize"),
+        ({"options": {"vae.palettize": "6"}}, "vae.palettize was given; this pipeline has unet"),
+        ({"sizes": [(16, 16)], "height": 16}, "either sizes, or one height"),
+    ],
+)
+def test_options_and_sizes_that_there_are_not(
+    checkpoint: Make, tmp_path: Path, given: dict[str, Any], words: str
+) -> None:
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"), backend="torch:cpu")
+    with pytest.raises(InputError, match=words):
+        pipe.export(tmp_path / "out", to="onnx", **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_format_of_any_size_takes_no_list(checkpoint: Make, tmp_path: Path) -> None:
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"), backend="torch:cpu")
+    with pytest.raises(InputError, match="onnx takes any size.*leave the sizes out"):
+        pipe.export(tmp_path / "out", to="onnx", sizes=[(16, 16), (16, 32)])
+    one = Artifact.open(pipe.export(tmp_path / "out", to="onnx", sizes=[(16, 32)]))
+    assert one.manifest.components["unet"].static == {"height": 16, "width": 32}
