@@ -195,7 +195,9 @@ def _print_run(run: Run) -> None:
     told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     model = Path(run.run["model"]).name
     manner = f" interpreted, not executed on {run.interprets}" if run.interprets else ""
-    console.print(f"[bold]{run.backend['target']}[/]  {model}  [bold]{run.claim}[/]{manner}  {told}")
+    console.print(
+        f"[bold]{run.backend['target']}[/]  {model}  [bold]{run.claim}[/]{manner}  {told}"
+    )
     for result in run.results:
         if result.status.failed or result.status in (
             Status.PASS_FALLBACK,
