@@ -1,11 +1,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-PLUGINS = ./plugins/perfuse-openreg ./plugins/perfuse-executorch
+PLUGINS = ./plugins/perfuse-openreg ./plugins/perfuse-executorch ./plugins/perfuse-xla
 PYTEST = $(BIN)/python -m pytest -n auto
 PIP = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
-TARGETS = torch:cpu onnxruntime:cpu openvino:CPU executorch openreg:0
+TARGETS = torch:cpu onnxruntime:cpu openvino:CPU xla:cpu executorch openreg:0 \
+  coreml-interpreter:cpu neuron-interpreter:cpu
 MODELS = shapes random-sd random-sdxl
 
 .PHONY: demo test check bench conformance
@@ -15,7 +16,7 @@ demo: $(VENV)/all
 	$(BIN)/python -m perfuse.shapes.demo --output demo.png
 
 test: $(VENV)/plugins
-	$(PYTEST) --dist loadfile --no-loadscope-reorder tests/test_readme.py plugins/perfuse-executorch plugins/perfuse-openreg tests
+	$(PYTEST) --dist loadfile --no-loadscope-reorder tests/test_readme.py plugins/perfuse-executorch plugins/perfuse-xla plugins/perfuse-openreg tests
 	PYTHONPATH=$(abspath $(VENV))/mutants $(PYTEST) --dist load plugins/perfuse-mutants
 
 check: $(VENV)/dev

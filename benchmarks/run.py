@@ -15,7 +15,16 @@ from typing import Any
 from sidebyside import Row, add_options, describe, markdown, say
 
 #: In this order: the exports that `export_memory` writes are what `overhead` runs.
-BENCHMARKS = ("cold_start", "listing", "export_memory", "overhead", "reference_speed", "latency")
+BENCHMARKS = (
+    "cold_start",
+    "listing",
+    "export_memory",
+    "coreml_export",
+    "mil_interpreter",
+    "overhead",
+    "reference_speed",
+    "latency",
+)
 HERE = Path(__file__).parent
 
 
