@@ -14,14 +14,19 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from perfuse.errors import ArtifactError
+from perfuse.errors import ArtifactError, EngineMissingError, UnsupportedError
 from perfuse.manifest import inside
 
-__all__ = ["Interface", "check_package", "read_interface"]
+__all__ = ["Interface", "read_interface", "read_model", "within"]
 
 Tensors = Mapping[str, tuple[tuple[int, ...], str]]
 
 _AGAIN = "Copy or export it again."
+_DATA = "Data"
+_AUTHOR = "com.apple.CoreML"
+#: Core ML's versions of its file format that have ML Programs: iOS 15 to iOS 26.
+_VERSIONS = range(6, 11)
+_MESSAGES = "perfuse_exporters.coremltools_proto"
 #: The values of ``ArrayFeatureType.ArrayDataType`` in FeatureTypes.proto.
 _ARRAYS = {65552: "float16", 65568: "float32", 131104: "int32"}
 #: ``FLOAT16`` of ``DataType`` in MIL.proto.
@@ -42,41 +47,81 @@ class Interface:
     precision: str
 
 
-def check_package(package: Path) -> Path:
-    """The file of a package's program, by its manifest, whose every item must be there.
+def read_model(package: Path) -> tuple[Any, Path]:
+    """The model of an ``.mlpackage``, and the folder that ``@model_path`` stands for in it.
+
+    Returns:
+        A ``CoreML.Specification.Model`` that holds an ML Program, and the folder of its file.
 
     Raises:
-        ArtifactError: an item is missing, or the manifest is damaged or names a file outside.
+        ArtifactError: the manifest or the model is missing, damaged, or leads out of the folder.
+        UnsupportedError: the model is no ML Program, or of a version that is not known.
+        EngineMissingError: coremltools is not installed.
     """
-    manifest = package / "Manifest.json"
+    path = _root(package)
+    messages = _messages()
+    model = messages.Model()
     try:
-        data = json.loads(manifest.read_text("utf-8"))
-        items = {key: str(entry["path"]) for key, entry in data["itemInfoEntries"].items()}
-        root = items[data["rootModelIdentifier"]]
+        model.ParseFromString(path.read_bytes())
+    except (OSError, messages.DecodeError) as exc:
+        raise ArtifactError(
+            f"{path} was to be read as a Core ML model; {exc}. Copy or export it again."
+        ) from exc
+    kind = model.WhichOneof("Type")
+    if kind != "mlProgram":
+        raise UnsupportedError(
+            f"{path} holds a model of the kind {kind or 'none'}; ML Programs are interpreted. "
+            "Convert it with convert_to='mlprogram'."
+        )
+    if model.specificationVersion not in _VERSIONS:
+        raise UnsupportedError(
+            f"{path} has version {model.specificationVersion} of Core ML's format; versions "
+            f"{_VERSIONS[0]} to {_VERSIONS[-1]} are known. Export it for another deployment target."
+        )
+    return model, path.parent
+
+
+def _root(package: Path) -> Path:
+    """The file of the root model, by the manifest; every item that is named must be there."""
+    path = package / "Manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = str(manifest["fileFormatVersion"])
+        items = {
+            str(key): (item["author"], str(item["path"]))
+            for key, item in manifest["itemInfoEntries"].items()
+        }
+        root = str(manifest["rootModelIdentifier"])
+        author, _ = items[root]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ArtifactError(
-            f"{manifest} was to be read as a Core ML package's; {type(exc).__name__}: {exc}. {_AGAIN}"
+            f"{path} was to be read as the manifest of an .mlpackage; {type(exc).__name__}: {exc}. "
+            "Copy or export it again."
         ) from exc
-    for path in items.values():
-        _inside(package, f"Data/{path}")
-    program = package / "Data" / root
-    if not program.is_file():
-        raise ArtifactError(f"{manifest} says that {program} is the program, a folder. {_AGAIN}")
-    return program
-
-
-def _inside(package: Path, relative: str) -> Path:
-    """A file of a package, which must be there, and inside."""
-    try:
-        path = inside(package, relative)
-    except ArtifactError as exc:
+    if version.partition(".")[0] != "1" or author != _AUTHOR:
         raise ArtifactError(
-            f"{package} names the file {relative!r}, which is outside of it. It was tampered with, "
-            f"or is damaged. {_AGAIN}"
-        ) from exc
-    if not path.exists():
-        raise ArtifactError(f"{package} is incomplete: {relative} is missing. {_AGAIN}")
-    return path
+            f"{path} has format version {version} and a root model by {author}; 1 and {_AUTHOR} "
+            "are read. Copy or export it again."
+        )
+    data = within(package, _DATA, path)  # the folder of the items may be a link itself
+    files = {key: within(data, item, path) for key, (_, item) in items.items()}
+    missing = [str(file) for file in files.values() if not file.exists()]
+    if missing:
+        raise ArtifactError(
+            f"{path} names {', '.join(missing)}, which is not there. Copy or export it again."
+        )
+    return files[root]
+
+
+def within(folder: Path, relative: str, named_by: Path) -> Path:
+    """The file of a relative path, which must stay inside the folder."""
+    try:
+        return inside(folder, relative)
+    except ArtifactError:
+        raise ArtifactError(
+            f"{named_by} names the file {relative!r}, which is outside {folder}. It was tampered "
+            "with, or is damaged; export it again."
+        ) from None
 
 
 def read_interface(model: Path) -> Interface:
@@ -87,24 +132,13 @@ def read_interface(model: Path) -> Interface:
     """
     if model.suffix == ".mlmodelc":
         return _compiled(model / "metadata.json")
-    program = check_package(model)
-    messages = _messages()
-    spec = messages.Model()
-    try:
-        spec.ParseFromString(program.read_bytes())
-    except messages.DecodeError as exc:
-        raise ArtifactError(f"{program} is not a Core ML model: {exc}. {_AGAIN}") from exc
-    if not spec.HasField("mlProgram"):
-        raise ArtifactError(
-            f"{program} is a {spec.WhichOneof('Type')}; an ML Program was expected. Export the "
-            "model again with a newer tool."
-        )
-    _check_weights(model, program, spec)
+    spec, folder = read_model(model)
+    _check_weights(folder, spec)
     given = {value.name: value.type for op in _operations(spec) for value in op.outputs}
     return Interface(
-        inputs={one.name: _declared(program, one) for one in spec.description.input},
+        inputs={one.name: _declared(model, one) for one in spec.description.input},
         outputs={
-            one.name: _shaped(_declared(program, one), given.get(one.name))
+            one.name: _shaped(_declared(model, one), given.get(one.name))
             for one in spec.description.output
         },
         listed={
@@ -117,7 +151,7 @@ def read_interface(model: Path) -> Interface:
     )
 
 
-def _check_weights(package: Path, program: Path, spec: Any) -> None:
+def _check_weights(folder: Path, spec: Any) -> None:
     """Every weight's file is there, and reaches as far as the weight."""
     ends: dict[str, int] = {}
     for op in _operations(spec):
@@ -127,13 +161,12 @@ def _check_weights(package: Path, program: Path, spec: Any) -> None:
             if value.HasField("blobFileValue"):
                 blob = value.blobFileValue
                 ends[blob.fileName] = max(blob.offset, ends.get(blob.fileName, 0))
-    beside = program.parent.relative_to(package).as_posix()
     for name, end in ends.items():
-        relative = f"{beside}/{name.removeprefix('@model_path/')}"
-        if _inside(package, relative).stat().st_size <= end:
-            raise ArtifactError(
-                f"{package} is incomplete: {relative} ends before a weight. {_AGAIN}"
-            )
+        file = within(folder, name.removeprefix("@model_path/"), folder)
+        if not file.is_file():
+            raise ArtifactError(f"{file}, which holds weights, is missing. {_AGAIN}")
+        if file.stat().st_size <= end:
+            raise ArtifactError(f"{file} is incomplete: it ends before a weight. {_AGAIN}")
 
 
 def _listed(feature: Any) -> Any:
@@ -142,20 +175,25 @@ def _listed(feature: Any) -> Any:
 
 @lru_cache(maxsize=1)
 def _messages() -> Any:
-    """coremltools' protobuf classes without coremltools, whose import takes seconds and torch.
+    """coremltools' protobuf classes, without coremltools: importing that takes seconds, and prints.
 
     Whichever is imported first, protobuf's pool of descriptors makes the classes the same ones.
     """
     found = importlib.util.find_spec("coremltools")
-    assert found is not None and found.origin is not None  # the reader's manifest requires it
-    name, folder = "perfuse_exporters.coremltools_proto", Path(found.origin).parent / "proto"
+    if found is None or found.origin is None:
+        raise EngineMissingError(
+            "A Core ML program was to be interpreted; coremltools, which has its file format, is "
+            "not installed. pip install 'perfuse[coreml]'"
+        )
+    folder = Path(found.origin).parent / "proto"
     spec = importlib.util.spec_from_file_location(
-        name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        _MESSAGES, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
     assert spec is not None and spec.loader is not None
-    sys.modules[name] = package = importlib.util.module_from_spec(spec)
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[_MESSAGES] = package
     spec.loader.exec_module(package)
-    messages: Any = importlib.import_module(f"{name}.Model_pb2")
+    messages: Any = importlib.import_module(f"{_MESSAGES}.Model_pb2")
     messages.DecodeError = importlib.import_module("google.protobuf.message").DecodeError
     return messages
 
@@ -172,13 +210,13 @@ def _in_half(op: Any) -> bool:
     )
 
 
-def _declared(program: Path, feature: Any) -> tuple[tuple[int, ...], str]:
+def _declared(model: Path, feature: Any) -> tuple[tuple[int, ...], str]:
     array = feature.type.multiArrayType
     shapes = [array.shape, *(one.shape for one in _listed(feature))]
     sound = all(len(s) == len(shapes[0]) and all(size > 0 for size in s) for s in shapes)
     if array.dataType not in _ARRAYS or not sound:
         raise ArtifactError(
-            f"{program} has {feature.name}, which is no array of float16, float32 or int32 with "
+            f"{model} has {feature.name}, which is no array of float16, float32 or int32 with "
             "sizes. It was made for something else than a diffusion pipeline."
         )
     return tuple(array.shape), _ARRAYS[array.dataType]

@@ -25,10 +25,10 @@ from perfuse.models.embeddings import Timesteps
 from perfuse.models.resnet import Downsample2D, Upsample2D
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_conformance.mil.interpreter import MilPredictor
-from perfuse_conformance.mil.package import read_model
 from perfuse_exporters.capture import capture
 from perfuse_exporters.coreml import CoreMLExporter
 from perfuse_exporters.coreml_program import CoreMLProgram, parts_of
+from perfuse_exporters.mlpackage import read_model
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 

@@ -125,8 +125,8 @@ def test_core_ml_has_one_product_a_head_and_part(tmp_path: Path) -> None:
     """And layer normalisation over channels in one operation, with hardly a transposition."""
     pytest.importorskip("coremltools")
     from perfuse_conformance.mil.interpreter import MilPredictor
-    from perfuse_conformance.mil.package import read_model
     from perfuse_exporters.coreml import CoreMLExporter
+    from perfuse_exporters.mlpackage import read_model
 
     config = {
         "block_out_channels": [32],

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from perfuse.errors import ArtifactError, InputError, UnsupportedError
-from perfuse_conformance.mil.package import read_model
 from perfuse_conformance.mil.program import Function, Reader, TensorType
+from perfuse_exporters.mlpackage import read_model
 
 __all__ = ["MilPredictor"]
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from perfuse.errors import ArtifactError, PerfuseError, UnsupportedError
 from perfuse_conformance.mil.constants import CONSTANTS
 from perfuse_conformance.mil.operations import OPERATIONS
-from perfuse_conformance.mil.package import within
 from perfuse_conformance.mil.weights import BITS, WeightFile
+from perfuse_exporters.mlpackage import within
 
 __all__ = ["Function", "Reader", "Step", "TensorType"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from perfuse_conformance.mil.package import read_model
 from perfuse_exporters.coreml_tools import import_coremltools, quiet
+from perfuse_exporters.mlpackage import read_model
 
 
 def save_program(
