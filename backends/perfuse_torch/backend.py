@@ -258,7 +258,7 @@ class TorchProgram(Program):
             _function(self._entry.empty_cache)()
 
 
-def _function(name: str) -> Callable[[], Any]:
+def _function(name: str) -> Callable[..., Any]:
     """What a table's entry names; nothing where it names nothing."""
     return resolve(name) if name else lambda *given: None
 

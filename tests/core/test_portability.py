@@ -120,7 +120,7 @@ def cases(checkpoint: Make) -> Iterator[Case]:
                     one = dataclasses.replace(one, precision=precision)
                     size = "one size" if static else "any size"
                     yield f"{kind} {name} {precision} {size}", one, usual
-    for name in OPERATIONS if MODELS else ("float64", "fft"):
+    for name in OPERATIONS if MODELS else ("fft",):
         yield name, small(OPERATIONS[name], name), {"batch": 1}
 
 
@@ -161,7 +161,7 @@ def test_report_and_engines_agree(checkpoint: Make, tmp_path: Path) -> None:
                 wrong.append(f"{name} on {target}: {verdict}, but {failure or 'it ran'}")
     print(f"\nreport and engine agreed {count - len(wrong)} of {count} times; {refused} refused")
     assert not wrong, "\n".join(wrong)
-    assert 3 <= refused < count / 2
+    assert 2 <= refused < count / 2
 
 
 @pytest.fixture
