@@ -35,6 +35,7 @@ _MODEL_HELP = (
     "--case", "ids", multiple=True, help="Ask this case alone, by its id; no level is granted."
 )
 @click.option("--option", "options", multiple=True, help="A backend's switch: threads=1.")
+@click.option("--precision", "precisions", multiple=True, help="Ask in this one alone.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Judge by this bundle.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write a report into this folder.")
 @click.option(
@@ -65,6 +66,7 @@ def _measure(
     model: str | None,
     level: str,
     options: tuple[str, ...],
+    precisions: tuple[str, ...],
     golden: Path | None,
     report: Path | None,
     expectations: Path | None,
@@ -86,6 +88,7 @@ def _measure(
                 target,
                 model=model,
                 level=level,
+                precisions=precisions,
                 golden=golden,
                 options=switches,
                 seed=seed,

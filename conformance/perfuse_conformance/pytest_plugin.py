@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["BackendConformance"]
 
 _SETTINGS = frozenset(
-    ("backend", "model", "level", "profiles", "options", "golden", "expectations")
+    ("backend", "model", "level", "profiles", "precisions", "options", "golden", "expectations")
 )
 
 
@@ -36,6 +36,8 @@ class BackendConformance:
     level: ClassVar[str] = "L1"
     #: The profiles that are claimed with it: ``("dyn", "fp16")``.
     profiles: ClassVar[tuple[str, ...]] = ()
+    #: Those to ask in; all that the device declares by default.
+    precisions: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[Mapping[str, str]] = {}
     #: A golden bundle to judge by, relative to the test file.
     golden: ClassVar[str | None] = None
@@ -102,6 +104,7 @@ class Judged:
                 level=cls.level,
                 golden=self._folder / cls.golden if cls.golden is not None else None,
                 options=cls.options,
+                precisions=cls.precisions,
             )
         return self._session
 

@@ -65,6 +65,8 @@ class Session:
     level: str
     #: A bundle to judge by; without one the reference runs here, once, when it is needed.
     golden: Path | None = None
+    #: Those to ask in; all that the device declares by default. The others' profiles stay open.
+    precisions: tuple[str, ...] = ()
     seed: int = 0
     #: Seconds that a case may take; preparing its program comes on top.
     timeout: float = 60.0
@@ -74,6 +76,10 @@ class Session:
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
             raise InputError(f"Level {self.level!r} was asked for; there are {', '.join(LEVELS)}.")
+        if unknown := set(self.precisions) - set(PRECISIONS):
+            raise InputError(
+                f"Precision {min(unknown)!r} was asked for; there are {', '.join(PRECISIONS)}."
+            )
         self._folder = tempfile.TemporaryDirectory(prefix="perfuse-conformance-")
         self._source: Source = open_model(self.model)
         self.tolerances = Tolerances.load()
@@ -134,7 +140,8 @@ class Session:
             cases = self._exported_cases(self._source)
         else:
             cases = cases_of(self.spec, self.capabilities, precisions, self.level)
-        return sorted(cases, key=_order)
+        asked = (None, *(self.precisions or PRECISIONS))
+        return sorted((case for case in cases if case.precision in asked), key=_order)
 
     def _declared(self) -> tuple[str, ...]:
         """The device's precisions, widest first; asks for devices and capabilities."""
@@ -551,6 +558,7 @@ def open_session(
     level: str = "L2",
     golden: Path | None = None,
     options: Mapping[str, str] | None = None,
+    precisions: Sequence[str] = (),
     seed: int = 0,
     timeout: float = 60.0,
     prepare_timeout: float = 600.0,
@@ -564,12 +572,14 @@ def open_session(
         level: ``"L0"`` to ``"L3"``.
         golden: A bundle to judge by; without one the reference runs here, once.
         options: The backend's own switches.
+        precisions: Those to ask in; all that the device declares by default.
         seed: Of the reference that runs here; another one asks everything with other numbers.
         timeout: Seconds that a case may take, besides preparing its program.
         prepare_timeout: Seconds that preparing a program may take.
 
     Raises:
         BackendNotFoundError: no plugin offers the backend.
+        InputError: a level or a precision is none.
     """
     parsed = replace(Target.parse(target), options=dict(options or {}))
     if parsed.backend not in host().backends():
@@ -581,6 +591,7 @@ def open_session(
         name=name,
         level=level,
         golden=golden,
+        precisions=tuple(precisions),
         seed=seed,
         timeout=timeout,
         prepare_timeout=prepare_timeout,

@@ -1,8 +1,7 @@
 """Core ML programs, interpreted, held against the reference.
 
-The bundled model is drawn with. Of Stable Diffusion XL, whose components and inputs are others, each
-component is asked, as a program for iOS 18, which has one operation for attention. The rest takes
-longer: ``perfuse conformance --backend coreml-interpreter --model random-sd``.
+The bundled model is drawn with. Of Stable Diffusion and of XL each component is asked, of XL as a
+program for iOS 18, which has one operation for attention. The rest takes longer: ``make conformance``.
 """
 
 from typing import ClassVar
@@ -16,9 +15,16 @@ class TestShapes(BackendConformance):
     profiles = ("fp16",)
 
 
+class TestStableDiffusion(BackendConformance):
+    backend = "coreml-interpreter"
+    model = "random-sd"
+    level = "L1"
+    precisions = ("float32",)
+
+
 class TestStableDiffusionXL(BackendConformance):
     backend = "coreml-interpreter"
     model = "random-sdxl"
     level = "L1"
-    profiles = ("fp16",)
+    precisions = ("float32",)
     options: ClassVar = {"deployment_target": "iOS18"}

@@ -17,13 +17,38 @@ from perfuse.store import ArtifactStore
 from perfuse_conformance import BackendConformance
 from perfuse_conformance.neuron import NeuronInterpreter
 
+FAST: dict[str, str] = {"optimization": "0"}  # most of the time is XLA's compiler's
 
-class TestNeuronInterpreter(BackendConformance):
+
+class TestUnconditional(BackendConformance):
     backend = "neuron-interpreter"
     model = "random-ddpm"
     level = "L2"
     profiles = ("fp16", "bf16")
-    options: ClassVar = {"optimization": "0"}  # most of the time is XLA's compiler's
+    options: ClassVar = FAST
+
+
+class TestShapes(BackendConformance):
+    backend = "neuron-interpreter"
+    level = "L1"
+    precisions = ("float32",)
+    options: ClassVar = FAST
+
+
+class TestStableDiffusion(BackendConformance):
+    backend = "neuron-interpreter"
+    model = "random-sd"
+    level = "L1"
+    precisions = ("float32",)
+    options: ClassVar = FAST
+
+
+class TestStableDiffusionXL(BackendConformance):
+    backend = "neuron-interpreter"
+    model = "random-sdxl"
+    level = "L1"
+    precisions = ("float32",)
+    options: ClassVar = FAST
 
 
 @pytest.fixture(scope="module")
