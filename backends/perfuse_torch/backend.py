@@ -78,8 +78,9 @@ class Torch(Backend):
             )
         if not entry.limits.executed:
             return Support(
-                level=SupportLevel.UNKNOWN,
-                reason=f"perfuse has not been executed on torch:{device.type} so far.",
+                level=SupportLevel.CONDITIONAL,
+                reason=f"perfuse has not been executed on torch:{device.type} so far. Measure it: "
+                f"perfuse conformance --backend torch:{device}.",
             )
         return Support(level=SupportLevel.FULL)
 
@@ -207,19 +208,20 @@ class TorchProgram(Program):
         dims = self.signature.bind(inputs, component=self._component.name)
         self._component.spec.check_dims(dims)
         tensors = [self._tensor(inputs[name], dtype) for name, dtype in self._dtypes.items()]
+        keep = any(is_torch(array) for array in inputs.values())
         try:
             with torch.inference_mode(), self._attention:
                 outputs = self._run(self._module, tensors)
             self._after_call()
+            # What fails on a device is often told only here, where its results are waited for.
+            return {
+                name: tensor.float() if keep else to_numpy(tensor)
+                for name, tensor in zip(self.signature.output_names, outputs, strict=True)
+            }
         except RuntimeError as exc:
             raise ExecutionError(
                 f"{self._component.name} on torch:{self._device} failed: {str(exc).splitlines()[0]}"
             ) from exc
-        keep = any(is_torch(array) for array in inputs.values())
-        return {
-            name: tensor.float() if keep else to_numpy(tensor)
-            for name, tensor in zip(self.signature.output_names, outputs, strict=True)
-        }
 
     def _run(self, module: nn.Module, tensors: list[Tensor]) -> Sequence[Tensor]:
         """One call, or as many as the device's largest batch makes of it."""

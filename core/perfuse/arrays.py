@@ -35,14 +35,18 @@ def to_numpy(array: Array) -> npt.NDArray[Any]:
 
 
 def place(array: Array, torch_device: str | None) -> Array:
-    """As a torch tensor on a device, or as a numpy array where there is no torch device."""
+    """As a torch tensor on a device, or as a numpy array where there is no torch device.
+
+    Floating-point arrays become float32 before they move: some devices have no float64. The copy is
+    waited for: on some, one that is not reads memory that has another content by then.
+    """
     if torch_device is None:
         return to_numpy(array)
     import torch
 
     if not is_torch(array):
         array = torch.from_numpy(np.ascontiguousarray(array))
-    return array.to(torch_device, non_blocking=True)
+    return (array.float() if array.is_floating_point() else array).to(torch_device)
 
 
 def concatenate(arrays: list[Array]) -> Array:

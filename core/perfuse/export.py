@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from types import CodeType
 
 from perfuse.backend import Component, read_options
 from perfuse.errors import ExportError, InputError
@@ -103,7 +104,7 @@ def _export(component: Component, format: str, folder: Path) -> Path:
 
 
 def _fingerprint(component: Component) -> str:
-    """Of a module that the user put in place: of its layers, configs and weights themselves."""
+    """Of a module that the user put in place: of its layers, code, configs and weights themselves."""
     import hashlib
 
     if component.build is None:
@@ -113,6 +114,8 @@ def _fingerprint(component: Component) -> str:
     module = component.build()
     configs = [getattr(part, "config", None) for part in module.modules()]
     digest = hashlib.sha256(f"{module} {configs}".encode())
+    for kind in dict.fromkeys(type(part) for part in module.modules()):
+        digest.update(f"{kind.__module__}.{kind.__qualname__} {_code(kind.forward)}".encode())
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().float().numpy().tobytes())
@@ -187,6 +190,15 @@ def export_pipeline(
         ).write(partial)
         _check_free(folder)
     return folder
+
+
+def _code(function: Callable[..., object]) -> str:
+    """What a function does, the same in every process; not what it calls."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return repr(function)
+    plain = [const for const in code.co_consts if not isinstance(const, CodeType)]
+    return f"{code.co_code.hex()} {code.co_names} {plain}"
 
 
 def component_options(

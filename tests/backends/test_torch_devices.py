@@ -132,7 +132,7 @@ def test_what_nobody_has_executed_is_unknown(give: Give, checkpoint: Any) -> Non
     give("mps", has_bfloat16="")
     unet = Checkpoint.open(checkpoint("sd1")).spec.components["unet"]
     support = Torch().supports(Request(component=unet, precision="float16", device="cpu"))
-    assert support.level is SupportLevel.UNKNOWN and support.works
+    assert support.level is SupportLevel.CONDITIONAL and support.works
     assert "not been executed" in support.reason
 
 

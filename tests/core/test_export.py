@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from perfuse import Artifact, ArtifactStore, Checkpoint, DiffusionPipeline, exported
+from perfuse.backend import Component
 from perfuse.errors import ExportError, InputError
-from perfuse.export import reporting
+from perfuse.export import _fingerprint, reporting
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -77,7 +78,6 @@ def test_a_module_that_the_user_changed(checkpoint: Make, tmp_path: Path) -> Non
 def test_a_module_of_the_same_weights_and_another_config(checkpoint: Make) -> None:
     """Frequencies turned around are no weight, and another graph."""
     import perfuse.models
-    from perfuse.export import _fingerprint
 
     prints = set()
     for changed in ({}, {}, {"flip_sin_to_cos": False}, {"freq_shift": 1}, {"norm_eps": 1e-3}):
@@ -88,6 +88,22 @@ def test_a_module_of_the_same_weights_and_another_config(checkpoint: Make) -> No
         pipe.unet.load_state_dict(weights)
         prints.add(_fingerprint(pipe._component("unet")))
     assert len(prints) == 4
+
+
+def test_a_module_of_the_same_weights_and_another_forward(checkpoint: Make) -> None:
+    class Halved(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x / 2
+
+    halves = Halved
+
+    class Halved(torch.nn.Module):  # type: ignore[no-redef]
+        def forward(self, x: Any) -> Any:
+            return x / 3
+
+    spec = Checkpoint.open(checkpoint("tiny")).component("unet").spec
+    prints = [_fingerprint(Component(spec=spec, build=build)) for build in (halves, Halved, halves)]
+    assert prints[0] == prints[2] != prints[1]
 
 
 def test_damage_in_the_cache_is_said(checkpoint: Make, tmp_path: Path) -> None:

@@ -416,7 +416,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda p: cut(p / "Data/com.apple.CoreML/model.mlmodel"),
         "was to be read as a Core ML model",
     ),
-    "half a manifest": (lambda p: cut(p / "Manifest.json"), "read as the manifest of an .mlpackage"),
+    "half a manifest": (
+        lambda p: cut(p / "Manifest.json"),
+        "read as the manifest of an .mlpackage",
+    ),
     "no manifest": (lambda p: (p / "Manifest.json").unlink(), "FileNotFoundError"),
     "a path that climbs": (lambda p: climb(p / "Manifest.json"), "which is outside "),
     "a link that leads out": (

@@ -69,8 +69,9 @@ class Xla(Backend):
         name, device = _device(request.device)
         if device.platform not in _EXECUTED:
             return Support(
-                level=SupportLevel.UNKNOWN,
-                reason=f"Programs have been lowered for {name.partition(':')[0]}, and run on none.",
+                level=SupportLevel.CONDITIONAL,
+                reason=f"Programs have been lowered for {name.partition(':')[0]}, and run on none. "
+                f"Measure it: perfuse conformance --backend xla:{name}.",
             )
         return Support(level=SupportLevel.FULL)
 

@@ -47,7 +47,7 @@ def test_names_are_jaxs(unet: Component, monkeypatch: pytest.MonkeyPatch) -> Non
         found = {backend._name(device): device}
         monkeypatch.setattr(backend, "_devices", lambda found=found: found)
         assert [one.name for one in Xla().devices()] == [name]
-        assert Xla().supports(request(unet)).level is SupportLevel.UNKNOWN
+        assert Xla().supports(request(unet)).level is SupportLevel.CONDITIONAL
         assert Xla().supports(request(unet, device=name.upper())).works
 
 
