@@ -16,7 +16,7 @@ demo: $(VENV)/all
 	$(BIN)/python -m perfuse.shapes.demo --output demo.png
 
 test: $(VENV)/plugins
-	$(PYTEST) --dist loadfile --no-loadscope-reorder tests/test_readme.py plugins/perfuse-executorch plugins/perfuse-xla plugins/perfuse-openreg tests
+	$(PYTEST) --dist loadfile --no-loadscope-reorder plugins/perfuse-executorch plugins/perfuse-xla plugins/perfuse-openreg tests
 	PYTHONPATH=$(abspath $(VENV))/mutants $(PYTEST) --dist load plugins/perfuse-mutants
 
 check: $(VENV)/dev

@@ -24,6 +24,11 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["PERFUSE_CONFIG"] = str(folder / "config")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The examples of the README first: nothing takes longer, and they run in one piece."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Put the environment back, and take away what the run left."""
     if hasattr(config, "workerinput"):

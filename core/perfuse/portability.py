@@ -6,7 +6,7 @@ run. Only running says that something runs: this says what would stop it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -174,11 +174,14 @@ def report(
     sizes: dict[str, int] = {}
     for name, spec in pipe.spec.components.items():
         component = pipe._component(name, static=static[name])
-        graph = _captured(component, limits)
+        usual = {**pipe._usual_sizes(spec), "batch": spec.guided_batch}
+        # Where sizes are fixed anyway, the graph of one is captured, which is far faster.
+        fixed = limits is not None and limits.fixed_sizes
+        sized = {dim: usual[dim] for dim in spec.signature.dims} if fixed else {}
+        graph = _captured(replace(component, static={**sized, **component.static}), limits)
         # Without a graph, what is stored: of a folder, which two components may share.
         key = name if graph.weights is not None or name in stored else spec.folder
         sizes[key] = graph.weights if graph.weights is not None else stored[key]
-        usual = {**pipe._usual_sizes(spec), "batch": spec.guided_batch}
         findings += _examined(component, target, limits, graph, usual)
         if precision is not None and precision != component.precision:
             findings.append(_kept(component, precision))

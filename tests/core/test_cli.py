@@ -279,12 +279,13 @@ def test_verify_is_for_exports(checkpoint: Make) -> None:
 
 
 def test_backends() -> None:
-    rows = read_json(perfuse("backends", "--json"))["backends"]
+    known = {"PERFUSE_PLUGINS": "torch,onnxruntime,openvino"}
+    rows = read_json(perfuse("backends", "--json", **known))["backends"]
     found = {row["backend"]: row for row in rows}
     assert {"torch", "onnxruntime", "openvino"} <= set(found)
     targets = {device["target"] for device in found["torch"]["devices"]}
     assert "torch:cpu" in targets
-    text = ok(perfuse("backends"))
+    text = ok(perfuse("backends", **known))
     assert all(target in text for target in targets)
 
 

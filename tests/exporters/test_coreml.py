@@ -18,7 +18,7 @@ pytest.importorskip("coremltools")
 
 from torch import nn
 
-from perfuse.backend import Component, ExecutionReport
+from perfuse.backend import Component, ExecutionReport, read_options
 from perfuse.checkpoint import Checkpoint
 from perfuse.errors import ExportError, InputError
 from perfuse.models.embeddings import Timesteps
@@ -312,9 +312,6 @@ SEVERAL = {
     [
         ({"precision": "bfloat16"}, "bfloat16.*float32, float16"),
         ({"static": {"batch": 2}}, "any latent_height, latent_width"),
-        ({"options": {"palettise": "6"}}, "option palettise.*palettize"),
-        ({"options": {"palettize": "5"}}, "palettize=5.*1, 2, 4, 6, 8"),
-        ({"options": {"compute_units": "GPU"}}, "compute_units=GPU.*CPU_AND_NE"),
         ({"options": {"palettize": "6", "quantize": "int8"}}, "stored in one way"),
         ({"options": {"palettize": "6", "deployment_target": "macOS12"}}, "macOS12.*iOS16"),
         ({"options": {"chunks": "2"}, **SEVERAL}, "two chunks for several sizes"),
@@ -327,6 +324,19 @@ def test_what_cannot_be_is_refused_before_any_work(
     with pytest.raises((ExportError, InputError), match=message):
         export(component, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"palettise": "6"}, "option palettise.*palettize"),
+        ({"palettize": "5"}, "palettize=5.*1, 2, 4, 6, 8"),
+        ({"compute_units": "GPU"}, "compute_units=GPU.*CPU_AND_NE"),
+    ],
+)
+def test_options_that_there_are_not(options: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_options(options, CoreMLExporter.options, of="coreml")
 
 
 class Unsupported(nn.Module):

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from tests import neuron_stand_in
 
 from perfuse import DiffusionPipeline
-from perfuse.backend import Component
+from perfuse.backend import Component, read_options
 from perfuse.checkpoint import Checkpoint
 from perfuse.errors import ConfigError, ExportError, InputError
 from perfuse.manifest import Manifest
@@ -221,8 +221,6 @@ def test_without_a_device_the_instance_is_asked_for(
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [
-        ({"options": {"optlevel": "4"}}, InputError, "optlevel=4; it takes 1, 2, 3"),
-        ({"options": {"palettize": "6"}}, InputError, "has auto_cast, auto_cast_type"),
         ({"static": {"batch": 1}}, ExportError, "height, width open"),
         ({"sizes": ({"height": 8}, {"height": 16})}, ExportError, "for 2 sizes; a Neuron program"),
         ({"precision": "int8"}, ExportError, "choose one of float32, float16, bfloat16"),
@@ -241,6 +239,18 @@ def test_what_it_cannot_compile_is_refused_before_the_compiler_runs(
         NeuronExporter().export(replace(unet, **changes), tmp_path)
     assert len(sdk.COMPILED) == before
     assert not list(tmp_path.glob("model.neuron"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"optlevel": "4"}, "optlevel=4; it takes 1, 2, 3"),
+        ({"palettize": "6"}, "has auto_cast, auto_cast_type"),
+    ],
+)
+def test_options_that_there_are_not(options: dict[str, str], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        read_options(options, NeuronExporter.options, of="neuron")
 
 
 def test_the_cores_are_those_that_the_process_may_use(

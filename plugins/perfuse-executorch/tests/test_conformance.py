@@ -10,3 +10,4 @@ class TestExecuTorch(BackendConformance):
     backend = "executorch"
     model = "random-ddpm"
     level = "L1"
+    precisions = ("float32",)

@@ -87,9 +87,7 @@ def inputs(tiny: Component) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("kind", "name", "batch"),
     [
-        ("sdxl", "unet", 2),  # the pooled text and the sizes are inputs, too
         ("sd1", "text_encoder", 2),
-        ("sd1", "vae_encoder", 1),
         ("sd1", "vae_decoder", 2),
     ],
 )

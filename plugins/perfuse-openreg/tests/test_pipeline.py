@@ -140,7 +140,8 @@ def run(*arguments: str) -> dict[str, Any]:
     return data
 
 
-def test_it_is_listed() -> None:
+def test_it_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERFUSE_PLUGINS", "openreg")
     rows = {row["backend"]: row for row in run("backends", "--json")["backends"]}
     targets = [device["target"] for device in rows["openreg"]["devices"]]
     assert targets == ["openreg:0", "openreg:1"]

@@ -1,6 +1,6 @@
 """Core ML programs, interpreted, held against the reference.
 
-The bundled model is drawn with. Of Stable Diffusion and of XL each component is asked, of XL as a
+The bundled model is drawn with. Of a small DDPM each component is asked in half precision, too. Of Stable Diffusion and of XL each component is asked, of XL as a
 program for iOS 18, which has one operation for attention. The rest takes longer: ``make conformance``.
 """
 
@@ -12,6 +12,13 @@ from perfuse_conformance import BackendConformance
 class TestShapes(BackendConformance):
     backend = "coreml-interpreter"
     level = "L2"
+    precisions = ("float32",)
+
+
+class TestUnconditional(BackendConformance):
+    backend = "coreml-interpreter"
+    model = "random-ddpm"
+    level = "L1"
     profiles = ("fp16",)
 
 
