@@ -1,8 +1,9 @@
 """coremltools, without what it says on the way."""
 
 import logging
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import Any
@@ -43,12 +44,29 @@ def quiet() -> Iterator[Heard]:
         logger.removeHandler(heard)
 
 
+#: Packages that coremltools imports where they are installed, for converters that we do not use;
+#: they take longer than itself.
+_UNUSED = ("executorch", "lightgbm", "sklearn", "tensorflow", "torchao", "xgboost")
+
+
 def import_coremltools() -> Any:
     """The ``coremltools`` module, imported without what it says of parts that it does not find."""
-    with quiet():
+    with quiet(), _hidden(_UNUSED if "coremltools" not in sys.modules else ()):
         import coremltools
 
     return coremltools
+
+
+@contextmanager
+def _hidden(modules: Sequence[str]) -> Iterator[None]:
+    """Let imports of modules that are not imported yet fail as if they were not installed."""
+    hidden = [name for name in modules if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 @contextmanager

@@ -16,5 +16,5 @@ def test_no_failure_over_seeds(seed: int, level: str, model: str | None) -> None
     run, _ = run_conformance("torch:cpu", model=model, level=level, seed=seed)
     others = [f"{r.id}: {r.status} {r.reason}" for r in run.results if r.status not in RIGHT]
     assert not others
-    assert run.totals["executed"] == len(run.results) > 60
+    assert run.totals["executed"] == len(run.results) > 40
     assert str(run.claim) == f"{level}+dyn+fp16+bf16"

@@ -88,7 +88,6 @@ def inputs(tiny: Component) -> dict[str, Any]:
     ("kind", "name", "batch"),
     [
         ("sd1", "text_encoder", 2),
-        ("sd1", "vae_decoder", 2),
     ],
 )
 def test_agrees_with_the_reference(
