@@ -214,8 +214,7 @@ def _notes(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         "them: " + ", ".join(legend) + ".",
         f"Run {when}; {'; '.join(suites)}. A column executed on that engine"
         + (
-            f", but for {' and '.join(interpreted)}: interpreted, operation by operation, on a "
-            "machine without the hardware."
+            f", but for {' and '.join(interpreted)}: interpreted, on a machine without the hardware."
             if interpreted
             else "."
         ),

@@ -116,7 +116,7 @@ def test_what_was_interpreted_is_not_called_executed(tmp_path):
     assert "Interpreted" not in report(tmp_path / "executed", run).said()
     svg = matrix.render_matrix(matrix.summarise([interpreted]))
     assert ">npu</text>" in svg and ">interpreted</text>" in svg
-    assert "but for npu: interpreted, operation by operation" in svg
+    assert "but for npu: interpreted, on a machine without the hardware" in svg
     assert ">interpreted</text>" not in matrix.render_matrix(matrix.summarise([run]))
     write_junit([interpreted], tmp_path / "junit.xml")
     assert 'name="manner" value="interprets npu"' in (tmp_path / "junit.xml").read_text()
