@@ -17,7 +17,7 @@ demo: $(VENV)/all
 
 test: $(VENV)/plugins
 	$(PYTEST) --dist loadfile --no-loadscope-reorder plugins/perfuse-executorch plugins/perfuse-xla plugins/perfuse-openreg tests
-	PYTHONPATH=$(abspath $(VENV))/mutants $(PYTEST) --dist load plugins/perfuse-mutants
+	PYTHONPATH=$(abspath $(VENV))/mutants $(PYTEST) -n 3 --dist load plugins/perfuse-mutants
 
 check: $(VENV)/dev
 	$(BIN)/ruff check

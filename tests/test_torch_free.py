@@ -50,9 +50,7 @@ def run(blocked: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize(
-    ("kind", "backend"), [("words", "onnxruntime"), ("tiny", "openvino"), ("tiny", "onnxruntime")]
-)
+@pytest.mark.parametrize(("kind", "backend"), [("words", "onnxruntime"), ("tiny", "openvino")])
 def test_draws_the_reference_s_picture(
     checkpoint: Make, exported: Export, tmp_path: Path, kind: str, backend: str
 ) -> None:
