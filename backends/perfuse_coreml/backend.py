@@ -3,7 +3,6 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,8 +22,6 @@ from perfuse.backend import (
 from perfuse.errors import (
     DeviceNotFoundError,
     ExecutionError,
-    InputError,
-    UnsupportedError,
 )
 from perfuse.export import exported
 from perfuse.manifest import sha256, tool_versions
@@ -96,26 +93,8 @@ class CoreML(Backend):
             ExportError: the component could not be lowered.
             ExecutionError: Core ML could not compile or load it.
         """
-        support = self.supports(
-            Request(
-                component=component.spec,
-                precision=component.precision,
-                device=target.device,
-                static=component.static,
-                sizes=component.sizes,
-            )
-        )
-        if not support.works:
-            raise UnsupportedError(
-                f"{component.name} was to run in {component.precision} on {target}; "
-                f"{support.reason}"
-            )
-        if target.options and component.build is None:
-            raise InputError(
-                f"{self.name} was given the option {', '.join(target.options)} for "
-                f"{component.name}, which is exported already. Export the checkpoint again with it."
-            )
-        component = replace(component, options={**component.options, **target.options})
+        self.check(component, target)
+        component = component.with_options(target.options)
         units = _units(target.device or component.options.get("compute_units"))
         path = exported(component, self.name, store)
         models = [_Model(part, component.name, units, store) for part in parts_of(path)]

@@ -29,7 +29,6 @@ from perfuse.errors import (
     EngineMissingError,
     ExecutionError,
     InputError,
-    UnsupportedError,
 )
 from perfuse.export import exported
 from perfuse.spec import ComponentSpec
@@ -106,16 +105,7 @@ class Neuron(Backend):
         known = {**_OWN, **(OPTIONS if component.build is not None else {})}
         options = read_options(target.options, known, of="The Neuron backend")
         core = self._core(target.device)
-        support = self.supports(
-            Request(
-                component=component.spec,
-                precision=component.precision,
-                static=component.static,
-                sizes=component.sizes,
-            )
-        )
-        if not support.works:
-            raise UnsupportedError(f"{component.name} was to run on {target}; {support.reason}")
+        self.check(component, target)
         on = self._cores(component, core, options.get("guidance", "batch"))
         if component.build is not None:
             component, path = _export(component, options, len(on), store)

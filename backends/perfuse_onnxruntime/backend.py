@@ -85,19 +85,7 @@ class OnnxRuntime(Backend):
         threads, cpu_fallback = _read_options(target.options)
         device = target.device if target.device is not None else "cpu"
         provider, options = providers.resolve(device, onnxruntime.get_available_providers())
-        support = self.supports(
-            Request(
-                component=component.spec,
-                precision=component.precision,
-                device=device,
-                static=component.static,
-            )
-        )
-        if not support.works:
-            raise UnsupportedError(
-                f"{component.name} was to run in {component.precision} on {target}; "
-                f"{support.reason}."
-            )
+        self.check(component, target)
         from perfuse.export import exported
 
         path = exported(component, _FORMAT, store)

@@ -21,7 +21,6 @@ from perfuse.errors import (
     DeviceNotFoundError,
     ExecutionError,
     InputError,
-    UnsupportedError,
 )
 from perfuse.export import exported
 from perfuse.spec import ComponentSpec
@@ -122,20 +121,9 @@ class OpenVino(Backend):
         """
         options = _read_options(target.options)
         device = _device(target.device)
-        support = self.supports(
-            Request(
-                component=component.spec,
-                precision=component.precision,
-                device=device,
-                static=component.static,
-            )
-        )
-        arithmetic = _arithmetic(device, component.precision) if support.works else None
-        if arithmetic is None or _needs_sizes(device, component.spec, component.static):
-            raise UnsupportedError(
-                f"{component.name} was to run on openvino:{device} in {component.precision}; "
-                f"{support.reason}"
-            )
+        self.check(component, target)
+        arithmetic = _arithmetic(device, component.precision)
+        assert arithmetic is not None  # what it is not is refused
         path = exported(component, self.name, store)
         check_files(path, component.name)
         compiled = _compile(path, component.name, device, arithmetic, options, store)

@@ -22,7 +22,7 @@ from perfuse.backend import (
     Target,
     read_options,
 )
-from perfuse.errors import DeviceNotFoundError, InputError, UnsupportedError
+from perfuse.errors import DeviceNotFoundError, InputError
 from perfuse.export import exported
 from perfuse.store import ArtifactStore
 from perfuse_exporters.stablehlo import FORMAT, import_jax
@@ -96,19 +96,7 @@ class NeuronInterpreter(Backend):
             ExecutionError: XLA could not compile it.
         """
         options = read_options(target.options, _OPTIONS, of="The Neuron interpreter")
-        support = self.supports(
-            Request(
-                component=component.spec,
-                precision=component.precision,
-                device=target.device,
-                static=component.static,
-            )
-        )
-        if not support.works:
-            raise UnsupportedError(
-                f"{component.name} was to run in {component.precision} on {target}; "
-                f"{support.reason}"
-            )
+        self.check(component, target)
         own = {name: value for name, value in options.items() if name in _CASTINGS}
         if own and FORMAT in component.files:
             raise InputError(

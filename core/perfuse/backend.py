@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
-from perfuse.errors import InputError
+from perfuse.errors import InputError, UnsupportedError
 from perfuse.spec import Array, ComponentSpec, Signature
 
 if TYPE_CHECKING:
@@ -166,6 +166,17 @@ class Request:
     #: Where not empty: the only sizes that the symbolic dimensions will have, together.
     sizes: tuple[Mapping[str, int], ...] = ()
 
+    @classmethod
+    def of(cls, component: "Component", target: Target) -> Self:
+        """What preparing a component for a target asks for."""
+        return cls(
+            component=component.spec,
+            precision=component.precision,
+            device=target.device,
+            static=component.static,
+            sizes=component.sizes,
+        )
+
     @property
     def any_size(self) -> bool:
         """Whether one program is to take sizes that nobody has listed."""
@@ -204,6 +215,19 @@ class Component:
     def signature(self) -> Signature:
         """The signature with the fixed dimensions put in."""
         return self.spec.signature.resolve(self.static)
+
+    def with_options(self, options: Mapping[str, str]) -> "Component":
+        """The component with more of the exporter's switches.
+
+        Raises:
+            InputError: it is exported already.
+        """
+        if options and self.build is None:
+            raise InputError(
+                f"The option {', '.join(options)} was given for {self.name}, which is exported "
+                "already. Export the checkpoint again with it."
+            )
+        return replace(self, options={**self.options, **options})
 
     def check_dims(self, dims: Mapping[str, int]) -> None:
         """Raise ``InputError`` where the sizes of a call are not among those it was made for."""
@@ -270,6 +294,20 @@ class Backend(ABC):
     @abstractmethod
     def supports(self, request: Request) -> Support:
         """Whether it can run a component, at a precision, on a device."""
+
+    def check(self, component: Component, target: Target) -> None:
+        """What ``prepare`` begins with: refuse what ``supports`` says no to.
+
+        Raises:
+            UnsupportedError: with the reason.
+            DeviceNotFoundError: as ``supports`` raises it.
+        """
+        support = self.supports(Request.of(component, target))
+        if not support.works:
+            raise UnsupportedError(
+                f"{component.name} was to run in {component.precision} on {target}; "
+                f"{support.reason}"
+            )
 
     @abstractmethod
     def prepare(self, component: Component, target: Target, store: "ArtifactStore") -> Program:

@@ -263,14 +263,14 @@ class DiffusionPipeline:
         options = {**self._options, **target.options}
         target = dataclasses.replace(target, options=options)
         backend = host().backend(target.backend)
-        support = backend.supports(_request(component, target))
+        support = backend.supports(Request.of(component, target))
         if support.works:
             program = backend.prepare(component, target, self.store)
             size = fixed_batch(program.signature.inputs)
             return FixedBatch(program, size) if size is not None else program
         usual = self._usual_sizes(component.spec)
         fixed = dataclasses.replace(component, static={**usual, **component.static})
-        support_fixed = backend.supports(_request(fixed, target))
+        support_fixed = backend.supports(Request.of(fixed, target))
         if not support_fixed.works:
             raise UnsupportedError(_refusal(component, target, support, support_fixed))
         if component.build is None:
@@ -537,16 +537,6 @@ class DiffusionPipeline:
     def __repr__(self) -> str:
         parts = ", ".join(f"{name}={self.placement[name]}" for name in self.spec.components)
         return f"{self.spec.class_name}({parts})"
-
-
-def _request(component: Component, target: Target) -> Request:
-    return Request(
-        component=component.spec,
-        precision=component.precision,
-        device=target.device,
-        static=component.static,
-        sizes=component.sizes,
-    )
 
 
 def _refusal(component: Component, target: Target, symbolic: Support, fixed: Support) -> str:

@@ -1,7 +1,6 @@
 """Core ML programs, interpreted: a backend for any machine, which claims no execution."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 from perfuse.backend import (
@@ -15,7 +14,7 @@ from perfuse.backend import (
     SupportLevel,
     Target,
 )
-from perfuse.errors import DeviceNotFoundError, InputError, UnsupportedError
+from perfuse.errors import DeviceNotFoundError
 from perfuse.export import exported
 from perfuse.manifest import tool_versions
 from perfuse.store import ArtifactStore
@@ -77,26 +76,8 @@ class CoreMLInterpreter(Backend):
             ExportError: the component could not be lowered.
             ArtifactError: the package is missing or damaged, or of another component.
         """
-        support = self.supports(
-            Request(
-                component=component.spec,
-                precision=component.precision,
-                device=target.device,
-                static=component.static,
-                sizes=component.sizes,
-            )
-        )
-        if not support.works:
-            raise UnsupportedError(
-                f"{component.name} was to run in {component.precision} on {target}; "
-                f"{support.reason}"
-            )
-        if target.options and component.build is None:
-            raise InputError(
-                f"{self.name} was given the option {', '.join(target.options)} for "
-                f"{component.name}, which is exported already. Export the checkpoint again with it."
-            )
-        component = replace(component, options={**component.options, **target.options})
+        self.check(component, target)
+        component = component.with_options(target.options)
         path = exported(component, _FORMAT, store)
         from perfuse_conformance.mil.interpreter import MilPredictor
         from perfuse_exporters.coreml_program import CoreMLProgram, parts_of

@@ -13,7 +13,7 @@ from perfuse.backend import (
     SupportLevel,
     Target,
 )
-from perfuse.errors import DeviceNotFoundError, InputError, UnsupportedError
+from perfuse.errors import DeviceNotFoundError, InputError
 from perfuse.export import exported
 from perfuse.store import ArtifactStore
 
@@ -95,19 +95,7 @@ class ExecuTorch(Backend):
             ExecutionError: memory ran out.
         """
         threads = _read_options(target.options)
-        support = self.supports(
-            Request(
-                component=component.spec,
-                precision=component.precision,
-                device=target.device,
-                static=component.static,
-            )
-        )
-        if not support.works:
-            raise UnsupportedError(
-                f"{component.name} was to run in {component.precision} on {target}; "
-                f"{support.reason}"
-            )
+        self.check(component, target)
         count = runtime.threads(threads)
         path = exported(component, FORMAT, store)
         return ExecuTorchProgram(component, runtime.load(path), path=path, threads=count)

@@ -16,7 +16,7 @@ from perfuse import (
     exported,
 )
 from perfuse.backend import PRECISIONS, read_options
-from perfuse.errors import BackendError, DeviceNotFoundError, UnsupportedError
+from perfuse.errors import BackendError, DeviceNotFoundError
 from perfuse_exporters.stablehlo import import_jax
 from perfuse_exporters.stablehlo_program import OPTIMIZATIONS, StableHloProgram, compiled_in
 
@@ -92,19 +92,7 @@ class Xla(Backend):
         """
         options = read_options(target.options, _OPTIONS, of="The xla backend")
         name, device = _device(target.device)
-        support = self.supports(
-            Request(
-                component=component.spec,
-                precision=component.precision,
-                device=target.device,
-                static=component.static,
-            )
-        )
-        if not support.works:
-            raise UnsupportedError(
-                f"{component.name} was to run in {component.precision} on {target}; "
-                f"{support.reason}"
-            )
+        self.check(component, target)
         path = exported(component, _FORMAT, store)
         cache = compiled_in(store) if options.get("cache") != "false" else None
         return StableHloProgram(

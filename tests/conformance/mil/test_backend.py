@@ -99,5 +99,7 @@ def test_switches_are_the_exporters_and_not_for_what_is_exported(unet, tmp_path)
     with pytest.raises(InputError, match="option palettise; it has .*palettize"):
         prepare(unet, palettise="6")
     done = replace(unet, build=None, files={"coreml": tmp_path / "model.mlpackage"})
-    with pytest.raises(InputError, match="option palettize for unet, which is exported already"):
+    with pytest.raises(
+        InputError, match="option palettize was given for unet, which is exported already"
+    ):
         prepare(done, palettize="6")

@@ -16,7 +16,7 @@ from perfuse import (
     Target,
     exported,
 )
-from perfuse.errors import DeviceNotFoundError, InputError, UnsupportedError
+from perfuse.errors import DeviceNotFoundError, InputError
 
 from perfuse_openreg.hardware import HARDWARE, Hardware, readable
 
@@ -84,19 +84,7 @@ class OpenReg(Backend):
         """
         hardware = _find(target.device)
         memory = _read_options(target.options).get("memory", hardware.memory)
-        support = self.supports(
-            Request(
-                component=component.spec,
-                precision=component.precision,
-                device=hardware.name,
-                static=component.static,
-            )
-        )
-        if not support.works:
-            raise UnsupportedError(
-                f"{component.name} was to run on openreg:{hardware.name} in {component.precision}; "
-                f"{support.reason}"
-            )
+        self.check(component, target)
         path = exported(component, self.name, store)
         # The engine is imported where it is used: listing devices must not need it.
         from perfuse_openreg.driver import accelerator
