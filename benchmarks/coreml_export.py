@@ -21,7 +21,7 @@ _GB = 1e9
 _CHILD = """
 import sys, warnings
 from pathlib import Path
-from perfuse.pipeline import open_model
+from perfuse.run.pipeline import open_model
 from perfuse_exporters.coreml import CoreMLExporter
 warnings.simplefilter("ignore")
 size = int(sys.argv[3])

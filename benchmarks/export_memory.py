@@ -26,7 +26,7 @@ _GB = 1e9
 _CHILD = """
 import sys
 from perfuse import DiffusionPipeline
-from perfuse.export import reporting
+from perfuse.run.export import reporting
 with reporting(lambda message: print(message, flush=True)):
     DiffusionPipeline.from_pretrained(sys.argv[1]).export(sys.argv[2], to=sys.argv[3])
 """

@@ -18,9 +18,9 @@ def measure(options: Namespace) -> list[Row]:
     import torch
 
     from perfuse.backend import Target
-    from perfuse.pipeline import open_model
     from perfuse.plugins import host
-    from perfuse.store import ArtifactStore
+    from perfuse.run.pipeline import open_model
+    from perfuse.sources.store import ArtifactStore
     from perfuse_conformance.cases import sizes_of
 
     checkpoint = models.sd15(options.work, quick=options.quick)

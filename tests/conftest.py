@@ -105,7 +105,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     """Install a distribution with one entry point; the host of the process is asked anew."""
     from tests.distributions import write_distribution
 
-    from perfuse import architectures
+    from perfuse.models import architectures
     from perfuse.plugins import host
 
     site = tmp_path / "site"

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from perfuse.cli import main
-from perfuse.scaffold import plugin_files
+from perfuse.plugins.scaffold import plugin_files
 
 PAGE = Path(__file__).parent.parent / "docs" / "writing-a-backend.md"
 #: Language, what else stands behind the fence, and the text.
@@ -108,7 +108,7 @@ def test_a_command_that_does_not_exist_is_found(line: str) -> None:
 
 
 def test_the_known_failure_is_one_that_the_suite_reads(page: str, tmp_path: Path) -> None:
-    from perfuse.pipeline import open_model
+    from perfuse.run.pipeline import open_model
     from perfuse_conformance.cases import Capability, cases_of
     from perfuse_conformance.expectations import read_expectations
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from tests.conftest import needs_exporter
 
-from perfuse.artifact import Artifact
+from perfuse.sources.artifact import Artifact
 
 Make = Callable[[str], Path]
 

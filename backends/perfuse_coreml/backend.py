@@ -23,9 +23,9 @@ from perfuse.errors import (
     DeviceNotFoundError,
     ExecutionError,
 )
-from perfuse.export import exported
-from perfuse.manifest import sha256, tool_versions
-from perfuse.store import ArtifactStore
+from perfuse.run.export import exported
+from perfuse.sources.manifest import sha256, tool_versions
+from perfuse.sources.store import ArtifactStore
 from perfuse_coreml import engine
 from perfuse_exporters.coreml_program import CoreMLProgram, parts_of
 from perfuse_exporters.mlpackage import read_interface

@@ -30,9 +30,9 @@ from perfuse.errors import (
     ExecutionError,
     InputError,
 )
-from perfuse.export import exported
+from perfuse.run.export import exported
+from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec
-from perfuse.store import ArtifactStore
 from perfuse_exporters import neuron_sdk
 from perfuse_exporters.neuron import OPTIONS, settings_of
 from perfuse_exporters.neuron_layout import CONFIG
@@ -224,7 +224,7 @@ def _weights(component: Component, model: str) -> Any:
         InputError: the checkpoint's component is another one.
         CheckpointError: it cannot be read.
     """
-    from perfuse.checkpoint import Checkpoint
+    from perfuse.sources.checkpoint import Checkpoint
     from perfuse_exporters.neuron import traced
 
     other = Checkpoint.open(model)

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from perfuse.architectures import describe, latents_of
-from perfuse.artifact import Artifact
 from perfuse.errors import ArtifactError, CheckpointError, InputError
-from perfuse.manifest import ExportedComponent, Manifest, inside
-from perfuse.model_index import INDEX, entries_of, kind_of, read_json
+from perfuse.models.architectures import describe, latents_of
 from perfuse.plugins import host
-from perfuse.readers import Reader, scheduler_config, with_scheduler
+from perfuse.sources.artifact import Artifact
+from perfuse.sources.manifest import ExportedComponent, Manifest, inside
+from perfuse.sources.model_index import INDEX, entries_of, kind_of, read_json
+from perfuse.sources.readers import Reader, scheduler_config, with_scheduler
 from perfuse.spec import ComponentSpec, PipelineSpec, Signature
 from perfuse_exporters.neuron_layout import CONFIG, MODEL, static_sizes
 

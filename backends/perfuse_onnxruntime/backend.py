@@ -22,7 +22,7 @@ from perfuse.errors import (
     InputError,
     UnsupportedError,
 )
-from perfuse.store import ArtifactStore
+from perfuse.sources.store import ArtifactStore
 from perfuse_onnxruntime import providers
 from perfuse_onnxruntime.external import check_external
 from perfuse_onnxruntime.program import OnnxProgram
@@ -86,7 +86,7 @@ class OnnxRuntime(Backend):
         device = target.device if target.device is not None else "cpu"
         provider, options = providers.resolve(device, onnxruntime.get_available_providers())
         self.check(component, target)
-        from perfuse.export import exported
+        from perfuse.run.export import exported
 
         path = exported(component, _FORMAT, store)
         settings = _settings(provider, threads, cpu_fallback=cpu_fallback)

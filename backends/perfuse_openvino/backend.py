@@ -22,9 +22,9 @@ from perfuse.errors import (
     ExecutionError,
     InputError,
 )
-from perfuse.export import exported
+from perfuse.run.export import exported
+from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec
-from perfuse.store import ArtifactStore
 from perfuse_openvino.files import check_files
 from perfuse_openvino.program import OpenVinoProgram, said
 

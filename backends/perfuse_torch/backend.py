@@ -29,7 +29,7 @@ from perfuse.errors import (
     UnsupportedError,
 )
 from perfuse.plugins import resolve
-from perfuse.store import ArtifactStore
+from perfuse.sources.store import ArtifactStore
 from perfuse_exporters.capture import replace_tensors
 from perfuse_torch.attention import SlicedAttention
 from perfuse_torch.devices import DEVICES, TorchDevice, device_of, host_memory

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from perfuse.errors import PerfuseError
-from perfuse.manifest import inside, sha256
+from perfuse.sources.manifest import inside, sha256
 from perfuse.spec import PipelineSpec
 
 __all__ = ["FORMAT", "Bundle", "BundleError", "hash_of", "write_bundle"]

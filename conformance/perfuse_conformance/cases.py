@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from perfuse.backend import PRECISIONS, Component
-from perfuse.manifest import ExportedComponent
+from perfuse.sources.manifest import ExportedComponent
 from perfuse.spec import ComponentSpec, PipelineSpec, TensorSpec
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from perfuse.pictures import save_png
+from perfuse.arrays.pictures import save_png
 from perfuse_conformance import metrics
 from perfuse_conformance.results import Run
 from perfuse_conformance.runner import Drawn

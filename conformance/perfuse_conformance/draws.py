@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from perfuse.arrays import to_numpy
-from perfuse.pipeline import DiffusionPipeline
+from perfuse.run.pipeline import DiffusionPipeline
 from perfuse.schedulers import scheduler_class
 from perfuse.spec import Array
-from perfuse.steps import Step, Tools
+from perfuse.tasks.steps import Step, Tools
 from perfuse_conformance.cases import Arrays, Draw
 
 __all__ = ["run_draw"]

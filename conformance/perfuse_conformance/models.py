@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from perfuse.manifest import tool_versions
-from perfuse.store import ArtifactStore
+from perfuse.sources.manifest import tool_versions
+from perfuse.sources.store import ArtifactStore
 
 __all__ = ["RANDOM_MODELS", "path_of"]
 

@@ -23,8 +23,8 @@ from perfuse.backend import (
     read_options,
 )
 from perfuse.errors import DeviceNotFoundError, InputError
-from perfuse.export import exported
-from perfuse.store import ArtifactStore
+from perfuse.run.export import exported
+from perfuse.sources.store import ArtifactStore
 from perfuse_exporters.stablehlo import FORMAT, import_jax
 from perfuse_exporters.stablehlo_program import OPTIMIZATIONS, StableHloProgram, compiled_in
 

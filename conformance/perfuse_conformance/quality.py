@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from perfuse.pipeline import DiffusionPipeline
+from perfuse.run.pipeline import DiffusionPipeline
 from perfuse.shapes import CHECKPOINT, grammar
 from perfuse.shapes.evaluate import judge
 from perfuse.spec import PipelineSpec
@@ -20,7 +20,7 @@ GUIDANCE = 3.0
 
 def has_captions(spec: PipelineSpec, model: str | None) -> bool:
     """Whether the pictures of a model can be checked: it is ``shapes``, or an export of it."""
-    from perfuse.model_index import read_json
+    from perfuse.sources.model_index import read_json
 
     if model is None or Path(model).resolve() == CHECKPOINT.resolve():
         return True

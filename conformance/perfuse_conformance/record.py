@@ -11,11 +11,11 @@ import numpy as np
 
 from perfuse.backend import PRECISIONS, Request, Target
 from perfuse.errors import InputError
-from perfuse.manifest import tool_versions
-from perfuse.pipeline import DiffusionPipeline, open_model
 from perfuse.plugins import host
+from perfuse.run.pipeline import DiffusionPipeline, open_model
+from perfuse.sources.manifest import tool_versions
+from perfuse.sources.store import ArtifactStore, atomic_folder, locked
 from perfuse.spec import PipelineSpec
-from perfuse.store import ArtifactStore, atomic_folder, locked
 from perfuse_conformance import SUITE_VERSION
 from perfuse_conformance.bundle import Bundle, hash_of, write_bundle
 from perfuse_conformance.cases import (

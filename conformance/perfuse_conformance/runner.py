@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from perfuse.artifact import Artifact
 from perfuse.backend import PRECISIONS, Target
 from perfuse.errors import InputError
-from perfuse.manifest import ExportedComponent, tool_versions
-from perfuse.pipeline import Source, open_model
 from perfuse.plugins import host
+from perfuse.run.pipeline import Source, open_model
+from perfuse.sources.artifact import Artifact
+from perfuse.sources.manifest import ExportedComponent, tool_versions
 from perfuse.spec import PipelineSpec
 from perfuse_conformance import SUITE_VERSION
 from perfuse_conformance.bundle import Bundle

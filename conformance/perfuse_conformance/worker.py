@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from perfuse.arrays import is_torch
-from perfuse.artifact import Artifact
 from perfuse.backend import PRECISIONS, Backend, Component, Program, Request, Support, Target
 from perfuse.errors import InputError, PerfuseError, PluginError
-from perfuse.pipeline import DiffusionPipeline, Source, open_model
 from perfuse.plugins import host
-from perfuse.store import ArtifactStore
+from perfuse.run.pipeline import DiffusionPipeline, Source, open_model
+from perfuse.sources.artifact import Artifact
+from perfuse.sources.store import ArtifactStore
 from perfuse_conformance.bundle import Bundle
 from perfuse_conformance.cases import Arrays, draws_of, made_for, sizes_of
 from perfuse_conformance.draws import run_draw

@@ -12,33 +12,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perfuse.architectures import Architecture as Architecture
-    from perfuse.artifact import Artifact as Artifact
-    from perfuse.backend import Backend as Backend
-    from perfuse.backend import Component as Component
-    from perfuse.backend import Device as Device
-    from perfuse.backend import ExecutionReport as ExecutionReport
-    from perfuse.backend import Exporter as Exporter
-    from perfuse.backend import Placement as Placement
-    from perfuse.backend import Program as Program
-    from perfuse.backend import Request as Request
-    from perfuse.backend import Support as Support
-    from perfuse.backend import SupportLevel as SupportLevel
-    from perfuse.backend import Target as Target
-    from perfuse.checkpoint import Checkpoint as Checkpoint
+    from perfuse.arrays.noise import NoiseSource as NoiseSource
+    from perfuse.contract.backend import Backend as Backend
+    from perfuse.contract.backend import Component as Component
+    from perfuse.contract.backend import Device as Device
+    from perfuse.contract.backend import ExecutionReport as ExecutionReport
+    from perfuse.contract.backend import Exporter as Exporter
+    from perfuse.contract.backend import Placement as Placement
+    from perfuse.contract.backend import Program as Program
+    from perfuse.contract.backend import Request as Request
+    from perfuse.contract.backend import Support as Support
+    from perfuse.contract.backend import SupportLevel as SupportLevel
+    from perfuse.contract.backend import Target as Target
+    from perfuse.contract.hooks import BackendManifest as BackendManifest
+    from perfuse.contract.hooks import ExporterManifest as ExporterManifest
+    from perfuse.contract.hooks import PipelineManifest as PipelineManifest
+    from perfuse.contract.hooks import ReaderManifest as ReaderManifest
+    from perfuse.contract.hooks import TransformManifest as TransformManifest
+    from perfuse.contract.hooks import hookimpl as hookimpl
+    from perfuse.contract.spec import ComponentSpec as ComponentSpec
+    from perfuse.contract.spec import LatentSpec as LatentSpec
+    from perfuse.contract.spec import PipelineSpec as PipelineSpec
+    from perfuse.contract.spec import Signature as Signature
+    from perfuse.contract.spec import TensorSpec as TensorSpec
     from perfuse.errors import PerfuseError as PerfuseError
-    from perfuse.export import exported as exported
-    from perfuse.guidance import Guidance as Guidance
-    from perfuse.hooks import BackendManifest as BackendManifest
-    from perfuse.hooks import ExporterManifest as ExporterManifest
-    from perfuse.hooks import PipelineManifest as PipelineManifest
-    from perfuse.hooks import ReaderManifest as ReaderManifest
-    from perfuse.hooks import TransformManifest as TransformManifest
-    from perfuse.hooks import hookimpl as hookimpl
-    from perfuse.noise import NoiseSource as NoiseSource
-    from perfuse.pipeline import DiffusionPipeline as DiffusionPipeline
-    from perfuse.pipeline import PipelineOutput as PipelineOutput
-    from perfuse.readers import Reader as Reader
+    from perfuse.models.architectures import Architecture as Architecture
+    from perfuse.run.export import exported as exported
+    from perfuse.run.pipeline import DiffusionPipeline as DiffusionPipeline
+    from perfuse.run.pipeline import PipelineOutput as PipelineOutput
+    from perfuse.run.transforms import Transform as Transform
     from perfuse.schedulers import DDIMScheduler as DDIMScheduler
     from perfuse.schedulers import DDPMScheduler as DDPMScheduler
     from perfuse.schedulers import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
@@ -52,24 +54,22 @@ if TYPE_CHECKING:
     from perfuse.schedulers import LCMScheduler as LCMScheduler
     from perfuse.schedulers import PNDMScheduler as PNDMScheduler
     from perfuse.schedulers import UniPCMultistepScheduler as UniPCMultistepScheduler
-    from perfuse.spec import ComponentSpec as ComponentSpec
-    from perfuse.spec import LatentSpec as LatentSpec
-    from perfuse.spec import PipelineSpec as PipelineSpec
-    from perfuse.spec import Signature as Signature
-    from perfuse.spec import TensorSpec as TensorSpec
-    from perfuse.steps import Choice as Choice
-    from perfuse.steps import Event as Event
-    from perfuse.steps import Loop as Loop
-    from perfuse.steps import Step as Step
-    from perfuse.steps import Task as Task
-    from perfuse.store import ArtifactStore as ArtifactStore
-    from perfuse.tokenizer import Tokenizer as Tokenizer
-    from perfuse.transforms import Transform as Transform
+    from perfuse.sources.artifact import Artifact as Artifact
+    from perfuse.sources.checkpoint import Checkpoint as Checkpoint
+    from perfuse.sources.readers import Reader as Reader
+    from perfuse.sources.store import ArtifactStore as ArtifactStore
+    from perfuse.sources.tokenizer import Tokenizer as Tokenizer
+    from perfuse.tasks.guidance import Guidance as Guidance
+    from perfuse.tasks.steps import Choice as Choice
+    from perfuse.tasks.steps import Event as Event
+    from perfuse.tasks.steps import Loop as Loop
+    from perfuse.tasks.steps import Step as Step
+    from perfuse.tasks.steps import Task as Task
 
 _HOME = {
-    "architectures": ("Architecture",),
-    "artifact": ("Artifact",),
-    "backend": (
+    "models.architectures": ("Architecture",),
+    "sources.artifact": ("Artifact",),
+    "contract.backend": (
         "Backend",
         "Component",
         "Device",
@@ -82,11 +82,11 @@ _HOME = {
         "SupportLevel",
         "Target",
     ),
-    "checkpoint": ("Checkpoint",),
+    "sources.checkpoint": ("Checkpoint",),
     "errors": ("PerfuseError",),
-    "export": ("exported",),
-    "guidance": ("Guidance",),
-    "hooks": (
+    "run.export": ("exported",),
+    "tasks.guidance": ("Guidance",),
+    "contract.hooks": (
         "BackendManifest",
         "ExporterManifest",
         "PipelineManifest",
@@ -94,9 +94,9 @@ _HOME = {
         "TransformManifest",
         "hookimpl",
     ),
-    "noise": ("NoiseSource",),
-    "pipeline": ("DiffusionPipeline", "PipelineOutput"),
-    "readers": ("Reader",),
+    "arrays.noise": ("NoiseSource",),
+    "run.pipeline": ("DiffusionPipeline", "PipelineOutput"),
+    "sources.readers": ("Reader",),
     "schedulers": (
         "DDIMScheduler",
         "DDPMScheduler",
@@ -108,11 +108,11 @@ _HOME = {
         "PNDMScheduler",
         "UniPCMultistepScheduler",
     ),
-    "spec": ("ComponentSpec", "LatentSpec", "PipelineSpec", "Signature", "TensorSpec"),
-    "steps": ("Choice", "Event", "Loop", "Step", "Task"),
-    "store": ("ArtifactStore",),
-    "tokenizer": ("Tokenizer",),
-    "transforms": ("Transform",),
+    "contract.spec": ("ComponentSpec", "LatentSpec", "PipelineSpec", "Signature", "TensorSpec"),
+    "tasks.steps": ("Choice", "Event", "Loop", "Step", "Task"),
+    "sources.store": ("ArtifactStore",),
+    "sources.tokenizer": ("Tokenizer",),
+    "run.transforms": ("Transform",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

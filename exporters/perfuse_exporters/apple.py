@@ -209,7 +209,7 @@ def arrange(
 
 def _note_latents(package: Path, components: Mapping[str, Component]) -> None:
     """Note in the decoder's package how its latents are scaled; warn where Apple's runtimes differ."""
-    from perfuse.architectures import latents_of
+    from perfuse.models.architectures import latents_of
     from perfuse_exporters.coreml_package import sign
 
     latents = latents_of(components["vae_decoder"].spec.config)

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perfuse.artifact import Artifact
 from perfuse.backend import Component
 from perfuse.errors import ArtifactError, InputError
-from perfuse.manifest import ExportedComponent, Manifest
-from perfuse.readers import Reader, scheduler_config, with_scheduler
+from perfuse.sources.artifact import Artifact
+from perfuse.sources.manifest import ExportedComponent, Manifest
+from perfuse.sources.readers import Reader, scheduler_config, with_scheduler
+from perfuse.sources.tokenizer import Tokenizer
 from perfuse.spec import ComponentSpec, LatentSpec, PipelineSpec, Signature, TensorSpec
-from perfuse.tokenizer import Tokenizer
 from perfuse_exporters.apple import LATENTS, SCALING, input_name, output_name
 from perfuse_exporters.coreml_program import parts_of
 from perfuse_exporters.mlpackage import Interface, read_interface

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from perfuse.errors import ArtifactError, EngineMissingError, UnsupportedError
-from perfuse.manifest import inside
+from perfuse.sources.manifest import inside
 
 __all__ = ["Interface", "read_interface", "read_model", "within"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfuse.errors import ConfigError
-from perfuse.manifest import tool_versions
+from perfuse.sources.manifest import tool_versions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -23,7 +23,7 @@ from perfuse.models.attention import (
     FeedForward,
     Transformer2DModel,
 )
-from perfuse.transforms import Transform
+from perfuse.run.transforms import Transform
 from perfuse_exporters.capture import build, replace_tensors
 
 __all__ = ["SplitEinsum", "SplitEinsumV2", "split"]

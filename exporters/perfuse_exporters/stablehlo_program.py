@@ -12,7 +12,7 @@ import numpy.typing as npt
 from perfuse.arrays import to_numpy
 from perfuse.backend import Array, Component, ExecutionReport, Program
 from perfuse.errors import ArtifactError, ExecutionError, InputError
-from perfuse.store import ArtifactStore
+from perfuse.sources.store import ArtifactStore
 from perfuse_exporters.stablehlo import CAST_TYPES, import_jax, load, said, settings
 
 __all__ = ["OPTIMIZATIONS", "StableHloProgram", "compiled_in"]

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 
 from perfuse import ArtifactStore, DiffusionPipeline, Request, SupportLevel, Target
-from perfuse.artifact import Artifact
-from perfuse.checkpoint import Checkpoint
 from perfuse.errors import (
     ArtifactError,
     BackendError,
@@ -21,6 +19,8 @@ from perfuse.errors import (
     InputError,
     UnsupportedError,
 )
+from perfuse.sources.artifact import Artifact
+from perfuse.sources.checkpoint import Checkpoint
 
 pytest.importorskip("torch")
 pytest.importorskip("coremltools")

@@ -15,9 +15,7 @@ torch = pytest.importorskip("torch")
 from tests import neuron_stand_in
 
 from perfuse import DiffusionPipeline
-from perfuse.artifact import Artifact
 from perfuse.backend import Request, SupportLevel, Target
-from perfuse.checkpoint import Checkpoint
 from perfuse.errors import (
     ArtifactError,
     BackendError,
@@ -26,9 +24,11 @@ from perfuse.errors import (
     ExecutionError,
     InputError,
 )
-from perfuse.manifest import sha256
-from perfuse.readers import read_folder
-from perfuse.store import ArtifactStore
+from perfuse.sources.artifact import Artifact
+from perfuse.sources.checkpoint import Checkpoint
+from perfuse.sources.manifest import sha256
+from perfuse.sources.readers import read_folder
+from perfuse.sources.store import ArtifactStore
 from perfuse_exporters import neuron_sdk
 from perfuse_neuron.backend import Neuron
 

@@ -14,9 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from perfuse.artifact import Artifact
 from perfuse.backend import Component, Request, SupportLevel, Target
-from perfuse.checkpoint import Checkpoint
 from perfuse.errors import (
     ArtifactError,
     DeviceNotFoundError,
@@ -24,8 +22,10 @@ from perfuse.errors import (
     InputError,
     UnsupportedError,
 )
+from perfuse.sources.artifact import Artifact
+from perfuse.sources.checkpoint import Checkpoint
+from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
-from perfuse.store import ArtifactStore
 from perfuse_onnxruntime import providers
 from perfuse_onnxruntime.backend import OnnxRuntime
 from perfuse_onnxruntime.program import OnnxProgram
@@ -502,9 +502,9 @@ def test_an_artifact_runs_without_torch(exported: Callable[[str, str], Path]) ->
     code = """
 import json, pathlib, sys
 import numpy as np
-from perfuse.artifact import Artifact
+from perfuse.sources.artifact import Artifact
 from perfuse.backend import Target
-from perfuse.store import ArtifactStore
+from perfuse.sources.store import ArtifactStore
 from perfuse_onnxruntime.backend import OnnxRuntime
 
 component = Artifact.open(sys.argv[1]).component("text_encoder")

@@ -16,7 +16,6 @@ torch = pytest.importorskip("torch")
 openvino = pytest.importorskip("openvino")
 
 from perfuse.backend import Component, Program, Request, SupportLevel, Target
-from perfuse.checkpoint import Checkpoint
 from perfuse.errors import (
     ArtifactError,
     DeviceNotFoundError,
@@ -24,8 +23,9 @@ from perfuse.errors import (
     InputError,
     UnsupportedError,
 )
+from perfuse.sources.checkpoint import Checkpoint
+from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
-from perfuse.store import ArtifactStore
 from perfuse_exporters.openvino import OpenVinoExporter
 from perfuse_openvino.backend import OpenVino
 
@@ -448,7 +448,7 @@ from pathlib import Path
 import numpy as np
 from perfuse.backend import Component, Target
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
-from perfuse.store import ArtifactStore
+from perfuse.sources.store import ArtifactStore
 from perfuse_openvino.backend import OpenVino
 
 def tensor(name, dtype, *shape):

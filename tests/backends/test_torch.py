@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from perfuse import DiffusionPipeline
 from perfuse.backend import Request, Target
-from perfuse.checkpoint import Checkpoint
 from perfuse.errors import DeviceNotFoundError, ExecutionError, InputError
-from perfuse.store import ArtifactStore
+from perfuse.sources.checkpoint import Checkpoint
+from perfuse.sources.store import ArtifactStore
 from perfuse_torch.backend import Torch
 
 

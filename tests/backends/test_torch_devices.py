@@ -21,11 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from perfuse import DiffusionPipeline
 from perfuse.backend import Request, SupportLevel, Target
-from perfuse.checkpoint import Checkpoint
 from perfuse.errors import UnsupportedError
 from perfuse.plugins import resolve
-from perfuse.portability import Limits
-from perfuse.store import ArtifactStore
+from perfuse.report.portability import Limits
+from perfuse.sources.checkpoint import Checkpoint
+from perfuse.sources.store import ArtifactStore
 from perfuse_torch import devices
 from perfuse_torch.attention import SlicedAttention
 from perfuse_torch.backend import Torch

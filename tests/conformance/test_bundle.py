@@ -13,7 +13,7 @@ import pytest
 from tests.test_torch_free import PROGRAM
 
 from perfuse.errors import InputError, PerfuseError
-from perfuse.pipeline import open_model
+from perfuse.run.pipeline import open_model
 from perfuse_conformance.bundle import Bundle, BundleError
 from perfuse_conformance.record import record
 from perfuse_conformance.results import read_results

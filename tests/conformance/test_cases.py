@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from perfuse.pipeline import open_model
+from perfuse.run.pipeline import open_model
 from perfuse.spec import PipelineSpec
 from perfuse_conformance.bundle import hash_of
 from perfuse_conformance.cases import (

@@ -334,7 +334,7 @@ def test_one_result(tmp_path):
 
 
 def test_the_level_of_an_id_is_that_of_its_case():
-    from perfuse.pipeline import open_model
+    from perfuse.run.pipeline import open_model
 
     spec = open_model(None).spec
     every = {

@@ -9,7 +9,7 @@ import pytest
 
 from perfuse import Artifact, Checkpoint, DiffusionPipeline
 from perfuse.errors import ArtifactError, InputError
-from perfuse.manifest import MANIFEST, ExportedComponent, Manifest, sha256
+from perfuse.sources.manifest import MANIFEST, ExportedComponent, Manifest, sha256
 
 Make = Callable[[str], Path]
 Export = Callable[[str, str], Path]

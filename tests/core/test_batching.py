@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from perfuse import ExecutionReport, Program, Signature, TensorSpec
-from perfuse.batching import FixedBatch, fixed_batch
+from perfuse.run.fixed_batch import FixedBatch, fixed_batch
 
 SIGNATURE = Signature(
     inputs=(

@@ -15,9 +15,9 @@ from urllib.parse import unquote
 
 import pytest
 
-from perfuse.checkpoint import Checkpoint
 from perfuse.errors import CheckpointError, InputError, WeightsError
-from perfuse.manifest import is_artifact
+from perfuse.sources.checkpoint import Checkpoint
+from perfuse.sources.manifest import is_artifact
 from perfuse.spec import PipelineSpec
 from perfuse_conformance.checkpoints import KINDS, edit_json, make_checkpoint, write_json
 
@@ -86,7 +86,7 @@ class TestSpec:
 
     def test_without_torch(self, originals: dict[str, Path]) -> None:
         code = (
-            "import sys; from perfuse.checkpoint import Checkpoint\n"
+            "import sys; from perfuse.sources.checkpoint import Checkpoint\n"
             f"c = Checkpoint.open({str(originals['sdxl'])!r})\n"
             "c.component('unet'); c.tokenizer('tokenizer_2'); c.files_to_copy()\n"
             "loaded = {'torch', 'transformers', 'diffusers', 'huggingface_hub', 'safetensors'}\n"
@@ -643,7 +643,7 @@ def ask(tmp_path: Path) -> Callable[..., Any]:
     def run(url: str, model: str = NAME, **options: Any) -> Any:
         code = (
             "import json, sys\n"
-            "from perfuse.checkpoint import Checkpoint\n"
+            "from perfuse.sources.checkpoint import Checkpoint\n"
             "from perfuse.errors import CheckpointError\n"
             "try:\n"
             f"    c = Checkpoint.open({model!r}, **{options!r})\n"

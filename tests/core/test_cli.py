@@ -530,7 +530,7 @@ def test_the_script_is_installed() -> None:
 def test_a_missing_engine_is_named_with_the_extra_that_brings_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from perfuse.tables import print_backends
+    from perfuse.report.tables import print_backends
 
     row = {"backend": "acme", "state": "not installed", "reason": "acme is not installed"}
     row |= {"distribution": "perfuse-acme", "version": "1.0", "interprets": ""}

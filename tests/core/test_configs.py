@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from perfuse.configs import (
+from perfuse.errors import CheckpointError
+from perfuse.models.configs import (
     AutoencoderKLConfig,
     ModelConfig,
     UNet2DConditionConfig,
     UNet2DConfig,
     check_types,
 )
-from perfuse.errors import CheckpointError
 
 CLASSES = (UNet2DConfig, UNet2DConditionConfig, AutoencoderKLConfig)
 

@@ -11,7 +11,7 @@ import pytest
 from perfuse import Artifact, ArtifactStore, Checkpoint, DiffusionPipeline, exported
 from perfuse.backend import Component
 from perfuse.errors import ExportError, InputError
-from perfuse.export import _fingerprint, reporting
+from perfuse.run.export import _fingerprint, reporting
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")

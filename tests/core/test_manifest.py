@@ -11,7 +11,7 @@ import pytest
 
 from perfuse import Checkpoint
 from perfuse.errors import ArtifactError
-from perfuse.manifest import (
+from perfuse.sources.manifest import (
     MANIFEST,
     ExportedComponent,
     Manifest,

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from perfuse.checkpoint import Checkpoint
-from perfuse.model_index import entries_of, write_index
+from perfuse.sources.checkpoint import Checkpoint
+from perfuse.sources.model_index import entries_of, write_index
 
 
 def test_the_index_names_what_the_checkpoint_names(

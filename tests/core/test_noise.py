@@ -7,8 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from perfuse.errors import InputError
-from perfuse.noise import (
+from perfuse.arrays.noise import (
     MODES,
     BatchNoise,
     NoiseSource,
@@ -16,6 +15,7 @@ from perfuse.noise import (
     noise_for,
     noise_source,
 )
+from perfuse.errors import InputError
 
 
 def digest(values):
@@ -109,7 +109,7 @@ def test_portable_uses_all_64_bits_and_torch_cpu_the_low_32():
 
 
 def test_the_polynomials_agree_with_the_maths_library():
-    from perfuse.noise import _cos_sin_of_turns, _log
+    from perfuse.arrays.noise import _cos_sin_of_turns, _log
 
     x = np.concatenate([2.0 ** -np.arange(0, 54.0), np.linspace(2**-53, 1, 100_001)])
     np.testing.assert_allclose(_log(x), np.log(x), rtol=6e-16, atol=0)
@@ -250,7 +250,7 @@ def test_a_bad_shape_is_refused(shape):
 
 def test_drawing_needs_no_torch():
     code = (
-        "import sys; from perfuse.noise import noise_for;"
+        "import sys; from perfuse.arrays.noise import noise_for;"
         "noise_for(0, batch=1).normal((1, 4, 8, 8));"
         "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'transformers', 'PIL')])"
     )

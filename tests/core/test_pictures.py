@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perfuse.errors import InputError, NonFiniteError
-from perfuse.pictures import (
+from perfuse.arrays.pictures import (
     open_picture,
     preprocess,
     preprocess_mask,
@@ -18,7 +17,8 @@ from perfuse.pictures import (
     to_pil,
     to_unit,
 )
-from perfuse.sheet import grid
+from perfuse.errors import InputError, NonFiniteError
+from perfuse.shapes.sheet import grid
 
 RED, BLUE = (220, 30, 40), (20, 60, 200)
 
@@ -305,6 +305,6 @@ def test_a_grid_that_does_not_add_up_is_refused(arguments, message):
 
 
 def test_importing_needs_neither_pillow_nor_torch():
-    code = "import sys, perfuse.pictures; print([m for m in ('PIL', 'torch') if m in sys.modules])"
+    code = "import sys, perfuse.arrays.pictures; print([m for m in ('PIL', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -9,7 +9,6 @@ import pytest
 from tests.distributions import GOOD, Install, good
 
 import perfuse.plugins
-from perfuse.disabled import read_disabled, switch
 from perfuse.errors import (
     BackendError,
     BackendNotFoundError,
@@ -17,8 +16,9 @@ from perfuse.errors import (
     InputError,
     PluginError,
 )
-from perfuse.installed import entry_points
 from perfuse.plugins import PluginHost, missing_modules
+from perfuse.plugins.disabled import read_disabled, switch
+from perfuse.plugins.installed import entry_points
 
 
 def rows(host: PluginHost) -> dict[str, tuple[str, str]]:

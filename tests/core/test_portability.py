@@ -24,9 +24,8 @@ from tests.distributions import Install
 from perfuse.backend import PRECISIONS, Component, Request, Target
 from perfuse.cli import main
 from perfuse.errors import DeviceNotFoundError, InputError, PerfuseError, PluginError
-from perfuse.pipeline import DiffusionPipeline, open_model
 from perfuse.plugins import host, resolve
-from perfuse.portability import (
+from perfuse.report.portability import (
     Finding,
     Limits,
     examine,
@@ -35,9 +34,10 @@ from perfuse.portability import (
     report,
     verdicts,
 )
+from perfuse.report.tables import weight_sizes
+from perfuse.run.pipeline import DiffusionPipeline, open_model
+from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
-from perfuse.store import ArtifactStore
-from perfuse.tables import weight_sizes
 
 torch = pytest.importorskip("torch")
 
@@ -324,7 +324,7 @@ def test_attention_that_is_too_large_is_sliced_on_mps(checkpoint: Make) -> None:
 @pytest.fixture
 def torchless(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch is not looked for, so that no graph is captured."""
-    monkeypatch.setattr("perfuse.portability.missing_modules", lambda names: list(names))
+    monkeypatch.setattr("perfuse.report.portability.missing_modules", lambda names: list(names))
 
 
 @pytest.mark.usefixtures("torchless")
@@ -413,7 +413,9 @@ def test_a_plugin_that_says_nothing_is_unknown(install: Install, checkpoint: Mak
 
 def test_limits_that_cannot_be_read_name_the_plugin(limit: Any) -> None:
     limit("torch", {"cpu": "all"})
-    with pytest.raises(PluginError, match="not a dict of device to perfuse.portability.Limits"):
+    with pytest.raises(
+        PluginError, match="not a dict of device to perfuse.report.portability.Limits"
+    ):
         limits_of(Target.parse("torch"))
     limit("torch", 3)
     with pytest.raises(PluginError, match=r"fake_limits:LIMITS.*TypeError"):
@@ -423,7 +425,7 @@ def test_limits_that_cannot_be_read_name_the_plugin(limit: Any) -> None:
 def test_every_backend_of_ours_has_limits_that_need_no_engine() -> None:
     """In a process of its own: whatever was imported here before is not there."""
     code = (
-        "import sys; from perfuse.backend import Target; from perfuse.portability import limits_of;"
+        "import sys; from perfuse.backend import Target; from perfuse.report.portability import limits_of;"
         f"names = {sorted(OURS)!r};"
         "print([limits_of(Target(backend=n))[0] for n in names]);"
         "print(sorted({'torch', 'onnxruntime', 'openvino', 'coremltools'} & set(sys.modules)))"

@@ -9,13 +9,13 @@ from click.testing import CliRunner
 from tests.distributions import Install
 
 from perfuse import DiffusionPipeline
-from perfuse.artifact import Artifact
-from perfuse.checkpoint import Checkpoint
 from perfuse.cli import main
 from perfuse.errors import CheckpointError, InputError, PluginError
-from perfuse.pipeline import open_model
 from perfuse.plugins import host
-from perfuse.readers import read_folder, scheduler_config
+from perfuse.run.pipeline import open_model
+from perfuse.sources.artifact import Artifact
+from perfuse.sources.checkpoint import Checkpoint
+from perfuse.sources.readers import read_folder, scheduler_config
 
 pytest.importorskip("torch")
 
@@ -26,7 +26,7 @@ Export = Callable[[str, str], Path]
 PLUGIN = """
 import dataclasses
 from perfuse import Artifact, Reader, ReaderManifest, hookimpl
-from perfuse.manifest import Manifest
+from perfuse.sources.manifest import Manifest
 
 @hookimpl
 def perfuse_readers():

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from perfuse.cli import main
 from perfuse.errors import InputError
-from perfuse.scaffold import new_plugin, plugin_files
+from perfuse.plugins.scaffold import new_plugin, plugin_files
 
 ROOT = Path(__file__).parents[2]
 

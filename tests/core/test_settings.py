@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from perfuse.cli.settings import read_settings
 from perfuse.errors import ConfigError
-from perfuse.settings import read_settings
 
 KNOWN = {"backend": str, "steps": int, "guidance": float, "offline": bool}
 

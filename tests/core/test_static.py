@@ -21,9 +21,9 @@ from perfuse import (
     Target,
 )
 from perfuse.errors import ExecutionError, InputError, UnsupportedError
-from perfuse.export import reporting
 from perfuse.plugins import PluginHost
-from perfuse.static import PerSize
+from perfuse.run.export import reporting
+from perfuse.run.per_size import PerSize
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

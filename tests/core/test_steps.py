@@ -7,7 +7,7 @@ import pytest
 
 from perfuse import Choice, Event, Loop, Step, Task
 from perfuse.errors import InputError
-from perfuse.steps import REQUIRED
+from perfuse.tasks.steps import REQUIRED
 
 
 def step(name: str, reads: str, gives: str, value: Any = None) -> Step:

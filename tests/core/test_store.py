@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from perfuse.errors import ExportError, InputError
-from perfuse.store import ArtifactStore, atomic_folder, cache_folder, locked
+from perfuse.sources.store import ArtifactStore, atomic_folder, cache_folder, locked
 
 #: Makes an entry of two files; dies at the moment named on the command line.
 WRITER = """
 import os, signal, sys, time
 from pathlib import Path
-from perfuse.store import ArtifactStore, atomic_folder
+from perfuse.sources.store import ArtifactStore, atomic_folder
 root, how, moment = sys.argv[1:4]
 
 renames = 0
@@ -190,7 +190,7 @@ def test_a_folder_that_cannot_be_replaced_is_kept(tmp_path: Path) -> None:
 def test_lock_is_between_processes(tmp_path: Path) -> None:
     """A second holder waits, and the lock of a dead process is free."""
     program = (
-        "import sys, time; from pathlib import Path; from perfuse.store import locked\n"
+        "import sys, time; from pathlib import Path; from perfuse.sources.store import locked\n"
         "with locked(Path(sys.argv[1])):\n print('held', flush=True)\n time.sleep(60)"
     )
     holder = subprocess.Popen(

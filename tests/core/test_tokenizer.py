@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from perfuse.errors import CheckpointError, InputError
-from perfuse.tokenizer import Tokenizer
+from perfuse.sources.tokenizer import Tokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MERGES = ["r e", "re d</w>", "c a", "ca t</w>", "i n", "in g</w>"]
@@ -291,7 +291,7 @@ def test_a_tokenizer_without_a_stated_length_asks_for_one(folder):
 
 def test_no_torch_is_needed(folder):
     code = (
-        "import sys; import perfuse.tokenizer as t; early = 'tokenizers' in sys.modules;"
+        "import sys; import perfuse.sources.tokenizer as t; early = 'tokenizers' in sys.modules;"
         "t.Tokenizer.from_folder(sys.argv[1])(['red']);"
         "print(early, [m for m in ('torch', 'transformers') if m in sys.modules])"
     )

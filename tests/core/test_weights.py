@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from perfuse.errors import CheckpointError, WeightsError
-from perfuse.weights import Weights, choose, variants
+from perfuse.sources.weights import Weights, choose, variants
 
 MAIN = "diffusion_pytorch_model"
 A, B, C = np.ones((2, 3), np.float32), np.zeros(4, np.float16), np.array(7, np.int64)
@@ -292,7 +292,7 @@ def test_fingerprint(tmp_path: Path) -> None:
 def test_opening_needs_neither_torch_nor_safetensors(tmp_path: Path) -> None:
     save_file({"a": A}, tmp_path / "model.safetensors")
     code = (
-        "import sys; from perfuse.weights import Weights\n"
+        "import sys; from perfuse.sources.weights import Weights\n"
         f"assert Weights.open({str(tmp_path)!r}).parameters == 6\n"
         "assert not {'torch', 'safetensors', 'numpy'} & set(sys.modules)"
     )
@@ -319,7 +319,7 @@ def test_every_tensor_comes_whatever_the_window(
     torch = pytest.importorskip("torch")
     state = {f"t{i}": np.full((i + 1, 3), i, np.float32) for i in range(20)}
     save_file(state, tmp_path / "model.safetensors")
-    monkeypatch.setattr("perfuse.weights._WINDOW", 100)
+    monkeypatch.setattr("perfuse.sources.weights._WINDOW", 100)
     found = dict(Weights.open(tmp_path).tensors())
     assert found.keys() == state.keys()
     assert all(torch.equal(found[k], torch.from_numpy(v)) for k, v in state.items())

@@ -16,11 +16,11 @@ from PIL import Image
 from tests.conftest import needs_exporter
 
 from perfuse import DiffusionPipeline
-from perfuse.checkpoint import Checkpoint
 from perfuse.cli import main
 from perfuse.errors import ArtifactError, ExportError, InputError
-from perfuse.manifest import Manifest
-from perfuse.pipeline import open_model
+from perfuse.run.pipeline import open_model
+from perfuse.sources.checkpoint import Checkpoint
+from perfuse.sources.manifest import Manifest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("coremltools")
@@ -254,7 +254,7 @@ def test_the_scheduler_that_lies_beside_the_models(foreign: Path, checkpoint: Ma
 
 def test_reading_loads_neither_torch_nor_an_engine(foreign: Path) -> None:
     program = (
-        "import sys; from perfuse.pipeline import open_model; open_model(sys.argv[1]);"
+        "import sys; from perfuse.run.pipeline import open_model; open_model(sys.argv[1]);"
         "print({'torch', 'coremltools', 'transformers'} & set(sys.modules))"
     )
     command = [sys.executable, "-c", program, str(foreign)]

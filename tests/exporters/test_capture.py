@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from perfuse.backend import Component
-from perfuse.checkpoint import Checkpoint
 from perfuse.errors import ExportError
+from perfuse.sources.checkpoint import Checkpoint
 from perfuse_exporters.capture import build, capture, example_inputs, replace_tensors
 
 

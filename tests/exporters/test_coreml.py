@@ -19,10 +19,10 @@ pytest.importorskip("coremltools")
 from torch import nn
 
 from perfuse.backend import Component, ExecutionReport, read_options
-from perfuse.checkpoint import Checkpoint
 from perfuse.errors import ExportError, InputError
 from perfuse.models.embeddings import Timesteps
 from perfuse.models.resnet import Downsample2D, Upsample2D
+from perfuse.sources.checkpoint import Checkpoint
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_conformance.mil.interpreter import MilPredictor
 from perfuse_exporters.capture import capture

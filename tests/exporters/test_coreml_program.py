@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from perfuse.backend import Component, ExecutionReport
-from perfuse.batching import FixedBatch, fixed_batch
 from perfuse.errors import ArtifactError, ExecutionError, InputError
+from perfuse.run.fixed_batch import FixedBatch, fixed_batch
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_exporters.coreml_program import CoreMLProgram, parts_of
 

@@ -16,9 +16,9 @@ from tests import neuron_stand_in
 
 from perfuse import DiffusionPipeline
 from perfuse.backend import Component, read_options
-from perfuse.checkpoint import Checkpoint
 from perfuse.errors import ConfigError, ExportError, InputError
-from perfuse.manifest import Manifest
+from perfuse.sources.checkpoint import Checkpoint
+from perfuse.sources.manifest import Manifest
 from perfuse_exporters import neuron_sdk
 from perfuse_exporters.neuron import NeuronExporter
 

@@ -9,9 +9,9 @@ torch = pytest.importorskip("torch")
 
 from torch.nn import functional as F
 
-from perfuse.architectures import describe
 from perfuse.backend import Component
-from perfuse.checkpoint import Checkpoint
+from perfuse.models.architectures import describe
+from perfuse.sources.checkpoint import Checkpoint
 from perfuse_exporters.neuron_graph import Traced, attention, core_graph, first_largest, nearest
 from perfuse_exporters.neuron_layout import input_names
 

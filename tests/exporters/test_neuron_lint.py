@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import perfuse.models.components
 from perfuse import DiffusionPipeline
 from perfuse.backend import Component
-from perfuse.checkpoint import Checkpoint
+from perfuse.sources.checkpoint import Checkpoint
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_exporters.capture import capture
 from perfuse_exporters.neuron import NeuronExporter

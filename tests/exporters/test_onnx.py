@@ -14,10 +14,10 @@ import onnxruntime
 import pytest
 import torch
 
-from perfuse.artifact import Artifact
 from perfuse.backend import Component
-from perfuse.checkpoint import Checkpoint
 from perfuse.errors import ExportError
+from perfuse.sources.artifact import Artifact
+from perfuse.sources.checkpoint import Checkpoint
 from perfuse_exporters.onnx import OnnxExporter
 
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]

@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
 
 from perfuse.backend import Component
-from perfuse.checkpoint import Checkpoint
 from perfuse.errors import ExportError
+from perfuse.sources.checkpoint import Checkpoint
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_exporters.openvino import OpenVinoExporter, import_openvino
 

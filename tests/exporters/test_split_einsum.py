@@ -10,13 +10,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from perfuse.architectures import describe
 from perfuse.backend import Component
 from perfuse.errors import ExportError, InputError
 from perfuse.models import UNet2DConditionModel
+from perfuse.models.architectures import describe
 from perfuse.models.attention import Transformer2DModel
 from perfuse.models.components import wrap
-from perfuse.transforms import find_transforms
+from perfuse.run.transforms import find_transforms
 from perfuse_conformance.checkpoints import ddpm_config, randomise, unet_config
 from perfuse_exporters.capture import capture
 from perfuse_exporters.split_einsum import SplitEinsum, SplitEinsumV2, split

@@ -19,12 +19,12 @@ pytest.importorskip("jax")
 from torch import nn
 
 from perfuse.backend import Component, Target
-from perfuse.checkpoint import Checkpoint
 from perfuse.errors import ArtifactError, ExecutionError, ExportError, InputError
-from perfuse.export import exported
 from perfuse.plugins import host
+from perfuse.run.export import exported
+from perfuse.sources.checkpoint import Checkpoint
+from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
-from perfuse.store import ArtifactStore
 from perfuse_exporters.capture import capture
 from perfuse_exporters.stablehlo import (
     StableHloExporter,

@@ -19,7 +19,7 @@ transformers = pytest.importorskip("transformers")
 
 import perfuse.models as ours
 from perfuse.models.loading import load_text_encoder
-from perfuse.weights import Weights
+from perfuse.sources.weights import Weights
 from perfuse_conformance.checkpoints import ddpm_config, make_checkpoint, randomise, unet_config
 
 TOLERANCE = 1e-5
@@ -572,7 +572,7 @@ def test_text_encoder_in_half_precision(precision: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl", "ddpm"])
 def test_diffusers_reads_the_test_checkpoints(kind: str, tmp_path: Path) -> None:
     """What the other tests run on is a checkpoint in Diffusers' own eyes."""
-    from perfuse.checkpoint import Checkpoint
+    from perfuse.sources.checkpoint import Checkpoint
 
     folder = make_checkpoint(tmp_path / kind, kind)
     theirs = diffusers.DiffusionPipeline.from_pretrained(folder)
@@ -603,8 +603,8 @@ def test_diffusers_reads_the_test_checkpoints(kind: str, tmp_path: Path) -> None
 def test_scheduler_is_corrected_as_diffusers_does(
     class_name: str, changes: dict[str, Any], tmp_path: Path
 ) -> None:
-    from perfuse.checkpoint import Checkpoint
     from perfuse.schedulers import scheduler_from_config
+    from perfuse.sources.checkpoint import Checkpoint
     from perfuse_conformance.checkpoints import edit_json
 
     folder = make_checkpoint(tmp_path / "sd", "sd1")
@@ -619,7 +619,7 @@ def test_scheduler_is_corrected_as_diffusers_does(
 
 
 def test_scheduler_of_ddim_pipeline(tmp_path: Path) -> None:
-    from perfuse.checkpoint import Checkpoint
+    from perfuse.sources.checkpoint import Checkpoint
     from perfuse_conformance.checkpoints import edit_json
 
     folder = make_checkpoint(tmp_path / "ddpm", "ddpm")
@@ -635,7 +635,7 @@ def test_scheduler_of_ddim_pipeline(tmp_path: Path) -> None:
     [("0.8.1", 32), ("0.9.0", 32), ("0.6.0.dev0", 63), (..., 32), ("0.8.0", 96)],
 )
 def test_size_is_corrected_as_diffusers_does(version: Any, size: int, tmp_path: Path) -> None:
-    from perfuse.checkpoint import Checkpoint
+    from perfuse.sources.checkpoint import Checkpoint
     from perfuse_conformance.checkpoints import edit_json
 
     folder = make_checkpoint(tmp_path / "sd", "sd1")

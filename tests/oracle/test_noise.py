@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
+from perfuse.arrays.noise import NoiseSource, TorchNoise, noise_for, noise_source
 from perfuse.errors import InputError
-from perfuse.noise import NoiseSource, TorchNoise, noise_for, noise_source
 
 torch = pytest.importorskip("torch")
 

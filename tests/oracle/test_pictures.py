@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perfuse.pictures import preprocess, preprocess_mask, to_pictures, to_pil, to_unit
+from perfuse.arrays.pictures import preprocess, preprocess_mask, to_pictures, to_pil, to_unit
 
 torch = pytest.importorskip("torch")
 image_processor = pytest.importorskip("diffusers.image_processor")

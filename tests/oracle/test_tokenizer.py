@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from perfuse.errors import InputError
-from perfuse.tokenizer import Tokenizer
+from perfuse.sources.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 

@@ -15,9 +15,9 @@ from perfuse.backend import (
     Target,
 )
 from perfuse.errors import DeviceNotFoundError
-from perfuse.export import exported
-from perfuse.manifest import tool_versions
-from perfuse.store import ArtifactStore
+from perfuse.run.export import exported
+from perfuse.sources.manifest import tool_versions
+from perfuse.sources.store import ArtifactStore
 
 __all__ = ["CoreMLInterpreter"]
 

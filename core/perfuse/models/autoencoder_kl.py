@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from perfuse.configs import AutoencoderKLConfig
 from perfuse.models.attention import SpatialAttention
+from perfuse.models.configs import AutoencoderKLConfig
 from perfuse.models.embeddings import activation
 from perfuse.models.model import Model
 from perfuse.models.unet_blocks import DownBlock, MidBlock, Resnets, conv_down, conv_up

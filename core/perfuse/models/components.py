@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perfuse.architectures import find
-from perfuse.backend import Component
+from perfuse.contract.backend import Component
+from perfuse.contract.spec import ComponentSpec
 from perfuse.errors import InputError
+from perfuse.models.architectures import find
 from perfuse.models.autoencoder_kl import AutoencoderKL
 from perfuse.models.loading import load_state, load_text_encoder
 from perfuse.models.model import Model
 from perfuse.models.unet_2d import UNet2DModel
 from perfuse.models.unet_2d_condition import UNet2DConditionModel
-from perfuse.plugins import resolve
-from perfuse.spec import ComponentSpec
-from perfuse.weights import Weights
+from perfuse.plugins.host import resolve
+from perfuse.sources.weights import Weights
 
 
 class UNet2D(nn.Module):

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from perfuse.configs import check_types
 from perfuse.errors import CheckpointError, WeightsError
-from perfuse.model_index import read_json
+from perfuse.models.configs import check_types
 from perfuse.models.model import Model
-from perfuse.weights import Weights, variants
+from perfuse.sources.model_index import read_json
+from perfuse.sources.weights import Weights, variants
 
 __all__ = ["load_model", "load_state", "load_text_encoder", "save_model"]
 

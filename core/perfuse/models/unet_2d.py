@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from perfuse.configs import UNet2DConfig
 from perfuse.models.attention import SpatialAttention
+from perfuse.models.configs import UNet2DConfig
 from perfuse.models.embeddings import FourierFeatures, TimestepEmbedding, Timesteps
 from perfuse.models.model import Model, as_batch
 from perfuse.models.unet_blocks import (

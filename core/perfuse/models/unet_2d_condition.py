@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from perfuse.configs import UNet2DConditionConfig
 from perfuse.models.attention import Transformer2DModel
+from perfuse.models.configs import UNet2DConditionConfig
 from perfuse.models.embeddings import (
     FourierFeatures,
     ImageProjection,

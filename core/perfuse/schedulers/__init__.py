@@ -95,7 +95,7 @@ def _find(name: str) -> str | None:
     """Where a class is: one of ours, or one that a plugin brings."""
     if name in SCHEDULERS:
         return SCHEDULERS[name]
-    from perfuse.plugins import host
+    from perfuse.plugins.host import host
 
     return host().schedulers().get(name)
 

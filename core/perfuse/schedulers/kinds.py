@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from perfuse.noise import noise_for
+from perfuse.arrays.noise import noise_for
 
 __all__ = ["cast", "draw", "host", "like", "promoted"]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import click
 import numpy as np
 
+from perfuse.arrays.pictures import save_png
 from perfuse.errors import PerfuseError
-from perfuse.export import reporting
-from perfuse.pictures import save_png
-from perfuse.pipeline import DiffusionPipeline
-from perfuse.sheet import grid
+from perfuse.run.export import reporting
+from perfuse.run.pipeline import DiffusionPipeline
+from perfuse.shapes.sheet import grid
 
 CAPTIONS = (
     "a small red circle at the top left on a white background",

@@ -4,13 +4,13 @@ import dataclasses
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from perfuse.contract.hooks import PipelineManifest
+from perfuse.contract.spec import PipelineSpec
 from perfuse.errors import CheckpointError, PluginError
-from perfuse.hooks import PipelineManifest
-from perfuse.plugins import host, resolve, said
-from perfuse.spec import PipelineSpec
+from perfuse.plugins.host import host, resolve, said
 
 if TYPE_CHECKING:
-    from perfuse.steps import Task
+    from perfuse.tasks.steps import Task
 
 __all__ = ["PIPELINES", "task_of"]
 
@@ -72,7 +72,7 @@ def task_of(spec: PipelineSpec) -> "Task":
 
 
 def _load(reference: str, class_name: str) -> "Task":
-    from perfuse.steps import Task
+    from perfuse.tasks.steps import Task
 
     try:
         task = resolve(reference)

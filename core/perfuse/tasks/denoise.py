@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from perfuse.arrays import concatenate, is_torch, place, to_numpy
+from perfuse.arrays.noise import BatchNoise
+from perfuse.arrays.operations import concatenate, is_torch, place, to_numpy
+from perfuse.contract.spec import Array
 from perfuse.errors import InputError, NonFiniteError
-from perfuse.guidance import Guidance
-from perfuse.noise import BatchNoise
 from perfuse.schedulers import Schedule
-from perfuse.spec import Array
-from perfuse.steps import Loop, State, Step, Tools
+from perfuse.tasks.guidance import Guidance
+from perfuse.tasks.steps import Loop, State, Step, Tools
 
 __all__ = [
     "check_count",
@@ -181,7 +181,7 @@ def finish(decoded: Array, output_type: str) -> Any:
     Raises:
         NonFiniteError: the array holds NaN or infinity.
     """
-    from perfuse import pictures
+    from perfuse.arrays import pictures
 
     array = to_numpy(decoded)
     if output_type == "latent":

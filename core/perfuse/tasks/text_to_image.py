@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from perfuse.arrays import concatenate, is_torch, place
+from perfuse.arrays.noise import noise_for
+from perfuse.arrays.operations import concatenate, is_torch, place
+from perfuse.contract.spec import Array
 from perfuse.errors import InputError
-from perfuse.guidance import Guidance
-from perfuse.noise import noise_for
 from perfuse.schedulers import Schedule
-from perfuse.spec import Array
-from perfuse.steps import State, Step, Task, Tools
 from perfuse.tasks.denoise import (
     check_count,
     check_output_type,
@@ -22,6 +20,8 @@ from perfuse.tasks.denoise import (
     finish,
     prepare_schedule,
 )
+from perfuse.tasks.guidance import Guidance
+from perfuse.tasks.steps import State, Step, Task, Tools
 
 __all__ = ["TEXT_TO_IMAGE"]
 

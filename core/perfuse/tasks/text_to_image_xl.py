@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from perfuse.arrays import concatenate, join_features, place, zeros_like
+from perfuse.arrays.operations import concatenate, join_features, place, zeros_like
+from perfuse.contract.spec import Array
 from perfuse.errors import InputError
-from perfuse.guidance import Guidance
-from perfuse.spec import Array
-from perfuse.steps import State, Step, Tools
+from perfuse.tasks.guidance import Guidance
+from perfuse.tasks.steps import State, Step, Tools
 from perfuse.tasks.text_to_image import TEXT_TO_IMAGE, Prompt, encode, read_texts, repeat
 
 __all__ = ["TEXT_TO_IMAGE_XL"]

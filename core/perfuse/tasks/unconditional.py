@@ -2,11 +2,9 @@
 
 from typing import Any
 
-from perfuse.guidance import Guidance
-from perfuse.noise import noise_for
+from perfuse.arrays.noise import noise_for
+from perfuse.contract.spec import Array
 from perfuse.schedulers import Schedule
-from perfuse.spec import Array
-from perfuse.steps import State, Step, Task, Tools
 from perfuse.tasks.denoise import (
     check_count,
     check_output_type,
@@ -16,6 +14,8 @@ from perfuse.tasks.denoise import (
     finish,
     prepare_schedule,
 )
+from perfuse.tasks.guidance import Guidance
+from perfuse.tasks.steps import State, Step, Task, Tools
 
 __all__ = ["UNCONDITIONAL"]
 

@@ -14,8 +14,8 @@ from perfuse.backend import (
     Target,
 )
 from perfuse.errors import DeviceNotFoundError, InputError
-from perfuse.export import exported
-from perfuse.store import ArtifactStore
+from perfuse.run.export import exported
+from perfuse.sources.store import ArtifactStore
 
 from perfuse_executorch import runtime
 from perfuse_executorch.exporter import FORMAT, open_dims

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from perfuse.backend import Component, Program, Target
-from perfuse.checkpoint import Checkpoint
 from perfuse.plugins import host
-from perfuse.store import ArtifactStore
+from perfuse.sources.checkpoint import Checkpoint
+from perfuse.sources.store import ArtifactStore
 
 Make = Callable[[str], Path]
 Prepare = Callable[..., Program]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from perfuse.backend import Program, Target
-from perfuse.pipeline import open_model
 from perfuse.plugins import host
-from perfuse.store import ArtifactStore
+from perfuse.run.pipeline import open_model
+from perfuse.sources.store import ArtifactStore
 
 Prepare = Callable[..., Program]
 

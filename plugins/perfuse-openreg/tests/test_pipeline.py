@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from perfuse import DiffusionPipeline
 from perfuse.errors import DeviceNotFoundError, ExecutionError, ExportError, InputError
-from perfuse.export import reporting
+from perfuse.run.export import reporting
 
 from perfuse_openreg.driver import accelerator
 from perfuse_openreg.hardware import HARDWARE

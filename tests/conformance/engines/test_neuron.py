@@ -15,9 +15,9 @@ import pytest
 pytest.importorskip("jax")
 
 from perfuse.backend import Component, Program, Request, Target
-from perfuse.checkpoint import Checkpoint
 from perfuse.errors import DeviceNotFoundError, InputError, UnsupportedError
-from perfuse.store import ArtifactStore
+from perfuse.sources.checkpoint import Checkpoint
+from perfuse.sources.store import ArtifactStore
 from perfuse_conformance import BackendConformance
 from perfuse_conformance.neuron import NeuronInterpreter
 

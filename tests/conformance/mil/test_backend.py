@@ -8,8 +8,8 @@ import pytest
 
 from perfuse.backend import Request, SupportLevel, Target
 from perfuse.errors import DeviceNotFoundError, InputError, UnsupportedError
-from perfuse.pipeline import open_model
-from perfuse.store import ArtifactStore
+from perfuse.run.pipeline import open_model
+from perfuse.sources.store import ArtifactStore
 from perfuse_conformance.mil.backend import CoreMLInterpreter
 
 TARGET = Target(backend="coreml-interpreter")

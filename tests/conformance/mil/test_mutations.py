@@ -18,7 +18,7 @@ from tests.conformance.mil.programs import (
 )
 
 from perfuse import DiffusionPipeline
-from perfuse.manifest import sha256
+from perfuse.sources.manifest import sha256
 from perfuse_conformance.results import Status
 
 CASE = "component/unet/float32/static/late"

@@ -1,0 +1,82 @@
+"""Numpy arrays and torch tensors alike, without importing torch."""
+
+import sys
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.contract.spec import Array
+
+__all__ = [
+    "concatenate",
+    "is_torch",
+    "join_features",
+    "place",
+    "std",
+    "to_numpy",
+    "zeros_like",
+]
+
+
+def is_torch(array: Array) -> bool:
+    """Whether it is a torch tensor. Whoever made one has imported torch already."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def to_numpy(array: Array) -> npt.NDArray[Any]:
+    """As a numpy array on the host; float32 where it is floating-point."""
+    if is_torch(array):
+        array = array.detach()
+        array = (array.float() if array.is_floating_point() else array).cpu().numpy()
+    found: npt.NDArray[Any] = np.asarray(array)
+    return found.astype(np.float32) if found.dtype.kind == "f" and found.itemsize != 4 else found
+
+
+def place(array: Array, torch_device: str | None) -> Array:
+    """As a torch tensor on a device, or as a numpy array where there is no torch device.
+
+    Floating-point arrays become float32 before they move: some devices have no float64. The copy is
+    waited for: on some, one that is not reads memory that has another content by then.
+    """
+    if torch_device is None:
+        return to_numpy(array)
+    import torch
+
+    if not is_torch(array):
+        array = torch.from_numpy(np.ascontiguousarray(array))
+    return (array.float() if array.is_floating_point() else array).to(torch_device)
+
+
+def concatenate(arrays: list[Array]) -> Array:
+    """Along the first axis; all of one kind."""
+    if is_torch(arrays[0]):
+        import torch
+
+        return torch.cat(arrays)
+    return np.concatenate(arrays)
+
+
+def join_features(arrays: list[Array]) -> Array:
+    """Along the last axis; all of one kind."""
+    if is_torch(arrays[0]):
+        import torch
+
+        return torch.cat(arrays, dim=-1)
+    return np.concatenate(arrays, axis=-1)
+
+
+def zeros_like(array: Array) -> Array:
+    """Zeros of the same shape, kind and place."""
+    if is_torch(array):
+        return array.new_zeros(array.shape)
+    return np.zeros_like(array)
+
+
+def std(array: Array) -> Array:
+    """The sample standard deviation of each item of a batch, [B, …] to [B, 1, …]."""
+    axes = tuple(range(1, array.ndim))
+    if is_torch(array):
+        return array.std(dim=axes, keepdim=True)
+    return array.std(axis=axes, keepdims=True, ddof=1)

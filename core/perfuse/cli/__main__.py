@@ -1,0 +1,5 @@
+"""``python -m perfuse.cli``."""
+
+from perfuse.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""What a plugin author reads: descriptions, the contracts, the hooks."""

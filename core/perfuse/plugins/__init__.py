@@ -1,0 +1,29 @@
+"""Plugins: found by entry point, asked for manifests, survived where they are broken."""
+
+from perfuse.contract.hooks import (
+    API_VERSION,
+    BackendManifest,
+    ExporterManifest,
+    PipelineManifest,
+    ReaderManifest,
+    TransformManifest,
+    hookimpl,
+)
+from perfuse.plugins.host import PluginHost, host, missing_modules, resolve, said
+from perfuse.plugins.installed import PluginRow
+
+__all__ = [
+    "API_VERSION",
+    "BackendManifest",
+    "ExporterManifest",
+    "PipelineManifest",
+    "PluginHost",
+    "PluginRow",
+    "ReaderManifest",
+    "TransformManifest",
+    "hookimpl",
+    "host",
+    "missing_modules",
+    "resolve",
+    "said",
+]

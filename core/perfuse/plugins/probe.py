@@ -1,0 +1,125 @@
+"""What ``perfuse doctor`` runs in a process of its own: it may hang or die, and nothing is lost.
+
+``python -m perfuse.plugins.probe ANSWER REQUEST``: the request is JSON, the answer a file of JSON lines.
+Each step is written down before it is taken, so that whoever waits knows which one was the last.
+"""
+
+import importlib.metadata
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from perfuse.contract.backend import Backend, Device
+
+__all__ = ["main"]
+
+Say: TypeAlias = Callable[..., None]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Answer one request: ``{"without": […]}`` for what is there, ``{"backend": …}`` for one."""
+    _leave_no_core_file()
+    with open(arguments[0], "a", encoding="utf-8") as file:
+
+        def say(**line: Any) -> None:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+
+        request = json.loads(arguments[1])
+        if "backend" not in request:
+            say(answer=_listing(request["without"], say))
+            os._exit(0)  # what plugins leave running does not matter here
+        try:
+            answer = _probe(request["backend"], request["thorough"], say)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - an engine may raise anything
+            from perfuse.errors import PerfuseError
+            from perfuse.plugins.host import said
+
+            traceback.print_exc()
+            reason = str(exc) if isinstance(exc, PerfuseError) else said(exc)
+            answer = {"state": "broken", "reason": reason}
+        say(answer=answer)
+        say(step="ending")
+
+
+def _leave_no_core_file() -> None:
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def _listing(without: Sequence[str], say: Say) -> dict[str, Any]:
+    from perfuse.plugins.host import PluginHost
+    from perfuse.plugins.installed import allowed_plugins
+
+    def watch(plugin: str) -> None:
+        say(step="importing it, or asking it for its manifests", plugin=plugin)
+
+    return PluginHost(allowed_plugins(), without=without, watch=watch).listing()
+
+
+def _probe(name: str, thorough: bool, say: Say) -> dict[str, Any]:
+    from perfuse.plugins.host import host
+
+    say(step="importing its plugin")
+    manifest = host().backends()[name]
+    answer: dict[str, Any] = {"engines": _versions(manifest.requires)} if thorough else {}
+    say(step="importing its class")
+    backend = host().backend(name)
+    say(step="asking for its devices")
+    devices = list(backend.devices())
+    answer["devices"] = [
+        {
+            "target": f"{name}:{device.name}",
+            "description": str(device.description),
+            "precisions": [str(precision) for precision in device.precisions],
+        }
+        for device in devices
+    ]
+    if not devices:
+        answer |= {"state": "unavailable", "reason": "its engine lists no device"}
+    if thorough:
+        say(step="asking what it supports")
+        answer["supports"] = {
+            f"{name}:{device.name}": _supported(backend, device) for device in devices
+        }
+    return answer
+
+
+def _versions(modules: Sequence[str]) -> dict[str, str]:
+    """The distributions that brought an engine's modules, each with its version."""
+    owners = importlib.metadata.packages_distributions()
+    names = [name for module in modules for name in owners.get(module.partition(".")[0], ())]
+    return {name: importlib.metadata.version(name) for name in dict.fromkeys(names)}
+
+
+def _supported(backend: "Backend", device: "Device") -> dict[str, str]:
+    """Precision to what the backend says of the bundled model's denoiser."""
+    from perfuse.contract.backend import Request
+    from perfuse.shapes import CHECKPOINT
+    from perfuse.sources.checkpoint import Checkpoint
+
+    spec = Checkpoint.open(CHECKPOINT).spec
+    denoiser = spec.components["unet"]
+    sizes = {"batch": 1, "latent_height": 8, "latent_width": 8, "sequence": 77}
+    answers = {}
+    for precision in device.precisions:
+        request = Request(component=denoiser, precision=precision, device=device.name)
+        support = backend.supports(request)
+        answers[precision] = support.level.value
+        if not support.works and backend.supports(replace(request, static=sizes)).works:
+            answers[precision] = "in fixed sizes"
+    return answers
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

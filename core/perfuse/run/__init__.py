@@ -1,0 +1,1 @@
+"""Pipelines: placing components, preparing programs, running tasks, exporting."""

@@ -1,0 +1,232 @@
+"""Lowering components through the exporters, one at a time: into the cache, or into a folder."""
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from types import CodeType
+
+from perfuse.contract.backend import Component, read_options
+from perfuse.contract.spec import PipelineSpec
+from perfuse.errors import ExportError, InputError
+from perfuse.plugins.host import host
+from perfuse.sources.manifest import ExportedComponent, Manifest, sha256, tool_versions
+from perfuse.sources.model_index import write_index
+from perfuse.sources.store import ArtifactStore, atomic_folder, locked
+
+__all__ = ["component_options", "export_pipeline", "exported", "reporting", "say"]
+
+_report: ContextVar[Callable[[str], None]] = ContextVar("report", default=lambda message: None)
+_MAIN = "main-file.json"
+
+
+@contextmanager
+def reporting(report: Callable[[str], None]) -> Iterator[None]:
+    """Have every export in the block say what it is doing, as it does it."""
+    token = _report.set(report)
+    try:
+        yield
+    finally:
+        _report.reset(token)
+
+
+def say(message: str) -> None:
+    """Tell whoever listens (``reporting``) what is being done now."""
+    _report.get()(message)
+
+
+def _tools(format: str) -> dict[str, str]:
+    """The versions of everything that can change what an exporter writes; imports nothing."""
+    manifest = host().exporters().get(format)
+    if manifest is None:
+        return tool_versions(("perfuse",))
+    row = host().brought_by(format, "perfuse_exporters")
+    plugin = () if row is None else (row.distribution,)
+    return tool_versions(tuple(dict.fromkeys(("perfuse", *plugin, *manifest.requires))))
+
+
+def exported(component: Component, format: str, store: ArtifactStore) -> Path:
+    """The main file of a component in a format: what an artifact holds, or an export in the cache.
+
+    Raises:
+        ExportError: no exporter for the format, or the export failed.
+    """
+    if format in component.files:
+        return component.files[format]
+    fingerprint = component.fingerprint
+    if fingerprint is None:
+        fingerprint = _fingerprint(component)
+    key = {
+        "component": component.spec.to_dict(),
+        "precision": component.precision,
+        "static": dict(component.static),
+        "sizes": [dict(size) for size in component.sizes],
+        "options": dict(component.options),
+        "format": format,
+        "fingerprint": fingerprint,
+        "tools": _tools(format),
+    }
+
+    def make(folder: Path) -> None:
+        main = _export(component, format, folder)
+        record = {"main": main.relative_to(folder).as_posix()}
+        (folder / _MAIN).write_text(json.dumps(record), encoding="utf-8")
+
+    folder = store.get_or_make(f"{component.name}-{format}-{component.precision}", key, make)
+    try:
+        main = folder / str(json.loads((folder / _MAIN).read_text(encoding="utf-8"))["main"])
+        main.stat()
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise ExportError(
+            f"{folder} in the cache is damaged: {exc}. Run: perfuse cache clear"
+        ) from exc
+    return main
+
+
+def _export(component: Component, format: str, folder: Path) -> Path:
+    say(f"Exporting {component.name} to {format} ({component.precision})")
+    exporter = host().exporter(format)
+    read_options(component.options, exporter.options, of=f"The {format} exporter")
+    try:
+        with warnings.catch_warnings():
+            # The tools' own deprecations are not the user's to mend.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return exporter.export(component, folder)
+    except OSError as exc:
+        raise ExportError(
+            f"{component.name} was to be exported to {format}; the system said: "
+            f"{exc.strerror or exc}. Nothing was kept. Free space or choose another folder."
+        ) from exc
+
+
+def _fingerprint(component: Component) -> str:
+    """Of a module that the user put in place: of its layers, code, configs and weights themselves."""
+    import hashlib
+
+    if component.build is None:
+        raise ExportError(
+            f"{component.name} was to be exported; it comes from an artifact, which has no module."
+        )
+    module = component.build()
+    configs = [getattr(part, "config", None) for part in module.modules()]
+    digest = hashlib.sha256(f"{module} {configs}".encode())
+    for kind in dict.fromkeys(type(part) for part in module.modules()):
+        digest.update(f"{kind.__module__}.{kind.__qualname__} {_code(kind.forward)}".encode())
+    for name, tensor in module.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def export_pipeline(
+    spec: PipelineSpec,
+    component: Callable[[str], Component],
+    folder: Path,
+    *,
+    to: str,
+    source: Mapping[str, str | None],
+    copy: Callable[[Path], None],
+) -> Path:
+    """Write a whole pipeline as an artifact; the folder is complete or absent.
+
+    Args:
+        spec: The pipeline.
+        component: Gives one component, called when its turn has come, so that one is in memory.
+        folder: Where to write; it must not exist, or be an empty folder or an artifact.
+        to: The exporters' format.
+        source: Where the pipeline came from, for the manifest.
+        copy: Writes tokenizer and scheduler files into the folder it is given.
+
+    Raises:
+        InputError: the folder holds something else.
+        ExportError: a component could not be lowered, or the folder not be written.
+    """
+    exporter = host().exporter(to)  # says at once what is missing
+    folder = folder.resolve()
+    _check_free(folder)
+    with locked(folder), atomic_folder(folder) as partial:
+        components: dict[str, Component] = {}
+        files: Mapping[str, Path] = {}
+        for name in spec.components:
+            part = partial / name
+            part.mkdir()
+            one = component(name)
+            files = {**files, name: _export(one, to, part)}
+            components[name] = dataclasses.replace(one, build=None)
+            del one
+        copy(partial)
+        if exporter.indexed:
+            write_index(spec, partial)
+        files = exporter.arrange(partial, components, files, model=str(source["model"]))
+        say("Writing the manifest")
+        Manifest(
+            spec=spec,
+            components={
+                name: ExportedComponent(
+                    format=to,
+                    file=files[name].relative_to(partial).as_posix(),
+                    precision=one.precision,
+                    signature=one.signature,
+                    static=one.static,
+                    sizes=one.sizes,
+                    options=one.options,
+                )
+                for name, one in components.items()
+            },
+            source=source,
+            files={
+                path.relative_to(partial).as_posix(): {
+                    "size": path.stat().st_size,
+                    "sha256": sha256(path),
+                }
+                for path in sorted(partial.rglob("*"))
+                if path.is_file()
+            },
+            tools=_tools(to),
+        ).write(partial)
+        _check_free(folder)
+    return folder
+
+
+def _code(function: Callable[..., object]) -> str:
+    """What a function does, the same in every process; not what it calls."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return repr(function)
+    plain = [const for const in code.co_consts if not isinstance(const, CodeType)]
+    return f"{code.co_code.hex()} {code.co_names} {plain}"
+
+
+def component_options(
+    options: Mapping[str, str], components: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """An exporter's switches for each component: those for all, and its own: ``unet.palettize``.
+
+    Raises:
+        InputError: a switch is for a component that is not there.
+    """
+    switches: dict[str, dict[str, str]] = {name: {} for name in components}
+    for name, value in sorted(options.items(), key=lambda pair: "." in pair[0]):  # its own win
+        component, dot, switch = name.rpartition(".")
+        if dot and component not in switches:
+            raise InputError(
+                f"The option {name} was given; this pipeline has {', '.join(components)}."
+            )
+        for one in [component] if dot else components:
+            switches[one][switch] = value
+    return switches
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse to write over anything but an empty folder or an earlier export."""
+    from perfuse.sources.manifest import is_artifact
+
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_artifact(folder)):
+        raise InputError(
+            f"{folder} was to be written; it holds something that is not an export of perfuse. "
+            "Choose another folder."
+        )

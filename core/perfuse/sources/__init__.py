@@ -1,0 +1,1 @@
+"""Where pipelines come from: checkpoints, exported folders, other tools' folders, and the cache."""

@@ -1,0 +1,93 @@
+"""An exported folder: read with numpy, Pillow, a tokenizer and its engine alone."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from perfuse.contract.backend import Component
+from perfuse.contract.spec import PipelineSpec
+from perfuse.errors import ArtifactError, InputError
+from perfuse.sources.manifest import Manifest, inside
+from perfuse.sources.tokenizer import Tokenizer
+
+__all__ = ["Artifact"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A pipeline that was exported to a folder."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str]) -> Self:
+        """Read the manifest and check that the files are there.
+
+        Raises:
+            ArtifactError: the folder is not a complete artifact.
+        """
+        path = Path(folder)
+        return cls(path=path, manifest=Manifest.read(path))
+
+    @property
+    def model(self) -> str:
+        return str(self.path)
+
+    @property
+    def spec(self) -> PipelineSpec:
+        return self.manifest.spec
+
+    @property
+    def format(self) -> str:
+        """The engine format of its components."""
+        return next(iter(self.manifest.components.values())).format
+
+    def component(
+        self, name: str, *, precision: str | None = None, static: Mapping[str, int] | None = None
+    ) -> Component:
+        """One component, as it was exported.
+
+        Raises:
+            ArtifactError: the artifact has no such component.
+            InputError: another precision or other fixed sizes were asked for.
+        """
+        if name not in self.manifest.components:
+            raise ArtifactError(
+                f"{name} was asked for; {self.path} holds {', '.join(self.manifest.components)}."
+            )
+        exported = self.manifest.components[name]
+        if precision is not None and precision != exported.precision:
+            raise InputError(
+                f"{name} was asked for in {precision}; {self.path} holds it in "
+                f"{exported.precision}. Export the checkpoint again with --precision {precision}."
+            )
+        if static and dict(static) != dict(exported.static):
+            raise InputError(
+                f"{name} was asked for with the sizes {dict(static)} fixed; {self.path} was made "
+                f"for {dict(exported.static) or 'any size'}. Export the checkpoint again."
+            )
+        return Component(
+            spec=self.spec.components[name],
+            precision=exported.precision,
+            static=exported.static,
+            sizes=exported.sizes,
+            options=exported.options,
+            files={exported.format: inside(self.path, exported.file)},
+        )
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        """One of its tokenizers.
+
+        Raises:
+            InputError: there is none of this name.
+            ArtifactError: its files are missing or damaged.
+        """
+        if name not in self.spec.tokenizers:
+            raise InputError(
+                f"Tokenizer {name!r} was asked for; {self.path} has "
+                f"{', '.join(self.spec.tokenizers) or 'none'}."
+            )
+        return Tokenizer.from_folder(inside(self.path, self.spec.tokenizers[name]))

@@ -1,0 +1,369 @@
+"""A Diffusers checkpoint: a folder or Hub repository, read into a ``PipelineSpec``.
+
+Nothing here loads weights, torch or an engine. Nothing in a checkpoint is executed: no pickle, no
+code, and no path that leads out of its folder.
+"""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self
+
+from perfuse.contract.backend import PRECISIONS, Component
+from perfuse.contract.hooks import PipelineManifest
+from perfuse.contract.spec import ComponentSpec, PipelineSpec
+from perfuse.errors import CheckpointError, InputError
+from perfuse.models.architectures import describe, latents_of
+from perfuse.models.configs import (
+    AutoencoderKLConfig,
+    UNet2DConditionConfig,
+    UNet2DConfig,
+    check_types,
+)
+from perfuse.sources.hub import check_variant, from_hub, is_hub_id
+from perfuse.sources.model_index import (
+    AGAIN,
+    CONFIG,
+    INDEX,
+    SCHEDULER,
+    UNUSED,
+    entries_of,
+    folder_of,
+    kind_of,
+    names_in,
+    read_index,
+    read_json,
+)
+from perfuse.sources.weights import Weights, check_inside
+
+if TYPE_CHECKING:
+    import os
+
+    from torch import nn
+
+    from perfuse.sources.tokenizer import Tokenizer
+
+__all__ = ["Checkpoint", "corrected"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A checkpoint on this machine. Open one with ``Checkpoint.open``."""
+
+    #: Its folder; for a Hub repository, the snapshot in the Hub's cache.
+    path: Path
+    #: What was asked for: a path or a Hub id.
+    model: str
+    #: The commit of a Hub repository.
+    revision: str | None
+    #: The variant of weights to read where a component has it: ``"fp16"``.
+    variant: str | None
+    spec: PipelineSpec
+    #: ``model_index.json``, as it is.
+    index: Mapping[str, Any]
+    #: Parts that it has and that no task runs: ``("safety_checker",)``.
+    ignored: tuple[str, ...] = ()
+
+    @classmethod
+    def open(
+        cls,
+        model: "str | os.PathLike[str]",
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        offline: bool | None = None,
+    ) -> Self:
+        """Read a local folder, or a repository of the Hub, which is downloaded where needed.
+
+        Args:
+            model: A folder, or OWNER/NAME.
+            revision: Branch, tag or commit of a Hub repository.
+            variant: Weights to prefer where a component has them, for example ``"fp16"``.
+            offline: ``True`` reads the Hub's cache alone; ``HF_HUB_OFFLINE`` by default.
+
+        Raises:
+            CheckpointError: there is no such model, or it cannot be read.
+        """
+        try:
+            return cls._open(model, revision, variant, offline)
+        except OSError as exc:
+            raise CheckpointError(
+                f"Model {str(model)!r} was asked for; the system said: {exc.strerror or exc}. "
+                "Name a folder that this user can read."
+            ) from exc
+
+    @classmethod
+    def _open(
+        cls,
+        model: "str | os.PathLike[str]",
+        revision: str | None,
+        variant: str | None,
+        offline: bool | None,
+    ) -> Self:
+        asked, commit = str(model), None
+        path = Path(model).expanduser()
+        if not path.exists() and is_hub_id(model):
+            path, commit = from_hub(asked, revision, variant, offline)
+        index = read_index(path, asked)
+        entries = entries_of(index, path / INDEX)
+        spec = _read_spec(path, index, entries)
+        folders = {component.folder for component in spec.components.values()}
+        check_variant({f: names_in(path / f) for f in folders}, variant, asked)
+        return cls(
+            path=path,
+            model=asked,
+            revision=commit,
+            variant=variant,
+            spec=spec,
+            index=MappingProxyType(index),
+            ignored=tuple(name for name in entries if name in UNUSED),
+        )
+
+    def weights(self, folder: str) -> Weights:
+        """The weights in a component's folder: files found, headers checked, no tensor read.
+
+        Raises:
+            WeightsError: there are none, or they are damaged.
+        """
+        return Weights.open(self.path / folder, variant=self.variant, root=self.path)
+
+    def component(
+        self, name: str, *, precision: str | None = None, static: Mapping[str, int] | None = None
+    ) -> Component:
+        """A component for a backend to prepare.
+
+        Args:
+            name: One of ``spec.components``.
+            precision: What its weights and arithmetic are to be; float32 by default.
+            static: Dimensions to fix; every other one stays symbolic.
+
+        Raises:
+            InputError: there is no such component, precision or dimension.
+            WeightsError: its weights are missing or damaged.
+        """
+        spec = self.spec.components.get(name)
+        if spec is None:
+            raise InputError(
+                f"Component {name!r} was asked for; {self.model} has "
+                f"{', '.join(self.spec.components)}."
+            )
+        precision = "float32" if precision is None else precision
+        if precision not in PRECISIONS:
+            raise InputError(
+                f"Precision {precision!r} was asked for {name}; use one of {', '.join(PRECISIONS)}."
+            )
+        static = dict(static) if static is not None else {}
+        unknown = [dim for dim in static if dim not in spec.signature.dims]
+        if unknown:
+            raise InputError(
+                f"{name} has no dimension {', '.join(unknown)} to fix; it has "
+                f"{', '.join(spec.signature.dims)}."
+            )
+        spec.check_dims(static)
+        weights = self.weights(spec.folder)
+        key = [spec.name, spec.class_name, dict(spec.config), weights.fingerprint]
+        return Component(
+            spec=spec,
+            precision=precision,
+            static=static,
+            build=_builder(spec, weights, precision),
+            fingerprint=hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest(),
+        )
+
+    def tokenizer(self, name: str = "tokenizer") -> "Tokenizer":
+        """One of the checkpoint's tokenizers.
+
+        Raises:
+            InputError: there is none of this name.
+            CheckpointError: its files are missing or damaged.
+        """
+        from perfuse.sources.tokenizer import Tokenizer
+        from perfuse.sources.tokenizer_files import FILES
+
+        if name not in self.spec.tokenizers:
+            raise InputError(
+                f"Tokenizer {name!r} was asked for; {self.model} has "
+                f"{', '.join(self.spec.tokenizers) or 'none'}."
+            )
+        folder = self.path / self.spec.tokenizers[name]
+        for file in FILES:
+            check_inside(folder / file, self.path)
+        return Tokenizer.from_folder(folder, self.index[name][1])
+
+    def files_to_copy(self) -> dict[str, Path]:
+        """What an exported artifact takes along: its path there to the file here."""
+        from perfuse.sources.tokenizer_files import FILES
+
+        wanted: list[tuple[str, tuple[str, ...]]]
+        wanted = [(folder, FILES) for folder in self.spec.tokenizers.values()]
+        wanted.append((folder_of(self.path, "scheduler", SCHEDULER), (SCHEDULER,)))
+        found = {
+            (Path(folder) / name).as_posix(): self.path / folder / name
+            for folder, names in wanted
+            for name in names
+        }
+        return {name: check_inside(p, self.path) for name, p in found.items() if p.is_file()}
+
+
+def _builder(spec: ComponentSpec, weights: Weights, precision: str) -> "Callable[[], nn.Module]":
+    def build() -> "nn.Module":
+        import torch
+
+        from perfuse.models.components import build_component
+
+        # As stored where that is one dtype, so that nothing is copied; whoever prepares it casts.
+        dtype = weights.precision if weights.precision in PRECISIONS else precision
+        try:
+            return build_component(spec, weights, getattr(torch, dtype))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
+            raise CheckpointError(
+                f"{spec.name}, a {spec.class_name}, cannot be built from the config.json in "
+                f"{weights.folder}: {exc}. {AGAIN}"
+            ) from exc
+
+    return build
+
+
+def _read_spec(path: Path, index: Mapping[str, Any], entries: Mapping[str, str]) -> PipelineSpec:
+    from perfuse.plugins.host import host
+
+    pipelines = host().pipelines()
+    named = index.get("_class_name")
+    class_name = named[-1] if isinstance(named, list) and named else named
+    if not isinstance(class_name, str) or class_name not in pipelines:
+        raise CheckpointError(
+            f"{path / INDEX} says that the pipeline is {class_name!r}, which perfuse does not "
+            f"know; it knows {', '.join(pipelines)}. Name a checkpoint of one of these, or install "
+            "the plugin that brings it: hook perfuse_pipelines."
+        )
+    kind = pipelines[class_name]
+    missing = [name for name in dict.fromkeys((*kind.needs, "scheduler")) if name not in entries]
+    if missing:
+        raise CheckpointError(
+            f"{path / INDEX} has no {', '.join(missing)}, which a {class_name} needs; it has "
+            f"{', '.join(entries) or 'no components'}. {AGAIN}"
+        )
+    components: dict[str, ComponentSpec] = {}
+    tokenizers: dict[str, str] = {}
+    latents = None
+    for name, component_class in entries.items():
+        if name in UNUSED or kind_of(name, component_class) == "scheduler":
+            continue
+        if kind_of(name, component_class) == "tokenizer":
+            tokenizers[name] = folder_of(path, name, "tokenizer_config.json")
+            continue
+        specs = _read_component(path, name, component_class)
+        components |= {spec.name: spec for spec in specs}
+        if name == "vae":
+            try:
+                latents = latents_of(specs[0].config)
+            except CheckpointError as exc:
+                raise CheckpointError(f"{path / specs[0].folder / CONFIG}: {exc} {AGAIN}") from exc
+    if class_name.startswith("StableDiffusion"):
+        components["unet"] = _with_size(components["unet"])
+    return PipelineSpec(
+        class_name=class_name,
+        tasks=tuple(kind.tasks),
+        components=components,
+        scheduler=_read_scheduler(path, entries["scheduler"], kind),
+        latents=latents,
+        tokenizers=tokenizers,
+        options={
+            name: value
+            for name, value in index.items()
+            if not name.startswith("_") and not isinstance(value, list | dict)
+        },
+    )
+
+
+def _read_component(path: Path, name: str, class_name: str) -> tuple[ComponentSpec, ...]:
+    folder = folder_of(path, name, CONFIG)
+    file = check_inside(path / folder / CONFIG, path)
+    config = read_json(file)
+    named = config.get("_class_name", class_name)
+    if named != class_name:
+        raise CheckpointError(
+            f"{path / INDEX} says that {name} is a {class_name}; {file} says {named}. {AGAIN}"
+        )
+    if class_name in _CONFIGS:
+        check_types(_CONFIGS[class_name], config, where=file)
+    try:
+        return describe(class_name, name, folder, config)
+    except CheckpointError as exc:
+        raise CheckpointError(f"{file}: {exc}") from exc
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
+        raise CheckpointError(
+            f"{file} was read as a {class_name}'s, which gave {exc!r}. {AGAIN}"
+        ) from exc
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ClipTextConfig:
+    """The fields of Transformers' ``CLIPTextConfig`` that decide shapes."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    projection_dim: int | None = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+
+_CONFIGS: Mapping[str, type[Any]] = {
+    **{c.class_name: c for c in (UNet2DConfig, UNet2DConditionConfig, AutoencoderKLConfig)},
+    "CLIPTextModel": _ClipTextConfig,
+    "CLIPTextModelWithProjection": _ClipTextConfig,
+}
+
+
+def _with_size(unet: ComponentSpec) -> ComponentSpec:
+    """Before diffusers 0.9 configs gave a size of 32 for models of 64; Diffusers corrects them."""
+    version = re.match(r"0\.(\d+)", str(unet.config.get("_diffusers_version", "")))
+    size = unet.config.get("sample_size")
+    if version is None or int(version[1]) >= 9 or not isinstance(size, int) or size >= 64:
+        return unet
+    return dataclasses.replace(unet, config={**unet.config, "sample_size": 64})
+
+
+def _read_scheduler(path: Path, class_name: str, kind: PipelineManifest) -> dict[str, Any]:
+    """``scheduler_config.json`` with its class, corrected as Diffusers' pipeline would."""
+    from perfuse.plugins.host import host
+
+    folder = folder_of(path, "scheduler", SCHEDULER)
+    file = check_inside(path / folder / SCHEDULER, path)
+    config = {**read_json(file), "_class_name": class_name}
+    known = host().schedulers()
+    if class_name not in known:
+        raise CheckpointError(
+            f"{path / INDEX} says that the scheduler is a {class_name}, which perfuse does not "
+            f"know; it knows {', '.join(known)}. Name one of these there and in {file}, or add "
+            "one by a plugin: hook perfuse_schedulers."
+        )
+    try:
+        return corrected(config, kind)
+    except (InputError, ArithmeticError, AttributeError, LookupError, TypeError) as exc:
+        raise CheckpointError(f"{file} was read as a {class_name}'s: {exc} {AGAIN}") from exc
+
+
+def corrected(config: Mapping[str, Any], kind: PipelineManifest) -> dict[str, Any]:
+    """A scheduler's config as Diffusers' pipeline corrects it.
+
+    Raises:
+        CheckpointError: its class is unknown.
+        InputError: the class cannot take it.
+    """
+    from perfuse.schedulers import scheduler_from_config
+
+    # The class knows the settings that the file leaves out.
+    settings = scheduler_from_config(config).config
+    named = {"_class_name": kind.scheduler} if kind.scheduler is not None else {}
+    wrong = {n: value for n, value in kind.corrects.items() if settings.get(n, value) != value}
+    return {**config, **named, **wrong}

@@ -1,0 +1,170 @@
+"""Checkpoints from the Hub: only the files that are needed, through ``huggingface_hub``'s cache."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from perfuse.errors import CheckpointError
+from perfuse.sources.model_index import (
+    CONFIG,
+    INDEX,
+    SCHEDULER,
+    UNUSED,
+    entries_of,
+    kind_of,
+    read_json,
+)
+from perfuse.sources.weights import choose, variants
+
+__all__ = ["check_variant", "from_hub", "is_hub_id", "scheduler_from_hub"]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+#: What huggingface_hub speaks HTTP with, by version.
+_HTTP = ("requests", "httpx", "httpx2")
+
+
+def is_hub_id(model: object) -> bool:
+    """Whether it is written OWNER/NAME."""
+    return isinstance(model, str) and _HUB_ID.fullmatch(model) is not None
+
+
+def check_variant(folders: Mapping[str, Iterable[str]], variant: str | None, asked: str) -> None:
+    """Some component must have the variant; the others may do without."""
+    found = sorted({v for names in folders.values() for v in variants(names) if v is not None})
+    if variant is not None and variant not in found:
+        raise CheckpointError(
+            f"Variant {variant!r} of {asked} was asked for; no component has it. Found: "
+            f"{', '.join(found) or 'only plain weights'}. Ask for one of these, or for none."
+        )
+
+
+def _wanted(files: Iterable[str], entries: Mapping[str, str], variant: str | None) -> list[str]:
+    """The files of a repository that are needed to run it, without other formats and variants."""
+    from perfuse.sources.tokenizer_files import FILES
+
+    folders: dict[str, list[str]] = {}
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        folders.setdefault(folder, []).append(name)
+    wanted = []
+    for name, class_name in entries.items():
+        if name in UNUSED:
+            continue
+        folder = name if name in folders else ""
+        names, kind = folders.get(folder, []), kind_of(name, class_name)
+        if kind == "component":
+            choice = choose(names, variant, where=name)
+            index = (choice.index,) if choice.index is not None else ()
+            keep = {CONFIG, *choice.files, *index}
+        else:
+            keep = {SCHEDULER} if kind == "scheduler" else set(FILES)
+        wanted += [f"{folder}/{file}".lstrip("/") for file in names if file in keep]
+    return wanted
+
+
+def from_hub(
+    model: str, revision: str | None, variant: str | None, offline: bool | None
+) -> tuple[Path, str]:
+    """The snapshot of a repository in the Hub's cache, completed where needed, and its commit."""
+    from huggingface_hub import HfApi, constants, hf_hub_download
+
+    asked = f"{model} at {revision}" if revision is not None else model
+    reason = "it is not in the Hub's cache and this is offline"
+    if not (constants.HF_HUB_OFFLINE if offline is None else offline):
+        try:
+            # First, because it does not try for half a minute where there is no connection.
+            info = HfApi().model_info(model, revision=revision)
+            index = Path(hf_hub_download(model, INDEX, revision=revision))
+            commit = index.parent.name  # every other file is of the same one
+            if info.sha != commit:
+                info = HfApi().model_info(model, revision=commit)
+            entries = entries_of(read_json(index), index)
+            files = [file.rfilename for file in info.siblings or ()]
+            check_variant(_by_component(files, entries), variant, asked)
+            for file in _wanted(files, entries, variant):
+                hf_hub_download(model, file, revision=commit)
+            return index.parent, commit
+        except CheckpointError:
+            raise
+        except Exception as exc:  # requests, httpx, the system's own: the library has no one root
+            if (error := _hub_error(exc, asked)) is not None:
+                raise error from exc
+            reason = f"the Hub cannot be reached ({type(exc).__name__}) and its cache lacks it"
+    try:
+        index = Path(hf_hub_download(model, INDEX, revision=revision, local_files_only=True))
+    except Exception as exc:  # as above
+        raise CheckpointError(
+            f"Model {asked} was asked for; there is no such folder, and {reason}. Name a folder, "
+            "or run once with a connection to huggingface.co and without HF_HUB_OFFLINE."
+        ) from exc
+    return index.parent, index.parent.name
+
+
+def scheduler_from_hub(model: str, offline: bool | None) -> Path:
+    """A repository's ``scheduler/scheduler_config.json``, in the Hub's cache."""
+    from huggingface_hub import constants, hf_hub_download
+
+    alone = constants.HF_HUB_OFFLINE if offline is None else offline
+    file = f"scheduler/{SCHEDULER}"
+    try:
+        return Path(hf_hub_download(model, file, local_files_only=alone))
+    except Exception as exc:  # requests, httpx, the system's own: the library has no one root
+        raise CheckpointError(
+            f"A scheduler was to be taken from {model}; there is no such folder, and the Hub gave "
+            f"no {file} of it: {type(exc).__name__}. Name a folder, or a repository that has one."
+        ) from exc
+
+
+def _by_component(files: Iterable[str], entries: Mapping[str, str]) -> dict[str, list[str]]:
+    folders: dict[str, list[str]] = {}
+    for file in files:
+        folder, _, name = file.rpartition("/")
+        if folder in entries or not folder:
+            folders.setdefault(folder, []).append(name)
+    return folders
+
+
+def _hub_error(exc: Exception, asked: str) -> CheckpointError | None:
+    """What the Hub's refusal means; ``None`` where it did not answer and the cache may do."""
+    from huggingface_hub import errors
+
+    if isinstance(exc, errors.GatedRepoError):
+        return CheckpointError(
+            f"Model {asked} was asked for; its owner gives access on request only. Ask for it on "
+            "its page, then log in: hf auth login, or set HF_TOKEN."
+        )
+    if isinstance(exc, errors.RevisionNotFoundError):
+        return CheckpointError(
+            f"Model {asked} was asked for; the repository has no such revision. Name one of its "
+            "branches, tags or commits."
+        )
+    if isinstance(exc, errors.RepositoryNotFoundError | errors.HFValidationError):
+        return CheckpointError(
+            f"Model {asked} was asked for; there is neither a folder nor a Hub repository of this "
+            "name, or it is private. Check the name; for a private one log in: hf auth login, or "
+            "set HF_TOKEN."
+        )
+    if isinstance(exc, errors.EntryNotFoundError) and not isinstance(exc, FileNotFoundError):
+        return CheckpointError(
+            f"Model {asked} was asked for; the repository has no {INDEX}, so it is not a Diffusers "
+            "pipeline. Name another repository."
+        )
+    if _unreachable(exc):
+        return None
+    return CheckpointError(
+        f"Model {asked} was asked for; downloading it failed: {type(exc).__name__}: "
+        f"{' '.join(str(exc).split())}. Try again, or name a folder that has it."
+    )
+
+
+def _unreachable(exc: Exception) -> bool:
+    """Whether nobody, or only a failing server, answered."""
+    from huggingface_hub import errors
+
+    if isinstance(exc, errors.HfHubHTTPError):
+        return exc.response is None or exc.response.status_code >= 500
+    return (
+        isinstance(exc, errors.LocalEntryNotFoundError | ConnectionError | TimeoutError)
+        or type(exc).__module__.partition(".")[0] in _HTTP
+    )

@@ -1,0 +1,207 @@
+"""``perfuse.json``: what describes an exported folder completely. Plain data, checked on reading."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, Self
+
+from perfuse.contract.spec import PipelineSpec, Signature
+from perfuse.errors import ArtifactError
+
+__all__ = ["MANIFEST", "ExportedComponent", "Manifest", "inside", "is_artifact", "tool_versions"]
+
+MANIFEST = "perfuse.json"
+_VERSION = 1
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether the folder is an exported artifact."""
+    return (folder / MANIFEST).is_file()
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """The file of a relative path, which must stay inside the folder.
+
+    Raises:
+        ArtifactError: the path is absolute, climbs out, or follows a link out.
+    """
+    path = PurePosixPath(relative)
+    plain = bool(path.parts) and ".." not in path.parts and not any(c in relative for c in "\\\0")
+    rooted = path.is_absolute() or PureWindowsPath(relative).drive != ""
+    if not plain or rooted or not (folder / path).resolve().is_relative_to(folder.resolve()):
+        raise ArtifactError(
+            f"{folder / MANIFEST} names the file {relative!r}, which is outside the folder. "
+            "The artifact was tampered with, or is damaged; export it again."
+        )
+    return folder / path
+
+
+def tool_versions(distributions: Sequence[str]) -> dict[str, str]:
+    """The installed version of each distribution, read without importing any."""
+    versions = {}
+    for name in distributions:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedComponent:
+    """One component of an artifact."""
+
+    format: str
+    #: Its main file, relative to the artifact's folder.
+    file: str
+    precision: str
+    #: The signature as exported: with the fixed dimensions put in.
+    signature: Signature
+    #: The dimensions that were fixed; empty for one that takes any size.
+    static: Mapping[str, int] = field(default_factory=dict)
+    #: Where not empty: the only sizes that the other dimensions may have, together.
+    sizes: tuple[Mapping[str, int], ...] = ()
+    #: The exporter's switches that it was made with.
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": self.format,
+            "file": self.file,
+            "precision": self.precision,
+            "signature": self.signature.to_dict(),
+            "static": dict(self.static),
+            "sizes": [dict(size) for size in self.sizes],
+            "options": dict(self.options),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        return cls(
+            format=data["format"],
+            file=data["file"],
+            precision=data["precision"],
+            signature=Signature.from_dict(data["signature"]),
+            static=data["static"],
+            sizes=tuple(dict(size) for size in data["sizes"]),
+            options=dict(data["options"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything that is known about an exported folder."""
+
+    spec: PipelineSpec
+    components: Mapping[str, ExportedComponent]
+    #: Where it came from: ``{"model": …, "revision": …}``.
+    source: Mapping[str, str | None]
+    #: Every file, relative to the folder, with its size in bytes and its SHA-256; that is empty in
+    #: a folder that another tool wrote.
+    files: Mapping[str, Mapping[str, Any]]
+    #: The tools that wrote it, with their versions.
+    tools: Mapping[str, str]
+
+    def write(self, folder: Path) -> None:
+        """Write ``perfuse.json`` into the folder."""
+        data = {
+            "version": _VERSION,
+            "pipeline": self.spec.to_dict(),
+            "components": {name: c.to_dict() for name, c in self.components.items()},
+            "source": dict(self.source),
+            "files": {name: dict(entry) for name, entry in self.files.items()},
+            "tools": dict(self.tools),
+        }
+        (folder / MANIFEST).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read ``perfuse.json`` and check that every file is there, in its size.
+
+        Raises:
+            ArtifactError: the manifest is missing, malformed or newer; a file is missing or has
+                another size; a path leaves the folder.
+        """
+        path = folder / MANIFEST
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(data, dict):
+                raise TypeError(f"an object was expected, not a {type(data).__name__}")
+            version = data["version"]
+            if version != _VERSION:
+                raise ArtifactError(
+                    f"{path} has format version {version}; this perfuse reads {_VERSION}. "
+                    "Update perfuse, or export the model again."
+                )
+            manifest = cls(
+                spec=PipelineSpec.from_dict(data["pipeline"]),
+                components={
+                    name: ExportedComponent.from_dict(c) for name, c in data["components"].items()
+                },
+                source=dict(data["source"]),
+                files={
+                    name: {"size": int(entry["size"]), "sha256": str(entry["sha256"])}
+                    for name, entry in data["files"].items()
+                },
+                tools=dict(data["tools"]),
+            )
+            manifest._check(folder)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            raise ArtifactError(
+                f"{path} was to be read as an artifact's manifest; {type(exc).__name__}: {exc}. "
+                "Export the model again."
+            ) from exc
+        return manifest
+
+    def _check(self, folder: Path) -> None:
+        """Every file is there, in its size; every component is the spec's and has its files."""
+        for name, entry in self.files.items():
+            _check_size(inside(folder, name), entry["size"])
+        if not self.components or not set(self.components) <= set(self.spec.components):
+            raise ValueError(
+                f"it holds {', '.join(self.components) or 'no components'}; the pipeline has "
+                f"{', '.join(self.spec.components)}"
+            )
+        for name, component in self.components.items():
+            inside(folder, component.file)
+            if not any(
+                f == component.file or f.startswith(f"{component.file}/") for f in self.files
+            ):
+                raise ValueError(f"{component.file}, the file of {name}, is not among its files")
+
+    def verify(self, folder: Path) -> None:
+        """Check every file's SHA-256.
+
+        Raises:
+            ArtifactError: a file is not what was exported.
+        """
+        for name, entry in self.files.items():
+            if not entry["sha256"]:
+                raise ArtifactError(
+                    f"{folder} was to be verified; another tool wrote it, and nothing in it says "
+                    "what its files should be. Export the checkpoint with perfuse to have that."
+                )
+            if sha256(inside(folder, name)) != entry["sha256"]:
+                raise ArtifactError(
+                    f"{folder / name} is not the file that was exported: its SHA-256 differs from "
+                    f"the one in {MANIFEST}. Copy or export it again."
+                )
+
+
+def _check_size(path: Path, size: int) -> None:
+    found = path.stat().st_size if path.is_file() else None
+    if found != size:
+        raise ArtifactError(
+            f"{path} should hold {size} bytes; "
+            f"{'it is missing' if found is None else f'it holds {found}'}. "
+            "Copy or export it again."
+        )

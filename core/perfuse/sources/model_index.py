@@ -1,0 +1,160 @@
+"""``model_index.json``: what a checkpoint says that it is made of, and where each part is."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from perfuse.contract.spec import PipelineSpec
+from perfuse.errors import CheckpointError
+from perfuse.sources.manifest import MANIFEST, is_artifact
+from perfuse.sources.weights import check_inside
+
+__all__ = [
+    "entries_of",
+    "folder_of",
+    "kind_of",
+    "names_in",
+    "read_index",
+    "read_json",
+    "write_index",
+]
+
+INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
+#: Parts of a checkpoint that no task runs.
+UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+AGAIN = "Download or save the checkpoint again."
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        held = ", ".join(names_in(path.parent)[:8]) or "nothing"
+        raise CheckpointError(f"{path} is missing; its folder holds {held}. {AGAIN}") from exc
+    except OSError as exc:
+        raise CheckpointError(
+            f"{path} cannot be read: {exc.strerror or exc}. Give this user the right to read it."
+        ) from exc
+    except json.JSONDecodeError as exc:
+        raise CheckpointError(
+            f"{path}, line {exc.lineno}, column {exc.colno}, is not JSON: {exc.msg}. {AGAIN}"
+        ) from exc
+    except (ValueError, RecursionError) as exc:
+        raise CheckpointError(f"{path} is not JSON: {exc}. {AGAIN}") from exc
+    if not isinstance(value, dict):
+        raise CheckpointError(
+            f"{path} holds a JSON {type(value).__name__}; an object was expected. {AGAIN}"
+        )
+    return value
+
+
+def names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError:
+        return []
+
+
+def read_index(path: Path, asked: str) -> dict[str, Any]:
+    """``model_index.json``, or an error that says what the place is instead."""
+    if not path.exists():
+        raise CheckpointError(
+            f"Model {asked!r} was asked for; there is no such folder. Name an existing folder, or "
+            "a Hub repository as OWNER/NAME."
+        )
+    if not path.is_dir():
+        raise CheckpointError(
+            f"Model {asked!r} is a file; a Diffusers folder with {INDEX} was expected. A single "
+            "file can be converted: load it with diffusers' from_single_file and call "
+            "save_pretrained(folder)."
+        )
+    if is_artifact(path):
+        raise CheckpointError(
+            f"{path} is an exported artifact (it has {MANIFEST}), and a checkpoint was asked for. "
+            "Run it as it is, or name the checkpoint that it was exported from."
+        )
+    if (path / INDEX).exists():
+        return read_json(check_inside(path / INDEX, path))
+    names = names_in(path)
+    if CONFIG in names:
+        named = read_json(path / CONFIG).get("_class_name", "one component")
+        raise CheckpointError(
+            f"{path} has no {INDEX}: it is {named} alone. Name the folder of the whole pipeline, "
+            "which holds this one."
+        )
+    raise CheckpointError(
+        f"{path} has no {INDEX}; it holds {', '.join(names[:8]) or 'nothing'}. Name the folder "
+        "of a Diffusers pipeline."
+    )
+
+
+def entries_of(index: Mapping[str, Any], where: Path) -> dict[str, str]:
+    """Component name to class name; those that the checkpoint leaves empty are left out."""
+    entries = {}
+    for name, value in index.items():
+        if name.startswith("_") or not isinstance(value, list):
+            continue
+        if not _NAME.fullmatch(name):
+            raise CheckpointError(
+                f"{where} has the component {name!r}; a plain folder name was expected, because "
+                "nothing outside of the checkpoint's folder is read. Do not use this checkpoint."
+            )
+        if len(value) != 2 or not all(item is None or isinstance(item, str) for item in value):
+            raise CheckpointError(
+                f"{where}: {name} is {value!r}; [library, class] was expected. {AGAIN}"
+            )
+        if value[1] is not None:
+            entries[name] = value[1]
+    return entries
+
+
+def write_index(spec: PipelineSpec, folder: Path) -> None:
+    """Write ``model_index.json`` for a pipeline whose tokenizers are in the folder already."""
+
+    def entry(class_name: str) -> list[str]:
+        library = "transformers" if class_name.startswith(("CLIP", "T5")) else "diffusers"
+        return [library, class_name]
+
+    index: dict[str, Any] = {"_class_name": spec.class_name, **spec.options}
+    for component in spec.components.values():
+        index[component.folder if component.folder != "." else component.name] = entry(
+            component.class_name
+        )
+    for name, place in spec.tokenizers.items():
+        config = folder / place / "tokenizer_config.json"
+        said = read_json(config) if config.is_file() else {}
+        index[name] = entry(str(said.get("tokenizer_class", "CLIPTokenizer")))
+    index["scheduler"] = entry(str(spec.scheduler["_class_name"]))
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def kind_of(name: str, class_name: str) -> str:
+    if name == "scheduler" or class_name.endswith("Scheduler"):
+        return "scheduler"
+    return "tokenizer" if "Tokenizer" in class_name else "component"
+
+
+def folder_of(path: Path, name: str, file: str) -> str:
+    """The folder of a component; early checkpoints of one component hold it at their root.
+
+    Raises:
+        CheckpointError: the component is in neither place.
+    """
+    if (path / name).is_dir():
+        check_inside(path / name, path)
+        return name
+    if (path / file).is_file():
+        return "."
+    raise CheckpointError(
+        f"{path / INDEX} names {name}; there is no folder {path / name}. The checkpoint is "
+        f"incomplete: {AGAIN[0].lower()}{AGAIN[1:]}"
+    )

@@ -1,0 +1,140 @@
+"""Folders that other tools wrote: a plugin's reader makes a pipeline of them, in memory.
+
+Many of them name no scheduler; ``--scheduler-from`` names a model that does.
+"""
+
+import dataclasses
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from perfuse.errors import CheckpointError, InputError
+from perfuse.plugins.host import host
+from perfuse.sources.artifact import Artifact
+from perfuse.sources.manifest import is_artifact
+from perfuse.sources.model_index import INDEX, SCHEDULER, read_json
+
+if TYPE_CHECKING:
+    from perfuse.sources.checkpoint import Checkpoint
+
+__all__ = ["Reader", "read_folder", "scheduler_config", "with_scheduler"]
+
+_S = TypeVar("_S", bound="Checkpoint | Artifact")
+
+
+class Reader(ABC):
+    """A plugin that reads folders of one layout, which no manifest of ours describes."""
+
+    @abstractmethod
+    def read(self, folder: Path, *, scheduler: Mapping[str, Any] | None) -> Artifact:
+        """Describe the folder as if we had exported it. Nothing is loaded, nothing executed.
+
+        Args:
+            folder: It has one of the patterns of the reader's manifest.
+            scheduler: The scheduler's config, if it was named apart; it goes before the folder's.
+
+        Returns:
+            An artifact whose spec has an empty ``scheduler`` where neither names one.
+
+        Raises:
+            ArtifactError: the folder is incomplete or damaged, or leads out of itself.
+            InputError: it holds several pipelines, or one that perfuse cannot run.
+        """
+
+
+def read_folder(folder: Path, *, scheduler: Mapping[str, Any] | None = None) -> Artifact | None:
+    """What a folder holds, by the first reader that knows its layout; ``None`` where none does.
+
+    Raises:
+        ArtifactError: a reader knows the layout, and the folder is incomplete or damaged.
+        InputError: what the reader needs is not installed.
+    """
+    if not folder.is_dir():
+        return None
+    index = (folder / INDEX).exists()
+    for name, manifest in host().readers().items():
+        if index and not manifest.indexed:
+            continue
+        if any(next(folder.glob(pattern), None) is not None for pattern in manifest.patterns):
+            return host().reader(name).read(folder, scheduler=scheduler)
+    return None
+
+
+def scheduler_config(
+    source: str | os.PathLike[str] | Mapping[str, Any], *, offline: bool | None = None
+) -> dict[str, Any]:
+    """The scheduler's config of a checkpoint, an exported folder, a file or a Hub repository.
+
+    Args:
+        source: A folder, a ``scheduler_config.json``, OWNER/NAME, or the config itself.
+        offline: ``True`` reads the Hub's cache alone.
+
+    Raises:
+        CheckpointError: it cannot be read, or names no scheduler's class.
+        InputError: there is no such thing.
+    """
+    if isinstance(source, Mapping):
+        return dict(source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if is_artifact(path):
+            return dict(Artifact.open(path).spec.scheduler)
+        if (path / INDEX).exists():
+            from perfuse.sources.checkpoint import Checkpoint
+
+            return dict(Checkpoint.open(path).spec.scheduler)
+        files = [path / "scheduler" / SCHEDULER, path / SCHEDULER]
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
+            raise InputError(
+                f"A scheduler was to be taken from {path}; it has neither {INDEX} nor {SCHEDULER}. "
+                "Name a checkpoint, or the file itself."
+            )
+        return _named(file)
+    if path.is_file():
+        return _named(path)
+    from perfuse.sources.hub import is_hub_id, scheduler_from_hub
+
+    if not is_hub_id(source):
+        raise InputError(
+            f"A scheduler was to be taken from {str(source)!r}; there is no such folder or file. "
+            "Name a checkpoint's folder, a scheduler_config.json, or a Hub repository as OWNER/NAME."
+        )
+    return _named(scheduler_from_hub(str(source), offline))
+
+
+def _named(file: Path) -> dict[str, Any]:
+    config = read_json(file)
+    if not isinstance(config.get("_class_name"), str):
+        raise CheckpointError(
+            f"A scheduler was to be taken from {file}; it has no _class_name. Name the checkpoint's "
+            "folder, or put the class of the scheduler there."
+        )
+    return config
+
+
+def with_scheduler(source: _S, config: Mapping[str, Any]) -> _S:
+    """The same model with another scheduler, corrected as its pipeline corrects its own.
+
+    Raises:
+        CheckpointError: the config is not one that perfuse can take.
+    """
+    from perfuse.sources.checkpoint import corrected
+
+    kind = host().pipelines()[source.spec.class_name]
+    try:
+        scheduler = corrected(config, kind)
+    except (InputError, ArithmeticError, AttributeError, LookupError, TypeError) as exc:
+        raise CheckpointError(
+            f"The scheduler {config.get('_class_name')} was to be used with {source.model}; its "
+            f"config cannot be taken: {exc} Name another checkpoint to take it from."
+        ) from exc
+    spec = dataclasses.replace(source.spec, scheduler=scheduler)
+    changed: Any
+    if isinstance(source, Artifact):
+        changed = {"manifest": dataclasses.replace(source.manifest, spec=spec)}
+    else:
+        changed = {"spec": spec}
+    return dataclasses.replace(source, **changed)

@@ -1,0 +1,338 @@
+"""Tokenizers, from the checkpoint's own files and without torch or transformers.
+
+CLIP's is built here from its vocabulary and merges (Radford et al. 2021; the byte-level BPE of
+GPT-2 with an end-of-word mark), because many checkpoints hold nothing else. Any other class is read
+from its ``tokenizer.json``, which describes itself; a class that comes without one gets a builder
+in `_BUILDERS`.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfuse.errors import CheckpointError, InputError
+from perfuse.sources.tokenizer_files import (
+    AGAIN,
+    CONFIG,
+    MATCHING,
+    MERGES,
+    VOCAB,
+    WHOLE,
+    TokenizerFiles,
+    read_json,
+    read_merges,
+)
+
+if TYPE_CHECKING:
+    import tokenizers
+
+__all__ = ["TokenBatch", "Tokenizer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBatch:
+    """A batch of B prompts as tokens, each L long."""
+
+    input_ids: NDArray[np.int64]
+    """Token ids, int64 [B, L]."""
+    attention_mask: NDArray[np.int64]
+    """1 for a token of the prompt, 0 for padding, int64 [B, L]."""
+    truncated: tuple[str | None, ...]
+    """For each prompt the text that did not fit and was cut off; None if all of it fitted."""
+
+
+class Tokenizer:
+    """What turns prompts into token ids. Make one with `Tokenizer.from_folder`."""
+
+    vocab_size: int
+    """Tokens in the vocabulary, without the added ones; ``len(tokenizer)`` counts those too."""
+    bos_token_id: int | None
+    """The token that begins a prompt, if the tokenizer has one."""
+    eos_token_id: int | None
+    """The token that ends a prompt, if the tokenizer has one."""
+    pad_token_id: int | None
+    """The token that fills a prompt up, if the tokenizer has one."""
+
+    def __init__(
+        self, backend: "tokenizers.Tokenizer", files: "TokenizerFiles", limit: int | None
+    ) -> None:
+        # Lengths are decided by each call; what a tokenizer.json may have set would add to that.
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = bool(files.config.get("split_special_tokens", False))
+        self._backend = backend
+        self._files = files
+        self._limit = limit
+        self._word_end: str | None = getattr(backend.model, "end_of_word_suffix", None) or None
+        self._specials: int = backend.num_special_tokens_to_add(False)
+        self._pad_left = files.config.get("padding_side") == "left"
+        self._truncation_side = "left" if files.config.get("truncation_side") == "left" else "right"
+        self.vocab_size = backend.get_vocab_size(with_added_tokens=False)
+        self.bos_token_id = self._id_of("bos_token")
+        self.eos_token_id = self._id_of("eos_token")
+        self.pad_token_id = self._id_of("pad_token")
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: str | Path,
+        tokenizer_class: str | None = None,
+        *,
+        pad_token: str | None = None,
+        max_length: int | None = None,
+    ) -> "Tokenizer":
+        """Read the tokenizer that a folder holds.
+
+        ``tokenizer_class`` is what ``model_index.json`` calls it; ``tokenizer_config.json``, if it
+        names a class, is believed first. ``pad_token`` is what fills prompts up, and
+        ``max_length`` how far, where no file says it. Raises `CheckpointError` if a file is missing
+        or damaged, if the vocabulary and the merges do not belong together, or if the class is not
+        known and there is no ``tokenizer.json``.
+        """
+        files = TokenizerFiles.read(Path(path), tokenizer_class, pad_token=pad_token)
+        backend = _BUILDERS.get(files.kind, _build_from_json)(files)
+        limit = files.max_length() or max_length
+        if limit is None and files.kind == "CLIPTokenizer":
+            limit = 77  # the context of every CLIP text encoder
+        return cls(backend, files, limit)
+
+    @property
+    def model_max_length(self) -> int:
+        """The most tokens of a prompt, special ones included: 77 for CLIP.
+
+        Raises `CheckpointError` if the checkpoint states no limit.
+        """
+        if self._limit is None:
+            raise CheckpointError(
+                f"{self._files.folder / CONFIG} states no model_max_length. Pass max_length=."
+            )
+        return self._limit
+
+    def __len__(self) -> int:
+        size: int = self._backend.get_vocab_size(with_added_tokens=True)
+        return size
+
+    def __call__(
+        self, texts: str | Sequence[str], max_length: int | None = None, padding: bool = True
+    ) -> TokenBatch:
+        """Turn prompts into tokens: special tokens added, cut to ``max_length``, filled up to it.
+
+        ``max_length`` is `model_max_length` if None. The end-of-text token survives the cut.
+        Without ``padding`` the batch is as long as its longest prompt. Raises `InputError` for
+        what is not text, a lone surrogate, or a ``max_length`` that leaves no room.
+        """
+        prompts = _checked_texts(texts)
+        length = self.model_max_length if max_length is None else max_length
+        if length < max(self._specials, 1):
+            raise InputError(
+                f"max_length={length} leaves no room: this tokenizer adds {self._specials} special "
+                f"tokens to each prompt. Give more; its model takes {self._limit or 'any number'}."
+            )
+        rows, truncated = [], []
+        for prompt in prompts:
+            ids, cut = self._encode(prompt, length)
+            rows.append(ids)
+            truncated.append(cut)
+        return self._stack(rows, tuple(truncated), length if padding else max(map(len, rows)))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Turn token ids back into text; special tokens are shown as they are written."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=False)
+        # The byte-level decoder knows nothing of the end-of-word mark and leaves it in the text.
+        return text if self._word_end is None else text.replace(self._word_end, " ").strip()
+
+    def save(self, folder: str | Path) -> None:
+        """Copy the files this tokenizer was read from into ``folder``, unchanged.
+
+        Raises `InputError` if the folder cannot be written.
+        """
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            for name in self._files.present:
+                shutil.copyfile(self._files.folder / name, Path(folder) / name)
+        except shutil.SameFileError:
+            return  # saved where it was read: there is nothing to do
+        except OSError as exc:
+            raise InputError(
+                f"The tokenizer of {self._files.folder} cannot be saved to {folder}: "
+                f"{exc.strerror or exc}. Choose a folder that can be written."
+            ) from exc
+
+    def _id_of(self, name: str) -> int | None:
+        token = self._files.named.get(name)
+        found: int | None = None if token is None else self._backend.token_to_id(token["content"])
+        return found
+
+    def _encode(self, text: str, length: int) -> tuple[list[int], str | None]:
+        content = self._backend.encode(text, add_special_tokens=False)
+        room = length - self._specials
+        cut = None
+        over = len(content) - room
+        if over > 0:
+            left = self._truncation_side == "left"
+            cut = self.decode(content.ids[:over] if left else content.ids[room:])
+            content.truncate(room, direction=self._truncation_side)
+        return self._backend.post_process(content, None, True).ids, cut
+
+    def _stack(
+        self, rows: list[list[int]], truncated: tuple[str | None, ...], length: int
+    ) -> TokenBatch:
+        if self.pad_token_id is None and any(len(row) < length for row in rows):
+            raise CheckpointError(
+                f"{self._files.folder} names no pad_token, so prompts cannot be filled up to "
+                f"{length} tokens. Add a pad_token to {CONFIG}."
+            )
+        input_ids = np.full((len(rows), length), self.pad_token_id or 0, dtype=np.int64)
+        mask = np.zeros_like(input_ids)
+        for i, row in enumerate(rows):
+            filled = slice(length - len(row), length) if self._pad_left else slice(0, len(row))
+            input_ids[i, filled] = row
+            mask[i, filled] = 1
+        return TokenBatch(input_ids=input_ids, attention_mask=mask, truncated=truncated)
+
+
+_CLIP_PATTERN = (
+    r"<\|startoftext\|>|<\|endoftext\|>"
+    r"|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|\p{L}+"  # a word
+    r"|\p{N}"  # a digit, alone
+    r"|[^\s\p{L}\p{N}]+"  # a run of anything else that is not space
+)
+
+
+def _build_clip(files: TokenizerFiles) -> "tokenizers.Tokenizer":
+    """Build CLIP's tokenizer from its vocabulary and merges, whichever file holds them."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers.processors import BertProcessing
+
+    vocab, merges, source = _clip_tables(files)
+    try:
+        model = models.BPE(
+            vocab=vocab,
+            merges=merges,
+            unk_token=files.named["unk_token"]["content"],
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+        )
+    except Exception as exc:  # the library raises nothing narrower
+        raise CheckpointError(
+            f"The vocabulary and the merges in {source} do not belong together: {exc}. {AGAIN}"
+        ) from exc
+    tokenizer = Tokenizer(model)
+
+    def placed(role: str) -> tuple[str, int]:
+        content: str = files.named[role]["content"]
+        i = tokenizer.token_to_id(content)
+        assert i is not None  # _add_tokens has put it there
+        return content, i
+
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            # What the pattern matches is kept, what lies between is dropped.
+            pre_tokenizers.Split(Regex(_CLIP_PATTERN), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    _add_tokens(tokenizer, files)
+    # Named after BERT's use of it: one token after the prompt, one before.
+    tokenizer.post_processor = BertProcessing(placed("eos_token"), placed("bos_token"))
+    return tokenizer
+
+
+def _clip_tables(files: TokenizerFiles) -> tuple[dict[str, int], list[tuple[str, str]], str]:
+    """Return the vocabulary, the merges and the place they were found in."""
+    if files.whole is not None:
+        source = str(files.folder / WHOLE)
+        model = files.whole.get("model")
+        model = model if isinstance(model, dict) else {}
+        vocab, lines = model.get("vocab"), model.get("merges")
+    else:
+        missing = [name for name in (VOCAB, MERGES) if name not in files.present]
+        if missing:
+            raise CheckpointError(
+                f"The tokenizer in {files.folder} lacks {' and '.join(missing)}, and there is no "
+                f"{WHOLE} instead. It holds: {', '.join(files.present) or 'nothing'}. {AGAIN}"
+            )
+        source = f"{files.folder / VOCAB} and {MERGES}"
+        vocab, lines = read_json(files.folder / VOCAB), read_merges(files.folder / MERGES)
+    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in lines or ()]
+    if not isinstance(vocab, dict) or any(type(i) is not int or i < 0 for i in vocab.values()):
+        raise CheckpointError(f"The vocabulary in {source} does not map tokens to ids. {AGAIN}")
+    bad = next((n for n, merge in enumerate(merges, 1) if len(merge) != 2), None)
+    if bad is not None:
+        raise CheckpointError(
+            f"Merge {bad} in {source} is not a pair of tokens: {merges[bad - 1]!r}. {AGAIN}"
+        )
+    if not any(token.endswith("</w>") for token in vocab):
+        raise CheckpointError(
+            f"The vocabulary in {source} is not CLIP's: none of its {len(vocab)} tokens ends in "
+            f"'</w>'. Its class is {files.kind!r}; is {CONFIG} of another tokenizer?"
+        )
+    return vocab, merges, source  # type: ignore[return-value]  # pairs, as checked above
+
+
+def _build_from_json(files: TokenizerFiles) -> "tokenizers.Tokenizer":
+    """Build a tokenizer of any class from its ``tokenizer.json``."""
+    if WHOLE not in files.present:
+        raise CheckpointError(
+            f"The tokenizer in {files.folder} is a {files.kind or 'class that no file names'}, and "
+            f"without a {WHOLE} perfuse can read only: {', '.join(_BUILDERS)}. Save it with "
+            f"transformers' fast tokenizer (AutoTokenizer.from_pretrained(...).save_pretrained(...))."
+        )
+    from tokenizers import Tokenizer
+
+    path = files.folder / WHOLE
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as exc:  # the library raises nothing narrower
+        raise CheckpointError(f"{path} does not describe a tokenizer: {exc}. {AGAIN}") from exc
+    _add_tokens(tokenizer, files)
+    return tokenizer
+
+
+_BUILDERS: dict[str, Callable[[TokenizerFiles], "tokenizers.Tokenizer"]] = {
+    "CLIPTokenizer": _build_clip
+}
+"""For each class that is built and not read: its builder."""
+
+
+def _add_tokens(tokenizer: "tokenizers.Tokenizer", files: TokenizerFiles) -> None:
+    from tokenizers import AddedToken
+
+    roles = {token["content"] for token in files.named.values()}
+    tokens = []
+    for token in files.added:
+        how = {key: value for key, value in token.items() if key in MATCHING}
+        added = AddedToken(token["content"], **how)
+        added.special = added.special or token["content"] in roles
+        tokens.append(added)
+    tokenizer.add_tokens(tokens)
+
+
+def _checked_texts(texts: Any) -> list[str]:
+    prompts = [texts] if isinstance(texts, str) else list(texts)
+    if not prompts:
+        raise InputError("No prompt was given. Give at least one; it may be the empty string.")
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise InputError(
+                f"Prompt {i} is not text but a {type(prompt).__name__}. Give a string, or a list "
+                "of strings."
+            )
+        try:
+            prompt.encode("utf-8")
+        except UnicodeEncodeError as exc:
+            raise InputError(
+                f"Prompt {i} holds half a character (the lone surrogate {prompt[exc.start]!r} at "
+                f"position {exc.start}), as badly decoded text does. Remove it."
+            ) from exc
+    return prompts
