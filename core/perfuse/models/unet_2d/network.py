@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from perfuse.contract.spec import ComponentSpec
 from perfuse.models.attention import SpatialAttention
-from perfuse.models.configs import UNet2DConfig
+from perfuse.models.building import load_native, native
 from perfuse.models.embeddings import FourierFeatures, TimestepEmbedding, Timesteps
 from perfuse.models.model import Model, as_batch
+from perfuse.models.unet_2d.description import UNet2DConfig
 from perfuse.models.unet_blocks import (
     DownBlock,
     MidBlock,
@@ -19,6 +22,7 @@ from perfuse.models.unet_blocks import (
     resnet_down,
     resnet_up,
 )
+from perfuse.sources.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -180,3 +184,27 @@ class UNet2DModel(Model):
             # A score model's output is divided by its noise level.
             sample = sample / timesteps[:, None, None, None]
         return UNetOutput(sample) if return_dict else (sample,)
+
+
+class UNet2D(nn.Module):
+    """``sample, timestep[, class_labels] -> (out_sample,)``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None
+    ) -> tuple[Tensor]:
+        output: tuple[Tensor] = self.model(sample, timestep, class_labels, return_dict=False)
+        return output
+
+
+def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    """The flat module of a checkpoint's component."""
+    return wrap(spec, load_native(UNet2DModel, spec, weights, dtype))
+
+
+def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
+    """The flat face of a model: ours or Diffusers'."""
+    return UNet2D(native(UNet2DModel, spec, model))

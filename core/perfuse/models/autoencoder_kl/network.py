@@ -1,15 +1,19 @@
 """The autoencoder between pictures and latents (Rombach et al. 2022, arXiv:2112.10752)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.models.attention import SpatialAttention
-from perfuse.models.configs import AutoencoderKLConfig
+from perfuse.models.autoencoder_kl.description import AutoencoderKLConfig
+from perfuse.models.building import load_native, native
 from perfuse.models.embeddings import activation
 from perfuse.models.model import Model
 from perfuse.models.unet_blocks import DownBlock, MidBlock, Resnets, conv_down, conv_up
+from perfuse.sources.weights import Weights
 
 _EPS = 1e-6  # of every normalisation in the autoencoder, whatever the UNet has
 
@@ -156,3 +160,43 @@ class AutoencoderKL(Model):
         """Encode to the mean and decode again."""
         mean, _ = self.encode_moments(sample).chunk(2, dim=1)
         return self.decode(mean)
+
+
+class VaeEncoder(nn.Module):
+    """``sample -> (latent_parameters,)``: means and log-variances."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.encoder, self.quant_conv = model.encoder, _or_identity(model.quant_conv)
+        self.whole = lambda: model  # no child: the other half is neither captured nor copied
+
+    def forward(self, sample: Tensor) -> tuple[Tensor]:
+        return (self.quant_conv(self.encoder(sample)),)
+
+
+class VaeDecoder(nn.Module):
+    """``latent_sample -> (sample,)``: an unscaled latent to a picture in about [-1, 1]."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.decoder, self.post_quant_conv = model.decoder, _or_identity(model.post_quant_conv)
+        self.whole = lambda: model
+
+    def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
+        return (self.decoder(self.post_quant_conv(latent_sample)),)
+
+
+def _or_identity(layer: Any) -> Any:
+    """Diffusers' autoencoder has ``None`` where it has no such layer."""
+    return nn.Identity() if layer is None else layer
+
+
+def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    """The flat module of one half of a checkpoint's autoencoder."""
+    return wrap(spec, load_native(AutoencoderKL, spec, weights, dtype))
+
+
+def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
+    """The flat face of one half of an autoencoder: ours or Diffusers'."""
+    whole = native(AutoencoderKL, spec, model)
+    return VaeEncoder(whole) if spec.role == Role.LATENT_ENCODER else VaeDecoder(whole)

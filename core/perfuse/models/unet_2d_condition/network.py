@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from perfuse.contract.spec import ComponentSpec
 from perfuse.models.attention import Transformer2DModel
-from perfuse.models.configs import UNet2DConditionConfig
+from perfuse.models.building import load_native, native
 from perfuse.models.embeddings import (
     FourierFeatures,
     ImageProjection,
@@ -20,7 +21,8 @@ from perfuse.models.embeddings import (
     activation,
 )
 from perfuse.models.model import Model, as_batch
-from perfuse.models.unet_2d import UNetOutput
+from perfuse.models.unet_2d.network import UNetOutput
+from perfuse.models.unet_2d_condition.description import UNet2DConditionConfig
 from perfuse.models.unet_blocks import (
     DownBlock,
     MidBlock,
@@ -31,6 +33,7 @@ from perfuse.models.unet_blocks import (
     resnet_down,
     resnet_up,
 )
+from perfuse.sources.weights import Weights
 
 
 class UNet2DConditionModel(Model):
@@ -346,3 +349,36 @@ def _need(added: Mapping[str, Tensor], name: str, kind: str | None) -> Tensor:
     if name not in added:
         raise ValueError(f"this model's {kind} conditioning needs {name!r} in added_cond_kwargs")
     return added[name]
+
+
+class UNet2DCondition(nn.Module):
+    """``sample, timestep, encoder_hidden_states, … -> (out_sample,)``, by the signature's names."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor]:
+        named = dict(zip(self.names, inputs, strict=True))
+        sample, timestep = named.pop("sample"), named.pop("timestep")
+        text = named.pop("encoder_hidden_states")
+        added = {
+            name: named.pop(name)
+            for name in ("text_embeds", "time_ids", "image_embeds")
+            if name in named
+        }
+        output: tuple[Tensor] = self.model(
+            sample, timestep, text, added_cond_kwargs=added, return_dict=False, **named
+        )
+        return output
+
+
+def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    """The flat module of a checkpoint's component."""
+    return wrap(spec, load_native(UNet2DConditionModel, spec, weights, dtype))
+
+
+def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
+    """The flat face of a model: ours or Diffusers'."""
+    return UNet2DCondition(native(UNet2DConditionModel, spec, model), spec.signature.input_names)
