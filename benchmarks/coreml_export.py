@@ -22,7 +22,7 @@ _CHILD = """
 import sys, warnings
 from pathlib import Path
 from perfuse.run.pipeline import open_model
-from perfuse_exporters.coreml import CoreMLExporter
+from perfuse_exporters.coreml.exporter import CoreMLExporter
 warnings.simplefilter("ignore")
 size = int(sys.argv[3])
 static = {"batch": 2, "latent_height": size, "latent_width": size, "sequence": 77}

@@ -27,8 +27,8 @@ from perfuse.run.export import exported
 from perfuse.sources.manifest import sha256, tool_versions
 from perfuse.sources.store import ArtifactStore
 from perfuse_coreml import engine
-from perfuse_exporters.coreml_program import CoreMLProgram, parts_of
-from perfuse_exporters.mlpackage import read_interface
+from perfuse_coreml.program import CoreMLProgram
+from perfuse_exporters.coreml.mlpackage import parts_of, read_interface
 
 __all__ = ["CoreML"]
 

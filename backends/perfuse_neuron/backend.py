@@ -1,7 +1,7 @@
 """Loads what was compiled for AWS Neuron onto the NeuronCores of this machine.
 
-Never executed: no instance was at hand. ``perfuse_exporters.neuron_sdk`` holds every call that only
-an instance can answer.
+Never executed: no instance was at hand. ``runtime`` and ``perfuse_exporters.neuron.sdk`` hold every
+call that only an instance can answer.
 """
 
 import dataclasses
@@ -33,9 +33,10 @@ from perfuse.errors import (
 from perfuse.run.export import exported
 from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec
-from perfuse_exporters import neuron_sdk
-from perfuse_exporters.neuron import OPTIONS, settings_of
-from perfuse_exporters.neuron_layout import CONFIG
+from perfuse_exporters.neuron import sdk
+from perfuse_exporters.neuron.exporter import OPTIONS, settings_of
+from perfuse_exporters.neuron.layout import CONFIG
+from perfuse_neuron import runtime
 from perfuse_neuron.program import NeuronProgram
 from perfuse_neuron.trust import check_trust
 
@@ -62,12 +63,12 @@ class Neuron(Backend):
         Raises:
             EngineMissingError: the SDK is there in part.
         """
-        missing = neuron_sdk.runtime_missing()
+        missing = sdk.runtime_missing()
         if missing is not None:
             raise EngineMissingError(f"NeuronCores were looked for; {missing}")
         return [
             Device(name=str(core), description=f"NeuronCore {core}", precisions=PRECISIONS)
-            for core in range(neuron_sdk.cores())
+            for core in range(sdk.cores())
         ]
 
     def supports(self, request: Request) -> Support:
@@ -208,7 +209,7 @@ def _neuron_config(path: Path) -> Mapping[str, Any]:
 
 def _load(path: Path, on: Sequence[int]) -> Any:
     try:
-        return neuron_sdk.load(path, on)
+        return runtime.load(path, on)
     except Exception as exc:
         said = (str(exc).strip().splitlines() or [type(exc).__name__])[-1]
         raise ExecutionError(
@@ -225,7 +226,7 @@ def _weights(component: Component, model: str) -> Any:
         CheckpointError: it cannot be read.
     """
     from perfuse.sources.checkpoint import Checkpoint
-    from perfuse_exporters.neuron import traced
+    from perfuse_exporters.neuron.exporter import traced
 
     other = Checkpoint.open(model)
     spec = other.spec.components.get(component.name)

@@ -17,7 +17,7 @@ from perfuse.sources.manifest import ExportedComponent, Manifest, inside
 from perfuse.sources.model_index import INDEX, entries_of, kind_of, read_json
 from perfuse.sources.readers import Reader, scheduler_config, with_scheduler
 from perfuse.spec import ComponentSpec, PipelineSpec, Signature
-from perfuse_exporters.neuron_layout import CONFIG, MODEL, static_sizes
+from perfuse_exporters.neuron.layout import CONFIG, MODEL, static_sizes
 
 __all__ = ["OptimumNeuronReader"]
 

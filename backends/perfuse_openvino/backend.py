@@ -45,7 +45,7 @@ _COMPILED = "openvino-compiled"
 
 @lru_cache(maxsize=1)
 def _core() -> "ov.Core":
-    from perfuse_exporters.openvino import import_openvino
+    from perfuse_exporters.openvino.engine import import_openvino
 
     core: ov.Core = import_openvino().Core()
     return core

@@ -26,7 +26,7 @@ from perfuse.errors import (
 from perfuse.sources.checkpoint import Checkpoint
 from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
-from perfuse_exporters.openvino import OpenVinoExporter
+from perfuse_exporters.openvino.exporter import OpenVinoExporter
 from perfuse_openvino.backend import OpenVino
 
 Files = Callable[..., Component]

@@ -17,8 +17,8 @@ from perfuse import (
 )
 from perfuse.backend import PRECISIONS, read_options
 from perfuse.errors import BackendError, DeviceNotFoundError
-from perfuse_exporters.stablehlo import import_jax
-from perfuse_exporters.stablehlo_program import OPTIMIZATIONS, StableHloProgram, compiled_in
+from perfuse_exporters.stablehlo.engine import import_jax
+from perfuse_interpreters.stablehlo import OPTIMIZATIONS, StableHloProgram, compiled_in
 
 __all__ = ["Xla"]
 
