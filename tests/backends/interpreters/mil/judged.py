@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from perfuse_conformance.process import Answer
-from perfuse_conformance.results import Result
-from perfuse_conformance.runner import Session, open_session
-from perfuse_conformance.worker import Worker
+from perfuse_conformance.judge.results import Result
+from perfuse_conformance.runner.process import Answer
+from perfuse_conformance.runner.session import Session, open_session
+from perfuse_conformance.runner.worker import Worker
 
 
 class _Here:

@@ -19,7 +19,7 @@ from tests.backends.interpreters.mil.programs import (
 
 from perfuse import DiffusionPipeline
 from perfuse.sources.manifest import sha256
-from perfuse_conformance.results import Status
+from perfuse_conformance.judge.results import Status
 
 CASE = "component/unet/float32/static/late"
 
@@ -33,7 +33,7 @@ def exported_ddpm(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def golden(checkpoint, exported_ddpm) -> Path:
-    from perfuse_conformance.record import bundle_for
+    from perfuse_conformance.reference.record import bundle_for
 
     return bundle_for(str(checkpoint("ddpm")), level="L1").path
 

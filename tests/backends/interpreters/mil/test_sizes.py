@@ -3,8 +3,8 @@
 from tests.backends.interpreters.mil.judged import session_of
 
 from perfuse import DiffusionPipeline
-from perfuse_conformance.record import bundle_for
-from perfuse_conformance.results import Status
+from perfuse_conformance.judge.results import Status
+from perfuse_conformance.reference.record import bundle_for
 
 
 def test_an_export_for_a_list_of_sizes_is_judged_with_each_of_them(checkpoint, tmp_path):
