@@ -61,7 +61,8 @@ class Probe:
     #: ``"separate"`` gives every call arrays of its own; ``"reused"`` writes each call's inputs into
     #: the same memory; ``"scribbled"`` spoils a call's arrays once it has returned; ``"same"`` makes
     #: every call with the same inputs; ``"views"`` gives arrays that are not C-contiguous;
-    #: ``"held"`` looks at a call's outputs only after another program of the component has run.
+    #: ``"held"`` looks at a call's outputs only after another program of the component has run,
+    #: ``"kept"`` only after the same program has been called again.
     manner: str = "separate"
     #: Only for a program that takes any size.
     symbolic_only: bool = False
@@ -215,6 +216,7 @@ def _denoiser_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Itera
     yield probe("spoiled-memory", "usual", 441.0, 421.0, 401.0, manner="scribbled")
     yield probe("views", "usual", 381.0, manner="views")
     yield probe("held-output", "usual", 361.0, 341.0, manner="held")
+    yield probe("kept-output", "usual", 351.0, 331.0, 311.0, manner="kept")
     for size in ("tall", "odd"):
         yield probe(size, size, 321.5, symbolic_only=True)
     yield probe("three", "three", 321.5, symbolic_only=True, halves=True)
@@ -228,6 +230,7 @@ def _text_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterator[
     yield probe("same-twice", "usual", 9, 9, manner="same")
     yield probe("reused-memory", "usual", 9, 5, manner="reused")
     yield probe("spoiled-memory", "usual", 9, 5, manner="scribbled")
+    yield probe("kept-output", "usual", 9, 5, manner="kept")
     yield probe("three", "three", 12, symbolic_only=True, halves=True)
 
 
@@ -239,6 +242,7 @@ def _picture_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterat
     yield probe("same-twice", "usual", 1.0, 1.0, manner="same")
     yield probe("reused-memory", "usual", 1.0, 1.0, manner="reused")
     yield probe("spoiled-memory", "usual", 1.0, 1.0, manner="scribbled")
+    yield probe("kept-output", "usual", 1.0, 1.0, manner="kept")
     for size in ("tall", "odd"):
         yield probe(size, size, 1.0, symbolic_only=True)
     yield probe("three", "three", 1.0, symbolic_only=True, halves=True)

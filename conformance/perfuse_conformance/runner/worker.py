@@ -177,7 +177,7 @@ class Worker:
                     others.append(program)
                 returned = program(**given)
                 tensors = program.torch_device is not None
-                if manner == "held":
+                if manner in ("held", "kept"):
                     held.append(returned)
                 else:
                     outputs.append(_taken(returned, tensors, i, notes))

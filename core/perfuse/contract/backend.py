@@ -257,7 +257,7 @@ class Program(ABC):
     """A component that is ready to run: named arrays in, named arrays out.
 
     Floating-point inputs and outputs are float32 whatever the precision inside. A program never
-    writes to its inputs; what it returns stays valid until it is called again.
+    writes to its inputs. What it returns is the caller's to keep; a program never writes there again.
     """
 
     signature: Signature

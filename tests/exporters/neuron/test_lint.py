@@ -98,7 +98,7 @@ def test_what_stops_the_compiler_is_named_with_its_line(
     found = [one for one in everything if one.kind == kind and one.what == what]
     assert len(found) == 1, everything
     line = inspect.getsourcelines(module.forward)[1] + 1
-    assert found[0].where == f"test_neuron_lint.py:{line}"
+    assert found[0].where == f"test_lint.py:{line}"
     assert says in found[0].reason
     assert found[0].stops
 
@@ -150,7 +150,7 @@ def test_the_exporter_tells_what_stops_and_where() -> None:
     component = _part(_Sorts())
     told = NeuronExporter().unsupported(capture(component), component)
     line = inspect.getsourcelines(_Sorts.forward)[1] + 1
-    assert list(told) == [f"aten.sort at test_neuron_lint.py:{line}"]
+    assert list(told) == [f"aten.sort at test_lint.py:{line}"]
 
 
 def test_every_row_of_the_table_names_a_page() -> None:
