@@ -15,12 +15,12 @@ from perfuse.backend import (
     Backend,
     Component,
     Device,
+    Options,
     Program,
     Request,
     Support,
     SupportLevel,
     Target,
-    read_options,
 )
 from perfuse.errors import DeviceNotFoundError, InputError
 from perfuse.run.export import exported
@@ -33,7 +33,6 @@ __all__ = ["NeuronInterpreter"]
 
 _CPU = "cpu"
 _CASTINGS = {"auto_cast": ("none", "matmult", "all"), "auto_cast_type": ("bf16", "fp16")}
-_OPTIONS = {**_CASTINGS, "optimization": OPTIMIZATIONS}
 #: What a precision stands for, as optimum-neuron compiles Stable Diffusion: float32 weights, and
 #: products of half-precision operands.
 _CASTS: Mapping[str, Mapping[str, str]] = {
@@ -47,6 +46,7 @@ class NeuronInterpreter(Backend):
     """Neuron's programs on XLA's CPU client."""
 
     name: ClassVar[str] = "neuron-interpreter"
+    options: ClassVar[Options] = {**_CASTINGS, "optimization": OPTIMIZATIONS}
 
     def devices(self) -> Sequence[Device]:
         """The CPU, in the precisions that Neuron's products have."""
@@ -96,7 +96,7 @@ class NeuronInterpreter(Backend):
             ArtifactError: the files are missing, damaged, or of another component.
             ExecutionError: XLA could not compile it.
         """
-        options = read_options(target.options, _OPTIONS, of="The Neuron interpreter")
+        options = self.switches(target)
         self.check(component, target)
         own = {name: value for name, value in options.items() if name in _CASTINGS}
         if own and FORMAT in component.files:

@@ -16,12 +16,12 @@ from perfuse.backend import (
     Backend,
     Component,
     Device,
+    Options,
     Program,
     Request,
     Support,
     SupportLevel,
     Target,
-    read_options,
 )
 from perfuse.errors import (
     ArtifactError,
@@ -42,7 +42,7 @@ from perfuse_neuron.trust import check_trust
 
 __all__ = ["Neuron"]
 
-_OWN: Mapping[str, Sequence[str] | None] = {
+_OWN: Options = {
     #: Whether both halves of a guided batch run on one core, or each on a core of its own.
     "guidance": ("batch", "split"),
     #: SHA-256 sums of files that no manifest vouches for, with commas between them.
@@ -56,6 +56,8 @@ class Neuron(Backend):
     """NeuronCores. A device is a core's number, as this process counts them."""
 
     name: ClassVar[str] = "neuron"
+    #: Its own, and the exporter's for what is exported on the way.
+    options: ClassVar[Options] = {**_OWN, **OPTIONS}
 
     def devices(self) -> Sequence[Device]:
         """The cores that this process may use.
@@ -103,8 +105,9 @@ class Neuron(Backend):
             ExportError: the component could not be compiled.
             ExecutionError: it could not be loaded or run.
         """
-        known = {**_OWN, **(OPTIONS if component.build is not None else {})}
-        options = read_options(target.options, known, of="The Neuron backend")
+        options = self.switches(target)
+        if component.build is None:
+            component.with_options({n: v for n, v in options.items() if n in OPTIONS})
         core = self._core(target.device)
         self.check(component, target)
         on = self._cores(component, core, options.get("guidance", "batch"))

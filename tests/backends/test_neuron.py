@@ -370,7 +370,8 @@ def test_one_size_is_what_it_supports(checkpoint: Make) -> None:
     ("options", "says"),
     [
         ({"guidance": "twice"}, "guidance=twice; it takes batch, split"),
-        ({"optlevel": "1"}, "the option optlevel; it has guidance, trust, weights"),
+        ({"optlevel": "1"}, "exported already"),
+        ({"speed": "1"}, "the option speed; it has guidance, trust, weights"),
     ],
 )
 def test_an_option_that_it_has_not(

@@ -8,6 +8,7 @@ from perfuse.backend import (
     Component,
     Device,
     ExecutionReport,
+    Options,
     Program,
     Request,
     Support,
@@ -18,6 +19,7 @@ from perfuse.errors import DeviceNotFoundError
 from perfuse.run.export import exported
 from perfuse.sources.manifest import tool_versions
 from perfuse.sources.store import ArtifactStore
+from perfuse_exporters.coreml.exporter import OPTIONS
 
 __all__ = ["CoreMLInterpreter"]
 
@@ -35,6 +37,8 @@ class CoreMLInterpreter(Backend):
     """Exports a component to Core ML, and computes the saved file in PyTorch."""
 
     name: ClassVar[str] = "coreml-interpreter"
+    #: Those of the exporter, for what is exported on the way.
+    options: ClassVar[Options] = OPTIONS
 
     def devices(self) -> Sequence[Device]:
         """The processor of this machine, whatever it is."""
@@ -77,7 +81,7 @@ class CoreMLInterpreter(Backend):
             ArtifactError: the package is missing or damaged, or of another component.
         """
         self.check(component, target)
-        component = component.with_options(target.options)
+        component = component.with_options(self.switches(target))
         path = exported(component, _FORMAT, store)
         from perfuse_coreml.program import CoreMLProgram
         from perfuse_exporters.coreml.mlpackage import parts_of

@@ -281,11 +281,57 @@ class Program(ABC):
         """Release the engine's memory. Calling the program afterwards is an error."""
 
 
+#: Each switch with the values that it takes: words, a range of whole numbers, or ``None`` for any text.
+Options: TypeAlias = Mapping[str, Sequence[str] | range | None]
+
+
+def read_options(given: Mapping[str, object], known: Options, *, of: str) -> dict[str, str]:
+    """Check switches against those that there are.
+
+    Args:
+        given: What a person wrote; from Python, numbers and truth values are taken, too.
+        known: The switches that there are.
+        of: Whose they are, for the message: ``"The Core ML exporter"``.
+
+    Returns:
+        The switches as text; truth values as ``"true"`` and ``"false"``.
+
+    Raises:
+        InputError: a switch or a value is unknown.
+    """
+    options = {}
+    for name, value in given.items():
+        if name not in known:
+            raise InputError(
+                f"{of} was given the option {name}; it has {', '.join(known) or 'none'}."
+            )
+        options[name] = text = str(value).lower() if isinstance(value, bool) else str(value)
+        if not _takes(known[name], text):
+            raise InputError(
+                f"{of} was given the option {name}={text}; it takes {_values(known[name])}."
+            )
+    return options
+
+
+def _takes(values: Sequence[str] | range | None, text: str) -> bool:
+    if isinstance(values, range):
+        return text.isdecimal() and int(text) in values
+    return values is None or text in values
+
+
+def _values(values: Sequence[str] | range | None) -> str:
+    if isinstance(values, range):
+        return f"a whole number from {values.start} to {values.stop - 1}"
+    return ", ".join(values or ())
+
+
 class Backend(ABC):
     """A plugin that turns components into programs on a device."""
 
     #: The name a person types before the colon.
     name: ClassVar[str]
+    #: Its switches, ``--option NAME=VALUE``. The host refuses others.
+    options: ClassVar[Options] = MappingProxyType({})
 
     @abstractmethod
     def devices(self) -> Sequence[Device]:
@@ -309,6 +355,14 @@ class Backend(ABC):
                 f"{support.reason}"
             )
 
+    def switches(self, target: Target) -> dict[str, str]:
+        """The switches of a target, checked against ``options``; for ``prepare``.
+
+        Raises:
+            InputError: a switch or a value is unknown.
+        """
+        return read_options(target.options, self.options, of=f"The {self.name} backend")
+
     @abstractmethod
     def prepare(self, component: Component, target: Target, store: "ArtifactStore") -> Program:
         """Make the component ready to run.
@@ -316,36 +370,9 @@ class Backend(ABC):
         Raises:
             DeviceNotFoundError: the engine does not list the device.
             UnsupportedError: what ``supports`` says no to.
+            InputError: an option is unknown.
             ExportError: the component could not be lowered.
         """
-
-
-#: Each switch with the values it takes; ``None`` for one that takes any.
-Options: TypeAlias = Mapping[str, Sequence[str] | None]
-
-
-def read_options(given: Mapping[str, str], known: Options, *, of: str) -> dict[str, str]:
-    """Check switches against those that there are.
-
-    Args:
-        given: What a person wrote.
-        known: The switches that there are.
-        of: Whose they are, for the message: ``"The Core ML exporter"``.
-
-    Raises:
-        InputError: a switch or a value is unknown.
-    """
-    for name, value in given.items():
-        if name not in known:
-            raise InputError(
-                f"{of} was given the option {name}; it has {', '.join(known) or 'none'}."
-            )
-        values = known[name]
-        if values is not None and value not in values:
-            raise InputError(
-                f"{of} was given the option {name}={value}; it takes {', '.join(values)}."
-            )
-    return dict(given)
 
 
 def _written(dims: Mapping[str, int]) -> str:
