@@ -426,8 +426,8 @@ def inspect(
     one would not run.
     """
     from perfuse.report.tables import print_spec, weight_sizes
-    from perfuse.run.pipeline import open_model
     from perfuse.sources.artifact import Artifact
+    from perfuse.sources.opening import open_model
 
     source = open_model(
         model,
@@ -465,7 +465,7 @@ def _inspect_for(
     asked: Mapping[str, Any],
 ) -> int:
     """Print the portability report; 1 where a component would not run."""
-    from perfuse.contract.backend import Target
+    from perfuse.contract.target import Target
     from perfuse.report.portability import limits_of, read_bytes, report, verdicts
 
     target = Target.parse(text)

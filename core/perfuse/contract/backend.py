@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from perfuse.contract.component import Component
 from perfuse.contract.frozen import FrozenDict
+from perfuse.contract.options import Options, read_options
 from perfuse.contract.spec import Array, ComponentSpec, Signature
 from perfuse.contract.target import Device, Target
 from perfuse.errors import UnsupportedError
@@ -97,12 +98,14 @@ class Program(ABC):
     """A component that is ready to run: named arrays in, named arrays out.
 
     Floating-point inputs and outputs are float32 whatever the precision inside. A program never
-    writes to its inputs; what it returns stays valid until it is called again.
+    writes to its inputs. What it returns is the caller's to keep; a program never writes there again.
     """
 
     signature: Signature
     #: A torch device on which arrays may stay as tensors between programs; ``None`` for numpy.
     torch_device: str | None = None
+    #: The largest batch that one run of the engine takes; a larger one is split. ``None`` for any.
+    max_batch: int | None = None
 
     @abstractmethod
     def __call__(self, **inputs: Array) -> dict[str, Array]:
@@ -128,6 +131,8 @@ class Backend(ABC):
     name: ClassVar[str]
     #: Schemes in which it can store weights, apart from the precision it computes in.
     storages: ClassVar[tuple[str, ...]] = ()
+    #: Its switches, ``--option NAME=VALUE``. The host refuses others.
+    options: ClassVar[Options] = FrozenDict()
 
     @abstractmethod
     def devices(self) -> Sequence[Device]:
@@ -156,6 +161,14 @@ class Backend(ABC):
                 f"{self.name} stores them as {', '.join(self.storages) or 'the precision alone'}."
             )
 
+    def switches(self, target: Target) -> dict[str, str]:
+        """The switches of a target, checked against ``options``; for ``prepare``.
+
+        Raises:
+            InputError: a switch or a value is unknown.
+        """
+        return read_options(target.options, self.options, of=f"The {self.name} backend")
+
     @abstractmethod
     def prepare(self, component: Component, target: Target, store: "ArtifactStore") -> Program:
         """Make the component ready to run.
@@ -163,5 +176,6 @@ class Backend(ABC):
         Raises:
             DeviceNotFoundError: the engine does not list the device.
             UnsupportedError: what ``supports`` says no to.
+            InputError: an option is unknown.
             ExportError: the component could not be lowered.
         """

@@ -62,7 +62,7 @@ class BackendManifest:
     #: The backend whose programs it computes without that one's hardware. What it runs is
     #: *interpreted*, never *executed*.
     interprets: str = ""
-    #: ``"module:LIMITS"``, a ``perfuse.report.portability.Limits``: what its devices can take, as data
+    #: ``"module:LIMITS"``, a ``perfuse.Limits``: what its devices can take, as data
     #: that imports no engine. For ``perfuse inspect --for``.
     limits: str = ""
     #: The first and the last version of the contract that it was made for, both included.

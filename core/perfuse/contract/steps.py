@@ -89,7 +89,7 @@ class Input:
 
     default: Any = None
     #: ``int``, ``float``, ``str``, ``bool`` or ``Picture``; ``None`` for anything else.
-    type: type | None = None
+    kind: type | None = None
     #: One line on what it does, with its unit.
     help: str = ""
     #: The command line's option, ``"--steps"``; empty for an input that only a program gives.
@@ -97,12 +97,12 @@ class Input:
 
     def check(self, name: str, value: Any) -> None:
         """Raise ``InputError`` for a number that is none. Lists are the steps' to look at."""
-        wanted = _CHECKED.get(self.type) if self.type is not None else None
+        wanted = _CHECKED.get(self.kind) if self.kind is not None else None
         if wanted is None or value is None or isinstance(value, list | tuple):
             return
         if isinstance(value, bool) or not isinstance(value, wanted):
             raise InputError(
-                f"{name} must be {_WORDS[self.type]}; got {value!r}."  # type: ignore[index]
+                f"{name} must be {_WORDS[self.kind]}; got {value!r}."  # type: ignore[index]
                 + (f" It is: {self.help}" if self.help else "")
             )
 

@@ -11,8 +11,11 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from perfuse.contract.backend import Component, Exporter, Placement, Target
+from perfuse.contract.component import Component
+from perfuse.contract.exporter import Exporter
 from perfuse.contract.hooks import BackendManifest
+from perfuse.contract.limits import Limits
+from perfuse.contract.target import Placement, Target
 from perfuse.errors import (
     BackendNotFoundError,
     DeviceNotFoundError,

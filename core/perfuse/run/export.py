@@ -9,7 +9,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from types import CodeType
 
-from perfuse.contract.backend import Component, read_options
+from perfuse.contract.component import Component
+from perfuse.contract.options import read_options
 from perfuse.contract.spec import PipelineSpec
 from perfuse.errors import ExportError, InputError
 from perfuse.plugins.host import host

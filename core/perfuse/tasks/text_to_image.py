@@ -152,13 +152,13 @@ def prepare_latents(
 TEXT_TO_IMAGE = Task(
     name="text-to-image",
     inputs={
-        "prompt": Input(type=str, help="What to draw."),
-        "negative_prompt": Input(type=str, option="--negative-prompt", help="What not to draw."),
+        "prompt": Input(kind=str, help="What to draw."),
+        "negative_prompt": Input(kind=str, option="--negative-prompt", help="What not to draw."),
         **SIZE,
         **STEPS,
         **GUIDANCE,
         "num_images_per_prompt": Input(
-            default=1, type=int, option="--num-images", help="Pictures to draw."
+            default=1, kind=int, option="--num-images", help="Pictures to draw."
         ),
         **NOISE,
         "prompt_embeds": Input(help="Text states [B, S, D], in place of a prompt."),

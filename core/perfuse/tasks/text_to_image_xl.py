@@ -121,9 +121,9 @@ def encode_prompt(
 
 _MORE = {
     "prompt_2": Input(
-        type=str, help="What the second text encoder is told; the prompt by default."
+        kind=str, help="What the second text encoder is told; the prompt by default."
     ),
-    "negative_prompt_2": Input(type=str, help="The same of the negative prompt."),
+    "negative_prompt_2": Input(kind=str, help="The same of the negative prompt."),
     "pooled_prompt_embeds": Input(help="Pooled text [B, P], with prompt_embeds."),
     "negative_pooled_prompt_embeds": Input(help="The same, with negative_prompt_embeds."),
     "original_size": Input(help="Height and width that the picture is said to have had."),

@@ -51,7 +51,7 @@ def prepare_latents(
 UNCONDITIONAL = Task(
     name="unconditional",
     inputs={
-        "batch_size": Input(default=1, type=int, option="--num-images", help="Pictures to draw."),
+        "batch_size": Input(default=1, kind=int, option="--num-images", help="Pictures to draw."),
         **STEPS,
         **SIZE,
         **NOISE,
