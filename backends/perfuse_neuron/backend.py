@@ -214,10 +214,9 @@ def _load(path: Path, on: Sequence[int]) -> Any:
     try:
         return runtime.load(path, on)
     except Exception as exc:
-        said = (str(exc).strip().splitlines() or [type(exc).__name__])[-1]
         raise ExecutionError(
             f"{path} was to be loaded onto neuron:{','.join(map(str, on))}; torch-neuronx said: "
-            f"{said}. Compile it again with the SDK of this machine, or free the core."
+            f"{runtime.said(exc)}. Compile it again with the SDK of this machine, or free the core."
         ) from exc
 
 

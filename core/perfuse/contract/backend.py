@@ -232,6 +232,13 @@ class Component:
     def check_dims(self, dims: Mapping[str, int]) -> None:
         """Raise ``InputError`` where the sizes of a call are not among those it was made for."""
         self.spec.check_dims(dims)
+        wrong = {n: dims[n] for n, size in self.static.items() if dims.get(n, size) != size}
+        if wrong:
+            raise InputError(
+                f"{self.name} was exported for {_written(self.static)}; got {_written(wrong)}. Ask "
+                "for that size, or export the checkpoint again for another: perfuse export --model M "
+                "--to FORMAT --output DIR --height H --width W --batch B."
+            )
         if self.sizes and not any(size.items() <= dims.items() for size in self.sizes):
             asked = {name: dims[name] for name in self.sizes[0] if name in dims}
             raise InputError(
