@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "CLASSES",
     "LATENTS",
     "SCALING",
     "adapted",
@@ -55,12 +56,14 @@ _OUTPUTS: Mapping[str, Mapping[str, str]] = {
     "vae_decoder": {"sample": "image"},
     "vae_encoder": {"latent_parameters": "latent"},
 }
-_CLASSES = (
-    "CLIPTextModel",
-    "CLIPTextModelWithProjection",
-    "UNet2DConditionModel",
-    "AutoencoderKL",
-)
+#: Each component's class, and the part of a checkpoint that it is of.
+CLASSES: Mapping[str, tuple[str, str]] = {
+    "text_encoder": ("CLIPTextModel", "text_encoder"),
+    "text_encoder_2": ("CLIPTextModelWithProjection", "text_encoder_2"),
+    "unet": ("UNet2DConditionModel", "unet"),
+    "vae_decoder": ("AutoencoderKL", "vae"),
+    "vae_encoder": ("AutoencoderKL", "vae"),
+}
 _UNET = ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids")
 
 
@@ -123,7 +126,7 @@ def _check(component: Component) -> None:
     unknown = [name for name in spec.signature.input_names if name not in _UNET]
     if (
         spec.name not in _OUTPUTS
-        or spec.class_name not in _CLASSES
+        or spec.class_name not in {class_name for class_name, _ in CLASSES.values()}
         or (spec.name == "unet" and unknown)
     ):
         what = f" with {', '.join(unknown)}" if spec.name == "unet" and unknown else ""
