@@ -18,7 +18,7 @@ from perfuse.sources.manifest import ExportedComponent, Manifest, inside
 from perfuse.sources.model_index import INDEX, entries_of, kind_of, read_json
 from perfuse.sources.readers import scheduler_config, with_scheduler
 from perfuse.spec import ComponentSpec, PipelineSpec, Signature
-from perfuse_exporters.neuron.layout import CONFIG, MODEL, static_sizes
+from perfuse_exporters.neuron.layout import CONFIG, MODEL, static_sizes, treated_as
 
 __all__ = ["OptimumNeuronReader"]
 
@@ -129,7 +129,7 @@ def _spec(name: str, config: Mapping[str, Any], neuron: Mapping[str, Any]) -> Co
         raise ArtifactError(
             f"{name}/{CONFIG} was read as a {class_name}'s, which gave {exc!r}. Copy it again."
         ) from exc
-    if not class_name.startswith("CLIPTextModel") or neuron.get("output_hidden_states"):
+    if treated_as(class_name) != "text" or neuron.get("output_hidden_states"):
         return spec
     outputs = [one for one in spec.signature.outputs if one.name != "penultimate_hidden_state"]
     signature = Signature(inputs=spec.signature.inputs, outputs=tuple(outputs))

@@ -96,7 +96,7 @@ class Bundle:
 
     @property
     def spec(self) -> PipelineSpec:
-        return PipelineSpec.from_dict(self.index["spec"])
+        return from_plain(PipelineSpec, self.index["spec"])
 
     @property
     def seed(self) -> int:

@@ -467,12 +467,13 @@ def _has_distribution(name: str) -> bool:
 
 
 def said(exc: BaseException) -> str:
-    """What an exception of somebody else's says, on one line."""
+    """What an exception of somebody else's is and says, on one line, without a full stop."""
     try:
         text = str(exc)
     except Exception:  # noqa: BLE001 - it is somebody else's
         text = ""
-    return f"{type(exc).__name__}: {text}".splitlines()[0].removesuffix(": ")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return ": ".join([type(exc).__name__, *lines[:1]]).rstrip(".")
 
 
 def _not_there(name: str) -> PluginRow:

@@ -18,7 +18,7 @@ from perfuse.errors import ExportError
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["ArtifactStore", "atomic_folder", "cache_folder"]
+__all__ = ["ArtifactStore", "atomic_file", "atomic_folder", "cache_folder", "locked"]
 
 _PARTIAL = ".partial-"
 _HEX = "[0-9a-f]"
@@ -64,8 +64,23 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def atomic_file(final: Path) -> Iterator[Path]:
+    """A name beside ``final`` for a file that takes its place once the block has succeeded.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    partial = _beside(final)
+    try:
+        yield partial
+        os.replace(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _beside(final: Path) -> Path:
-    """A name beside a folder that says that what is there may be removed."""
+    """A name beside a folder or a file that says that what is there may be removed."""
     return final.parent / f"{_PARTIAL}{final.name}-{uuid.uuid4().hex[:8]}"
 
 

@@ -23,7 +23,7 @@ from perfuse.sources.manifest import ExportedComponent, Manifest
 from perfuse.sources.readers import scheduler_config, with_scheduler
 from perfuse.sources.tokenizer import Tokenizer
 from perfuse.spec import ComponentSpec, LatentSpec, PipelineSpec, Signature, TensorSpec
-from perfuse_exporters.coreml.apple import LATENTS, SCALING, input_name, output_name
+from perfuse_exporters.coreml.apple import CLASSES, LATENTS, SCALING, input_name, output_name
 from perfuse_exporters.coreml.mlpackage import Interface, parts_of, read_interface
 from perfuse_exporters.plugin import APPLE_PLACES, APPLE_UNETS
 
@@ -198,7 +198,7 @@ def _component(
             "ControlNet does, which perfuse cannot give it. Use the model without."
         )
     size = [static[dim] for dim in _LATENTS if dim in static]
-    class_name, part = _CLASSES[name]
+    class_name, part = CLASSES[name]
     spec = ComponentSpec(
         name=name,
         class_name=class_name,
@@ -303,16 +303,6 @@ def _vae(ports: _Ports) -> _Described:
         outputs=(_float(given, "batch", number, *target),),
     )
     return signature, {"batch": batch, source[0]: height, source[1]: width}
-
-
-#: Each component's class, and the part of a checkpoint that it is of.
-_CLASSES = {
-    "text_encoder": ("CLIPTextModel", "text_encoder"),
-    "text_encoder_2": ("CLIPTextModelWithProjection", "text_encoder_2"),
-    "unet": ("UNet2DConditionModel", "unet"),
-    "vae_decoder": ("AutoencoderKL", "vae"),
-    "vae_encoder": ("AutoencoderKL", "vae"),
-}
 
 
 def _float(name: str, *shape: int | str) -> TensorSpec:

@@ -10,7 +10,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from perfuse.backend import Component
 from perfuse.errors import InputError
-from perfuse_exporters.capture import trace
+from perfuse.capture import trace
 
 __all__ = ["lower", "simplified"]
 

@@ -24,19 +24,20 @@ from perfuse.models.attention import (
     FeedForward,
     Transformer2DModel,
 )
-from perfuse_exporters.capture import build, replace_tensors
+from perfuse.capture import build, replace_tensors
+from perfuse_exporters.coreml.apple import CLASSES
 
 __all__ = ["SplitEinsum", "SplitEinsumV2", "split"]
 
 
 class SplitEinsum(Transform):
-    """Rewrites the attention of a ``UNet2DConditionModel``: channels first, head by head."""
+    """Rewrites the attention of Stable Diffusion's UNet: channels first, head by head."""
 
     #: How many queries are taken at once; ``None`` for all of them.
     queries: ClassVar[int | None] = None
 
     def component(self, component: Component) -> Component:
-        if component.build is None or component.spec.class_name != "UNet2DConditionModel":
+        if component.build is None or component.spec.class_name != CLASSES["unet"][0]:
             return component
         return dataclasses.replace(
             component, build=lambda: split(build(component), queries=self.queries)

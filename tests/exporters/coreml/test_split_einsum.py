@@ -18,7 +18,7 @@ from perfuse.models.building import wrap
 from perfuse.models.registry import describe
 from perfuse.run.transforms import find_transforms
 from perfuse_conformance.checkpoints import ddpm_config, randomise, unet_config
-from perfuse_exporters.capture import capture
+from perfuse.capture import capture
 from perfuse_exporters.coreml.split_einsum import SplitEinsum, SplitEinsumV2, split
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {

@@ -12,7 +12,7 @@ import torch
 from perfuse.backend import Component
 from perfuse.errors import ExportError
 from perfuse.sources.checkpoint import Checkpoint
-from perfuse_exporters.capture import build, capture, example_inputs, replace_tensors
+from perfuse.capture import build, capture, example_inputs, replace_tensors
 
 
 @pytest.fixture
