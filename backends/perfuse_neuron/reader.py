@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from perfuse.contract.reader import Reader
+from perfuse.contract.source import Source
 from perfuse.errors import ArtifactError, CheckpointError, InputError
 from perfuse.models.registry import describe, latents_of
 from perfuse.plugins import host
@@ -29,7 +30,7 @@ _CASTS = {"bf16": "bfloat16", "fp16": "float16"}
 class OptimumNeuronReader(Reader):
     """Reads ``{component}/model.neuron`` with its ``config.json``."""
 
-    def read(self, folder: Path, *, scheduler: Mapping[str, Any] | None) -> Artifact:
+    def read(self, folder: Path, *, scheduler: Mapping[str, Any] | None) -> Source:
         try:
             artifact = _read(folder)
             config: Mapping[str, Any] | None = scheduler
@@ -64,7 +65,7 @@ def _read(folder: Path) -> Artifact:
         tasks=tuple(pipelines[class_name].tasks),
         components=specs,
         scheduler={},
-        latents=latents_of(specs["vae_decoder"].config) if "vae_decoder" in specs else None,
+        latents=latents_of(specs),
         tokenizers={
             name: name
             for name, kind in entries.items()

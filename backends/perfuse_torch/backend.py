@@ -23,6 +23,7 @@ from perfuse.backend import (
     SupportLevel,
     Target,
 )
+from perfuse.capture import replace_tensors
 from perfuse.errors import (
     DeviceNotFoundError,
     ExecutionError,
@@ -30,7 +31,6 @@ from perfuse.errors import (
 )
 from perfuse.plugins import resolve
 from perfuse.sources.store import ArtifactStore
-from perfuse.capture import replace_tensors
 from perfuse_torch.attention import SlicedAttention
 from perfuse_torch.devices import DEVICES, TorchDevice, device_of, host_memory
 

@@ -25,6 +25,7 @@ __all__ = [
 
 _DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
+
 def example_inputs(component: Component, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Tensors that fit the component's signature, in its order."""
     return tuple(_example(component, tensor, dtype) for tensor in component.spec.signature.inputs)

@@ -6,6 +6,7 @@ The cases follow from the model's spec and from what the backend declares; there
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType

@@ -15,6 +15,7 @@ from perfuse.plugins import host
 from perfuse.run.pipeline import DiffusionPipeline
 from perfuse.sources.manifest import tool_versions
 from perfuse.sources.opening import open_model
+from perfuse.sources.plain import to_plain
 from perfuse.sources.store import ArtifactStore, atomic_folder, locked
 from perfuse.spec import PipelineSpec
 from perfuse_conformance import SUITE_VERSION

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-    from perfuse.sources.artifact import Artifact
-    from perfuse.sources.checkpoint import Checkpoint
 
 __all__ = ["Finding", "examine", "limits_of", "read_bytes", "report", "verdicts"]
 
