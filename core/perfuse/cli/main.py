@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from perfuse.cli.backends import backends, doctor
+from perfuse.cli.cache import cache
+from perfuse.cli.common import JSON, size_text
+from perfuse.cli.plugins import plugin
 from perfuse.errors import BackendNotFoundError, ConfigError, InputError, PerfuseError, PluginError
 
 if TYPE_CHECKING:
@@ -81,6 +85,9 @@ class _Group(click.Group):
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("perfuse: interrupted.", err=True)
+            ctx.exit(130)  # what a shell gives for it
         except PerfuseError as exc:
             click.echo(f"perfuse: {exc}", err=True)
             wrong_line = isinstance(exc, InputError | ConfigError | BackendNotFoundError)
@@ -179,7 +186,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 @click.option("--option", "options", multiple=True, help="A backend's switch: compile=true.")
 @_TRANSFORM
 @click.option("--output", type=click.Path(path_type=Path), default=Path("picture.png"))
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@JSON
 def generate(
     prompt: str | None,
     model: str | None,
@@ -343,7 +350,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 @click.option("--size", "sizes", multiple=True, help="HEIGHTxWIDTH, several times for several.")
 @click.option("--option", "options", multiple=True, help="An exporter's switch: palettize=6.")
 @click.option("--dialect", help="Whose names and layout: apple. The same as --option dialect=….")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@JSON
 def export(
     model: str | None,
     revision: str | None,
@@ -390,7 +397,7 @@ def export(
     if as_json:
         click.echo(json.dumps({"folder": str(output), "files": len(files), "bytes": size}))
     else:
-        click.echo(f"{output}  ({len(files)} files, {_size(size)})")
+        click.echo(f"{output}  ({len(files)} files, {size_text(size)})")
 
 
 @main.command(cls=_Configured)
@@ -402,7 +409,7 @@ def export(
 @_option("--width", type=int, help="With --for: the width in pixels, fixed.")
 @click.option("--batch", type=int, help="With --for: the batch, fixed.")
 @click.option("--memory", help="With --for: the device's memory, as 8GB.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@JSON
 @click.pass_context
 def inspect(
     ctx: click.Context,
@@ -491,151 +498,8 @@ def _inspect_for(
     return int("does not run" in found.values())
 
 
-@main.command()
-@click.option("--devices/--no-devices", default=True, help="Ask the engines for their devices.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def backends(devices: bool, as_json: bool) -> None:
-    """List backends, the devices each one sees, and why the rest does not run."""
-    from perfuse.plugins.installed import check_rows, is_strict
-
-    if devices:
-        from perfuse.plugins.doctor import examine
-
-        found = examine(thorough=False)
-    else:
-        from perfuse.plugins.host import host
-
-        found = host().listing()
-    if is_strict():
-        check_rows(found["backends"])
-    if as_json:
-        click.echo(json.dumps(found))
-        return
-    from perfuse.report.tables import print_backends
-
-    print_backends(found["backends"])
-
-
-@main.command()
-@click.option("--backend", "names", multiple=True, help="One to look at; all by default.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for each.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-@click.pass_context
-def doctor(
-    ctx: click.Context, names: tuple[str, ...], timeout: float | None, as_json: bool
-) -> None:
-    """Look at every backend in a process of its own; exit with 1 if one is broken or crashes."""
-    from perfuse.plugins.doctor import TIMEOUT, examine
-    from perfuse.plugins.installed import check_rows, is_strict
-
-    found = examine(names=names, timeout=timeout if timeout is not None else TIMEOUT)
-    rows = found["backends"]
-    if as_json:
-        click.echo(json.dumps(found))
-    else:
-        from perfuse.report.tables import print_examined
-
-        print_examined(rows)
-    if is_strict():
-        check_rows(rows)
-    if any(row["state"] in ("broken", "crashed") for row in rows):
-        ctx.exit(1)
-
-
-@main.group()
-def plugin() -> None:
-    """Write a plugin, list those there are, switch one off or on."""
-
-
-@plugin.command("list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def plugin_list(as_json: bool) -> None:
-    """List the plugins that are installed, and those that are switched off."""
-    from perfuse.plugins.installed import allowed_plugins, survey
-
-    rows = [row for _, row in survey(allowed_plugins())]
-    if as_json:
-        click.echo(json.dumps({"plugins": [dataclasses.asdict(row) for row in rows]}))
-        return
-    for row in rows:
-        why = f"  {row.reason}. {row.remedy}" if row.reason else ""
-        click.echo(f"{row.name:16} {row.state:12} {row.distribution} {row.version}{why}")
-
-
-@plugin.command("disable")
-@click.argument("name")
-def plugin_disable(name: str) -> None:
-    """Switch a plugin off by its NAME, or by that of its distribution."""
-    from perfuse.plugins.disabled import switch
-    from perfuse.plugins.installed import entry_points
-
-    click.echo(f"{', '.join(switch(name, [e.key for e in entry_points()], on=False))} disabled")
-
-
-@plugin.command("enable")
-@click.argument("name")
-def plugin_enable(name: str) -> None:
-    """Switch a plugin on again."""
-    from perfuse.plugins.disabled import switch
-    from perfuse.plugins.installed import entry_points
-
-    click.echo(f"{', '.join(switch(name, [e.key for e in entry_points()], on=True))} enabled")
-
-
-@plugin.command("new")
-@click.argument("name")
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=Path(), help="Where to make the folder."
-)
-def plugin_new(name: str, output: Path) -> None:
-    """Write a plugin that runs as it is: the folder perfuse-NAME."""
-    import shlex
-
-    from perfuse.plugins.scaffold import new_plugin
-
-    folder = new_plugin(name, output)
-    click.echo(f"{folder} is ready. Next:")
-    for line in (f"cd {shlex.quote(str(folder))}", "pip install -e '.[test]'", "pytest"):
-        click.echo(f"  {line}")
-
-
-@main.group()
-def cache() -> None:
-    """Look at the exports made on the way, or remove them."""
-
-
-@cache.command("list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def cache_list(as_json: bool) -> None:
-    """List the exports in the cache, with their sizes."""
-    from perfuse.sources.store import ArtifactStore
-
-    store = ArtifactStore.default()
-    entries = store.entries()
-    if as_json:
-        listed = [{"folder": str(folder), "bytes": size} for folder, size in entries]
-        click.echo(json.dumps({"cache": str(store.root), "entries": listed}))
-        return
-    click.echo(f"{store.root}: {len(entries)} exports, {_size(sum(s for _, s in entries))}")
-    for folder, size in entries:
-        click.echo(f"  {_size(size):>9}  {folder.name}")
-
-
-@cache.command("clear")
-def cache_clear() -> None:
-    """Remove every export in the cache."""
-    from perfuse.sources.store import ArtifactStore
-
-    click.echo(f"{ArtifactStore.default().clear()} exports removed")
-
-
-def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+for command in (backends, doctor, plugin, cache):
+    main.add_command(command)
 
 
 if __name__ == "__main__":
