@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from perfuse.backend import PRECISIONS, Component, Exporter, Options
 from perfuse.errors import ExportError
 from perfuse.models.architectures import latents_of
-from perfuse.run.export import say
+from perfuse.progress import say
 from perfuse.sources.store import ArtifactStore
 from perfuse_exporters import neuron_sdk
 from perfuse_exporters.neuron_layout import CONFIG, MODEL, input_names, neuron_config

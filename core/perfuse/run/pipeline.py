@@ -21,6 +21,7 @@ from perfuse.contract.backend import (
 from perfuse.contract.spec import ComponentSpec, PipelineSpec
 from perfuse.errors import BackendError, InputError, UnsupportedError
 from perfuse.plugins.host import host
+from perfuse.progress import working
 from perfuse.run.export import component_options, export_pipeline
 from perfuse.run.fixed_batch import FixedBatch, fixed_batch
 from perfuse.run.per_size import PerSize
@@ -251,7 +252,8 @@ class DiffusionPipeline:
         """
         program = self._programs.get(component)
         if program is None:
-            program = self._programs[component] = self._prepare(component)
+            with working("prepare", f"Preparing {component}", subject=component):
+                program = self._programs[component] = self._prepare(component)
         return program
 
     def _prepare(self, name: str) -> Program:
