@@ -10,9 +10,12 @@ from perfuse.progress import Progress, reporting, say, working
 
 def test_work_inside_work() -> None:
     heard: list[Progress] = []
-    with reporting(heard.append), working("prepare", "Preparing unet", subject="unet"):
-        with working("export", "Exporting unet", subject="unet", done=1, total=3):
-            say("Capturing")
+    with (
+        reporting(heard.append),
+        working("prepare", "Preparing unet", subject="unet"),
+        working("export", "Exporting unet", subject="unet", done=1, total=3),
+    ):
+        say("Capturing")
     assert [(p.stage, p.message, p.seconds is None) for p in heard] == [
         ("prepare", "Preparing unet", True),
         ("export", "Exporting unet", True),
@@ -30,9 +33,12 @@ def test_work_inside_work() -> None:
 
 def test_what_fails_is_not_reported_as_done() -> None:
     heard: list[Progress] = []
-    with pytest.raises(ValueError, match="no"):
-        with reporting(heard.append), working("export", "Exporting unet"):
-            raise ValueError("no")
+    with (
+        pytest.raises(ValueError, match="no"),
+        reporting(heard.append),
+        working("export", "Exporting unet"),
+    ):
+        raise ValueError("no")
     assert [p.seconds for p in heard] == [None]
 
 

@@ -25,6 +25,7 @@ from perfuse.progress import working
 from perfuse.run.export import component_options, export_pipeline
 from perfuse.run.fixed_batch import FixedBatch, fixed_batch
 from perfuse.run.per_size import PerSize
+from perfuse.run.record import recorded
 from perfuse.run.transforms import Transform, find_transforms, transformed, transformed_task
 from perfuse.schedulers import Scheduler, scheduler_from_config
 from perfuse.sources.artifact import Artifact
@@ -241,7 +242,7 @@ class DiffusionPipeline:
         """
         if prompt is not None:
             inputs["prompt"] = prompt
-        return self.task.run(self, inputs)
+        return recorded(self, inputs, self.task.run(self, inputs))
 
     def program(self, component: str) -> Program:
         """A component, prepared on its target the first time it is asked for.
