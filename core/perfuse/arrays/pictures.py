@@ -6,8 +6,8 @@ when it is first needed.
 """
 
 import io
-import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from perfuse.errors import InputError, NonFiniteError
+from perfuse.sources.files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -263,33 +264,10 @@ def save_pngs(
     """
     contents = [png_bytes(image, metadata=metadata) for image in images]
     finals = [Path(path) for path in paths]
-    parts: list[Path] = []
-    path = finals[0]
-    try:
+    with ExitStack() as all_written:  # each takes its name when the last one is on the disk
         for path, content in zip(finals, contents, strict=True):
-            if path.is_dir():
-                raise IsADirectoryError(None, "it is a folder")
-            parts.append(_part(path))
-            with open(parts[-1], "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for part, path in zip(parts, finals, strict=True):
-            os.replace(part, path)
-    except OSError as exc:
-        raise InputError(
-            f"The picture cannot be saved as {path}: {exc.strerror or exc}. "
-            "Choose a file in a folder that is there and can be written."
-        ) from exc
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+            all_written.enter_context(replacing(path)).write_bytes(content)
     return finals
-
-
-def _part(path: Path) -> Path:
-    """A name in the same folder, because only within one file system is a rename atomic."""
-    return path.parent / f".{path.name[:100]}.{os.getpid()}-{os.urandom(4).hex()}.part"
 
 
 def png_bytes(image: "Image | NDArray[np.uint8]", *, metadata: bool = True) -> bytes:

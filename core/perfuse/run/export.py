@@ -12,7 +12,13 @@ from perfuse.contract.spec import PipelineSpec
 from perfuse.errors import ExportError, InputError
 from perfuse.plugins.host import host
 from perfuse.progress import say, working
-from perfuse.sources.manifest import ExportedComponent, Manifest, sha256, tool_versions
+from perfuse.sources.manifest import (
+    ExportedComponent,
+    Manifest,
+    is_artifact,
+    sha256,
+    tool_versions,
+)
 from perfuse.sources.model_index import write_index
 from perfuse.sources.store import ArtifactStore, atomic_folder, locked
 
@@ -137,8 +143,7 @@ def export_pipeline(
     """
     exporter = host().exporter(to)  # says at once what is missing
     folder = folder.resolve()
-    _check_free(folder)
-    with locked(folder), atomic_folder(folder) as partial:
+    with locked(folder), atomic_folder(folder, replaces=is_artifact) as partial:
         components: dict[str, Component] = {}
         files: Mapping[str, Path] = {}
         for done, name in enumerate(spec.components):
@@ -179,7 +184,6 @@ def export_pipeline(
             },
             tools=_tools(to),
         ).write(partial)
-        _check_free(folder)
     return folder
 
 
@@ -210,14 +214,3 @@ def component_options(
         for one in [component] if dot else components:
             switches[one][switch] = value
     return switches
-
-
-def _check_free(folder: Path) -> None:
-    """Refuse to write over anything but an empty folder or an earlier export."""
-    from perfuse.sources.manifest import is_artifact
-
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not is_artifact(folder)):
-        raise InputError(
-            f"{folder} was to be written; it holds something that is not an export of perfuse. "
-            "Choose another folder."
-        )

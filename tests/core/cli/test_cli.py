@@ -447,7 +447,7 @@ def test_export_does_not_write_over_other_things(checkpoint: Make, tmp_path: Pat
         given = ("--model", checkpoint("tiny"), "--to", "onnx", "--output", name)
         result = perfuse("export", *given)
         assert result.exit_code == 2
-        assert "not an export of perfuse" in result.stderr
+        assert "Name a new folder" in result.stderr
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
     assert (tmp_path / "file").read_text() == "more work"
 

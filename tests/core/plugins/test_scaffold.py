@@ -15,7 +15,7 @@ from perfuse.cli import main
 from perfuse.errors import InputError
 from perfuse.plugins.scaffold import new_plugin, plugin_files
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def run(*words: str, cwd: Path, **variables: str) -> str:

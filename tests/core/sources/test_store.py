@@ -45,7 +45,7 @@ def make(folder):
 if how == "store":
     ArtifactStore(Path(root)).get_or_make("unet-onnx", {"a": 1}, make)
 else:
-    with atomic_folder(Path(root) / "out") as partial:
+    with atomic_folder(Path(root) / "out", replaces=lambda folder: True) as partial:
         make(partial)
 """
 
@@ -160,7 +160,7 @@ def test_failure_keeps_what_was_there(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "a").write_text("earlier")
-    with pytest.raises(InputError), atomic_folder(out) as partial:
+    with pytest.raises(InputError, match="^no$"), atomic_folder(out, replaces=bool) as partial:
         (partial / "a").write_text("half")
         raise InputError("no")
     assert (out / "a").read_text() == "earlier"
@@ -181,10 +181,64 @@ def test_a_folder_that_cannot_be_replaced_is_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "a").write_text("earlier")
-    with pytest.raises(ExportError), atomic_folder(out) as partial:
+    with pytest.raises(ExportError), atomic_folder(out, replaces=bool) as partial:
         partial.rmdir()  # the last rename fails
     assert (out / "a").read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_nothing_of_somebody_else_s_is_replaced(tmp_path: Path) -> None:
+    """A file of the user's, a folder with something in it, a link to either; an empty one may be."""
+    (tmp_path / "f.txt").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere" / "at" / "all")
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for name in ("f.txt", "folder", "link", "pipe"):
+        with (
+            pytest.raises(InputError, match=f"{tmp_path}.* was to be written; what is there is"),
+            atomic_folder(tmp_path / name, replaces=lambda folder: (folder / "ours").exists()),
+        ):
+            raise AssertionError("the work was begun")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert (tmp_path / "f.txt").read_text() == (tmp_path / "folder" / "notes").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    with atomic_folder(tmp_path / "empty") as partial:
+        fill(partial)
+    assert (tmp_path / "empty" / "sub" / "file").exists()
+
+
+def test_who_comes_in_between_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a file"), atomic_folder(tmp_path / "out") as partial:
+        fill(partial)
+        (tmp_path / "out").write_text("mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_a_link_to_one_of_ours_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "out").mkdir(parents=True)
+    (tmp_path / "disk" / "out" / "ours").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+    with atomic_folder(tmp_path / "link", replaces=lambda folder: True) as partial:
+        fill(partial)
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "disk" / "out").iterdir()] == ["sub"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "\udcff"])
+def test_a_name_that_cannot_be(tmp_path: Path, name: str) -> None:
+    try:
+        with atomic_folder(tmp_path / name) as partial:
+            fill(partial)
+    except ExportError as exc:
+        assert "was to be written" in str(exc)
+        assert str(exc).isprintable()
+    else:
+        assert name == "\udcff"  # a byte that is no character is a name on this system
 
 
 def test_lock_is_between_processes(tmp_path: Path) -> None:
