@@ -4,11 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from perfuse.arrays.metadata import Metadata
     from perfuse.report.portability import Finding
     from perfuse.sources.artifact import Artifact
     from perfuse.sources.checkpoint import Checkpoint
 
-__all__ = ["print_backends", "print_examined", "print_findings", "print_spec", "weight_sizes"]
+__all__ = [
+    "print_backends",
+    "print_examined",
+    "print_findings",
+    "print_metadata",
+    "print_spec",
+    "printable",
+    "weight_sizes",
+]
 
 
 def print_backends(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -150,3 +159,47 @@ def weight_sizes(source: "Checkpoint | Artifact") -> dict[str, int]:
 def _schedule(config: Any) -> str:
     shown = ("prediction_type", "beta_schedule", "num_train_timesteps", "timestep_spacing")
     return "".join(f"  {name}={config[name]}" for name in shown if name in config)
+
+
+def printable(text: str) -> str:
+    """A text from a file that may be anybody's, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_metadata(path: str, metadata: "Metadata") -> None:
+    """What a picture was drawn from and with, for a person."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    height, width = metadata.size
+    model = [metadata.model, metadata.revision, metadata.variant]
+    scheduler = str(metadata.scheduler.get("_class_name"))
+    rows = [
+        ("model", " ".join(part for part in model if part is not None)),
+        ("task", metadata.task),
+        ("size", f"{width}×{height}"),
+        ("seed", ", ".join(map(str, metadata.seeds))),
+        *((name, str(value)) for name, value in metadata.inputs.items()),
+        ("scheduler", f"{scheduler}{_schedule(metadata.scheduler)}"),
+        ("backend", metadata.backend),
+        ("precision", metadata.precision or ""),
+        ("options", ", ".join(f"{name}={value}" for name, value in metadata.options.items())),
+        ("transforms", ", ".join(metadata.transforms)),
+        *(
+            (name, f"{ran.target} ({ran.device}, {ran.precision}, {ran.engine})")
+            for name, ran in metadata.components.items()
+        ),
+        ("unrecorded", ", ".join(metadata.unrecorded)),
+        ("replaced", ", ".join(metadata.replaced)),
+        ("versions", ", ".join(f"{name} {v}" for name, v in metadata.versions.items())),
+    ]
+    if metadata.pictures > 1:
+        rows.insert(3, ("picture", f"{metadata.picture + 1} of {metadata.pictures}"))
+    table = Table.grid(padding=(0, 2), pad_edge=False)
+    for name, value in rows:
+        if value:
+            table.add_row(escape(printable(name)), escape(printable(value)))
+    console = Console(highlight=False)
+    console.print(f"[bold]{escape(path)}[/]")
+    console.print(table)

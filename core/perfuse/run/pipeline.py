@@ -14,7 +14,7 @@ from perfuse.contract.component import Component
 from perfuse.contract.source import Source
 from perfuse.contract.spec import PipelineSpec
 from perfuse.contract.steps import Event, Task
-from perfuse.contract.target import PRECISIONS, Placement
+from perfuse.contract.target import PRECISIONS, Placement, Target
 from perfuse.contract.transform import Plan
 from perfuse.errors import InputError
 from perfuse.plugins import host
@@ -25,6 +25,8 @@ from perfuse.run.plan import parts_of, plan_of, respecified, without
 from perfuse.run.preparing import prepare
 from perfuse.run.sizes import fixed_dims, shapes_of, usual_sizes
 from perfuse.run.transforms import applied, find_transforms, rewriting
+from perfuse.progress import working
+from perfuse.run.record import recorded
 from perfuse.schedulers import Scheduler, scheduler_from_config
 from perfuse.sources.opening import SchedulerFrom, open_model
 from perfuse.sources.store import ArtifactStore
@@ -240,7 +242,8 @@ class DiffusionPipeline:
         """
         if prompt is not None:
             inputs["prompt"] = prompt
-        return choose(self.tasks, inputs, task).run(self, inputs)
+        chosen = choose(self.tasks, inputs, task)
+        return recorded(self, chosen, inputs, chosen.run(self, inputs))
 
     def program(self, component: str) -> Program:
         """A component, prepared on its target the first time it is asked for.
@@ -252,8 +255,33 @@ class DiffusionPipeline:
         """
         program = self._programs.get(component)
         if program is None:
-            program = self._programs[component] = self._prepare(component)
+            with working("prepare", f"Preparing {component}", subject=component):
+                program = self._programs[component] = self._prepare(component)
         return program
+
+    @property
+    def source(self) -> Source:
+        """Where it comes from."""
+        return self._source
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """The switches of its backends, as they were given."""
+        return dict(self._options)
+
+    @property
+    def transforms(self) -> tuple[str, ...]:
+        """The transforms that were asked for."""
+        return tuple(chosen.text for chosen in self._transforms)
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """The parts that the user put others in the place of, or looked at to change them."""
+        return tuple(self._models)
+
+    def target(self, component: str) -> Target:
+        """Where a component runs."""
+        return target_of(self.placement, self.spec, component)
 
     def programs(self) -> Mapping[str, Program]:
         """Those that have been prepared."""
