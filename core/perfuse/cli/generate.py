@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from perfuse.arrays.metadata import Metadata
+    from perfuse.contract.steps import Event
     from perfuse.run.pipeline import DiffusionPipeline
-    from perfuse.tasks.steps import Event
 
 __all__ = ["generate"]
 
@@ -369,11 +369,11 @@ def _numbered(output: Path, count: int) -> list[Path]:
 def _where(pipe: "DiffusionPipeline") -> dict[str, str]:
     """For each component that ran: the target that was asked for, and what ran it."""
     found = {}
-    for name, program in pipe._programs.items():
+    for name, program in pipe.programs().items():
         report = program.report()
         also = f", partly on {', '.join(report.fallbacks)}" if report.fallbacks else ""
         text = f"{report.device}, {report.precision}, {report.engine}{also}"
-        found[name] = f"{pipe.placement[name]} ({text})"
+        found[name] = f"{pipe.target(name)} ({text})"
     return found
 
 
@@ -389,7 +389,7 @@ def _result(
     from perfuse.arrays.metadata import of
 
     noted = [of(image) for image in images]
-    reports = {name: program.report() for name, program in pipe._programs.items()}
+    reports = {name: program.report() for name, program in pipe.programs().items()}
     return {
         "pictures": [str(path) for path in paths],
         "seeds": list(seeds),
@@ -397,7 +397,7 @@ def _result(
         "prompt": inputs.get("prompt"),
         "components": {
             name: {
-                "target": str(pipe.placement[name]),
+                "target": str(pipe.target(name)),
                 "device": report.device,
                 "precision": report.precision,
                 "engine": report.engine,

@@ -8,7 +8,7 @@ from perfuse.cli.common import option
 from perfuse.errors import InputError
 
 if TYPE_CHECKING:
-    from perfuse.tasks.steps import Task
+    from perfuse.contract.steps import Task
 
 __all__ = ["OPTIONS", "TaskOption", "task_inputs", "task_options"]
 

@@ -18,15 +18,15 @@ from perfuse.contract.target import PRECISIONS, Placement, Target
 from perfuse.contract.transform import Plan
 from perfuse.errors import InputError
 from perfuse.plugins import host
+from perfuse.progress import working
 from perfuse.run.export import component_options, export_pipeline
 from perfuse.run.options import check_scopes, options_for
 from perfuse.run.placing import check_placement, natural_backend, target_of
 from perfuse.run.plan import parts_of, plan_of, respecified, without
 from perfuse.run.preparing import prepare
+from perfuse.run.record import recorded
 from perfuse.run.sizes import fixed_dims, shapes_of, usual_sizes
 from perfuse.run.transforms import applied, find_transforms, rewriting
-from perfuse.progress import working
-from perfuse.run.record import recorded
 from perfuse.schedulers import Scheduler, scheduler_from_config
 from perfuse.sources.opening import SchedulerFrom, open_model
 from perfuse.sources.store import ArtifactStore

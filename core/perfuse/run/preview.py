@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from perfuse.contract.spec import Array
-from perfuse.tasks.steps import Event, Loop, Task, Tools
+from perfuse.contract.steps import Event, Input, Loop, Task, Tools
 
 __all__ = ["decoded", "guesses"]
 
@@ -38,8 +38,9 @@ def decoded(task: Task, tools: Tools, state: Mapping[str, Any], guess: Array) ->
         What the task's ``images`` would be.
     """
     at = next(i for i, node in enumerate(task.steps) if isinstance(node, Loop))
-    now = {**state, "samples": (guess,)}
-    rest = Task(name=f"{task.name}, preview", inputs=now, steps=task.steps[at + 1 :])
+    now: Mapping[str, Any] = {**state, "samples": (guess,)}
+    known = {name: Input() for name in now}
+    rest = Task(name=f"{task.name}, preview", inputs=known, steps=task.steps[at + 1 :])
     for event in rest.run(tools, now):
-        now = {**now, **event.state}
+        now = event.state
     return now["images"]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perfuse.arrays.metadata import Metadata, Ran, Value, attach
-from perfuse.sources.manifest import tool_versions
 from perfuse.contract.steps import Event, Task
+from perfuse.sources.manifest import tool_versions
 
 if TYPE_CHECKING:
     from perfuse.run.pipeline import DiffusionPipeline
@@ -102,9 +102,7 @@ def _components(pipe: "DiffusionPipeline") -> dict[str, Ran]:
     return found
 
 
-def _inputs(
-    task: Task, given: Mapping[str, Any]
-) -> tuple[dict[str, Value], tuple[str, ...]]:
+def _inputs(task: Task, given: Mapping[str, Any]) -> tuple[dict[str, Value], tuple[str, ...]]:
     """What was given, with the defaults of the rest; and the names of what cannot be written."""
     values: dict[str, Value] = {}
     unrecorded = []
