@@ -271,11 +271,11 @@ def test_an_export_for_any_size_cannot_be_compiled_again(
     checkpoint: Make, engine: OneSize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = DiffusionPipeline.from_pretrained(checkpoint("ddpm"), backend="torch:cpu")
-    plain = pipe._component
+    plain = pipe.component
 
     def exported(name: str, **given: Any) -> Component:
         return dataclasses.replace(plain(name, **given), build=None)
 
-    monkeypatch.setattr(type(pipe), "_component", lambda self, name, **given: exported(name))
+    monkeypatch.setattr(type(pipe), "component", lambda self, name, **given: exported(name))
     with pytest.raises(UnsupportedError, match="does not fix its sizes.*compiles one size.*Export"):
         pipe.program("unet")

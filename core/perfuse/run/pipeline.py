@@ -31,7 +31,7 @@ from perfuse.schedulers import Scheduler, scheduler_from_config
 from perfuse.sources.opening import SchedulerFrom, open_model
 from perfuse.sources.store import ArtifactStore
 from perfuse.sources.tokenizer import Tokenizer
-from perfuse.tasks.choosing import choose
+from perfuse.tasks.choosing import choose, tasks_of
 
 __all__ = ["DiffusionPipeline", "PipelineOutput"]
 
@@ -169,13 +169,14 @@ class DiffusionPipeline:
 
     @property
     def spec(self) -> PipelineSpec:
-        """The description of what is going to run."""
-        return self.plan.spec
+        """The description of what is going to run. Without transforms, no weights are looked for."""
+        return self.plan.spec if self._transforms else self._spec
 
     @property
     def tasks(self) -> Mapping[str, Task]:
         """What it can do, by name; the first is the usual one."""
-        return {**self.plan.tasks, **self._tasks}
+        usual = self.plan.tasks if self._transforms else tasks_of(self._spec)
+        return {**usual, **self._tasks}
 
     @property
     def task(self) -> Task:

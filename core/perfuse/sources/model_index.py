@@ -102,7 +102,7 @@ def entries_of(index: Mapping[str, Any], where: Path) -> dict[str, str]:
     """Component name to class name; those that the checkpoint leaves empty are left out."""
     entries = {}
     for name, value in index.items():
-        if name.startswith("_") or not isinstance(value, list):
+        if name.startswith("_") or not isinstance(value, list | tuple):
             continue
         if not _NAME.fullmatch(name):
             raise CheckpointError(

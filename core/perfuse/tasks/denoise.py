@@ -10,6 +10,7 @@ from perfuse.arrays import concatenate, is_torch, place, to_numpy
 from perfuse.arrays.noise import BatchNoise
 from perfuse.contract.backend import Program
 from perfuse.contract.guider import Branch, Guider, Moment
+from perfuse.contract.latents import PixelLatents
 from perfuse.contract.spec import Array, ComponentSpec, Role
 from perfuse.contract.steps import Loop, State, Tools, step
 from perfuse.errors import InputError, NonFiniteError
@@ -320,8 +321,13 @@ def pictures_of(tools: Tools, latents: Array, height: int, width: int) -> Array:
     layout = tools.spec.latents
     latents = layout.decode(layout.unpack(latents, height, width))
     decoders = tools.spec.having(Role.LATENT_DECODER)
-    if not decoders:
+    if not decoders and isinstance(layout, PixelLatents):
         return latents
+    if not decoders:
+        raise InputError(
+            f"{tools.spec.class_name} has no latent decoder to make pictures with; ask for latents, "
+            "output_type='latent', or open it with its decoder."
+        )
     program = tools.program(decoders[0].name)
     return program(latent_sample=place(latents, program.torch_device))["sample"]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from perfuse.arrays.noise import noise_for
 from perfuse.contract.guider import Guider
-from perfuse.contract.spec import Array, Role
+from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Task, Tools, step
 from perfuse.errors import InputError
 from perfuse.schedulers import Schedule
@@ -37,8 +37,6 @@ def _check_states(tools: Tools, name: str, states: Array) -> None:
 def _check_model(tools: Tools) -> None:
     """Raise ``InputError`` for a model that cannot draw from words alone."""
     spec = tools.spec
-    if not spec.having(Role.LATENT_DECODER):
-        raise InputError(f"{spec.class_name} has no latents; it cannot draw from text.")
     taken, channels = spec.denoiser.signature.inputs[0].shape[1], spec.latents.channels
     if taken != channels:  # an inpainting one takes a mask and a picture beside the latents
         raise InputError(

@@ -15,6 +15,7 @@ from PIL import Image
 from tests.distributions import Install, good
 
 from perfuse.cli import main
+from perfuse.sources.plain import from_plain
 
 Make = Callable[[str], Path]
 Export = Callable[[str, str], Path]
@@ -256,7 +257,7 @@ def test_inspect(checkpoint: Make, kind: str) -> None:
     found = read_json(perfuse("inspect", "--model", checkpoint(kind), "--json"))
     spec = Checkpoint.open(checkpoint(kind)).spec
     assert found["model"] == str(checkpoint(kind))
-    assert PipelineSpec.from_dict(found).to_dict() == spec.to_dict()
+    assert from_plain(PipelineSpec, found) == spec
     text = ok(perfuse("inspect", "--model", checkpoint(kind)))
     for word in (spec.class_name, *spec.components, str(spec.scheduler["_class_name"])):
         assert word in text

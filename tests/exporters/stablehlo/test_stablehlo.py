@@ -24,6 +24,7 @@ from perfuse.errors import ArtifactError, ExecutionError, ExportError, InputErro
 from perfuse.plugins import host
 from perfuse.run.export import exported
 from perfuse.sources.checkpoint import Checkpoint
+from perfuse.sources.plain import to_plain
 from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_exporters.stablehlo.engine import import_jax, settings
@@ -497,10 +498,11 @@ sys.modules["torch"] = None
 import json, numpy as np
 from pathlib import Path
 from perfuse import Component, ComponentSpec
+from perfuse.sources.plain import from_plain
 np.random.seed(7)
 from perfuse_exporters.stablehlo.engine import import_jax
 from perfuse_interpreters.stablehlo import StableHloProgram
-spec = ComponentSpec.from_dict(json.loads({json.dumps(json.dumps(component.spec.to_dict()))}))
+spec = from_plain(ComponentSpec, json.loads({json.dumps(json.dumps(to_plain(component.spec)))}))
 component = Component(spec=spec, static={dict(component.static)!r})
 jax = import_jax()
 program = StableHloProgram(component, Path({str(path)!r}), device=jax.devices()[0], name="cpu")
