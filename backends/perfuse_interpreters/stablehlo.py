@@ -1,6 +1,5 @@
 """A StableHLO program behind a component's signature, compiled for one of JAX's devices."""
 
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -147,12 +146,7 @@ def _check_borders(
 
 def compiled_in(store: ArtifactStore) -> Path | None:
     """Where a store keeps what XLA compiles; ``None`` where nothing can be written."""
-    folder = store.root / _COMPILED
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
+    return store.shared(_COMPILED)
 
 
 def _compiled(lowered: Any, options: Mapping[str, Any], cache: Path | None) -> Any:

@@ -213,7 +213,7 @@ def _compile(
     store: ArtifactStore,
 ) -> "ov.CompiledModel":
     properties = _properties(device, arithmetic, _threads(switches))
-    folder = _cache_folder(store) if switches.get("cache") != "false" else None
+    folder = store.shared(_COMPILED) if switches.get("cache") != "false" else None
     if folder is not None:
         # Without the weights, which are beside the model anyway.
         cached = {**properties, "CACHE_DIR": str(folder), "CACHE_MODE": "OPTIMIZE_SIZE"}
@@ -235,16 +235,6 @@ def _compile(
             f"{name} was to be compiled for openvino:{device}; OpenVINO said: {reason}. "
             "Try openvino:CPU, or update OpenVINO and the device's driver."
         ) from exc
-
-
-def _cache_folder(store: ArtifactStore) -> Path | None:
-    """Where compiled models are kept; ``None`` where nothing can be written."""
-    folder = store.root / _COMPILED
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
 
 
 def _forget(folder: Path) -> None:

@@ -47,7 +47,9 @@ def options_for(
         **scopes.get(component, {}),
         **target.options,
     }
-    return read_options(_lowered(options, backend), backend.options, of=f"The {target} backend")
+    return read_options(
+        _lowered(options, backend), backend.options, of=f"The {target.backend} backend"
+    )
 
 
 def check_scopes(

@@ -225,6 +225,18 @@ class ArtifactStore:
                     make(partial)
         return folder
 
+    def shared(self, name: str) -> Path | None:
+        """A folder for what an engine keeps itself, such as compiled programs.
+
+        ``None`` where nothing can be written.
+        """
+        folder = self.root / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return None
+        return folder if os.access(folder, os.W_OK) else None
+
     def entries(self) -> list[tuple[Path, int]]:
         """Every artifact with its size in bytes."""
         if not self.root.is_dir():

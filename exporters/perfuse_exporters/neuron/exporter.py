@@ -130,7 +130,7 @@ class NeuronExporter(Exporter):
         return files
 
     def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
-        """What the compiler's documentation refuses; see ``neuron_lint.lint`` for what it changes.
+        """What the compiler's documentation refuses; see ``lint.lint`` for what it changes.
 
         That every size must be fixed is ``fixed``, and no finding about one operator.
         """
