@@ -9,8 +9,9 @@ import numpy as np
 from perfuse.arrays import to_numpy
 from perfuse.backend import Array, Component, ExecutionReport, Program
 from perfuse.errors import ArtifactError, ExecutionError, InputError
-from perfuse_exporters import neuron_sdk
-from perfuse_exporters.neuron_layout import input_names, named_outputs
+from perfuse_exporters.neuron import sdk
+from perfuse_exporters.neuron.layout import input_names, named_outputs
+from perfuse_neuron import runtime
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +55,7 @@ class NeuronProgram(Program):
         self.signature = component.signature
         self._tensors = {tensor.name: tensor for tensor in self.signature.inputs}
         if not self._inlined and len(self._on) == 1:
-            neuron_sdk.place_weights(model, self._on[0])
+            runtime.place_weights(model, self._on[0])
         self._warm_up()
 
     @property
@@ -145,8 +146,8 @@ class NeuronProgram(Program):
                 f"{name} was to get other weights; it runs on {len(self._on)} cores at once. "
                 "Use --option guidance=batch."
             )
-        neuron_sdk.replace_weights(self._model, weights)
-        neuron_sdk.place_weights(self._model, self._on[0])
+        sdk.replace_weights(self._model, weights)
+        runtime.place_weights(self._model, self._on[0])
 
     def report(self) -> ExecutionReport:
         """The cores, and what the file says that it was compiled to compute in."""
@@ -157,7 +158,7 @@ class NeuronProgram(Program):
         return ExecutionReport(
             device=f"neuron:{self._cores()}",
             precision=precision,
-            engine=f"torch-neuronx {neuron_sdk.runtime_version()}",
+            engine=f"torch-neuronx {sdk.runtime_version()}",
             fallbacks=(
                 (f"{asked} was asked for, and the file computes in {precision}",)
                 if precision != asked

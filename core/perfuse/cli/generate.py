@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +22,17 @@ from perfuse.cli.common import (
     read_options,
 )
 from perfuse.cli.settings import Configured
-from perfuse.cli.task_options import task_inputs, task_options
+from perfuse.cli.task_options import TaskOption, fitting, task_options
 from perfuse.cli.watch import Watch, watching
 from perfuse.errors import InputError, PerfuseError
+from perfuse.report.tables import printable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from perfuse.arrays.metadata import Metadata
+    from perfuse.contract.steps import Event, Task
     from perfuse.run.pipeline import DiffusionPipeline
-    from perfuse.tasks.steps import Event
 
 __all__ = ["generate"]
 
@@ -39,13 +40,34 @@ _STDOUT = Path("-")
 _BESIDE = "beside the output"
 
 
-@click.command(cls=Configured)
+class _Generate(Configured):
+    """Takes the options of every task; those of plugins' tasks where one is asked for."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        own = super().get_params(ctx)
+        at = next(i for i, one in enumerate(own) if one.name == "options")
+        return [*own[:at], *(one.made() for one in _options(ctx)), *own[at:]]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {flag for one in self.get_params(ctx) for flag in (*one.opts, *one.secondary_opts)}
+        asked = {arg.partition("=")[0] for arg in args if arg.startswith("--") and arg != "--"}
+        ctx.meta[_PLUGINS] = not asked <= known
+        return super().parse_args(ctx, args)
+
+
+_PLUGINS = "perfuse.plugins"
+
+
+def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
+    return task_options(plugins=ctx.meta.get(_PLUGINS, False))
+
+
+@click.command(cls=_Generate)
 @click.argument("prompt", required=False)
 @model_options
 @option("--backend", help="BACKEND[:DEVICE], or one a component: unet=openvino:GPU,torch:cpu.")
 @option("--precision", help="float32, float16 or bfloat16.")
 @option("--scheduler", help="ddim, euler, dpm++, unipc, … instead of the checkpoint's.")
-@task_options
 @click.option("--option", "options", multiple=True, help="A backend's switch: compile=true.")
 @TRANSFORM
 @click.option(
@@ -100,14 +122,14 @@ def generate(
     with watching(show=not quiet) as watch:
         watch.begin("Opening the model")
         pipe = _opened(given, flags, again)
-        inputs = _inputs(pipe, prompt, given, flags, again)
+        task, inputs = _inputs(pipe, prompt, given, flags, _options(ctx), again)
         watch.lap("open")
-        events = watch.follow(pipe.task, pipe.stream(**inputs))
-        state = (
-            _last(events)
-            if shown is None
-            else _previewed(pipe, events, watch, shown, preview_every)
-        )
+        events = watch.follow(task, pipe.stream(task=task.name, **inputs))
+        if shown is not None:
+            events = _previewed(pipe, task, events, watch, shown, preview_every)
+        state: Mapping[str, Any] = {}
+        for event in events:
+            state = event.state
     images = _wanted(state["images"], flags, again)
     paths = _save(images, output, metadata=not no_metadata)
     if as_json:
@@ -127,14 +149,8 @@ def generate(
 def _read(origin: Path, flags: frozenset[str]) -> "Metadata":
     """What a picture was drawn from; what is opened because of it is said."""
     from perfuse.arrays.metadata import read
-    from perfuse.report.tables import printable
 
     again = read(origin)
-    if again.unrecorded:
-        raise InputError(
-            f"{origin} was to be drawn again; it was drawn with {', '.join(again.unrecorded)}, which "
-            "a picture cannot hold. Draw it where they are."
-        )
     named = {
         "model": again.model,
         "backend": again.backend,
@@ -201,50 +217,78 @@ def _inputs(
     prompt: str | None,
     given: Mapping[str, Any],
     flags: frozenset[str],
+    options: tuple[TaskOption, ...],
     again: "Metadata | None",
-) -> dict[str, Any]:
-    """The inputs of the pipeline's task."""
+) -> "tuple[Task, dict[str, Any]]":
+    """The task to run, and what it is given."""
     if again is None:
-        inputs = task_inputs(pipe.task, prompt, given, flags)
+        task, inputs = fitting(pipe.tasks, prompt, given, flags, options=options)
     else:
         seeds = list(again.seeds)
-        recorded = {**again.inputs, "seed": seeds[0] if len(seeds) == 1 else seeds}
-        flagged = {name: value if name in flags else None for name, value in given.items()}
-        inputs = recorded | task_inputs(pipe.task, prompt, flagged, flags)
-    if "prompt" in pipe.task.inputs and "prompt" not in inputs:
+        seed = {"seed": seeds[0] if len(seeds) == 1 else seeds} if seeds else {}
+        task, inputs = fitting(
+            pipe.tasks,
+            prompt,
+            {name: value for name, value in given.items() if name in flags},
+            flags,
+            options=options,
+            recorded={**again.inputs, **seed},
+            usual=again.task,
+        )
+        _check_recorded(task, inputs, again)
+    if "prompt" in task.inputs and "prompt" not in inputs:
         raise InputError('This model draws from words: perfuse generate "a red circle".')
-    return inputs
+    return task, inputs
+
+
+def _check_recorded(task: "Task", inputs: Mapping[str, Any], again: "Metadata") -> None:
+    """Raise ``InputError`` for what a picture says and the task cannot take."""
+    lost = [name for name in again.unrecorded if name not in inputs]
+    if lost:
+        raise InputError(
+            f"The picture was to be drawn again; it was drawn with {', '.join(lost)}, which a "
+            "picture cannot hold. Give that too, or draw it where it is."
+        )
+    for name, value in again.inputs.items():
+        one = task.inputs.get(name)
+        if one is None and task.name == again.task:
+            raise InputError(
+                f"The picture was to be drawn again; it was given {printable(name)}, and {task.name} "
+                f"takes {', '.join(task.inputs)}. Use the perfuse that wrote it."
+            )
+        # Texts, and lists of numbers such as timesteps; a task checks its numbers itself.
+        values = value if isinstance(value, list) else [value]
+        kind = str if one is not None and one.kind is str else int | float
+        listed = one is not None and one.kind is None
+        if not all(isinstance(v, kind) for v in values) or (listed and value is not values):
+            raise InputError(
+                f"The picture was to be drawn again; its {printable(name)} is {value!r}, which is of "
+                "another type. Use the perfuse that wrote it."
+            )
 
 
 # --- drawing ----------------------------------------------------------------------------------
 
 
-def _last(events: "Iterable[Event]") -> Mapping[str, Any]:
-    state: Mapping[str, Any] = {}
-    for event in events:
-        state = event.state
-    return state
-
-
 def _previewed(
     pipe: "DiffusionPipeline",
+    task: "Task",
     events: "Iterable[Event]",
     watch: Watch,
     path: Path,
     every: int | None,
-) -> Mapping[str, Any]:
-    """The same, with the present guess of the pictures in a file, from time to time."""
-    from perfuse.run.preview import decoded, guesses
+) -> "Iterator[Event]":
+    """The same events; from time to time, the present guess of the pictures is put into a file."""
+    from perfuse.run.preview import decoded, guess
 
-    state: Mapping[str, Any] = {}
     writable = True
-    for event, guess in guesses(pipe.task, events):
-        state = event.state
+    for event in events:
         between = every if every is not None else math.ceil(event.total / 5)
-        if guess is not None and writable and event.done % between == 0:
-            writable = _write_preview(decoded(pipe.task, pipe, state, guess), path)
+        latents = guess(task, event) if writable and event.done % between == 0 else None
+        if latents is not None:
+            writable = _write_preview(decoded(pipe, task, event, latents), path)
             watch.lap("preview")
-    return state
+        yield event
 
 
 def _write_preview(images: "list[Image]", path: Path) -> bool:
@@ -369,7 +413,7 @@ def _numbered(output: Path, count: int) -> list[Path]:
 def _where(pipe: "DiffusionPipeline") -> dict[str, str]:
     """For each component that ran: the target that was asked for, and what ran it."""
     found = {}
-    for name, program in pipe._programs.items():
+    for name, program in pipe.programs().items():
         report = program.report()
         also = f", partly on {', '.join(report.fallbacks)}" if report.fallbacks else ""
         text = f"{report.device}, {report.precision}, {report.engine}{also}"
@@ -389,7 +433,7 @@ def _result(
     from perfuse.arrays.metadata import of
 
     noted = [of(image) for image in images]
-    reports = {name: program.report() for name, program in pipe._programs.items()}
+    reports = {name: program.report() for name, program in pipe.programs().items()}
     return {
         "pictures": [str(path) for path in paths],
         "seeds": list(seeds),

@@ -11,11 +11,9 @@ import click
 from perfuse.cli.common import JSON, model_of, model_options, option
 from perfuse.cli.settings import Configured
 from perfuse.cli.watch import watching
-from perfuse.errors import InputError
 
 if TYPE_CHECKING:
-    from perfuse.sources.artifact import Artifact
-    from perfuse.sources.checkpoint import Checkpoint
+    from perfuse.contract.source import Source
 
 __all__ = ["inspect"]
 
@@ -51,44 +49,41 @@ def inspect(
     With --for, say what a target would make of each component, without the target; exit with 1 if
     one would not run. Of a PICTURE, print what it was drawn from and with.
     """
-    from perfuse.report.tables import print_spec, weight_sizes
-    from perfuse.run.pipeline import open_model
-    from perfuse.sources.artifact import Artifact
+    from perfuse.report.tables import print_spec
+    from perfuse.sources.opening import open_model
+    from perfuse.sources.plain import to_plain
 
     if picture is not None:
         _inspect_picture(picture, as_json)
         return
     source = open_model(**model_of(model))
     if verify:
-        if not isinstance(source, Artifact):
-            raise InputError(f"--verify checks an exported folder; {source.model} is a checkpoint.")
-        source.manifest.verify(source.path)
+        source.verify()
     if target is not None:
         asked = {"precision": precision, "height": height, "width": width, "batch": batch}
         ctx.exit(_inspect_for(source, target, memory, as_json, asked))
     if as_json:
         data = {
             "model": source.model,
-            **source.spec.to_dict(),
-            "weight_bytes": weight_sizes(source),
+            **to_plain(source.spec),
+            "weight_bytes": dict(source.weight_bytes()),
         }
-        if isinstance(source, Artifact):
-            components = source.manifest.components
-            data["exported"] = {name: c.to_dict() for name, c in components.items()}
+        if source.exported():
+            data["exported"] = to_plain(source.exported())
         click.echo(json.dumps(data))
         return
     print_spec(source)
 
 
 def _inspect_for(
-    source: "Checkpoint | Artifact",
+    source: "Source",
     text: str,
     memory: str | None,
     as_json: bool,
     asked: Mapping[str, Any],
 ) -> int:
     """Print the portability report; 1 where a component would not run."""
-    from perfuse.contract.backend import Target
+    from perfuse.contract.target import Target
     from perfuse.report.portability import limits_of, read_bytes, report, verdicts
 
     target = Target.parse(text)

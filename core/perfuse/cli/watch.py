@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from perfuse.progress import Progress, reporting
 
 if TYPE_CHECKING:
-    from perfuse.tasks.steps import Event, Task
+    from perfuse.contract.steps import Event, Task
 
 __all__ = ["Watch", "watching"]
 

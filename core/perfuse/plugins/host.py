@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pluggy
 
+from perfuse.contract.architecture import Architecture
 from perfuse.contract.hooks import (
     API_VERSION,
     BackendManifest,
-    Core,
     ExporterManifest,
     Hooks,
     PipelineManifest,
@@ -48,10 +48,10 @@ from perfuse.plugins.installed import (
 )
 
 if TYPE_CHECKING:
-    from perfuse.contract.backend import Backend, Exporter
-    from perfuse.models.architectures import Architecture
-    from perfuse.run.transforms import Transform
-    from perfuse.sources.readers import Reader
+    from perfuse.contract.backend import Backend
+    from perfuse.contract.exporter import Exporter
+    from perfuse.contract.reader import Reader
+    from perfuse.contract.transform import Transform
 
 __all__ = [
     "API_VERSION",
@@ -93,7 +93,7 @@ class PluginHost:
         self._watch = watch
         self._manager = pluggy.PluginManager("perfuse")
         self._manager.add_hookspecs(Hooks)
-        self._manager.register(Core(), name="perfuse")
+        self._manager.register(importlib.import_module("perfuse.builtin"), name="perfuse")
         self._answers: dict[str, list[tuple[str, Any]]] = {}
         self.rows: list[PluginRow] = []
         entries = survey(allow)
@@ -200,13 +200,10 @@ class PluginHost:
         pairs = self._manifests("perfuse_exporters", ExporterManifest)
         return self._by_name(((plugin, m.format, m) for plugin, m in pairs), "exporter for")
 
-    def architectures(self) -> "list[Architecture]":
-        """Every architecture that core and the plugins know."""
-        from perfuse.models.architectures import Architecture
-
+    def architectures(self) -> dict[str, Architecture]:
+        """Every architecture by class name; core's are core's."""
         pairs = self._manifests("perfuse_architectures", Architecture)
-        named = self._by_name(((plugin, m.class_name, m) for plugin, m in pairs), "architecture")
-        return list(named.values())
+        return self._by_name(((plugin, m.class_name, m) for plugin, m in pairs), "architecture")
 
     def pipelines(self) -> dict[str, PipelineManifest]:
         """Every pipeline class by name; core's are core's."""
@@ -366,7 +363,7 @@ class PluginHost:
                 f"An export to {format} was asked for; {_not_installed(missing)}. "
                 f"Run: {manifest.install or 'pip install ' + ' '.join(missing)}"
             )
-        from perfuse.contract.backend import Exporter
+        from perfuse.contract.exporter import Exporter
 
         return _instantiate(manifest.impl, Exporter, f"exporter {format!r}")  # type: ignore[type-abstract]
 
@@ -390,9 +387,9 @@ class PluginHost:
                 f"Transform {name!r} was asked for; {_not_installed(missing)}. "
                 f"Run: {manifest.install or 'pip install ' + ' '.join(missing)}"
             )
-        from perfuse.run.transforms import Transform
+        from perfuse.contract.transform import Transform
 
-        return _instantiate(manifest.impl, Transform, f"transform {name!r}")
+        return _instantiate(manifest.impl, Transform, f"transform {name!r}")  # type: ignore[type-abstract]
 
     def reader(self, name: str) -> "Reader":
         """The reader of a layout.
@@ -407,7 +404,7 @@ class PluginHost:
                 f"A folder of the layout {name!r} was to be read; {_not_installed(missing)}. "
                 f"Run: {manifest.install or 'pip install ' + ' '.join(missing)}"
             )
-        from perfuse.sources.readers import Reader
+        from perfuse.contract.reader import Reader
 
         return _instantiate(manifest.impl, Reader, f"reader {name!r}")  # type: ignore[type-abstract]
 

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from perfuse.arrays.metadata import Metadata
+    from perfuse.contract.source import Source
     from perfuse.report.portability import Finding
-    from perfuse.sources.artifact import Artifact
-    from perfuse.sources.checkpoint import Checkpoint
 
 __all__ = [
     "print_backends",
@@ -16,7 +15,6 @@ __all__ = [
     "print_metadata",
     "print_spec",
     "printable",
-    "weight_sizes",
 ]
 
 
@@ -103,12 +101,10 @@ def _why(row: Mapping[str, Any]) -> str:
     return f"{row['reason']}. {row['remedy']}" if row["reason"] else ""
 
 
-def print_spec(source: "Checkpoint | Artifact") -> None:
+def print_spec(source: "Source") -> None:
     """A pipeline's spec for a person."""
     from rich.console import Console
     from rich.markup import escape
-
-    from perfuse.sources.artifact import Artifact
 
     spec, console = source.spec, Console(highlight=False, soft_wrap=True)
     height, width = spec.default_size
@@ -117,43 +113,23 @@ def print_spec(source: "Checkpoint | Artifact") -> None:
     console.print(f"pictures   {width}×{height}, or other multiples of {spec.size_multiple}")
     scheduler = spec.scheduler.get("_class_name", "none named; give --scheduler-from")
     console.print(f"schedule   {scheduler}{_schedule(spec.scheduler)}")
-    if spec.latents is not None:
-        latents = spec.latents
-        console.print(
-            f"latents    {latents.channels} channels, 1/{latents.downscale} of the picture, "
-            f"scaled by {latents.scaling_factor:g}"
-        )
+    latents = spec.latents
+    console.print(f"latents    {latents.channels} channels, 1/{latents.downscale} of the picture")
     if spec.tokenizers:
         console.print(f"tokenizers {', '.join(spec.tokenizers)}")
-    sizes = weight_sizes(source)
+    sizes, exported = source.weight_bytes(), source.exported()
     for name, component in spec.components.items():
         signature, how = component.signature, ""
-        if isinstance(source, Artifact) and name in source.manifest.components:
-            exported = source.manifest.components[name]
-            signature, how = exported.signature, f"  {exported.format} {exported.precision}"
-        size = f"{sizes[component.folder if not how else name] / 1e6:.1f} MB"
-        console.print(f"\n[bold]{name}[/]  {component.class_name}{how}  {size}")
+        if name in exported:
+            one = exported[name]
+            signature, how = one.signature, f"  {one.format} {one.precision}"
+        count = sizes.get(name, sizes.get(component.folder))
+        size = "" if count is None else f"  {count / 1e6:.1f} MB"
+        console.print(f"\n[bold]{name}[/]  {component.class_name}{how}{size}")
         for arrow, tensors in (("in ", signature.inputs), ("out", signature.outputs)):
             for tensor in tensors:
                 shape = ", ".join(str(size) for size in tensor.shape)
                 console.print(f"  {arrow} {tensor.name:26} {tensor.dtype:8} \\[{shape}]")
-
-
-def weight_sizes(source: "Checkpoint | Artifact") -> dict[str, int]:
-    """Bytes of weights: by folder for a checkpoint, from the headers; by component for an export."""
-    from perfuse.sources.artifact import Artifact
-
-    if isinstance(source, Artifact):
-        files = source.manifest.files
-        sizes = {}
-        for name, component in source.manifest.components.items():
-            folder, slash, _ = component.file.partition("/")
-            # A dialect may put all components into one folder, and one into two parts.
-            prefix = f"{name}/" if slash and folder == name else component.file.split("hunk1")[0]
-            sizes[name] = sum(int(e["size"]) for f, e in files.items() if f.startswith(prefix))
-        return sizes
-    folders = dict.fromkeys(c.folder for c in source.spec.components.values())
-    return {folder: source.weights(folder).total_bytes for folder in folders}
 
 
 def _schedule(config: Any) -> str:

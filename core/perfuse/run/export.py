@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import CodeType
 
-from perfuse.contract.backend import Component, read_options
+from perfuse.contract.component import Component
+from perfuse.contract.options import read_options
 from perfuse.contract.spec import PipelineSpec
 from perfuse.errors import ExportError, InputError
 from perfuse.plugins.host import host

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perfuse.arrays.metadata import Metadata, Ran, Value, attach
+from perfuse.contract.steps import REQUIRED, Event, Task
+from perfuse.run.placing import target_of
 from perfuse.sources.manifest import tool_versions
-from perfuse.tasks.steps import Event
 
 if TYPE_CHECKING:
     from perfuse.run.pipeline import DiffusionPipeline
@@ -22,44 +23,48 @@ _APART = ("seed", "generator", "output_type")
 
 
 def recorded(
-    pipe: "DiffusionPipeline", given: Mapping[str, Any], events: Iterable[Event]
+    pipe: "DiffusionPipeline", task: Task, given: Mapping[str, Any], events: Iterable[Event]
 ) -> Iterator[Event]:
     """The events of a call as they are; PIL pictures among them carry what they were drawn from.
 
     Args:
         pipe: The pipeline that draws.
+        task: What it runs.
         given: The inputs of the call.
         events: Those of its task.
     """
     for event in events:
         if "images" in event.state:
-            _attach(pipe, given, event.state)
+            _attach(pipe, task, given, event.state)
         yield event
 
 
-def _attach(pipe: "DiffusionPipeline", given: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+def _attach(
+    pipe: "DiffusionPipeline", task: Task, given: Mapping[str, Any], state: Mapping[str, Any]
+) -> None:
     images = state["images"]
     if not isinstance(images, list):
         return  # arrays hold numbers and nothing else
     for index, image in enumerate(images):
-        attach(image, _metadata(pipe, given, state.get("seeds", ()), index, images))
+        attach(image, _metadata(pipe, task, given, state.get("seeds", ()), index, images))
 
 
 def _metadata(
     pipe: "DiffusionPipeline",
+    task: Task,
     given: Mapping[str, Any],
     seeds: tuple[int | None, ...],
     index: int,
     images: list[Any],
 ) -> Metadata:
-    inputs, unrecorded = _inputs(pipe, given)
+    inputs, unrecorded = _inputs(task, given)
     source = pipe._source
     config = {name: _plain(value) for name, value in pipe.scheduler.config.items()}
     return Metadata(
         model=_model(source),
         revision=getattr(source, "revision", None),
         variant=getattr(source, "variant", None),
-        task=pipe.task.name,
+        task=task.name,
         inputs=inputs,
         seeds=tuple(None if seed is None else int(seed) for seed in seeds),
         picture=index,
@@ -69,7 +74,7 @@ def _metadata(
         backend=str(pipe.placement),
         precision=pipe.precision,
         options=dict(pipe._options),
-        transforms=tuple(transform.name for transform in pipe._transforms),
+        transforms=tuple(chosen.text for chosen in pipe._transforms),
         components=_components(pipe),
         unrecorded=unrecorded,
         replaced=tuple(pipe._models),
@@ -81,16 +86,16 @@ def _model(source: Any) -> str:
     """What opens it again. The bundled model alone is called ``shapes``."""
     from perfuse.shapes import CHECKPOINT
 
-    bundled = Path(source.path) == Path(CHECKPOINT)
+    bundled = getattr(source, "path", None) == Path(CHECKPOINT)
     return "./shapes" if source.model == "shapes" and not bundled else str(source.model)
 
 
 def _components(pipe: "DiffusionPipeline") -> dict[str, Ran]:
     found = {}
-    for name, program in pipe._programs.items():
+    for name, program in pipe.programs().items():
         report = program.report()
         found[name] = Ran(
-            target=str(pipe.placement[name]),
+            target=str(target_of(pipe.placement, pipe.spec, name)),
             device=report.device,
             precision=report.precision,
             engine=report.engine,
@@ -98,14 +103,13 @@ def _components(pipe: "DiffusionPipeline") -> dict[str, Ran]:
     return found
 
 
-def _inputs(
-    pipe: "DiffusionPipeline", given: Mapping[str, Any]
-) -> tuple[dict[str, Value], tuple[str, ...]]:
+def _inputs(task: Task, given: Mapping[str, Any]) -> tuple[dict[str, Value], tuple[str, ...]]:
     """What was given, with the defaults of the rest; and the names of what cannot be written."""
     values: dict[str, Value] = {}
     unrecorded = []
-    for name, value in {**pipe.task.inputs, **given}.items():
-        if value is None or name in _APART:
+    defaults = {name: one.default for name, one in task.inputs.items()}
+    for name, value in {**defaults, **given}.items():
+        if value is None or value is REQUIRED or name in _APART:
             continue
         plain = _plain(value)
         if plain is None:

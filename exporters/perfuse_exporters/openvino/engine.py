@@ -1,0 +1,32 @@
+"""The ``openvino`` module, without its telemetry."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+__all__ = ["import_openvino"]
+
+
+def import_openvino() -> Any:
+    """The ``openvino`` module, imported so that it tells nobody.
+
+    Importing OpenVINO reports the import, and every conversion, to Google Analytics unless the user
+    has opted out. Without its telemetry package it uses a stub of its own, and starts sooner.
+    """
+    if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
+        with _hidden("openvino_telemetry"):
+            import openvino
+    import openvino
+
+    return openvino
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Let an import of the module fail as if it were not installed."""
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
