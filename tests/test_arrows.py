@@ -16,7 +16,7 @@ ALLOWED = {
 #: The rooms of conformance: each may import itself and those before it.
 ROOMS = ("cases", "judge", "reference", "runner", "report")
 #: Core's own way to an exporter, for ``perfuse inspect --for``.
-KNOWN = {("perfuse.report.portability", "perfuse_exporters.capture")}
+KNOWN = {("perfuse.report.portability", "perfuse.capture")}
 
 
 def modules(root: str) -> Mapping[str, Path]:

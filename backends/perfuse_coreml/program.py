@@ -106,7 +106,6 @@ class CoreMLProgram(Program):
         if parts is None:
             raise ExecutionError(f"{component.name} was closed; prepare it again.")
         dims = component.spec.signature.bind(inputs, component=component.name)
-        self._check_static(dims)
         component.check_dims(dims)
         values = {there: to_numpy(inputs[name]) for there, name in self._inputs.items()}
         for part in parts:
@@ -115,16 +114,6 @@ class CoreMLProgram(Program):
         return {
             name: np.asarray(values[there], np.float32) for name, there in self._outputs.items()
         }
-
-    def _check_static(self, dims: Mapping[str, int]) -> None:
-        static = self._component.static
-        wrong = {name: dims[name] for name, size in static.items() if dims.get(name, size) != size}
-        if wrong:
-            raise InputError(
-                f"{self._component.name} was exported for {_sizes(static)}; got {_sizes(wrong)}. "
-                "Ask for that size, or export the checkpoint again: perfuse export --model M --to "
-                "coreml --output DIR --size HxW --batch B."
-            )
 
     def _fit(
         self, there: str, array: npt.NDArray[Any], shape: tuple[int, ...], dtype: str
@@ -152,7 +141,3 @@ class CoreMLProgram(Program):
     def close(self) -> None:
         """Release the engine's models."""
         self._parts = None
-
-
-def _sizes(dims: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in dims.items())

@@ -96,8 +96,7 @@ class StableHloProgram(Program):
         if self._compiled is None:
             raise ExecutionError(f"{spec.name} was called after close(). Prepare it again.")
         dims = spec.signature.bind(inputs, component=spec.name)
-        spec.check_dims(dims)
-        self._check_size(dims)
+        self._component.check_dims(dims)
         arrays = {name: _fitted(inputs[name], self._dtypes[name], name) for name in inputs}
         try:
             outputs = self._compiled(self._weights, self._put(arrays, self._device))
@@ -107,16 +106,6 @@ class StableHloProgram(Program):
                 f"{spec.name} was to run on {self._name}; XLA said: {said(exc)}. Try a smaller "
                 "size or another device."
             ) from exc
-
-    def _check_size(self, dims: Mapping[str, int]) -> None:
-        static = self._component.static
-        wrong = {name: size for name, size in dims.items() if static[name] != size}
-        if wrong:
-            raise InputError(
-                f"{self._component.name} was exported for {_sizes(static)}; got {_sizes(wrong)}. "
-                "Make another for that size: perfuse export --to stablehlo --height H --width W "
-                "--batch B."
-            )
 
     def report(self) -> ExecutionReport:
         """The device that it was compiled for, and the precision and casts of the program."""
@@ -219,10 +208,6 @@ def _fitted(value: Array, dtype: "np.dtype[Any]", name: str) -> npt.NDArray[Any]
         if array.size and (array.min() < limits.min or array.max() > limits.max):
             raise InputError(f"{name} takes whole numbers of {limits.bits} bits; got a larger one.")
     return np.asarray(array, dtype=dtype)
-
-
-def _sizes(dims: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in dims.items())
 
 
 def _written(shapes: Mapping[str, Any]) -> str:

@@ -147,7 +147,7 @@ class Neuron(Backend):
     def _cores(self, component: Component, core: int, guidance: str) -> tuple[int, ...]:
         """The cores for a component: two for a guided denoiser that is split."""
         batch = component.static.get("batch", 1)
-        guided = component.spec.guided_batch == 2 and (component.build is None or batch % 2 == 0)
+        guided = component.spec.branches == 2 and (component.build is None or batch % 2 == 0)
         if guidance == "batch" or not guided:
             return (core,)
         self._core(str(core + 1))
@@ -214,10 +214,9 @@ def _load(path: Path, on: Sequence[int]) -> Any:
     try:
         return runtime.load(path, on)
     except Exception as exc:
-        said = (str(exc).strip().splitlines() or [type(exc).__name__])[-1]
         raise ExecutionError(
             f"{path} was to be loaded onto neuron:{','.join(map(str, on))}; torch-neuronx said: "
-            f"{said}. Compile it again with the SDK of this machine, or free the core."
+            f"{runtime.said(exc)}. Compile it again with the SDK of this machine, or free the core."
         ) from exc
 
 

@@ -89,14 +89,7 @@ class NeuronProgram(Program):
         """
         component = self._component
         dims = component.spec.signature.bind(inputs, component=component.name)
-        component.spec.check_dims(dims)
-        wrong = {n: dims[n] for n, size in component.static.items() if dims.get(n, size) != size}
-        if wrong:
-            raise InputError(
-                f"{component.name} was compiled for {_sizes(component.static)}; got "
-                f"{_sizes(wrong)}. Ask for that size, or compile another: perfuse export --model M "
-                "--to neuron --output DIR --height H --width W."
-            )
+        component.check_dims(dims)
         return self._run(inputs)
 
     def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -109,10 +102,9 @@ class NeuronProgram(Program):
             with torch.inference_mode():
                 outputs = named_outputs(self._component.spec, self._model(*given))
         except Exception as exc:
-            said = (str(exc).strip().splitlines() or [type(exc).__name__])[-1]
             raise ExecutionError(
-                f"{self._component.name} on neuron:{self._cores()} failed; the runtime said: {said}. "
-                "`neuron-ls` shows which process holds a core."
+                f"{self._component.name} on neuron:{self._cores()} failed; the runtime said: "
+                f"{runtime.said(exc)}. `neuron-ls` shows which process holds a core."
             ) from exc
         return {name: to_numpy(tensor) for name, tensor in outputs.items()}
 
@@ -176,7 +168,3 @@ class NeuronProgram(Program):
     def close(self) -> None:
         """Release the program, and with it the cores' memory."""
         self._model = None
-
-
-def _sizes(dims: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in dims.items())

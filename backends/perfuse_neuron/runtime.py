@@ -11,7 +11,7 @@ from typing import Any
 
 from perfuse_exporters.neuron.sdk import read
 
-__all__ = ["load", "place_weights"]
+__all__ = ["load", "place_weights", "said"]
 
 
 def load(path: Path, on: Sequence[int]) -> Any:
@@ -36,3 +36,8 @@ def place_weights(model: Any, core: int) -> None:
     import torch_neuronx
 
     torch_neuronx.move_trace_to_device(model, core)
+
+
+def said(exc: BaseException) -> str:
+    """The last line of what the runtime said: the ones before are of TorchScript's call stack."""
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[-1]

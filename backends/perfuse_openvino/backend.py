@@ -25,8 +25,9 @@ from perfuse.errors import (
 from perfuse.run.export import exported
 from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec
+from perfuse_exporters.openvino.engine import import_openvino, said
 from perfuse_openvino.files import check_files
-from perfuse_openvino.program import OpenVinoProgram, said
+from perfuse_openvino.program import OpenVinoProgram
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -44,8 +45,6 @@ _COMPILED = "openvino-compiled"
 
 @lru_cache(maxsize=1)
 def _core() -> "ov.Core":
-    from perfuse_exporters.openvino.engine import import_openvino
-
     core: ov.Core = import_openvino().Core()
     return core
 

@@ -23,6 +23,7 @@ from perfuse.backend import (
     SupportLevel,
     Target,
 )
+from perfuse.capture import replace_tensors
 from perfuse.errors import (
     DeviceNotFoundError,
     ExecutionError,
@@ -30,7 +31,6 @@ from perfuse.errors import (
 )
 from perfuse.plugins import resolve
 from perfuse.sources.store import ArtifactStore
-from perfuse_exporters.capture import replace_tensors
 from perfuse_torch.attention import SlicedAttention
 from perfuse_torch.devices import DEVICES, TorchDevice, device_of, host_memory
 
@@ -180,7 +180,7 @@ class TorchProgram(Program):
         self._options = options
         self._entry = entry
         pictures = entry.limits.pictures
-        self._largest = pictures * component.spec.guided_batch if pictures is not None else None
+        self._largest = pictures * component.spec.branches if pictures is not None else None
         self._attention = _attention(entry)
         self._after_call = _function(entry.after_call)
         precision = _DTYPES[component.precision]

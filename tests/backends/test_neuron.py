@@ -116,7 +116,7 @@ def test_another_size_says_for_which_it_was_made(
     sdk: Any, exported_neuron: dict[str, Path]
 ) -> None:
     pipe = DiffusionPipeline.from_pretrained(exported_neuron["one"])
-    with pytest.raises(InputError, match=r"compiled for .*latent_height 8.*; got latent_height 16"):
+    with pytest.raises(InputError, match=r"exported for .*latent_height 8.*; got latent_height 16"):
         pipe(**PROMPT, height=32, width=16)
 
 

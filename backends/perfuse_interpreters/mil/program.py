@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from perfuse.errors import ArtifactError, PerfuseError, UnsupportedError
+from perfuse.plugins import said
 from perfuse_exporters.coreml.mlpackage import within
 from perfuse_interpreters.mil.constants import CONSTANTS
 from perfuse_interpreters.mil.operations import OPERATIONS
@@ -240,9 +241,8 @@ class Reader:
         except PerfuseError as exc:
             raise type(exc)(f"{self._path}: {step.type}, which gives {step.name}: {exc}") from exc
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as exc:
-            said = (str(exc).splitlines() or [""])[0].rstrip(".")
             raise self._malformed(
-                f"{step.type}, which gives {step.name}, cannot be computed: {said}"
+                f"{step.type}, which gives {step.name}, cannot be computed: {said(exc)}"
             ) from exc
         if len(found) != len(step.outputs):
             raise self._malformed(f"{step.type} declares {step.name}; it gives {len(found)} values")

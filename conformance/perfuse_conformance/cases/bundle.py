@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from perfuse.errors import PerfuseError
 from perfuse.sources.manifest import inside, sha256
+from perfuse.sources.plain import from_plain
 from perfuse.spec import PipelineSpec
 
 __all__ = ["FORMAT", "Bundle", "BundleError", "hash_of", "write_bundle"]
@@ -96,7 +97,7 @@ class Bundle:
 
     @property
     def spec(self) -> PipelineSpec:
-        return PipelineSpec.from_dict(self.index["spec"])
+        return from_plain(PipelineSpec, self.index["spec"])
 
     @property
     def seed(self) -> int:

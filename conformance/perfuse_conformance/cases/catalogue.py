@@ -6,6 +6,7 @@ The cases follow from the model's spec and from what the backend declares; there
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -134,9 +135,10 @@ def sizes_of(spec: PipelineSpec, component: ComponentSpec) -> dict[str, dict[str
     ``odd``, ``tall`` and ``three`` are for programs that take any size.
     """
     height, width = spec.default_size
-    scale = spec.latents.downscale if spec.latents is not None else 1
+    scale = spec.latents.downscale
     # A denoiser's text is as long as the text encoders', which alone say how long that can be.
-    lengths = [c.maximums["sequence"] for c in spec.components.values() if "sequence" in c.maximums]
+    known = [c.dim("sequence").maximum for c in spec.components.values()]
+    lengths = [length for length in known if length is not None]
     longest = min(lengths, default=77)
     pixels = {
         "usual": (1, height, width),
@@ -147,17 +149,17 @@ def sizes_of(spec: PipelineSpec, component: ComponentSpec) -> dict[str, dict[str
     }
     sizes = {}
     for name, (batch, tall, wide) in pixels.items():
-        values = {
-            "batch": batch,
-            "sequence": longest,
-            "height": _multiple(tall, component.multiples.get("height", scale)),
-            "width": _multiple(wide, component.multiples.get("width", scale)),
-        }
-        for axis in ("height", "width"):
-            latent = f"latent_{axis}"
-            values[latent] = _multiple(values[axis] // scale, component.multiples.get(latent, 1))
+        height = _multiple(tall, _pixels(component, "height", scale))
+        width = _multiple(wide, _pixels(component, "width", scale))
+        values = {**spec.latents.dims(height, width), "batch": batch, "sequence": longest}
         sizes[name] = {dim: values[dim] for dim in component.signature.dims if dim in values}
     return sizes
+
+
+def _pixels(component: ComponentSpec, axis: str, scale: int) -> int:
+    """What a size in pixels must be a multiple of for a component to take it."""
+    own, latent = component.dim(axis).multiple, component.dim(f"latent_{axis}").multiple
+    return math.lcm(scale, own, latent * scale)
 
 
 def made_for(made: Component | ExportedComponent, dims: Mapping[str, int]) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from perfuse.errors import PerfuseError
+from perfuse.sources.store import atomic_file
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -222,10 +223,9 @@ class Run:
 
     def write(self, path: Path) -> None:
         """Write ``results.json``; it is whole or absent."""
-        partial = path.with_name(path.name + ".partial")
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
+        with atomic_file(path) as partial:
+            partial.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

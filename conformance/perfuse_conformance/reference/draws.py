@@ -28,7 +28,7 @@ def run_draw(pipe: DiffusionPipeline, draw: Draw, *, nudge: int | None = None) -
             cls = scheduler_class(draw.scheduler)
             pipe.scheduler = cls.from_config(pipe.spec.scheduler, **draw.fields)
         if nudge is not None:
-            pipe.task = task.insert(_nudge(nudge), before="place")
+            pipe.task = task.insert(_nudge(nudge), before="place_inputs")
         latents: list[Any] = []
         state: Any = {}
         for event in pipe.stream(**draw.inputs, output_type="np"):
@@ -50,4 +50,4 @@ def _nudge(seed: int) -> Step:
         moved = np.nextafter(array, np.where(way < 0, -np.inf, np.inf).astype(np.float32))
         return {"latents": np.where(way == 0, array, moved)}
 
-    return Step(name="nudge", inputs=("latents",), outputs=("latents",), run=run)
+    return Step(name="nudge", run=run, outputs=("latents",))

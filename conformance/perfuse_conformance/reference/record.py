@@ -15,6 +15,7 @@ from perfuse.plugins import host
 from perfuse.run.pipeline import DiffusionPipeline
 from perfuse.sources.manifest import tool_versions
 from perfuse.sources.opening import open_model
+from perfuse.sources.plain import to_plain
 from perfuse.sources.store import ArtifactStore, atomic_folder, locked
 from perfuse.spec import PipelineSpec
 from perfuse_conformance import SUITE_VERSION
@@ -93,7 +94,7 @@ def bundle_for(
         "suite": SUITE_VERSION,
         "recorded": _RECORDED,
         "model": prints,
-        "spec": source.spec.to_dict(),
+        "spec": to_plain(source.spec),
         "target": target,
         "level": level,
         "seed": seed,
@@ -149,7 +150,7 @@ def _record(
                 "host": f"{platform.system()} {platform.machine()}",
                 "python": platform.python_version(),
             },
-            "spec": spec.to_dict(),
+            "spec": to_plain(spec),
             "probes": probes,
             "draws": draws,
             "quality": quality,

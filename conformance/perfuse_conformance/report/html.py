@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perfuse.sources.store import atomic_file
 from perfuse_conformance.judge.results import Run
 from perfuse_conformance.report import presentation as said
 from perfuse_conformance.report.page import page_of
@@ -57,10 +58,9 @@ def write_report(runs: Sequence[Run], folder: Path, pictures_from: Sequence[Path
         )
     )
     path = folder / "index.html"
-    partial = folder / "index.html.partial"
-    # A backend's message may hold what no encoding has.
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    partial.replace(path)
+    with atomic_file(path) as partial:
+        # A backend's message may hold what no encoding has.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 

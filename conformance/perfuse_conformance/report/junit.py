@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from perfuse.sources.store import atomic_file
 from perfuse_conformance.judge.results import Result, Run, Status
 from perfuse_conformance.report.presentation import LOOKS, metric_said
 
@@ -33,9 +34,8 @@ def write_junit(runs: Sequence[Run], path: Path) -> None:
     xml = JUnitXml("perfuse conformance")
     for run in runs:
         xml.add_testsuite(_suite(run))
-    partial = path.with_name(path.name + ".partial")
-    xml.write(str(partial), pretty=True)
-    partial.replace(path)
+    with atomic_file(path) as partial:
+        xml.write(str(partial), pretty=True)
 
 
 def _suite(run: Run) -> "TestSuite":

@@ -417,7 +417,7 @@ def _where(pipe: "DiffusionPipeline") -> dict[str, str]:
         report = program.report()
         also = f", partly on {', '.join(report.fallbacks)}" if report.fallbacks else ""
         text = f"{report.device}, {report.precision}, {report.engine}{also}"
-        found[name] = f"{pipe.placement[name]} ({text})"
+        found[name] = f"{pipe.target(name)} ({text})"
     return found
 
 
@@ -441,7 +441,7 @@ def _result(
         "prompt": inputs.get("prompt"),
         "components": {
             name: {
-                "target": str(pipe.placement[name]),
+                "target": str(pipe.target(name)),
                 "device": report.device,
                 "precision": report.precision,
                 "engine": report.engine,

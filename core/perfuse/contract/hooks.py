@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pluggy
 
@@ -201,30 +201,43 @@ def check_fields(manifest: Any) -> None:
     Raises:
         PluginError: it names the field. ``requires=("torch")`` is one text, not a tuple of texts.
     """
+    hints = get_type_hints(type(manifest))  # resolved, also where annotations are texts
     for one in fields(manifest):
-        value = getattr(manifest, one.name)
-        if one.type is str and not isinstance(value, str):
-            wanted = "a text"
-        elif one.type == tuple[str, ...] and not _is_texts(value):
-            wanted = "a tuple of texts"
-        elif one.type == Mapping[str, str] and not _is_mapping(value):
-            wanted = "a dict of text to text that is not empty"
-        else:
-            continue
-        kind = type(manifest).__name__
-        raise PluginError(f"returned a {kind} whose {one.name} is {value!r}, not {wanted}")
+        value, check = getattr(manifest, one.name), _CHECKS.get(hints[one.name])
+        if check is not None and not check[0](value):
+            kind = type(manifest).__name__
+            raise PluginError(f"returned a {kind} whose {one.name} is {value!r}, not {check[1]}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _is_texts(value: object) -> bool:
     return isinstance(value, tuple | list) and all(isinstance(text, str) for text in value)
 
 
-def _is_mapping(value: object) -> bool:
+def _is_named_texts(value: object) -> bool:
     return (
         isinstance(value, Mapping)
         and len(value) > 0
         and all(isinstance(text, str) for pair in value.items() for text in pair)
     )
+
+
+def _is_settings(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
+#: The type that a field is declared to have to how it is checked, and what it should be.
+_CHECKS: Mapping[Any, tuple[Callable[[object], bool], str]] = {
+    str: (_is_text, "a text"),
+    str | None: (lambda value: value is None or _is_text(value), "a text or None"),
+    bool: (lambda value: isinstance(value, bool), "True or False"),
+    tuple[str, ...]: (_is_texts, "a tuple of texts"),
+    Mapping[str, str]: (_is_named_texts, "a dict of text to text that is not empty"),
+    Mapping[str, Any]: (_is_settings, "a dict by text"),
+}
 
 
 def out_of_range(manifest: object) -> str | None:

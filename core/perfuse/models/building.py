@@ -5,7 +5,7 @@ comes out. It is what the reference path runs and what capture traces: one code 
 """
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -81,6 +81,7 @@ def unwrap(component: Component) -> nn.Module:
     if component.build is None:
         raise InputError(f"{component.name} comes from an export, which has no torch module.")
     module = component.build()
-    model = module.whole() if hasattr(module, "whole") else getattr(module, "model", module)
+    whole: Any = getattr(module, "whole", None)
+    model = whole() if whole is not None else getattr(module, "model", module)
     assert isinstance(model, nn.Module)
     return model.to(getattr(torch, component.precision))

@@ -15,6 +15,7 @@ from perfuse.contract.component import Component
 from perfuse.contract.exporter import Exporter
 from perfuse.contract.hooks import BackendManifest
 from perfuse.contract.limits import Limits
+from perfuse.contract.source import Source
 from perfuse.contract.target import Placement, Target
 from perfuse.errors import (
     BackendNotFoundError,
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-    from perfuse.sources.artifact import Artifact
-    from perfuse.sources.checkpoint import Checkpoint
 
 __all__ = ["Finding", "examine", "limits_of", "read_bytes", "report", "verdicts"]
 
@@ -108,7 +107,7 @@ def _manifest(backend: str) -> BackendManifest:
 
 
 def report(
-    source: "Checkpoint | Artifact",
+    source: Source,
     target: Target,
     *,
     precision: str | None = None,
@@ -134,18 +133,17 @@ def report(
         PluginError: the plugin's limits cannot be read.
         InputError: a size or the precision is not one that the model can take.
     """
-    from perfuse.report.tables import weight_sizes
     from perfuse.run.pipeline import DiffusionPipeline
 
     _, limits = limits_of(target)
     pipe = DiffusionPipeline(source, placement=Placement(default=target), precision=precision)
-    static = pipe._static(height, width, batch)
-    stored = weight_sizes(source)
+    static = pipe.fixed_dims(height, width, batch)
+    stored = source.weight_bytes()
     findings: list[Finding] = []
     sizes: dict[str, int] = {}
     for name, spec in pipe.spec.components.items():
-        component = pipe._component(name, static=static[name])
-        usual = {**pipe._usual_sizes(spec), "batch": spec.guided_batch}
+        component = pipe.component(name, static=static[name])
+        usual = {**pipe.usual_sizes(name), "batch": spec.branches}
         # Where sizes are fixed anyway, the graph of one is captured, which is far faster.
         fixed = limits is not None and limits.fixed_sizes
         sized = {dim: usual[dim] for dim in spec.signature.dims} if fixed else {}
@@ -254,7 +252,7 @@ def _captured(component: Component, limits: Limits | None) -> _Graph:
         return _Graph(failure="no graph was captured, as torch is not installed")
     import torch
 
-    from perfuse_exporters.capture import build, replace_tensors, trace
+    from perfuse.capture import build, replace_tensors, trace
 
     # What is refused for its precision is looked at as it is without it.
     known = limits is None or component.precision in limits.precisions
@@ -499,7 +497,7 @@ def _sizes(component: Component, target: Target, limits: Limits) -> Finding:
 def _batch(component: Component, limits: Limits) -> Iterator[Finding]:
     if limits.pictures is None or "batch" not in component.spec.signature.dims:
         return
-    most = limits.pictures * component.spec.guided_batch
+    most = limits.pictures * component.spec.branches
     batch = component.static.get("batch")
     if batch is None or batch > most:
         yield _finding(

@@ -21,6 +21,7 @@ from perfuse.sources.manifest import (
     tool_versions,
 )
 from perfuse.sources.model_index import write_index
+from perfuse.sources.plain import to_plain
 from perfuse.sources.store import ArtifactStore, atomic_folder, locked
 
 __all__ = ["component_options", "export_pipeline", "exported"]
@@ -50,7 +51,7 @@ def exported(component: Component, format: str, store: ArtifactStore) -> Path:
     if fingerprint is None:
         fingerprint = _fingerprint(component)
     key = {
-        "component": component.spec.to_dict(),
+        "component": to_plain(component.spec),
         "precision": component.precision,
         "static": dict(component.static),
         "sizes": [dict(size) for size in component.sizes],

@@ -14,12 +14,13 @@ from perfuse.contract.component import Component
 from perfuse.contract.source import Source
 from perfuse.contract.spec import PipelineSpec
 from perfuse.contract.steps import Event, Task
-from perfuse.contract.target import PRECISIONS, Placement
+from perfuse.contract.target import PRECISIONS, Placement, Target
 from perfuse.contract.transform import Plan
 from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.progress import working
 from perfuse.run.export import component_options, export_pipeline
+from perfuse.run.options import check_scopes, options_for
 from perfuse.run.placing import check_placement, natural_backend, target_of
 from perfuse.run.plan import parts_of, plan_of, respecified, without
 from perfuse.run.preparing import prepare
@@ -149,6 +150,11 @@ class DiffusionPipeline:
                 )
             setattr(pipe, name, component)
         check_placement(source, pipe.spec, placement)
+        check_scopes(
+            options or {},
+            backends={target_of(placement, pipe.spec, one).backend for one in pipe.spec.components},
+            components=pipe.spec.components,
+        )
         return pipe
 
     # What it is made of
@@ -253,6 +259,30 @@ class DiffusionPipeline:
                 program = self._programs[component] = self._prepare(component)
         return program
 
+    @property
+    def source(self) -> Source:
+        """Where it comes from."""
+        return self._source
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """The switches of its backends, as they were given."""
+        return dict(self._options)
+
+    @property
+    def transforms(self) -> tuple[str, ...]:
+        """The transforms that were asked for."""
+        return tuple(chosen.text for chosen in self._transforms)
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """The parts that the user put others in the place of, or looked at to change them."""
+        return tuple(self._models)
+
+    def target(self, component: str) -> Target:
+        """Where a component runs."""
+        return target_of(self.placement, self.spec, component)
+
     def programs(self) -> Mapping[str, Program]:
         """Those that have been prepared."""
         return dict(self._programs)
@@ -263,9 +293,27 @@ class DiffusionPipeline:
         if isinstance(replaced, Program):
             return replaced
         target = target_of(self.placement, self.spec, name)
-        target = dataclasses.replace(target, options={**self._options, **target.options})
-        usual = usual_sizes(component.spec, self._fixed(*self.spec.default_size, 1)[name])
-        return prepare(component, target, self.store, usual=usual, model=self._source.model)
+        used = {target_of(self.placement, self.spec, n).backend for n in self.spec.components}
+        options = options_for(
+            target,
+            self._options,
+            host().backend(target.backend),
+            len(used) > 1,
+            component=name,
+        )
+        target = dataclasses.replace(target, options=options)
+        return prepare(
+            component,
+            target,
+            self.store,
+            usual=self.usual_sizes(name),
+            model=self._source.model,
+        )
+
+    def usual_sizes(self, name: str) -> dict[str, int]:
+        """Every dimension of a component where one picture of the checkpoint's own size is drawn."""
+        known = self.fixed_dims(*self.spec.default_size, 1)[name]
+        return usual_sizes(self.spec.components[name], known)
 
     def component(self, name: str, *, static: Mapping[str, int] | None = None) -> Component:
         """A component as it is going to run, with dimensions fixed.
@@ -291,7 +339,7 @@ class DiffusionPipeline:
     def _known(self) -> dict[str, list[str]]:
         """Every name that a component can be set by, those that were taken out among them."""
         source = self._source.spec
-        others = {name: [] for name in (*source.tokenizers, "scheduler")}
+        others: dict[str, list[str]] = {n: [] for n in (*source.tokenizers, "scheduler")}
         return {**parts_of(source), **others}
 
     def __getattr__(self, name: str) -> Any:
@@ -447,7 +495,7 @@ class DiffusionPipeline:
         asked: list[tuple[int | None, int | None]] = list(sizes) or [(height, width)]
         if fixed:
             asked = [self.spec.default_size if one == (None, None) else one for one in asked]
-        each = [self._fixed(*one, batch) for one in asked]
+        each = [self.fixed_dims(*one, batch) for one in asked]
         shapes = shapes_of(self.spec, each, fixed=fixed)
         switches = component_options(options or {}, tuple(self.spec.components))
 
@@ -483,7 +531,7 @@ class DiffusionPipeline:
         config["_class_name"] = type(self.scheduler).__name__
         return dataclasses.replace(self.spec, scheduler=config)
 
-    def _fixed(
+    def fixed_dims(
         self, height: int | None, width: int | None, batch: int | None
     ) -> dict[str, dict[str, int]]:
         """For each component, the dimensions to fix for a size in pixels."""

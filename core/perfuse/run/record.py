@@ -10,7 +10,6 @@ import numpy as np
 
 from perfuse.arrays.metadata import Metadata, Ran, Value, attach
 from perfuse.contract.steps import REQUIRED, Event, Task
-from perfuse.run.placing import target_of
 from perfuse.sources.manifest import tool_versions
 
 if TYPE_CHECKING:
@@ -58,11 +57,11 @@ def _metadata(
     images: list[Any],
 ) -> Metadata:
     inputs, unrecorded = _inputs(task, given)
-    source = pipe._source
+    source = pipe.source
     config = {name: _plain(value) for name, value in pipe.scheduler.config.items()}
     return Metadata(
         model=_model(source),
-        revision=getattr(source, "revision", None),
+        revision=source.revision,
         variant=getattr(source, "variant", None),
         task=task.name,
         inputs=inputs,
@@ -73,11 +72,11 @@ def _metadata(
         scheduler={**config, "_class_name": type(pipe.scheduler).__name__},
         backend=str(pipe.placement),
         precision=pipe.precision,
-        options=dict(pipe._options),
-        transforms=tuple(chosen.text for chosen in pipe._transforms),
+        options=dict(pipe.options),
+        transforms=pipe.transforms,
         components=_components(pipe),
         unrecorded=unrecorded,
-        replaced=tuple(pipe._models),
+        replaced=pipe.replaced,
         versions={**tool_versions(("perfuse", "numpy")), "python": platform.python_version()},
     )
 
@@ -95,7 +94,7 @@ def _components(pipe: "DiffusionPipeline") -> dict[str, Ran]:
     for name, program in pipe.programs().items():
         report = program.report()
         found[name] = Ran(
-            target=str(target_of(pipe.placement, pipe.spec, name)),
+            target=str(pipe.target(name)),
             device=report.device,
             precision=report.precision,
             engine=report.engine,

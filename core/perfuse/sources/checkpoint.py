@@ -56,12 +56,12 @@ class Checkpoint(Source):
     #: Its folder; for a Hub repository, the snapshot in the Hub's cache.
     path: Path
     #: What was asked for: a path or a Hub id.
-    model: str  # type: ignore[misc]  # a field where the contract has a property
+    model: str
     #: The commit of a Hub repository.
-    revision: str | None  # type: ignore[misc]
+    revision: str | None
     #: The variant of weights to read where a component has it: ``"fp16"``.
     variant: str | None
-    spec: PipelineSpec  # type: ignore[misc]
+    spec: PipelineSpec
     #: ``model_index.json``, as it is.
     index: Mapping[str, Any]
     #: Parts that it has and that no task runs: ``("safety_checker",)``.

@@ -77,7 +77,7 @@ def prepare_schedule(
 ) -> State:
     """The table of the scheduler's steps. It comes after the size, on which ``mu`` may depend."""
     given = timesteps is not None or sigmas is not None
-    more = {} if mu is None else {"mu": mu}
+    more: dict[str, Any] = {} if mu is None else {"mu": mu}
     schedule = tools.scheduler.schedule(
         None if given else num_inference_steps, timesteps=timesteps, sigmas=sigmas, eta=eta, **more
     )

@@ -32,9 +32,9 @@ def guider_for(tools: Tools, guider: Any, scale: float, rescale: float) -> Guide
         if not isinstance(guider, Guider):
             raise InputError(f"guider must be a perfuse.Guider; got {guider!r}.")
         return guider
-    usual = ClassifierFreeGuidance(guidance_scale=scale, guidance_rescale=rescale)
+    usual: Guider = ClassifierFreeGuidance(guidance_scale=scale, guidance_rescale=rescale)
     if tools.spec.denoiser.guidance == "embedded":
-        return EmbeddedGuidance(guidance_scale=scale)
+        usual = EmbeddedGuidance(guidance_scale=scale)
     return usual
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 __all__ = [
+    "CLASSES",
     "LATENTS",
     "SCALING",
     "adapted",
@@ -55,12 +56,14 @@ _OUTPUTS: Mapping[str, Mapping[str, str]] = {
     "vae_decoder": {"sample": "image"},
     "vae_encoder": {"latent_parameters": "latent"},
 }
-_CLASSES = (
-    "CLIPTextModel",
-    "CLIPTextModelWithProjection",
-    "UNet2DConditionModel",
-    "AutoencoderKL",
-)
+#: Each component's class, and the part of a checkpoint that it is of.
+CLASSES: Mapping[str, tuple[str, str]] = {
+    "text_encoder": ("CLIPTextModel", "text_encoder"),
+    "text_encoder_2": ("CLIPTextModelWithProjection", "text_encoder_2"),
+    "unet": ("UNet2DConditionModel", "unet"),
+    "vae_decoder": ("AutoencoderKL", "vae"),
+    "vae_encoder": ("AutoencoderKL", "vae"),
+}
 _UNET = ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids")
 
 
@@ -123,7 +126,7 @@ def _check(component: Component) -> None:
     unknown = [name for name in spec.signature.input_names if name not in _UNET]
     if (
         spec.name not in _OUTPUTS
-        or spec.class_name not in _CLASSES
+        or spec.class_name not in {class_name for class_name, _ in CLASSES.values()}
         or (spec.name == "unet" and unknown)
     ):
         what = f" with {', '.join(unknown)}" if spec.name == "unet" and unknown else ""
@@ -208,11 +211,12 @@ def arrange(
 
 def _note_latents(package: Path, components: Mapping[str, Component]) -> None:
     """Note in the decoder's package how its latents are scaled; warn where Apple's runtimes differ."""
-    from perfuse.models.registry import latents_of
+    from perfuse.models.autoencoder_kl.description import latents as latents_of
+    from perfuse.sources.plain import to_plain
     from perfuse_exporters.coreml.edit import sign
 
-    latents = latents_of(components["vae_decoder"].spec.config)
-    sign(package, {LATENTS: json.dumps(latents.to_dict())})
+    latents = latents_of(components["vae_decoder"].spec.config, None)
+    sign(package, {LATENTS: json.dumps(to_plain(latents))})
     if latents.scaling_factor != SCALING and "text_encoder_2" not in components:
         warnings.warn(
             f"The latents of this model are scaled by {latents.scaling_factor}; Apple's runtimes "

@@ -15,15 +15,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from perfuse.backend import Component
 from perfuse.contract.reader import Reader
+from perfuse.contract.source import Source
 from perfuse.errors import ArtifactError, InputError
+from perfuse.models.autoencoder_kl.description import ScaledLatents
 from perfuse.sources.artifact import Artifact
 from perfuse.sources.manifest import ExportedComponent, Manifest
+from perfuse.sources.plain import from_plain
 from perfuse.sources.readers import scheduler_config, with_scheduler
 from perfuse.sources.tokenizer import Tokenizer
-from perfuse.spec import ComponentSpec, LatentSpec, PipelineSpec, Signature, TensorSpec
-from perfuse_exporters.coreml.apple import LATENTS, SCALING, input_name, output_name
+from perfuse.spec import ComponentSpec, PipelineSpec, Role, Signature, TensorSpec
+from perfuse_exporters.coreml.apple import CLASSES, LATENTS, SCALING, input_name, output_name
 from perfuse_exporters.coreml.mlpackage import Interface, parts_of, read_interface
 from perfuse_exporters.plugin import APPLE_PLACES, APPLE_UNETS
 
@@ -77,7 +82,7 @@ class _Folder(Artifact):
 class AppleReader(Reader):
     """Reads folders of ``.mlpackage`` and of ``.mlmodelc`` with Apple's names."""
 
-    def read(self, folder: Path, *, scheduler: Mapping[str, Any] | None) -> Artifact:
+    def read(self, folder: Path, *, scheduler: Mapping[str, Any] | None) -> Source:
         place = _place(folder)
         mains = {name: main for name in _NAMES if (main := _main(place, name)) is not None}
         parts = {name: parts_of(main) for name, main in mains.items()}
@@ -185,6 +190,13 @@ def _interface(folder: Path, parts: Sequence[Path]) -> Interface:
     )
 
 
+_ROLES = {
+    "unet": Role.DENOISER,
+    "vae_decoder": Role.LATENT_DECODER,
+    "vae_encoder": Role.LATENT_ENCODER,
+}
+
+
 def _component(
     main: Path, name: str, interface: Interface
 ) -> tuple[ComponentSpec, dict[str, int], tuple[dict[str, int], ...]]:
@@ -198,13 +210,16 @@ def _component(
             "ControlNet does, which perfuse cannot give it. Use the model without."
         )
     size = [static[dim] for dim in _LATENTS if dim in static]
-    class_name, part = _CLASSES[name]
+    class_name, part = CLASSES[name]
     spec = ComponentSpec(
         name=name,
+        role=_ROLES.get(name, Role.TEXT_ENCODER),
         class_name=class_name,
         folder=part,
         config={"sample_size": size} if name == "unet" else {},
         signature=signature,
+        sample_size=(size[0], size[1]) if name == "unet" and len(size) == 2 else None,
+        guidance="branches" if name == "unet" else "",
     )
     first = signature.inputs[0]  # whose sizes the others follow
     listed = [
@@ -305,16 +320,6 @@ def _vae(ports: _Ports) -> _Described:
     return signature, {"batch": batch, source[0]: height, source[1]: width}
 
 
-#: Each component's class, and the part of a checkpoint that it is of.
-_CLASSES = {
-    "text_encoder": ("CLIPTextModel", "text_encoder"),
-    "text_encoder_2": ("CLIPTextModelWithProjection", "text_encoder_2"),
-    "unet": ("UNet2DConditionModel", "unet"),
-    "vae_decoder": ("AutoencoderKL", "vae"),
-    "vae_encoder": ("AutoencoderKL", "vae"),
-}
-
-
 def _float(name: str, *shape: int | str) -> TensorSpec:
     return TensorSpec(name=name, dtype="float", shape=shape)
 
@@ -346,18 +351,19 @@ def _pipeline(
     )
 
 
-def _latents(folder: Path, interfaces: Mapping[str, Interface], *, xl: bool) -> LatentSpec:
+def _latents(folder: Path, interfaces: Mapping[str, Interface], *, xl: bool) -> ScaledLatents:
     """As the decoder notes it, if we wrote it; Apple's runtimes know one factor for all."""
     noted = interfaces["vae_decoder"].notes.get(f"perfuse.{LATENTS}")
     if noted is None:
-        return LatentSpec(
+        return ScaledLatents(
             channels=interfaces["vae_decoder"].inputs["z"][0][1],
             downscale=_downscale(interfaces),
             scaling_factor=_SCALING_XL if xl else SCALING,
         )
     try:
-        latents = LatentSpec.from_dict(json.loads(noted))
-        latents.decode_coefficients()
+        fields = json.loads(noted)
+        latents = from_plain(ScaledLatents, {n: v for n, v in fields.items() if n != "kind"})
+        latents.decode(np.zeros((1, latents.channels, 1, 1), dtype=np.float32))
     except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as exc:
         raise ArtifactError(
             f"{folder} was to be read; its vae_decoder says of its latents {noted!r}, which is not "

@@ -67,7 +67,7 @@ class CoreMLExporter(Exporter):
         _check_fixed(component)
         import torch
 
-        from perfuse_exporters.capture import build, cast
+        from perfuse.capture import build, cast
         from perfuse_exporters.coreml.compress import palettize, quantize
         from perfuse_exporters.coreml.edit import bisect, sign
         from perfuse_exporters.coreml.graph import lower
@@ -173,13 +173,14 @@ def _opened(component: Component) -> Component:
         if isinstance(dim, str) and dim != "batch"
     }
     halvings = 2 ** max(len(spec.config.get("block_out_channels", ())) - 1, 0)
-    multiples = dict(spec.multiples)
+    dims = dict(spec.dims)
     for dim in beside:
         values = [{**component.static, **size}[dim] for size in sizes]
-        multiples[dim] = math.lcm(multiples.get(dim, 1), math.gcd(halvings, *values))
+        multiple = math.lcm(spec.dim(dim).multiple, math.gcd(halvings, *values))
+        dims[dim] = dataclasses.replace(spec.dim(dim), multiple=multiple)
     return dataclasses.replace(
         component,
-        spec=dataclasses.replace(spec, multiples=multiples),
+        spec=dataclasses.replace(spec, dims=dims),
         static={dim: size for dim, size in component.static.items() if dim not in beside},
     )
 

@@ -9,8 +9,8 @@ from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from perfuse.backend import Component
+from perfuse.capture import trace
 from perfuse.errors import InputError
-from perfuse_exporters.capture import trace
 
 __all__ = ["lower", "simplified"]
 

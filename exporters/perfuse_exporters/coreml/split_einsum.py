@@ -7,15 +7,14 @@ works on is small; of an attention's tensors only the keys are transposed, once.
 those of the original, added up in another order.
 """
 
-import dataclasses
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perfuse.backend import Component
-from perfuse.contract.transform import Transform
+from perfuse.capture import replace_tensors
+from perfuse.contract.transform import Plan, Transform
 from perfuse.errors import InputError
 from perfuse.models.attention import (
     GEGLU,
@@ -24,23 +23,22 @@ from perfuse.models.attention import (
     FeedForward,
     Transformer2DModel,
 )
-from perfuse_exporters.capture import build, replace_tensors
+from perfuse_exporters.coreml.apple import CLASSES
 
 __all__ = ["SplitEinsum", "SplitEinsumV2", "split"]
 
 
 class SplitEinsum(Transform):
-    """Rewrites the attention of a ``UNet2DConditionModel``: channels first, head by head."""
+    """Rewrites the attention of Stable Diffusion's UNet: channels first, head by head."""
 
     #: How many queries are taken at once; ``None`` for all of them.
     queries: ClassVar[int | None] = None
 
-    def component(self, component: Component) -> Component:
-        if component.build is None or component.spec.class_name != "UNet2DConditionModel":
-            return component
-        return dataclasses.replace(
-            component, build=lambda: split(build(component), queries=self.queries)
-        )
+    def apply(self, plan: Plan, options: object) -> Plan:
+        for component in plan.components.values():
+            if component.spec.class_name == CLASSES["unet"][0]:
+                plan = plan.with_component(component.rebuilt(split, self.queries))
+        return plan
 
 
 class SplitEinsumV2(SplitEinsum):
@@ -49,7 +47,7 @@ class SplitEinsumV2(SplitEinsum):
     queries: ClassVar[int | None] = 512
 
 
-def split(module: nn.Module, *, queries: int | None = None) -> nn.Module:
+def split(module: nn.Module, queries: int | None = None) -> nn.Module:
     """A copy of a module in which every transformer is rewritten; the weights are shared.
 
     Args:

@@ -19,7 +19,7 @@ from perfuse.models.registry import latents_of
 from perfuse.progress import say
 from perfuse.sources.store import ArtifactStore
 from perfuse_exporters.neuron import sdk
-from perfuse_exporters.neuron.layout import CONFIG, MODEL, input_names, neuron_config
+from perfuse_exporters.neuron.layout import CONFIG, MODEL, input_names, neuron_config, treated_as
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -68,7 +68,7 @@ def traced(component: Component) -> "nn.Module":
     """
     import torch
 
-    from perfuse_exporters.capture import build, replace_tensors
+    from perfuse.capture import build, replace_tensors
     from perfuse_exporters.neuron.graph import Traced
 
     module = replace_tensors(
@@ -118,9 +118,11 @@ class NeuronExporter(Exporter):
         model: str,
     ) -> Mapping[str, Path]:
         """What of a component's config another one knows: the size of a latent in pixels."""
-        halves = [one for one in components.values() if one.spec.class_name == "AutoencoderKL"]
+        halves = [
+            one for one in components.values() if treated_as(one.spec.class_name) == "autoencoder"
+        ]
         for name, component in components.items():
-            if halves and component.spec.class_name == "UNet2DConditionModel":
+            if halves and treated_as(component.spec.class_name) == "unet":
                 config = json.loads((folder / name / CONFIG).read_text(encoding="utf-8"))
                 scale = latents_of(halves[0].spec.config).downscale
                 config["neuron"]["static_vae_scale_factor"] = scale
@@ -197,7 +199,7 @@ def _inputs(component: Component) -> "tuple[Tensor, ...]":
     """Example inputs in the file's order."""
     import torch
 
-    from perfuse_exporters.capture import example_inputs
+    from perfuse.capture import example_inputs
 
     examples = example_inputs(component, torch.float32)
     named = dict(zip(component.spec.signature.input_names, examples, strict=True))
@@ -242,11 +244,10 @@ def _arguments(component: Component, settings: Mapping[str, str]) -> list[str]:
     arguments += ["--optlevel", settings["optlevel"]]
     if "instance_type" in settings:
         arguments += ["--target", settings["instance_type"]]
-    if component.spec.class_name.startswith("CLIPTextModel"):
-        arguments += ["--model-type", "transformer"]
-    elif component.spec.class_name.startswith("UNet2D"):
-        arguments += ["--model-type", "unet-inference"]
-    return arguments
+    model = {"text": "transformer", "unet": "unet-inference"}.get(
+        treated_as(component.spec.class_name)
+    )
+    return [*arguments, "--model-type", model] if model is not None else arguments
 
 
 def _digest_of_graph(

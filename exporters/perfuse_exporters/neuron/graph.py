@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from perfuse.backend import Component
 from perfuse.spec import Signature
-from perfuse_exporters.neuron.layout import input_names
+from perfuse_exporters.neuron.layout import input_names, treated_as
 
 __all__ = ["Traced", "attention", "core_graph", "first_largest", "nearest"]
 
@@ -122,7 +122,7 @@ class Traced(nn.Module):
         order = input_names(component.spec)
         self._positions = [order.index(name) for name in component.spec.signature.input_names]
         self._signature: Signature = component.spec.signature
-        self._as_dict = component.spec.class_name == "AutoencoderKL"
+        self._as_dict = treated_as(component.spec.class_name) == "autoencoder"
 
     def forward(self, *inputs: Tensor) -> Any:
         with _Plain():

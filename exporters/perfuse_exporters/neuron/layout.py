@@ -12,7 +12,15 @@ from typing import Any
 from perfuse.backend import Component
 from perfuse.spec import ComponentSpec
 
-__all__ = ["CONFIG", "MODEL", "input_names", "named_outputs", "neuron_config", "static_sizes"]
+__all__ = [
+    "CONFIG",
+    "MODEL",
+    "input_names",
+    "named_outputs",
+    "neuron_config",
+    "static_sizes",
+    "treated_as",
+]
 
 MODEL, CONFIG = "model.neuron", "config.json"
 
@@ -26,12 +34,20 @@ _STATIC = {
     "latent_height": "static_height",
     "latent_width": "static_width",
 }
+#: A class, its kind here, and what the layout calls its model type.
+_PROJECTED = "CLIPTextModelWithProjection"
 _CLASSES = {
-    "UNet2DConditionModel": "unet",
-    "UNet2DModel": "unet",
-    "CLIPTextModel": "clip-text-model",
-    "CLIPTextModelWithProjection": "clip-text-with-projection",
+    "UNet2DConditionModel": ("unet", "unet"),
+    "UNet2DModel": ("unet", "unet"),
+    "CLIPTextModel": ("text", "clip-text-model"),
+    _PROJECTED: ("text", "clip-text-with-projection"),
+    "AutoencoderKL": ("autoencoder", ""),
 }
+
+
+def treated_as(class_name: str) -> str:
+    """``"unet"``, ``"text"`` or ``"autoencoder"``, which the layout treats apart; else empty."""
+    return _CLASSES.get(class_name, ("", ""))[0]
 
 
 def input_names(spec: ComponentSpec) -> tuple[str, ...]:
@@ -54,9 +70,9 @@ def named_outputs(spec: ComponentSpec, outputs: Any) -> dict[str, Any]:
     if isinstance(outputs, Mapping):
         return {name: outputs[name] for name in names if name in outputs}
     flat: Sequence[Any] = outputs if isinstance(outputs, tuple | list) else (outputs,)
-    if not spec.class_name.startswith("CLIPTextModel"):
+    if treated_as(spec.class_name) != "text":
         return dict(zip(names, flat, strict=False))
-    projected = spec.class_name == "CLIPTextModelWithProjection"
+    projected = spec.class_name == _PROJECTED
     order = (
         ("text_embeds", "last_hidden_state")
         if projected
@@ -83,8 +99,9 @@ def neuron_config(
     """
     config = dict(component.spec.config)
     shape = component.spec.signature.inputs[0].shape
-    kind = _CLASSES.get(component.spec.class_name) or component.name.replace("_", "-")
-    text = kind.startswith("clip")
+    _, model_type = _CLASSES.get(component.spec.class_name, ("", ""))
+    model_type = model_type or component.name.replace("_", "-")
+    text = treated_as(component.spec.class_name) == "text"
     neuron: dict[str, Any] = {
         "compiler_type": "neuronx-cc",
         "compiler_version": compiler_version,
@@ -105,9 +122,9 @@ def neuron_config(
         "task": "feature-extraction" if text else "semantic-segmentation",
     }
     if "model_type" in config:
-        neuron["model_type"] = kind
+        neuron["model_type"] = model_type
     else:
-        config["model_type"] = kind
+        config["model_type"] = model_type
     return {**config, "neuron": neuron}
 
 

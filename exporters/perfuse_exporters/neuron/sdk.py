@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfuse.errors import ConfigError
+from perfuse.plugins import said
 from perfuse.sources.manifest import tool_versions
 
 if TYPE_CHECKING:
@@ -57,8 +58,7 @@ def runtime_missing() -> str | None:
     try:
         importlib.import_module("torch_neuronx")
     except Exception as exc:  # noqa: BLE001 - PyPI has a package of this name that only raises
-        said = (str(exc).strip().splitlines() or [type(exc).__name__])[0].rstrip(".")
-        return f"torch_neuronx is installed and cannot be imported: {said}. Run: {INSTALL}"
+        return f"torch_neuronx is installed and cannot be imported: {said(exc)}. Run: {INSTALL}"
     return None
 
 

@@ -65,7 +65,7 @@ class OnnxExporter(Exporter):
                 "Runtime has no bfloat16 convolutions on the CPU, so nothing here could run or "
                 "check the file. Use --precision float16 or float32."
             )
-        from perfuse_exporters.capture import build, replace_tensors, trace
+        from perfuse.capture import build, replace_tensors, trace
 
         dtype = torch.float16 if component.precision == "float16" else torch.float32
         module = build(component)
@@ -91,7 +91,7 @@ class OnnxExporter(Exporter):
         from onnxscript import optimizer  # noqa: F401 - without it, everything would be refused
         from torch import nn
 
-        from perfuse_exporters.capture.operators import refused
+        from perfuse_exporters.operators import refused
 
         def convert(program: "ExportedProgram") -> None:
             try:

@@ -1,11 +1,11 @@
-"""The ``openvino`` module, without its telemetry."""
+"""The ``openvino`` module, without its telemetry; and what its exceptions say."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["import_openvino"]
+__all__ = ["import_openvino", "said"]
 
 
 def import_openvino() -> Any:
@@ -30,3 +30,10 @@ def _hidden(module: str) -> Iterator[None]:
         yield
     finally:
         del sys.modules[module]
+
+
+def said(exc: Exception) -> str:
+    """OpenVINO's own words on one line, without where in its sources they come from."""
+    lines = [line.strip() for line in str(exc).splitlines()]
+    own = [line for line in lines if line and not line.startswith("Exception from")]
+    return " ".join(own[:2]).rstrip(".") or repr(exc)

@@ -58,7 +58,7 @@ class OpenVinoExporter(Exporter):
 
     def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
         """What OpenVINO's frontend has no rule for, or fails to translate."""
-        from perfuse_exporters.capture.operators import refused
+        from perfuse_exporters.operators import refused
 
         openvino = import_openvino()
 
@@ -75,7 +75,7 @@ def _convert(openvino: Any, component: Component) -> "ov.Model":
     """Capture the component and translate the graph; its constants share the module's memory."""
     import torch
 
-    from perfuse_exporters.capture import build, cast, trace
+    from perfuse.capture import build, cast, trace
 
     module = build(component)
     if component.precision == "float32":
@@ -99,7 +99,7 @@ def _stored_in(dtype: "torch.dtype", module: "nn.Module") -> "nn.Module":
     from torch import Tensor, nn
     from torch.func import functional_call
 
-    from perfuse_exporters.capture import replace_tensors
+    from perfuse.capture import replace_tensors
 
     class Upcast(nn.Module):
         """Casts each weight where it is used. OpenVINO keeps it as it is stored, and the cast."""
@@ -124,8 +124,10 @@ def _partial_shape(
     def dimension(dim: int | str) -> Any:
         if isinstance(dim, int):
             return openvino.Dimension(dim)
-        least = component.spec.multiples.get(dim, 1)
-        return openvino.Dimension(least, component.spec.maximums.get(dim, -1))
+        known = component.spec.dim(dim)
+        return openvino.Dimension(
+            known.multiple, known.maximum if known.maximum is not None else -1
+        )
 
     return openvino.PartialShape([dimension(dim) for dim in shape])
 

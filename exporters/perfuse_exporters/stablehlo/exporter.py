@@ -72,7 +72,7 @@ class StableHloExporter(Exporter):
         import_jax()
         import torch
 
-        from perfuse_exporters.capture import capture
+        from perfuse.capture import capture
         from perfuse_exporters.stablehlo.graph import Casting, decomposed, lowered, weights_of
 
         graph = capture(component, getattr(torch, component.precision))

@@ -104,7 +104,7 @@ def test_an_export_runs(folder: Path, reference: np.ndarray) -> None:
     # Another batch than it was made for runs in parts.
     several = pipe(**{**GIVEN, "prompt": ["a red circle"] * 3}).images
     assert several.shape == (3, 64, 64, 3)
-    with pytest.raises(InputError, match="unet was compiled for batch 2.*got latent_height 8"):
+    with pytest.raises(InputError, match="unet was exported for batch 2.*got latent_height 8"):
         pipe(**{**GIVEN, "height": 32})
     pipe.close()
 

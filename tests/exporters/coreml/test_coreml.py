@@ -19,13 +19,13 @@ pytest.importorskip("coremltools")
 from torch import nn
 
 from perfuse.backend import Component, ExecutionReport, read_options
+from perfuse.capture import capture
 from perfuse.errors import ExportError, InputError
 from perfuse.models.embeddings import Timesteps
 from perfuse.models.resnet import Downsample2D, Upsample2D
 from perfuse.sources.checkpoint import Checkpoint
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_coreml.program import CoreMLProgram
-from perfuse_exporters.capture import capture
 from perfuse_exporters.coreml.exporter import CoreMLExporter
 from perfuse_exporters.coreml.mlpackage import parts_of, read_model
 from perfuse_interpreters.mil.interpreter import MilPredictor

@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from perfuse.backend import Component
+from perfuse.capture import capture
 from perfuse.errors import ExportError, InputError
 from perfuse.models import UNet2DConditionModel
 from perfuse.models.attention import Transformer2DModel
@@ -18,7 +19,6 @@ from perfuse.models.building import wrap
 from perfuse.models.registry import describe
 from perfuse.run.transforms import find_transforms
 from perfuse_conformance.checkpoints import ddpm_config, randomise, unet_config
-from perfuse_exporters.capture import capture
 from perfuse_exporters.coreml.split_einsum import SplitEinsum, SplitEinsumV2, split
 
 CONFIGS: Mapping[str, Mapping[str, Any]] = {

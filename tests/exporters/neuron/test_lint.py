@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import perfuse.models.building
 from perfuse import DiffusionPipeline
 from perfuse.backend import Component
+from perfuse.capture import capture
 from perfuse.sources.checkpoint import Checkpoint
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
-from perfuse_exporters.capture import capture
 from perfuse_exporters.neuron.exporter import NeuronExporter
 from perfuse_exporters.neuron.lint import Finding, lint
 from perfuse_exporters.neuron.operators import DOCUMENTED, LOWERED, SOURCES

@@ -19,13 +19,13 @@ pytest.importorskip("jax")
 from torch import nn
 
 from perfuse.backend import Component, Target
+from perfuse.capture import capture
 from perfuse.errors import ArtifactError, ExecutionError, ExportError, InputError
 from perfuse.plugins import host
 from perfuse.run.export import exported
 from perfuse.sources.checkpoint import Checkpoint
 from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
-from perfuse_exporters.capture import capture
 from perfuse_exporters.stablehlo.engine import import_jax, settings
 from perfuse_exporters.stablehlo.exporter import StableHloExporter
 from perfuse_exporters.stablehlo.files import load, sealed

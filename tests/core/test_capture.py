@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from perfuse.backend import Component
+from perfuse.capture import build, capture, example_inputs, replace_tensors
 from perfuse.errors import ExportError
 from perfuse.sources.checkpoint import Checkpoint
-from perfuse_exporters.capture import build, capture, example_inputs, replace_tensors
 
 
 @pytest.fixture

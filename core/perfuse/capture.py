@@ -25,23 +25,6 @@ __all__ = [
 
 _DTYPES = {"float32": torch.float32, "int64": torch.int64}
 
-# Example sizes that no two dimensions share, so that capture cannot take one for another; and none
-# is 0 or 1, which torch.export specialises. The tensors are never computed with.
-_EXAMPLE_SIZES = {
-    "batch": 2,
-    "sequence": 7,
-    "latent_height": 96,
-    "latent_width": 64,
-    "height": 96,
-    "width": 64,
-}
-
-# torch.export treats a size of one as a case of its own. A latent of this size is still wider than
-# one after five halvings, so that case never arises; the graph itself is the same for all sizes.
-_SMALLEST = dict.fromkeys(("height", "width", "latent_height", "latent_width"), 64) | {
-    "sequence": 2
-}
-
 
 def example_inputs(component: Component, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Tensors that fit the component's signature, in its order."""
@@ -58,8 +41,8 @@ def _example(component: Component, tensor: TensorSpec, dtype: torch.dtype) -> Te
 def _size(component: Component, dim: str) -> int:
     if dim in component.static:
         return component.static[dim]
-    multiple = component.spec.multiples.get(dim, 1)
-    return _EXAMPLE_SIZES.get(dim, 8) * multiple
+    known = component.spec.dim(dim)
+    return known.example * known.multiple
 
 
 def dynamic_shapes(component: Component) -> tuple[Mapping[int, Any], ...]:
@@ -68,11 +51,11 @@ def dynamic_shapes(component: Component) -> tuple[Mapping[int, Any], ...]:
     for name in component.spec.signature.dims:
         if name in component.static:
             continue
-        multiple = component.spec.multiples.get(name, 1)
-        maximum = component.spec.maximums.get(name)
+        known = component.spec.dim(name)
+        multiple, maximum = known.multiple, known.maximum
         unit = Dim(
             f"{name}_unit" if multiple > 1 else name,
-            min=_SMALLEST.get(name, 1),
+            min=known.smallest,
             max=maximum // multiple if maximum is not None else None,
         )
         dims[name] = unit * multiple if multiple > 1 else unit
