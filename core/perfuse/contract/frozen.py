@@ -25,13 +25,13 @@ class FrozenDict(dict[K, V]):
         given = dict(*args, **entries)
         super().__init__({key: freeze(value) for key, value in given.items()})
 
-    def __hash__(self) -> int:
+    def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (dict(self),)
 
-    def __or__(self, other: Mapping[Any, Any]) -> "FrozenDict[Any, Any]":  # type: ignore[override]
+    def __or__(self, other: Mapping[Any, Any]) -> "FrozenDict[Any, Any]":
         return FrozenDict({**self, **other})
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:

@@ -18,15 +18,12 @@ __all__ = ["Source"]
 class Source(ABC):
     """A description of a pipeline, its components, its tokenizers and the files that go with it."""
 
-    @property
-    @abstractmethod
-    def model(self) -> str:
-        """What a person calls it: a folder, a Hub id."""
-
-    @property
-    @abstractmethod
-    def spec(self) -> PipelineSpec:
-        """What it is made of."""
+    #: What a person calls it: a folder, a Hub id.
+    model: str
+    #: What it is made of.
+    spec: PipelineSpec
+    #: The commit of a Hub repository.
+    revision: str | None = None
 
     @abstractmethod
     def component(
@@ -59,11 +56,6 @@ class Source(ABC):
     @property
     def format(self) -> str | None:
         """The engine format that its components are in; ``None`` where they are torch modules."""
-        return None
-
-    @property
-    def revision(self) -> str | None:
-        """The commit of a Hub repository."""
         return None
 
     @property

@@ -113,19 +113,24 @@ def print_spec(source: "Source") -> None:
     console.print(f"pictures   {width}×{height}, or other multiples of {spec.size_multiple}")
     scheduler = spec.scheduler.get("_class_name", "none named; give --scheduler-from")
     console.print(f"schedule   {scheduler}{_schedule(spec.scheduler)}")
-    latents = spec.latents
-    console.print(f"latents    {latents.channels} channels, 1/{latents.downscale} of the picture")
+    if spec.latents.downscale > 1:
+        latents = spec.latents
+        factor = getattr(latents, "scaling_factor", None)
+        scaled = f", scaled by {factor:g}" if factor is not None else ""
+        console.print(
+            f"latents    {latents.channels} channels, 1/{latents.downscale} of the picture{scaled}"
+        )
     if spec.tokenizers:
         console.print(f"tokenizers {', '.join(spec.tokenizers)}")
-    sizes, exported = source.weight_bytes(), source.exported()
+    sizes, exported_as = source.weight_bytes(), source.exported()
     for name, component in spec.components.items():
         signature, how = component.signature, ""
-        if name in exported:
-            one = exported[name]
-            signature, how = one.signature, f"  {one.format} {one.precision}"
+        if name in exported_as:
+            exported = exported_as[name]
+            signature, how = exported.signature, f"  {exported.format} {exported.precision}"
         count = sizes.get(name, sizes.get(component.folder))
-        size = "" if count is None else f"  {count / 1e6:.1f} MB"
-        console.print(f"\n[bold]{name}[/]  {component.class_name}{how}{size}")
+        size = f"{count / 1e6:.1f} MB" if count is not None else ""
+        console.print(f"\n[bold]{name}[/]  {component.class_name}{how}  {size}")
         for arrow, tensors in (("in ", signature.inputs), ("out", signature.outputs)):
             for tensor in tensors:
                 shape = ", ".join(str(size) for size in tensor.shape)

@@ -35,11 +35,11 @@ class Artifact(Source):
         return cls(path=path, manifest=Manifest.read(path))
 
     @property
-    def model(self) -> str:
+    def model(self) -> str:  # type: ignore[override]  # it follows from the path
         return str(self.path)
 
     @property
-    def spec(self) -> PipelineSpec:
+    def spec(self) -> PipelineSpec:  # type: ignore[override]
         return self.manifest.spec
 
     @property

@@ -46,6 +46,7 @@ def open_model(
     elif model is not None:
         source = read_folder(Path(model).expanduser(), scheduler=scheduler)
     if source is None:
+        assert not isinstance(model, Source)
         from perfuse.shapes import CHECKPOINT
         from perfuse.sources.checkpoint import Checkpoint
 
