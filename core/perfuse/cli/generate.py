@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from perfuse.arrays.metadata import Metadata
     from perfuse.contract.steps import Event, Task
     from perfuse.run.pipeline import DiffusionPipeline
+    from perfuse.schedulers import Scheduler
 
 __all__ = ["generate"]
 
@@ -174,7 +175,7 @@ def _opened(
 ) -> "DiffusionPipeline":
     """The pipeline: as the picture says where there is one, and a flag does not say otherwise."""
     from perfuse.run.pipeline import DiffusionPipeline
-    from perfuse.schedulers import scheduler_class, scheduler_from_config
+    from perfuse.schedulers import scheduler_class
 
     opening = {
         **model_of(given),
@@ -185,12 +186,28 @@ def _opened(
     }
     if again is not None:
         opening |= {n: v for n, v in _opening(again, flags).items() if n not in flags}
+    same = again is not None and not {"scheduler", "scheduler_from", "model"} & flags
+    scheduler = _scheduler(again) if again is not None and same else None
     pipe = DiffusionPipeline.from_pretrained(**opening)
-    if again is not None and not {"scheduler", "scheduler_from", "model"} & flags:
-        pipe.scheduler = scheduler_from_config(again.scheduler)
+    if scheduler is not None:
+        pipe.scheduler = scheduler
     elif given["scheduler"] is not None and (again is None or "scheduler" in flags):
         pipe.scheduler = scheduler_class(given["scheduler"]).from_config(pipe.scheduler.config)
     return pipe
+
+
+def _scheduler(again: "Metadata") -> "Scheduler":
+    """The scheduler of a picture, which anybody may have written."""
+    from perfuse.schedulers import scheduler_from_config
+
+    wrong = (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, MemoryError)
+    try:
+        return scheduler_from_config(again.scheduler)
+    except (PerfuseError, *wrong) as exc:
+        raise InputError(
+            f"The picture was to be drawn again; its scheduler cannot be used: {exc} Name another: "
+            "--scheduler NAME."
+        ) from exc
 
 
 def _opening(again: "Metadata", flags: frozenset[str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +51,6 @@ class TaskOption:
         )
 
 
-@cache
 def task_options(*, plugins: bool = False) -> tuple[TaskOption, ...]:
     """The options of perfuse's own tasks, and where asked those of the plugins' too.
 

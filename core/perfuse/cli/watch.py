@@ -48,12 +48,12 @@ class Watch:
         self.begin(_words(names[0]))
         for event in events:
             self.lap(event.step)
-            yield event
-            if event.step in names and event.done == event.total:
-                following = names[names.index(event.step) + 1 :]
-                self.begin(_words(following[0] if following else event.step))
-            else:
+            if event.total > 1:
                 self.begin(_words(event.step), done=event.done, total=event.total)
+            yield event
+            following = names[names.index(event.step) + 1 :] if event.step in names else []
+            if following and event.done == event.total:
+                self.begin(_words(following[0]))
 
     def heard(self, progress: Progress) -> None:
         """Take note of what ``perfuse.progress`` reports."""
