@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from perfuse.progress import Progress, reporting
@@ -61,7 +62,9 @@ class Watch:
             self._close(progress, progress.seconds)
         elif progress.stage:
             self._open.append((progress, 0.0))
-        self._show(progress if progress.seconds is None else self._open[-1][0])
+        around = self._open[-1][0]
+        remark = progress.seconds is None and not progress.stage
+        self._show(replace(around, message=progress.message) if remark else around)
 
     def _close(self, progress: Progress, seconds: float) -> None:
         inside = 0.0
