@@ -165,6 +165,6 @@ def _bar() -> Iterator[_Display]:
                     bars.remove_task(self._bar)
                     self._shown = message
                     self._bar = bars.add_task(escape(message), total=total)
-                bars.update(self._bar, total=total, completed=done)
+                bars.update(self._bar, total=total, completed=done, refresh=done == total)
 
         yield Display()

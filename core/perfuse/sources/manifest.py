@@ -122,7 +122,7 @@ class Manifest:
                     "Update perfuse, or export the model again."
                 )
             fields = {name: value for name, value in data.items() if name != "version"}
-            manifest = from_plain(cls, {**fields, "spec": fields.pop("pipeline")})
+            manifest = from_plain(cls, {"spec": fields.pop("pipeline"), **fields})
             manifest._check(folder)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
             raise ArtifactError(

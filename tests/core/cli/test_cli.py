@@ -418,6 +418,8 @@ def test_export(checkpoint: Make, tmp_path: Path) -> None:
     found = read_json(perfuse(*given, "--json"))
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     listed = [path for path in files if path.name != "perfuse.json"]
+    seconds = found.pop("seconds")
+    assert seconds["total"] >= seconds["components"]["unet"]["export"] > 0
     assert found == {
         "folder": "out",
         "files": len(listed),
