@@ -33,7 +33,9 @@ def cache_list(as_json: bool) -> None:
 
 @cache.command("clear")
 def cache_clear() -> None:
-    """Remove every export in the cache."""
+    """Remove every export in the cache, and what is kept of plugins."""
+    from perfuse.plugins.kept import forget_all
     from perfuse.sources.store import ArtifactStore
 
+    forget_all()
     click.echo(f"{ArtifactStore.default().clear()} exports removed")

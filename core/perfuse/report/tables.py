@@ -1,64 +1,16 @@
-"""What ``perfuse inspect``, ``perfuse backends`` and ``perfuse doctor`` print."""
+"""What ``perfuse inspect`` prints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from perfuse.report.console import console, safe
 
 if TYPE_CHECKING:
     from perfuse.report.portability import Finding
     from perfuse.sources.artifact import Artifact
     from perfuse.sources.checkpoint import Checkpoint
 
-__all__ = ["print_backends", "print_examined", "print_findings", "print_spec", "weight_sizes"]
-
-
-def print_backends(rows: Sequence[Mapping[str, Any]]) -> None:
-    """The rows of ``perfuse backends`` for a person."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("target", "state", "here", "from"):
-        table.add_column(heading, no_wrap=heading != "here", overflow="fold")
-    table.add_column("what")
-    for row in rows:
-        cells = (row["state"], _here(row), _origin(row))
-        for device in row["devices"]:
-            what = f"{device['description']} ({', '.join(device['precisions'])})"
-            table.add_row(device["target"], *cells, escape(what))
-        if not row["devices"]:
-            table.add_row(row["backend"], *cells, escape(_why(row) or row["summary"]))
-    Console().print(table)
-
-
-def _here(row: Mapping[str, Any]) -> str:
-    """What can be done on this machine: three words for three things."""
-    words = ["exported"] if row["exports"] else []
-    if row["interpreters"] or (row["interprets"] and row["state"] == "available"):
-        words.append("interpreted")
-    if row["state"] == "available" and not row["interprets"]:
-        words.append("executed")
-    return ", ".join(words)
-
-
-def print_examined(rows: Sequence[Mapping[str, Any]]) -> None:
-    """The rows of ``perfuse doctor`` for a person."""
-    from rich.console import Console
-    from rich.markup import escape
-
-    console = Console(highlight=False, soft_wrap=True)
-    for row in rows:
-        seconds = f"  {row['seconds']:.1f} s" if "seconds" in row else ""
-        console.print(f"[bold]{row['backend']}[/]  {row['state']}  {_origin(row)}{seconds}")
-        engines = [f"{name} {version}" for name, version in row.get("engines", {}).items()]
-        lines = [", ".join(engines), _why(row)]
-        for target, answers in row.get("supports", {}).items():
-            levels = ", ".join(f"{precision} {level}" for precision, level in answers.items())
-            lines.append(f"{target}: {levels}")
-        lines += [f"│ {line}" for line in row.get("output", ())]
-        for line in lines:
-            if line:
-                console.print(f"  {escape(line)}")
+__all__ = ["print_findings", "print_spec", "weight_sizes"]
 
 
 _MARKS = {"fits": "", "changed": "*", "refused": "no", "unknown": "?"}
@@ -66,56 +18,47 @@ _MARKS = {"fits": "", "changed": "*", "refused": "no", "unknown": "?"}
 
 def print_findings(model: str, target: str, findings: "Sequence[Finding]", executed: str) -> None:
     """What ``perfuse inspect --for`` found, for a person."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from perfuse.report.portability import TOGETHER, verdicts
 
-    console = Console(highlight=False, soft_wrap=True)
-    seen = f"executed on {executed}" if executed else "not executed by perfuse so far"
-    console.print(f"[bold]{escape(model)}[/] for [bold]{target}[/], {seen}")
+    to, table_to = console(), console(wrap=True)
+    seen = f", executed on {executed}" if executed else ", not executed by perfuse so far"
+    to.print(Text.assemble((safe(model), "bold"), " for ", (safe(target), "bold"), safe(seen)))
     for name, verdict in verdicts(findings).items():
-        console.print(f"\n[bold]{name}[/]" + ("" if name == TOGETHER else f"  {verdict}"))
+        after = "" if name == TOGETHER else f"  {verdict}"
+        to.print(Text.assemble("\n", (safe(name), "bold"), safe(after)))
         table = Table.grid(padding=(0, 2), pad_edge=True)
         for row in findings:
             if row.component == name:
-                text = escape(f"{row.found}: {row.action}" if row.action else row.found)
-                table.add_row(f"  {row.topic}", _MARKS[row.standing], text)
-        Console(highlight=False).print(table)
-    console.print("\n* perfuse does something about it   ? only running tells")
-
-
-def _origin(row: Mapping[str, Any]) -> str:
-    return f"{row['distribution']} {row['version']}"
-
-
-def _why(row: Mapping[str, Any]) -> str:
-    return f"{row['reason']}. {row['remedy']}" if row["reason"] else ""
+                text = f"{row.found}: {row.action}" if row.action else row.found
+                table.add_row(f"  {safe(row.topic)}", _MARKS[row.standing], safe(text))
+        table_to.print(table)
+    to.print("\n* perfuse does something about it   ? only running tells")
 
 
 def print_spec(source: "Checkpoint | Artifact") -> None:
     """A pipeline's spec for a person."""
-    from rich.console import Console
-    from rich.markup import escape
+    from rich.text import Text
 
     from perfuse.sources.artifact import Artifact
 
-    spec, console = source.spec, Console(highlight=False, soft_wrap=True)
+    spec, to = source.spec, console()
     height, width = spec.default_size
-    console.print(f"[bold]{spec.class_name}[/]  {escape(source.model)}")
-    console.print(f"tasks      {', '.join(spec.tasks)}")
-    console.print(f"pictures   {width}×{height}, or other multiples of {spec.size_multiple}")
+    to.print(Text.assemble((safe(spec.class_name), "bold"), f"  {safe(source.model)}"))
+    to.print(f"tasks      {safe(', '.join(spec.tasks))}")
+    to.print(f"pictures   {width}×{height}, or other multiples of {spec.size_multiple}")
     scheduler = spec.scheduler.get("_class_name", "none named; give --scheduler-from")
-    console.print(f"schedule   {scheduler}{_schedule(spec.scheduler)}")
+    to.print(f"schedule   {safe(scheduler)}{safe(_schedule(spec.scheduler))}")
     if spec.latents is not None:
         latents = spec.latents
-        console.print(
+        to.print(
             f"latents    {latents.channels} channels, 1/{latents.downscale} of the picture, "
             f"scaled by {latents.scaling_factor:g}"
         )
     if spec.tokenizers:
-        console.print(f"tokenizers {', '.join(spec.tokenizers)}")
+        to.print(f"tokenizers {safe(', '.join(spec.tokenizers))}")
     sizes = weight_sizes(source)
     for name, component in spec.components.items():
         signature, how = component.signature, ""
@@ -123,11 +66,12 @@ def print_spec(source: "Checkpoint | Artifact") -> None:
             exported = source.manifest.components[name]
             signature, how = exported.signature, f"  {exported.format} {exported.precision}"
         size = f"{sizes[component.folder if not how else name] / 1e6:.1f} MB"
-        console.print(f"\n[bold]{name}[/]  {component.class_name}{how}  {size}")
+        after = f"  {component.class_name}{how}  {size}"
+        to.print(Text.assemble("\n", (safe(name), "bold"), safe(after)))
         for arrow, tensors in (("in ", signature.inputs), ("out", signature.outputs)):
             for tensor in tensors:
                 shape = ", ".join(str(size) for size in tensor.shape)
-                console.print(f"  {arrow} {tensor.name:26} {tensor.dtype:8} \\[{shape}]")
+                to.print(safe(f"  {arrow} {tensor.name:26} {tensor.dtype:8} [{shape}]"))
 
 
 def weight_sizes(source: "Checkpoint | Artifact") -> dict[str, int]:
