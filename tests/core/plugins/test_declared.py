@@ -289,6 +289,17 @@ def test_one_that_hangs_is_waited_for_once(install: Install, tmp_path: Path) -> 
     assert set(PluginHost(["hangs", "sound"]).backends()) == {"hangs", "sound"}
 
 
+def test_where_no_process_can_be_started(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a frozen program, say: what is somebody else's is a row, the rest is there."""
+    good(install)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-python"))
+    host = PluginHost(["sound", "torch"])
+    assert set(host.backends()) == {"torch"}
+    assert "no process could be started: No such file" in row(host, "sound").reason
+
+
 def test_what_was_missing_may_have_come(
     install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -242,8 +242,8 @@ main()
     ("event", "words"),
     [
         ("import", "perfuse.plugins.doctor"),
-        ("import", "perfuse.builtin"),
-        ("import", "perfuse_torch.plugin"),
+        ("open", "builtin."),
+        ("open", "perfuse_torch"),
         ("import", "concurrent.futures"),
         ("subprocess.Popen", "declare"),
         ("subprocess.Popen", "thorough"),
