@@ -289,6 +289,27 @@ def test_one_that_hangs_is_waited_for_once(install: Install, tmp_path: Path) -> 
     assert set(PluginHost(["hangs", "sound"]).backends()) == {"hangs", "sound"}
 
 
+def test_one_that_was_broken_and_is_mended_is_read_again(install: Install) -> None:
+    """Whichever of its files it was, or one that was not there."""
+    site = install("mended", "from perfuse_mended.part import perfuse_backends")
+    entry = site / "mended-1.2.dist-info" / "entry_points.txt"
+    entry.write_text("[perfuse.v1]\nmended = perfuse_mended.plugin\n")
+    package = site / "perfuse_mended"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "plugin.py").write_text("from .part import perfuse_backends")
+    reasons = []
+    for text in (None, "import nowhere", "def perfuse_backends(): return []"):
+        if text is not None:
+            (package / "part.py").write_text(text)
+        found = [row(PluginHost(["mended"]), "mended") for _ in range(2)]
+        assert found[0] == found[1]
+        reasons.append(found[0].reason)
+    assert "perfuse_mended.part" in reasons[0]
+    assert "'nowhere'" in reasons[1]
+    assert reasons[2] == ""
+
+
 def test_where_no_process_can_be_started(
     install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
