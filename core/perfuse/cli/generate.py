@@ -25,7 +25,7 @@ from perfuse.cli.settings import Configured
 from perfuse.cli.task_options import TaskOption, fitting, task_options
 from perfuse.cli.watch import Watch, watching
 from perfuse.errors import InputError, PerfuseError
-from perfuse.report.tables import printable
+from perfuse.report.console import safe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -160,7 +160,7 @@ def _read(origin: Path, flags: frozenset[str]) -> "Metadata":
     }
     said = [f"{name} {value}" for name, value in named.items() if value and name not in flags]
     if said:
-        click.echo(f"perfuse: {origin} names {printable('; '.join(said))}.", err=True)
+        click.echo(f"perfuse: {origin} names {safe('; '.join(said))}.", err=True)
     if again.replaced:
         warnings.warn(
             f"{origin} was drawn with another {', '.join(again.replaced)} than its model has, which "
@@ -270,7 +270,7 @@ def _check_recorded(task: "Task", inputs: Mapping[str, Any], again: "Metadata") 
         one = task.inputs.get(name)
         if one is None and task.name == again.task:
             raise InputError(
-                f"The picture was to be drawn again; it was given {printable(name)}, and {task.name} "
+                f"The picture was to be drawn again; it was given {safe(name)}, and {task.name} "
                 f"takes {', '.join(task.inputs)}. Use the perfuse that wrote it."
             )
         # Texts, and lists of numbers such as timesteps; a task checks its numbers itself.
@@ -279,7 +279,7 @@ def _check_recorded(task: "Task", inputs: Mapping[str, Any], again: "Metadata") 
         listed = one is not None and one.kind is None
         if not all(isinstance(v, kind) for v in values) or (listed and value is not values):
             raise InputError(
-                f"The picture was to be drawn again; its {printable(name)} is {value!r}, which is of "
+                f"The picture was to be drawn again; its {safe(name)} is {value!r}, which is of "
                 "another type. Use the perfuse that wrote it."
             )
 

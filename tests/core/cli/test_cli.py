@@ -530,15 +530,3 @@ def test_the_script_is_installed() -> None:
         pytest.skip("the environment has no scripts")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert "perfuse" in done.stdout
-
-
-def test_a_missing_engine_is_named_with_the_extra_that_brings_it(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    from perfuse.report.tables import print_backends
-
-    row = {"backend": "acme", "state": "not installed", "reason": "acme is not installed"}
-    row |= {"distribution": "perfuse-acme", "version": "1.0", "interprets": ""}
-    row |= {"exports": [], "interpreters": []}
-    print_backends([{**row, "remedy": "pip install 'perfuse[acme]'", "devices": []}])
-    assert "perfuse[acme]" in capsys.readouterr().out.replace("\n", "")
