@@ -152,19 +152,18 @@ def _read(origin: Path, flags: frozenset[str]) -> "Metadata":
     from perfuse.arrays.metadata import read
 
     again = read(origin)
-    named = {
-        "model": again.model,
-        "backend": again.backend,
-        "options": ",".join(f"{name}={value}" for name, value in again.options.items()),
-        "transforms": ",".join(again.transforms),
-    }
-    said = [f"{name} {value}" for name, value in named.items() if value and name not in flags]
-    if said:
-        click.echo(f"perfuse: {origin} names {safe('; '.join(said))}.", err=True)
+    named = [f"model {again.model}"] if "model" not in flags else []
+    if "backend" not in flags:
+        options = "".join(f", {name}={value}" for name, value in again.options.items())
+        named.append(f"backend {again.backend}{options if 'options' not in flags else ''}")
+    if again.transforms and "transforms" not in flags:
+        named.append(f"transforms {', '.join(again.transforms)}")
+    if named:
+        click.echo(f"perfuse: {safe(origin)} names {safe('; '.join(named))}.", err=True)
     if again.replaced:
         warnings.warn(
-            f"{origin} was drawn with another {', '.join(again.replaced)} than its model has, which "
-            "the picture does not hold: expect another picture.",
+            f"{safe(origin)} was drawn with another {safe(', '.join(again.replaced))} than its model "
+            "has, which the picture does not hold: expect another picture.",
             stacklevel=2,
         )
     return again
@@ -186,14 +185,30 @@ def _opened(
     }
     if again is not None:
         opening |= {n: v for n, v in _opening(again, flags).items() if n not in flags}
-    same = again is not None and not {"scheduler", "scheduler_from", "model"} & flags
-    scheduler = _scheduler(again) if again is not None and same else None
+    scheduler = _scheduler(again) if again is not None and not flags & _OTHERS else None
     pipe = DiffusionPipeline.from_pretrained(**opening)
     if scheduler is not None:
         pipe.scheduler = scheduler
     elif given["scheduler"] is not None and (again is None or "scheduler" in flags):
         pipe.scheduler = scheduler_class(given["scheduler"]).from_config(pipe.scheduler.config)
     return pipe
+
+
+def _opening(again: "Metadata", flags: frozenset[str]) -> dict[str, Any]:
+    """What opens the model of a picture, but for what a flag puts another thing in place of."""
+    same: dict[str, Any] = {"precision": again.precision, "transforms": again.transforms}
+    if "backend" not in flags:  # switches are those of one backend
+        same |= {"backend": again.backend, "options": again.options}
+    if "model" not in flags:
+        model = None if again.model == "shapes" else again.model
+        same |= {"model": model, "revision": again.revision, "variant": again.variant}
+    if not flags & _OTHERS:
+        same |= {"scheduler_from": again.scheduler}
+    return same
+
+
+#: The flags that put another scheduler in the place of a picture's.
+_OTHERS = frozenset({"scheduler", "scheduler_from", "model"})
 
 
 def _scheduler(again: "Metadata") -> "Scheduler":
@@ -205,28 +220,9 @@ def _scheduler(again: "Metadata") -> "Scheduler":
         return scheduler_from_config(again.scheduler)
     except (PerfuseError, *wrong) as exc:
         raise InputError(
-            f"The picture was to be drawn again; its scheduler cannot be used: {exc} Name another: "
-            "--scheduler NAME."
+            f"The picture was to be drawn again; its scheduler cannot be used: {safe(exc)} Name "
+            "another: --scheduler NAME."
         ) from exc
-
-
-def _opening(again: "Metadata", flags: frozenset[str]) -> dict[str, Any]:
-    """What opens the model of a picture; nothing of a model that a flag puts another in place of."""
-    same: dict[str, Any] = {
-        "backend": again.backend,
-        "precision": again.precision,
-        "options": again.options,
-        "transforms": again.transforms,
-    }
-    if "model" in flags:
-        return same
-    return {
-        **same,
-        "model": None if again.model == "shapes" else again.model,
-        "revision": again.revision,
-        "variant": again.variant,
-        "scheduler_from": again.scheduler,
-    }
 
 
 def _inputs(

@@ -81,15 +81,13 @@ def _schedule(config: Any) -> str:
 
 def print_metadata(path: str, metadata: "Metadata") -> None:
     """What a picture was drawn from and with, for a person."""
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2), pad_edge=False)
-    for name, value in _metadata_rows(metadata):
-        if value:
-            table.add_row(safe(name), safe(value))
-    console().print(Text(safe(path), "bold"))
-    console(wrap=True).print(table)
+    to, rows = console(), [row for row in _metadata_rows(metadata) if row[1]]
+    width = max(len(safe(name)) for name, _ in rows)
+    to.print(Text(safe(path), "bold"))
+    for name, value in rows:
+        to.print(f"{safe(name):{width}}  {safe(value)}")
 
 
 def _metadata_rows(metadata: "Metadata") -> list[tuple[str, str]]:

@@ -101,6 +101,16 @@ def test_without_words_drawn_again(checkpoint: Make) -> None:
     assert (pixels("a.png") == pixels("b.png")).all()
 
 
+def test_another_backend_does_not_get_the_first_one_s_switches(checkpoint: Make) -> None:
+    ok(draw(checkpoint, "--option", "tf32=true", "--output", "a.png"))
+    assert read("a.png").options == {"tf32": "true"}
+    again = ("generate", "--from", "a.png", "--output", "b.png")
+    assert "backend torch:cpu, tf32=true" in ok(perfuse(*again)).stderr
+    assert read("b.png").options == {"tf32": "true"}
+    ok(perfuse(*again, "--backend", "torch:cpu"))
+    assert read("b.png").options == {}
+
+
 def test_pictures_that_cannot_be_drawn_again(checkpoint: Make) -> None:
     result = draw(checkpoint, "--no-metadata", "--output", "plain.png")
     ok(result)
