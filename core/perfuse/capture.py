@@ -11,6 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from perfuse.backend import Component
 from perfuse.errors import ExportError
+from perfuse.progress import say
 from perfuse.spec import TensorSpec
 
 __all__ = [
@@ -120,6 +121,7 @@ def trace(component: Component, module: nn.Module, dtype: torch.dtype) -> Export
     Raises:
         ExportError: torch.export cannot capture it.
     """
+    say(f"Capturing {component.name}")
     try:
         with torch.no_grad():
             return torch.export.export(

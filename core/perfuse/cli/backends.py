@@ -11,25 +11,29 @@ __all__ = ["backends", "doctor"]
 
 @click.command()
 @click.option("--devices/--no-devices", default=True, help="Ask the engines for their devices.")
+@click.option("--refresh", is_flag=True, help="Ask again, whatever is kept of earlier answers.")
 @JSON
-def backends(devices: bool, as_json: bool) -> None:
-    """List backends, the devices each one sees, and why the rest does not run."""
-    from perfuse.plugins.installed import check_rows, is_strict
+def backends(devices: bool, refresh: bool, as_json: bool) -> None:
+    """List backends, the devices each one sees, and why the rest does not run.
+
+    What an engine answered is kept until a version, a driver or the environment changes.
+    """
+    from perfuse.plugins.installed import allowed_plugins, check_rows, is_strict
 
     if devices:
         from perfuse.plugins.doctor import examine
 
-        found = examine(thorough=False)
+        found = examine(thorough=False, refresh=refresh)
     else:
-        from perfuse.plugins.host import host
+        from perfuse.plugins.host import PluginHost
 
-        found = host().listing()
+        found = PluginHost(allowed_plugins(), again="all" if refresh else "failed").listing()
     if is_strict():
         check_rows(found["backends"])
     if as_json:
         click.echo(json.dumps(found))
         return
-    from perfuse.report.tables import print_backends
+    from perfuse.report.backends import print_backends
 
     print_backends(found["backends"])
 
@@ -51,7 +55,7 @@ def doctor(
     if as_json:
         click.echo(json.dumps(found))
     else:
-        from perfuse.report.tables import print_examined
+        from perfuse.report.backends import print_examined
 
         print_examined(rows)
     if is_strict():

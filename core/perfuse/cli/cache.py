@@ -26,14 +26,20 @@ def cache_list(as_json: bool) -> None:
         listed = [{"folder": str(folder), "bytes": size} for folder, size in entries]
         click.echo(json.dumps({"cache": str(store.root), "entries": listed}))
         return
-    click.echo(f"{store.root}: {len(entries)} exports, {size_text(sum(s for _, s in entries))}")
+    from perfuse.report.console import console, safe
+
+    to = console()
+    total = size_text(sum(size for _, size in entries))
+    to.print(safe(f"{store.root}: {len(entries)} exports, {total}"))
     for folder, size in entries:
-        click.echo(f"  {size_text(size):>9}  {folder.name}")
+        to.print(safe(f"  {size_text(size):>9}  {folder.name}"))
 
 
 @cache.command("clear")
 def cache_clear() -> None:
-    """Remove every export in the cache."""
+    """Remove every export in the cache, and what is kept of plugins."""
+    from perfuse.plugins.kept import forget_all
     from perfuse.sources.store import ArtifactStore
 
+    forget_all()
     click.echo(f"{ArtifactStore.default().clear()} exports removed")

@@ -16,6 +16,7 @@ __all__ = [
     "option",
     "read_options",
     "size_text",
+    "variable",
 ]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -31,8 +32,12 @@ TRANSFORM = click.option(
 
 def option(name: str, **settings: Any) -> Callable[[_F], _F]:
     """An option that the environment can give too, as ``PERFUSE_NAME``."""
-    variable = "PERFUSE_" + name.lstrip("-").split("/")[0].replace("-", "_").upper()
-    return click.option(name, envvar=variable, **settings)
+    return click.option(name, envvar=variable(name), **settings)
+
+
+def variable(name: str) -> str:
+    """The environment variable of an option: ``PERFUSE_NUM_IMAGES``."""
+    return "PERFUSE_" + name.lstrip("-").split("/")[0].replace("-", "_").upper()
 
 
 _MODEL = (

@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +22,18 @@ from perfuse.cli.common import (
     read_options,
 )
 from perfuse.cli.settings import Configured
-from perfuse.cli.task_options import task_inputs, task_options
+from perfuse.cli.task_options import TaskOption, fitting, task_options
 from perfuse.cli.watch import Watch, watching
 from perfuse.errors import InputError, PerfuseError
+from perfuse.report.console import safe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from perfuse.arrays.metadata import Metadata
-    from perfuse.contract.steps import Event
+    from perfuse.contract.steps import Event, Task
     from perfuse.run.pipeline import DiffusionPipeline
+    from perfuse.schedulers import Scheduler
 
 __all__ = ["generate"]
 
@@ -39,13 +41,34 @@ _STDOUT = Path("-")
 _BESIDE = "beside the output"
 
 
-@click.command(cls=Configured)
+class _Generate(Configured):
+    """Takes the options of every task; those of plugins' tasks where one is asked for."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        own = super().get_params(ctx)
+        at = next(i for i, one in enumerate(own) if one.name == "options")
+        return [*own[:at], *(one.made() for one in _options(ctx)), *own[at:]]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {flag for one in self.get_params(ctx) for flag in (*one.opts, *one.secondary_opts)}
+        asked = {arg.partition("=")[0] for arg in args if arg.startswith("--") and arg != "--"}
+        ctx.meta[_PLUGINS] = not asked <= known
+        return super().parse_args(ctx, args)
+
+
+_PLUGINS = "perfuse.plugins"
+
+
+def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
+    return task_options(plugins=ctx.meta.get(_PLUGINS, False))
+
+
+@click.command(cls=_Generate)
 @click.argument("prompt", required=False)
 @model_options
 @option("--backend", help="BACKEND[:DEVICE], or one a component: unet=openvino:GPU,torch:cpu.")
 @option("--precision", help="float32, float16 or bfloat16.")
 @option("--scheduler", help="ddim, euler, dpm++, unipc, … instead of the checkpoint's.")
-@task_options
 @click.option("--option", "options", multiple=True, help="A backend's switch: compile=true.")
 @TRANSFORM
 @click.option(
@@ -100,14 +123,14 @@ def generate(
     with watching(show=not quiet) as watch:
         watch.begin("Opening the model")
         pipe = _opened(given, flags, again)
-        inputs = _inputs(pipe, prompt, given, flags, again)
+        task, inputs = _inputs(pipe, prompt, given, flags, _options(ctx), again)
         watch.lap("open")
-        events = watch.follow(pipe.task, pipe.stream(**inputs))
-        state = (
-            _last(events)
-            if shown is None
-            else _previewed(pipe, events, watch, shown, preview_every)
-        )
+        events = watch.follow(task, pipe.stream(task=task.name, **inputs))
+        if shown is not None:
+            events = _previewed(pipe, task, events, watch, shown, preview_every)
+        state: Mapping[str, Any] = {}
+        for event in events:
+            state = event.state
     images = _wanted(state["images"], flags, again)
     paths = _save(images, output, metadata=not no_metadata)
     if as_json:
@@ -127,27 +150,20 @@ def generate(
 def _read(origin: Path, flags: frozenset[str]) -> "Metadata":
     """What a picture was drawn from; what is opened because of it is said."""
     from perfuse.arrays.metadata import read
-    from perfuse.report.tables import printable
 
     again = read(origin)
-    if again.unrecorded:
-        raise InputError(
-            f"{origin} was to be drawn again; it was drawn with {', '.join(again.unrecorded)}, which "
-            "a picture cannot hold. Draw it where they are."
-        )
-    named = {
-        "model": again.model,
-        "backend": again.backend,
-        "options": ",".join(f"{name}={value}" for name, value in again.options.items()),
-        "transforms": ",".join(again.transforms),
-    }
-    said = [f"{name} {value}" for name, value in named.items() if value and name not in flags]
-    if said:
-        click.echo(f"perfuse: {origin} names {printable('; '.join(said))}.", err=True)
+    named = [f"model {again.model}"] if "model" not in flags else []
+    if "backend" not in flags:
+        options = "".join(f", {name}={value}" for name, value in again.options.items())
+        named.append(f"backend {again.backend}{options if 'options' not in flags else ''}")
+    if again.transforms and "transforms" not in flags:
+        named.append(f"transforms {', '.join(again.transforms)}")
+    if named:
+        click.echo(f"perfuse: {safe(origin)} names {safe('; '.join(named))}.", err=True)
     if again.replaced:
         warnings.warn(
-            f"{origin} was drawn with another {', '.join(again.replaced)} than its model has, which "
-            "the picture does not hold: expect another picture.",
+            f"{safe(origin)} was drawn with another {safe(', '.join(again.replaced))} than its model "
+            "has, which the picture does not hold: expect another picture.",
             stacklevel=2,
         )
     return again
@@ -158,7 +174,7 @@ def _opened(
 ) -> "DiffusionPipeline":
     """The pipeline: as the picture says where there is one, and a flag does not say otherwise."""
     from perfuse.run.pipeline import DiffusionPipeline
-    from perfuse.schedulers import scheduler_class, scheduler_from_config
+    from perfuse.schedulers import scheduler_class
 
     opening = {
         **model_of(given),
@@ -169,31 +185,44 @@ def _opened(
     }
     if again is not None:
         opening |= {n: v for n, v in _opening(again, flags).items() if n not in flags}
+    scheduler = _scheduler(again) if again is not None and not flags & _OTHERS else None
     pipe = DiffusionPipeline.from_pretrained(**opening)
-    if again is not None and not {"scheduler", "scheduler_from", "model"} & flags:
-        pipe.scheduler = scheduler_from_config(again.scheduler)
+    if scheduler is not None:
+        pipe.scheduler = scheduler
     elif given["scheduler"] is not None and (again is None or "scheduler" in flags):
         pipe.scheduler = scheduler_class(given["scheduler"]).from_config(pipe.scheduler.config)
     return pipe
 
 
 def _opening(again: "Metadata", flags: frozenset[str]) -> dict[str, Any]:
-    """What opens the model of a picture; nothing of a model that a flag puts another in place of."""
-    same: dict[str, Any] = {
-        "backend": again.backend,
-        "precision": again.precision,
-        "options": again.options,
-        "transforms": again.transforms,
-    }
-    if "model" in flags:
-        return same
-    return {
-        **same,
-        "model": None if again.model == "shapes" else again.model,
-        "revision": again.revision,
-        "variant": again.variant,
-        "scheduler_from": again.scheduler,
-    }
+    """What opens the model of a picture, but for what a flag puts another thing in place of."""
+    same: dict[str, Any] = {"precision": again.precision, "transforms": again.transforms}
+    if "backend" not in flags:  # switches are those of one backend
+        same |= {"backend": again.backend, "options": again.options}
+    if "model" not in flags:
+        model = None if again.model == "shapes" else again.model
+        same |= {"model": model, "revision": again.revision, "variant": again.variant}
+    if not flags & _OTHERS:
+        same |= {"scheduler_from": again.scheduler}
+    return same
+
+
+#: The flags that put another scheduler in the place of a picture's.
+_OTHERS = frozenset({"scheduler", "scheduler_from", "model"})
+
+
+def _scheduler(again: "Metadata") -> "Scheduler":
+    """The scheduler of a picture, which anybody may have written."""
+    from perfuse.schedulers import scheduler_from_config
+
+    wrong = (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, MemoryError)
+    try:
+        return scheduler_from_config(again.scheduler)
+    except (PerfuseError, *wrong) as exc:
+        raise InputError(
+            f"The picture was to be drawn again; its scheduler cannot be used: {safe(exc)} Name "
+            "another: --scheduler NAME."
+        ) from exc
 
 
 def _inputs(
@@ -201,50 +230,78 @@ def _inputs(
     prompt: str | None,
     given: Mapping[str, Any],
     flags: frozenset[str],
+    options: tuple[TaskOption, ...],
     again: "Metadata | None",
-) -> dict[str, Any]:
-    """The inputs of the pipeline's task."""
+) -> "tuple[Task, dict[str, Any]]":
+    """The task to run, and what it is given."""
     if again is None:
-        inputs = task_inputs(pipe.task, prompt, given, flags)
+        task, inputs = fitting(pipe.tasks, prompt, given, flags, options=options)
     else:
         seeds = list(again.seeds)
-        recorded = {**again.inputs, "seed": seeds[0] if len(seeds) == 1 else seeds}
-        flagged = {name: value if name in flags else None for name, value in given.items()}
-        inputs = recorded | task_inputs(pipe.task, prompt, flagged, flags)
-    if "prompt" in pipe.task.inputs and "prompt" not in inputs:
+        seed = {"seed": seeds[0] if len(seeds) == 1 else seeds} if seeds else {}
+        task, inputs = fitting(
+            pipe.tasks,
+            prompt,
+            {name: value for name, value in given.items() if name in flags},
+            flags,
+            options=options,
+            recorded={**again.inputs, **seed},
+            usual=again.task,
+        )
+        _check_recorded(task, inputs, again)
+    if "prompt" in task.inputs and "prompt" not in inputs:
         raise InputError('This model draws from words: perfuse generate "a red circle".')
-    return inputs
+    return task, inputs
+
+
+def _check_recorded(task: "Task", inputs: Mapping[str, Any], again: "Metadata") -> None:
+    """Raise ``InputError`` for what a picture says and the task cannot take."""
+    lost = [name for name in again.unrecorded if name not in inputs]
+    if lost:
+        raise InputError(
+            f"The picture was to be drawn again; it was drawn with {', '.join(lost)}, which a "
+            "picture cannot hold. Give that too, or draw it where it is."
+        )
+    for name, value in again.inputs.items():
+        one = task.inputs.get(name)
+        if one is None and task.name == again.task:
+            raise InputError(
+                f"The picture was to be drawn again; it was given {safe(name)}, and {task.name} "
+                f"takes {', '.join(task.inputs)}. Use the perfuse that wrote it."
+            )
+        # Texts, and lists of numbers such as timesteps; a task checks its numbers itself.
+        values = value if isinstance(value, list) else [value]
+        kind = str if one is not None and one.kind is str else int | float
+        listed = one is not None and one.kind is None
+        if not all(isinstance(v, kind) for v in values) or (listed and value is not values):
+            raise InputError(
+                f"The picture was to be drawn again; its {safe(name)} is {value!r}, which is of "
+                "another type. Use the perfuse that wrote it."
+            )
 
 
 # --- drawing ----------------------------------------------------------------------------------
 
 
-def _last(events: "Iterable[Event]") -> Mapping[str, Any]:
-    state: Mapping[str, Any] = {}
-    for event in events:
-        state = event.state
-    return state
-
-
 def _previewed(
     pipe: "DiffusionPipeline",
+    task: "Task",
     events: "Iterable[Event]",
     watch: Watch,
     path: Path,
     every: int | None,
-) -> Mapping[str, Any]:
-    """The same, with the present guess of the pictures in a file, from time to time."""
-    from perfuse.run.preview import decoded, guesses
+) -> "Iterator[Event]":
+    """The same events; from time to time, the present guess of the pictures is put into a file."""
+    from perfuse.run.preview import decoded, guess
 
-    state: Mapping[str, Any] = {}
     writable = True
-    for event, guess in guesses(pipe.task, events):
-        state = event.state
+    for event in events:
         between = every if every is not None else math.ceil(event.total / 5)
-        if guess is not None and writable and event.done % between == 0:
-            writable = _write_preview(decoded(pipe.task, pipe, state, guess), path)
+        latents = guess(task, event) if writable and event.done % between == 0 else None
+        if latents is not None:
+            writable = _write_preview(decoded(pipe, task, event, latents), path)
             watch.lap("preview")
-    return state
+        yield event
 
 
 def _write_preview(images: "list[Image]", path: Path) -> bool:

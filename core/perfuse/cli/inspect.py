@@ -115,7 +115,7 @@ def _inspect_picture(path: Path, as_json: bool) -> None:
 
     metadata = read(path)
     if as_json:
-        click.echo(json.dumps({"picture": str(path), **dataclasses.asdict(metadata)}))
+        click.echo(json.dumps({"file": str(path), **dataclasses.asdict(metadata)}))
         return
     from perfuse.report.tables import print_metadata
 

@@ -26,9 +26,12 @@ def plugin_list(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"plugins": [dataclasses.asdict(row) for row in rows]}))
         return
+    from perfuse.report.console import console, safe
+
+    to = console()
     for row in rows:
         why = f"  {row.reason}. {row.remedy}" if row.reason else ""
-        click.echo(f"{row.name:16} {row.state:12} {row.distribution} {row.version}{why}")
+        to.print(safe(f"{row.name:16} {row.state:12} {row.distribution} {row.version}{why}"))
 
 
 @plugin.command("disable")

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from perfuse.progress import Progress, reporting
@@ -48,12 +49,12 @@ class Watch:
         self.begin(_words(names[0]))
         for event in events:
             self.lap(event.step)
-            yield event
-            if event.step in names and event.done == event.total:
-                following = names[names.index(event.step) + 1 :]
-                self.begin(_words(following[0] if following else event.step))
-            else:
+            if event.total > 1:
                 self.begin(_words(event.step), done=event.done, total=event.total)
+            yield event
+            following = names[names.index(event.step) + 1 :] if event.step in names else []
+            if following and event.done == event.total:
+                self.begin(_words(following[0]))
 
     def heard(self, progress: Progress) -> None:
         """Take note of what ``perfuse.progress`` reports."""
@@ -61,7 +62,9 @@ class Watch:
             self._close(progress, progress.seconds)
         elif progress.stage:
             self._open.append((progress, 0.0))
-        self._show(progress if progress.seconds is None else self._open[-1][0])
+        around = self._open[-1][0]
+        remark = progress.seconds is None and not progress.stage
+        self._show(replace(around, message=progress.message) if remark else around)
 
     def _close(self, progress: Progress, seconds: float) -> None:
         inside = 0.0
@@ -162,6 +165,6 @@ def _bar() -> Iterator[_Display]:
                     bars.remove_task(self._bar)
                     self._shown = message
                     self._bar = bars.add_task(escape(message), total=total)
-                bars.update(self._bar, total=total, completed=done)
+                bars.update(self._bar, total=total, completed=done, refresh=done == total)
 
         yield Display()

@@ -80,6 +80,13 @@ class Children:
             timeout: Seconds after which it is ended.
             plugin: The key of the one to import; those that are allowed by default.
         """
+        try:
+            return self._run(request, timeout, plugin)
+        except OSError as exc:  # no Python to be started, no folder for its answer
+            crash = f"no process could be started: {exc.strerror or exc}"
+            return Ended(answer=None, step="starting", crash=crash, seconds=0.0, output=[])
+
+    def _run(self, request: Mapping[str, Any], timeout: float, plugin: str | None) -> Ended:
         import subprocess
         import tempfile
 
@@ -122,7 +129,7 @@ class Children:
 
         with self.lock:  # so that none begins while, or after, all are ended
             if self.closed:
-                raise InterruptedError("no further process is started")
+                raise RuntimeError("processes were ended; no further one is started")
             process = subprocess.Popen(command, **settings)
             self.running.add(process)
             return process

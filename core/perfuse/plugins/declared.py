@@ -5,13 +5,14 @@ drawing with one of them, runs no other plugin's code: what hangs or dies when i
 row. Plugins that come with perfuse are imported here, which is quicker than to look for a record.
 """
 
-import importlib.machinery
 import importlib.util
 import os
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pluggy
@@ -31,6 +32,8 @@ __all__ = ["Again", "Declaration", "Failed", "Here", "Told", "declarations", "te
 Again = Literal["none", "failed", "all"]
 #: Seconds for which it is kept that a plugin cannot be imported.
 _FAILED_FOR = 3600.0
+#: Files of a plugin that failed that are looked at for changes.
+_MOST_FILES = 500
 
 
 class Declaration(Protocol):
@@ -205,17 +208,15 @@ def _read(children: Children, entry: Entry, timeout: float) -> Declaration | Fai
     ended = children.run({"declare": entry.key}, timeout=timeout, plugin=entry.key)
     found, record, failure = _found(ended), _record(entry), _record_of_failure(entry)
     answer = dict(ended.answer or {})
-    rests = answer.pop("rests", None)
     if not isinstance(found, Failed):
-        record.write(answer, Rests.from_dict(rests))
+        record.write(answer, Rests.from_dict(answer.pop("rests")))
         failure.forget()
         return found
     record.forget()
+    # What failed to be imported is no module of that process: its files are looked for here.
     failure.write(
         {"state": found.state, "reason": found.reason},
-        Rests.from_dict(rests)
-        if rests is not None
-        else Rests.on(_source_files(entry.point.module)),
+        Rests.on(_source_files(entry.point.module)),
     )
     return found
 
@@ -229,22 +230,18 @@ def _found(ended: Ended) -> Declaration | Failed:
 
 
 def _source_files(module: str) -> list[str]:
-    """The files that importing a module begins with, found without importing it."""
-    names = module.split(".")
-    files: list[str] = []
+    """The files and folders of a plugin's package, found without importing it."""
     try:
-        spec = importlib.util.find_spec(names[0])
-        for end in range(2, len(names) + 2):
-            if spec is None:
-                break
-            if spec.origin is not None:
-                files.append(spec.origin)
-            spec = importlib.machinery.PathFinder.find_spec(
-                ".".join(names[:end]), spec.submodule_search_locations
-            )
+        spec = importlib.util.find_spec(module.partition(".")[0])
     except (ImportError, ValueError, AttributeError):
-        pass
-    return files
+        return []
+    if spec is None:
+        return []
+    files = [] if spec.origin is None else [Path(spec.origin)]
+    for place in spec.submodule_search_locations or ():
+        files += islice(Path(place).rglob("*.py"), _MOST_FILES)
+    folders = {file.parent for file in files} if spec.submodule_search_locations else set()
+    return sorted(str(path) for path in {*files, *folders})
 
 
 def tell(entry: Entry) -> dict[str, Any]:
@@ -253,7 +250,7 @@ def tell(entry: Entry) -> dict[str, Any]:
     try:
         plugin = Here.load(entry.point.load)
     except PluginError as exc:
-        return {"reason": str(exc), "rests": _rests(entry, before)}
+        return {"reason": str(exc)}
     answers, faults = {}, {}
     for hook in HOOKS:
         try:

@@ -1,46 +1,51 @@
 """Shows what a picture will be while it is drawn: the clean sample that each step aims at."""
 
-from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Event, Input, Loop, Task, Tools
 
-__all__ = ["decoded", "guesses"]
+__all__ = ["decoded", "guess"]
+
+#: What the state holds after a step of denoising.
+_READS = ("schedule", "index", "previous_samples", "prediction")
 
 
-def guesses(task: Task, events: Iterable[Event]) -> Iterator[tuple[Event, Array | None]]:
-    """Each event of a task with the present guess of the clean sample.
-
-    The guess has the sample's shape. It is ``None`` for what is not a step of the denoising loop.
-    Nothing is computed twice and no noise is drawn: the pictures stay what they are.
-    """
-    loops = {node.name for node in task.steps if isinstance(node, Loop)}
-    before: Any = None
-    for event in events:
-        state, guess = event.state, None
-        if event.step in loops and before is not None:
-            guess = state["schedule"].denoised(state["index"], before, state["prediction"])
-        yield event, guess
-        before = state.get("samples")  # what the next step begins with
-
-
-def decoded(task: Task, tools: Tools, state: Mapping[str, Any], guess: Array) -> Any:
-    """A guess as pictures: the steps that follow the loop, done with it in the sample's place.
+def guess(task: Task, event: Event) -> Array | None:
+    """The clean sample that a step of denoising aimed at, of the sample's shape.
 
     Args:
         task: The task that is running.
-        tools: The pipeline that runs it.
-        state: That of the event of the guess; it is not changed.
-        guess: From ``guesses``.
+        event: What it has just done; for all but a step of denoising there is no guess.
+    """
+    state = event.state
+    if not any(node.name == event.step for node in task.steps if isinstance(node, Loop)):
+        return None
+    if not all(name in state for name in _READS):
+        return None  # a loop of another kind
+    return state["schedule"].denoised(
+        state["index"], state["previous_samples"], state["prediction"]
+    )
+
+
+def decoded(tools: Tools, task: Task, event: Event, latents: Array) -> Any:
+    """A guess as pictures: what follows the loop, done with the guess in the sample's place.
+
+    No noise is drawn and the event's state is not changed: the pictures stay what they are.
+
+    Args:
+        tools: The pipeline that runs the task.
+        task: The task that is running.
+        event: The step that the guess is of.
+        latents: The guess.
 
     Returns:
         What the task's ``images`` would be.
     """
-    at = next(i for i, node in enumerate(task.steps) if isinstance(node, Loop))
-    now: Mapping[str, Any] = {**state, "samples": (guess,)}
-    known = {name: Input() for name in now}
-    rest = Task(name=f"{task.name}, preview", inputs=known, steps=task.steps[at + 1 :])
-    for event in rest.run(tools, now):
-        now = event.state
-    return now["images"]
+    state = {**event.state, "samples": (latents,)}
+    at = next(i for i, node in enumerate(task.steps) if node.name == event.step)
+    inputs = dict.fromkeys(state, Input())
+    rest = Task(name=f"{task.name}, preview", inputs=inputs, steps=task.steps[at + 1 :])
+    for one in rest.run(tools, state):
+        state = {**state, **one.state}
+    return state["images"]

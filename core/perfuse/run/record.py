@@ -1,5 +1,6 @@
 """Notes down what pictures were drawn from, in the pictures themselves."""
 
+import dataclasses
 import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import perfuse
 from perfuse.arrays.metadata import Metadata, Ran, Value, attach
-from perfuse.contract.steps import Event, Task
-from perfuse.sources.manifest import tool_versions
+from perfuse.contract.steps import REQUIRED, Event, Task
 
 if TYPE_CHECKING:
     from perfuse.run.pipeline import DiffusionPipeline
@@ -44,20 +45,18 @@ def _attach(
     images = state["images"]
     if not isinstance(images, list):
         return  # arrays hold numbers and nothing else
+    metadata = _metadata(pipe, task, given, state)
     for index, image in enumerate(images):
-        attach(image, _metadata(pipe, task, given, state.get("seeds", ()), index, images))
+        size = (image.height, image.width)
+        attach(image, dataclasses.replace(metadata, picture=index, size=size))
 
 
 def _metadata(
-    pipe: "DiffusionPipeline",
-    task: Task,
-    given: Mapping[str, Any],
-    seeds: tuple[int | None, ...],
-    index: int,
-    images: list[Any],
+    pipe: "DiffusionPipeline", task: Task, given: Mapping[str, Any], state: Mapping[str, Any]
 ) -> Metadata:
+    """What all pictures of a call have in common; ``_attach`` puts in the number and the size."""
     inputs, unrecorded = _inputs(task, given)
-    source = pipe.source
+    source, images = pipe.source, state["images"]
     config = {name: _plain(value) for name, value in pipe.scheduler.config.items()}
     return Metadata(
         model=_model(source),
@@ -65,10 +64,10 @@ def _metadata(
         variant=getattr(source, "variant", None),
         task=task.name,
         inputs=inputs,
-        seeds=tuple(None if seed is None else int(seed) for seed in seeds),
-        picture=index,
+        seeds=tuple(None if seed is None else int(seed) for seed in state.get("seeds", ())),
+        picture=0,
         pictures=len(images),
-        size=(images[index].height, images[index].width),
+        size=(0, 0),
         scheduler={**config, "_class_name": type(pipe.scheduler).__name__},
         backend=str(pipe.placement),
         precision=pipe.precision,
@@ -77,7 +76,11 @@ def _metadata(
         components=_components(pipe),
         unrecorded=unrecorded,
         replaced=pipe.replaced,
-        versions={**tool_versions(("perfuse", "numpy")), "python": platform.python_version()},
+        versions={
+            "perfuse": perfuse.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
     )
 
 
@@ -106,9 +109,9 @@ def _inputs(task: Task, given: Mapping[str, Any]) -> tuple[dict[str, Value], tup
     """What was given, with the defaults of the rest; and the names of what cannot be written."""
     values: dict[str, Value] = {}
     unrecorded = []
-    usual = {name: one.default for name, one in task.inputs.items()}
-    for name, value in {**usual, **given}.items():
-        if value is None or name in _APART:
+    defaults = {name: one.default for name, one in task.inputs.items()}
+    for name, value in {**defaults, **given}.items():
+        if value is None or value is REQUIRED or name in _APART:
             continue
         plain = _plain(value)
         if plain is None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from perfuse.backend import Component, Exporter
 from perfuse.errors import ExportError
 from perfuse.plugins import said
+from perfuse.progress import say
 from perfuse_exporters.onnx.operators import translations
 from perfuse_exporters.onnx.weights import Weight, write
 
@@ -72,6 +73,7 @@ class OnnxExporter(Exporter):
         # Memory that nobody touches takes no room, so a stand-in costs nothing whatever its size.
         hollow = replace_tensors(module, lambda tensor: _stand_in(tensor, dtype))
         program = trace(component, hollow, dtype)
+        say(f"Lowering {component.name} to ONNX")
         try:
             model, weights = _lower(program, module)
             _simplify(model, weights)
@@ -84,6 +86,7 @@ class OnnxExporter(Exporter):
                 f"{component.name} ({component.spec.class_name}) was to be lowered to ONNX; "
                 f"the converter said: {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
             ) from exc
+        say(f"Writing {component.name}")
         return write(model, weights, folder)
 
     def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 from perfuse.backend import PRECISIONS, Component, Exporter
 from perfuse.errors import ExportError
+from perfuse.progress import say
 from perfuse_exporters.openvino.engine import import_openvino
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class OpenVinoExporter(Exporter):
         exact = _phases(model)
         _declare(model, component)
         path = folder / MODEL
+        say(f"Writing {component.name}")
         try:
             # Its own compression would round the table of sinusoid frequencies, too, and a phase
             # of 999 times that would be a quarter of a radian wrong. The weights have their
@@ -83,6 +85,7 @@ def _convert(openvino: Any, component: Component) -> "ov.Model":
     else:
         module = _stored_in(getattr(torch, component.precision), module)
     program = trace(component, module, torch.float32)
+    say(f"Converting {component.name} to OpenVINO")
     shapes = [_partial_shape(openvino, component, t.shape) for t in component.signature.inputs]
     try:
         model: ov.Model = openvino.convert_model(program, input=shapes)

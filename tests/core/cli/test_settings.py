@@ -18,7 +18,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_all_types(tmp_path: Path) -> None:
     text = '[pipeline]\nbackend = "openvino:CPU"\nsteps = 5\nguidance = 7\noffline = true\n'
-    found = read_settings(write(tmp_path, text), KNOWN)
+    found = read_settings(write(tmp_path, text), lambda: KNOWN)
     assert found == {"backend": "openvino:CPU", "steps": 5, "guidance": 7, "offline": True}
 
 
@@ -27,14 +27,14 @@ def test_the_nearest_file_alone_is_read(tmp_path: Path) -> None:
     near = write(tmp_path / "x", '[pipeline]\nbackend = "b"\n')
     deeper = near / "y" / "z"
     deeper.mkdir(parents=True)
-    assert read_settings(deeper, KNOWN) == {"backend": "b"}
-    assert read_settings(tmp_path, KNOWN) == {"backend": "a", "steps": 1}
+    assert read_settings(deeper, lambda: KNOWN) == {"backend": "b"}
+    assert read_settings(tmp_path, lambda: KNOWN) == {"backend": "a", "steps": 1}
 
 
 def test_no_file_and_an_empty_one(tmp_path: Path) -> None:
-    assert read_settings(tmp_path, KNOWN) == {}
-    assert read_settings(write(tmp_path, ""), KNOWN) == {}
-    assert read_settings(write(tmp_path, "[pipeline]\n"), KNOWN) == {}
+    assert read_settings(tmp_path, lambda: KNOWN) == {}
+    assert read_settings(write(tmp_path, ""), lambda: KNOWN) == {}
+    assert read_settings(write(tmp_path, "[pipeline]\n"), lambda: KNOWN) == {}
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_no_file_and_an_empty_one(tmp_path: Path) -> None:
 )
 def test_what_it_may_not_hold(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
-        read_settings(write(tmp_path, text), KNOWN)
+        read_settings(write(tmp_path, text), lambda: KNOWN)
     assert str(tmp_path / "perfuse.toml") in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -65,4 +65,21 @@ def test_what_it_may_not_hold(tmp_path: Path, text: str, words: str) -> None:
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "perfuse.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"perfuse\.toml"):
-        read_settings(tmp_path, KNOWN)
+        read_settings(tmp_path, lambda: KNOWN)
+
+
+def test_what_a_plugin_s_task_takes_is_asked_for_only_where_it_is_needed(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def more() -> dict[str, type]:
+        asked.append("plugins")
+        return {"strength": float}
+
+    write(tmp_path, "[pipeline]\nsteps = 1\n")
+    assert read_settings(tmp_path, lambda: KNOWN, more=more) == {"steps": 1}
+    assert asked == []
+    write(tmp_path, "[pipeline]\nstrength = 0.5\n")
+    assert read_settings(tmp_path, lambda: KNOWN, more=more) == {"strength": 0.5}
+    write(tmp_path, "[pipeline]\nstrengths = 0.5\n")
+    with pytest.raises(ConfigError, match="'strengths'.*guidance, offline, steps, strength"):
+        read_settings(tmp_path, lambda: KNOWN, more=more)

@@ -1,0 +1,56 @@
+"""How text comes onto a terminal: what plugins, devices and files say is shown, never obeyed."""
+
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["console", "cut", "line_width", "safe"]
+
+
+def safe(text: object) -> str:
+    """A text of somebody else's on one line: control characters are escaped, so nothing happens.
+
+    >>> safe("red \\x1b[31m, and a second\\nline")
+    'red \\\\x1b[31m, and a second\\\\nline'
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
+    )
+
+
+def cut(text: str, width: int) -> str:
+    """A text that takes at most so many columns; that something is missing is seen."""
+    from rich.cells import cell_len, set_cell_size
+
+    return text if cell_len(text) <= width else set_cell_size(text, max(0, width - 1)) + "…"
+
+
+def console(*, stderr: bool = False, wrap: bool = False) -> "Console":
+    """What everything for a person is printed with.
+
+    Text is taken as it is: ``[bold]`` is six characters. What the terminal's encoding does not have
+    becomes a question mark.
+
+    Args:
+        stderr: Whether to print on standard error.
+        wrap: Whether a line that is too long is broken between words.
+    """
+    from rich.console import Console
+
+    _forgive(sys.stderr if stderr else sys.stdout)
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=not wrap)
+
+
+def line_width(to: "Console") -> int | None:
+    """Columns that a line may take; ``None`` where the output is no terminal and has no end."""
+    import os
+
+    return to.width if to.is_terminal or os.environ.get("COLUMNS", "").isdecimal() else None
+
+
+def _forgive(stream: TextIO) -> None:
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None and stream.errors == "strict":
+        reconfigure(errors="replace")
