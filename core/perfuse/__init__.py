@@ -5,7 +5,9 @@
 >>> pipe("a red circle", num_inference_steps=2, seed=0).images[0].size
 (64, 64)
 
-Importing perfuse imports neither torch nor an engine; each name below is loaded on first use.
+Importing perfuse imports neither torch nor an engine; each name below is loaded on first use, and so
+is each scheduler: ``from perfuse import EulerDiscreteScheduler``. A type checker sees such a class
+when it is imported from its own file: ``from perfuse.schedulers.euler import ...``.
 """
 
 from importlib import import_module
@@ -41,19 +43,6 @@ if TYPE_CHECKING:
     from perfuse.run.pipeline import DiffusionPipeline as DiffusionPipeline
     from perfuse.run.pipeline import PipelineOutput as PipelineOutput
     from perfuse.run.transforms import Transform as Transform
-    from perfuse.schedulers import DDIMScheduler as DDIMScheduler
-    from perfuse.schedulers import DDPMScheduler as DDPMScheduler
-    from perfuse.schedulers import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
-    from perfuse.schedulers import (
-        EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler,
-    )
-    from perfuse.schedulers import EulerDiscreteScheduler as EulerDiscreteScheduler
-    from perfuse.schedulers import (
-        FlowMatchEulerDiscreteScheduler as FlowMatchEulerDiscreteScheduler,
-    )
-    from perfuse.schedulers import LCMScheduler as LCMScheduler
-    from perfuse.schedulers import PNDMScheduler as PNDMScheduler
-    from perfuse.schedulers import UniPCMultistepScheduler as UniPCMultistepScheduler
     from perfuse.sources.artifact import Artifact as Artifact
     from perfuse.sources.checkpoint import Checkpoint as Checkpoint
     from perfuse.sources.readers import Reader as Reader
@@ -97,17 +86,6 @@ _HOME = {
     "arrays.noise": ("NoiseSource",),
     "run.pipeline": ("DiffusionPipeline", "PipelineOutput"),
     "sources.readers": ("Reader",),
-    "schedulers": (
-        "DDIMScheduler",
-        "DDPMScheduler",
-        "DPMSolverMultistepScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "EulerDiscreteScheduler",
-        "FlowMatchEulerDiscreteScheduler",
-        "LCMScheduler",
-        "PNDMScheduler",
-        "UniPCMultistepScheduler",
-    ),
     "contract.spec": ("ComponentSpec", "LatentSpec", "PipelineSpec", "Signature", "TensorSpec"),
     "tasks.steps": ("Choice", "Event", "Loop", "Step", "Task"),
     "sources.store": ("ArtifactStore",),
@@ -117,16 +95,25 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __version__ = "0.1.0"
-__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
+
+
+def _schedulers() -> list[str]:
+    """The scheduler classes: whatever files the room has, none of them imported."""
+    return list(import_module("perfuse.schedulers").SCHEDULERS)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
+    if name == "__all__":
+        return sorted((*_MODULE_OF, *_schedulers()))
+    if name in _MODULE_OF:
+        value = getattr(import_module(f"perfuse.{_MODULE_OF[name]}"), name)
+    elif name.endswith("Scheduler") and name in _schedulers():
+        value = getattr(import_module("perfuse.schedulers"), name)
+    else:
         raise AttributeError(f"module 'perfuse' has no attribute {name!r}")
-    value = getattr(import_module(f"perfuse.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return list(__all__)
+    return sorted((*_MODULE_OF, *_schedulers()))

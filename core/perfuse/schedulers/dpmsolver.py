@@ -16,14 +16,16 @@ import numpy.typing as npt
 from perfuse.errors import InputError
 
 from . import spacing
-from .base import KARRAS_FAMILY, Grid, Request, choose
+from .base import KARRAS, Grid, Options, Request, choose
 from .linear import NOISE, Linear, M, X, slot
 from .multistep import MultistepLevels, MultistepSettings
 from .noise_levels import descent, one_descent
 from .prediction import epsilon_of, x0_of
 from .rounded import exp32, log32
 from .sigmas import Floats, flow_shift
-from .table import Row, Schedule, Threshold
+from .table import Array, Row, Schedule, Threshold
+
+NAMES = ("dpm++", "dpmsolver-multistep")
 
 __all__ = ["DPMSolverMultistepScheduler", "DPMSolverSettings"]
 
@@ -61,8 +63,7 @@ class DPMSolverMultistepScheduler(MultistepLevels):
     """One model call a step; up to two earlier outputs are kept."""
 
     Settings = DPMSolverSettings
-    accepts = frozenset({"timesteps", "mu"})
-    family = KARRAS_FAMILY
+    family = KARRAS
     settings: DPMSolverSettings
 
     def _checked(self, s: DPMSolverSettings) -> DPMSolverSettings:
@@ -114,7 +115,7 @@ class DPMSolverMultistepScheduler(MultistepLevels):
 
     def _evenly(self, count: int) -> npt.NDArray[Any]:
         s, total = self.settings, self.settings.num_train_timesteps
-        alpha, sigma = np.sqrt(self.alphas_cumprod), np.sqrt(np.float32(1) - self.alphas_cumprod)
+        alpha, sigma = np.sqrt(self._alphas_cumprod), np.sqrt(np.float32(1) - self._alphas_cumprod)
         rising = (log32(alpha) - log32(sigma))[::-1]
         last = total - int(np.searchsorted(rising, np.float32(s.lambda_min_clipped)))
         return spacing.multistep(s.timestep_spacing, total, last, count, s.steps_offset)
@@ -149,7 +150,7 @@ class DPMSolverMultistepScheduler(MultistepLevels):
             )
         return math.exp(mu)
 
-    def _table(self, grid: Grid, start: int, eta: float) -> Schedule:
+    def _table(self, grid: Grid, begin: int, options: Options) -> Schedule:
         s = self.settings
         levels = self._levels(grid)
         points = [
@@ -158,10 +159,10 @@ class DPMSolverMultistepScheduler(MultistepLevels):
         ]
         n = len(grid.timesteps)
         rows = []
-        for i in range(start, n):
+        for i in range(begin, n):
             convert, m0, x0 = self._conversion(points[i], levels[i])
             outputs = [m0, *(slot(k) for k in range(1, s.solver_order))]
-            order = self._order_at(i, i - start, n)
+            order = self._order_at(i, i - begin, n)
             with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
                 update = self._update(outputs, points[i - order + 1 : i + 2])
             rows.append(
@@ -272,3 +273,27 @@ class DPMSolverMultistepScheduler(MultistepLevels):
         if d2 is not None:
             x -= d2 * (t.sigma * ((phi - h) / h**2 - 0.5))
         return x + NOISE * float(t.sigma * np.sqrt(exp32(2 * h) - 1)) if sde else x
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        mu: float | None = None,
+        timesteps: Any = None,
+    ) -> None:
+        """Choose the steps for ``step``, as many or exactly these; ``mu`` shifts a flow's."""
+        self._set(num_inference_steps, device, mu=mu, timesteps=timesteps)
+
+    def step(
+        self,
+        model_output: Array,
+        timestep: Any,
+        sample: Array,
+        generator: Any = None,
+        variance_noise: Array = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """One step down; see ``Scheduler.step``."""
+        return self._step(
+            model_output, timestep, sample, return_dict, generator=generator, noise=variance_noise
+        )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +11,15 @@ import numpy as np
 
 from perfuse.errors import InputError
 
-from .base import Grid, Request, choose
+from .base import Grid, Options, Request, choose
 from .betas import Float32s
+from .euler import refuse_index
+from .kinds import draw, host, like
 from .linear import NOISE, OUT, X
 from .noise_levels import NoiseLevels, one_descent
+from .outputs import StepOutput
 from .sigmas import Floats, flow_shift, stretch_to_terminal, time_shift
-from .table import Array, Row, Schedule
+from .table import Array, Row, Schedule, to_float32
 
 __all__ = ["FlowMatchEulerDiscreteScheduler", "FlowMatchEulerSettings"]
 
@@ -61,8 +66,8 @@ class FlowMatchEulerDiscreteScheduler(NoiseLevels):
     """
 
     Settings = FlowMatchEulerSettings
-    accepts = frozenset({"timesteps", "sigmas", "mu"})
-    gives_denoised = False
+    needs_steps = False
+    second = None
     casts_to_output = True
     settings: FlowMatchEulerSettings
 
@@ -142,13 +147,13 @@ class FlowMatchEulerDiscreteScheduler(NoiseLevels):
     def _signal(self, sigma: Float32s) -> tuple[Float32s, Float32s]:
         return np.float32(1) - sigma, sigma
 
-    def _table(self, grid: Grid, start: int, eta: float) -> Schedule:
+    def _table(self, grid: Grid, begin: int, options: Options) -> Schedule:
         levels = self._levels(grid)
         stochastic = self.settings.stochastic_sampling
         clean = 1.0 if self.settings.invert_sigmas else 0.0
         one = np.float32(1)
         rows = []
-        for i in range(start, len(grid.timesteps)):
+        for i in range(begin, len(grid.timesteps)):
             sigma, low = levels[i], levels[i + 1]
             if stochastic:
                 update = (one - low) * (X - sigma * OUT) + low * NOISE
@@ -165,6 +170,65 @@ class FlowMatchEulerDiscreteScheduler(NoiseLevels):
             )
         return Schedule(rows=tuple(rows))
 
-    def scale_noise(self, sample: Array, timestep: Any, noise: Array) -> Array:
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+        timesteps: Any = None,
+    ) -> None:
+        """Choose the steps for ``step``: as many, or these levels, or these timesteps."""
+        self._set(num_inference_steps, device, sigmas=sigmas, mu=mu, timesteps=timesteps)
+
+    def step(
+        self,
+        model_output: Array,
+        timestep: Any,
+        sample: Array,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = math.inf,
+        s_noise: float = 1.0,
+        generator: Any = None,
+        per_token_timesteps: Array = None,
+        return_dict: bool = True,
+        *,
+        noise: Array = None,
+    ) -> Any:
+        """One step down; see ``Scheduler.step``. The four ``s_`` are for show, as in Diffusers.
+
+        With ``per_token_timesteps`` [batch, tokens] each token of a sample [batch, tokens, channels]
+        is at a level of its own, and goes to the next lower one of the schedule.
+        """
+        refuse_index(timestep)
+        if per_token_timesteps is not None:
+            drawn = self._drawn(sample, generator, noise)
+            result = self._per_token(model_output, sample, per_token_timesteps, drawn)
+            run = self._running(timestep)
+            self._run = dataclasses.replace(run, index=run.index + 1)
+            return StepOutput(prev_sample=result) if return_dict else (result,)
+        return self._step(
+            model_output, timestep, sample, return_dict, generator=generator, noise=noise
+        )
+
+    def _drawn(self, sample: Array, generator: Any, noise: Array) -> Array:
+        if not self.settings.stochastic_sampling or noise is not None:
+            return noise
+        return draw(sample, generator)
+
+    def _per_token(self, out: Array, sample: Array, timesteps: Array, noise: Array) -> Array:
+        """Not a row of a table: the levels differ from token to token."""
+        sigma = host(timesteps).astype(np.float32) / np.float32(self.settings.num_train_timesteps)
+        levels = self._levels(self._now)[:, None, None]
+        low = np.where(levels < sigma - np.float32(1e-6), levels, np.float32(0)).max(axis=0)
+        here, there = (like(level[..., None], sample) for level in (sigma, low))
+        x, out = to_float32(sample), to_float32(out)
+        if noise is None:
+            # Diffusers' sign: here its model predicts the way back, from noise to data.
+            return x + (here - there) * out
+        return (1.0 - there) * (x - here * out) + there * noise
+
+    def scale_noise(self, sample: Array, timestep: Any, noise: Array = None) -> Array:
         """Diffusers' name for ``add_noise``, with its order of arguments."""
         return self.add_noise(sample, noise, timestep)

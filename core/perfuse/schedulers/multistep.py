@@ -59,7 +59,7 @@ class MultistepSettings(BetaSettings):
 class MultistepLevels(TrainedLevels):
     """Steps between levels, in half log-SNR lambda = log(alpha / sigma)."""
 
-    gives_denoised = False
+    second = None
 
     def _untimed(self) -> Grid:
         timesteps = np.arange(len(self._trained), dtype=np.float32)[::-1].copy()
@@ -77,8 +77,9 @@ class MultistepLevels(TrainedLevels):
         alpha, sigma = self._signal(levels)
         return alpha, sigma, log32(alpha) - log32(sigma)
 
-    def index_for_timestep(self, timestep: Any) -> int:
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> int:
         """The step of a timestep, the second where it occurs twice, the last where it does not."""
-        if not np.any(self.timesteps == host(timestep)):
-            return len(self.timesteps) - 1
-        return super().index_for_timestep(timestep)
+        known = self._timesteps if schedule_timesteps is None else host(schedule_timesteps)
+        if not np.any(known == host(timestep)):
+            return len(self._timesteps) - 1
+        return super().index_for_timestep(timestep, schedule_timesteps)

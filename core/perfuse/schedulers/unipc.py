@@ -12,14 +12,14 @@ import numpy as np
 from perfuse.errors import InputError
 
 from . import spacing
-from .base import KARRAS_FAMILY, Grid, Request, choose
+from .base import KARRAS, Grid, Options, Request, choose
 from .linear import Linear, M, X, slot
 from .multistep import MultistepLevels, MultistepSettings
 from .noise_levels import descent, one_descent
 from .prediction import epsilon_of, x0_of
 from .rounded import expm1_32
 from .sigmas import Floats, flow_shift, sigma_to_t, stretch_to_terminal, time_shift
-from .table import Row, Schedule, Threshold
+from .table import Array, Row, Schedule, Threshold
 
 __all__ = ["UniPCMultistepScheduler", "UniPCSettings"]
 
@@ -50,8 +50,7 @@ class UniPCMultistepScheduler(MultistepLevels):
     """The corrector improves the last sample with the output that was computed for the next."""
 
     Settings = UniPCSettings
-    accepts = frozenset({"sigmas", "mu"})
-    family = KARRAS_FAMILY
+    family = KARRAS
     settings: UniPCSettings
 
     def _checked(self, s: UniPCSettings) -> UniPCSettings:
@@ -130,7 +129,7 @@ class UniPCMultistepScheduler(MultistepLevels):
             levels[0] -= 1e-6
         return levels
 
-    def _table(self, grid: Grid, start: int, eta: float) -> Schedule:
+    def _table(self, grid: Grid, begin: int, options: Options) -> Schedule:
         s = self.settings
         levels, n = self._levels(grid), len(grid.timesteps)
         solver = _Solver(
@@ -138,13 +137,13 @@ class UniPCMultistepScheduler(MultistepLevels):
         )
         past = [slot(2 + k) for k in range(s.solver_order)]  # earlier outputs, newest first
         rows, order = [], 0
-        for i in range(start, n):
+        for i in range(begin, n):
             sample = X
             with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
-                if i > start and i - 1 not in s.disable_corrector:
+                if i > begin and i - 1 not in s.disable_corrector:
                     sample = solver.correct(i, order, past)
                 order = min(s.solver_order, n - i) if s.lower_order_final else s.solver_order
-                order = min(order, i - start + 1)
+                order = min(order, i - begin + 1)
                 update = solver.predict(i, order, sample, [M, *past])
             alpha, sigma = (float(v[i]) for v in solver.points[:2])
             x0 = x0_of(
@@ -168,6 +167,22 @@ class UniPCMultistepScheduler(MultistepLevels):
             rows=tuple(rows),
             threshold=Threshold(ratio=ratio, maximum=maximum) if clamps else None,
         )
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+    ) -> None:
+        """Choose the steps for ``step``, as many or, of a flow, exactly these levels."""
+        self._set(num_inference_steps, device, sigmas=sigmas, mu=mu)
+
+    def step(
+        self, model_output: Array, timestep: Any, sample: Array, return_dict: bool = True
+    ) -> Any:
+        """One step down; see ``Scheduler.step``."""
+        return self._step(model_output, timestep, sample, return_dict)
 
 
 @dataclass(frozen=True, kw_only=True)
