@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from perfuse.errors import InputError
 
-from .base import Grid, Scheduler
+from . import spacing
+from .base import Grid, Request, Scheduler
 from .betas import Float32s, alphas_cumprod, betas_of
 from .kinds import TensorView, as_scalar, host
 from .sigmas import Floats, beta_sigmas, exponential, karras, sigma_to_t, sigmas_of
@@ -36,6 +37,15 @@ def one_descent(settings: Any) -> None:
 def descent(settings: Any) -> str | None:
     """Which setting shapes the descent of the noise levels, if one does."""
     return next((name for name in _DESCENTS if getattr(settings, name)), None)
+
+
+def len_or_count(request: Request) -> int:
+    """The number of steps, asked for as such or by their timesteps."""
+    if request.timesteps is None:
+        return request.count
+    if request.num_inference_steps is not None:
+        raise InputError("Pass num_inference_steps or timesteps=, not both.")
+    return len(request.timesteps)
 
 
 class NoiseLevels(Scheduler):
@@ -115,6 +125,31 @@ class ScaledLevels(TrainedLevels):
 
     needs_steps = False
     scales_input = True
+
+    def _visited(
+        self, request: Request, round_karras: bool = False
+    ) -> tuple[npt.NDArray[Any], Floats]:
+        """The timesteps of as many steps as asked for, or those asked for, and their levels."""
+        s, count = self.settings, len_or_count(request)
+        if request.timesteps is not None:
+            name = descent(s)
+            if name is not None:
+                raise InputError(
+                    f"timesteps= cannot be used with {name}: the levels decide the timesteps "
+                    "there. Pass num_inference_steps."
+                )
+            timesteps = np.asarray(request.timesteps, dtype=np.float32)
+        else:
+            asked = request.num_train_timesteps
+            total = s.num_train_timesteps if asked is None else asked
+            timesteps = spacing.single(s.timestep_spacing, total, count, s.steps_offset)
+            timesteps = timesteps.astype(np.float32)
+        levels: Floats = self._interpolated(timesteps)
+        if descent(s) is None:
+            return timesteps, levels
+        levels = self._descend(levels, count)
+        timesteps = self._to_t(levels)
+        return (timesteps.round() if round_karras and s.use_karras_sigmas else timesteps), levels
 
     def _first_sigma(self, grid: Grid) -> float:
         """The scale of the first sample; Diffusers adds the data's variance for leading spacing."""
