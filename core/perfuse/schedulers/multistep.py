@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from perfuse.errors import InputError
 
 from .base import Grid
 from .betas import BetaSettings, Float32s
@@ -83,3 +86,15 @@ class MultistepLevels(TrainedLevels):
         if not np.any(known == host(timestep)):
             return len(self._timesteps) - 1
         return super().index_for_timestep(timestep, schedule_timesteps)
+
+    def _flow_shift(self, mu: float | None) -> float:
+        """How far to move a flow's levels towards noise: by ``mu``, or as the settings say."""
+        s = self.settings
+        if mu is None:
+            return float(s.flow_shift)
+        if not s.use_dynamic_shifting or s.time_shift_type != "exponential":
+            raise InputError(
+                "mu= needs use_dynamic_shifting=True and time_shift_type='exponential'. Leave it "
+                "out, or make the scheduler with these."
+            )
+        return math.exp(mu)
