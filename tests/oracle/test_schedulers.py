@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import inspect
 import itertools
+import sys
+import types
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -111,11 +114,46 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
+def oracle(name: str) -> Any:
+    """Diffusers' class. Two need torchsde for their noise alone, which is replaced by ours."""
+    if name in NEED_TORCHSDE:
+        if "torchsde" not in sys.modules and importlib.util.find_spec("torchsde") is None:
+            sys.modules["torchsde"] = types.ModuleType("torchsde")
+        return getattr(importlib.import_module(NEED_TORCHSDE[name]), name)
+    return getattr(diffusers, name)
+
+
+NEED_TORCHSDE = {
+    "DPMSolverSDEScheduler": "diffusers.schedulers.scheduling_dpmsolver_sde",
+    "CosineDPMSolverMultistepScheduler": (
+        "diffusers.schedulers.scheduling_cosine_dpmsolver_multistep"
+    ),
+}
+
+
+class Brownian:
+    """What Diffusers has from torchsde, from our noise: a path that is drawn where it is asked."""
+
+    def __init__(self, draw: Any) -> None:
+        self.draw, self.path = draw, {}
+
+    def __call__(self, sigma: Any, sigma_next: Any) -> Any:
+        start, end = float(sigma), float(sigma_next)
+        self.path = self.path or {start: 0.0}
+        lowest = min(self.path)
+        if end >= start:  # torchsde's path has no noise to give, and Diffusers divides it by zero
+            return torch.from_numpy(self.draw()) * float("nan")
+        if end < lowest:
+            fresh = torch.from_numpy(self.draw()) * (lowest - end) ** 0.5
+            self.path[end] = self.path[lowest] + fresh
+        return (self.path[end] - self.path[start]) / (start - end) ** 0.5
+
+
 class Theirs:
     """A Diffusers scheduler with our noise in place of its own."""
 
     def __init__(self, name: str, config: dict[str, Any], noise: Any) -> None:
-        self.scheduler = getattr(diffusers, name)(**config)
+        self.scheduler = oracle(name)(**config)
         module = importlib.import_module(type(self.scheduler).__module__)
         self.draws = 0
 
@@ -126,12 +164,16 @@ class Theirs:
 
         if hasattr(module, "randn_tensor"):
             module.randn_tensor = drawn
+        if hasattr(module, "BrownianTreeNoiseSampler"):
+            module.BrownianTreeNoiseSampler = lambda *_, **__: Brownian(lambda: drawn(None).numpy())
 
     def run(self, x: np.ndarray, channels: int, start: int, **step: Any) -> list[np.ndarray]:
         s = self.scheduler
         sample, path = torch.from_numpy(x) * getattr(s, "init_noise_sigma", 1.0), []
         if hasattr(s, "set_begin_index"):  # else it may start at the second of two timesteps
             s.set_begin_index(start)
+        elif type(s).__name__ == "DPMSolverMultistepInverseScheduler":
+            s._step_index = start
         for t in s.timesteps[start:]:
             scaled = s.scale_model_input(sample, t) if hasattr(s, "scale_model_input") else sample
             out = torch.from_numpy(model(scaled.numpy(), float(t), channels))
@@ -177,7 +219,7 @@ def compare(
         NAN.append((name, str(config), count, "refused"))
         return
     with exactly():
-        rounded = getattr(diffusers, name)(**config)
+        rounded = oracle(name)(**config)
         rounded.set_timesteps(count, **times)
     check_arrays(ours, schedule, rounded, count, times, start)
     state, draws, mine = schedule.start(x * np.float32(schedule.init_noise_sigma)), 0, []

@@ -132,7 +132,7 @@ class Scheduler(Configured, ABC):
     family: ClassVar[str | None] = None
     """What it belongs to: its config can be handed to, and taken from, every other member."""
     hands_to: ClassVar[str | None] = None
-    """The family whose members can take its config, for those that do not belong to it."""
+    """The family whose members can take its config, if it is another; "": no other class can."""
     needs_steps: ClassVar[bool] = True
     """Whether ``step`` refuses to run before ``set_timesteps``."""
     scales_input: ClassVar[bool] = False
@@ -466,7 +466,7 @@ class Scheduler(Configured, ABC):
         from . import SCHEDULERS, scheduler_class
 
         to = cls.hands_to if cls.hands_to is not None else cls.family
-        if to is None:
+        if not to:
             return [cls]
         members = [scheduler_class(name) for name in SCHEDULERS]
         return [cls, *(c for c in members if c.family == to and c is not cls)]
