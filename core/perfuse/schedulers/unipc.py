@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from perfuse.errors import InputError
 
 from . import spacing
-from .base import KARRAS, Grid, Options, Request, choose
+from .base import KARRAS, Grid, Options, Request, Scheduler, choose
 from .linear import Linear, M, X, slot
 from .multistep import MultistepLevels, MultistepSettings
 from .noise_levels import descent, one_descent
@@ -37,7 +38,7 @@ class UniPCSettings(MultistepSettings):
     disable_corrector: Sequence[int] = field(default_factory=list)
     """Steps whose result is not corrected."""
     solver_p: Any = None
-    """Not supported: another solver as the predictor."""
+    """Another scheduler of perfuse as the predictor; it must take the same steps."""
     sigma_min: float | None = None
     """The lowest level of a shaped descent; None: the first training level."""
     sigma_max: float | None = None
@@ -63,8 +64,11 @@ class UniPCMultistepScheduler(MultistepLevels):
         predictions = ("epsilon", "sample", "v_prediction")
         flow = ["flow_prediction"] * s.predict_x0
         choose("prediction_type", s.prediction_type, (*predictions, *flow))
-        if s.solver_p is not None:
-            raise InputError("solver_p, another predictor, is not supported. Leave it out.")
+        if s.solver_p is not None and not isinstance(s.solver_p, Scheduler):
+            raise InputError(
+                f"solver_p must be a scheduler of perfuse, such as DDIMScheduler(); got "
+                f"{s.solver_p!r}."
+            )
         if s.shift_terminal is not None and not s.use_flow_sigmas:
             raise InputError("shift_terminal is for flows. Leave it out or set use_flow_sigmas.")
         if isinstance(s.solver_order, bool) or s.solver_order < 1:
@@ -136,6 +140,7 @@ class UniPCMultistepScheduler(MultistepLevels):
             points=self._half_log_snr(levels), predict_x0=s.predict_x0, bh1=s.solver_type == "bh1"
         )
         past = [slot(2 + k) for k in range(s.solver_order)]  # earlier outputs, newest first
+        predictor = self._predictor(grid, begin, 2 + s.solver_order)
         rows, order = [], 0
         for i in range(begin, n):
             sample = X
@@ -145,6 +150,10 @@ class UniPCMultistepScheduler(MultistepLevels):
                 order = min(s.solver_order, n - i) if s.lower_order_final else s.solver_order
                 order = min(order, i - begin + 1)
                 update = solver.predict(i, order, sample, [M, *past])
+                memory: tuple[Linear, ...] = ()
+                if predictor is not None:
+                    update, *rest = predictor[i - begin](sample)
+                    memory = tuple(rest)
             alpha, sigma = (float(v[i]) for v in solver.points[:2])
             x0 = x0_of(
                 s.prediction_type,
@@ -156,7 +165,7 @@ class UniPCMultistepScheduler(MultistepLevels):
                 Row(
                     timestep=int(grid.timesteps[i]),
                     convert=x0 if s.predict_x0 else noise,
-                    update=(update, sample, M, *past[:-1]),
+                    update=(update, sample, M, *past[:-1], *memory),
                     denoised=M if s.predict_x0 else x0,
                     noising=(alpha, sigma),
                 )
@@ -167,6 +176,34 @@ class UniPCMultistepScheduler(MultistepLevels):
             rows=tuple(rows),
             threshold=Threshold(ratio=ratio, maximum=maximum) if clamps else None,
         )
+
+    def _predictor(
+        self, grid: Grid, begin: int, slots: int
+    ) -> list[Callable[[Linear], tuple[Linear, ...]]] | None:
+        """The updates of ``solver_p``, given the corrected sample; its state comes after ``slots``.
+
+        Raises:
+            InputError: it takes other steps, clamps, or draws.
+        """
+        solver = self.settings.solver_p
+        if solver is None:
+            return None
+        table = solver.schedule(len(grid.timesteps), begin=begin)
+        same = np.array_equal(table.timesteps, grid.timesteps[begin:].astype(np.float32))
+        if not same or table.clip is not None or table.threshold is not None or any(table.draws):
+            raise InputError(
+                f"solver_p {type(solver).__name__} must take the same timesteps, without clamp and "
+                "noise. Make it from this scheduler's config, with clip_sample=False."
+            )
+
+        def update(row: Row, sample: Linear) -> tuple[Linear, ...]:
+            memory = {k: slot(slots + k - 1) for k in range(1, len(row.update))}
+            seen = {0: sample, **memory}
+            if row.convert is not None:
+                seen[M.terms[0][0]] = row.convert.substitute(seen)
+            return tuple([linear.substitute(seen) for linear in row.update])
+
+        return [functools.partial(update, row) for row in table.rows]
 
     def set_timesteps(
         self,
