@@ -5,7 +5,9 @@
 >>> pipe("a red circle", num_inference_steps=2, seed=0).images[0].size
 (64, 64)
 
-Importing perfuse imports neither torch nor an engine; each name below is loaded on first use.
+Importing perfuse imports neither torch nor an engine; each name below is loaded on first use, and so
+is each scheduler: ``from perfuse import EulerDiscreteScheduler``. A type checker sees such a class
+when it is imported from its own file: ``from perfuse.schedulers.euler import ...``.
 """
 
 from typing import TYPE_CHECKING
@@ -62,19 +64,6 @@ if TYPE_CHECKING:
     from perfuse.run.export import exported as exported
     from perfuse.run.pipeline import DiffusionPipeline as DiffusionPipeline
     from perfuse.run.pipeline import PipelineOutput as PipelineOutput
-    from perfuse.schedulers import DDIMScheduler as DDIMScheduler
-    from perfuse.schedulers import DDPMScheduler as DDPMScheduler
-    from perfuse.schedulers import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
-    from perfuse.schedulers import (
-        EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler,
-    )
-    from perfuse.schedulers import EulerDiscreteScheduler as EulerDiscreteScheduler
-    from perfuse.schedulers import (
-        FlowMatchEulerDiscreteScheduler as FlowMatchEulerDiscreteScheduler,
-    )
-    from perfuse.schedulers import LCMScheduler as LCMScheduler
-    from perfuse.schedulers import PNDMScheduler as PNDMScheduler
-    from perfuse.schedulers import UniPCMultistepScheduler as UniPCMultistepScheduler
     from perfuse.sources.artifact import Artifact as Artifact
     from perfuse.sources.checkpoint import Checkpoint as Checkpoint
     from perfuse.sources.store import ArtifactStore as ArtifactStore
@@ -85,7 +74,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy(
+__getattr__, __dir__ = lazy(
     __name__,
     {
         "contract.architecture": ("Architecture",),
@@ -157,17 +146,6 @@ __getattr__, __dir__, __all__ = lazy(
             "DiffusionPipeline",
             "PipelineOutput",
         ),
-        "schedulers": (
-            "DDIMScheduler",
-            "DDPMScheduler",
-            "DPMSolverMultistepScheduler",
-            "EulerAncestralDiscreteScheduler",
-            "EulerDiscreteScheduler",
-            "FlowMatchEulerDiscreteScheduler",
-            "LCMScheduler",
-            "PNDMScheduler",
-            "UniPCMultistepScheduler",
-        ),
         "sources.artifact": ("Artifact",),
         "sources.checkpoint": ("Checkpoint",),
         "sources.store": ("ArtifactStore",),
@@ -178,4 +156,5 @@ __getattr__, __dir__, __all__ = lazy(
             "NoGuidance",
         ),
     },
+    rooms=("schedulers",),
 )

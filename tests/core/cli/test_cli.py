@@ -254,7 +254,6 @@ def test_help_and_version() -> None:
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl", "ddpm"])
 def test_inspect(checkpoint: Make, kind: str) -> None:
     from perfuse import Checkpoint, PipelineSpec
-    from perfuse.sources.plain import from_plain
 
     found = read_json(perfuse("inspect", "--model", checkpoint(kind), "--json"))
     spec = Checkpoint.open(checkpoint(kind)).spec

@@ -5,7 +5,7 @@ A guider is picked with ``pipe(…, guider=…)``; a task makes the usual one of
 
 from perfuse._lazy import lazy
 
-__getattr__, __dir__, __all__ = lazy(
+__getattr__, __dir__ = lazy(
     __name__,
     {
         "classifier_free": ("ClassifierFreeGuidance",),
