@@ -2,18 +2,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PLUGINS = ./plugins/perfuse-openreg ./plugins/perfuse-executorch ./plugins/perfuse-xla
-PYTEST = $(BIN)/python -m pytest -n auto
+PYTEST = $(BIN)/python -m pytest -n auto --durations=10
 PIP = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 TARGETS = torch:cpu onnxruntime:cpu openvino:CPU xla:cpu executorch openreg:0 \
   coreml-interpreter:cpu neuron-interpreter:cpu
 MODELS = shapes random-sd random-sdxl
 
-.PHONY: demo test check bench conformance
+.PHONY: demo quick test check bench conformance docs
 
 # Draws a grid with the bundled model: captions down, targets across. Leaves demo.png.
 demo: $(VENV)/all
 	$(BIN)/python -m perfuse.shapes.demo --output demo.png
+
+# What can be tested without exporting a model: while you work.
+quick: $(VENV)/dev
+	$(PYTEST) -m "not export and not slow" tests
 
 test: $(VENV)/plugins
 	$(PYTEST) --dist loadfile --no-loadscope-reorder plugins/perfuse-executorch plugins/perfuse-xla plugins/perfuse-openreg tests

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -219,3 +220,36 @@ def test_every_name_is_one_class_and_every_class_has_a_name() -> None:
     for entry in CATALOGUE:
         if entry.name != "rude-absent":
             assert type(host().backend(entry.name)).name == entry.name
+
+
+# When whoever asks is killed
+
+#: Says which process answers, and waits for an answer that never comes.
+ASKS = """
+from perfuse_conformance import runner
+session = runner.open_session("rude-hang-prepare", level="L1")
+cases = session.cases()
+print(session._worker._process.pid, flush=True)
+session.judge(next(case for case in cases if case.kind == "component"))
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_request_that_hangs_ends_with_whoever_asked() -> None:
+    asking = subprocess.Popen([sys.executable, "-c", ASKS], stdout=subprocess.PIPE, text=True)
+    assert asking.stdout is not None
+    worker = int(asking.stdout.readline())
+    assert alive(worker)
+    asking.kill()
+    asking.communicate()
+    until = time.monotonic() + 60
+    while alive(worker) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not alive(worker)
