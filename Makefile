@@ -15,9 +15,9 @@ MODELS = shapes random-sd random-sdxl
 demo: $(VENV)/all
 	$(BIN)/python -m perfuse.shapes.demo --output demo.png
 
-# What can be tested without exporting a model: while you work.
+# While you work: what can be tested without exporting a model or measuring an engine.
 quick: $(VENV)/dev
-	$(PYTEST) -m "not export and not slow" tests
+	$(PYTEST) -m "not export and not slow" --ignore-glob="*/conformance/engines" tests
 
 test: $(VENV)/plugins
 	$(PYTEST) --dist loadfile --no-loadscope-reorder plugins/perfuse-executorch plugins/perfuse-xla plugins/perfuse-openreg tests

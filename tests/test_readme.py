@@ -9,6 +9,8 @@ import pytest
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
+pytestmark = [pytest.mark.export, pytest.mark.slow]
+
 README = Path(__file__).parent.parent / "README.md"
 
 

@@ -29,6 +29,8 @@ from perfuse_conformance.mil.interpreter import MilPredictor
 from perfuse_coreml import engine
 from perfuse_coreml.backend import CoreML
 
+pytestmark = pytest.mark.export
+
 Make = Callable[[str], Path]
 
 

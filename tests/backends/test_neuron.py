@@ -32,6 +32,8 @@ from perfuse.sources.store import ArtifactStore
 from perfuse_exporters import neuron_sdk
 from perfuse_neuron.backend import Neuron
 
+pytestmark = pytest.mark.export
+
 Make = Callable[[str], Path]
 PROMPT = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 0, "output_type": "np"}
 

@@ -13,6 +13,8 @@ from perfuse.backend import Component
 from perfuse.errors import ExportError, InputError
 from perfuse.run.export import _fingerprint, reporting
 
+pytestmark = pytest.mark.export
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")

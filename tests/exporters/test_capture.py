@@ -14,6 +14,8 @@ from perfuse.errors import ExportError
 from perfuse.sources.checkpoint import Checkpoint
 from perfuse_exporters.capture import build, capture, example_inputs, replace_tensors
 
+pytestmark = pytest.mark.export
+
 
 @pytest.fixture
 def text_encoder(checkpoint: Callable[[str], Path]) -> Component:

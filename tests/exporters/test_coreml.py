@@ -30,6 +30,8 @@ from perfuse_exporters.coreml import CoreMLExporter
 from perfuse_exporters.coreml_program import CoreMLProgram, parts_of
 from perfuse_exporters.mlpackage import read_model
 
+pytestmark = pytest.mark.export
+
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 SIZE = {"batch": 2, "latent_height": 8, "latent_width": 12}

@@ -18,6 +18,8 @@ from perfuse.sources.checkpoint import Checkpoint
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_exporters.openvino import OpenVinoExporter, import_openvino
 
+pytestmark = pytest.mark.export
+
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 Exported = tuple[Component, Path]
 Make = Callable[..., Exported]

@@ -35,6 +35,8 @@ from perfuse_exporters.stablehlo import (
 )
 from perfuse_exporters.stablehlo_program import StableHloProgram
 
+pytestmark = pytest.mark.export
+
 jax = import_jax()
 Arrays = dict[str, Any]
 Find = Callable[..., Component]
