@@ -30,6 +30,11 @@ check: $(VENV)/dev
 	$(BIN)/python -m perfuse_conformance.ratchet
 	$(BIN)/python -m perfuse_conformance.matrix --data docs/conformance.json --picture docs/conformance.svg --check
 	$(BIN)/python -m pytest --doctest-modules core/perfuse
+	$(MAKE) --no-print-directory docs
+
+# Builds the documentation into build/site; a link or a name that is not there fails.
+docs: $(VENV)/dev
+	$(BIN)/python -m zensical build --strict --clean
 
 # Measures every backend on every model and draws README's matrix. Takes half an hour.
 conformance: $(VENV)/plugins
