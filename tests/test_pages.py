@@ -59,7 +59,7 @@ def test_every_scheduler_is_listed() -> None:
 
 
 def test_levels_are_those_of_the_suite() -> None:
-    from perfuse_conformance.levels import MEANING
+    from perfuse_conformance.judge.levels import MEANING
 
     page = (ROOT / "docs/conformance.md").read_text("utf-8")
     for level, meaning in MEANING.items():

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from perfuse.errors import CheckpointError
-from perfuse.models.configs import (
+from perfuse.models.config import (
     AutoencoderKLConfig,
     ModelConfig,
     UNet2DConditionConfig,

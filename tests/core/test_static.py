@@ -22,7 +22,7 @@ from perfuse import (
 )
 from perfuse.errors import ExecutionError, InputError, UnsupportedError
 from perfuse.plugins import PluginHost
-from perfuse.run.export import reporting
+from perfuse.progress import Progress, reporting
 from perfuse.run.per_size import PerSize
 
 torch = pytest.importorskip("torch")
@@ -118,9 +118,10 @@ def unet_inputs(batch: int, height: int = 8, width: int = 8, sequence: int = 77)
 
 
 def test_a_picture(pipe: DiffusionPipeline, symbolic: DiffusionPipeline, engine: OneSize) -> None:
-    said: list[str] = []
-    with reporting(said.append):
+    heard: list[Progress] = []
+    with reporting(heard.append):
         images = pipe("a red circle", **GIVEN).images
+    said = [p.message for p in heard if p.seconds is None and " for " in p.message]
     assert same(images, symbolic("a red circle", **GIVEN).images)
     assert engine.made == [
         ("text_encoder", {"batch": 1, "sequence": 77}),

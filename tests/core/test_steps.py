@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from perfuse import Choice, Event, Loop, Step, Task
+from perfuse.contract.steps import REQUIRED
 from perfuse.errors import InputError
-from perfuse.tasks.steps import REQUIRED
 
 
 def step(name: str, reads: str, gives: str, value: Any = None) -> Step:

@@ -5,12 +5,45 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import click
+
+from perfuse.cli.task_options import OPTIONS
 from perfuse.errors import ConfigError
 
-__all__ = ["SETTINGS", "read_settings"]
+__all__ = ["SETTINGS", "Configured", "known_settings", "read_settings"]
 
 SETTINGS = "perfuse.toml"
 _CALLED = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_KNOWN = {
+    "model": str,
+    "revision": str,
+    "variant": str,
+    "scheduler_from": str,
+    "offline": bool,
+    "backend": str,
+    "precision": str,
+    "scheduler": str,
+}
+
+
+def known_settings() -> dict[str, type]:
+    """What ``perfuse.toml`` may set, and the type of each."""
+    return {**_KNOWN, **{option.parameter: option.type for option in OPTIONS}}
+
+
+class Configured(click.Command):
+    """A command whose options can come from ``perfuse.toml`` too."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        if not {"-h", "--help"} & set(args):  # help is there whatever the file holds
+            extra["default_map"] = read_settings(Path.cwd(), known_settings())
+        return super().make_context(info_name, args, parent, **extra)
 
 
 def read_settings(folder: Path, known: Mapping[str, type]) -> dict[str, Any]:

@@ -7,20 +7,20 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import pluggy
 
 from perfuse.errors import PluginError
 
 if TYPE_CHECKING:
-    from perfuse.models.architectures import Architecture
+    from perfuse.contract.architecture import Architecture
 
 __all__ = [
     "API_VERSION",
     "BackendManifest",
-    "Core",
     "ExporterManifest",
+    "GuiderManifest",
     "Hooks",
     "PipelineManifest",
     "ReaderManifest",
@@ -62,7 +62,7 @@ class BackendManifest:
     #: The backend whose programs it computes without that one's hardware. What it runs is
     #: *interpreted*, never *executed*.
     interprets: str = ""
-    #: ``"module:LIMITS"``, a ``perfuse.report.portability.Limits``: what its devices can take, as data
+    #: ``"module:LIMITS"``, a ``perfuse.Limits``: what its devices can take, as data
     #: that imports no engine. For ``perfuse inspect --for``.
     limits: str = ""
     #: The first and the last version of the contract that it was made for, both included.
@@ -91,10 +91,13 @@ class PipelineManifest:
     """A pipeline class that a checkpoint's ``model_index.json`` can name."""
 
     class_name: str
-    #: Task name to ``"module:TASK"``, a ``perfuse.Task``. A bare call runs the first.
+    #: Task name to ``"module:TASK"``, a ``perfuse.Task``. A call runs the one that the inputs given
+    #: fit, and the first where several do.
     tasks: Mapping[str, str]
     #: What such a checkpoint cannot do without.
     needs: tuple[str, ...]
+    #: Parts that such a checkpoint may have and that no task here runs.
+    unused: tuple[str, ...] = ()
     #: Inputs of its tasks that have another default here.
     defaults: Mapping[str, Any] = field(default_factory=dict)
     #: What Diffusers puts in place of an outdated setting of the scheduler, where it has that
@@ -111,6 +114,22 @@ class TransformManifest:
     #: What a person types after ``--transform``.
     name: str
     #: ``"module:Class"``, a subclass of ``perfuse.Transform``.
+    impl: str
+    requires: tuple[str, ...] = ()
+    install: str = ""
+    summary: str = ""
+    #: The first and the last version of the contract that it was made for, both included.
+    api_min: str = "1.0"
+    api_max: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuiderManifest:
+    """A way of guidance, described without importing it."""
+
+    #: What a person types after ``--guider``.
+    name: str
+    #: ``"module:Class"``, a subclass of ``perfuse.Guider``.
     impl: str
     requires: tuple[str, ...] = ()
     install: str = ""
@@ -168,30 +187,12 @@ class Hooks:
         """Accelerations that rewrite a component or the loop."""
 
     @hookspec
+    def perfuse_guiders(self) -> Sequence[GuiderManifest]:  # type: ignore[empty-body]
+        """Ways of guidance: which branches run at a step, and how they are combined."""
+
+    @hookspec
     def perfuse_readers(self) -> Sequence[ReaderManifest]:  # type: ignore[empty-body]
         """Layouts of folders that other tools write."""
-
-
-class Core:
-    """What core itself brings, through the door that everyone uses."""
-
-    @hookimpl
-    def perfuse_architectures(self) -> "Sequence[Architecture]":
-        from perfuse.models.architectures import ARCHITECTURES
-
-        return ARCHITECTURES
-
-    @hookimpl
-    def perfuse_schedulers(self) -> dict[str, str]:
-        from perfuse.schedulers import SCHEDULERS
-
-        return dict(SCHEDULERS)
-
-    @hookimpl
-    def perfuse_pipelines(self) -> Sequence[PipelineManifest]:
-        from perfuse.tasks import PIPELINES
-
-        return PIPELINES
 
 
 def check_fields(manifest: Any) -> None:
@@ -200,30 +201,43 @@ def check_fields(manifest: Any) -> None:
     Raises:
         PluginError: it names the field. ``requires=("torch")`` is one text, not a tuple of texts.
     """
+    hints = get_type_hints(type(manifest))  # resolved, also where annotations are texts
     for one in fields(manifest):
-        value = getattr(manifest, one.name)
-        if one.type is str and not isinstance(value, str):
-            wanted = "a text"
-        elif one.type == tuple[str, ...] and not _is_texts(value):
-            wanted = "a tuple of texts"
-        elif one.type == Mapping[str, str] and not _is_mapping(value):
-            wanted = "a dict of text to text that is not empty"
-        else:
-            continue
-        kind = type(manifest).__name__
-        raise PluginError(f"returned a {kind} whose {one.name} is {value!r}, not {wanted}")
+        value, check = getattr(manifest, one.name), _CHECKS.get(hints[one.name])
+        if check is not None and not check[0](value):
+            kind = type(manifest).__name__
+            raise PluginError(f"returned a {kind} whose {one.name} is {value!r}, not {check[1]}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def _is_texts(value: object) -> bool:
     return isinstance(value, tuple | list) and all(isinstance(text, str) for text in value)
 
 
-def _is_mapping(value: object) -> bool:
+def _is_named_texts(value: object) -> bool:
     return (
         isinstance(value, Mapping)
         and len(value) > 0
         and all(isinstance(text, str) for pair in value.items() for text in pair)
     )
+
+
+def _is_settings(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
+#: The type that a field is declared to have to how it is checked, and what it should be.
+_CHECKS: Mapping[Any, tuple[Callable[[object], bool], str]] = {
+    str: (_is_text, "a text"),
+    str | None: (lambda value: value is None or _is_text(value), "a text or None"),
+    bool: (lambda value: isinstance(value, bool), "True or False"),
+    tuple[str, ...]: (_is_texts, "a tuple of texts"),
+    Mapping[str, str]: (_is_named_texts, "a dict of text to text that is not empty"),
+    Mapping[str, Any]: (_is_settings, "a dict by text"),
+}
 
 
 def out_of_range(manifest: object) -> str | None:

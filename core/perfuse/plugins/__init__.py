@@ -9,8 +9,10 @@ from perfuse.contract.hooks import (
     TransformManifest,
     hookimpl,
 )
-from perfuse.plugins.host import PluginHost, host, missing_modules, resolve, said
+from perfuse.plugins.host import PluginHost, host
+from perfuse.plugins.importing import resolve, said
 from perfuse.plugins.installed import PluginRow
+from perfuse.plugins.standing import missing_modules
 
 __all__ = [
     "API_VERSION",

@@ -3,18 +3,19 @@
 Nothing here imports a plugin, so that one which takes the process down can be switched off.
 """
 
-import json
 import os
 import re
-import uuid
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from perfuse.errors import ConfigError, InputError
+from perfuse.sources.files import read_json, shown, write_json
 
 __all__ = ["config_folder", "is_named", "key", "read_disabled", "switch"]
 
 _FILE = "plugins.json"
+_AGAIN = "Remove it, and disable them again: perfuse plugin disable NAME."
+_REMEDY = "Make the folder writable, or name another one in PERFUSE_CONFIG."
 
 
 def config_folder() -> Path:
@@ -53,17 +54,14 @@ def read_disabled() -> frozenset[str]:
         ConfigError: the file is damaged.
     """
     path = config_folder() / _FILE
-    try:
-        keys = json.loads(path.read_text(encoding="utf-8"))["disabled"]
-        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-            raise ValueError(f"disabled is {keys!r}, not a list of names")
-    except (FileNotFoundError, NotADirectoryError):
+    if not os.path.lexists(path):
         return frozenset()
-    except (OSError, ValueError, LookupError, TypeError) as exc:
+    keys = read_json(path, error=ConfigError, remedy=_AGAIN).get("disabled")
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise ConfigError(
-            f"{path} was to say which plugins are disabled; it cannot be read: {exc!r}. "
-            "Remove it, and disable them again: perfuse plugin disable NAME."
-        ) from exc
+            f"{shown(path)} was to say which plugins are disabled; it holds no list of names, "
+            f'{{"disabled": […]}}. {_AGAIN}'
+        )
     return frozenset(keys)
 
 
@@ -85,6 +83,7 @@ def switch(name: str, installed: Collection[str], *, on: bool) -> list[str]:
     import filelock
 
     folder = config_folder()
+    path = folder / _FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / f".{_FILE}.lock"):
@@ -97,20 +96,10 @@ def switch(name: str, installed: Collection[str], *, on: bool) -> list[str]:
                     f"Plugin {name!r} was named; installed: {', '.join(installed) or 'none'}. "
                     "Name one of these, or what is before or after its colon."
                 )
-            _write(folder, before.difference(keys) if on else before.union(keys))
+            after = before.difference(keys) if on else before.union(keys)
+            write_json(path, {"disabled": sorted(after)}, error=ConfigError, remedy=_REMEDY)
     except OSError as exc:
         raise ConfigError(
-            f"{folder / _FILE} was to be written; the system said: {exc.strerror or exc}. Make "
-            "the folder writable, or name another one in PERFUSE_CONFIG."
+            f"{shown(path)} was to be written; the system said: {exc.strerror or exc}. {_REMEDY}"
         ) from exc
     return keys
-
-
-def _write(folder: Path, keys: Iterable[str]) -> None:
-    """Put a whole file in the place of the one that is there, or leave that one."""
-    partial = folder / f".{_FILE}-{uuid.uuid4().hex[:8]}"
-    try:
-        partial.write_text(json.dumps({"disabled": sorted(keys)}) + "\n", encoding="utf-8")
-        os.replace(partial, folder / _FILE)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,31 +1,24 @@
-"""The plugin host: finds plugins by entry point, asks them for manifests, survives broken ones.
+"""The plugin host: what the plugins of this environment bring, and what is wrong with the rest.
 
-Core's own architectures, schedulers and pipelines come through the same hooks as anyone's.
+A plugin is imported when something of it is asked for by name; what it brings is known from its
+manifests, which are kept. Core's own architectures, schedulers and pipelines come through the same
+hooks as anyone's.
 """
 
-import importlib.metadata
-import importlib.util
-import sys
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+import importlib
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pluggy
-
+from perfuse.contract.architecture import Architecture
 from perfuse.contract.hooks import (
     API_VERSION,
     BackendManifest,
-    Core,
     ExporterManifest,
-    Hooks,
     PipelineManifest,
     ReaderManifest,
     TransformManifest,
-    check_fields,
-    check_hooks,
     hookimpl,
     out_of_range,
 )
@@ -37,21 +30,25 @@ from perfuse.errors import (
     InputError,
     PluginError,
 )
+from perfuse.plugins.children import TIMEOUT
+from perfuse.plugins.declared import Again, Declaration, Failed, Here, declarations
 from perfuse.plugins.disabled import is_named
+from perfuse.plugins.importing import quiet, resolve, said
 from perfuse.plugins.installed import (
-    Entry,
     PluginRow,
     allowed_plugins,
     check_rows,
     is_strict,
     survey,
 )
+from perfuse.plugins.manifests import Answer, kind_of
+from perfuse.plugins.standing import missing_modules, not_installed, standing
 
 if TYPE_CHECKING:
-    from perfuse.contract.backend import Backend, Exporter
-    from perfuse.models.architectures import Architecture
-    from perfuse.run.transforms import Transform
-    from perfuse.sources.readers import Reader
+    from perfuse.contract.backend import Backend
+    from perfuse.contract.exporter import Exporter
+    from perfuse.contract.reader import Reader
+    from perfuse.contract.transform import Transform
 
 __all__ = [
     "API_VERSION",
@@ -64,10 +61,14 @@ __all__ = [
     "TransformManifest",
     "hookimpl",
     "host",
+    "missing_modules",
+    "resolve",
+    "said",
 ]
 
 _T = TypeVar("_T")
-_printing = threading.RLock()
+#: What core itself brings, found as a plugin is: by a text.
+_CORE = "perfuse.builtin"
 
 
 class PluginHost:
@@ -77,80 +78,57 @@ class PluginHost:
         self,
         allow: Collection[str] | None = None,
         *,
-        without: Collection[str] = (),
-        watch: Callable[[str], None] | None = None,
+        again: Again = "none",
+        timeout: float = TIMEOUT,
     ) -> None:
-        """Import the plugins.
+        """Learn what the plugins declare, from what is kept of each where that holds.
 
         Args:
             allow: Names of plugins or of distributions; every other one is disabled.
-            without: Names of plugins that are left alone, without a row.
-            watch: Is told the name of each plugin whose code runs next.
+            again: Which of what is kept is read again: none, that of plugins that failed, or all.
+            timeout: Seconds that a plugin may take where it is read.
 
         Raises:
             ConfigError: the file that says what is disabled is damaged.
         """
-        self._watch = watch
-        self._manager = pluggy.PluginManager("perfuse")
-        self._manager.add_hookspecs(Hooks)
-        self._manager.register(Core(), name="perfuse")
-        self._answers: dict[str, list[tuple[str, Any]]] = {}
+        self._answers: dict[str, list[tuple[str, Answer]]] = {}
+        self._plugins: dict[str, Declaration] = {"perfuse": Here(importlib.import_module(_CORE))}
         self.rows: list[PluginRow] = []
         entries = survey(allow)
-        for entry, row in entries:
-            if row.state != "enabled":
-                self.rows.append(row)
-            elif entry.name not in without:
-                self.rows.append(self._load(entry, row))
+        enabled = [entry for entry, row in entries if row.state == "enabled"]
+        declared = iter(declarations(enabled, again=again, timeout=timeout))
+        for _, row in entries:
+            self.rows.append(self._take(row, next(declared)) if row.state == "enabled" else row)
         for name in allow or ():
             if not any(is_named(entry.key, [name]) for entry, _ in entries):
                 self.rows.append(_not_there(name))
 
-    def _load(self, entry: Entry, row: PluginRow) -> PluginRow:
-        """Import and register one plugin; whatever goes wrong becomes its row."""
-        try:
-            with self._running(entry.name):
-                plugin = entry.point.load()
-                check_hooks(plugin)
-                # pluggy keeps what it fails to validate: it is only given what has passed.
-                self._manager.register(plugin, name=entry.name)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as exc:  # noqa: BLE001 - a plugin may raise anything
-            if self._manager.has_plugin(entry.name):
-                self._manager.unregister(name=entry.name)
-            reason = str(exc) if type(exc) is PluginError else said(exc)
-            return replace(row, state="broken", reason=reason, remedy=_remedy(row))
+    def _take(self, row: PluginRow, declared: Declaration | Failed) -> PluginRow:
+        """The row of a plugin that may be used, where it can be."""
+        if isinstance(declared, Failed):
+            return replace(
+                row,
+                state=declared.state,
+                reason=declared.reason,
+                remedy=_remedy(row, crashed=declared.state == "crashed"),
+            )
+        self._plugins[row.name] = declared
         return replace(row, state="loaded")
 
-    @contextmanager
-    def _running(self, name: str) -> Iterator[None]:
-        """While a plugin's code runs."""
-        if self._watch is not None:
-            self._watch(name)
-        with _not_printing():
-            yield
-
-    def _ask(self, hook: str, read: Callable[[Any], _T]) -> list[tuple[str, _T]]:
-        """Each plugin's answer to a hook as ``read`` takes it; one must not stop another."""
+    def _ask(self, hook: str) -> list[tuple[str, Answer]]:
+        """Each plugin's answer to a hook; what is wrong with one must not stop another."""
         if hook not in self._answers:
-            self._answers[hook] = list(self._asked(hook, read))
+            self._answers[hook] = list(self._asked(hook))
         return self._answers[hook]
 
-    def _asked(self, hook: str, read: Callable[[Any], _T]) -> Iterator[tuple[str, _T]]:
-        for name, plugin in self._manager.list_name_plugin():
-            if not hasattr(plugin, hook):
-                continue
+    def _asked(self, hook: str) -> Iterator[tuple[str, Answer]]:
+        for name, plugin in self._plugins.items():
             try:
-                with self._running(name):
-                    answer = read(getattr(plugin, hook)())
-            except KeyboardInterrupt:
-                raise
+                answer = plugin.ask(hook)
             except PluginError as exc:
-                self._spoil(name, f"{hook} {exc}")
-            except BaseException as exc:  # noqa: BLE001 - a plugin may raise anything
-                self._spoil(name, f"{hook} raised {said(exc)}")
-            else:
+                self._spoil(name, str(exc))
+                continue
+            if answer is not None:
                 yield name, answer
 
     def _spoil(self, name: str, reason: str, *, state: str = "broken", remedy: str = "") -> None:
@@ -162,24 +140,18 @@ class PluginHost:
 
     def _manifests(self, hook: str, kind: type[_T]) -> Iterator[tuple[str, _T]]:
         """Each manifest that this host can take, with the plugin that brought it."""
-
-        def read(answer: Any) -> list[tuple[_T, str | None]]:
-            manifests = list(answer) if isinstance(answer, Iterable) else [answer]
-            wrong = [m for m in manifests if not isinstance(m, kind)]
-            if wrong or not isinstance(answer, Iterable):
-                shown = wrong[0] if wrong else answer
-                raise PluginError(f"returned {shown!r}, not a list of {kind.__name__}")
+        for name, manifests in self._ask(hook):
             for manifest in manifests:
-                check_fields(manifest)
-            return [(manifest, out_of_range(manifest)) for manifest in manifests]
-
-        for name, manifests in self._ask(hook, read):
-            for manifest, reason in manifests:
-                if reason is None:
-                    yield name, manifest
-                else:
+                try:
+                    reason = out_of_range(manifest)
+                except PluginError as exc:
+                    self._spoil(name, f"{hook} {exc}")
+                    continue
+                if reason is not None:
                     remedy = "install another version of perfuse, or of the plugin"
                     self._spoil(name, reason, state="incompatible", remedy=remedy)
+                elif isinstance(manifest, kind):
+                    yield name, manifest
 
     def _by_name(self, named: Iterable[tuple[str, str, _T]], what: str) -> dict[str, _T]:
         """The first plugin to take a name keeps it; the next is a row."""
@@ -200,13 +172,11 @@ class PluginHost:
         pairs = self._manifests("perfuse_exporters", ExporterManifest)
         return self._by_name(((plugin, m.format, m) for plugin, m in pairs), "exporter for")
 
-    def architectures(self) -> "list[Architecture]":
-        """Every architecture that core and the plugins know."""
-        from perfuse.models.architectures import Architecture
-
-        pairs = self._manifests("perfuse_architectures", Architecture)
-        named = self._by_name(((plugin, m.class_name, m) for plugin, m in pairs), "architecture")
-        return list(named.values())
+    def architectures(self) -> dict[str, Architecture]:
+        """Every architecture by class name; core's are core's."""
+        hook = "perfuse_architectures"
+        pairs: Iterator[tuple[str, Architecture]] = self._manifests(hook, kind_of(hook))
+        return self._by_name(((plugin, m.class_name, m) for plugin, m in pairs), "architecture")
 
     def pipelines(self) -> dict[str, PipelineManifest]:
         """Every pipeline class by name; core's are core's."""
@@ -225,18 +195,12 @@ class PluginHost:
 
     def schedulers(self) -> dict[str, str]:
         """Every scheduler class by name; core's are core's."""
-
-        def read(answer: Any) -> dict[str, str]:
-            fits = isinstance(answer, Mapping) and all(
-                isinstance(text, str) for pair in answer.items() for text in pair
-            )
-            if not fits:
-                raise PluginError(f"returned {answer!r}, not a dict of class name to module:Class")
-            return dict(answer)
-
-        answers = self._ask("perfuse_schedulers", read)
+        answers = self._ask("perfuse_schedulers")
         named = (
-            (plugin, name, where) for plugin, names in answers for name, where in names.items()
+            (plugin, name, where)
+            for plugin, names in answers
+            if isinstance(names, Mapping)
+            for name, where in names.items()
         )
         return self._by_name(named, "scheduler")
 
@@ -253,7 +217,7 @@ class PluginHost:
     def brought_by(self, name: str, hook: str = "perfuse_backends") -> PluginRow | None:
         """The row of the plugin that a backend, or what another hook brings, is from."""
         for owner, manifests in self._answers.get(hook, ()):
-            names = (getattr(m, "name", None) or getattr(m, "format", None) for m, _ in manifests)
+            names = (getattr(m, "name", None) or getattr(m, "format", None) for m in manifests)
             if name in names:
                 return next((row for row in self.rows if row.name == owner), None)
         return None
@@ -363,10 +327,10 @@ class PluginHost:
         manifest = exporters[format]
         if missing := missing_modules(manifest.requires):
             raise ExportError(
-                f"An export to {format} was asked for; {_not_installed(missing)}. "
+                f"An export to {format} was asked for; {not_installed(missing)}. "
                 f"Run: {manifest.install or 'pip install ' + ' '.join(missing)}"
             )
-        from perfuse.contract.backend import Exporter
+        from perfuse.contract.exporter import Exporter
 
         return _instantiate(manifest.impl, Exporter, f"exporter {format!r}")  # type: ignore[type-abstract]
 
@@ -387,12 +351,12 @@ class PluginHost:
         manifest = transforms[name]
         if missing := missing_modules(manifest.requires):
             raise InputError(
-                f"Transform {name!r} was asked for; {_not_installed(missing)}. "
+                f"Transform {name!r} was asked for; {not_installed(missing)}. "
                 f"Run: {manifest.install or 'pip install ' + ' '.join(missing)}"
             )
-        from perfuse.run.transforms import Transform
+        from perfuse.contract.transform import Transform
 
-        return _instantiate(manifest.impl, Transform, f"transform {name!r}")
+        return _instantiate(manifest.impl, Transform, f"transform {name!r}")  # type: ignore[type-abstract]
 
     def reader(self, name: str) -> "Reader":
         """The reader of a layout.
@@ -404,78 +368,12 @@ class PluginHost:
         manifest = self.readers()[name]
         if missing := missing_modules(manifest.requires):
             raise InputError(
-                f"A folder of the layout {name!r} was to be read; {_not_installed(missing)}. "
+                f"A folder of the layout {name!r} was to be read; {not_installed(missing)}. "
                 f"Run: {manifest.install or 'pip install ' + ' '.join(missing)}"
             )
-        from perfuse.sources.readers import Reader
+        from perfuse.contract.reader import Reader
 
         return _instantiate(manifest.impl, Reader, f"reader {name!r}")  # type: ignore[type-abstract]
-
-
-_SYSTEMS = {"darwin": "macOS", "linux": "Linux", "win32": "Windows"}
-
-
-@contextmanager
-def _not_printing() -> Iterator[None]:
-    """What a plugin prints is no part of what a command prints."""
-    with _printing, redirect_stdout(sys.stderr):  # two threads would restore each other's
-        yield
-
-
-def standing(manifest: BackendManifest) -> tuple[str, str, str]:
-    """State, reason and remedy of a backend, by what is installed; imports nothing."""
-    if manifest.platforms and sys.platform not in manifest.platforms:
-        systems = " or ".join(_SYSTEMS.get(name, name) for name in manifest.platforms)
-        here = _SYSTEMS.get(sys.platform, sys.platform)
-        return "unavailable", f"its engine runs on {systems} alone, and this is {here}", ""
-    if missing := missing_modules(manifest.requires):
-        install = manifest.install or "pip install " + " ".join(missing)
-        return "not installed", _not_installed(missing), install
-    if len(clash := [name for name in manifest.conflicts if _has_distribution(name)]) > 1:
-        return (
-            "conflict",
-            f"{' and '.join(clash)} are installed, which overwrite each other's files",
-            f"pip uninstall {' '.join(clash)}, then install the one that you want",
-        )
-    return "available", "", ""
-
-
-def resolve(reference: str) -> Callable[..., Any]:
-    """The object that ``"module:name"`` names."""
-    module, _, name = reference.partition(":")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
-
-
-def missing_modules(names: Sequence[str]) -> list[str]:
-    """Those modules that are not installed. Nothing is imported but the packages they are in."""
-    return [name for name in names if not _is_installed(name)]
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it would be in
-        return False
-    except Exception:  # noqa: BLE001 - what is wrong with it is told where it is used
-        return True
-
-
-def _has_distribution(name: str) -> bool:
-    try:
-        importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def said(exc: BaseException) -> str:
-    """What an exception of somebody else's says, on one line."""
-    try:
-        text = str(exc)
-    except Exception:  # noqa: BLE001 - it is somebody else's
-        text = ""
-    return f"{type(exc).__name__}: {text}".splitlines()[0].removesuffix(": ")
 
 
 def _not_there(name: str) -> PluginRow:
@@ -489,17 +387,15 @@ def _not_there(name: str) -> PluginRow:
     )
 
 
-def _not_installed(missing: Sequence[str]) -> str:
-    return f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
-
-
-def _remedy(row: PluginRow) -> str:
+def _remedy(row: PluginRow, *, crashed: bool = False) -> str:
+    if crashed:
+        return f"perfuse plugin disable {row.name}, then update or uninstall {row.distribution}"
     return f"update or uninstall {row.distribution}, or: perfuse plugin disable {row.name}"
 
 
 def _instantiate(reference: str, kind: type[_T], what: str) -> _T:
     try:
-        with _not_printing():
+        with quiet():
             instance = resolve(reference)()
     except KeyboardInterrupt:
         raise

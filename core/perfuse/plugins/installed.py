@@ -40,15 +40,6 @@ class Entry:
     distribution: str
     version: str
 
-    @classmethod
-    def read(cls, point: EntryPoint) -> "Entry":
-        metadata = point.dist.metadata if point.dist is not None else None
-        return cls(
-            point=point,
-            distribution=metadata["Name"] if metadata is not None else "?",
-            version=metadata["Version"] if metadata is not None else "?",
-        )
-
     @property
     def name(self) -> str:
         return self.point.name
@@ -127,11 +118,25 @@ def command_entries() -> dict[str, Entry]:
 
 
 def _read(points: Iterable[EntryPoint]) -> list[Entry]:
+    known: dict[int, tuple[str, str]] = {}  # each distribution's metadata is parsed once
+    found = []
+    for point in points:
+        if id(point.dist) not in known:
+            known[id(point.dist)] = _name_and_version(point)
+        name, version = known[id(point.dist)]
+        found.append(Entry(point=point, distribution=name, version=version))
     # The first to take a name keeps it: no plugin takes one of ours, whatever it is called.
     return sorted(
-        map(Entry.read, points),
+        found,
         key=lambda entry: (entry.distribution != "perfuse", entry.name, entry.key),
     )
+
+
+def _name_and_version(point: EntryPoint) -> tuple[str, str]:
+    if point.dist is None:
+        return "?", "?"
+    metadata = point.dist.metadata
+    return metadata["Name"] or "?", metadata["Version"] or "?"
 
 
 def survey(allow: Collection[str] | None = None) -> list[tuple[Entry, PluginRow]]:

@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from perfuse.contract.backend import Backend, Device
+    from perfuse.contract.backend import Backend
+    from perfuse.contract.target import Device
 
 __all__ = ["main"]
 
@@ -22,7 +23,7 @@ Say: TypeAlias = Callable[..., None]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Answer one request: ``{"without": […]}`` for what is there, ``{"backend": …}`` for one."""
+    """Answer one request: ``{"declare": KEY}`` of a plugin, or ``{"backend": NAME, …}``."""
     _leave_no_core_file()
     with open(arguments[0], "a", encoding="utf-8") as file:
 
@@ -31,16 +32,15 @@ def main(arguments: Sequence[str]) -> None:
             file.flush()
 
         request = json.loads(arguments[1])
-        if "backend" not in request:
-            say(answer=_listing(request["without"], say))
-            os._exit(0)  # what plugins leave running does not matter here
+        if "declare" in request:
+            say(step="importing it, or asking it for its manifests")
+            say(answer=_declare(request["declare"]))
+            os._exit(0)  # what a plugin leaves running does not matter here
         try:
             answer = _probe(request["backend"], request["thorough"], say)
-        except KeyboardInterrupt:
-            raise
         except BaseException as exc:  # noqa: BLE001 - an engine may raise anything
             from perfuse.errors import PerfuseError
-            from perfuse.plugins.host import said
+            from perfuse.plugins.importing import said
 
             traceback.print_exc()
             reason = str(exc) if isinstance(exc, PerfuseError) else said(exc)
@@ -57,18 +57,16 @@ def _leave_no_core_file() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
-def _listing(without: Sequence[str], say: Say) -> dict[str, Any]:
-    from perfuse.plugins.host import PluginHost
-    from perfuse.plugins.installed import allowed_plugins
+def _declare(key: str) -> dict[str, Any]:
+    from perfuse.plugins.declared import tell
+    from perfuse.plugins.installed import entry_points
 
-    def watch(plugin: str) -> None:
-        say(step="importing it, or asking it for its manifests", plugin=plugin)
-
-    return PluginHost(allowed_plugins(), without=without, watch=watch).listing()
+    return tell(next(entry for entry in entry_points() if entry.key == key))
 
 
 def _probe(name: str, thorough: bool, say: Say) -> dict[str, Any]:
     from perfuse.plugins.host import host
+    from perfuse.plugins.kept import loaded_modules
 
     say(step="importing its plugin")
     manifest = host().backends()[name]
@@ -92,7 +90,8 @@ def _probe(name: str, thorough: bool, say: Say) -> dict[str, Any]:
         answer["supports"] = {
             f"{name}:{device.name}": _supported(backend, device) for device in devices
         }
-    return answer
+    own = [manifest.impl.partition(".")[0].partition(":")[0]]
+    return {**answer, "rests": loaded_modules(own).to_dict()}
 
 
 def _versions(modules: Sequence[str]) -> dict[str, str]:

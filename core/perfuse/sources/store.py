@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfuse.errors import ExportError
+from perfuse.errors import ExportError, InputError
+from perfuse.sources.files import shown
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["ArtifactStore", "atomic_folder", "cache_folder"]
+__all__ = ["ArtifactStore", "atomic_file", "atomic_folder", "cache_folder", "locked"]
 
 _PARTIAL = ".partial-"
 _HEX = "[0-9a-f]"
@@ -36,27 +37,38 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def atomic_folder(final: Path) -> Iterator[Path]:
+def atomic_folder(final: Path, *, replaces: Callable[[Path], bool] | None = None) -> Iterator[Path]:
     """A temporary folder beside ``final`` that takes its name once the block has succeeded.
 
-    A folder that is there already stays until then. A process that dies leaves only a folder whose
-    name says so; the next writer removes it. Take the lock of ``final`` around this (``locked``).
+    What is there already stays until then. A process that dies leaves only a folder whose name says
+    so; the next writer removes it. Take the lock of ``final`` around this (``locked``).
+
+    Args:
+        final: The folder; where it is a link to one, that one.
+        replaces: Says of a folder that holds something whether perfuse wrote it, so that it may be
+            replaced; none may by default. An empty folder always may, a file never.
 
     Raises:
+        InputError: something is there that may not be replaced.
         ExportError: the folder cannot be written: no permission, no space.
     """
     try:
+        final = Path(os.path.realpath(final))
+        _check_replaceable(final, replaces)
         final.parent.mkdir(parents=True, exist_ok=True)
         # Not those of a folder whose name is longer: its writer may be alive.
         for stale in final.parent.glob(f"{_PARTIAL}{glob.escape(final.name)}-{_HEX * 8}"):
             shutil.rmtree(stale, ignore_errors=True)
         partial = _beside(final)
         partial.mkdir()
-    except OSError as exc:
+    except InputError:
+        raise
+    except (OSError, ValueError) as exc:  # ValueError: a name with NUL, or that is no Unicode
         raise _unwritable(final, exc) from exc
     try:
         yield partial
         _sync(partial)
+        _check_replaceable(final, replaces)  # somebody may have come in between
         _take_place(partial, final)
     except OSError as exc:
         raise _unwritable(final, exc) from exc
@@ -64,8 +76,39 @@ def atomic_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def atomic_file(final: Path) -> Iterator[Path]:
+    """A name beside ``final`` for a file that takes its place once the block has succeeded.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    partial = _beside(final)
+    try:
+        yield partial
+        os.replace(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _check_replaceable(final: Path, replaces: Callable[[Path], bool] | None) -> None:
+    """Refuse to replace what perfuse did not write."""
+    if not os.path.lexists(final):
+        return
+    if final.is_dir():
+        if not any(final.iterdir()) or (replaces is not None and replaces(final)):
+            return
+        found = "a folder with something else in it"
+    else:
+        found = "a file" if final.is_file() else "no folder"
+    raise InputError(
+        f"{shown(final)} was to be written; what is there is {found}. Name a new folder, or move that "
+        "away."
+    )
+
+
 def _beside(final: Path) -> Path:
-    """A name beside a folder that says that what is there may be removed."""
+    """A name beside a folder or a file that says that what is there may be removed."""
     return final.parent / f"{_PARTIAL}{final.name}-{uuid.uuid4().hex[:8]}"
 
 
@@ -84,9 +127,10 @@ def _take_place(partial: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _unwritable(folder: Path, exc: OSError) -> ExportError:
+def _unwritable(folder: Path, exc: OSError | ValueError) -> ExportError:
+    why = (exc.strerror if isinstance(exc, OSError) else None) or exc
     return ExportError(
-        f"{folder} was to be written; the system said: {exc.strerror or exc}. Nothing was kept. "
+        f"{shown(folder)} was to be written; the system said: {why}. Nothing was kept. "
         "Free space or choose another folder (--output, or PERFUSE_CACHE for the cache)."
     )
 

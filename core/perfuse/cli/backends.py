@@ -1,0 +1,60 @@
+"""``perfuse backends`` and ``perfuse doctor``."""
+
+import json
+
+import click
+
+from perfuse.cli.common import JSON
+
+__all__ = ["backends", "doctor"]
+
+
+@click.command()
+@click.option("--devices/--no-devices", default=True, help="Ask the engines for their devices.")
+@JSON
+def backends(devices: bool, as_json: bool) -> None:
+    """List backends, the devices each one sees, and why the rest does not run."""
+    from perfuse.plugins.installed import check_rows, is_strict
+
+    if devices:
+        from perfuse.plugins.doctor import examine
+
+        found = examine(thorough=False)
+    else:
+        from perfuse.plugins.host import host
+
+        found = host().listing()
+    if is_strict():
+        check_rows(found["backends"])
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    from perfuse.report.tables import print_backends
+
+    print_backends(found["backends"])
+
+
+@click.command()
+@click.option("--backend", "names", multiple=True, help="One to look at; all by default.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for each.")
+@JSON
+@click.pass_context
+def doctor(
+    ctx: click.Context, names: tuple[str, ...], timeout: float | None, as_json: bool
+) -> None:
+    """Look at every backend in a process of its own; exit with 1 if one is broken or crashes."""
+    from perfuse.plugins.doctor import TIMEOUT, examine
+    from perfuse.plugins.installed import check_rows, is_strict
+
+    found = examine(names=names, timeout=timeout if timeout is not None else TIMEOUT)
+    rows = found["backends"]
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        from perfuse.report.tables import print_examined
+
+        print_examined(rows)
+    if is_strict():
+        check_rows(rows)
+    if any(row["state"] in ("broken", "crashed") for row in rows):
+        ctx.exit(1)

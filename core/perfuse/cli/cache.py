@@ -1,0 +1,39 @@
+"""``perfuse cache``: the exports made on the way."""
+
+import json
+
+import click
+
+from perfuse.cli.common import JSON, size_text
+
+__all__ = ["cache"]
+
+
+@click.group()
+def cache() -> None:
+    """Look at the exports made on the way, or remove them."""
+
+
+@cache.command("list")
+@JSON
+def cache_list(as_json: bool) -> None:
+    """List the exports in the cache, with their sizes."""
+    from perfuse.sources.store import ArtifactStore
+
+    store = ArtifactStore.default()
+    entries = store.entries()
+    if as_json:
+        listed = [{"folder": str(folder), "bytes": size} for folder, size in entries]
+        click.echo(json.dumps({"cache": str(store.root), "entries": listed}))
+        return
+    click.echo(f"{store.root}: {len(entries)} exports, {size_text(sum(s for _, s in entries))}")
+    for folder, size in entries:
+        click.echo(f"  {size_text(size):>9}  {folder.name}")
+
+
+@cache.command("clear")
+def cache_clear() -> None:
+    """Remove every export in the cache."""
+    from perfuse.sources.store import ArtifactStore
+
+    click.echo(f"{ArtifactStore.default().clear()} exports removed")

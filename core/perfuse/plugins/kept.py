@@ -1,0 +1,238 @@
+"""What was found out about plugins, kept in the cache until something that it rests on changes.
+
+A record is a JSON file. One that is damaged, foreign or out of date is as good as none, and where
+the cache cannot be written nothing is kept: it is found out again.
+"""
+
+import contextlib
+import glob
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from perfuse.errors import PerfuseError
+from perfuse.sources.files import read_json, write_json
+from perfuse.sources.store import cache_folder
+
+__all__ = ["Record", "Rests", "forget_all", "loaded_modules", "surroundings"]
+
+_FORMAT = "perfuse-plugin-record 1"
+#: Device nodes of accelerators: their number, their kind and who may use them.
+_NODES = (
+    "/dev/dri/*",
+    "/dev/nvidia*",
+    "/dev/neuron*",
+    "/dev/accel*",
+    "/dev/accel/*",
+    "/dev/kfd",
+    "/dev/dxg",
+    "/dev/hl*",
+    "/dev/davinci*",
+    "/dev/apex_*",
+)
+#: What changes when a driver is installed: the table of libraries, and what the drivers say.
+_DRIVERS = ("/etc/ld.so.cache", "/etc/OpenCL/vendors", "/etc/vulkan/icd.d")
+_DRIVER_VERSIONS = ("/proc/driver/nvidia/version", "/sys/module/*/version")
+#: A variable with one of these in its name may hide a device, or bring one.
+_WORDS = re.compile(
+    "PATH|DEVICE|VISIBLE|PLATFORM|DRIVER|LIBRARY|CUDA|GPU|NPU|TPU|CORES|ROC|HIP|HSA|SYCL|ONEAPI"
+    "|OPENCL|OCL_|VULKAN|VK_|ZE_|LD_|PYTHON"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rests:
+    """What an answer rests on beside its surroundings."""
+
+    #: Path to modification time in nanoseconds and size.
+    files: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    #: Distribution to version.
+    distributions: Mapping[str, str | None] = field(default_factory=dict)
+
+    @classmethod
+    def on(cls, files: Iterable[str], distributions: Iterable[str] = ()) -> "Rests":
+        """On files and distributions as they are now."""
+        stamps = {file: _stamp(file) for file in files}
+        return cls(
+            files={file: stamp for file, stamp in stamps.items() if stamp is not None},
+            distributions={name: _version(name) for name in distributions},
+        )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Rests":
+        return cls(files=dict(data["files"]), distributions=dict(data["distributions"]))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"files": dict(self.files), "distributions": dict(self.distributions)}
+
+    def hold(self) -> bool:
+        """Whether all of it is as it was."""
+        return all(_stamp(file) == list(was) for file, was in self.files.items()) and all(
+            _version(name) == was for name, was in self.distributions.items()
+        )
+
+
+def _stamp(file: str) -> list[int] | None:
+    try:
+        found = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return [found.st_mtime_ns, found.st_size]
+
+
+def _version(distribution: str) -> str | None:
+    """The installed version; ``None`` where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except (importlib.metadata.PackageNotFoundError, ValueError, KeyError):
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One thing that is kept, by what it is about."""
+
+    #: What the file is named after: a kind, a name, and whatever tells two of them apart.
+    names: tuple[str, ...]
+    #: Gives what must be equal for the record to hold, as plain data. Asked where there is one.
+    basis: Callable[[], Mapping[str, Any]]
+
+    @property
+    def path(self) -> Path:
+        text = json.dumps([*self.names, sys.prefix])
+        label = re.sub(r"[^A-Za-z0-9_-]", "_", "-".join(self.names[:2]))[:60]
+        return _folder() / f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+
+    def read(self) -> Mapping[str, Any] | None:
+        """The value, with the time it was written under ``"written"``; ``None`` where none holds."""
+        try:
+            data = read_json(self.path)
+            if data["format"] != _FORMAT or data["basis"] != _plain(self.basis()):
+                return None
+            value, written = data["value"], float(data["written"])
+            holds = isinstance(value, dict) and Rests.from_dict(data["rests"]).hold()
+        except (PerfuseError, LookupError, TypeError, ValueError, AttributeError):
+            return None
+        return {**value, "written": written} if holds and written <= time.time() else None
+
+    def write(self, value: Mapping[str, Any], rests: Rests) -> None:
+        """Keep a value, where the cache can be written."""
+        data = {
+            "format": _FORMAT,
+            "basis": _plain(self.basis()),
+            "rests": rests.to_dict(),
+            "written": time.time(),
+            "value": value,
+        }
+        with contextlib.suppress(OSError, PerfuseError):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self.path, data, indent=None)
+
+    def forget(self) -> None:
+        """Remove it."""
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+
+
+def _folder() -> Path:
+    return cache_folder() / "plugins"
+
+
+def forget_all() -> None:
+    """Remove everything that is kept of plugins."""
+    for path in _folder().glob("*.json"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+    with contextlib.suppress(OSError):
+        _folder().rmdir()
+
+
+def _plain(basis: Mapping[str, Any]) -> Any:
+    """As it comes back from JSON."""
+    return json.loads(json.dumps(basis))
+
+
+def surroundings(words: Iterable[str] = ()) -> dict[str, Any]:
+    """What decides which devices an engine finds, beside its own files; plain data.
+
+    Args:
+        words: Variables with one of these in their name count, too.
+    """
+    system = os.uname() if hasattr(os, "uname") else sys.getwindowsversion()  # type: ignore[attr-defined]
+    return {
+        "python": [sys.version, sys.executable, sys.path],
+        "system": [str(part) for part in system],
+        "user": [os.geteuid(), sorted(os.getgroups())] if hasattr(os, "geteuid") else [],
+        "variables": _variables(words),
+        "nodes": [_node(path) for pattern in _NODES for path in sorted(glob.glob(pattern))],
+        "drivers": [_stamp(path) for path in _DRIVERS],
+        "versions": {
+            path: _read_start(path)
+            for pattern in _DRIVER_VERSIONS
+            for path in sorted(glob.glob(pattern))
+        },
+    }
+
+
+def _variables(words: Iterable[str]) -> dict[str, str]:
+    own = {part for word in words for part in re.split(r"[^A-Z0-9]+", word.upper())}
+    own = {part for part in own if len(part) > 2}
+    return {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if not name.startswith("XDG_")  # of the session
+        and (_WORDS.search(name) or any(part in name for part in own))
+    }
+
+
+def _node(path: str) -> list[Any]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return [path]
+    return [path, found.st_mode, found.st_uid, found.st_gid, found.st_rdev]
+
+
+def _read_start(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file.read(300).decode("latin-1")
+    except OSError:
+        return ""
+
+
+def loaded_modules(own: Iterable[str], *, since: Collection[str] = ()) -> Rests:
+    """What the modules of this process come from: distributions, and files that none owns.
+
+    Args:
+        own: Top-level modules whose files count whatever owns them.
+        since: Names of modules that do not count.
+    """
+    own = set(own)
+    owners = importlib.metadata.packages_distributions()
+    distributions: set[str] = set()
+    files = []
+    for name, module in list(sys.modules.items()):
+        top, file = name.partition(".")[0], getattr(module, "__file__", None)
+        if name in since or not isinstance(file, str) or top in sys.stdlib_module_names:
+            continue
+        distributions.update(owners.get(top, ()))
+        if top in own or top not in owners or any(_is_editable(one) for one in owners[top]):
+            files.append(file)
+    return Rests.on(files, sorted(distributions))
+
+
+def _is_editable(distribution: str) -> bool:
+    try:
+        text = importlib.metadata.distribution(distribution).read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return text is not None and '"editable": true' in text

@@ -1,0 +1,225 @@
+"""Where files come in and go out: one way to open, one to read JSON, one to write.
+
+What is read must be a regular file, so that a pipe or a device never makes a process wait. What is
+written is whole or absent, whatever kills the process.
+"""
+
+import json
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from perfuse.errors import CheckpointError, InputError, PerfuseError
+
+__all__ = [
+    "open_file",
+    "read_bytes",
+    "read_json",
+    "read_text",
+    "replacing",
+    "shown",
+    "write_file",
+    "write_json",
+]
+
+#: No JSON of a checkpoint or of ours comes near this; a tokenizer's may have 30 MB.
+_LARGEST_JSON = 256 * 1024 * 1024
+#: As much of a path as a message shows.
+_SHOWN = 160
+_RIGHTS = {"read": "read", "written": "write"}
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path for a message: what a terminal cannot show is escaped, a long one is cut."""
+    text = os.fspath(path)
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= _SHOWN else f"{text[:80]}…{text[-60:]}"
+
+
+def open_file(
+    path: str | os.PathLike[str], *, error: type[PerfuseError] = CheckpointError, remedy: str = ""
+) -> BinaryIO:
+    """Open a regular file to read its bytes.
+
+    Args:
+        path: The file; links are followed.
+        error: What to raise where it cannot be read.
+        remedy: What to do then, as a sentence.
+
+    Raises:
+        PerfuseError: as ``error`` says; it is missing, is no regular file, or cannot be opened.
+    """
+    try:
+        # Asked before it is opened, which may act on a device; and after, as it may have changed.
+        _check_regular(os.stat(path))
+        # O_NONBLOCK: were it a pipe by now, opening it would not wait for a writer.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        handle = os.open(path, flags)
+        try:
+            _check_regular(os.fstat(handle))
+        except OSError:
+            os.close(handle)
+            raise
+    except (OSError, ValueError) as exc:  # ValueError: a name with NUL, or that is no Unicode
+        raise _refused(path, "read", exc, error, remedy) from exc
+    return os.fdopen(handle, "rb")
+
+
+def _check_regular(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        kind = next((kind for is_one, kind in _KINDS if is_one(found.st_mode)), "something else")
+        raise OSError(None, f"it is {kind}, not a file")
+
+
+def _refused(
+    path: str | os.PathLike[str],
+    what: str,
+    exc: Exception,
+    error: type[PerfuseError],
+    remedy: str,
+) -> PerfuseError:
+    why = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
+    if isinstance(exc, FileNotFoundError) and what == "read":
+        why = "it is missing"
+    elif isinstance(exc, PermissionError):
+        remedy = f"Give this user the right to {_RIGHTS[what]} it."
+    return error(f"{shown(path)} cannot be {what}: {why}. {remedy}".rstrip())
+
+
+def read_bytes(
+    path: str | os.PathLike[str], *, error: type[PerfuseError] = CheckpointError, remedy: str = ""
+) -> bytes:
+    """The bytes of a regular file; raises as `open_file` does."""
+    with open_file(path, error=error, remedy=remedy) as file:
+        try:
+            return file.read()
+        except OSError as exc:
+            raise _refused(path, "read", exc, error, remedy) from exc
+
+
+def read_text(
+    path: str | os.PathLike[str], *, error: type[PerfuseError] = CheckpointError, remedy: str = ""
+) -> str:
+    """The text of a regular file in UTF-8, its line ends as they are; raises as `open_file` does."""
+    content = read_bytes(path, error=error, remedy=remedy)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise error(
+            f"{shown(path)} is not UTF-8 text: byte {exc.start} is {content[exc.start]:#04x}. "
+            f"{remedy}".rstrip()
+        ) from exc
+
+
+def read_json(
+    path: str | os.PathLike[str], *, error: type[PerfuseError] = CheckpointError, remedy: str = ""
+) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        PerfuseError: as ``error`` says; the file cannot be read, is not JSON (the message names
+            line and column), or holds something else than an object.
+    """
+    with open_file(path, error=error, remedy=remedy) as file:
+        size = os.fstat(file.fileno()).st_size
+    if size > _LARGEST_JSON:
+        raise error(
+            f"{shown(path)} is too large to be JSON of ours: {size} bytes. {remedy}".rstrip()
+        )
+    text = read_text(path, error=error, remedy=remedy)
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as exc:
+        raise error(
+            f"{shown(path)}, line {exc.lineno}, column {exc.colno}, is not JSON: {exc.msg}. "
+            f"{remedy}".rstrip()
+        ) from exc
+    except RecursionError as exc:
+        raise error(f"{shown(path)} is not JSON: it is nested too deep. {remedy}".rstrip()) from exc
+    except ValueError as exc:  # a number of thousands of digits
+        raise error(f"{shown(path)} is not JSON: {exc}. {remedy}".rstrip()) from exc
+    if not isinstance(value, dict):
+        raise error(
+            f"{shown(path)} holds a JSON {type(value).__name__}; an object was expected. "
+            f"{remedy}".rstrip()
+        )
+    return value
+
+
+@contextmanager
+def replacing(
+    path: str | os.PathLike[str],
+    *,
+    error: type[PerfuseError] = InputError,
+    remedy: str = "Choose a file in a folder that is there and can be written.",
+) -> Iterator[Path]:
+    """An empty file beside ``path`` that takes its place once the block has succeeded.
+
+    A file that is there stays until then; where ``path`` is a link, it is the one linked to. A new
+    file may be read as the process's umask says, one that takes another's place as that one.
+
+    Raises:
+        PerfuseError: as ``error`` says; it cannot be written, or something that is no regular file
+            is there.
+    """
+    partial = None
+    try:
+        target, mode = _place(path)
+        partial = target.parent / f".{target.name[:60]}-{uuid.uuid4().hex[:8]}.partial"
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    except PerfuseError:
+        raise
+    except (OSError, ValueError) as exc:
+        raise _refused(path, "written", exc, error, remedy) from exc
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+def _place(path: str | os.PathLike[str]) -> tuple[Path, int]:
+    """Where a file is to be written, links followed, and the rights that it is to have."""
+    target = Path(os.path.realpath(path))
+    if not os.path.lexists(target):
+        return target, 0o666
+    found = os.stat(target)
+    _check_regular(found)
+    return target, stat.S_IMODE(found.st_mode)
+
+
+def write_file(
+    path: str | os.PathLike[str],
+    content: bytes | str,
+    *,
+    error: type[PerfuseError] = InputError,
+    remedy: str = "Choose a file in a folder that is there and can be written.",
+) -> None:
+    """Write a whole file, as `replacing` does. Text is written in UTF-8, its line ends as they are."""
+    with replacing(path, error=error, remedy=remedy) as partial:
+        partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def write_json(
+    path: str | os.PathLike[str],
+    value: object,
+    *,
+    indent: int | None = 1,
+    error: type[PerfuseError] = InputError,
+    remedy: str = "Choose a file in a folder that is there and can be written.",
+) -> None:
+    """Write a value as JSON with a line end after it, as `replacing` does."""
+    write_file(path, json.dumps(value, indent=indent) + "\n", error=error, remedy=remedy)
