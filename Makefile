@@ -19,9 +19,13 @@ demo: $(VENV)/all
 quick: $(VENV)/dev
 	$(PYTEST) -m "not export and not slow" --ignore-glob="*/conformance/engines" tests
 
+# What the first run exports and records, the second finds.
+test: export PERFUSE_TEST_CACHE = build/tests
 test: $(VENV)/plugins
+	rm -rf $(PERFUSE_TEST_CACHE)
 	$(PYTEST) --dist loadfile --no-loadscope-reorder plugins/perfuse-executorch plugins/perfuse-xla plugins/perfuse-openreg tests
 	PYTHONPATH=$(abspath $(VENV))/mutants $(PYTEST) -n 3 --dist load plugins/perfuse-mutants
+	rm -rf $(PERFUSE_TEST_CACHE)
 
 check: $(VENV)/dev
 	$(BIN)/ruff check
