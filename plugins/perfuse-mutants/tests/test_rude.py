@@ -224,13 +224,20 @@ def test_every_name_is_one_class_and_every_class_has_a_name() -> None:
 
 # When whoever asks is killed
 
-#: Says which process answers, and waits for an answer that never comes.
+#: Asks for what never comes, says which process was asked, and waits.
 ASKS = """
-from perfuse_conformance import runner
-session = runner.open_session("rude-hang-prepare", level="L1")
-cases = session.cases()
-print(session._worker._process.pid, flush=True)
-session.judge(next(case for case in cases if case.kind == "component"))
+import json
+from perfuse_conformance.runner.session import open_session
+
+session = open_session("rude-hang-prepare", level="L1", model="random-ddpm")
+case = next(case for case in session.cases() if case.kind == "component")
+request = {"do": "prepare", "probe": case.subject, "precision": case.precision}
+request |= {"static": case.mode == "static", "bundle": str(session.bundle.path)}
+worker = session._worker._process
+worker.stdin.write(json.dumps(request) + chr(10))
+worker.stdin.flush()
+print(worker.pid, flush=True)
+session._worker._lines.get()
 """
 
 
@@ -249,7 +256,8 @@ def test_a_request_that_hangs_ends_with_whoever_asked() -> None:
     assert alive(worker)
     asking.kill()
     asking.communicate()
-    until = time.monotonic() + 60
-    while alive(worker) and time.monotonic() < until:
+    began = time.monotonic()
+    while alive(worker) and time.monotonic() < began + 60:
         time.sleep(0.1)
     assert not alive(worker)
+    assert time.monotonic() > began + 4  # it was at it, and was given time to finish
