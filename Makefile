@@ -2,22 +2,30 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 PLUGINS = ./plugins/perfuse-openreg ./plugins/perfuse-executorch ./plugins/perfuse-xla
-PYTEST = $(BIN)/python -m pytest -n auto
+PYTEST = $(BIN)/python -m pytest -n auto --durations=10
 PIP = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 TARGETS = torch:cpu onnxruntime:cpu openvino:CPU xla:cpu executorch openreg:0 \
   coreml-interpreter:cpu neuron-interpreter:cpu
 MODELS = shapes random-sd random-sdxl
 
-.PHONY: demo test check bench conformance
+.PHONY: demo quick test check bench conformance docs
 
 # Draws a grid with the bundled model: captions down, targets across. Leaves demo.png.
 demo: $(VENV)/all
 	$(BIN)/python -m perfuse.shapes.demo --output demo.png
 
+# While you work: what can be tested without exporting a model or measuring an engine.
+quick: $(VENV)/dev
+	$(PYTEST) -m "not export and not slow" --ignore-glob="*/conformance/engines" tests
+
+# What the first run exports and records, the second finds.
+test: export PERFUSE_TEST_CACHE = build/tests
 test: $(VENV)/plugins
+	rm -rf $(PERFUSE_TEST_CACHE)
 	$(PYTEST) --dist loadfile --no-loadscope-reorder plugins/perfuse-executorch plugins/perfuse-xla plugins/perfuse-openreg tests
 	PYTHONPATH=$(abspath $(VENV))/mutants $(PYTEST) -n 3 --dist load plugins/perfuse-mutants
+	rm -rf $(PERFUSE_TEST_CACHE)
 
 check: $(VENV)/dev
 	$(BIN)/ruff check
@@ -26,6 +34,11 @@ check: $(VENV)/dev
 	$(BIN)/python -m perfuse_conformance.ratchet
 	$(BIN)/python -m perfuse_conformance.matrix --data docs/conformance.json --picture docs/conformance.svg --check
 	$(BIN)/python -m pytest --doctest-modules core/perfuse
+	$(MAKE) --no-print-directory docs
+
+# Builds the documentation into build/site; a link or a name that is not there fails.
+docs: $(VENV)/dev
+	$(BIN)/python -m zensical build --strict --clean
 
 # Measures every backend on every model and draws README's matrix. Takes half an hour.
 conformance: $(VENV)/plugins

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -51,23 +52,44 @@ _SMALLER = {"tiny": make_tiny, "words": make_words}
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Make:
+def made_once() -> Callable[..., Path]:
+    """``made_once("exports", "sd1-onnx", make)``: a folder that all workers of a run share.
+
+    The first that asks for it has it made by ``make(new_folder)``; others wait. An export is known by
+    its checkpoint's files, so those have to be the same files for everyone.
+    """
+    import filelock
+
+    from perfuse.sources.store import atomic_folder
+
+    shared = Path(os.environ["PERFUSE_TEST_CACHE"])
+
+    def made(kind: str, name: str, make: Callable[[Path], object]) -> Path:
+        folder = shared / kind / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder.parent / f".{name}.lock"):
+            if not folder.exists():
+                with atomic_folder(folder) as partial:
+                    make(partial / "whole")
+        return folder / "whole"
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def checkpoint(made_once: Callable[..., Path]) -> Make:
     """``checkpoint("sd1")``: a small random checkpoint, made once; not to be written to.
 
     The kinds are those of ``perfuse_conformance.checkpoints``, and the smaller ``tiny`` and ``words``.
     """
-    made: dict[str, Path] = {}
 
     def make(kind: str) -> Path:
-        if kind not in made:
+        def write(folder: Path) -> None:
             from perfuse_conformance.checkpoints import make_checkpoint
 
-            folder = tmp_path_factory.mktemp(kind) / kind
-            if kind in _SMALLER:
-                made[kind] = _SMALLER[kind](folder)
-            else:
-                made[kind] = make_checkpoint(folder, kind)
-        return made[kind]
+            _SMALLER[kind](folder) if kind in _SMALLER else make_checkpoint(folder, kind)
+
+        return made_once("checkpoints", kind, write)
 
     return make
 
@@ -83,19 +105,22 @@ def copy_of(checkpoint: Make, tmp_path: Path) -> Make:
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """``exported("sd1", "onnx")``: a small checkpoint in a format; not to be written to."""
-    made: dict[tuple[str, str], Path] = {}
+def exported(checkpoint: Make, made_once: Callable[..., Path]) -> Export:
+    """``exported("sd1", "onnx")``: a small checkpoint in a format; not to be written to.
+
+    A test that uses it is marked ``export``.
+    """
 
     def export(kind: str, format: str) -> Path:
         needs_exporter(format)
-        if (kind, format) not in made:
+
+        def write(folder: Path) -> None:
             from perfuse import DiffusionPipeline
 
-            folder = tmp_path_factory.mktemp("exports") / f"{kind}-{format}"
             pipe = DiffusionPipeline.from_pretrained(checkpoint(kind), backend="torch:cpu")
-            made[kind, format] = pipe.export(folder, to=format)
-        return made[kind, format]
+            pipe.export(folder, to=format)
+
+        return made_once("exports", f"{kind}-{format}", write)
 
     return export
 

@@ -18,6 +18,8 @@ from tests.conftest import needs_exporter
 
 from perfuse.sources.artifact import Artifact
 
+pytestmark = pytest.mark.export
+
 Make = Callable[[str], Path]
 
 COMMAND = [sys.executable, "-m", "perfuse.cli"]

@@ -64,6 +64,8 @@ if TYPE_CHECKING:
     from perfuse.run.export import exported as exported
     from perfuse.run.pipeline import DiffusionPipeline as DiffusionPipeline
     from perfuse.run.pipeline import PipelineOutput as PipelineOutput
+    from perfuse.schedulers import Schedule as Schedule
+    from perfuse.schedulers import Scheduler as Scheduler
     from perfuse.sources.artifact import Artifact as Artifact
     from perfuse.sources.checkpoint import Checkpoint as Checkpoint
     from perfuse.sources.store import ArtifactStore as ArtifactStore

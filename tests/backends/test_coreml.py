@@ -30,6 +30,8 @@ from perfuse_coreml import engine
 from perfuse_coreml.backend import CoreML
 from perfuse_interpreters.mil.interpreter import MilPredictor
 
+pytestmark = pytest.mark.export
+
 Make = Callable[[str], Path]
 
 

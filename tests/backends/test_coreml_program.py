@@ -15,6 +15,8 @@ from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_coreml.program import CoreMLProgram
 from perfuse_exporters.coreml.mlpackage import parts_of
 
+pytestmark = pytest.mark.export
+
 Ports = Mapping[str, tuple[tuple[int, ...], str]]
 REPORT = ExecutionReport(device="stand-in", precision="float32", engine="numpy")
 

@@ -33,6 +33,8 @@ from perfuse_exporters.neuron import sdk as neuron_sdk
 from perfuse_neuron import runtime
 from perfuse_neuron.backend import Neuron
 
+pytestmark = pytest.mark.export
+
 Make = Callable[[str], Path]
 PROMPT = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 0, "output_type": "np"}
 

@@ -30,6 +30,8 @@ from perfuse_onnxruntime import providers
 from perfuse_onnxruntime.backend import OnnxRuntime
 from perfuse_onnxruntime.program import OnnxProgram
 
+pytestmark = pytest.mark.export
+
 Open = Callable[..., OnnxProgram]
 
 

@@ -29,6 +29,8 @@ from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_exporters.openvino.exporter import OpenVinoExporter
 from perfuse_openvino.backend import OpenVino
 
+pytestmark = pytest.mark.export
+
 Files = Callable[..., Component]
 
 

@@ -103,6 +103,7 @@ def test_no_backend_for_its_format(folder: Path) -> None:
         DiffusionPipeline.from_pretrained(folder)
 
 
+@pytest.mark.export
 def test_another_engine_s_backend_cannot_run_it(exported: Export) -> None:
     from perfuse.errors import BackendError
 
@@ -112,6 +113,7 @@ def test_another_engine_s_backend_cannot_run_it(exported: Export) -> None:
             DiffusionPipeline.from_pretrained(folder, backend=backend)
 
 
+@pytest.mark.export
 def test_a_static_export_says_its_size(checkpoint: Make, tmp_path: Path) -> None:
     """A wrong size is an error that says which size it was made for."""
     pytest.importorskip("onnxscript")

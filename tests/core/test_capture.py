@@ -14,6 +14,8 @@ from perfuse.capture import build, capture, example_inputs, replace_tensors
 from perfuse.errors import ExportError
 from perfuse.sources.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.export
+
 
 @pytest.fixture
 def text_encoder(checkpoint: Callable[[str], Path]) -> Component:

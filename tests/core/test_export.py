@@ -14,6 +14,8 @@ from perfuse.errors import ExportError, InputError
 from perfuse.progress import Progress, reporting
 from perfuse.run.export import _fingerprint
 
+pytestmark = pytest.mark.export
+
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")

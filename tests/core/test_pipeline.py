@@ -120,6 +120,7 @@ def test_nothing_is_loaded_before_it_is_needed(copy_of: Make) -> None:
     assert pipe.spec.default_size == (16, 16)
 
 
+@pytest.mark.export
 def test_a_placement_on_two_backends(checkpoint: Make, drawn: np.ndarray) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")

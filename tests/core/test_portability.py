@@ -140,6 +140,7 @@ def runs(component: Component, target: Target, usual: Mapping[str, int], store: 
     return ""
 
 
+@pytest.mark.export
 def test_report_and_engines_agree(checkpoint: Make, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("openvino")
@@ -173,6 +174,7 @@ def limit(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return limit
 
 
+@pytest.mark.export
 @pytest.mark.parametrize("memory", ["0.02MB", "100MB"])
 def test_weights_that_do_not_fit(memory: str, limit: Any, checkpoint: Make, tmp_path: Path) -> None:
     """openreg refuses, as it runs, what its memory does not hold."""
@@ -237,6 +239,7 @@ def test_limits_say_what_the_backend_says(
 # What it says
 
 
+@pytest.mark.export
 def test_each_operator_that_is_refused_is_named_with_its_line() -> None:
     pytest.importorskip("openvino")
 
@@ -252,6 +255,7 @@ def test_each_operator_that_is_refused_is_named_with_its_line() -> None:
     assert all("test_portability.py:" in text for text in refused)
 
 
+@pytest.mark.export
 def test_a_converter_that_is_not_installed_is_not_a_refusal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -262,6 +266,7 @@ def test_a_converter_that_is_not_installed_is_not_a_refusal(
     assert "onnxscript" in found(findings, "operators")[0][1]
 
 
+@pytest.mark.export
 def test_a_graph_that_cannot_be_captured_runs_where_none_is_needed() -> None:
     def calculate(x: Any) -> Any:
         return x if x.sum() > 0 else -x
@@ -273,6 +278,7 @@ def test_a_graph_that_cannot_be_captured_runs_where_none_is_needed() -> None:
     assert "torch.export" in found(findings, "operators")[0][1]
 
 
+@pytest.mark.export
 def test_dtypes_ranks_and_elements(limit: Any) -> None:
     limit(
         "torch",
@@ -305,6 +311,7 @@ def test_dtypes_ranks_and_elements(limit: Any) -> None:
     )
 
 
+@pytest.mark.export
 def test_attention_that_is_too_large_is_sliced_on_mps(checkpoint: Make) -> None:
     """Scores of 65536 by 65536 are 2^32; a little more is more than MPS holds."""
     pipe = DiffusionPipeline.from_pretrained(checkpoint("sd1"))
@@ -362,6 +369,7 @@ def test_the_memory_is_for_all_components_together(checkpoint: Make) -> None:
     assert [name for name, verdict in tight.items() if verdict == "does not run"] == ["together"]
 
 
+@pytest.mark.export
 def test_weights_are_counted_in_the_precision(checkpoint: Make) -> None:
     source, target = open_model(checkpoint("tiny")), Target.parse("torch:cpu")
     (size,) = weight_sizes(source).values()
@@ -382,6 +390,7 @@ def test_without_torch_it_says_what_it_can(checkpoint: Make) -> None:
     assert found(findings, "weights", "unet")[0][0] == "fits"
 
 
+@pytest.mark.export
 def test_an_exported_folder(exported: Callable[[str, str], Path]) -> None:
     source = open_model(exported("tiny", "openvino"))
     assert verdicts(report(source, Target.parse("openvino")))["unet"] == "runs"
@@ -396,6 +405,7 @@ def test_an_exported_folder(exported: Callable[[str, str], Path]) -> None:
     assert found(other, "sizes")[0][0] == "refused"
 
 
+@pytest.mark.export
 def test_a_plugin_that_says_nothing_is_unknown(install: Install, checkpoint: Make) -> None:
     from tests.distributions import GOOD
 
@@ -465,6 +475,7 @@ def test_what_is_no_number_of_bytes(text: str) -> None:
 # The command
 
 
+@pytest.mark.export
 def test_the_command_for_a_person_and_for_a_machine(checkpoint: Make) -> None:
     line = ["inspect", "--model", str(checkpoint("tiny")), "--for"]
     shown = CliRunner().invoke(main, [*line, "torch:mps"])

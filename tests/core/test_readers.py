@@ -67,6 +67,7 @@ def foreign(exported: Export, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.export
 def test_a_plugin_reads_what_it_knows(
     install: Install, foreign: Path, checkpoint: Make, tmp_path: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_a_plugin_reads_what_it_knows(
     assert read_folder(tmp_path / "nowhere") is None
 
 
+@pytest.mark.export
 def test_it_runs_with_a_scheduler_from_elsewhere(
     install: Install, foreign: Path, checkpoint: Make, exported: Export
 ) -> None:
@@ -118,6 +120,7 @@ def test_a_hook_that_returns_something_else(install: Install, tmp_path: Path) ->
 # Schedulers
 
 
+@pytest.mark.export
 def test_where_a_scheduler_may_be_taken_from(
     checkpoint: Make, exported: Export, tmp_path: Path
 ) -> None:
@@ -143,6 +146,7 @@ def test_where_no_scheduler_is(tmp_path: Path) -> None:
         scheduler_config("acme/none", offline=True)
 
 
+@pytest.mark.export
 def test_any_model_takes_another_scheduler(
     checkpoint: Make, exported: Export, tmp_path: Path
 ) -> None:

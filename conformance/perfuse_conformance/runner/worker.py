@@ -8,6 +8,7 @@ answers go through a descriptor of their own, so that what a plugin prints is on
 import contextlib
 import json
 import os
+import queue
 import sys
 import threading
 import time
@@ -34,6 +35,9 @@ from perfuse_conformance.reference.quality import caption_verdicts
 from perfuse_conformance.runner.watch import GlobalState, TorchWatch
 
 __all__ = ["main"]
+
+#: Seconds that a request may go on for when nobody waits for its answer.
+_GRACE = 5.0
 
 #: How an engine that is PyTorch begins its name.
 _TORCH = ("torch", "pytorch")
@@ -390,6 +394,27 @@ def _message(exc: BaseException) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def _requests() -> Iterator[bytes]:
+    """The lines of standard input.
+
+    It ends when whoever asks has ended. A request that hangs must not outlive that: the process is
+    ended ``_GRACE`` seconds later.
+    """
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        with open(0, "rb", buffering=0, closefd=False) as stream:  # no lock that an exit waits for
+            for line in stream:
+                lines.put(line)
+        lines.put(b"")
+        time.sleep(_GRACE)
+        os._exit(1)
+
+    threading.Thread(target=read, daemon=True, name="requests").start()
+    while line := lines.get():
+        yield line
+
+
 def main() -> None:
     """Answer requests until standard input ends. Arguments: one JSON object with the job."""
     job = json.loads(sys.argv[1])
@@ -402,7 +427,7 @@ def main() -> None:
         Path(job["out"]),
     )
     seen = 0
-    for line in sys.stdin:
+    for line in _requests():
         state = GlobalState.now()
         try:
             answer: dict[str, Any] = {"answer": worker.answer(json.loads(line))}

@@ -18,11 +18,14 @@ Prepare = Callable[..., Program]
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """No test reads or writes the user's cache or settings."""
-    names = [name for name in os.environ if name.startswith("PERFUSE_")]
-    before = {name: os.environ.pop(name) for name in names}
+    """No test reads or writes the user's cache or settings; perfuse's own run of tests has a cache."""
     if "mutant-none" not in host().backends():
         pytest.skip("perfuse-mutants is not installed: pip install --no-deps -e .")
+    if "PERFUSE_TEST_CACHE" in os.environ:
+        yield Path(os.environ["PERFUSE_CACHE"])
+        return
+    names = [name for name in os.environ if name.startswith("PERFUSE_")]
+    before = {name: os.environ.pop(name) for name in names}
     cache = tmp_path_factory.mktemp("perfuse-cache")
     os.environ["PERFUSE_CACHE"] = str(cache)
     yield cache

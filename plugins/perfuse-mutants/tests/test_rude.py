@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -219,3 +220,44 @@ def test_every_name_is_one_class_and_every_class_has_a_name() -> None:
     for entry in CATALOGUE:
         if entry.name != "rude-absent":
             assert type(host().backend(entry.name)).name == entry.name
+
+
+# When whoever asks is killed
+
+#: Asks for what never comes, says which process was asked, and waits.
+ASKS = """
+import json
+from perfuse_conformance.runner.session import open_session
+
+session = open_session("rude-hang-prepare", level="L1", model="random-ddpm")
+case = next(case for case in session.cases() if case.kind == "component")
+request = {"do": "prepare", "probe": case.subject, "precision": case.precision}
+request |= {"static": case.mode == "static", "bundle": str(session.bundle.path)}
+worker = session._worker._process
+worker.stdin.write(json.dumps(request) + chr(10))
+worker.stdin.flush()
+print(worker.pid, flush=True)
+session._worker._lines.get()
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_request_that_hangs_ends_with_whoever_asked() -> None:
+    asking = subprocess.Popen([sys.executable, "-c", ASKS], stdout=subprocess.PIPE, text=True)
+    assert asking.stdout is not None
+    worker = int(asking.stdout.readline())
+    assert alive(worker)
+    asking.kill()
+    asking.communicate()
+    began = time.monotonic()
+    while alive(worker) and time.monotonic() < began + 60:
+        time.sleep(0.1)
+    assert not alive(worker)
+    assert time.monotonic() > began + 4  # it was at it, and was given time to finish

@@ -22,7 +22,10 @@ Make = Callable[..., Component]
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes the user's cache or settings."""
+    """No test reads or writes the user's cache or settings; perfuse's own run of tests has a cache."""
+    if "PERFUSE_TEST_CACHE" in os.environ:
+        yield
+        return
     before = {name: os.environ.pop(name) for name in list(os.environ) if name[:8] == "PERFUSE_"}
     os.environ["PERFUSE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     yield

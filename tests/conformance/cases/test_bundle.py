@@ -18,6 +18,8 @@ from perfuse_conformance.cases.bundle import Bundle, BundleError
 from perfuse_conformance.judge.results import read_results
 from perfuse_conformance.reference.record import record
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[[str], Path]
 Export = Callable[[str, str], Path]
 

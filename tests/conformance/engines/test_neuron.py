@@ -21,6 +21,8 @@ from perfuse.sources.store import ArtifactStore
 from perfuse_conformance import BackendConformance
 from perfuse_interpreters.neuron import NeuronInterpreter
 
+pytestmark = pytest.mark.export
+
 FAST: dict[str, str] = {"optimization": "0"}  # most of the time is XLA's compiler's
 
 

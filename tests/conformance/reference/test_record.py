@@ -5,6 +5,8 @@ import pytest
 from perfuse_conformance.judge.results import Status
 from perfuse_conformance.runner.session import run_conformance
 
+pytestmark = pytest.mark.slow
+
 RIGHT = (Status.PASS, Status.QUALITY_WARNING)
 
 

@@ -353,6 +353,7 @@ def test_what_is_disabled_cannot_be_asked_for(
     assert "sound (disabled)" in result.stderr
 
 
+@pytest.mark.export
 def test_a_backend_needs_no_other(exported: Export) -> None:
     """What is named runs where nothing else may be loaded."""
     pytest.importorskip("onnxruntime")
@@ -411,6 +412,7 @@ def test_a_command_that_cannot_be_loaded(install: Install, name: str) -> None:
 # ── export ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.export
 def test_export(checkpoint: Make, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")

@@ -38,6 +38,7 @@ def needs(*modules: str) -> None:
             pytest.skip(f"{module} is not installed")
 
 
+@pytest.mark.export
 def test_it_installs_is_listed_and_passes_level_1(tmp_path: Path) -> None:
     needs("torch", "onnxscript", "onnxruntime", "hatchling")
     done = CliRunner().invoke(main, ["plugin", "new", "acme-npu", "--output", str(tmp_path)])

@@ -28,6 +28,8 @@ pytest.importorskip("coremltools")
 from perfuse_exporters.coreml.apple import adapted, arrange
 from perfuse_exporters.coreml.mlpackage import read_interface
 
+pytestmark = pytest.mark.export
+
 Make = Callable[[str], Path]
 PROMPT = "a red circle"
 #: Where coremltools puts the program of a package.

@@ -30,6 +30,8 @@ from perfuse_exporters.coreml.exporter import CoreMLExporter
 from perfuse_exporters.coreml.mlpackage import parts_of, read_model
 from perfuse_interpreters.mil.interpreter import MilPredictor
 
+pytestmark = pytest.mark.export
+
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 SIZE = {"batch": 2, "latent_height": 8, "latent_width": 12}

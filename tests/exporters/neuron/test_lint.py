@@ -21,6 +21,8 @@ from perfuse_exporters.neuron.exporter import NeuronExporter
 from perfuse_exporters.neuron.lint import Finding, lint
 from perfuse_exporters.neuron.operators import DOCUMENTED, LOWERED, SOURCES
 
+pytestmark = pytest.mark.export
+
 
 def _part(module: nn.Module, *, dtype: str = "float", static: bool = True) -> Component:
     """A module that takes one [batch, 6]."""

@@ -22,6 +22,8 @@ from perfuse.sources.manifest import Manifest
 from perfuse_exporters.neuron import sdk as neuron_sdk
 from perfuse_exporters.neuron.exporter import NeuronExporter
 
+pytestmark = pytest.mark.export
+
 Make = Callable[[str], Path]
 SIZE = {"batch": 1, "height": 8, "width": 8}
 

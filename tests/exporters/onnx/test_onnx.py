@@ -20,6 +20,8 @@ from perfuse.sources.artifact import Artifact
 from perfuse.sources.checkpoint import Checkpoint
 from perfuse_exporters.onnx.exporter import OnnxExporter
 
+pytestmark = pytest.mark.export
+
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 Exported = tuple[Component, Path]
 Make = Callable[..., Exported]

@@ -19,6 +19,8 @@ from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_exporters.openvino.engine import import_openvino
 from perfuse_exporters.openvino.exporter import OpenVinoExporter
 
+pytestmark = pytest.mark.export
+
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 Exported = tuple[Component, Path]
 Make = Callable[..., Exported]

@@ -20,6 +20,8 @@ jax = import_jax()
 
 from perfuse_exporters.stablehlo.graph import Casting, decomposed, lowered, weights_of
 
+pytestmark = pytest.mark.export
+
 Function = Callable[..., Tensor]
 Tensors = tuple[Tensor, ...]
 Arrays = dict[str, np.ndarray[Any, Any]]

@@ -32,6 +32,8 @@ from perfuse_exporters.stablehlo.exporter import StableHloExporter
 from perfuse_exporters.stablehlo.files import load, sealed
 from perfuse_interpreters.stablehlo import StableHloProgram
 
+pytestmark = pytest.mark.export
+
 jax = import_jax()
 Arrays = dict[str, Any]
 Find = Callable[..., Component]

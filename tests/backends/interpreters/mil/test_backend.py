@@ -33,6 +33,7 @@ def test_it_says_that_it_interprets():
     assert "nothing runs on Core ML" in device.description
 
 
+@pytest.mark.export
 def test_a_component_is_interpreted_from_the_file_that_was_saved(unet, store):
     program = CoreMLInterpreter().prepare(unet, TARGET, store)
     report = program.report()
@@ -49,6 +50,7 @@ def test_a_component_is_interpreted_from_the_file_that_was_saved(unet, store):
         program(sample=np.zeros((1, 3, 8, 16), np.float32), timestep=np.zeros(1, np.float32))
 
 
+@pytest.mark.export
 def test_a_file_that_rounds_more_than_it_was_asked_to_says_so(unet, store):
     halves = CoreMLInterpreter().prepare(replace(unet, precision="float16"), TARGET, store)
     assert (halves.report().precision, halves.report().fallbacks) == ("float16", ())

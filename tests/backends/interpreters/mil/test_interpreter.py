@@ -226,6 +226,7 @@ def test_a_program_is_held_against_what_it_declares(fault, convolution, tmp_path
         MilPredictor(package)({"x": normal((1, 2, 8, 8))})
 
 
+@pytest.mark.export
 def test_an_operation_that_cannot_be_computed_is_named(convolution, tmp_path):
     package = copied(convolution, tmp_path)
     with edited(package) as model:
@@ -374,6 +375,7 @@ def _converted(module: torch.nn.Module, shape: Any, package: Path) -> Path:
     return package
 
 
+@pytest.mark.export
 def test_a_list_of_sizes_takes_each_of_them_and_no_other(tmp_path):
     sizes = [(1, 3, 6, 4), (1, 3, 4, 10)]
     listed = import_coremltools().EnumeratedShapes(shapes=sizes)
@@ -387,6 +389,7 @@ def test_a_list_of_sizes_takes_each_of_them_and_no_other(tmp_path):
         predictor({"x": normal((1, 3, 6, 10))})
 
 
+@pytest.mark.export
 def test_a_range_of_sizes_takes_what_is_in_it(tmp_path):
     ct = import_coremltools()
     ranges = (1, 3, ct.RangeDim(4, 9, default=6), ct.RangeDim(4, 60, default=4))

@@ -21,6 +21,8 @@ from perfuse import DiffusionPipeline
 from perfuse.sources.manifest import sha256
 from perfuse_conformance.judge.results import Status
 
+pytestmark = pytest.mark.export
+
 CASE = "component/unet/float32/static/late"
 
 

@@ -1,5 +1,6 @@
 """An export for a list of sizes is asked for those, and for no other."""
 
+import pytest
 from tests.backends.interpreters.mil.judged import session_of
 
 from perfuse import DiffusionPipeline
@@ -7,6 +8,7 @@ from perfuse_conformance.judge.results import Status
 from perfuse_conformance.reference.record import bundle_for
 
 
+@pytest.mark.export
 def test_an_export_for_a_list_of_sizes_is_judged_with_each_of_them(checkpoint, tmp_path):
     pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"), backend="torch:cpu")
     folder = pipe.export(tmp_path / "sizes", to="coreml", sizes=[(8, 8), (8, 12)], batch=2)

@@ -1,0 +1,98 @@
+"""Runs what a page shows: its Python in one process, its ``$ perfuse`` lines in a shell.
+
+A block with a file's name behind its language is a file: ``python acme.py``. Its modules and the entry
+points of its ``pyproject.toml`` are installed before the first example runs.
+
+``python tests/examples.py PAGE`` runs a page in the folder that it is called from.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from sybil import Example, Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+
+__all__ = ["check_examples"]
+
+_FILE = re.compile(r"^```\w+ +(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+class _ConsoleParser(CodeBlockParser):
+    """Runs the lines of a console block that begin with ``$ perfuse``."""
+
+    def __init__(self) -> None:
+        super().__init__(language="console")
+
+    def evaluate(self, example: Example) -> str | None:
+        lines = str(example.parsed).replace("\\\n", "").splitlines()
+        for line in lines:
+            if line.startswith("$ perfuse"):
+                command = line.removeprefix("$ ")
+                done = subprocess.run(
+                    command, shell=True, capture_output=True, text=True, check=False
+                )
+                if done.returncode != 0:
+                    return f"{command} ended with {done.returncode}: {done.stderr}"
+        return None
+
+
+def check_examples(page: Path, folder: Path) -> None:
+    """Run every example of a page in a folder, where they may write.
+
+    Raises:
+        AssertionError: one of them failed, or there is none.
+    """
+    site = folder / "site"
+    site.mkdir()
+    install(page, site)
+    scripts = Path(sys.executable).parent
+    variables = {
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": f"{site}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }
+    done = subprocess.run(
+        [sys.executable, __file__, str(page)],
+        cwd=folder,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def install(page: Path, site: Path) -> None:
+    """Write a page's modules into a folder, and its entry points as pip would."""
+    files = dict(_FILE.findall(page.read_text("utf-8")))
+    for name, text in files.items():
+        if name.endswith(".py"):
+            (site / name).write_text(text, "utf-8")
+    if "pyproject.toml" not in files:
+        return
+    project = tomllib.loads(files["pyproject.toml"])["project"]
+    info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n", "utf-8"
+    )
+    lines = []
+    for group, points in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {module}" for name, module in points.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n", "utf-8")
+
+
+def main(page: Path) -> None:
+    """Run the examples, one after the other."""
+    document = Sybil(parsers=[PythonCodeBlockParser(), _ConsoleParser()]).parse(page)
+    examples = list(document.examples())
+    assert examples, f"{page} has no example"
+    for example in examples:
+        example.evaluate()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
