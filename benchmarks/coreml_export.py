@@ -21,8 +21,8 @@ _GB = 1e9
 _CHILD = """
 import sys, warnings
 from pathlib import Path
-from perfuse.run.pipeline import open_model
-from perfuse_exporters.coreml import CoreMLExporter
+from perfuse.sources.opening import open_model
+from perfuse_exporters.coreml.exporter import CoreMLExporter
 warnings.simplefilter("ignore")
 size = int(sys.argv[3])
 static = {"batch": 2, "latent_height": size, "latent_width": size, "sequence": 77}

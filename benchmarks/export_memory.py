@@ -26,8 +26,8 @@ _GB = 1e9
 _CHILD = """
 import sys
 from perfuse import DiffusionPipeline
-from perfuse.run.export import reporting
-with reporting(lambda message: print(message, flush=True)):
+from perfuse.progress import reporting
+with reporting(lambda progress: print(progress.message, flush=True)):
     DiffusionPipeline.from_pretrained(sys.argv[1]).export(sys.argv[2], to=sys.argv[3])
 """
 

@@ -19,9 +19,9 @@ def measure(options: Namespace) -> list[Row]:
 
     from perfuse.backend import Target
     from perfuse.plugins import host
-    from perfuse.run.pipeline import open_model
+    from perfuse.sources.opening import open_model
     from perfuse.sources.store import ArtifactStore
-    from perfuse_conformance.cases import sizes_of
+    from perfuse_conformance.cases.catalogue import sizes_of
 
     checkpoint = models.sd15(options.work, quick=options.quick)
     source = open_model(str(checkpoint))

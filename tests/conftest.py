@@ -105,7 +105,6 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     """Install a distribution with one entry point; the host of the process is asked anew."""
     from tests.distributions import write_distribution
 
-    from perfuse.models import architectures
     from perfuse.plugins import host
 
     site = tmp_path / "site"
@@ -117,7 +116,6 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         write_distribution(site, name, code, **settings)
         importlib.invalidate_caches()
         host.cache_clear()
-        architectures._known.cache_clear()
         return site
 
     yield install
@@ -125,7 +123,6 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         if Path(getattr(module, "__file__", None) or "").parent == site:
             del sys.modules[name]
     host.cache_clear()
-    architectures._known.cache_clear()
 
 
 def needs_exporter(format: str) -> None:

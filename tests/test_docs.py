@@ -108,9 +108,9 @@ def test_a_command_that_does_not_exist_is_found(line: str) -> None:
 
 
 def test_the_known_failure_is_one_that_the_suite_reads(page: str, tmp_path: Path) -> None:
-    from perfuse.run.pipeline import open_model
-    from perfuse_conformance.cases import Capability, cases_of
-    from perfuse_conformance.expectations import read_expectations
+    from perfuse.sources.opening import open_model
+    from perfuse_conformance.cases.catalogue import Capability, cases_of
+    from perfuse_conformance.judge.expectations import read_expectations
 
     path = tmp_path / "conformance.toml"
     path.write_text(dict(blocks(page, "toml"))[_KNOWN_FAILURES], encoding="utf-8")
@@ -125,8 +125,8 @@ def test_the_known_failure_is_one_that_the_suite_reads(page: str, tmp_path: Path
 
 
 def test_levels_and_statuses_are_those_of_the_suite(page: str) -> None:
-    from perfuse_conformance.levels import MEANING
-    from perfuse_conformance.results import Status
+    from perfuse_conformance.judge.levels import MEANING
+    from perfuse_conformance.judge.results import Status
 
     for level, meaning in MEANING.items():
         assert level == "none" or f"| {level} | {meaning} |" in page

@@ -107,13 +107,14 @@ def test_export_on_a_full_disk(checkpoint: Make, tmp_path: Path, cache: Path, fo
 def test_picture_on_a_full_disk(checkpoint: Make, tmp_path: Path, cache: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
-    (folder / "picture.png").write_bytes(b"earlier")
+    Image.new("L", (4, 4)).save(folder / "picture.png")
+    earlier = (folder / "picture.png").read_bytes()
     model = ("--model", checkpoint("tiny"), "--backend", "torch:cpu", "--steps", 1)
     error = finish(start("generate", *model, "--output", folder / "picture.png", limit=60), 1)
     assert len(error.splitlines()) == 1
     assert "picture.png" in error
     assert names(folder) == {"picture.png"}
-    assert (folder / "picture.png").read_bytes() == b"earlier"
+    assert (folder / "picture.png").read_bytes() == earlier
 
 
 # ── A killed process ────────────────────────────────────────────────────────────────────────────

@@ -13,6 +13,7 @@ from perfuse.backend import (
     Component,
     Device,
     ExecutionReport,
+    Options,
     Program,
     Request,
     Support,
@@ -27,8 +28,9 @@ from perfuse.run.export import exported
 from perfuse.sources.manifest import sha256, tool_versions
 from perfuse.sources.store import ArtifactStore
 from perfuse_coreml import engine
-from perfuse_exporters.coreml_program import CoreMLProgram, parts_of
-from perfuse_exporters.mlpackage import read_interface
+from perfuse_coreml.program import CoreMLProgram
+from perfuse_exporters.coreml.exporter import OPTIONS
+from perfuse_exporters.coreml.mlpackage import parts_of, read_interface
 
 __all__ = ["CoreML"]
 
@@ -46,6 +48,8 @@ class CoreML(Backend):
     """Runs Core ML programs on a Mac. Whatever touches Core ML is in ``engine.py``."""
 
     name: ClassVar[str] = "coreml"
+    #: Those of the exporter, for what is exported on the way.
+    options: ClassVar[Options] = OPTIONS
 
     def devices(self) -> Sequence[Device]:
         """The compute units that Core ML can be told to use, its own choice first."""
@@ -94,7 +98,7 @@ class CoreML(Backend):
             ExecutionError: Core ML could not compile or load it.
         """
         self.check(component, target)
-        component = component.with_options(target.options)
+        component = component.with_options(self.switches(target))
         units = _units(target.device or component.options.get("compute_units"))
         path = exported(component, self.name, store)
         models = [_Model(part, component.name, units, store) for part in parts_of(path)]

@@ -1,7 +1,7 @@
 """Loads what was compiled for AWS Neuron onto the NeuronCores of this machine.
 
-Never executed: no instance was at hand. ``perfuse_exporters.neuron_sdk`` holds every call that only
-an instance can answer.
+Never executed: no instance was at hand. ``runtime`` and ``perfuse_exporters.neuron.sdk`` hold every
+call that only an instance can answer.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from perfuse.backend import (
     Backend,
     Component,
     Device,
+    Options,
     Program,
     Request,
     Support,
     SupportLevel,
     Target,
-    read_options,
 )
 from perfuse.errors import (
     ArtifactError,
@@ -33,15 +33,16 @@ from perfuse.errors import (
 from perfuse.run.export import exported
 from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec
-from perfuse_exporters import neuron_sdk
-from perfuse_exporters.neuron import OPTIONS, settings_of
-from perfuse_exporters.neuron_layout import CONFIG
+from perfuse_exporters.neuron import sdk
+from perfuse_exporters.neuron.exporter import OPTIONS, settings_of
+from perfuse_exporters.neuron.layout import CONFIG
+from perfuse_neuron import runtime
 from perfuse_neuron.program import NeuronProgram
 from perfuse_neuron.trust import check_trust
 
 __all__ = ["Neuron"]
 
-_OWN: Mapping[str, Sequence[str] | None] = {
+_OWN: Options = {
     #: Whether both halves of a guided batch run on one core, or each on a core of its own.
     "guidance": ("batch", "split"),
     #: SHA-256 sums of files that no manifest vouches for, with commas between them.
@@ -55,6 +56,8 @@ class Neuron(Backend):
     """NeuronCores. A device is a core's number, as this process counts them."""
 
     name: ClassVar[str] = "neuron"
+    #: Its own, and the exporter's for what is exported on the way.
+    options: ClassVar[Options] = {**_OWN, **OPTIONS}
 
     def devices(self) -> Sequence[Device]:
         """The cores that this process may use.
@@ -62,12 +65,12 @@ class Neuron(Backend):
         Raises:
             EngineMissingError: the SDK is there in part.
         """
-        missing = neuron_sdk.runtime_missing()
+        missing = sdk.runtime_missing()
         if missing is not None:
             raise EngineMissingError(f"NeuronCores were looked for; {missing}")
         return [
             Device(name=str(core), description=f"NeuronCore {core}", precisions=PRECISIONS)
-            for core in range(neuron_sdk.cores())
+            for core in range(sdk.cores())
         ]
 
     def supports(self, request: Request) -> Support:
@@ -102,8 +105,9 @@ class Neuron(Backend):
             ExportError: the component could not be compiled.
             ExecutionError: it could not be loaded or run.
         """
-        known = {**_OWN, **(OPTIONS if component.build is not None else {})}
-        options = read_options(target.options, known, of="The Neuron backend")
+        options = self.switches(target)
+        if component.build is None:
+            component.with_options({n: v for n, v in options.items() if n in OPTIONS})
         core = self._core(target.device)
         self.check(component, target)
         on = self._cores(component, core, options.get("guidance", "batch"))
@@ -143,7 +147,7 @@ class Neuron(Backend):
     def _cores(self, component: Component, core: int, guidance: str) -> tuple[int, ...]:
         """The cores for a component: two for a guided denoiser that is split."""
         batch = component.static.get("batch", 1)
-        guided = component.spec.guided_batch == 2 and (component.build is None or batch % 2 == 0)
+        guided = component.spec.branches == 2 and (component.build is None or batch % 2 == 0)
         if guidance == "batch" or not guided:
             return (core,)
         self._core(str(core + 1))
@@ -208,12 +212,11 @@ def _neuron_config(path: Path) -> Mapping[str, Any]:
 
 def _load(path: Path, on: Sequence[int]) -> Any:
     try:
-        return neuron_sdk.load(path, on)
+        return runtime.load(path, on)
     except Exception as exc:
-        said = (str(exc).strip().splitlines() or [type(exc).__name__])[-1]
         raise ExecutionError(
             f"{path} was to be loaded onto neuron:{','.join(map(str, on))}; torch-neuronx said: "
-            f"{said}. Compile it again with the SDK of this machine, or free the core."
+            f"{runtime.said(exc)}. Compile it again with the SDK of this machine, or free the core."
         ) from exc
 
 
@@ -225,7 +228,7 @@ def _weights(component: Component, model: str) -> Any:
         CheckpointError: it cannot be read.
     """
     from perfuse.sources.checkpoint import Checkpoint
-    from perfuse_exporters.neuron import traced
+    from perfuse_exporters.neuron.exporter import traced
 
     other = Checkpoint.open(model)
     spec = other.spec.components.get(component.name)

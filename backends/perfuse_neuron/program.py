@@ -9,8 +9,9 @@ import numpy as np
 from perfuse.arrays import to_numpy
 from perfuse.backend import Array, Component, ExecutionReport, Program
 from perfuse.errors import ArtifactError, ExecutionError, InputError
-from perfuse_exporters import neuron_sdk
-from perfuse_exporters.neuron_layout import input_names, named_outputs
+from perfuse_exporters.neuron import sdk
+from perfuse_exporters.neuron.layout import input_names, named_outputs
+from perfuse_neuron import runtime
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +55,7 @@ class NeuronProgram(Program):
         self.signature = component.signature
         self._tensors = {tensor.name: tensor for tensor in self.signature.inputs}
         if not self._inlined and len(self._on) == 1:
-            neuron_sdk.place_weights(model, self._on[0])
+            runtime.place_weights(model, self._on[0])
         self._warm_up()
 
     @property
@@ -88,14 +89,7 @@ class NeuronProgram(Program):
         """
         component = self._component
         dims = component.spec.signature.bind(inputs, component=component.name)
-        component.spec.check_dims(dims)
-        wrong = {n: dims[n] for n, size in component.static.items() if dims.get(n, size) != size}
-        if wrong:
-            raise InputError(
-                f"{component.name} was compiled for {_sizes(component.static)}; got "
-                f"{_sizes(wrong)}. Ask for that size, or compile another: perfuse export --model M "
-                "--to neuron --output DIR --height H --width W."
-            )
+        component.check_dims(dims)
         return self._run(inputs)
 
     def _run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -108,10 +102,9 @@ class NeuronProgram(Program):
             with torch.inference_mode():
                 outputs = named_outputs(self._component.spec, self._model(*given))
         except Exception as exc:
-            said = (str(exc).strip().splitlines() or [type(exc).__name__])[-1]
             raise ExecutionError(
-                f"{self._component.name} on neuron:{self._cores()} failed; the runtime said: {said}. "
-                "`neuron-ls` shows which process holds a core."
+                f"{self._component.name} on neuron:{self._cores()} failed; the runtime said: "
+                f"{runtime.said(exc)}. `neuron-ls` shows which process holds a core."
             ) from exc
         return {name: to_numpy(tensor) for name, tensor in outputs.items()}
 
@@ -145,8 +138,8 @@ class NeuronProgram(Program):
                 f"{name} was to get other weights; it runs on {len(self._on)} cores at once. "
                 "Use --option guidance=batch."
             )
-        neuron_sdk.replace_weights(self._model, weights)
-        neuron_sdk.place_weights(self._model, self._on[0])
+        sdk.replace_weights(self._model, weights)
+        runtime.place_weights(self._model, self._on[0])
 
     def report(self) -> ExecutionReport:
         """The cores, and what the file says that it was compiled to compute in."""
@@ -157,7 +150,7 @@ class NeuronProgram(Program):
         return ExecutionReport(
             device=f"neuron:{self._cores()}",
             precision=precision,
-            engine=f"torch-neuronx {neuron_sdk.runtime_version()}",
+            engine=f"torch-neuronx {sdk.runtime_version()}",
             fallbacks=(
                 (f"{asked} was asked for, and the file computes in {precision}",)
                 if precision != asked
@@ -175,7 +168,3 @@ class NeuronProgram(Program):
     def close(self) -> None:
         """Release the program, and with it the cores' memory."""
         self._model = None
-
-
-def _sizes(dims: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in dims.items())

@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from perfuse.contract.reader import Reader
+from perfuse.contract.source import Source
 from perfuse.errors import ArtifactError, CheckpointError, InputError
-from perfuse.models.architectures import describe, latents_of
+from perfuse.models.registry import describe, latents_of
 from perfuse.plugins import host
 from perfuse.sources.artifact import Artifact
 from perfuse.sources.manifest import ExportedComponent, Manifest, inside
 from perfuse.sources.model_index import INDEX, entries_of, kind_of, read_json
-from perfuse.sources.readers import Reader, scheduler_config, with_scheduler
+from perfuse.sources.readers import scheduler_config, with_scheduler
 from perfuse.spec import ComponentSpec, PipelineSpec, Signature
-from perfuse_exporters.neuron_layout import CONFIG, MODEL, static_sizes
+from perfuse_exporters.neuron.layout import CONFIG, MODEL, static_sizes, treated_as
 
 __all__ = ["OptimumNeuronReader"]
 
@@ -28,7 +30,7 @@ _CASTS = {"bf16": "bfloat16", "fp16": "float16"}
 class OptimumNeuronReader(Reader):
     """Reads ``{component}/model.neuron`` with its ``config.json``."""
 
-    def read(self, folder: Path, *, scheduler: Mapping[str, Any] | None) -> Artifact:
+    def read(self, folder: Path, *, scheduler: Mapping[str, Any] | None) -> Source:
         try:
             artifact = _read(folder)
             config: Mapping[str, Any] | None = scheduler
@@ -63,7 +65,7 @@ def _read(folder: Path) -> Artifact:
         tasks=tuple(pipelines[class_name].tasks),
         components=specs,
         scheduler={},
-        latents=latents_of(specs["vae_decoder"].config) if "vae_decoder" in specs else None,
+        latents=latents_of(specs),
         tokenizers={
             name: name
             for name, kind in entries.items()
@@ -128,7 +130,7 @@ def _spec(name: str, config: Mapping[str, Any], neuron: Mapping[str, Any]) -> Co
         raise ArtifactError(
             f"{name}/{CONFIG} was read as a {class_name}'s, which gave {exc!r}. Copy it again."
         ) from exc
-    if not class_name.startswith("CLIPTextModel") or neuron.get("output_hidden_states"):
+    if treated_as(class_name) != "text" or neuron.get("output_hidden_states"):
         return spec
     outputs = [one for one in spec.signature.outputs if one.name != "penultimate_hidden_state"]
     signature = Signature(inputs=spec.signature.inputs, outputs=tuple(outputs))

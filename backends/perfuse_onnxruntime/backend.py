@@ -1,7 +1,7 @@
 """ONNX Runtime as a backend."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ from perfuse.backend import (
     Backend,
     Component,
     Device,
+    Options,
     Program,
     Request,
     Support,
@@ -19,7 +20,6 @@ from perfuse.errors import (
     ArtifactError,
     DeviceNotFoundError,
     ExecutionError,
-    InputError,
     UnsupportedError,
 )
 from perfuse.sources.store import ArtifactStore
@@ -31,7 +31,6 @@ __all__ = ["OnnxRuntime"]
 
 _FORMAT = "onnx"
 _CPU = "CPUExecutionProvider"
-_OPTIONS = ("threads", "cpu_fallback")
 _ROUNDED = (
     "the CPU provider has no float16 convolutions: it computes in float32 and rounds what lies "
     "between, so float16 halves the file and costs time"
@@ -42,6 +41,7 @@ class OnnxRuntime(Backend):
     """Runs ONNX files, its own exports and other exporters', on the providers of the build."""
 
     name: ClassVar[str] = "onnxruntime"
+    options: ClassVar[Options] = {"threads": range(1025), "cpu_fallback": ("true", "false")}
 
     def devices(self) -> Sequence[Device]:
         """One device a provider; the CPU is the first."""
@@ -69,7 +69,7 @@ class OnnxRuntime(Backend):
 
         Args:
             component: What to run.
-            target: Options: ``threads``, a number; ``cpu_fallback=false``, to fail where another
+            target: Options: ``threads``, 0 for the engine's choice; ``cpu_fallback=false``, to fail where another
                 device would leave nodes to the CPU.
             store: Where an export goes.
 
@@ -82,7 +82,9 @@ class OnnxRuntime(Backend):
         """
         import onnxruntime
 
-        threads, cpu_fallback = _read_options(target.options)
+        switches = self.switches(target)
+        threads = int(switches["threads"]) if "threads" in switches else _threads()
+        cpu_fallback = switches.get("cpu_fallback") != "false"
         device = target.device if target.device is not None else "cpu"
         provider, options = providers.resolve(device, onnxruntime.get_available_providers())
         self.check(component, target)
@@ -95,22 +97,6 @@ class OnnxRuntime(Backend):
             wanted.append((_CPU, {}))
         session = _session(path, device, wanted, settings)
         return OnnxProgram(session, component, path, device)
-
-
-def _read_options(given: Mapping[str, str]) -> tuple[int, bool]:
-    """Threads, 0 for the engine's choice, and whether the CPU may take nodes over."""
-    unknown = [name for name in given if name not in _OPTIONS]
-    if unknown:
-        raise InputError(
-            f"The onnxruntime backend was given the option {', '.join(unknown)}; it has "
-            f"{', '.join(_OPTIONS)}."
-        )
-    threads, fallback = given.get("threads"), str(given.get("cpu_fallback", "true")).lower()
-    if threads is not None and not str(threads).isdecimal():
-        raise InputError(f"The option threads must be a number; got {threads!r}.")
-    if fallback not in ("true", "false"):
-        raise InputError(f"The option cpu_fallback must be true or false; got {fallback!r}.")
-    return int(threads) if threads is not None else _threads(), fallback == "true"
 
 
 def _session(

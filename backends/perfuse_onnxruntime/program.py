@@ -1,5 +1,6 @@
 """A component in an ONNX Runtime session: as little as possible happens between calls."""
 
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from perfuse.backend import Component, ExecutionReport, Program
-from perfuse.errors import ExecutionError, InputError
+from perfuse.errors import ExecutionError
 from perfuse.spec import Signature
 from perfuse_onnxruntime import borders
 from perfuse_onnxruntime.borders import Array
@@ -48,9 +49,10 @@ class OnnxProgram(Program):
         ]
         self._binding = session.io_binding()
         self._bound: dict[str, Array] = {}
-        self._static = {**self._declared_sizes(), **component.static}
         # Other exporters fix sizes, too, and no manifest says so.
-        self.signature = component.spec.signature.resolve(self._static)
+        static = {**self._declared_sizes(), **component.static}
+        self._component = dataclasses.replace(component, static=static)
+        self.signature = self._component.signature
         #: Shapes of the inputs that were checked, with their buffers.
         self._pools: dict[Shapes, _Pool] = {}
 
@@ -99,10 +101,9 @@ class OnnxProgram(Program):
             ExecutionError: the engine failed.
         """
         inputs = {name: np.asarray(value) for name, value in inputs.items()}
-        spec = self._component.spec
-        dims = spec.signature.bind(inputs, component=spec.name)
-        spec.check_dims(dims)
-        self._check_static(dims)
+        component = self._component
+        dims = component.spec.signature.bind(inputs, component=component.name)
+        component.check_dims(dims)
         shapes = self._output_shapes(dims, inputs)
         while len(self._pools) >= _SHAPES:
             del self._pools[next(iter(self._pools))]
@@ -111,17 +112,6 @@ class OnnxProgram(Program):
             [(shape, border.dtype) for shape, border in zip(shapes, self._outputs, strict=True)]
         )
         return pool
-
-    def _check_static(self, dims: Mapping[str, int]) -> None:
-        wrong = {name: size for name, size in self._static.items() if dims.get(name, size) != size}
-        if wrong:
-            made = ", ".join(f"{name}={size}" for name, size in self._static.items())
-            got = ", ".join(f"{name}={dims[name]}" for name in wrong)
-            raise InputError(
-                f"{self._component.name} in {self._path} was exported for {made} only; got {got}. "
-                "Make another for this size: perfuse export --to onnx --height H --width W "
-                "--batch B, or without these options for any size."
-            )
 
     def _declared_sizes(self) -> dict[str, int]:
         """The sizes that the file itself fixes, by the signature's names."""

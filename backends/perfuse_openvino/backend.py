@@ -4,12 +4,13 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from perfuse.backend import (
     Backend,
     Component,
     Device,
+    Options,
     Program,
     Request,
     Support,
@@ -20,13 +21,13 @@ from perfuse.errors import (
     ArtifactError,
     DeviceNotFoundError,
     ExecutionError,
-    InputError,
 )
 from perfuse.run.export import exported
 from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec
+from perfuse_exporters.openvino.engine import import_openvino, said
 from perfuse_openvino.files import check_files
-from perfuse_openvino.program import OpenVinoProgram, said
+from perfuse_openvino.program import OpenVinoProgram
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -38,15 +39,12 @@ _HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _CAPABILITIES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
 #: Names for others: OpenVINO's own choice among them, and several at once.
 _VIRTUAL = ("AUTO", "HETERO", "MULTI")
-_OPTIONS = ("cache", "threads")
 #: In the store, so that ``perfuse cache`` lists and clears it.
 _COMPILED = "openvino-compiled"
 
 
 @lru_cache(maxsize=1)
 def _core() -> "ov.Core":
-    from perfuse_exporters.openvino import import_openvino
-
     core: ov.Core = import_openvino().Core()
     return core
 
@@ -55,6 +53,7 @@ class OpenVino(Backend):
     """OpenVINO's runtime. A device is named as OpenVINO names it: CPU, GPU, GPU.1, NPU, AUTO."""
 
     name: ClassVar[str] = "openvino"
+    options: ClassVar[Options] = {"cache": ("true", "false"), "threads": range(1, 1025)}
 
     def devices(self) -> Sequence[Device]:
         """What OpenVINO lists, in its order; its own choice among them, AUTO, comes last."""
@@ -119,14 +118,14 @@ class OpenVino(Backend):
             ExportError: the component could not be lowered.
             ExecutionError: OpenVINO could not compile it.
         """
-        options = _read_options(target.options)
+        switches = self.switches(target)
         device = _device(target.device)
         self.check(component, target)
         arithmetic = _arithmetic(device, component.precision)
         assert arithmetic is not None  # what it is not is refused
         path = exported(component, self.name, store)
         check_files(path, component.name)
-        compiled = _compile(path, component.name, device, arithmetic, options, store)
+        compiled = _compile(path, component.name, device, arithmetic, switches, store)
         return OpenVinoProgram(component, compiled, path=path, device=device)
 
 
@@ -183,20 +182,10 @@ def _arithmetic(device: str, precision: str) -> str | None:
     return next((one for one in (precision, "float32") if one in native), None)
 
 
-def _read_options(given: Mapping[str, str]) -> dict[str, Any]:
-    unknown = [name for name in given if name not in _OPTIONS]
-    if unknown:
-        raise InputError(
-            f"The OpenVINO backend was given the option {', '.join(unknown)}; it has "
-            f"{', '.join(_OPTIONS)}."
-        )
-    cache = str(given.get("cache", "true")).lower()
-    if cache not in ("true", "false"):
-        raise InputError(f"The option cache must be true or false; got {given['cache']!r}.")
-    threads = str(given.get("threads", os.environ.get("OMP_NUM_THREADS", "")))
-    if "threads" in given and not (threads.isdecimal() and int(threads) > 0):
-        raise InputError(f"The option threads must be a number from 1; got {threads!r}.")
-    return {"cache": cache == "true", "threads": int(threads) if threads.isdecimal() else 0}
+def _threads(switches: Mapping[str, str]) -> int:
+    """How many for the CPU; 0 for OpenVINO's choice."""
+    threads = switches.get("threads", os.environ.get("OMP_NUM_THREADS", ""))
+    return int(threads) if threads.isdecimal() else 0
 
 
 def _properties(device: str, arithmetic: str, threads: int) -> dict[str, str]:
@@ -220,11 +209,11 @@ def _compile(
     name: str,
     device: str,
     arithmetic: str,
-    options: Mapping[str, Any],
+    switches: Mapping[str, str],
     store: ArtifactStore,
 ) -> "ov.CompiledModel":
-    properties = _properties(device, arithmetic, options["threads"])
-    folder = _cache_folder(store) if options["cache"] else None
+    properties = _properties(device, arithmetic, _threads(switches))
+    folder = store.shared(_COMPILED) if switches.get("cache") != "false" else None
     if folder is not None:
         # Without the weights, which are beside the model anyway.
         cached = {**properties, "CACHE_DIR": str(folder), "CACHE_MODE": "OPTIMIZE_SIZE"}
@@ -246,16 +235,6 @@ def _compile(
             f"{name} was to be compiled for openvino:{device}; OpenVINO said: {reason}. "
             "Try openvino:CPU, or update OpenVINO and the device's driver."
         ) from exc
-
-
-def _cache_folder(store: ArtifactStore) -> Path | None:
-    """Where compiled models are kept; ``None`` where nothing can be written."""
-    folder = store.root / _COMPILED
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
 
 
 def _forget(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """A compiled model behind a component's signature."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ import numpy.typing as npt
 from perfuse.arrays import is_torch, to_numpy
 from perfuse.backend import Array, Component, ExecutionReport, Program
 from perfuse.errors import ArtifactError, ExecutionError, InputError
+from perfuse_exporters.openvino.engine import said
 
 if TYPE_CHECKING:
     import openvino as ov
 
-__all__ = ["OpenVinoProgram", "said"]
+__all__ = ["OpenVinoProgram"]
 
 _NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
@@ -27,7 +29,6 @@ class OpenVinoProgram(Program):
     ) -> None:
         import openvino
 
-        self._component = component
         self._compiled: ov.CompiledModel | None = compiled
         self._device = device
         self._tensor = openvino.Tensor
@@ -51,8 +52,10 @@ class OpenVinoProgram(Program):
                 strict=True,
             )
         )
-        self._static = {**_fixed(component, compiled, self._inputs), **component.static}
-        self.signature = spec.resolve(self._static)
+        # What another tool fixed in the file is in no manifest.
+        static = {**_fixed(component, compiled, self._inputs), **component.static}
+        self._component = component = dataclasses.replace(component, static=static)
+        self.signature = component.signature
         self._request: ov.InferRequest | None = compiled.create_infer_request()
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
@@ -67,9 +70,7 @@ class OpenVinoProgram(Program):
         if request is None:
             raise ExecutionError(f"{component.name} was closed; prepare it again.")
         dims = component.spec.signature.bind(inputs, component=component.name)
-        component.spec.check_dims(dims)
-        if self._static:
-            self._check_size(dims)
+        component.check_dims(dims)
         held = []  # OpenVINO reads this memory and does not keep it
         for name, index, dtype, rank in self._inputs:
             array = inputs[name]
@@ -113,16 +114,6 @@ class OpenVinoProgram(Program):
                 )
             found = found.reshape(-1)[0]
         return np.asarray(found, dtype=dtype)
-
-    def _check_size(self, dims: Mapping[str, int]) -> None:
-        wrong = {n: dims[n] for n, size in self._static.items() if dims.get(n, size) != size}
-        if wrong:
-            raise InputError(
-                f"{self._component.name} was exported for {_sizes(self._static)}; got "
-                f"{_sizes(wrong)}. Ask for that size, or make another: perfuse export --model M "
-                "--to openvino --output DIR --height H --width W --batch B; without the sizes, it "
-                "takes any."
-            )
 
     def report(self) -> ExecutionReport:
         """What OpenVINO says that it runs, read back from the compiled model."""
@@ -194,10 +185,6 @@ def _fixed(component: Component, compiled: "ov.CompiledModel", inputs: list[Any]
     return fixed
 
 
-def _sizes(dims: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in dims.items())
-
-
 def _engine_properties(compiled: "ov.CompiledModel") -> Mapping[str, Any]:
     """What the device runs with; behind AUTO, the device that it chose."""
     known = compiled.get_property("SUPPORTED_PROPERTIES")
@@ -206,10 +193,3 @@ def _engine_properties(compiled: "ov.CompiledModel") -> Mapping[str, Any]:
         return next(iter(behind.values()), {})
     wanted = ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "NUM_STREAMS")
     return {name: compiled.get_property(name) for name in wanted if name in known}
-
-
-def said(exc: Exception) -> str:
-    """OpenVINO's own words on one line, without where in its sources they come from."""
-    lines = [line.strip() for line in str(exc).splitlines()]
-    own = [line for line in lines if line and not line.startswith("Exception from")]
-    return " ".join(own[:2]).rstrip(".") or repr(exc)

@@ -16,34 +16,35 @@ from perfuse.backend import (
     Component,
     Device,
     ExecutionReport,
+    Options,
     Program,
     Request,
     Support,
     SupportLevel,
     Target,
 )
+from perfuse.capture import replace_tensors
 from perfuse.errors import (
     DeviceNotFoundError,
     ExecutionError,
-    InputError,
     UnsupportedError,
 )
 from perfuse.plugins import resolve
 from perfuse.sources.store import ArtifactStore
-from perfuse_exporters.capture import replace_tensors
 from perfuse_torch.attention import SlicedAttention
 from perfuse_torch.devices import DEVICES, TorchDevice, device_of, host_memory
 
 __all__ = ["Torch"]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_OPTIONS = ("compile", "tf32", "channels_last")
+_SWITCH = ("true", "false")
 
 
 class Torch(Backend):
     """PyTorch in eager mode, or compiled where the ``compile`` option asks for it."""
 
     name: ClassVar[str] = "torch"
+    options: ClassVar[Options] = dict.fromkeys(("compile", "tf32", "channels_last"), _SWITCH)
 
     def devices(self) -> Sequence[Device]:
         """Every device that this torch sees, accelerators first."""
@@ -86,7 +87,8 @@ class Torch(Backend):
 
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
         """Build the module, move it to the device, keep it there."""
-        options = _read_options(target.options)
+        switches = self.switches(target)
+        options = {name: switches.get(name) == "true" for name in self.options}
         device = self._device(target.device)
         if component.build is None:
             raise UnsupportedError(
@@ -159,20 +161,6 @@ def _describe(module: object, index: int, kind: str) -> str:
     return str(name(index)) if name is not None else kind.upper()
 
 
-def _read_options(given: Mapping[str, str]) -> dict[str, bool]:
-    unknown = [name for name in given if name not in _OPTIONS]
-    if unknown:
-        raise InputError(
-            f"The torch backend was given the option {', '.join(unknown)}; it has "
-            f"{', '.join(_OPTIONS)}, each true or false."
-        )
-    options = {name: str(given.get(name, "false")).lower() for name in _OPTIONS}
-    wrong = [name for name, value in options.items() if value not in ("true", "false")]
-    if wrong:
-        raise InputError(f"The option {wrong[0]} must be true or false; got {given[wrong[0]]!r}.")
-    return {name: value == "true" for name, value in options.items()}
-
-
 class TorchProgram(Program):
     """A module on a device. Tensors in, tensors out; numpy arrays in, numpy arrays out."""
 
@@ -192,7 +180,7 @@ class TorchProgram(Program):
         self._options = options
         self._entry = entry
         pictures = entry.limits.pictures
-        self._largest = pictures * component.spec.guided_batch if pictures is not None else None
+        self._largest = pictures * component.spec.branches if pictures is not None else None
         self._attention = _attention(entry)
         self._after_call = _function(entry.after_call)
         precision = _DTYPES[component.precision]

@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from perfuse.errors import InputError
-from perfuse_conformance.cases import LEVELS
-from perfuse_conformance.models import RANDOM_MODELS, path_of
-from perfuse_conformance.results import Result, Run, Status, read_results
+from perfuse_conformance.cases.catalogue import LEVELS
+from perfuse_conformance.cases.models import RANDOM_MODELS, path_of
+from perfuse_conformance.judge.results import Result, Run, Status, read_results
 
 __all__ = ["conformance"]
 
@@ -74,9 +74,9 @@ def _measure(
     timeout: float,
     as_json: bool,
 ) -> bool:
-    from perfuse_conformance.drawn import save_drawn
-    from perfuse_conformance.expectations import expected
-    from perfuse_conformance.runner import run_conformance
+    from perfuse_conformance.judge.expectations import expected
+    from perfuse_conformance.runner.drawn import save_drawn
+    from perfuse_conformance.runner.session import run_conformance
 
     switches = _switches(options)
     runs: list[Run] = []
@@ -135,7 +135,7 @@ def _single(
     **settings: Any,
 ) -> bool:
     """Some cases alone: their numbers, and whether all that were executed are right."""
-    from perfuse_conformance.single import judge_single, lines_of
+    from perfuse_conformance.report.single import judge_single, lines_of
 
     if report is not None or expectations is not None:
         raise InputError(
@@ -214,8 +214,8 @@ def _print_run(run: Run) -> None:
 
 
 def _write_report(runs: Sequence[Run], folders: Sequence[Path], report: Path) -> None:
-    from perfuse_conformance.junit import write_junit
-    from perfuse_conformance.report import write_report
+    from perfuse_conformance.report.html import write_report
+    from perfuse_conformance.report.junit import write_junit
 
     write_junit(runs, report / "junit.xml")
     write_report(runs, report, folders)
@@ -231,7 +231,7 @@ def _write_report(runs: Sequence[Run], folders: Sequence[Path], report: Path) ->
 )
 def record(target: str, model: str | None, level: str, seed: int, output: Path) -> None:
     """Write a golden bundle: what the reference computes, for those who cannot run it."""
-    from perfuse_conformance.record import record as write
+    from perfuse_conformance.reference.record import record as write
 
     bundle = write(path_of(model), output, target=target, level=level, seed=seed)
     size = sum(path.stat().st_size for path in output.iterdir())

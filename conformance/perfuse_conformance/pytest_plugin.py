@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 if TYPE_CHECKING:
-    from perfuse_conformance.cases import Case
-    from perfuse_conformance.results import Result, Run
-    from perfuse_conformance.runner import Session
+    from perfuse_conformance.cases.catalogue import Case
+    from perfuse_conformance.judge.results import Result, Run
+    from perfuse_conformance.runner.session import Session
 
 __all__ = ["BackendConformance"]
 
@@ -95,7 +95,7 @@ class Judged:
     @property
     def session(self) -> "Session":
         if self._session is None:
-            from perfuse_conformance.runner import open_session
+            from perfuse_conformance.runner.session import open_session
 
             cls = self._cls
             self._session = open_session(
@@ -122,7 +122,7 @@ class Judged:
 
     def result(self, case: "Case") -> "Result":
         """The result of one case, with what the expectations file says of it."""
-        from perfuse_conformance.expectations import expect_one
+        from perfuse_conformance.judge.expectations import expect_one
 
         if case.id not in self._results:
             self._results[case.id] = self.session.judge(case)
@@ -137,8 +137,8 @@ class Judged:
 
     def run(self) -> "Run":
         """The whole run; cases that were not asked for yet are judged now."""
-        from perfuse_conformance.expectations import expected
-        from perfuse_conformance.runner import run_of
+        from perfuse_conformance.judge.expectations import expected
+        from perfuse_conformance.runner.session import run_of
 
         for case in self.cases():
             self.result(case)

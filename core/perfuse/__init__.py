@@ -5,128 +5,156 @@
 >>> pipe("a red circle", num_inference_steps=2, seed=0).images[0].size
 (64, 64)
 
-Importing perfuse imports neither torch nor an engine; each name below is loaded on first use.
+Importing perfuse imports neither torch nor an engine; each name below is loaded on first use, and so
+is each scheduler: ``from perfuse import EulerDiscreteScheduler``. A type checker sees such a class
+when it is imported from its own file: ``from perfuse.schedulers.euler import ...``.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from perfuse._lazy import lazy
 
 if TYPE_CHECKING:
     from perfuse.arrays.noise import NoiseSource as NoiseSource
+    from perfuse.contract.architecture import Architecture as Architecture
     from perfuse.contract.backend import Backend as Backend
-    from perfuse.contract.backend import Component as Component
-    from perfuse.contract.backend import Device as Device
     from perfuse.contract.backend import ExecutionReport as ExecutionReport
-    from perfuse.contract.backend import Exporter as Exporter
-    from perfuse.contract.backend import Placement as Placement
     from perfuse.contract.backend import Program as Program
     from perfuse.contract.backend import Request as Request
     from perfuse.contract.backend import Support as Support
     from perfuse.contract.backend import SupportLevel as SupportLevel
-    from perfuse.contract.backend import Target as Target
+    from perfuse.contract.component import Component as Component
+    from perfuse.contract.component import Recipe as Recipe
+    from perfuse.contract.exporter import Exporter as Exporter
+    from perfuse.contract.guider import Branch as Branch
+    from perfuse.contract.guider import Guider as Guider
+    from perfuse.contract.guider import Moment as Moment
     from perfuse.contract.hooks import BackendManifest as BackendManifest
     from perfuse.contract.hooks import ExporterManifest as ExporterManifest
+    from perfuse.contract.hooks import GuiderManifest as GuiderManifest
     from perfuse.contract.hooks import PipelineManifest as PipelineManifest
     from perfuse.contract.hooks import ReaderManifest as ReaderManifest
     from perfuse.contract.hooks import TransformManifest as TransformManifest
     from perfuse.contract.hooks import hookimpl as hookimpl
+    from perfuse.contract.latents import LatentSpec as LatentSpec
+    from perfuse.contract.latents import PixelLatents as PixelLatents
+    from perfuse.contract.limits import Limits as Limits
+    from perfuse.contract.reader import Reader as Reader
+    from perfuse.contract.source import Source as Source
     from perfuse.contract.spec import ComponentSpec as ComponentSpec
-    from perfuse.contract.spec import LatentSpec as LatentSpec
+    from perfuse.contract.spec import Dim as Dim
     from perfuse.contract.spec import PipelineSpec as PipelineSpec
+    from perfuse.contract.spec import Role as Role
     from perfuse.contract.spec import Signature as Signature
     from perfuse.contract.spec import TensorSpec as TensorSpec
+    from perfuse.contract.steps import Choice as Choice
+    from perfuse.contract.steps import Event as Event
+    from perfuse.contract.steps import Input as Input
+    from perfuse.contract.steps import Loop as Loop
+    from perfuse.contract.steps import Step as Step
+    from perfuse.contract.steps import Task as Task
+    from perfuse.contract.steps import When as When
+    from perfuse.contract.steps import step as step
+    from perfuse.contract.target import Device as Device
+    from perfuse.contract.target import Placement as Placement
+    from perfuse.contract.target import Target as Target
+    from perfuse.contract.transform import Plan as Plan
+    from perfuse.contract.transform import Transform as Transform
     from perfuse.errors import PerfuseError as PerfuseError
-    from perfuse.models.architectures import Architecture as Architecture
     from perfuse.run.export import exported as exported
     from perfuse.run.pipeline import DiffusionPipeline as DiffusionPipeline
     from perfuse.run.pipeline import PipelineOutput as PipelineOutput
-    from perfuse.run.transforms import Transform as Transform
-    from perfuse.schedulers import DDIMScheduler as DDIMScheduler
-    from perfuse.schedulers import DDPMScheduler as DDPMScheduler
-    from perfuse.schedulers import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
-    from perfuse.schedulers import (
-        EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler,
-    )
-    from perfuse.schedulers import EulerDiscreteScheduler as EulerDiscreteScheduler
-    from perfuse.schedulers import (
-        FlowMatchEulerDiscreteScheduler as FlowMatchEulerDiscreteScheduler,
-    )
-    from perfuse.schedulers import LCMScheduler as LCMScheduler
-    from perfuse.schedulers import PNDMScheduler as PNDMScheduler
-    from perfuse.schedulers import UniPCMultistepScheduler as UniPCMultistepScheduler
     from perfuse.sources.artifact import Artifact as Artifact
     from perfuse.sources.checkpoint import Checkpoint as Checkpoint
-    from perfuse.sources.readers import Reader as Reader
     from perfuse.sources.store import ArtifactStore as ArtifactStore
     from perfuse.sources.tokenizer import Tokenizer as Tokenizer
-    from perfuse.tasks.guidance import Guidance as Guidance
-    from perfuse.tasks.steps import Choice as Choice
-    from perfuse.tasks.steps import Event as Event
-    from perfuse.tasks.steps import Loop as Loop
-    from perfuse.tasks.steps import Step as Step
-    from perfuse.tasks.steps import Task as Task
-
-_HOME = {
-    "models.architectures": ("Architecture",),
-    "sources.artifact": ("Artifact",),
-    "contract.backend": (
-        "Backend",
-        "Component",
-        "Device",
-        "ExecutionReport",
-        "Exporter",
-        "Placement",
-        "Program",
-        "Request",
-        "Support",
-        "SupportLevel",
-        "Target",
-    ),
-    "sources.checkpoint": ("Checkpoint",),
-    "errors": ("PerfuseError",),
-    "run.export": ("exported",),
-    "tasks.guidance": ("Guidance",),
-    "contract.hooks": (
-        "BackendManifest",
-        "ExporterManifest",
-        "PipelineManifest",
-        "ReaderManifest",
-        "TransformManifest",
-        "hookimpl",
-    ),
-    "arrays.noise": ("NoiseSource",),
-    "run.pipeline": ("DiffusionPipeline", "PipelineOutput"),
-    "sources.readers": ("Reader",),
-    "schedulers": (
-        "DDIMScheduler",
-        "DDPMScheduler",
-        "DPMSolverMultistepScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "EulerDiscreteScheduler",
-        "FlowMatchEulerDiscreteScheduler",
-        "LCMScheduler",
-        "PNDMScheduler",
-        "UniPCMultistepScheduler",
-    ),
-    "contract.spec": ("ComponentSpec", "LatentSpec", "PipelineSpec", "Signature", "TensorSpec"),
-    "tasks.steps": ("Choice", "Event", "Loop", "Step", "Task"),
-    "sources.store": ("ArtifactStore",),
-    "sources.tokenizer": ("Tokenizer",),
-    "run.transforms": ("Transform",),
-}
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+    from perfuse.tasks.guiders import ClassifierFreeGuidance as ClassifierFreeGuidance
+    from perfuse.tasks.guiders import EmbeddedGuidance as EmbeddedGuidance
+    from perfuse.tasks.guiders import NoGuidance as NoGuidance
 
 __version__ = "0.1.0"
-__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'perfuse' has no attribute {name!r}")
-    value = getattr(import_module(f"perfuse.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "contract.architecture": ("Architecture",),
+        "contract.backend": (
+            "Backend",
+            "ExecutionReport",
+            "Program",
+            "Request",
+            "Support",
+            "SupportLevel",
+        ),
+        "contract.component": (
+            "Component",
+            "Recipe",
+        ),
+        "contract.exporter": ("Exporter",),
+        "contract.guider": (
+            "Branch",
+            "Guider",
+            "Moment",
+        ),
+        "contract.hooks": (
+            "BackendManifest",
+            "ExporterManifest",
+            "GuiderManifest",
+            "PipelineManifest",
+            "ReaderManifest",
+            "TransformManifest",
+            "hookimpl",
+        ),
+        "contract.latents": (
+            "LatentSpec",
+            "PixelLatents",
+        ),
+        "contract.limits": ("Limits",),
+        "contract.reader": ("Reader",),
+        "contract.source": ("Source",),
+        "contract.spec": (
+            "ComponentSpec",
+            "Dim",
+            "PipelineSpec",
+            "Role",
+            "Signature",
+            "TensorSpec",
+        ),
+        "contract.steps": (
+            "Choice",
+            "Event",
+            "Input",
+            "Loop",
+            "Step",
+            "Task",
+            "When",
+            "step",
+        ),
+        "contract.target": (
+            "Device",
+            "Placement",
+            "Target",
+        ),
+        "contract.transform": (
+            "Plan",
+            "Transform",
+        ),
+        "arrays.noise": ("NoiseSource",),
+        "errors": ("PerfuseError",),
+        "run.export": ("exported",),
+        "run.pipeline": (
+            "DiffusionPipeline",
+            "PipelineOutput",
+        ),
+        "sources.artifact": ("Artifact",),
+        "sources.checkpoint": ("Checkpoint",),
+        "sources.store": ("ArtifactStore",),
+        "sources.tokenizer": ("Tokenizer",),
+        "tasks.guiders": (
+            "ClassifierFreeGuidance",
+            "EmbeddedGuidance",
+            "NoGuidance",
+        ),
+    },
+    rooms=("schedulers",),
+)

@@ -9,21 +9,38 @@ __all__ = ["lazy"]
 
 
 def lazy(
-    package: str, homes: Mapping[str, Sequence[str]]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """``__getattr__``, ``__dir__`` and ``__all__`` of a package (PEP 562).
+    package: str, homes: Mapping[str, Sequence[str]], *, rooms: Sequence[str] = ()
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """``__getattr__`` and ``__dir__`` of a package (PEP 562); the first knows ``__all__``, too.
 
     Args:
         package: Its ``__name__``.
         homes: Module, relative to the package, to the names that it brings.
+        rooms: Packages in it, all of whose classes are names of this one as well.
     """
     modules = {name: module for module, names in homes.items() for name in names}
 
+    def names() -> list[str]:
+        classes = (
+            name
+            for room in rooms
+            for name in import_module(f"{package}.{room}").__all__
+            if name[0].isupper() and not name.isupper()
+        )
+        return sorted({*modules, *classes})
+
     def get(name: str) -> Any:
-        if name not in modules:
+        if name == "__all__":
+            return names()
+        where = modules.get(name)
+        if where is None and not name.startswith("_") and name in names():
+            where = next(
+                room for room in rooms if name in import_module(f"{package}.{room}").__all__
+            )
+        if where is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{package}.{modules[name]}"), name)
+        value = getattr(import_module(f"{package}.{where}"), name)
         setattr(sys.modules[package], name, value)
         return value
 
-    return get, lambda: sorted(modules), sorted(modules)
+    return get, names

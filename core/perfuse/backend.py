@@ -1,22 +1,19 @@
 """The contract between the host and a backend or an exporter."""
 
 from perfuse.contract.backend import (
-    PRECISIONS,
-    Array,
     Backend,
-    Component,
-    Device,
     ExecutionReport,
-    Exporter,
-    Options,
-    Placement,
     Program,
     Request,
     Support,
     SupportLevel,
-    Target,
-    read_options,
 )
+from perfuse.contract.component import Component, Recipe
+from perfuse.contract.exporter import Exporter
+from perfuse.contract.limits import Limits
+from perfuse.contract.options import Options, read_options
+from perfuse.contract.spec import Array
+from perfuse.contract.target import PRECISIONS, Device, Placement, Target
 
 __all__ = [
     "PRECISIONS",
@@ -26,9 +23,11 @@ __all__ = [
     "Device",
     "ExecutionReport",
     "Exporter",
+    "Limits",
     "Options",
     "Placement",
     "Program",
+    "Recipe",
     "Request",
     "Support",
     "SupportLevel",

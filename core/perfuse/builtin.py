@@ -8,32 +8,28 @@ import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from perfuse.contract.architecture import Architecture
 from perfuse.contract.hooks import PipelineManifest, hookimpl
-
-if TYPE_CHECKING:
-    from perfuse.models.architectures import Architecture
 
 
 @hookimpl
-def perfuse_architectures() -> "Sequence[Architecture]":
+def perfuse_architectures() -> Sequence[Architecture]:
     """The classes of checkpoints that core builds."""
-    found = tuple(_gathered("perfuse.models", "ARCHITECTURES", packages=True))
-    return found or _named("perfuse.models.architectures", "ARCHITECTURES")
+    return tuple(_gathered("perfuse.models", "ARCHITECTURES", packages=True))
 
 
 @hookimpl
 def perfuse_schedulers() -> Mapping[str, str]:
     """The scheduler classes, by name."""
-    return dict(_named("perfuse.schedulers", "SCHEDULERS"))
+    return dict(importlib.import_module("perfuse.schedulers").SCHEDULERS)
 
 
 @hookimpl
 def perfuse_pipelines() -> Sequence[PipelineManifest]:
     """The pipeline classes that core runs."""
-    found = tuple(_gathered("perfuse.families", "PIPELINES", packages=False))
-    return found or _named("perfuse.tasks", "PIPELINES")
+    return tuple(_gathered("perfuse.families", "PIPELINES", packages=False))
 
 
 def _gathered(package: str, attribute: str, *, packages: bool) -> Iterator[Any]:
@@ -43,7 +39,3 @@ def _gathered(package: str, attribute: str, *, packages: bool) -> Iterator[Any]:
     for module in sorted(pkgutil.iter_modules(places or []), key=lambda module: module.name):
         if module.ispkg == packages:
             yield from getattr(importlib.import_module(f"{package}.{module.name}"), attribute, ())
-
-
-def _named(module: str, attribute: str) -> Any:
-    return getattr(importlib.import_module(module), attribute)

@@ -22,35 +22,35 @@ def perfuse_exporters() -> Sequence[ExporterManifest]:
     return (
         ExporterManifest(
             format="onnx",
-            impl="perfuse_exporters.onnx:OnnxExporter",
+            impl="perfuse_exporters.onnx.exporter:OnnxExporter",
             requires=("torch", "transformers", "onnx", "onnxscript"),
             install=_INSTALL,
             summary="ONNX, with weights beside the graph",
         ),
         ExporterManifest(
             format="openvino",
-            impl="perfuse_exporters.openvino:OpenVinoExporter",
+            impl="perfuse_exporters.openvino.exporter:OpenVinoExporter",
             requires=("torch", "transformers", "openvino"),
             install="pip install 'perfuse[torch,openvino]'",
             summary="OpenVINO IR",
         ),
         ExporterManifest(
             format="coreml",
-            impl="perfuse_exporters.coreml:CoreMLExporter",
+            impl="perfuse_exporters.coreml.exporter:CoreMLExporter",
             requires=("torch", "transformers", "coremltools"),
             install="pip install 'perfuse[coreml]'",
             summary="Core ML programs, on any system",
         ),
         ExporterManifest(
             format="stablehlo",
-            impl="perfuse_exporters.stablehlo:StableHloExporter",
+            impl="perfuse_exporters.stablehlo.exporter:StableHloExporter",
             requires=("torch", "transformers", "jax", "flatbuffers"),
             install="pip install 'perfuse[stablehlo]'",
             summary="StableHLO, for XLA's devices",
         ),
         ExporterManifest(
             format="neuron",
-            impl="perfuse_exporters.neuron:NeuronExporter",
+            impl="perfuse_exporters.neuron.exporter:NeuronExporter",
             requires=("torch", "transformers", "torch_neuronx"),
             install="pip install torch-neuronx neuronx-cc "
             "--extra-index-url https://pip.repos.neuron.amazonaws.com",
@@ -66,13 +66,13 @@ def perfuse_transforms() -> Sequence[TransformManifest]:
     return (
         TransformManifest(
             name="split_einsum",
-            impl="perfuse_exporters.split_einsum:SplitEinsum",
+            impl="perfuse_exporters.coreml.split_einsum:SplitEinsum",
             requires=requires,
             summary="channels first, one head at a time, for the Neural Engine",
         ),
         TransformManifest(
             name="split_einsum_v2",
-            impl="perfuse_exporters.split_einsum:SplitEinsumV2",
+            impl="perfuse_exporters.coreml.split_einsum:SplitEinsumV2",
             requires=requires,
             summary="split_einsum with queries in chunks",
         ),
@@ -85,7 +85,7 @@ def perfuse_readers() -> Sequence[ReaderManifest]:
     return (
         ReaderManifest(
             name="apple",
-            impl="perfuse_exporters.apple_reader:AppleReader",
+            impl="perfuse_exporters.coreml.apple_reader:AppleReader",
             patterns=tuple(f"{place}/{unet}" for place in APPLE_PLACES for unet in APPLE_UNETS),
             requires=("coremltools",),
             install="pip install 'perfuse[coreml]'",

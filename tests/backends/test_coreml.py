@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from perfuse.sources.checkpoint import Checkpoint
 pytest.importorskip("torch")
 pytest.importorskip("coremltools")
 
-from perfuse_conformance.mil.interpreter import MilPredictor
 from perfuse_coreml import engine
 from perfuse_coreml.backend import CoreML
+from perfuse_interpreters.mil.interpreter import MilPredictor
 
 Make = Callable[[str], Path]
 
@@ -74,7 +75,8 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mac]:
     monkeypatch.setattr(engine, "compile_package", stand_in.compile_package)
     monkeypatch.setattr(engine, "load", stand_in.load)
     monkeypatch.setattr(engine, "plan", lambda compiled, units: {"NeuralEngine": 9, "CPU": 1})
-    monkeypatch.setattr("perfuse.plugins.standing", lambda manifest: ("available", "", ""))
+    host_module = import_module("perfuse.plugins.host")  # the name in the package is the function
+    monkeypatch.setattr(host_module, "standing", lambda manifest: ("available", "", ""))
     yield stand_in
 
 

@@ -29,7 +29,8 @@ from perfuse.sources.checkpoint import Checkpoint
 from perfuse.sources.manifest import sha256
 from perfuse.sources.readers import read_folder
 from perfuse.sources.store import ArtifactStore
-from perfuse_exporters import neuron_sdk
+from perfuse_exporters.neuron import sdk as neuron_sdk
+from perfuse_neuron import runtime
 from perfuse_neuron.backend import Neuron
 
 Make = Callable[[str], Path]
@@ -115,7 +116,7 @@ def test_another_size_says_for_which_it_was_made(
     sdk: Any, exported_neuron: dict[str, Path]
 ) -> None:
     pipe = DiffusionPipeline.from_pretrained(exported_neuron["one"])
-    with pytest.raises(InputError, match=r"compiled for .*latent_height 8.*; got latent_height 16"):
+    with pytest.raises(InputError, match=r"exported for .*latent_height 8.*; got latent_height 16"):
         pipe(**PROMPT, height=32, width=16)
 
 
@@ -156,7 +157,7 @@ def _no_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(path: Path, on: Any) -> Any:
         raise AssertionError(f"{path} was loaded")
 
-    monkeypatch.setattr(neuron_sdk, "load", fails)
+    monkeypatch.setattr(runtime, "load", fails)
 
 
 def test_an_altered_file_is_not_loaded(
@@ -369,7 +370,8 @@ def test_one_size_is_what_it_supports(checkpoint: Make) -> None:
     ("options", "says"),
     [
         ({"guidance": "twice"}, "guidance=twice; it takes batch, split"),
-        ({"optlevel": "1"}, "the option optlevel; it has guidance, trust, weights"),
+        ({"optlevel": "1"}, "exported already"),
+        ({"speed": "1"}, "the option speed; it has guidance, trust, weights"),
     ],
 )
 def test_an_option_that_it_has_not(
@@ -388,7 +390,7 @@ def test_what_fails_on_the_device_is_told(
 
         return call
 
-    monkeypatch.setattr(neuron_sdk, "load", broken)
+    monkeypatch.setattr(runtime, "load", broken)
     with pytest.raises(ExecutionError, match="text_encoder on neuron:0 failed.*NRT_RESOURCE"):
         _draw(exported_neuron["one"])
 

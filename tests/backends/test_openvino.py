@@ -26,7 +26,7 @@ from perfuse.errors import (
 from perfuse.sources.checkpoint import Checkpoint
 from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
-from perfuse_exporters.openvino import OpenVinoExporter
+from perfuse_exporters.openvino.exporter import OpenVinoExporter
 from perfuse_openvino.backend import OpenVino
 
 Files = Callable[..., Component]
@@ -221,7 +221,11 @@ def test_an_unknown_device_is_refused_with_those_that_are_there(
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"compile": "true"}, "cache, threads"), ({"threads": "x"}, "'x'"), ({"cache": "no"}, "'no'")],
+    [
+        ({"compile": "true"}, "cache, threads"),
+        ({"threads": "x"}, "=x; it takes"),
+        ({"cache": "no"}, "=no; it takes"),
+    ],
 )
 def test_unknown_options_are_refused(
     options: dict[str, str], said: str, files: Files, tmp_path: Path

@@ -21,9 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from perfuse import DiffusionPipeline
 from perfuse.backend import Request, SupportLevel, Target
+from perfuse.contract.limits import Limits
 from perfuse.errors import UnsupportedError
 from perfuse.plugins import resolve
-from perfuse.report.portability import Limits
 from perfuse.sources.checkpoint import Checkpoint
 from perfuse.sources.store import ArtifactStore
 from perfuse_torch import devices

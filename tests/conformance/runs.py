@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from perfuse_conformance.results import Claim, Metric, Result, Run, Status
+from perfuse_conformance.judge.results import Claim, Metric, Result, Run, Status
 
 PICTURES = ("reference", "backend", "difference")
 

@@ -33,7 +33,7 @@ def folder(checkpoint: Make, tmp_path: Path) -> Path:
             signature=spec.signature.resolve(fixed),
             static=fixed,
         )
-    for name, path in source.files_to_copy().items():
+    for name, path in source.files().items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(path.read_bytes())
     files = {
@@ -51,7 +51,7 @@ def test_open(folder: Path, checkpoint: Make) -> None:
     artifact = Artifact.open(folder)
     assert artifact.model == str(folder)
     assert artifact.format == "numbers"
-    assert artifact.spec.to_dict() == Checkpoint.open(checkpoint("sd1")).spec.to_dict()
+    assert artifact.spec == Checkpoint.open(checkpoint("sd1")).spec
     artifact.manifest.verify(folder)
 
 

@@ -18,25 +18,18 @@ SIGNATURE = Signature(
 
 
 class Two(Program):
-    """``x + t`` for a batch of two, written to the same memory each time, as engines do."""
+    """``x + t`` for a batch of two."""
 
     signature = SIGNATURE
 
     def __init__(self) -> None:
         self.calls = 0
         self.closed = False
-        self._out: Any = None
 
     def __call__(self, **inputs: Any) -> dict[str, Any]:
         assert inputs["x"].shape[0] == inputs["t"].shape[0] == 2
         self.calls += 1
-        result = inputs["x"] + inputs["t"][:, None]
-        if not isinstance(result, np.ndarray):
-            return {"y": result}
-        if self._out is None:
-            self._out = np.empty_like(result)
-        self._out[...] = result
-        return {"y": self._out}
+        return {"y": inputs["x"] + inputs["t"][:, None]}
 
     def report(self) -> ExecutionReport:
         return ExecutionReport(device="cpu", precision="float32", engine="numpy")

@@ -7,13 +7,10 @@ from typing import Any
 import pytest
 
 from perfuse.errors import CheckpointError
-from perfuse.models.configs import (
-    AutoencoderKLConfig,
-    ModelConfig,
-    UNet2DConditionConfig,
-    UNet2DConfig,
-    check_types,
-)
+from perfuse.models.autoencoder_kl.description import AutoencoderKLConfig
+from perfuse.models.config import ModelConfig, check_types
+from perfuse.models.unet_2d.description import UNet2DConfig
+from perfuse.models.unet_2d_condition.description import UNet2DConditionConfig
 
 CLASSES = (UNet2DConfig, UNet2DConditionConfig, AutoencoderKLConfig)
 

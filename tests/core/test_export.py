@@ -11,7 +11,8 @@ import pytest
 from perfuse import Artifact, ArtifactStore, Checkpoint, DiffusionPipeline, exported
 from perfuse.backend import Component
 from perfuse.errors import ExportError, InputError
-from perfuse.run.export import _fingerprint, reporting
+from perfuse.progress import Progress, reporting
+from perfuse.run.export import _fingerprint
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxscript")
@@ -41,17 +42,21 @@ def change_weights(folder: Path) -> None:
 
 def test_made_once_then_anew_when_the_weights_change(copy_of: Make, tmp_path: Path) -> None:
     """Nothing stale is used."""
-    folder, store, said = copy_of("tiny"), ArtifactStore(tmp_path / "store"), list[str]()
-    with reporting(said.append):
+    folder, store, made = copy_of("tiny"), ArtifactStore(tmp_path / "store"), list[Progress]()
+
+    def report(progress: Progress) -> None:
+        if progress.stage == "export" and progress.seconds is not None:
+            made.append(progress)
+
+    with reporting(report):
         first = draw(folder, store)
-        assert len(said) == 1
-        assert "unet" in said[0]
-        assert "onnx" in said[0]
+        assert [progress.subject for progress in made] == ["unet"]
+        assert "onnx" in made[0].message
         assert (draw(folder, store) == first).all()
-        assert len(said) == 1
+        assert len(made) == 1
         change_weights(folder)
         second = draw(folder, store)
-        assert len(said) == 2
+        assert len(made) == 2
     assert np.abs(first - second).max() > 0.01
     assert np.abs(second - draw(folder, store, "torch:cpu")).max() < 1e-3
     assert len(store.entries()) == 2

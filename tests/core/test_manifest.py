@@ -65,7 +65,7 @@ def change(folder: Path, *keys: str, value: Any) -> None:
 def test_read_back(folder: Path, checkpoint: Make) -> None:
     manifest = Manifest.read(folder)
     spec = Checkpoint.open(checkpoint("ddpm")).spec
-    assert manifest.spec.to_dict() == spec.to_dict()
+    assert manifest.spec == spec
     component = manifest.components["unet"]
     assert (component.format, component.file) == ("numbers", "unet/model.bin")
     assert (component.precision, component.static) == ("float16", {"batch": 2})

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from perfuse.arrays.pictures import (
     preprocess,
     preprocess_mask,
     save_png,
+    save_pngs,
     to_pictures,
     to_pil,
     to_unit,
@@ -174,22 +176,36 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = save_png(plain(), tmp_path / "a.png")
     before = path.read_bytes()
 
-    def full(self, file, **options):
-        file.write(b"half a pict")
+    def full(self, content):
+        with open(self, "wb") as file:
+            file.write(content[:11])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", full)
-    with pytest.raises(InputError, match="a.png: No space left on device"):
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match=r"a.png cannot be written: No space left on device"):
         save_png(plain(BLUE), path)
+    monkeypatch.undo()
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_of_several_pictures_all_are_saved_or_none(tmp_path):
+    old = save_png(plain(), tmp_path / "a.png").read_bytes()
+    paths = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "absent" / "c.png"]
+    with pytest.raises(InputError, match="c.png cannot be written"):
+        save_pngs([plain(BLUE)] * 3, paths)
+    assert os.listdir(tmp_path) == ["a.png"]
+    assert (tmp_path / "a.png").read_bytes() == old
+    assert save_pngs([plain(BLUE)] * 2, paths[:2]) == paths[:2]
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "b.png"]
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes() != old
 
 
 @pytest.mark.parametrize("name", ["absent/a.png", "file/a.png", "folder", "x" * 300 + ".png", ""])
 def test_a_place_that_cannot_be_written_is_named(tmp_path, name):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="cannot be saved as .*Choose a file"):
+    with pytest.raises(InputError, match="cannot be written: .*Choose a file"):
         save_png(plain(), tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 

@@ -99,7 +99,7 @@ def test_unknown_parts_are_said_before_any_work(checkpoint: Make) -> None:
         DiffusionPipeline.from_pretrained(folder, backend="unett=torch")
     with pytest.raises(InputError, match="'float12'.*float16"):
         DiffusionPipeline.from_pretrained(folder, precision="float12")
-    with pytest.raises(InputError, match="'unett' cannot be set.*unet"):
+    with pytest.raises(InputError, match="unett= was given.*unet"):
         DiffusionPipeline.from_pretrained(folder, unett=3)
 
 
@@ -210,9 +210,56 @@ def test_a_program_of_the_user_s(pipe: DiffusionPipeline) -> None:
 def test_attributes_that_are_not_there(pipe: DiffusionPipeline) -> None:
     with pytest.raises(AttributeError, match="'unett'.*unet"):
         _ = pipe.unett
-    with pytest.raises(InputError, match="'unett' cannot be set"):
-        pipe.unett = 3
     assert not hasattr(pipe, "controlnet")
+    pipe.unett = 3
+    assert pipe.unett == 3
+
+
+def test_a_component_that_is_taken_out(pipe: DiffusionPipeline, drawn: np.ndarray) -> None:
+    decoder, encoder = pipe.vae, pipe.text_encoder
+    pipe.vae = None
+    assert pipe.vae is None
+    with pytest.raises(InputError, match="no latent decoder.*output_type='latent'"):
+        pipe("a red circle", **GIVEN)
+    assert pipe("a red circle", **{**GIVEN, "output_type": "latent"}).images.shape == (1, 4, 8, 8)
+    pipe.vae, pipe.text_encoder = decoder, None
+    with pytest.raises(InputError, match="needs text_encoder for this, and has unet"):
+        pipe("a red circle", **GIVEN)
+    pipe.text_encoder = encoder
+    assert (pipe("a red circle", **GIVEN).images == drawn).all()
+
+
+def test_without_a_component_from_the_beginning(checkpoint: Make) -> None:
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("sd1"), vae=None, text_encoder=None)
+    assert list(pipe.spec.components) == ["unet"]
+    states = np.zeros((1, 77, 32), np.float32)
+    given = {**GIVEN, "output_type": "latent", "prompt_embeds": states}
+    assert pipe(**given, negative_prompt_embeds=states).images.shape == (1, 4, 8, 8)
+
+
+def test_a_scheduler_of_diffusers(pipe: DiffusionPipeline, drawn: np.ndarray) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    ours = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(dict(ours.config))
+    assert type(pipe.scheduler) is EulerDiscreteScheduler
+    theirs = pipe("a red circle", **GIVEN).images
+    pipe.scheduler = ours
+    assert (pipe("a red circle", **GIVEN).images == theirs).all()
+    with pytest.raises(InputError, match="must be a scheduler.*got 'euler'"):
+        pipe.scheduler = "euler"
+
+
+def test_devices_and_dtypes(pipe: DiffusionPipeline) -> None:
+    assert pipe.to("cpu").placement == pipe.to(torch.device("cpu")).placement
+    assert str(pipe.placement) == "torch:cpu"
+    assert pipe.to(torch.bfloat16).precision == "bfloat16"
+    assert pipe.to("cpu", torch.float32).precision == "float32"
+    with pytest.raises(InputError, match="'float64'.*float16"):
+        pipe.to(torch.float64)
+    with pytest.raises(InputError, match=r"pipe.to\(7\) was called; give a target"):
+        pipe.to(7)
+    with pytest.raises(BackendNotFoundError, match="'warp'"):
+        pipe.to("warp")
 
 
 # ── Running ─────────────────────────────────────────────────────────────────────────────────────
@@ -257,7 +304,7 @@ def test_a_step_of_the_user_s(pipe: DiffusionPipeline, drawn: np.ndarray) -> Non
     def invert(tools: Any, decoded: Any) -> dict[str, Any]:
         return {"decoded": -decoded}
 
-    step = Step(name="invert", inputs=("decoded",), outputs=("decoded",), run=invert)
+    step = Step(name="invert", outputs=("decoded",), run=invert)
     pipe.task = pipe.task.insert(step, after="decode")
     assert np.abs(pipe("a red circle", **GIVEN).images - (1 - drawn)).max() < 1e-6
 

@@ -23,19 +23,13 @@ from tests.distributions import Install
 
 from perfuse.backend import PRECISIONS, Component, Request, Target
 from perfuse.cli import main
+from perfuse.contract.limits import Limits
 from perfuse.errors import DeviceNotFoundError, InputError, PerfuseError, PluginError
 from perfuse.plugins import host, resolve
-from perfuse.report.portability import (
-    Finding,
-    Limits,
-    examine,
-    limits_of,
-    read_bytes,
-    report,
-    verdicts,
-)
+from perfuse.report.portability import Finding, examine, limits_of, read_bytes, report, verdicts
 from perfuse.report.tables import weight_sizes
-from perfuse.run.pipeline import DiffusionPipeline, open_model
+from perfuse.run.pipeline import DiffusionPipeline
+from perfuse.sources.opening import open_model
 from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
 
@@ -413,9 +407,7 @@ def test_a_plugin_that_says_nothing_is_unknown(install: Install, checkpoint: Mak
 
 def test_limits_that_cannot_be_read_name_the_plugin(limit: Any) -> None:
     limit("torch", {"cpu": "all"})
-    with pytest.raises(
-        PluginError, match="not a dict of device to perfuse.report.portability.Limits"
-    ):
+    with pytest.raises(PluginError, match="not a dict of device to perfuse.Limits"):
         limits_of(Target.parse("torch"))
     limit("torch", 3)
     with pytest.raises(PluginError, match=r"fake_limits:LIMITS.*TypeError"):

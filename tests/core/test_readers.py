@@ -12,9 +12,9 @@ from perfuse import DiffusionPipeline
 from perfuse.cli import main
 from perfuse.errors import CheckpointError, InputError, PluginError
 from perfuse.plugins import host
-from perfuse.run.pipeline import open_model
 from perfuse.sources.artifact import Artifact
 from perfuse.sources.checkpoint import Checkpoint
+from perfuse.sources.opening import open_model
 from perfuse.sources.readers import read_folder, scheduler_config
 
 pytest.importorskip("torch")

@@ -22,7 +22,7 @@ from perfuse import (
 )
 from perfuse.errors import ExecutionError, InputError, UnsupportedError
 from perfuse.plugins import PluginHost
-from perfuse.run.export import reporting
+from perfuse.progress import Progress, reporting
 from perfuse.run.per_size import PerSize
 
 torch = pytest.importorskip("torch")
@@ -118,9 +118,10 @@ def unet_inputs(batch: int, height: int = 8, width: int = 8, sequence: int = 77)
 
 
 def test_a_picture(pipe: DiffusionPipeline, symbolic: DiffusionPipeline, engine: OneSize) -> None:
-    said: list[str] = []
-    with reporting(said.append):
+    heard: list[Progress] = []
+    with reporting(heard.append):
         images = pipe("a red circle", **GIVEN).images
+    said = [p.message for p in heard if p.seconds is None and " for " in p.message]
     assert same(images, symbolic("a red circle", **GIVEN).images)
     assert engine.made == [
         ("text_encoder", {"batch": 1, "sequence": 77}),
@@ -270,11 +271,11 @@ def test_an_export_for_any_size_cannot_be_compiled_again(
     checkpoint: Make, engine: OneSize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = DiffusionPipeline.from_pretrained(checkpoint("ddpm"), backend="torch:cpu")
-    plain = pipe._component
+    plain = pipe.component
 
     def exported(name: str, **given: Any) -> Component:
         return dataclasses.replace(plain(name, **given), build=None)
 
-    monkeypatch.setattr(type(pipe), "_component", lambda self, name, **given: exported(name))
+    monkeypatch.setattr(type(pipe), "component", lambda self, name, **given: exported(name))
     with pytest.raises(UnsupportedError, match="does not fix its sizes.*compiles one size.*Export"):
         pipe.program("unet")

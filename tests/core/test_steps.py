@@ -1,13 +1,16 @@
 """Tasks as data: the flow is checked when one is made, and edits give another one."""
 
+import inspect
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from perfuse import Choice, Event, Loop, Step, Task
+from perfuse import Choice, Event, Input, Loop, Step, Task, When
+from perfuse import step as as_step
+from perfuse.contract.steps import REQUIRED
 from perfuse.errors import InputError
-from perfuse.tasks.steps import REQUIRED
 
 
 def step(name: str, reads: str, gives: str, value: Any = None) -> Step:
@@ -17,11 +20,15 @@ def step(name: str, reads: str, gives: str, value: Any = None) -> Step:
         result = value if value is not None else sum(inputs.values())
         return dict.fromkeys(gives.split(), result)
 
-    return Step(name=name, inputs=tuple(reads.split()), outputs=tuple(gives.split()), run=run)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(one, kind) for one in ("tools", *reads.split())]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return Step(name=name, outputs=tuple(gives.split()), run=run)
 
 
 def task(*nodes: Any, **inputs: Any) -> Task:
-    return Task(name="sums", inputs=inputs, steps=nodes)
+    known = {name: Input(default=value) for name, value in inputs.items()}
+    return Task(name="sums", inputs=known, steps=nodes)
 
 
 def result(task: Task, **given: Any) -> dict[str, Any]:
@@ -44,7 +51,7 @@ def test_nothing_is_kept_between_runs() -> None:
     first = result(SUMS, x=10)
     assert result(SUMS)["z"] == 4
     assert first["z"] == 22
-    assert dict(SUMS.inputs) == {"x": 1, "y": 2}
+    assert {name: one.default for name, one in SUMS.inputs.items()} == {"x": 1, "y": 2}
 
 
 def test_the_tools_are_passed_on() -> None:
@@ -54,7 +61,7 @@ def test_the_tools_are_passed_on() -> None:
         seen.append(tools)
         return {}
 
-    looking = Step(name="look", inputs=(), outputs=(), run=run)
+    looking = Step(name="look", outputs=(), run=run)
     list(task(looking).run(tools, {}))
     assert seen == [tools]
 
@@ -69,7 +76,7 @@ def test_inputs_that_are_unknown_or_missing() -> None:
 
 
 def test_a_step_that_does_not_give_what_it_declares() -> None:
-    lazy = Step(name="lazy", inputs=(), outputs=("z",), run=lambda tools: {})
+    lazy = Step(name="lazy", outputs=("z",), run=lambda tools: {})
     with pytest.raises(InputError, match="lazy.*z"):
         list(task(lazy, DOUBLE).run(None, {}))
 
@@ -209,7 +216,7 @@ def test_stopping_is_the_caller_s() -> None:
         ran.append(index)
         return {}
 
-    slow = Step(name="slow", inputs=("index",), outputs=(), run=run)
+    slow = Step(name="slow", outputs=(), run=run)
     running: Iterator[Event] = task(
         Loop(name="loop", over="rows", steps=(slow,)), rows="abcde"
     ).run(None, {})
@@ -222,8 +229,86 @@ def test_stopping_is_the_caller_s() -> None:
 
 def test_nothing_runs_before_it_is_asked_to() -> None:
     ran: list[int] = []
-    eager = Step(name="eager", inputs=(), outputs=(), run=lambda tools: ran.append(1) or {})
+    eager = Step(name="eager", outputs=(), run=lambda tools: ran.append(1) or {})
     running = task(eager).run(None, {})
     assert ran == []
     next(running)
     assert ran == [1]
+
+
+# ── What a function says of a step ──────────────────────────────────────────────────────────────
+
+
+@as_step(outputs=("z",))
+def _shifted(tools: Any, x: int, by: int = 1) -> dict[str, int]:
+    return {"z": x + by}
+
+
+def test_a_step_reads_what_its_function_takes() -> None:
+    assert (_shifted.name, _shifted.inputs, _shifted.optional) == ("shifted", ("x", "by"), {"by"})
+    assert result(task(_shifted, x=1))["z"] == 2
+    assert result(task(_shifted, x=1, by=10))["z"] == 11
+    with pytest.raises(InputError, match="names each thing that it reads"):
+        as_step(outputs=())(lambda tools, **state: {})
+
+
+def test_tasks_can_be_sent_to_another_process() -> None:
+    sent = task(_shifted, x=1)
+    again = pickle.loads(pickle.dumps(sent))
+    assert again == sent
+    assert hash(again) == hash(sent)
+    assert again.steps[0] is _shifted
+
+
+def test_events_are_snapshots() -> None:
+    first, *_ = list(SUMS.run(None, {}))
+    assert first.state["z"] == 3
+    assert result(SUMS)["z"] == 4
+
+
+def test_the_type_of_a_number_is_checked() -> None:
+    counted = Task(
+        name="count",
+        inputs={"x": Input(default=1, kind=int, help="How many.")},
+        steps=(_shifted,),
+    )
+    assert result(counted, x=3)["z"] == 4
+    for wrong in ("3", 1.5, True):
+        with pytest.raises(InputError, match="x must be a whole number; got .* It is: How many."):
+            list(counted.run(None, {"x": wrong}))
+
+
+# ── Conditions ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _even(tools: Any, index: int) -> bool:
+    return index % 2 == 0
+
+
+def test_a_condition_around_a_step() -> None:
+    often = When(name="often", condition=_even, then=DOUBLE)
+    looped = task(
+        ADD,
+        Loop(name="loop", over="rows", steps=(often, step("inner", "z one", "z"))),
+        x=1,
+        y=2,
+        one=1,
+        rows="abc",
+    )
+    assert result(looped)["z"] == 3 + 3
+    edited = looped.replace("double", step("ten", "", "z", 10))
+    assert result(edited)["z"] == 10 + 1
+    with pytest.raises(InputError, match="'often' holds one step for each case"):
+        looped.without("double")
+
+
+def test_the_flow_knows_what_a_condition_may_leave_out() -> None:
+    maybe = When(name="maybe", condition=_even, then=step("new", "", "w", 1))
+    with pytest.raises(InputError, match="'after' of 'sums' reads w"):
+        task(maybe, step("after", "w", "v"), index=0)
+    both = When(
+        name="maybe", condition=_even, then=step("a", "", "w", 1), otherwise=step("b", "", "w", 2)
+    )
+    assert result(task(both, step("after", "w", "v"), index=1))["v"] == 2
+    with pytest.raises(InputError, match="Condition 'maybe' of 'sums' reads index"):
+        task(maybe)

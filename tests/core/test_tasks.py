@@ -9,8 +9,8 @@ import pytest
 
 from perfuse import DiffusionPipeline
 from perfuse.errors import InputError
-from perfuse.plugins import resolve
-from perfuse.tasks import PIPELINES, task_of
+from perfuse.plugins import host, resolve
+from perfuse.tasks.choosing import tasks_of
 from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
 from perfuse.tasks.text_to_image_xl import TEXT_TO_IMAGE_XL
 from perfuse.tasks.unconditional import UNCONDITIONAL
@@ -37,7 +37,8 @@ def pipes(checkpoint: Make) -> Callable[[str], DiffusionPipeline]:
 
 
 def test_the_tasks_of_every_class_are_there() -> None:
-    found = [resolve(where) for manifest in PIPELINES for where in manifest.tasks.values()]
+    manifests = host().pipelines().values()
+    found = [resolve(where) for manifest in manifests for where in manifest.tasks.values()]
     assert all(task in (TEXT_TO_IMAGE, TEXT_TO_IMAGE_XL, UNCONDITIONAL) for task in found)
 
 
@@ -54,8 +55,9 @@ def test_task_and_its_defaults(
 ) -> None:
     task = pipes(kind).task
     assert task.name == name
-    assert task.inputs["num_inference_steps"] == steps
-    assert task.inputs.get("guidance_scale") == guidance
+    assert task.inputs["num_inference_steps"].default == steps
+    found = task.inputs.get("guidance_scale")
+    assert (found.default if found is not None else None) == guidance
     assert ("prompt_2" in task.inputs) == (kind == "sdxl")
 
 
@@ -77,8 +79,8 @@ def test_defaults_of_a_class(
 
     folder = copy_of(kind)
     edit_json(folder / "model_index.json", _class_name=class_name)
-    inputs = task_of(Checkpoint.open(folder).spec).inputs
-    assert {name: inputs[name] for name in defaults} == defaults
+    (task,) = tasks_of(Checkpoint.open(folder).spec).values()
+    assert {name: task.inputs[name].default for name in defaults} == defaults
 
 
 def test_xl_differs_in_one_step_alone() -> None:

@@ -26,43 +26,44 @@ def perfuse_transforms():
     ] + [TransformManifest(name="absent", impl="x:X", requires=("no_such_module",),
                            install="pip install acme[fast]")]
 
-import copy
-from dataclasses import replace
 from perfuse import Step, Transform
 
+def halved(module):
+    import torch
+
+    class Half(torch.nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+        def forward(self, *inputs):
+            return tuple(0.5 * output for output in self.module(*inputs))
+
+    return Half(module).eval()
+
 class Halve(Transform):
-    def component(self, component):
-        if component.name != "unet":
-            return component
-        def build():
-            import torch
-            class Half(torch.nn.Module):
-                def __init__(self, module):
-                    super().__init__()
-                    self.module = copy.deepcopy(module)
-                def forward(self, *inputs):
-                    return tuple(0.5 * output for output in self.module(*inputs))
-            return Half(component.build()).eval()
-        return replace(component, build=build)
+    def apply(self, plan, options):
+        return plan.with_component(plan.components["unet"].rebuilt(halved))
 
 def turned(tools, samples):
     import numpy
     return {"samples": (numpy.asarray(samples[0])[:, :, ::-1].copy(),)}
 
-class Mirror(Transform):
-    def task(self, task):
-        turn = Step(name="turn", inputs=("samples",), outputs=("samples",), run=turned)
-        return task.insert(turn, after="denoise")
+TURN = Step(name="turn", outputs=("samples",), run=turned)
 
-class Both(Halve, Mirror):
-    pass
+class Mirror(Transform):
+    def apply(self, plan, options):
+        return plan.with_tasks(lambda task: task.insert(TURN, after="denoise"))
+
+class Both(Transform):
+    def apply(self, plan, options):
+        return Mirror().apply(Halve().apply(plan, None), None)
 
 class Fails(Transform):
-    def component(self, component):
+    def apply(self, plan, options):
         raise RuntimeError("no kernels")
 
 class Wrong(Transform):
-    def task(self, task):
+    def apply(self, plan, options):
         return None
 """
 
@@ -149,7 +150,7 @@ def test_a_transform_that_cannot_be_put_on(install: Install, checkpoint: Make) -
         ("halv", InputError, "'halv' was asked for; installed: absent, both, fails, halve, mirror"),
         ("absent", InputError, r"no_such_module is not installed. Run: pip install acme\[fast\]"),
         ("fails", PluginError, "'fails' raised RuntimeError: no kernels"),
-        ("wrong", PluginError, "'wrong' returned None, not a Task"),
+        ("wrong", PluginError, "'wrong' returned None, not a Plan"),
     ):
         with pytest.raises(error, match=words):
             draw(checkpoint("tiny"), transforms=[name])
@@ -202,7 +203,7 @@ def __getattr__(name):
     def turned(tools, samples):
         import numpy
         return {{"samples": (numpy.asarray(samples[0])[:, :, ::-1].copy(),)}}
-    turn = Step(name="turn", inputs=("samples",), outputs=("samples",), run=turned)
+    turn = Step(name="turn", outputs=("samples",), run=turned)
     return UNCONDITIONAL.insert(turn, after="denoise")
 """
 
@@ -220,7 +221,7 @@ def test_a_pipeline_class_with_steps_of_its_own(
     model = renamed(copy_of("tiny"), "TheirPipeline")
     pipe = DiffusionPipeline.from_pretrained(model, backend="torch:cpu")
     assert pipe.spec.tasks == ("unconditional",)
-    assert pipe.task.inputs["num_inference_steps"] == 2
+    assert pipe.task.inputs["num_inference_steps"].default == 2
     drawn = pipe(seed=0, output_type="np").images
     assert (drawn == draw(checkpoint("tiny"))[:, ::-1]).all()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from perfuse_exporters import neuron_sdk
+from perfuse_exporters.neuron import sdk
 
 _HERE = Path(__file__).parent
 
@@ -28,7 +28,7 @@ def install(
     devices = folder / "neuron-devices"
     for core in range(cores):
         (devices / f"neuron{core // 2}" / f"neuron_core{core % 2}").mkdir(parents=True)
-    monkeypatch.setattr(neuron_sdk, "DEVICES", devices)
+    monkeypatch.setattr(sdk, "DEVICES", devices)
     for path in (site, _HERE):
         monkeypatch.syspath_prepend(path)
     monkeypatch.setenv("PATH", str(_HERE / "bin"), prepend=":")

@@ -5,8 +5,9 @@ number of pictures, C their channels, H and W their height and width in pixels. 
 when it is first needed.
 """
 
-import os
+import io
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +15,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from perfuse.errors import InputError, NonFiniteError
+from perfuse.sources.files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
     "open_picture",
+    "png_bytes",
     "preprocess",
     "preprocess_mask",
     "save_png",
+    "save_pngs",
     "to_pictures",
     "to_pil",
     "to_unit",
@@ -236,32 +240,43 @@ def _resize_nearest(x: Float32, height: int, width: int) -> Float32:
 # --- to look at -------------------------------------------------------------------------------
 
 
-def save_png(image: "Image | NDArray[np.uint8]", path: str | Path) -> Path:
+def save_png(
+    image: "Image | NDArray[np.uint8]", path: str | Path, *, metadata: bool = True
+) -> Path:
     """Write a picture as PNG and return its path; whatever happens, the file is whole or not there.
 
-    ``image`` is a PIL image or uint8 HW or HWC. A file that is already there is replaced. Raises
-    `InputError` if the folder cannot be written, or if ``image`` is not a picture.
+    ``image`` is a PIL image or uint8 HW or HWC. What a pipeline noted in it goes into the file,
+    unless ``metadata`` is false. A file that is already there is replaced. Raises `InputError` if
+    the folder cannot be written, or if ``image`` is not a picture.
     """
-    path, image = Path(path), as_image(image)
-    # In the same folder, because only within one file system is a rename atomic.
-    part = path.parent / f".{path.name[:100]}.{os.getpid()}-{os.urandom(4).hex()}.part"
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(None, "it is a folder")
-        try:
-            with open(part, "xb") as file:
-                image.save(file, format="PNG")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as exc:
-        raise InputError(
-            f"The picture cannot be saved as {path}: {exc.strerror or exc}. "
-            "Choose a file in a folder that is there and can be written."
-        ) from exc
-    return path
+    return save_pngs([image], [path], metadata=metadata)[0]
+
+
+def save_pngs(
+    images: "Sequence[Image | NDArray[np.uint8]]",
+    paths: Sequence[str | Path],
+    *,
+    metadata: bool = True,
+) -> list[Path]:
+    """Write pictures as ``save_png`` does; where one cannot be written, none is.
+
+    Raises what `save_png` raises.
+    """
+    contents = [png_bytes(image, metadata=metadata) for image in images]
+    finals = [Path(path) for path in paths]
+    with ExitStack() as all_written:  # each takes its name when the last one is on the disk
+        for path, content in zip(finals, contents, strict=True):
+            all_written.enter_context(replacing(path)).write_bytes(content)
+    return finals
+
+
+def png_bytes(image: "Image | NDArray[np.uint8]", *, metadata: bool = True) -> bytes:
+    """The content of the file that ``save_png`` writes. Raises `InputError` for no picture."""
+    from perfuse.arrays.metadata import png_info
+
+    picture, buffer = as_image(image), io.BytesIO()
+    picture.save(buffer, format="PNG", pnginfo=png_info(picture) if metadata else None)
+    return buffer.getvalue()
 
 
 def as_image(picture: "Image | NDArray[np.uint8]") -> "Image":

@@ -1,11 +1,80 @@
 """What several commands share."""
 
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
 import click
 
-__all__ = ["JSON", "size_text"]
+from perfuse.errors import InputError
+
+__all__ = [
+    "JSON",
+    "QUIET",
+    "TRANSFORM",
+    "model_of",
+    "model_options",
+    "option",
+    "read_options",
+    "size_text",
+    "variable",
+]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 #: Every command that prints can print for a program.
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+#: Every command that works for long tells what it does on standard error.
+QUIET = click.option("--quiet", is_flag=True, help="Say nothing while working but warnings.")
+TRANSFORM = click.option(
+    "--transform", "transforms", multiple=True, help="An acceleration that a plugin brings."
+)
+
+
+def option(name: str, **settings: Any) -> Callable[[_F], _F]:
+    """An option that the environment can give too, as ``PERFUSE_NAME``."""
+    return click.option(name, envvar=variable(name), **settings)
+
+
+def variable(name: str) -> str:
+    """The environment variable of an option: ``PERFUSE_NUM_IMAGES``."""
+    return "PERFUSE_" + name.lstrip("-").split("/")[0].replace("-", "_").upper()
+
+
+_MODEL = (
+    option("--model", help="A checkpoint's folder, an exported folder or a Hub id."),
+    option("--revision", help="Branch, tag or commit of a Hub repository."),
+    option("--variant", help="Weight files to prefer, for example fp16."),
+    option("--scheduler-from", help="A model or file to take the scheduler from."),
+    option("--offline/--online", default=None, help="Use only what the Hub's cache holds."),
+)
+
+
+_MODEL_NAMES = ("model", "revision", "variant", "scheduler_from", "offline")
+
+
+def model_options(command: _F) -> _F:
+    """The options that name a model; ``model_of`` reads them."""
+    for one in reversed(_MODEL):
+        command = one(command)
+    return command
+
+
+def model_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a command's values that open a model, under the names that Python gives them."""
+    return {name: given[name] for name in _MODEL_NAMES}
+
+
+def read_options(options: tuple[str, ...]) -> dict[str, str]:
+    """Switches, each written NAME=VALUE.
+
+    Raises:
+        InputError: one is not.
+    """
+    pairs = [option.partition("=") for option in options]
+    wrong = [name for name, equals, _ in pairs if not equals]
+    if wrong:
+        raise InputError(f"--option {wrong[0]!r} was given; an option is written NAME=VALUE.")
+    return {name: value for name, _, value in pairs}
 
 
 def size_text(count: int) -> str:

@@ -1,24 +1,66 @@
 """``perfuse.toml``: defaults for the command line. A flag beats the environment, which beats it."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
+
+from perfuse.cli.task_options import task_options
 from perfuse.errors import ConfigError
 
-__all__ = ["SETTINGS", "read_settings"]
+__all__ = ["SETTINGS", "Configured", "known_settings", "read_settings"]
 
 SETTINGS = "perfuse.toml"
 _CALLED = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_KNOWN = {
+    "model": str,
+    "revision": str,
+    "variant": str,
+    "scheduler_from": str,
+    "offline": bool,
+    "backend": str,
+    "precision": str,
+    "scheduler": str,
+}
 
 
-def read_settings(folder: Path, known: Mapping[str, type]) -> dict[str, Any]:
+def known_settings(*, plugins: bool = False) -> dict[str, type]:
+    """What ``perfuse.toml`` may set, and the type of each; with what the plugins' tasks take too."""
+    options = {option.parameter: option.kind for option in task_options(plugins=plugins)}
+    return {**_KNOWN, **{name: str if kind is Path else kind for name, kind in options.items()}}
+
+
+class Configured(click.Command):
+    """A command whose options can come from ``perfuse.toml`` too."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        if not {"-h", "--help"} & set(args):  # help is there whatever the file holds
+            extra["default_map"] = read_settings(
+                Path.cwd(), known_settings, more=lambda: known_settings(plugins=True)
+            )
+        return super().make_context(info_name, args, parent, **extra)
+
+
+def read_settings(
+    folder: Path,
+    known: Callable[[], Mapping[str, type]],
+    *,
+    more: Callable[[], Mapping[str, type]] = dict,
+) -> dict[str, Any]:
     """The ``[pipeline]`` table of the nearest ``perfuse.toml``, from a folder upwards; or nothing.
 
     Args:
         folder: Where to begin to look.
-        known: The settings that there are, each with its type.
+        known: Gives the settings that there are, each with its type; called where there is a file.
+        more: Gives others, that take longer to find; called where the file has one not known.
 
     Raises:
         ConfigError: the file does not parse, or holds a setting that there is not.
@@ -36,12 +78,15 @@ def read_settings(folder: Path, known: Mapping[str, type]) -> dict[str, Any]:
         raise ConfigError(f"{path} has {', '.join(others)}; it may have [pipeline] alone.")
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} sets pipeline to {settings!r}; write a table, [pipeline].")
+    types = known()
+    if not settings.keys() <= types.keys():
+        types = {**types, **more()}
     for name, value in settings.items():
-        if name not in known:
+        if name not in types:
             raise ConfigError(
-                f"{path} sets {name!r}; [pipeline] may set {', '.join(sorted(known))}."
+                f"{path} sets {name!r}; [pipeline] may set {', '.join(sorted(types))}."
             )
-        wanted = known[name]
+        wanted = types[name]
         fits = isinstance(value, int | float) if wanted is float else isinstance(value, wanted)
         if not fits or (isinstance(value, bool) and wanted is not bool):
             raise ConfigError(f"{path} sets {name} to {value!r}; it takes {_CALLED[wanted]}.")

@@ -1,130 +1,29 @@
 """The contract between the host and a backend: what a plugin implements, what it is given."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from perfuse.contract.component import Component
+from perfuse.contract.frozen import FrozenDict
+from perfuse.contract.options import Options, read_options
 from perfuse.contract.spec import Array, ComponentSpec, Signature
-from perfuse.errors import InputError, UnsupportedError
+from perfuse.contract.target import Device, Target
+from perfuse.errors import UnsupportedError
 
 if TYPE_CHECKING:
-    from torch import nn
-    from torch.export import ExportedProgram
-
     from perfuse.sources.store import ArtifactStore
 
 __all__ = [
-    "PRECISIONS",
-    "Array",
     "Backend",
-    "Component",
-    "Device",
     "ExecutionReport",
-    "Exporter",
-    "Options",
-    "Placement",
     "Program",
     "Request",
     "Support",
     "SupportLevel",
-    "Target",
-    "read_options",
 ]
-
-#: What a component's weights and arithmetic can be asked to be.
-PRECISIONS = ("float32", "float16", "bfloat16")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """A backend and one of its devices, written ``BACKEND[:DEVICE]``."""
-
-    backend: str
-    #: ``None`` for the backend's default device. It may hold colons itself: ``torch:cuda:1``.
-    device: str | None = None
-    #: The backend's own switches, e.g. ``{"compile": "true"}``; it refuses those it does not have.
-    options: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Read ``"openvino:GPU"``.
-
-        Raises:
-            InputError: the text is not of the form BACKEND[:DEVICE].
-        """
-        backend, colon, device = text.strip().partition(":")
-        if not backend or (colon and not device):
-            raise InputError(
-                f"Backend {text!r} was asked for; a target is written BACKEND[:DEVICE], "
-                "for example torch:cuda or openvino:GPU."
-            )
-        return cls(backend=backend, device=device or None)
-
-    def __str__(self) -> str:
-        return self.backend if self.device is None else f"{self.backend}:{self.device}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Which target each component runs on: one for everything, or one a component."""
-
-    default: Target
-    components: Mapping[str, Target] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, text: str, *, default: str | Callable[[], str] = "torch") -> Self:
-        """Read ``"openvino:GPU"`` or ``"unet=openvino:GPU,vae_decoder=torch"``.
-
-        Args:
-            text: What a person wrote.
-            default: The target of the rest where the text names none; called only then.
-
-        Raises:
-            InputError: a part of the text is not a target.
-        """
-        bases: list[Target] = []
-        components: dict[str, Target] = {}
-        for part in text.split(","):
-            name, equals, target = part.partition("=")
-            if equals and (not name.strip() or name.strip() in components):
-                raise InputError(
-                    f"Backend {text!r} was asked for; each COMPONENT=TARGET in it names another "
-                    "component, for example unet=openvino:GPU,torch:cpu."
-                )
-            if equals:
-                components[name.strip()] = Target.parse(target)
-            else:
-                bases.append(Target.parse(part))
-        if len(bases) > 1:
-            raise InputError(
-                f"Backend {text!r} was asked for; {' and '.join(map(str, bases))} cannot both run "
-                "the rest. Give one of them a component: unet=TARGET."
-            )
-        if not bases:
-            bases = [Target.parse(default() if callable(default) else default)]
-        return cls(default=bases[0], components=components)
-
-    def __getitem__(self, component: str) -> Target:
-        return self.components.get(component, self.default)
-
-    def __str__(self) -> str:
-        parts = [f"{name}={target}" for name, target in self.components.items()]
-        return ",".join([str(self.default), *parts])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    """A device that a backend can run on."""
-
-    #: What a person types after the colon: ``"cpu"``, ``"cuda:0"``, ``"GPU"``.
-    name: str
-    #: What the device calls itself.
-    description: str = ""
-    precisions: tuple[str, ...] = ("float32",)
 
 
 class SupportLevel(Enum):
@@ -137,7 +36,7 @@ class SupportLevel(Enum):
     NOT_IMPLEMENTED = "not implemented"
     #: The engine cannot.
     UNSUPPORTED = "unsupported"
-    #: Nobody has tried. It is let try, and earns nothing until somebody has.
+    #: Untested: ``prepare`` is attempted, and conformance grants no level.
     UNKNOWN = "unknown"
 
 
@@ -162,7 +61,7 @@ class Request:
     precision: str
     device: str | None = None
     #: Dimensions to fix; every other one stays symbolic.
-    static: Mapping[str, int] = field(default_factory=dict)
+    static: Mapping[str, int] = field(default_factory=FrozenDict)
     #: Where not empty: the only sizes that the symbolic dimensions will have, together.
     sizes: tuple[Mapping[str, int], ...] = ()
 
@@ -184,64 +83,6 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Component:
-    """A component to prepare: its description and where its weights, or its files, come from."""
-
-    spec: ComponentSpec
-    precision: str = "float32"
-    #: Dimensions to fix; every other one stays symbolic.
-    static: Mapping[str, int] = field(default_factory=dict)
-    #: Where not empty: the only sizes that the dimensions that are not fixed will have, together:
-    #: ``({"latent_height": 64, "latent_width": 96}, …)``.
-    sizes: tuple[Mapping[str, int], ...] = ()
-    #: The exporter's switches, e.g. ``{"palettize": "6"}``: those to use, or those that an exported
-    #: artifact was made with. An exporter refuses those that it does not have.
-    options: Mapping[str, str] = field(default_factory=dict)
-    #: Builds the torch module with its weights, in the dtype that they are stored in: takes the
-    #: signature's inputs in order, returns a tuple of its outputs. It may be the user's own and is
-    #: not to be changed. ``None`` for a component of an exported artifact.
-    build: "Callable[[], nn.Module] | None" = None
-    #: Identifies weights and config; part of the key under which an export is cached. ``None``
-    #: where nothing can be reused, as with a module that the user put in.
-    fingerprint: str | None = None
-    #: Engine format to the file that an exported artifact holds: ``{"onnx": …/model.onnx}``.
-    files: Mapping[str, Path] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return self.spec.name
-
-    @property
-    def signature(self) -> Signature:
-        """The signature with the fixed dimensions put in."""
-        return self.spec.signature.resolve(self.static)
-
-    def with_options(self, options: Mapping[str, str]) -> "Component":
-        """The component with more of the exporter's switches.
-
-        Raises:
-            InputError: it is exported already.
-        """
-        if options and self.build is None:
-            raise InputError(
-                f"The option {', '.join(options)} was given for {self.name}, which is exported "
-                "already. Export the checkpoint again with it."
-            )
-        return replace(self, options={**self.options, **options})
-
-    def check_dims(self, dims: Mapping[str, int]) -> None:
-        """Raise ``InputError`` where the sizes of a call are not among those it was made for."""
-        self.spec.check_dims(dims)
-        if self.sizes and not any(size.items() <= dims.items() for size in self.sizes):
-            asked = {name: dims[name] for name in self.sizes[0] if name in dims}
-            raise InputError(
-                f"{self.name} was asked for {_written(asked)}; it was exported for "
-                f"{'; '.join(_written(size) for size in self.sizes)}. "
-                "Export the checkpoint again with the size that you need."
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
 class ExecutionReport:
     """What really ran: never what was asked for."""
 
@@ -257,12 +98,14 @@ class Program(ABC):
     """A component that is ready to run: named arrays in, named arrays out.
 
     Floating-point inputs and outputs are float32 whatever the precision inside. A program never
-    writes to its inputs; what it returns stays valid until it is called again.
+    writes to its inputs. What it returns is the caller's to keep; a program never writes there again.
     """
 
     signature: Signature
     #: A torch device on which arrays may stay as tensors between programs; ``None`` for numpy.
     torch_device: str | None = None
+    #: The largest batch that one run of the engine takes; a larger one is split. ``None`` for any.
+    max_batch: int | None = None
 
     @abstractmethod
     def __call__(self, **inputs: Array) -> dict[str, Array]:
@@ -286,6 +129,10 @@ class Backend(ABC):
 
     #: The name a person types before the colon.
     name: ClassVar[str]
+    #: Schemes in which it can store weights, apart from the precision it computes in.
+    storages: ClassVar[tuple[str, ...]] = ()
+    #: Its switches, ``--option NAME=VALUE``. The host refuses others.
+    options: ClassVar[Options] = FrozenDict()
 
     @abstractmethod
     def devices(self) -> Sequence[Device]:
@@ -308,6 +155,19 @@ class Backend(ABC):
                 f"{component.name} was to run in {component.precision} on {target}; "
                 f"{support.reason}"
             )
+        if component.storage and component.storage not in self.storages:
+            raise UnsupportedError(
+                f"{component.name} was to store its weights as {component.storage} on {target}; "
+                f"{self.name} stores them as {', '.join(self.storages) or 'the precision alone'}."
+            )
+
+    def switches(self, target: Target) -> dict[str, str]:
+        """The switches of a target, checked against ``options``; for ``prepare``.
+
+        Raises:
+            InputError: a switch or a value is unknown.
+        """
+        return read_options(target.options, self.options, of=f"The {self.name} backend")
 
     @abstractmethod
     def prepare(self, component: Component, target: Target, store: "ArtifactStore") -> Program:
@@ -316,91 +176,6 @@ class Backend(ABC):
         Raises:
             DeviceNotFoundError: the engine does not list the device.
             UnsupportedError: what ``supports`` says no to.
+            InputError: an option is unknown.
             ExportError: the component could not be lowered.
         """
-
-
-#: Each switch with the values it takes; ``None`` for one that takes any.
-Options: TypeAlias = Mapping[str, Sequence[str] | None]
-
-
-def read_options(given: Mapping[str, str], known: Options, *, of: str) -> dict[str, str]:
-    """Check switches against those that there are.
-
-    Args:
-        given: What a person wrote.
-        known: The switches that there are.
-        of: Whose they are, for the message: ``"The Core ML exporter"``.
-
-    Raises:
-        InputError: a switch or a value is unknown.
-    """
-    for name, value in given.items():
-        if name not in known:
-            raise InputError(
-                f"{of} was given the option {name}; it has {', '.join(known) or 'none'}."
-            )
-        values = known[name]
-        if values is not None and value not in values:
-            raise InputError(
-                f"{of} was given the option {name}={value}; it takes {', '.join(values)}."
-            )
-    return dict(given)
-
-
-def _written(dims: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in dims.items())
-
-
-class Exporter(ABC):
-    """A plugin that lowers components to one engine's file format. It needs no hardware."""
-
-    #: The format's name: ``"onnx"``.
-    format: ClassVar[str]
-    #: Whether a file takes one size, or a list of sizes. The host then fixes every dimension.
-    fixed: ClassVar[bool] = False
-    #: Its switches. The host refuses others.
-    options: ClassVar[Options] = MappingProxyType({})
-    #: Whether the format's users look for a ``model_index.json`` in the folder, as a checkpoint has.
-    indexed: ClassVar[bool] = False
-
-    @abstractmethod
-    def export(self, component: Component, folder: Path) -> Path:
-        """Write the component into ``folder``, which exists and is empty; return its main file.
-
-        The main file may be a folder, as a ``.mlpackage`` is.
-
-        Raises:
-            ExportError: the component could not be captured or lowered.
-            InputError: an option cannot be used, with another or with this component.
-        """
-
-    def arrange(
-        self,
-        folder: Path,
-        components: Mapping[str, Component],
-        files: Mapping[str, Path],
-        *,
-        model: str,
-    ) -> Mapping[str, Path]:
-        """Put a whole pipeline's files where this format's users look for them.
-
-        Called once, when every component has been exported, before the manifest is written.
-
-        Args:
-            folder: The pipeline's folder, with tokenizers and scheduler already in it.
-            components: What was exported, by name; without modules.
-            files: The main file of each, inside the folder.
-            model: What the person called the model.
-
-        Returns:
-            The main file of each, where it is now.
-        """
-        return files
-
-    def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
-        """What of a captured graph this format cannot hold: ``{"aten.fft": "why"}``.
-
-        For ``perfuse inspect --for``; an exporter that cannot say so beforehand says nothing.
-        """
-        return {}

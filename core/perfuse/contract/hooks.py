@@ -14,12 +14,13 @@ import pluggy
 from perfuse.errors import PluginError
 
 if TYPE_CHECKING:
-    from perfuse.models.architectures import Architecture
+    from perfuse.contract.architecture import Architecture
 
 __all__ = [
     "API_VERSION",
     "BackendManifest",
     "ExporterManifest",
+    "GuiderManifest",
     "Hooks",
     "PipelineManifest",
     "ReaderManifest",
@@ -61,7 +62,7 @@ class BackendManifest:
     #: The backend whose programs it computes without that one's hardware. What it runs is
     #: *interpreted*, never *executed*.
     interprets: str = ""
-    #: ``"module:LIMITS"``, a ``perfuse.report.portability.Limits``: what its devices can take, as data
+    #: ``"module:LIMITS"``, a ``perfuse.Limits``: what its devices can take, as data
     #: that imports no engine. For ``perfuse inspect --for``.
     limits: str = ""
     #: The first and the last version of the contract that it was made for, both included.
@@ -90,10 +91,13 @@ class PipelineManifest:
     """A pipeline class that a checkpoint's ``model_index.json`` can name."""
 
     class_name: str
-    #: Task name to ``"module:TASK"``, a ``perfuse.Task``. A bare call runs the first.
+    #: Task name to ``"module:TASK"``, a ``perfuse.Task``. A call runs the one that the inputs given
+    #: fit, and the first where several do.
     tasks: Mapping[str, str]
     #: What such a checkpoint cannot do without.
     needs: tuple[str, ...]
+    #: Parts that such a checkpoint may have and that no task here runs.
+    unused: tuple[str, ...] = ()
     #: Inputs of its tasks that have another default here.
     defaults: Mapping[str, Any] = field(default_factory=dict)
     #: What Diffusers puts in place of an outdated setting of the scheduler, where it has that
@@ -110,6 +114,22 @@ class TransformManifest:
     #: What a person types after ``--transform``.
     name: str
     #: ``"module:Class"``, a subclass of ``perfuse.Transform``.
+    impl: str
+    requires: tuple[str, ...] = ()
+    install: str = ""
+    summary: str = ""
+    #: The first and the last version of the contract that it was made for, both included.
+    api_min: str = "1.0"
+    api_max: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuiderManifest:
+    """A way of guidance, described without importing it."""
+
+    #: What a person types after ``--guider``.
+    name: str
+    #: ``"module:Class"``, a subclass of ``perfuse.Guider``.
     impl: str
     requires: tuple[str, ...] = ()
     install: str = ""
@@ -165,6 +185,10 @@ class Hooks:
     @hookspec
     def perfuse_transforms(self) -> Sequence[TransformManifest]:  # type: ignore[empty-body]
         """Accelerations that rewrite a component or the loop."""
+
+    @hookspec
+    def perfuse_guiders(self) -> Sequence[GuiderManifest]:  # type: ignore[empty-body]
+        """Ways of guidance: which branches run at a step, and how they are combined."""
 
     @hookspec
     def perfuse_readers(self) -> Sequence[ReaderManifest]:  # type: ignore[empty-body]

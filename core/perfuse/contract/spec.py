@@ -6,17 +6,19 @@ it. Everything a backend or an exporter may ask about a component is in its ``Co
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Self
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from perfuse.contract.frozen import FrozenDict
+from perfuse.contract.latents import LatentSpec
 from perfuse.errors import ArtifactError, InputError
 
 __all__ = [
     "Array",
     "ComponentSpec",
-    "LatentSpec",
+    "Dim",
     "PipelineSpec",
+    "Role",
     "Signature",
     "TensorSpec",
 ]
@@ -24,6 +26,28 @@ __all__ = [
 
 #: A numpy array, or a torch tensor where the denoiser runs on a torch device.
 Array = Any
+
+
+class Role:
+    """What a component is for, with the names of the tensors that every component of it has.
+
+    A component may have more inputs than these: conditions, which a task computes, and what its
+    architecture computes on the host.
+    """
+
+    #: ``sample``, ``timestep``, … to ``out_sample``.
+    DENOISER = "denoiser"
+    #: ``input_ids``, … to hidden states.
+    TEXT_ENCODER = "text_encoder"
+    #: ``sample``, a picture in [-1, 1], to ``latent_parameters``: means and log-variances.
+    LATENT_ENCODER = "latent_encoder"
+    #: ``latent_sample`` to ``sample``, a picture in about [-1, 1].
+    LATENT_DECODER = "latent_decoder"
+    #: Pictures to states or embeddings.
+    IMAGE_ENCODER = "image_encoder"
+    #: What the denoiser takes, and a picture, to what is added inside the denoiser.
+    CONTROL = "control"
+    OTHER = "other"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,13 +61,6 @@ class TensorSpec:
     #: A number, or the name of a dimension that is known at run time: ``"batch"``, ``"height"``.
     shape: tuple[int | str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(name=data["name"], dtype=data["dtype"], shape=tuple(data["shape"]))
-
     def resolve(self, dims: Mapping[str, int]) -> tuple[int | str, ...]:
         """The shape with the dimensions that ``dims`` knows put in."""
         return tuple(dims.get(d, d) if isinstance(d, str) else d for d in self.shape)
@@ -55,19 +72,6 @@ class Signature:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "inputs": [tensor.to_dict() for tensor in self.inputs],
-            "outputs": [tensor.to_dict() for tensor in self.outputs],
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(
-            inputs=tuple(TensorSpec.from_dict(tensor) for tensor in data["inputs"]),
-            outputs=tuple(TensorSpec.from_dict(tensor) for tensor in data["outputs"]),
-        )
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -83,15 +87,15 @@ class Signature:
         names = (d for tensor in self.inputs for d in tensor.shape if isinstance(d, str))
         return tuple(dict.fromkeys(names))
 
+    def input(self, name: str) -> TensorSpec | None:
+        """The input of a name; ``None`` where there is none."""
+        return next((tensor for tensor in self.inputs if tensor.name == name), None)
+
     def resolve(self, dims: Mapping[str, int]) -> "Signature":
         """The same signature with the dimensions that ``dims`` knows put in."""
         return Signature(
-            inputs=tuple(
-                TensorSpec(name=t.name, dtype=t.dtype, shape=t.resolve(dims)) for t in self.inputs
-            ),
-            outputs=tuple(
-                TensorSpec(name=t.name, dtype=t.dtype, shape=t.resolve(dims)) for t in self.outputs
-            ),
+            inputs=tuple(replace(t, shape=t.resolve(dims)) for t in self.inputs),
+            outputs=tuple(replace(t, shape=t.resolve(dims)) for t in self.outputs),
         )
 
     def bind(self, inputs: Mapping[str, Array], *, component: str) -> dict[str, int]:
@@ -126,56 +130,21 @@ class Signature:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentSpec:
-    """How a pipeline's latents relate to its autoencoder's, and to pixels.
+class Dim:
+    """What a component says of one of its symbolic dimensions. The host checks it before a call."""
 
-    The pipeline's latent is ``(z - mean) / std * scaling_factor`` where mean and std are given, and
-    ``(z - shift_factor) * scaling_factor`` where they are not.
-    """
+    #: Sizes are multiples of this.
+    multiple: int = 1
+    #: The largest size.
+    maximum: int | None = None
+    #: A size, in multiples, to capture the graph with; no two dimensions of a component share one.
+    example: int = 8
+    #: The least size, in multiples, that capture may assume. torch.export treats a size of one as a
+    #: case of its own, also where a network halves a size until one is left.
+    smallest: int = 1
 
-    channels: int
-    #: Pixels that a latent spans, in height and in width.
-    downscale: int
-    scaling_factor: float
-    shift_factor: float = 0.0
-    #: One number a channel.
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
 
-    def decode_coefficients(self) -> tuple[Any, Any]:
-        """``(a, b)`` such that the autoencoder's latent is ``a * latent + b``.
-
-        Floats, or float32 numpy arrays [1, C, 1, 1] where mean and std are given.
-        """
-        if self.mean is None or self.std is None:
-            return 1.0 / self.scaling_factor, self.shift_factor
-        import numpy as np
-
-        shape = (1, self.channels, 1, 1)
-        std = np.asarray(self.std, dtype=np.float32).reshape(shape)
-        mean = np.asarray(self.mean, dtype=np.float32).reshape(shape)
-        return std / np.float32(self.scaling_factor), mean
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "channels": self.channels,
-            "downscale": self.downscale,
-            "scaling_factor": self.scaling_factor,
-            "shift_factor": self.shift_factor,
-            "mean": list(self.mean) if self.mean is not None else None,
-            "std": list(self.std) if self.std is not None else None,
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(
-            channels=data["channels"],
-            downscale=data["downscale"],
-            scaling_factor=data["scaling_factor"],
-            shift_factor=data["shift_factor"],
-            mean=tuple(data["mean"]) if data["mean"] is not None else None,
-            std=tuple(data["std"]) if data["std"] is not None else None,
-        )
+_ANY = Dim()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +153,8 @@ class ComponentSpec:
 
     #: ``"text_encoder"``, ``"unet"``, ``"vae_encoder"``, ``"vae_decoder"``, …
     name: str
+    #: What it is for: one of those in ``Role``.
+    role: str
     #: The checkpoint's class for it, e.g. ``"UNet2DConditionModel"``.
     class_name: str
     #: Its folder in the checkpoint; two components may share one, as the two halves of a VAE do.
@@ -191,64 +162,56 @@ class ComponentSpec:
     #: The checkpoint's ``config.json``, as it is.
     config: Mapping[str, Any]
     signature: Signature
-    #: Dimensions that must be multiples of a number: ``{"height": 8}``. Checked on the host.
-    multiples: Mapping[str, int] = field(default_factory=dict)
-    #: Dimensions that must not exceed a number: ``{"sequence": 77}``. Checked on the host.
-    maximums: Mapping[str, int] = field(default_factory=dict)
+    #: What is known of symbolic dimensions; one that is missing takes any size.
+    dims: Mapping[str, Dim] = field(default_factory=FrozenDict)
+    #: For a denoiser: the height and width, in latents, that it was trained for.
+    sample_size: tuple[int, int] | None = None
+    #: For a denoiser: ``"branches"`` where guidance asks it with and without the prompt,
+    #: ``"embedded"`` where it takes the scale as an input, ``""`` where there is none.
+    guidance: str = ""
+    #: Whether it overflows in float16 and stays in float32 there.
+    upcast: bool = False
+    #: The component of which this is another entry: a graph of its own over the same weights.
+    entry_of: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("config", "multiples", "maximums"):
-            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+        for name in ("config", "dims"):
+            object.__setattr__(self, name, FrozenDict(getattr(self, name)))
 
     @property
-    def guided_batch(self) -> int:
-        """The batch of one picture, where a graph must fix it: 2 for a denoiser with guidance.
+    def part(self) -> str:
+        """The attribute of a pipeline that holds its model; one model may be several components."""
+        return self.folder if self.folder != "." else self.name
+
+    @property
+    def branches(self) -> int:
+        """The batch of one picture where a graph must fix it: 2 for a denoiser with guidance.
 
         Classifier-free guidance asks it with and without the words at once (Ho and Salimans,
         https://arxiv.org/abs/2207.12598). One that was distilled takes the scale as an input.
         """
-        inputs = self.signature.input_names
-        guided = "encoder_hidden_states" in inputs and "timestep_cond" not in inputs
-        return 2 if guided else 1
+        return 2 if self.guidance == "branches" else 1
+
+    def dim(self, name: str) -> Dim:
+        """What is known of a dimension."""
+        return self.dims.get(name, _ANY)
 
     def check_dims(self, dims: Mapping[str, int]) -> None:
         """Raise ``InputError`` where a size is not one that the component can take."""
-        for name, multiple in self.multiples.items():
+        for name, dim in self.dims.items():
             size = dims.get(name)
-            if size is not None and size % multiple:
-                low = size // multiple * multiple
+            if size is None:
+                continue
+            if size % dim.multiple:
+                low = size // dim.multiple * dim.multiple
                 raise InputError(
-                    f"{self.name} takes {name} in multiples of {multiple}; got {size}. "
-                    f"Use {max(low, multiple)} or {low + multiple}."
+                    f"{self.name} takes {name} in multiples of {dim.multiple}; got {size}. "
+                    f"Use {max(low, dim.multiple)} or {low + dim.multiple}."
                 )
-        for name, maximum in self.maximums.items():
-            if dims.get(name, 0) > maximum:
+            if dim.maximum is not None and size > dim.maximum:
                 raise InputError(
-                    f"{self.name} takes a {name} of at most {maximum}; got {dims[name]}."
+                    f"{self.name} takes a {name} of at most {dim.maximum}; got {size}."
                 )
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "class_name": self.class_name,
-            "folder": self.folder,
-            "config": dict(self.config),
-            "signature": self.signature.to_dict(),
-            "multiples": dict(self.multiples),
-            "maximums": dict(self.maximums),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(
-            name=data["name"],
-            class_name=data["class_name"],
-            folder=data["folder"],
-            config=data["config"],
-            signature=Signature.from_dict(data["signature"]),
-            multiples=data["multiples"],
-            maximums=data["maximums"],
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,75 +225,48 @@ class PipelineSpec:
     components: Mapping[str, ComponentSpec]
     #: ``scheduler_config.json``, ``_class_name`` included.
     scheduler: Mapping[str, Any]
-    #: ``None`` where the denoiser works on pixels.
-    latents: LatentSpec | None
+    latents: LatentSpec
     #: Tokenizer name to its folder in the checkpoint.
-    tokenizers: Mapping[str, str] = field(default_factory=dict)
+    tokenizers: Mapping[str, str] = field(default_factory=FrozenDict)
     #: Scalars of ``model_index.json``, e.g. ``force_zeros_for_empty_prompt``.
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:
         for name in ("components", "scheduler", "tokenizers", "options"):
-            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+            object.__setattr__(self, name, FrozenDict(getattr(self, name)))
+
+    def having(self, role: str) -> tuple[ComponentSpec, ...]:
+        """The components of a role, other entries of one left out."""
+        found = (c for c in self.components.values() if c.role == role and c.entry_of is None)
+        return tuple(found)
+
+    def one(self, role: str) -> ComponentSpec:
+        """The component of a role.
+
+        Raises:
+            ArtifactError: there is none.
+        """
+        for component in self.having(role):
+            return component
+        raise ArtifactError(
+            f"{self.class_name} has no {role.replace('_', ' ')}; it has "
+            f"{', '.join(self.components)}."
+        )
 
     @property
     def denoiser(self) -> ComponentSpec:
         """The component that the loop calls."""
-        for name in ("unet", "transformer"):
-            if name in self.components:
-                return self.components[name]
-        raise ArtifactError(
-            f"{self.class_name} has no denoiser; it has {', '.join(self.components)}."
-        )
+        return self.one(Role.DENOISER)
 
     @property
     def default_size(self) -> tuple[int, int]:
         """Height and width in pixels that the checkpoint was trained for."""
-        size = self.denoiser.config.get("sample_size") or 64
-        height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-        scale = self.latents.downscale if self.latents is not None else 1
-        return height * scale, width * scale
+        height, width = self.denoiser.sample_size or (64, 64)
+        return height * self.latents.downscale, width * self.latents.downscale
 
     @property
     def size_multiple(self) -> int:
         """Heights and widths in pixels must be multiples of this."""
-        scale = self.latents.downscale if self.latents is not None else 1
-        return math.lcm(scale, *(m * scale for m in self.denoiser.multiples.values()))
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "class_name": self.class_name,
-            "tasks": list(self.tasks),
-            "components": {name: c.to_dict() for name, c in self.components.items()},
-            "scheduler": dict(self.scheduler),
-            "latents": self.latents.to_dict() if self.latents is not None else None,
-            "tokenizers": dict(self.tokenizers),
-            "options": dict(self.options),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Read what ``to_dict`` wrote.
-
-        Raises:
-            ArtifactError: a field is missing or of another kind.
-        """
-        try:
-            return cls(
-                class_name=data["class_name"],
-                tasks=tuple(data["tasks"]),
-                components={
-                    name: ComponentSpec.from_dict(c) for name, c in data["components"].items()
-                },
-                scheduler=data["scheduler"],
-                latents=(
-                    LatentSpec.from_dict(data["latents"]) if data["latents"] is not None else None
-                ),
-                tokenizers=data["tokenizers"],
-                options=data["options"],
-            )
-        except (KeyError, TypeError, AttributeError) as exc:
-            raise ArtifactError(
-                f"A pipeline spec was read and {exc!r} is missing or malformed in it. "
-                "Export the model again with this version of perfuse."
-            ) from exc
+        denoiser, scale = self.denoiser, self.latents.downscale
+        sizes = [denoiser.dim(name).multiple * scale for name in self.latents.dims(scale, scale)]
+        return math.lcm(self.latents.multiple, *sizes)

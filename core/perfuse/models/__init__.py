@@ -2,22 +2,23 @@
 
 Parameter names, creation order and initialisers are those of Diffusers, so that its checkpoints
 load as they are and a model built from a seed equals the one that Diffusers builds from it.
+
+Each folder here owns an architecture: ``ARCHITECTURES`` in its ``__init__`` says where its
+description is, which needs no torch, and where its network.
 """
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import Any
 
-from perfuse._lazy import lazy
 
-if TYPE_CHECKING:
-    from perfuse.models.autoencoder_kl import AutoencoderKL as AutoencoderKL
-    from perfuse.models.unet_2d import UNet2DModel as UNet2DModel
-    from perfuse.models.unet_2d_condition import UNet2DConditionModel as UNet2DConditionModel
+def __getattr__(name: str) -> Any:
+    """A model by the class name that checkpoints give it."""
+    if not name.startswith("_"):
+        from perfuse.models.registry import own
 
-__getattr__, __dir__, __all__ = lazy(
-    __name__,
-    {
-        "autoencoder_kl": ("AutoencoderKL",),
-        "unet_2d": ("UNet2DModel",),
-        "unet_2d_condition": ("UNet2DConditionModel",),
-    },
-)
+        for architecture in own():
+            if architecture.class_name == name:
+                network = import_module(architecture.build.partition(":")[0])
+                if hasattr(network, name):
+                    return getattr(network, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,20 +4,20 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from perfuse.errors import CheckpointError, WeightsError
-from perfuse.models.configs import check_types
+from perfuse.models.config import check_types
 from perfuse.models.model import Model
 from perfuse.sources.model_index import read_json
 from perfuse.sources.weights import Weights, variants
 
-__all__ = ["load_model", "load_state", "load_text_encoder", "save_model"]
+__all__ = ["Rename", "load_model", "load_state", "save_model"]
 
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 _LISTED = 10
@@ -200,58 +200,3 @@ def _replace(target: Path, write: Callable[[str], object]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-_TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
-
-
-def load_text_encoder(
-    class_name: str, config: Mapping[str, Any], weights: Weights, dtype: torch.dtype | None
-) -> nn.Module:
-    """Transformers' CLIP text encoder, its weights memory-mapped where their dtype is ``dtype``.
-
-    Raises:
-        CheckpointError: the class or its config is not one that Transformers takes.
-        WeightsError: tensors are missing, unexpected or of another shape.
-    """
-    if class_name not in _TEXT_ENCODERS:
-        raise CheckpointError(
-            f"A text encoder of class {class_name} was asked for; perfuse loads "
-            f"{', '.join(_TEXT_ENCODERS)}. Use a checkpoint with one of these."
-        )
-    import transformers
-
-    # The dtype that a config records is that of the file it was saved with, not the one asked for.
-    fields = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")}
-    try:
-        settings = transformers.CLIPTextConfig.from_dict({**fields, "attn_implementation": "sdpa"})
-        with torch.device("meta"):
-            model: nn.Module = getattr(transformers, class_name)(settings)
-    except Exception as exc:  # Transformers' own checks raise their own kinds, by version
-        raise CheckpointError(
-            f"The config.json in {weights.folder} was read as a {class_name}'s; Transformers "
-            f"{transformers.__version__} said: {' '.join(str(exc).split())}. Take the file from "
-            "the checkpoint again."
-        ) from exc
-    load_state(
-        model, weights, where=class_name, rename=_clip_names(model.state_dict()), dtype=dtype
-    )
-    return model.eval()
-
-
-def _clip_names(expected: Iterable[str]) -> Rename:
-    """Accepts names with and without ``text_model.``: Transformers 5 saves CLIPTextModel without.
-
-    ``position_ids``, which are only a range, were saved before Transformers 4.31.
-    """
-    known, prefix = set(expected), "text_model."
-
-    def rename(name: str) -> str | None:
-        if name.endswith("embeddings.position_ids"):
-            return None
-        for candidate in (name, prefix + name, name.removeprefix(prefix)):
-            if candidate in known:
-                return candidate
-        return name
-
-    return rename

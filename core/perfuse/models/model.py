@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from perfuse.models.configs import ModelConfig
+from perfuse.models.config import ModelConfig
 
 _ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_ATTENTION = re.compile(rf"(attentions\.\d+\.)({'|'.join(_ATTENTION)})(?=\.(?:weight|bias)$)")

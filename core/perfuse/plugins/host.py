@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from perfuse.contract.architecture import Architecture
 from perfuse.contract.hooks import (
     API_VERSION,
     BackendManifest,
@@ -44,10 +45,10 @@ from perfuse.plugins.manifests import Answer, kind_of
 from perfuse.plugins.standing import missing_modules, not_installed, standing
 
 if TYPE_CHECKING:
-    from perfuse.contract.backend import Backend, Exporter
-    from perfuse.models.architectures import Architecture
-    from perfuse.run.transforms import Transform
-    from perfuse.sources.readers import Reader
+    from perfuse.contract.backend import Backend
+    from perfuse.contract.exporter import Exporter
+    from perfuse.contract.reader import Reader
+    from perfuse.contract.transform import Transform
 
 __all__ = [
     "API_VERSION",
@@ -171,12 +172,11 @@ class PluginHost:
         pairs = self._manifests("perfuse_exporters", ExporterManifest)
         return self._by_name(((plugin, m.format, m) for plugin, m in pairs), "exporter for")
 
-    def architectures(self) -> "list[Architecture]":
-        """Every architecture that core and the plugins know."""
+    def architectures(self) -> dict[str, Architecture]:
+        """Every architecture by class name; core's are core's."""
         hook = "perfuse_architectures"
         pairs: Iterator[tuple[str, Architecture]] = self._manifests(hook, kind_of(hook))
-        named = self._by_name(((plugin, m.class_name, m) for plugin, m in pairs), "architecture")
-        return list(named.values())
+        return self._by_name(((plugin, m.class_name, m) for plugin, m in pairs), "architecture")
 
     def pipelines(self) -> dict[str, PipelineManifest]:
         """Every pipeline class by name; core's are core's."""
@@ -330,7 +330,7 @@ class PluginHost:
                 f"An export to {format} was asked for; {not_installed(missing)}. "
                 f"Run: {manifest.install or 'pip install ' + ' '.join(missing)}"
             )
-        from perfuse.contract.backend import Exporter
+        from perfuse.contract.exporter import Exporter
 
         return _instantiate(manifest.impl, Exporter, f"exporter {format!r}")  # type: ignore[type-abstract]
 
@@ -354,9 +354,9 @@ class PluginHost:
                 f"Transform {name!r} was asked for; {not_installed(missing)}. "
                 f"Run: {manifest.install or 'pip install ' + ' '.join(missing)}"
             )
-        from perfuse.run.transforms import Transform
+        from perfuse.contract.transform import Transform
 
-        return _instantiate(manifest.impl, Transform, f"transform {name!r}")
+        return _instantiate(manifest.impl, Transform, f"transform {name!r}")  # type: ignore[type-abstract]
 
     def reader(self, name: str) -> "Reader":
         """The reader of a layout.
@@ -371,7 +371,7 @@ class PluginHost:
                 f"A folder of the layout {name!r} was to be read; {not_installed(missing)}. "
                 f"Run: {manifest.install or 'pip install ' + ' '.join(missing)}"
             )
-        from perfuse.sources.readers import Reader
+        from perfuse.contract.reader import Reader
 
         return _instantiate(manifest.impl, Reader, f"reader {name!r}")  # type: ignore[type-abstract]
 

@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
+from perfuse.contract.architecture import Architecture
 from perfuse.contract.hooks import (
     BackendManifest,
     ExporterManifest,
+    GuiderManifest,
     PipelineManifest,
     ReaderManifest,
     TransformManifest,
@@ -28,18 +30,16 @@ _KINDS: Mapping[str, type] = MappingProxyType(
         "perfuse_pipelines": PipelineManifest,
         "perfuse_transforms": TransformManifest,
         "perfuse_readers": ReaderManifest,
+        "perfuse_guiders": GuiderManifest,
+        "perfuse_architectures": Architecture,
     }
 )
 #: Every hook.
-HOOKS = (*_KINDS, "perfuse_architectures", "perfuse_schedulers")
+HOOKS = (*_KINDS, "perfuse_schedulers")
 
 
 def kind_of(hook: str) -> type:
     """The class of the manifests that a hook returns."""
-    if hook == "perfuse_architectures":
-        from perfuse.models.architectures import Architecture
-
-        return Architecture
     return _KINDS[hook]
 
 

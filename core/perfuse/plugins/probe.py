@@ -14,7 +14,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from perfuse.contract.backend import Backend, Device
+    from perfuse.contract.backend import Backend
+    from perfuse.contract.target import Device
 
 __all__ = ["main"]
 

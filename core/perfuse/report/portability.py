@@ -6,13 +6,17 @@ run. Only running says that something runs: this says what would stop it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from perfuse.contract.backend import Component, Exporter, Placement, Target
+from perfuse.contract.component import Component
+from perfuse.contract.exporter import Exporter
 from perfuse.contract.hooks import BackendManifest
+from perfuse.contract.limits import Limits
+from perfuse.contract.source import Source
+from perfuse.contract.target import Placement, Target
 from perfuse.errors import (
     BackendNotFoundError,
     DeviceNotFoundError,
@@ -26,10 +30,8 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-    from perfuse.sources.artifact import Artifact
-    from perfuse.sources.checkpoint import Checkpoint
 
-__all__ = ["Finding", "Limits", "examine", "limits_of", "read_bytes", "report", "verdicts"]
+__all__ = ["Finding", "examine", "limits_of", "read_bytes", "report", "verdicts"]
 
 #: For a finding that is about all components together.
 TOGETHER = "together"
@@ -37,38 +39,6 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{unit}B": 1000**i for i, unit in enumerate("KMGT", 1)}
 _UNITS |= {f"{unit}IB": 1024**i for i, unit in enumerate("KMGT", 1)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What one kind of device of a backend can take, as data."""
-
-    #: Each precision that it takes, with what it does instead; empty where it computes in it.
-    precisions: Mapping[str, str]
-    #: Precisions that only some of these devices have, and which.
-    conditions: Mapping[str, str] = field(default_factory=dict)
-    #: Dtypes that it has not, each with what perfuse does about it; empty where nothing helps.
-    dtypes: Mapping[str, str] = field(default_factory=dict)
-    #: Whether a program takes one size alone.
-    fixed_sizes: bool = False
-    #: The most axes that a tensor may have.
-    max_rank: int | None = None
-    #: The most elements that a tensor may have.
-    max_elements: int | None = None
-    #: Whether attention whose scores have more than that is computed in slices.
-    slices_attention: bool = False
-    #: The most pictures in one call; perfuse calls it for the rest in turn.
-    pictures: int | None = None
-    #: Bytes that weights may take; ``None`` where that differs from one device to the next.
-    memory: int | None = None
-    #: What else perfuse does there.
-    notes: tuple[str, ...] = ()
-    #: What only the device itself can tell.
-    unknown: tuple[str, ...] = ()
-    #: Where perfuse has been executed on it, as ``"x86-64, Linux"``; empty where nowhere.
-    executed: str = ""
-    #: Field to the document that says so.
-    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +82,7 @@ def limits_of(target: Target) -> tuple[str, Limits | None]:
     if not known or not all(isinstance(one, Limits) for one in known.values()):
         raise PluginError(
             f"Backend {target.backend!r} names {manifest.limits} for what its devices take, which "
-            "is not a dict of device to perfuse.report.portability.Limits. Update or uninstall its plugin."
+            "is not a dict of device to perfuse.Limits. Update or uninstall its plugin."
         )
     if target.device is None:
         pattern, limits = next(iter(known.items()))
@@ -137,7 +107,7 @@ def _manifest(backend: str) -> BackendManifest:
 
 
 def report(
-    source: "Checkpoint | Artifact",
+    source: Source,
     target: Target,
     *,
     precision: str | None = None,
@@ -163,18 +133,17 @@ def report(
         PluginError: the plugin's limits cannot be read.
         InputError: a size or the precision is not one that the model can take.
     """
-    from perfuse.report.tables import weight_sizes
     from perfuse.run.pipeline import DiffusionPipeline
 
     _, limits = limits_of(target)
     pipe = DiffusionPipeline(source, placement=Placement(default=target), precision=precision)
-    static = pipe._static(height, width, batch)
-    stored = weight_sizes(source)
+    static = pipe.fixed_dims(height, width, batch)
+    stored = source.weight_bytes()
     findings: list[Finding] = []
     sizes: dict[str, int] = {}
     for name, spec in pipe.spec.components.items():
-        component = pipe._component(name, static=static[name])
-        usual = {**pipe._usual_sizes(spec), "batch": spec.guided_batch}
+        component = pipe.component(name, static=static[name])
+        usual = {**pipe.usual_sizes(name), "batch": spec.branches}
         # Where sizes are fixed anyway, the graph of one is captured, which is far faster.
         fixed = limits is not None and limits.fixed_sizes
         sized = {dim: usual[dim] for dim in spec.signature.dims} if fixed else {}
@@ -283,7 +252,7 @@ def _captured(component: Component, limits: Limits | None) -> _Graph:
         return _Graph(failure="no graph was captured, as torch is not installed")
     import torch
 
-    from perfuse_exporters.capture import build, replace_tensors, trace
+    from perfuse.capture import build, replace_tensors, trace
 
     # What is refused for its precision is looked at as it is without it.
     known = limits is None or component.precision in limits.precisions
@@ -528,7 +497,7 @@ def _sizes(component: Component, target: Target, limits: Limits) -> Finding:
 def _batch(component: Component, limits: Limits) -> Iterator[Finding]:
     if limits.pictures is None or "batch" not in component.spec.signature.dims:
         return
-    most = limits.pictures * component.spec.guided_batch
+    most = limits.pictures * component.spec.branches
     batch = component.static.get("batch")
     if batch is None or batch > most:
         yield _finding(

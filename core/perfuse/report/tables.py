@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 from perfuse.report.console import console, safe
 
 if TYPE_CHECKING:
+    from perfuse.arrays.metadata import Metadata
+    from perfuse.contract.source import Source
     from perfuse.report.portability import Finding
-    from perfuse.sources.artifact import Artifact
-    from perfuse.sources.checkpoint import Checkpoint
 
-__all__ = ["print_findings", "print_spec", "weight_sizes"]
+__all__ = ["print_findings", "print_metadata", "print_spec"]
 
 
 _MARKS = {"fits": "", "changed": "*", "refused": "no", "unknown": "?"}
@@ -38,11 +38,9 @@ def print_findings(model: str, target: str, findings: "Sequence[Finding]", execu
     to.print("\n* perfuse does something about it   ? only running tells")
 
 
-def print_spec(source: "Checkpoint | Artifact") -> None:
+def print_spec(source: "Source") -> None:
     """A pipeline's spec for a person."""
     from rich.text import Text
-
-    from perfuse.sources.artifact import Artifact
 
     spec, to = source.spec, console()
     height, width = spec.default_size
@@ -51,22 +49,24 @@ def print_spec(source: "Checkpoint | Artifact") -> None:
     to.print(f"pictures   {width}×{height}, or other multiples of {spec.size_multiple}")
     scheduler = spec.scheduler.get("_class_name", "none named; give --scheduler-from")
     to.print(f"schedule   {safe(scheduler)}{safe(_schedule(spec.scheduler))}")
-    if spec.latents is not None:
+    if spec.latents.downscale > 1:
         latents = spec.latents
+        factor = getattr(latents, "scaling_factor", None)
+        scaled = f", scaled by {factor:g}" if factor is not None else ""
         to.print(
-            f"latents    {latents.channels} channels, 1/{latents.downscale} of the picture, "
-            f"scaled by {latents.scaling_factor:g}"
+            f"latents    {latents.channels} channels, 1/{latents.downscale} of the picture{scaled}"
         )
     if spec.tokenizers:
         to.print(f"tokenizers {safe(', '.join(spec.tokenizers))}")
-    sizes = weight_sizes(source)
+    sizes, exported_as = source.weight_bytes(), source.exported()
     for name, component in spec.components.items():
         signature, how = component.signature, ""
-        if isinstance(source, Artifact) and name in source.manifest.components:
-            exported = source.manifest.components[name]
+        if name in exported_as:
+            exported = exported_as[name]
             signature, how = exported.signature, f"  {exported.format} {exported.precision}"
-        size = f"{sizes[component.folder if not how else name] / 1e6:.1f} MB"
-        after = f"  {component.class_name}{how}  {size}"
+        count = sizes.get(name, sizes.get(component.folder))
+        size = f"  {count / 1e6:.1f} MB" if count is not None else ""
+        after = f"  {component.class_name}{how}{size}"
         to.print(Text.assemble("\n", (safe(name), "bold"), safe(after)))
         for arrow, tensors in (("in ", signature.inputs), ("out", signature.outputs)):
             for tensor in tensors:
@@ -74,23 +74,44 @@ def print_spec(source: "Checkpoint | Artifact") -> None:
                 to.print(safe(f"  {arrow} {tensor.name:26} {tensor.dtype:8} [{shape}]"))
 
 
-def weight_sizes(source: "Checkpoint | Artifact") -> dict[str, int]:
-    """Bytes of weights: by folder for a checkpoint, from the headers; by component for an export."""
-    from perfuse.sources.artifact import Artifact
-
-    if isinstance(source, Artifact):
-        files = source.manifest.files
-        sizes = {}
-        for name, component in source.manifest.components.items():
-            folder, slash, _ = component.file.partition("/")
-            # A dialect may put all components into one folder, and one into two parts.
-            prefix = f"{name}/" if slash and folder == name else component.file.split("hunk1")[0]
-            sizes[name] = sum(int(e["size"]) for f, e in files.items() if f.startswith(prefix))
-        return sizes
-    folders = dict.fromkeys(c.folder for c in source.spec.components.values())
-    return {folder: source.weights(folder).total_bytes for folder in folders}
-
-
 def _schedule(config: Any) -> str:
     shown = ("prediction_type", "beta_schedule", "num_train_timesteps", "timestep_spacing")
     return "".join(f"  {name}={config[name]}" for name in shown if name in config)
+
+
+def print_metadata(path: str, metadata: "Metadata") -> None:
+    """What a picture was drawn from and with, for a person."""
+    from rich.text import Text
+
+    to, rows = console(), [row for row in _metadata_rows(metadata) if row[1]]
+    width = max(len(safe(name)) for name, _ in rows)
+    to.print(Text(safe(path), "bold"))
+    for name, value in rows:
+        to.print(f"{safe(name):{width}}  {safe(value)}")
+
+
+def _metadata_rows(metadata: "Metadata") -> list[tuple[str, str]]:
+    height, width = metadata.size
+    model = [metadata.model, metadata.revision, metadata.variant]
+    number = f"{metadata.picture + 1} of {metadata.pictures}" if metadata.pictures > 1 else ""
+    scheduler = str(metadata.scheduler.get("_class_name"))
+    return [
+        ("model", " ".join(part for part in model if part is not None)),
+        ("task", metadata.task),
+        ("picture", number),
+        ("size", f"{width}×{height}"),
+        ("seed", ", ".join(map(str, metadata.seeds))),
+        *((name, str(value)) for name, value in metadata.inputs.items()),
+        ("scheduler", f"{scheduler}{_schedule(metadata.scheduler)}"),
+        ("backend", metadata.backend),
+        ("precision", metadata.precision or ""),
+        ("options", ", ".join(f"{name}={value}" for name, value in metadata.options.items())),
+        ("transforms", ", ".join(metadata.transforms)),
+        *(
+            (name, f"{ran.target} ({ran.device}, {ran.precision}, {ran.engine})")
+            for name, ran in metadata.components.items()
+        ),
+        ("unrecorded", ", ".join(metadata.unrecorded)),
+        ("replaced", ", ".join(metadata.replaced)),
+        ("versions", ", ".join(f"{name} {v}" for name, v in metadata.versions.items())),
+    ]

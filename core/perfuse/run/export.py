@@ -3,16 +3,16 @@
 import dataclasses
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import CodeType
 
-from perfuse.contract.backend import Component, read_options
+from perfuse.contract.component import Component
+from perfuse.contract.options import read_options
 from perfuse.contract.spec import PipelineSpec
 from perfuse.errors import ExportError, InputError
 from perfuse.plugins.host import host
+from perfuse.progress import say, working
 from perfuse.sources.manifest import (
     ExportedComponent,
     Manifest,
@@ -21,27 +21,12 @@ from perfuse.sources.manifest import (
     tool_versions,
 )
 from perfuse.sources.model_index import write_index
+from perfuse.sources.plain import to_plain
 from perfuse.sources.store import ArtifactStore, atomic_folder, locked
 
-__all__ = ["component_options", "export_pipeline", "exported", "reporting", "say"]
+__all__ = ["component_options", "export_pipeline", "exported"]
 
-_report: ContextVar[Callable[[str], None]] = ContextVar("report", default=lambda message: None)
 _MAIN = "main-file.json"
-
-
-@contextmanager
-def reporting(report: Callable[[str], None]) -> Iterator[None]:
-    """Have every export in the block say what it is doing, as it does it."""
-    token = _report.set(report)
-    try:
-        yield
-    finally:
-        _report.reset(token)
-
-
-def say(message: str) -> None:
-    """Tell whoever listens (``reporting``) what is being done now."""
-    _report.get()(message)
 
 
 def _tools(format: str) -> dict[str, str]:
@@ -66,7 +51,7 @@ def exported(component: Component, format: str, store: ArtifactStore) -> Path:
     if fingerprint is None:
         fingerprint = _fingerprint(component)
     key = {
-        "component": component.spec.to_dict(),
+        "component": to_plain(component.spec),
         "precision": component.precision,
         "static": dict(component.static),
         "sizes": [dict(size) for size in component.sizes],
@@ -92,8 +77,15 @@ def exported(component: Component, format: str, store: ArtifactStore) -> Path:
     return main
 
 
-def _export(component: Component, format: str, folder: Path) -> Path:
-    say(f"Exporting {component.name} to {format} ({component.precision})")
+def _export(
+    component: Component, format: str, folder: Path, *, done: int = 0, total: int | None = None
+) -> Path:
+    message = f"Exporting {component.name} to {format} ({component.precision})"
+    with working("export", message, subject=component.name, done=done, total=total):
+        return _lowered(component, format, folder)
+
+
+def _lowered(component: Component, format: str, folder: Path) -> Path:
     exporter = host().exporter(format)
     read_options(component.options, exporter.options, of=f"The {format} exporter")
     try:
@@ -156,11 +148,12 @@ def export_pipeline(
     with locked(folder), atomic_folder(folder, replaces=is_artifact) as partial:
         components: dict[str, Component] = {}
         files: Mapping[str, Path] = {}
-        for name in spec.components:
+        for done, name in enumerate(spec.components):
             part = partial / name
             part.mkdir()
             one = component(name)
-            files = {**files, name: _export(one, to, part)}
+            main = _export(one, to, part, done=done, total=len(spec.components))
+            files = {**files, name: main}
             components[name] = dataclasses.replace(one, build=None)
             del one
         copy(partial)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from perfuse.contract.backend import ExecutionReport, Program
 from perfuse.contract.spec import Array, ComponentSpec
 from perfuse.errors import ExecutionError
-from perfuse.run.export import say
+from perfuse.progress import working
 
 __all__ = ["PerSize"]
 
@@ -64,8 +64,9 @@ class PerSize(Program):
             # Before the new one is made, so that never more than so many are in memory.
             while len(self._programs) >= self._limit:
                 self._programs.pop(next(iter(self._programs))).close()
-            say(f"Preparing {self._spec.name} for {_sizes(dims)}")
-            program = self._make(dict(dims))
+            message = f"Preparing {self._spec.name} for {_sizes(dims)}"
+            with working("prepare", message, subject=self._spec.name):
+                program = self._make(dict(dims))
             self.torch_device = program.torch_device
         self._programs[key] = program
         return program

@@ -1,106 +1,157 @@
-"""Accelerations that rewrite a component or the loop: what a plugin implements, how they are put on."""
+"""Finding transforms by name, reading their options, and applying them to a plan."""
 
-import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import TypeVar
+import dataclasses
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from perfuse.contract.backend import Component
-from perfuse.errors import PerfuseError, PluginError
-from perfuse.plugins.host import host, said
-from perfuse.tasks.steps import Task
+from perfuse.contract.transform import Plan, Transform
+from perfuse.errors import InputError, PerfuseError, PluginError
+from perfuse.plugins import host, said
 
-__all__ = ["Transform", "find_transforms", "transformed", "transformed_task"]
-
-_T = TypeVar("_T")
+__all__ = ["Chosen", "applied", "find_transforms", "rewriting"]
 
 
-class Transform:
-    """An acceleration, or anything else that rewrites a pipeline. Both methods may be left out."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """A transform with its options, and what was written to ask for it."""
 
-    #: The name that its manifest gives it; the host sets it.
-    name: str = ""
-
-    def component(self, component: Component) -> Component:
-        """A component with another ``build``, and where needed another ``spec``.
-
-        It is called before a component is prepared or exported, and does no work itself: what
-        ``build`` returns may be the user's own module, so rewrite a copy of it. The host marks the
-        fingerprint, so that the cache keeps both. Return the component as it is to leave it.
-        """
-        return component
-
-    def task(self, task: Task) -> Task:
-        """The task with steps inserted, replaced or taken out."""
-        return task
+    transform: Transform
+    options: Any
+    text: str
 
     @property
-    def rewrites_components(self) -> bool:
-        """Whether it does more than change the task."""
-        return type(self).component is not Transform.component
+    def mark(self) -> str:
+        """Its name, and the version of what brings it: another one may rewrite differently."""
+        row = host().brought_by(self.transform.name, "perfuse_transforms")
+        version = f"{row.distribution} {row.version}" if row is not None else "?"
+        return f"{self.text} {version}"
 
 
-def find_transforms(names: Sequence[str]) -> tuple[Transform, ...]:
-    """The transforms of these names, in order.
+def find_transforms(texts: Sequence[str]) -> tuple[Chosen, ...]:
+    """The transforms of ``NAME`` or ``NAME:key=value,key=value``, in order.
 
     Raises:
-        InputError: no plugin offers one of them.
+        InputError: no plugin offers one of them, or it has no such option.
         PluginError: the class of one cannot be imported.
     """
+    return tuple(_find(text) for text in ([texts] if isinstance(texts, str) else texts))
+
+
+def _find(text: str) -> Chosen:
+    name, colon, rest = text.partition(":")
+    transform = host().transform(name)
+    transform.name = name
+    given = {}
+    for part in rest.split(",") if colon else ():
+        key, equals, value = part.partition("=")
+        if not equals or key in given:
+            raise InputError(
+                f"Transform {text!r} was asked for; options are written NAME:key=value,key=value."
+            )
+        given[key.strip()] = value.strip()
+    return Chosen(transform=transform, options=_options(transform, given), text=text)
+
+
+def _options(transform: Transform, given: Mapping[str, str]) -> Any:
+    """The transform's options with the texts read as the types of its fields."""
+    kind = transform.Options
+    hints = typing.get_type_hints(kind)
+    known = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    for name in given:
+        if name not in known:
+            raise InputError(
+                f"Transform {transform.name!r} was given the option {name}; it has "
+                f"{', '.join(known) or 'none'}."
+            )
+    return kind(**{name: _read(transform, name, known[name], v) for name, v in given.items()})
+
+
+_READERS: Mapping[Any, Any] = {
+    int: int,
+    float: float,
+    str: str,
+    bool: {"true": True, "false": False}.__getitem__,
+}
+
+
+def _read(transform: Transform, name: str, kind: Any, text: str) -> Any:
+    choices = [one for one in typing.get_args(kind) if one is not type(None)] or [kind]
+    for choice in choices:
+        try:
+            return _READERS[choice](text)
+        except (ValueError, KeyError):
+            continue
+    wanted = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
+    raise InputError(
+        f"Transform {transform.name!r} was given {name}={text}; {name} is of type {wanted}."
+    )
+
+
+def applied(plan: Plan, transforms: Sequence[Chosen], *, exported: Sequence[str] = ()) -> Plan:
+    """The plan as the transforms leave it.
+
+    Args:
+        plan: The pipeline's.
+        transforms: In order.
+        exported: The transforms that components went through when they were exported: those are
+            kept as the export holds them, and only tasks are rewritten.
+
+    Raises:
+        InputError: one of them does not fit the pipeline, or rewrites what is exported already.
+        PluginError: one of them fails, or returns something else.
+    """
+    for chosen in transforms:
+        after = _applied(plan, chosen)
+        is_export = all(component.build is None for component in plan.components.values())
+        if is_export and after.components != plan.components:
+            if chosen.text not in exported:
+                raise InputError(
+                    f"Transform {chosen.text!r} was asked for; it rewrites components, and this is "
+                    "an export already. Export the checkpoint again with --transform "
+                    f"{chosen.text}."
+                )
+            after = dataclasses.replace(plan, tasks=after.tasks)
+        plan = after
+    return plan
+
+
+def rewriting(plan: Plan, transforms: Sequence[Chosen]) -> tuple[str, ...]:
+    """Those of the transforms that change or add components, as they were asked for."""
     found = []
-    for name in [names] if isinstance(names, str) else names:
-        transform = host().transform(name)
-        transform.name = name
-        found.append(transform)
+    for chosen in transforms:
+        after = _applied(plan, chosen)
+        if after.components != plan.components:
+            found.append(chosen.text)
+        plan = after
     return tuple(found)
 
 
-def transformed_task(task: Task, transforms: Sequence[Transform]) -> Task:
-    """A task as the transforms leave it.
-
-    Raises:
-        PluginError: one of them fails, or returns something else.
-    """
-    for transform in transforms:
-        task = _applied(transform, transform.task, task)
-    return task
-
-
-def transformed(component: Component, transforms: Sequence[Transform]) -> Component:
-    """A component as the transforms leave it; the fingerprint tells of those that changed it.
-
-    Raises:
-        PluginError: one of them fails, or returns something else.
-    """
-    for transform in transforms:
-        before, component = component, _applied(transform, transform.component, component)
-        # Where there is no fingerprint, one is taken of the module itself, rewritten as it is.
-        if component is not before and before.fingerprint is not None:
-            mark = f"{component.fingerprint} {transform.name} {_version(transform)}"
-            mark = hashlib.sha256(mark.encode()).hexdigest()
-            component = replace(component, fingerprint=mark)
-    return component
-
-
-def _applied(transform: Transform, rewrite: Callable[[_T], _T], value: _T) -> _T:
+def _applied(plan: Plan, chosen: Chosen) -> Plan:
+    name = chosen.transform.name
     try:
-        result = rewrite(value)
+        result = chosen.transform.apply(plan, chosen.options)
     except PerfuseError:
         raise
     except Exception as exc:
         raise PluginError(
-            f"Transform {transform.name!r} raised {said(exc)}. Leave it out, or update or "
-            "uninstall its plugin."
+            f"Transform {name!r} raised {said(exc)}. Leave it out, or update or uninstall its "
+            "plugin."
         ) from exc
-    if not isinstance(result, type(value)):
+    if not isinstance(result, Plan):
         raise PluginError(
-            f"Transform {transform.name!r} returned {result!r}, not a {type(value).__name__}. "
-            "Leave it out, or update or uninstall its plugin."
+            f"Transform {name!r} returned {result!r}, not a Plan. Leave it out, or update or "
+            "uninstall its plugin."
         )
-    return result
+    return _marked(plan, result, chosen)
 
 
-def _version(transform: Transform) -> str:
-    """Of the distribution that brings it: another one may rewrite differently."""
-    row = host().brought_by(transform.name, "perfuse_transforms")
-    return f"{row.distribution} {row.version}" if row is not None else "?"
+def _marked(before: Plan, after: Plan, chosen: Chosen) -> Plan:
+    """The plan with the transform's version in the key under which an export is cached."""
+    components = {}
+    for name, component in after.components.items():
+        if component != before.components.get(name) and component.fingerprint is not None:
+            mark = f"{component.fingerprint} {chosen.mark}"
+            component = dataclasses.replace(component, fingerprint=mark)
+        components[name] = component
+    return dataclasses.replace(after, components=components)

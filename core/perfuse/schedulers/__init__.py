@@ -4,13 +4,21 @@
 >>> scheduler_class("euler")().schedule(8).timesteps.shape
 (8,)
 
-Importing this package imports no scheduler; each is loaded when its name is first used.
+A scheduler is one file of this folder with one public class ``…Scheduler``. Which there are is read
+from the files' text: importing this package imports no scheduler, each is loaded when its name is
+first used. On the command line a scheduler has its file's name, with hyphens, and those that the
+file lists as ``NAMES``.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -18,62 +26,66 @@ from perfuse.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from .base import Scheduler as Scheduler
-    from .ddim import DDIMScheduler as DDIMScheduler
-    from .ddpm import DDPMScheduler as DDPMScheduler
-    from .dpmsolver import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
-    from .euler import EulerDiscreteScheduler as EulerDiscreteScheduler
-    from .euler_ancestral import EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler
-    from .flow_match_euler import FlowMatchEulerDiscreteScheduler as FlowMatchEulerDiscreteScheduler
-    from .lcm import LCMScheduler as LCMScheduler
-    from .pndm import PNDMScheduler as PNDMScheduler
+    from .sigmas import calculate_shift as calculate_shift
     from .table import Schedule as Schedule
-    from .unipc import UniPCMultistepScheduler as UniPCMultistepScheduler
 
-_MODULES = {
-    "ddpm": "DDPMScheduler",
-    "ddim": "DDIMScheduler",
-    "pndm": "PNDMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_ancestral": "EulerAncestralDiscreteScheduler",
-    "dpmsolver": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-    "lcm": "LCMScheduler",
-    "flow_match_euler": "FlowMatchEulerDiscreteScheduler",
-}
+    SCHEDULERS: Mapping[str, str]
+    SHORT_NAMES: Mapping[str, str]
 
-SCHEDULERS: Mapping[str, str] = MappingProxyType(
-    {name: f"{__name__}.{module}:{name}" for module, name in _MODULES.items()}
-)
-"""Class name to where it is."""
+_CLASS = re.compile(r"^class ([A-Z]\w*Scheduler)\b", re.MULTILINE)
+_NAMES = re.compile(r"^NAMES = (\(.*\))$", re.MULTILINE)
+_OTHERS = {"Schedule": "table", "Scheduler": "base", "calculate_shift": "sigmas"}
 
-SHORT_NAMES: Mapping[str, str] = MappingProxyType(
-    {
-        **{module.replace("_", "-"): name for module, name in _MODULES.items()},
-        "dpm++": "DPMSolverMultistepScheduler",
-        "dpmsolver-multistep": "DPMSolverMultistepScheduler",
-    }
-)
-"""The names that a person types to class names."""
 
-_OTHERS = {"Schedule": "table", "Scheduler": "base"}
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """What a scheduler's file says of itself."""
 
-__all__ = [
-    "SCHEDULERS",
-    "SHORT_NAMES",
-    "DDIMScheduler",
-    "DDPMScheduler",
-    "DPMSolverMultistepScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "FlowMatchEulerDiscreteScheduler",
-    "LCMScheduler",
-    "PNDMScheduler",
-    "Schedule",
-    "Scheduler",
-    "UniPCMultistepScheduler",
-    "scheduler_class",
-    "scheduler_from_config",
-]
+    module: str
+    class_name: str
+    short_names: tuple[str, ...]
+
+
+def _read(folder: Path, package: str) -> Iterator[_File]:
+    """The schedulers of a folder, from the text of its files; nothing is imported."""
+    for path in sorted(folder.glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        found, names = _CLASS.search(text), _NAMES.search(text)
+        if found is not None:
+            more = () if names is None else ast.literal_eval(names[1])
+            yield _File(
+                module=f"{package}.{path.stem}",
+                class_name=found[1],
+                short_names=(path.stem.replace("_", "-"), *more),
+            )
+
+
+@functools.cache
+def _files() -> tuple[_File, ...]:
+    return tuple(_read(Path(__file__).parent, __name__))
+
+
+def __getattr__(name: str) -> Any:
+    match name:
+        case "SCHEDULERS":  # class name to where it is
+            return MappingProxyType({f.class_name: f"{f.module}:{f.class_name}" for f in _files()})
+        case "SHORT_NAMES":  # the names that a person types to class names
+            return MappingProxyType({s: f.class_name for f in _files() for s in f.short_names})
+        case "__all__":
+            return sorted((*_OTHERS, *_LOOKUPS, *__getattr__("SCHEDULERS")))
+    if name in _OTHERS:
+        return getattr(importlib.import_module(f"{__name__}.{_OTHERS[name]}"), name)
+    if name.endswith("Scheduler") and name in __getattr__("SCHEDULERS"):
+        return scheduler_class(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+_LOOKUPS = ("SCHEDULERS", "SHORT_NAMES", "scheduler_class", "scheduler_from_config")
+
+
+def __dir__() -> list[str]:
+    names: list[str] = __getattr__("__all__")
+    return names
 
 
 def scheduler_class(name: str) -> type[Scheduler]:
@@ -82,10 +94,10 @@ def scheduler_class(name: str) -> type[Scheduler]:
     Raises:
         InputError: there is none of this name.
     """
-    full = SHORT_NAMES.get(name.lower().replace("_", "-"), name)
-    reference = _find(full)
+    short: Mapping[str, str] = __getattr__("SHORT_NAMES")
+    reference = _find(short.get(name.lower().replace("_", "-"), name))
     if reference is None:
-        raise InputError(f"Scheduler {name!r} is not known. Use one of: {', '.join(SHORT_NAMES)}.")
+        raise InputError(f"Scheduler {name!r} is not known. Use one of: {', '.join(short)}.")
     module, attribute = reference.split(":")
     found: type[Scheduler] = getattr(importlib.import_module(module), attribute)
     return found
@@ -93,8 +105,9 @@ def scheduler_class(name: str) -> type[Scheduler]:
 
 def _find(name: str) -> str | None:
     """Where a class is: one of ours, or one that a plugin brings."""
-    if name in SCHEDULERS:
-        return SCHEDULERS[name]
+    ours: Mapping[str, str] = __getattr__("SCHEDULERS")
+    if name in ours:
+        return ours[name]
     from perfuse.plugins.host import host
 
     return host().schedulers().get(name)
@@ -110,18 +123,7 @@ def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
     if not isinstance(name, str) or _find(name) is None:
         raise CheckpointError(
             f"The checkpoint's scheduler is {name!r}, which perfuse does not have. Known: "
-            f"{', '.join(SCHEDULERS)}. Set _class_name in scheduler_config.json to one of these."
+            f"{', '.join(__getattr__('SCHEDULERS'))}. Set _class_name in scheduler_config.json to "
+            "one of these."
         )
     return scheduler_class(name).from_config(config)
-
-
-def __getattr__(name: str) -> Any:
-    if name in SCHEDULERS:
-        return scheduler_class(name)
-    if name in _OTHERS:
-        return getattr(importlib.import_module(f"{__name__}.{_OTHERS[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import inspect
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from perfuse.errors import InputError
 
-from .config import Config, merge_config, read_config, split_config, write_config
-from .kinds import cast, draw, host, like, promoted
+from .config import Configured, merge_config
+from .kinds import TensorView, cast, draw, host, like, promoted, torch_here
+from .outputs import StepOutput
+from .sigmas import calculate_shift
 from .table import Array, Schedule, State, to_float32
 
-__all__ = ["KARRAS_FAMILY", "Grid", "Request", "Scheduler", "StepOutput", "choose"]
+__all__ = ["KARRAS", "Grid", "Options", "Request", "Scheduler", "StepOutput", "choose"]
 
-KARRAS_FAMILY = (
-    "DDIMScheduler",
-    "DDPMScheduler",
-    "PNDMScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "DPMSolverMultistepScheduler",
-    "UniPCMultistepScheduler",
-)
-"""The schedulers that can stand in for each other on one checkpoint."""
+KARRAS = "karras"
+"""The family of those that can stand in for each other on one Stable Diffusion checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +43,18 @@ class Request:
     """LCM: the steps of the distillation, from which a subset is taken."""
     strength: float = 1.0
     """LCM: the part of them to use."""
+    num_train_timesteps: int | None = None
+    """Heun and KDPM2: as if the model had been trained with so many."""
+    max_timesteps: float | None = None
+    """SCM: where the run starts, in radians."""
+    intermediate_timesteps: float | None = None
+    """SCM: the step in between, of two."""
+    sampling_eps: float | None = None
+    """ScoreSdeVe: where the run ends."""
+    jump_length: int | None = None
+    """RePaint: how many steps are taken back at once."""
+    jump_n_sample: int | None = None
+    """RePaint: how often."""
 
     @property
     def count(self) -> int:
@@ -71,75 +78,106 @@ class Grid:
     """``num_inference_steps``, which need not be n; None before any was asked for."""
 
 
-@dataclass(frozen=True)
-class StepOutput:
-    """What ``step`` returns."""
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What Diffusers passes to ``step``, and a table has to know beforehand."""
 
-    prev_sample: Array
-    """The sample at the next, lower noise level."""
-    pred_original_sample: Array = None
-    """The clean sample that the step aimed at, where Diffusers gives it."""
-
-    @property
-    def denoised(self) -> Array:
-        """LCM's name for it."""
-        return self.pred_original_sample
-
-    def __getitem__(self, key: int | str) -> Array:
-        if isinstance(key, str):
-            return getattr(self, key)
-        return (self.prev_sample, self.pred_original_sample)[key]
+    eta: float | None = None
+    """DDIM's and TCD's share of noise; None: the class's own."""
+    clipped_output: bool = False
+    """DDIM: take the noise from the clamped clean sample."""
+    order: int = 4
+    """LMS: how many outputs a step combines."""
+    s_churn: float = 0.0
+    """Karras et al. 2022, Alg. 2: how much noise is added before a step."""
+    s_tmin: float = 0.0
+    """The lowest level at which it is."""
+    s_tmax: float = math.inf
+    """The highest."""
+    s_noise: float = 1.0
+    """The deviation of that noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Run:
     """Where the face is in a loop of ``step`` calls."""
 
+    grid: Grid
+    options: Options
     schedule: Schedule
-    start: int
+    begin: int
     index: int
     state: State | None = None
 
+    @property
+    def row(self) -> int:
+        return self.index - self.begin
 
-class Scheduler(ABC):
+
+class Scheduler(Configured, ABC):
     """A scheduler with the methods that Diffusers' have.
 
     ``schedule`` gives the pure table and touches nothing; pipelines use that. ``set_timesteps``
-    and ``step`` keep their place in the object, as Diffusers' do.
+    and ``step`` keep their place in the object, as Diffusers' do. Arrays are shown as torch tensors
+    wherever the process has torch imported, and as numpy arrays elsewhere.
+
+    A scheduler is one file: this class's part that is its own, with ``Settings`` and the methods
+    below, found by its name. Other names for it on the command line are in the file's ``NAMES``.
     """
 
     order: ClassVar[int] = 1
-    """Model calls a timestep; always 1, the table lists every call."""
+    """Model calls a step, where a pipeline has to know it."""
     Settings: ClassVar[type[Any]]
-    """The dataclass of this class's settings, with Diffusers' names and defaults."""
-    accepts: ClassVar[frozenset[str]] = frozenset()
-    """What ``set_timesteps`` takes besides the number of steps: fields of ``Request``."""
-    family: ClassVar[tuple[str, ...]] = ()
-    """The classes that a config can be handed to."""
+    """The dataclass of this class's settings, with Diffusers' names, order and defaults."""
+    family: ClassVar[str | None] = None
+    """What it belongs to: its config can be handed to, and taken from, every other member."""
+    hands_to: ClassVar[str | None] = None
+    """The family whose members can take its config, if it is another; "": no other class can."""
+    needs_steps: ClassVar[bool] = True
+    """Whether ``step`` refuses to run before ``set_timesteps``."""
     scales_input: ClassVar[bool] = False
-    gives_denoised: ClassVar[bool] = True
+    second: ClassVar[str | None] = "pred_original_sample"
+    """The name of the second result of ``step``, if it has one."""
     casts_to_output: ClassVar[bool] = False
     """Whether the result has the model output's dtype rather than the promoted one."""
+    draws_float32: ClassVar[bool] = False
+    """Whether noise is drawn in float32 whatever the model output's dtype."""
 
     settings: Any
-    config: Config
+    timesteps = TensorView()
+    """The model calls in order, int64 where whole and float32 where fractional."""
+    num_inference_steps: int | None
 
-    def __init__(self, **settings: Any) -> None:
-        known = {f.name for f in dataclasses.fields(self.Settings)}
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give the class a constructor with the arguments that its settings name, in order."""
+        super().__init_subclass__(**kwargs)
+        if "Settings" in vars(cls):
+            setattr(cls, "__init__", _constructor(cls.Settings, bool(cls._deprecated_kwargs)))  # noqa: B010
+
+    def __init__(self, *values: Any, **settings: Any) -> None:
+        raise TypeError(f"{type(self).__name__} has no Settings")
+
+    def _make(self, settings: Mapping[str, Any]) -> None:
+        known = self._known()
         for key in settings:
             if key not in known:
                 raise InputError(
                     f"{type(self).__name__} has no setting {key!r}. It has: "
                     f"{', '.join(sorted(known))}. For a config with more keys use from_config."
                 )
-        self.settings = self._checked(self.Settings(**settings))
-        total = self.settings.num_train_timesteps
-        if not isinstance(total, int) or total < 1:
+        self.settings = made = self._checked(self.Settings(**settings))
+        total = getattr(made, "num_train_timesteps", 1)
+        if isinstance(total, bool) or not isinstance(total, int) or total < 1:
             raise InputError(f"num_train_timesteps must be at least 1; got {total!r}.")
-        shown = {f.name: getattr(self.settings, f.name) for f in dataclasses.fields(self.Settings)}
-        self.config = merge_config(type(self).__name__, shown, set(settings), {})
+        shown = {f.name: getattr(made, f.name) for f in dataclasses.fields(self.Settings)}
+        self._internal_dict = merge_config(type(self).__name__, shown, set(settings), {})
+        self.is_scale_input_called = False
         self._prepare()
         self._place(self._untimed())
+
+    @classmethod
+    def _known(cls) -> set[str]:
+        return {f.name for f in dataclasses.fields(cls.Settings)}
 
     # What a scheduler defines.
 
@@ -160,14 +198,14 @@ class Scheduler(ABC):
         """The steps for a request."""
 
     @abstractmethod
-    def _table(self, grid: Grid, start: int, eta: float) -> Schedule:
-        """The table for a grid, from its step ``start`` on."""
+    def _table(self, grid: Grid, begin: int, options: Options) -> Schedule:
+        """The table for a grid, from its step ``begin`` on."""
 
     @abstractmethod
     def _noise_scales(self, timesteps: npt.NDArray[Any]) -> tuple[Any, Any]:
         """Scales of clean sample and noise at each timestep, float32."""
 
-    def _init_noise_sigma(self, grid: Grid) -> float:
+    def _init_noise_sigma(self, grid: Grid) -> Any:
         return 1.0
 
     # The pure path.
@@ -179,34 +217,58 @@ class Scheduler(ABC):
         timesteps: Any = None,
         sigmas: Any = None,
         mu: float | None = None,
-        eta: float = 0.0,
-        start: int = 0,
+        eta: float | None = None,
+        begin: int = 0,
         **more: Any,
     ) -> Schedule:
-        """The table for this many steps, from step ``start`` on. The scheduler is not changed.
+        """The table for this many steps, from model call ``begin`` on; the scheduler is unchanged.
 
-        ``eta`` is DDIM's share of noise, and means nothing elsewhere.
+        ``begin=t * scheduler.order`` is what Diffusers' pipelines reach with ``timesteps[t:]`` and
+        ``set_begin_index(t)`` for image-to-image: methods that look back have nothing to look at
+        there, and start as they do at the top. ``mu`` is the shift for the picture's size, see
+        ``mu_for``. ``eta`` is the share of noise of DDIM and TCD, and means nothing elsewhere.
+        ``more`` is what else the class's ``set_timesteps`` or ``step`` takes.
 
         Raises:
             InputError: the steps asked for are none, too many, or in a form it does not take.
         """
-        grid = self._grid(self._request(num_inference_steps, timesteps, sigmas, mu, more))
-        if not 0 <= start < max(len(grid.timesteps), 1):
-            raise InputError(
-                f"start={start} is not one of the {len(grid.timesteps)} steps of this schedule. "
-                f"Use 0 to {len(grid.timesteps) - 1}."
-            )
-        return self._table(grid, start, eta)
-
-    def _request(
-        self, count: Any, timesteps: Any, sigmas: Any, mu: float | None, more: Mapping[str, Any]
-    ) -> Request:
+        options = {key: more.pop(key) for key in _OPTIONS & set(more)}
         asked = {"timesteps": timesteps, "sigmas": sigmas, "mu": mu, **more}
+        grid = self._grid(self._request(num_inference_steps, asked))
+        calls = len(grid.timesteps)
+        if not 0 <= begin < max(calls, 1) or begin % self.order:
+            every = f", a multiple of {self.order}" if self.order > 1 else ""
+            raise InputError(
+                f"begin={begin} is not one of the {calls} steps of this schedule. "
+                f"Use 0 to {calls - 1}{every}."
+            )
+        return self._table(grid, begin, Options(eta=eta, **options))
+
+    def mu_for(self, image_seq_len: int) -> float:
+        """The ``mu`` of a picture of so many tokens, by the ends that the config names."""
+        ends = {
+            "base_seq_len": "base_image_seq_len",
+            "max_seq_len": "max_image_seq_len",
+            "base_shift": "base_shift",
+            "max_shift": "max_shift",
+        }
+        given = {end: self.config.get(key) for end, key in ends.items()}
+        known = {end: value for end, value in given.items() if value is not None}
+        return calculate_shift(image_seq_len, **known)
+
+    @classmethod
+    def _takes(cls) -> tuple[str, ...]:
+        """What ``set_timesteps`` takes besides the number of steps and the device."""
+        names = inspect.signature(cls.set_timesteps).parameters
+        return tuple(name for name in names if name in _REQUESTS)
+
+    def _request(self, count: Any, asked: Mapping[str, Any]) -> Request:
         asked = {key: value for key, value in asked.items() if value is not None}
+        takes = self._takes()
         for key in asked:
-            if key not in self.accepts:
-                takes = ", ".join(["num_inference_steps", *sorted(self.accepts)])
-                raise InputError(f"{type(self).__name__} takes no {key}=. It takes: {takes}.")
+            if key not in takes:
+                known = ", ".join(["num_inference_steps", *takes])
+                raise InputError(f"{type(self).__name__} takes no {key}=. It takes: {known}.")
         if count is not None:
             if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
                 raise InputError(
@@ -214,59 +276,61 @@ class Scheduler(ABC):
                 )
             count = int(count)
         for key in ("timesteps", "sigmas"):
-            if key in asked and len(host(asked[key])) == 0:
-                raise InputError(f"{key}= is empty. Pass at least one value or leave it out.")
+            if key in asked:
+                asked[key] = host(asked[key])
+                if asked[key].size == 0:
+                    raise InputError(f"{key}= is empty. Pass at least one value or leave it out.")
         return Request(num_inference_steps=count, **asked)
 
-    # The face.
+    # The face: a grid, and the place in it.
+
+    @abstractmethod
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        """Choose the steps for ``step``, with the arguments that Diffusers' class has."""
+
+    def _set(self, count: Any, device: Any, **asked: Any) -> None:
+        self._place(self._grid(self._request(count, asked)))
+        if device is not None and torch_here() is not None:
+            self.timesteps = self.timesteps.to(device)
 
     def _place(self, grid: Grid) -> None:
-        self._now = grid
+        self._timesteps, self._sigmas = grid.timesteps, grid.sigmas
+        self.num_inference_steps = grid.steps
         self._run: _Run | None = None
         self._begin_index: int | None = None
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        *,
-        timesteps: Any = None,
-        sigmas: Any = None,
-        mu: float | None = None,
-        **more: Any,
-    ) -> None:
-        """Choose the steps for ``step``. ``device`` is taken and not needed: tables are numpy."""
-        self._place(self._grid(self._request(num_inference_steps, timesteps, sigmas, mu, more)))
+    @property
+    def _now(self) -> Grid:
+        steps = self.num_inference_steps
+        return Grid(timesteps=self._timesteps, sigmas=self._sigmas, steps=steps)
 
     @property
-    def timesteps(self) -> npt.NDArray[Any]:
-        """The model calls in order, int64 where whole and float32 where fractional."""
-        return self._now.timesteps
-
-    @property
-    def num_inference_steps(self) -> int | None:
-        return self._now.steps
-
-    @property
-    def init_noise_sigma(self) -> float:
+    def init_noise_sigma(self) -> Any:
         """What unit noise is multiplied by to be the first sample."""
         return self._init_noise_sigma(self._now)
 
     @property
     def step_index(self) -> int | None:
+        """The step that comes next; None before the first."""
         return None if self._run is None else self._run.index
 
     @property
     def begin_index(self) -> int | None:
+        """Where ``set_begin_index`` said to start."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start at this step instead of looking the first timestep up."""
         self._begin_index = begin_index
 
-    def index_for_timestep(self, timestep: Any) -> int:
-        """The step of a timestep; of the second one where it occurs twice, as in Diffusers."""
-        found = np.flatnonzero(self.timesteps == host(timestep))
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> int:
+        """The step of a timestep; of the second one where it occurs twice, as in Diffusers.
+
+        Raises:
+            InputError: it is none of the timesteps.
+        """
+        known = self._timesteps if schedule_timesteps is None else host(schedule_timesteps)
+        found = np.flatnonzero(known == host(timestep))
         if len(found) == 0:
             raise InputError(
                 f"Timestep {timestep} is not one of this scheduler's. Pass one of "
@@ -274,74 +338,84 @@ class Scheduler(ABC):
             )
         return int(found[1 if len(found) > 1 else 0])
 
-    def _running(self, timestep: Any) -> _Run:
-        if self._run is None:
-            start = self._begin_index
-            if start is None:
+    def _running(self, timestep: Any, options: Options | None = None) -> _Run:
+        run = self._run
+        if run is None:
+            begin = self._begin_index
+            if begin is None:
                 # Not the second of two equal timesteps where a run starts at the top.
-                top = host(timestep) == self.timesteps[0]
-                start = 0 if top else self.index_for_timestep(timestep)
-            table = self._table(self._now, start, 0.0)
-            self._run = _Run(schedule=table, start=start, index=start)
-        return self._run
+                top = host(timestep) == self._timesteps[0]
+                begin = 0 if top else self.index_for_timestep(timestep)
+            options = Options() if options is None else options
+            grid = self._now
+            table = self._table(grid, begin, options)
+            run = _Run(grid=grid, options=options, schedule=table, begin=begin, index=begin)
+        elif options is not None and options != run.options:
+            table = self._table(run.grid, run.begin, options)
+            run = dataclasses.replace(run, options=options, schedule=table)
+        self._run = run
+        return run
 
     def scale_model_input(self, sample: Array, timestep: Any = None) -> Array:
         """The sample as the model wants to see it at this timestep."""
+        self.is_scale_input_called = True
         if not self.scales_input:
             return sample
         run = self._running(timestep)
-        return run.schedule.scale_input(run.index - run.start, sample)
+        return run.schedule.scale_input(min(run.row, len(run.schedule) - 1), sample)
 
-    def step(
-        self,
-        model_output: Array,
-        timestep: Any,
-        sample: Array,
-        *,
-        eta: float = 0.0,
-        generator: Any = None,
-        noise: Array = None,
-        variance_noise: Array = None,
-        return_dict: bool = True,
-    ) -> Any:
-        """One step down, from the sample at ``timestep`` and what the model said about it.
+    @abstractmethod
+    def step(self, model_output: Array, timestep: Any, sample: Array, *args: Any, **kw: Any) -> Any:
+        """One step down, with the arguments that Diffusers' class has.
 
-        ``noise`` or ``variance_noise`` is used where the step draws; else ``generator`` is.
+        Classes that draw take ``noise=`` as well, to be used instead of drawing.
 
         Raises:
             InputError: no steps were chosen, they are all done, or the timestep is none of them.
         """
-        if self.num_inference_steps is None:
-            raise InputError("No steps were chosen yet. Call set_timesteps(n) before step().")
-        run = self._running(timestep)
-        i = run.index - run.start
-        if i >= len(run.schedule):
+
+    def _step(
+        self,
+        model_output: Array,
+        timestep: Any,
+        sample: Array,
+        return_dict: bool,
+        *,
+        options: Options | None = None,
+        generator: Any = None,
+        noise: Array = None,
+    ) -> Any:
+        self._check_steps()
+        run = self._running(timestep, Options() if options is None else options)
+        if run.row >= len(run.schedule):
             raise InputError(
                 f"All {len(run.schedule)} steps are done. Call set_timesteps again for a new run."
             )
         sample32 = to_float32(sample)
         state = run.schedule.start(sample32) if run.state is None else (sample32, *run.state[1:])
-        given = _one_noise(noise, variance_noise, generator)
         state, result = self._apply(
-            run.schedule, i, state, model_output, sample, given, generator, return_dict
+            run.schedule, run.row, state, model_output, sample, noise, generator, return_dict
         )
         self._run = dataclasses.replace(run, index=run.index + 1, state=state)
         return result
 
-    def _apply_alone(
+    def _check_steps(self) -> None:
+        if self.needs_steps and self.num_inference_steps is None:
+            raise InputError("No steps were chosen yet. Call set_timesteps(n) before step().")
+
+    def _step_alone(
         self,
         table: Schedule,
         model_output: Array,
         sample: Array,
-        noise: Array,
-        variance_noise: Array,
-        generator: Any,
         return_dict: bool,
+        *,
+        generator: Any = None,
+        noise: Array = None,
     ) -> Any:
         """The result of a table of one step, for schedulers that keep no state."""
-        given = _one_noise(noise, variance_noise, generator)
         state = table.start(sample)
-        return self._apply(table, 0, state, model_output, sample, given, generator, return_dict)[1]
+        return self._apply(table, 0, state, model_output, sample, noise, generator, return_dict)[1]
 
     def _apply(
         self,
@@ -354,14 +428,21 @@ class Scheduler(ABC):
         generator: Any,
         return_dict: bool,
     ) -> tuple[State, Any]:
+        if noise is not None and generator is not None:
+            raise InputError(
+                "More than one source of noise was given. Pass noise= or generator=, not both."
+            )
         if schedule.draws[i] and noise is None:
-            noise = draw(state[0], generator)
+            noise = draw(state[0], generator, None if self.draws_float32 else model_output.dtype)
         after = schedule.advance(i, state, model_output, noise)
-        dtype = model_output.dtype if self.casts_to_output else promoted(sample, model_output)
-        results = [cast(after[0], dtype)]
-        if self.gives_denoised:
-            results.append(cast(schedule.denoised(i, state, model_output), dtype))
-        return after, StepOutput(*results) if return_dict else tuple(results)
+        dtype = promoted(sample, model_output)
+        results = {
+            "prev_sample": cast(after[0], model_output.dtype if self.casts_to_output else dtype)
+        }
+        if self.second is not None:
+            second = schedule.second(i, state, model_output, noise)
+            results[self.second] = second if self.casts_to_output else cast(second, dtype)
+        return after, StepOutput(results) if return_dict else tuple(results.values())
 
     def add_noise(self, original_samples: Array, noise: Array, timesteps: Any) -> Array:
         """Clean samples brought to the noise levels of ``timesteps`` [batch]."""
@@ -373,56 +454,51 @@ class Scheduler(ABC):
         a, b = (like(np.asarray(c, dtype=np.float32).reshape(shape), x) for c in (a, b))
         return cast(a * x + b * y, x.dtype)
 
-    # Configs and files.
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any] | Config, **overrides: Any) -> Self:
-        """The same settings in this class, from a parsed file or another scheduler's ``config``.
-
-        What it does not know is kept aside in ``config``, what was a default is not carried over.
-        """
-        if not isinstance(config, Mapping):
-            raise InputError(
-                f"from_config takes a config, a mapping of settings; got {config!r}. For a folder "
-                f"use {cls.__name__}.from_pretrained(folder)."
-            )
-        known = {f.name for f in dataclasses.fields(cls.Settings)}
-        unknown = sorted(set(overrides) - known)
-        if unknown:
-            raise InputError(f"{cls.__name__} has no setting {unknown[0]!r}.")
-        settings, aside = split_config(config, known, overrides)
-        scheduler = cls(**settings)
-        scheduler.config = Config({**scheduler.config, **aside, "_class_name": cls.__name__})
-        return scheduler
-
-    @classmethod
-    def from_pretrained(
-        cls, folder: str | os.PathLike[str], subfolder: str | None = None, **overrides: Any
-    ) -> Self:
-        """Read ``scheduler_config.json`` from a local folder.
-
-        Raises:
-            CheckpointError: it is missing or damaged.
-        """
-        return cls.from_config(read_config(folder, subfolder), **overrides)
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``scheduler_config.json`` into a folder, which is made if need be."""
-        write_config(folder, self.config)
+    # The family.
 
     @property
     def compatibles(self) -> list[type[Scheduler]]:
         """The classes that this scheduler's config can be handed to."""
-        from . import scheduler_class
+        return self._get_compatibles()
 
-        names = dict.fromkeys((type(self).__name__, *self.family))
-        return [scheduler_class(name) for name in names]
+    @classmethod
+    def _get_compatibles(cls) -> list[type[Scheduler]]:
+        from . import SCHEDULERS, scheduler_class
+
+        to = cls.hands_to if cls.hands_to is not None else cls.family
+        if not to:
+            return [cls]
+        members = [scheduler_class(name) for name in SCHEDULERS]
+        return [cls, *(c for c in members if c.family == to and c is not cls)]
 
     def __len__(self) -> int:
         return int(self.settings.num_train_timesteps)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({dict(self.config)!r})"
+
+_REQUESTS = {f.name for f in dataclasses.fields(Request)} - {"num_inference_steps"}
+_OPTIONS = {f.name for f in dataclasses.fields(Options)} - {"eta"}
+
+
+def _constructor(settings: type[Any], takes_deprecated: bool) -> Callable[..., None]:
+    """An ``__init__`` with the fields of ``settings`` as its arguments."""
+    fields = dataclasses.fields(settings)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter("self", kind)]
+    for f in fields:
+        made = f.default_factory
+        default = f.default if made is dataclasses.MISSING else made()
+        parameters.append(inspect.Parameter(f.name, kind, default=default, annotation=f.type))
+    if takes_deprecated:
+        parameters.append(inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD))
+
+    def __init__(self: Scheduler, *values: Any, **named: Any) -> None:
+        names = [f.name for f in fields]
+        if len(values) > len(names) or set(names[: len(values)]) & set(named):
+            raise TypeError(f"{type(self).__name__} got too many arguments: {values!r}")
+        self._make({**dict(zip(names, values, strict=False)), **named})
+
+    __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return __init__
 
 
 def choose(name: str, value: Any, options: tuple[Any, ...]) -> None:
@@ -430,12 +506,3 @@ def choose(name: str, value: Any, options: tuple[Any, ...]) -> None:
     if value not in options:
         known = ", ".join(repr(option) for option in options)
         raise InputError(f"{name} {value!r} is not known here. Use one of: {known}.")
-
-
-def _one_noise(noise: Array, variance_noise: Array, generator: Any) -> Array:
-    given = [n for n in (noise, variance_noise) if n is not None]
-    if len(given) > 1 or (given and generator is not None):
-        raise InputError(
-            "More than one source of noise was given. Pass noise= or generator=, not both."
-        )
-    return given[0] if given else None

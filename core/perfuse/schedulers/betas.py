@@ -49,12 +49,19 @@ def linspace32(start: float, end: float, count: int) -> Float32s:
     return np.where(i < count // 2, rising, falling)
 
 
-def betas_of(settings: BetaSettings, extra: tuple[str, ...] = ()) -> Float32s:
-    """The variances beta_1 … beta_T.
+def betas_of(
+    settings: BetaSettings, extra: tuple[str, ...] = (), *, rescale_zero_snr: bool = False
+) -> Float32s:
+    """The variances beta_1 … beta_T; with ``rescale_zero_snr`` nothing of the signal is left at T.
 
     Raises:
         InputError: ``beta_schedule`` is none of those listed there.
     """
+    betas = _betas_of(settings, extra)
+    return _rescale_zero_terminal_snr(betas) if rescale_zero_snr else betas
+
+
+def _betas_of(settings: BetaSettings, extra: tuple[str, ...]) -> Float32s:
     start, end, count = settings.beta_start, settings.beta_end, settings.num_train_timesteps
     if settings.trained_betas is not None:
         return np.asarray(settings.trained_betas, dtype=np.float32)
@@ -68,26 +75,20 @@ def betas_of(settings: BetaSettings, extra: tuple[str, ...] = ()) -> Float32s:
         return linspace32(start, end, count)
     if kind == "scaled_linear":
         return np.square(linspace32(start**0.5, end**0.5, count))
-    if kind == "squaredcos_cap_v2":
-        return _from_alpha_bar(_cosine, count)
-    if kind == "laplace":
-        return _from_alpha_bar(_laplace, count)
+    if kind in _ALPHA_BARS:
+        return _from_alpha_bar(_ALPHA_BARS[kind], count)
     ramp = linspace32(-6, 6, count)
     sigmoid = (1 / (1 + np.exp(-ramp.astype(np.float64)))).astype(np.float32)
     return sigmoid * np.float32(end - start) + np.float32(start)
 
 
-def alphas_cumprod(
-    betas: Float32s, *, rescale_zero_snr: bool = False, avoid_zero: bool = False
-) -> Float32s:
+def alphas_cumprod(betas: Float32s, *, avoid_zero: bool = False) -> Float32s:
     """The running products alpha_bar_1 … alpha_bar_T.
 
-    ``avoid_zero`` keeps the last one at 2^-24 after rescaling, so that its sigma is finite.
+    ``avoid_zero`` puts the last one at 2^-24, so that its sigma is finite.
     """
-    if rescale_zero_snr:
-        betas = _rescale_zero_terminal_snr(betas)
     product = _cumprod(np.float32(1) - betas)
-    if rescale_zero_snr and avoid_zero:
+    if avoid_zero:
         product[-1] = 2**-24
     return product
 
@@ -122,3 +123,10 @@ def _laplace(t: float) -> float:
     log_snr = -0.5 * math.copysign(1, 0.5 - t) * math.log(1 - 2 * math.fabs(0.5 - t) + 1e-6)
     snr = math.exp(log_snr)
     return math.sqrt(snr / (1 + snr))
+
+
+def _exponential(t: float) -> float:
+    return math.exp(t * -12.0)
+
+
+_ALPHA_BARS = {"squaredcos_cap_v2": _cosine, "laplace": _laplace, "exp": _exponential}

@@ -9,9 +9,9 @@ import numpy as np
 
 from perfuse.errors import InputError
 
-from .base import KARRAS_FAMILY, Grid, Request, choose
+from .base import KARRAS, Grid, Options, Request, choose
 from .betas import BetaSettings
-from .kinds import host
+from .kinds import as_scalar, host
 from .linear import NOISE, X
 from .prediction import PREDICTIONS, epsilon_of
 from .spacing import Int64s
@@ -54,7 +54,7 @@ class DDIMScheduler(WithVelocity):
     """
 
     Settings = DDIMSettings
-    family = KARRAS_FAMILY
+    family = KARRAS
     settings: DDIMSettings
 
     def _checked(self, settings: DDIMSettings) -> DDIMSettings:
@@ -64,16 +64,15 @@ class DDIMScheduler(WithVelocity):
     def _grid(self, request: Request) -> Grid:
         return self._spaced(request)
 
-    def _table(self, grid: Grid, start: int, eta: float) -> Schedule:
-        return self._steps(grid.timesteps[start:], grid.steps, eta)
-
-    def _steps(self, t: Int64s, steps: int | None, eta: float, reclip: bool = False) -> Schedule:
+    def _table(self, grid: Grid, begin: int, options: Options) -> Schedule:
+        eta = 0.0 if options.eta is None else options.eta
+        t, reclip = grid.timesteps[begin:], options.clipped_output
         if eta < 0:
             raise InputError(f"eta must be 0 (no noise) to 1 (as much as DDPM); got {eta}.")
         clip, threshold = self._clamp()
         clamped = clip is not None or threshold is not None
         total = self.settings.num_train_timesteps
-        after = t - (1 if steps is None else total // steps)
+        after = t - (1 if grid.steps is None else total // grid.steps)
         return Schedule(
             rows=tuple(self._rows(t, after, eta, clamped, reclip)),
             clip=clip,
@@ -108,22 +107,32 @@ class DDIMScheduler(WithVelocity):
             )
         return rows
 
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        """Choose the steps for ``step``."""
+        self._set(num_inference_steps, device)
+
     def step(
         self,
         model_output: Array,
         timestep: Any,
         sample: Array,
-        *,
         eta: float = 0.0,
         use_clipped_model_output: bool = False,
         generator: Any = None,
-        noise: Array = None,
         variance_noise: Array = None,
         return_dict: bool = True,
     ) -> Any:
         """One step down from any timestep; see ``Scheduler.step``."""
-        t = np.array([int(host(timestep))])
-        table = self._steps(t, self.num_inference_steps, eta, use_clipped_model_output)
-        return self._apply_alone(
-            table, model_output, sample, noise, variance_noise, generator, return_dict
+        grid = Grid(timesteps=np.array([int(host(timestep))]), steps=self.num_inference_steps)
+        options = Options(eta=eta, clipped_output=use_clipped_model_output)
+        return self._step_alone(
+            self._table(grid, 0, options),
+            model_output,
+            sample,
+            return_dict,
+            generator=generator,
+            noise=variance_noise,
         )
+
+    def _get_variance(self, timestep: int, prev_timestep: int) -> Any:
+        return as_scalar(self._posterior_variance(timestep, prev_timestep))

@@ -9,9 +9,9 @@ import numpy as np
 
 from perfuse.errors import InputError
 
-from .base import KARRAS_FAMILY, Grid, Request, choose
+from .base import KARRAS, Grid, Options, Request, choose
 from .betas import BetaSettings
-from .kinds import host
+from .kinds import as_scalar, host
 from .linear import NOISE, X
 from .prediction import PREDICTIONS
 from .rounded import exp32, log32
@@ -62,8 +62,7 @@ class DDPMScheduler(WithVelocity):
     """The original sampler; a step may be taken at any timestep without ``set_timesteps``."""
 
     Settings = DDPMSettings
-    accepts = frozenset({"timesteps"})
-    family = KARRAS_FAMILY
+    family = KARRAS
     extra_betas: ClassVar[tuple[str, ...]] = ("sigmoid", "laplace")
     settings: DDPMSettings
 
@@ -75,9 +74,9 @@ class DDPMScheduler(WithVelocity):
     def _grid(self, request: Request) -> Grid:
         return self._spaced(request)
 
-    def _table(self, grid: Grid, start: int, eta: float) -> Schedule:
+    def _table(self, grid: Grid, begin: int, options: Options) -> Schedule:
         after = falling(grid.timesteps, -1)
-        return self._steps(grid.timesteps[start:], after[start:])
+        return self._steps(grid.timesteps[begin:], after[begin:])
 
     def _steps(self, t: Int64s, after: Int64s) -> Schedule:
         clip, threshold = self._clamp()
@@ -140,33 +139,48 @@ class DDPMScheduler(WithVelocity):
             deviation = np.ones_like(posterior)
         return deviation
 
-    def previous_timestep(self, timestep: int) -> int:
-        """The timestep after this one on the way down; -1 after the last."""
-        if self.num_inference_steps is None:
-            return int(timestep) - 1
-        found = np.flatnonzero(self.timesteps == timestep)
-        if len(found) == 0:
-            raise InputError(
-                f"Timestep {timestep} is not one of this scheduler's. Pass one of "
-                "scheduler.timesteps."
-            )
-        return int(falling(self.timesteps, -1)[found[0]])
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None
+    ) -> None:
+        """Choose the steps for ``step``, as many or exactly these."""
+        self._set(num_inference_steps, device, timesteps=timesteps)
+        self.custom_timesteps = timesteps is not None
 
     def step(
         self,
         model_output: Array,
         timestep: Any,
         sample: Array,
-        *,
-        eta: float = 0.0,
         generator: Any = None,
-        noise: Array = None,
-        variance_noise: Array = None,
         return_dict: bool = True,
+        *,
+        noise: Array = None,
     ) -> Any:
         """One step down from any timestep; see ``Scheduler.step``."""
         t = int(host(timestep))
-        table = self._steps(np.array([t]), np.array([self.previous_timestep(t)]))
-        return self._apply_alone(
-            table, model_output, sample, noise, variance_noise, generator, return_dict
+        table = self._steps(np.array([t]), np.array([int(self.previous_timestep(t))]))
+        return self._step_alone(
+            table, model_output, sample, return_dict, generator=generator, noise=noise
+        )
+
+    def _get_variance(
+        self, t: int, predicted_variance: Array = None, variance_type: str | None = None
+    ) -> Any:
+        after = int(self.previous_timestep(int(host(t))))
+        posterior = np.maximum(self._posterior_variance(t, after), np.float32(1e-20))
+        a, a_next = (self._alpha(np.array([int(step)])) for step in (host(t), after))
+        beta, kind = np.float32(1) - a / a_next, variance_type or self.settings.variance_type
+        if kind == "learned":
+            return predicted_variance
+        if kind == "learned_range":
+            low, high = float(log32(posterior)[0]), float(log32(beta)[0])
+            fraction = (predicted_variance + 1) / 2
+            return fraction * high + (1 - fraction) * low
+        return as_scalar(
+            {
+                "fixed_small": posterior,
+                "fixed_small_log": self._deviation(posterior, beta),
+                "fixed_large": beta,
+                "fixed_large_log": log32(beta),
+            }[kind]
         )

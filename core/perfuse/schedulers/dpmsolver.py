@@ -16,14 +16,17 @@ import numpy.typing as npt
 from perfuse.errors import InputError
 
 from . import spacing
-from .base import KARRAS_FAMILY, Grid, Request, choose
-from .linear import NOISE, Linear, M, X, slot
+from .base import KARRAS, Grid, Options, Request, choose
+from .exponential import Exponential, Point, points_of
+from .linear import Linear, M, X, slot
 from .multistep import MultistepLevels, MultistepSettings
 from .noise_levels import descent, one_descent
 from .prediction import epsilon_of, x0_of
-from .rounded import exp32, log32
+from .rounded import log32
 from .sigmas import Floats, flow_shift
-from .table import Row, Schedule, Threshold
+from .table import Array, Row, Schedule, Threshold
+
+NAMES = ("dpm++", "dpmsolver-multistep")
 
 __all__ = ["DPMSolverMultistepScheduler", "DPMSolverSettings"]
 
@@ -48,21 +51,13 @@ class DPMSolverSettings(MultistepSettings):
     """learned or learned_range: the output's second half of channels is not used."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Point:
-    """A noise level as the formulas name it."""
-
-    alpha: Any
-    sigma: Any
-    lam: Any
-
-
 class DPMSolverMultistepScheduler(MultistepLevels):
     """One model call a step; up to two earlier outputs are kept."""
 
     Settings = DPMSolverSettings
-    accepts = frozenset({"timesteps", "mu"})
-    family = KARRAS_FAMILY
+    casts_to_output = True
+    draws_float32 = True
+    family = KARRAS
     settings: DPMSolverSettings
 
     def _checked(self, s: DPMSolverSettings) -> DPMSolverSettings:
@@ -114,7 +109,7 @@ class DPMSolverMultistepScheduler(MultistepLevels):
 
     def _evenly(self, count: int) -> npt.NDArray[Any]:
         s, total = self.settings, self.settings.num_train_timesteps
-        alpha, sigma = np.sqrt(self.alphas_cumprod), np.sqrt(np.float32(1) - self.alphas_cumprod)
+        alpha, sigma = np.sqrt(self._alphas_cumprod), np.sqrt(np.float32(1) - self._alphas_cumprod)
         rising = (log32(alpha) - log32(sigma))[::-1]
         last = total - int(np.searchsorted(rising, np.float32(s.lambda_min_clipped)))
         return spacing.multistep(s.timestep_spacing, total, last, count, s.steps_offset)
@@ -138,32 +133,21 @@ class DPMSolverMultistepScheduler(MultistepLevels):
             timesteps = timesteps.round()
         return levels, timesteps
 
-    def _flow_shift(self, mu: float | None) -> float:
-        s = self.settings
-        if mu is None:
-            return s.flow_shift
-        if not s.use_dynamic_shifting or s.time_shift_type != "exponential":
-            raise InputError(
-                "mu= needs use_dynamic_shifting=True and time_shift_type='exponential'. Leave it "
-                "out, or make the scheduler with these."
-            )
-        return math.exp(mu)
-
-    def _table(self, grid: Grid, start: int, eta: float) -> Schedule:
+    def _table(self, grid: Grid, begin: int, options: Options) -> Schedule:
         s = self.settings
         levels = self._levels(grid)
-        points = [
-            _Point(alpha=a, sigma=sigma, lam=lam)
-            for a, sigma, lam in zip(*self._half_log_snr(levels), strict=True)
-        ]
+        points = points_of(*self._half_log_snr(levels))
+        solver = Exponential(
+            plus=s.algorithm_type.endswith("++"), sde=s.algorithm_type.startswith("sde")
+        )
         n = len(grid.timesteps)
         rows = []
-        for i in range(start, n):
+        for i in range(begin, n):
             convert, m0, x0 = self._conversion(points[i], levels[i])
             outputs = [m0, *(slot(k) for k in range(1, s.solver_order))]
-            order = self._order_at(i, i - start, n)
+            order = self._order_at(i, i - begin, n)
             with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
-                update = self._update(outputs, points[i - order + 1 : i + 2])
+                update = solver.multistep(outputs, points[i - order + 1 : i + 2], s.solver_type)
             rows.append(
                 Row(
                     timestep=int(grid.timesteps[i]),
@@ -181,7 +165,7 @@ class DPMSolverMultistepScheduler(MultistepLevels):
             drops_variance=s.variance_type is not None and s.prediction_type == "epsilon",
         )
 
-    def _conversion(self, at: _Point, level: Any) -> tuple[Linear, Linear, Linear]:
+    def _conversion(self, at: Point, level: Any) -> tuple[Linear, Linear, Linear]:
         """What to compute before the clamp, what the solver works on, and the clean sample."""
         s = self.settings
         sigma = level if s.prediction_type == "flow_prediction" else at.sigma
@@ -202,73 +186,26 @@ class DPMSolverMultistepScheduler(MultistepLevels):
             return min(s.solver_order, 2)
         return s.solver_order
 
-    def _update(self, outputs: list[Linear], points: list[_Point]) -> Linear:
-        """The sample at the last of ``points``, from outputs at the ones before, newest first."""
-        t, s0 = points[-1], points[-2]
-        h = t.lam - s0.lam
-        m0 = outputs[0]
-        d1 = d2 = None
-        if len(points) > 2:  # Lu et al. 2022b, Alg. 2: finite differences in lambda
-            m1 = outputs[1]
-            r0 = (s0.lam - points[-3].lam) / h
-            d1 = (m0 - m1) / r0
-            if len(points) > 3:
-                m2 = outputs[2]
-                r1 = (points[-3].lam - points[-4].lam) / h
-                d11 = (m1 - m2) / r1
-                d1, d2 = d1 + (d1 - d11) * (r0 / (r0 + r1)), (d1 - d11) / (r0 + r1)
-        sde = self.settings.algorithm_type.startswith("sde")
-        if self.settings.algorithm_type.endswith("++"):
-            return self._sde_x0(t, s0, h, m0, d1, d2) if sde else self._ode_x0(t, s0, h, m0, d1, d2)
-        return self._noise(t, s0, h, m0, d1, d2, sde)
-
-    def _heun(self, d2: Linear | None) -> bool:
-        return self.settings.solver_type == "heun" or d2 is not None  # order 3 has one formula
-
-    def _ode_x0(
-        self, t: _Point, s0: _Point, h: Any, m0: Linear, d1: Linear | None, d2: Linear | None
-    ) -> Linear:
-        phi = exp32(-h) - 1
-        x: Linear = (t.sigma / s0.sigma) * X - (t.alpha * phi) * m0
-        if d1 is not None:
-            x += d1 * (t.alpha * (phi / h + 1) if self._heun(d2) else -0.5 * (t.alpha * phi))
-        if d2 is not None:
-            x -= d2 * (t.alpha * ((phi + h) / h**2 - 0.5))
-        return x
-
-    def _sde_x0(
-        self, t: _Point, s0: _Point, h: Any, m0: Linear, d1: Linear | None, d2: Linear | None
-    ) -> Linear:
-        decay = 1 - exp32(-2 * h)
-        x: Linear = (t.sigma / s0.sigma * exp32(-h)) * X + (t.alpha * decay) * m0
-        if d1 is not None:
-            heun = self._heun(d2)
-            x += d1 * (t.alpha * (decay / (-2 * h) + 1) if heun else 0.5 * (t.alpha * decay))
-        if d2 is not None:
-            x += d2 * (t.alpha * ((decay - 2 * h) / (2 * h) ** 2 - 0.5))
-        return x + NOISE * float(t.sigma * np.sqrt(decay))
-
-    def _noise(
+    def set_timesteps(
         self,
-        t: _Point,
-        s0: _Point,
-        h: Any,
-        m0: Linear,
-        d1: Linear | None,
-        d2: Linear | None,
-        sde: bool,
-    ) -> Linear:
-        if sde and d2 is not None:
-            raise InputError(
-                "algorithm_type 'sde-dpmsolver' has no third order, in Diffusers neither. Use "
-                "solver_order=2, or algorithm_type='sde-dpmsolver++'."
-            )
-        phi = exp32(h) - 1
-        twice = 2 if sde else 1
-        x: Linear = (t.alpha / s0.alpha) * X - (twice * (t.sigma * phi)) * m0
-        if d1 is not None:
-            slope = t.sigma * (phi / h - 1) if self._heun(d2) else 0.5 * (t.sigma * phi)
-            x -= d1 * (twice * slope)
-        if d2 is not None:
-            x -= d2 * (t.sigma * ((phi - h) / h**2 - 0.5))
-        return x + NOISE * float(t.sigma * np.sqrt(exp32(2 * h) - 1)) if sde else x
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        mu: float | None = None,
+        timesteps: Any = None,
+    ) -> None:
+        """Choose the steps for ``step``, as many or exactly these; ``mu`` shifts a flow's."""
+        self._set(num_inference_steps, device, mu=mu, timesteps=timesteps)
+
+    def step(
+        self,
+        model_output: Array,
+        timestep: Any,
+        sample: Array,
+        generator: Any = None,
+        variance_noise: Array = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """One step down; see ``Scheduler.step``."""
+        return self._step(
+            model_output, timestep, sample, return_dict, generator=generator, noise=variance_noise
+        )

@@ -1,7 +1,8 @@
-"""Euler's method on the probability-flow ODE (Karras et al. 2022, Alg. 2 without churn)."""
+"""Euler's method on the probability-flow ODE (Karras et al. 2022, Alg. 2 without its correction)."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +12,23 @@ import numpy.typing as npt
 from perfuse.errors import InputError
 
 from . import spacing
-from .base import KARRAS_FAMILY, Grid, Request, choose
+from .base import KARRAS, Grid, Options, Request, choose
 from .betas import BetaSettings, linspace32
-from .linear import OUT, Linear, X
-from .noise_levels import TrainedLevels, descent, one_descent
+from .kinds import host
+from .linear import NOISE, OUT, Linear, X
+from .noise_levels import ScaledLevels, descent, one_descent
 from .rounded import exp32, log32
 from .sigmas import Floats
 from .table import Array, Row, Schedule
 
-__all__ = ["EulerDiscreteScheduler", "EulerSettings", "first_sigma", "input_scales", "level_x0"]
+__all__ = [
+    "EulerDiscreteScheduler",
+    "EulerSettings",
+    "churned",
+    "input_scales",
+    "level_x0",
+    "refuse_index",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +61,12 @@ class EulerSettings(BetaSettings):
     """Where the last step ends: zero, or sigma_min, the first training level."""
 
 
-class EulerDiscreteScheduler(TrainedLevels):
+class EulerDiscreteScheduler(ScaledLevels):
     """One model call a step, no history; timesteps may be fractional."""
 
     Settings = EulerSettings
-    accepts = frozenset({"timesteps", "sigmas"})
-    family = KARRAS_FAMILY
+    family = KARRAS
     casts_to_output = True
-    scales_input = True
     settings: EulerSettings
 
     def _checked(self, s: EulerSettings) -> EulerSettings:
@@ -129,31 +136,93 @@ class EulerDiscreteScheduler(TrainedLevels):
             s.timestep_spacing, s.num_train_timesteps, steps, s.steps_offset
         ).astype(np.float32)
 
-    def _init_noise_sigma(self, grid: Grid) -> float:
-        return first_sigma(self._levels(grid), self.settings.timestep_spacing)
-
-    def _table(self, grid: Grid, start: int, eta: float) -> Schedule:
+    def _table(self, grid: Grid, begin: int, options: Options) -> Schedule:
         levels = self._levels(grid)
         scales = input_scales(levels)
+        prediction = self.settings.prediction_type
         rows = []
-        for i in range(start, len(grid.timesteps)):
-            sigma, step = levels[i], levels[i + 1] - levels[i]
-            x0 = level_x0(self.settings.prediction_type, sigma)
-            derivative = OUT if self.settings.prediction_type == "epsilon" else (X - x0) / sigma
+        for i in range(begin, len(grid.timesteps)):
+            sigma = levels[i]
+            at, hat = churned(options, sigma, len(levels) - 1)
+            level = hat if prediction == "epsilon" else sigma  # as in Diffusers
+            x0 = level_x0(prediction, level).substitute({0: at})
+            derivative = OUT if prediction == "epsilon" else (at - x0) / hat
             rows.append(
                 Row(
                     timestep=float(grid.timesteps[i]),
-                    update=(X + step * derivative,),
-                    denoised=x0,
+                    update=(at + (levels[i + 1] - hat) * derivative,),
+                    denoised=level_x0(prediction, sigma),
+                    second=x0,
+                    draws=hat > sigma,
                     input_scale=float(scales[i]),
                     noising=(1.0, float(sigma)),
                 )
             )
-        return Schedule(rows=tuple(rows), init_noise_sigma=self._init_noise_sigma(grid))
+        return Schedule(rows=tuple(rows), init_noise_sigma=self._first_sigma(grid))
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        timesteps: Any = None,
+        sigmas: Any = None,
+    ) -> None:
+        """Choose the steps for ``step``: as many, or exactly these timesteps or levels."""
+        self._set(num_inference_steps, device, timesteps=timesteps, sigmas=sigmas)
+
+    def step(
+        self,
+        model_output: Array,
+        timestep: Any,
+        sample: Array,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = math.inf,
+        s_noise: float = 1.0,
+        generator: Any = None,
+        return_dict: bool = True,
+        *,
+        noise: Array = None,
+    ) -> Any:
+        """One step down, with as much churn as asked for; see ``Scheduler.step``."""
+        refuse_index(timestep)
+        options = Options(s_churn=s_churn, s_tmin=s_tmin, s_tmax=s_tmax, s_noise=s_noise)
+        return self._step(
+            model_output,
+            timestep,
+            sample,
+            return_dict,
+            options=options,
+            generator=generator,
+            noise=noise,
+        )
 
     def get_velocity(self, sample: Array, noise: Array, timesteps: Any) -> Array:
         """Diffusers' velocity, which looks the training table up by step."""
+        refuse_index(timesteps)
         return self._velocity(sample, noise, timesteps)
+
+
+def churned(options: Options, sigma: Any, steps: int) -> tuple[Linear, Any]:
+    """The sample with some noise added, and its level (Karras et al. 2022, Alg. 2, lines 4 to 6).
+
+    As in Diffusers the model has seen the sample without that noise.
+    """
+    if not (options.s_churn > 0 and options.s_tmin <= sigma <= options.s_tmax):
+        return X, sigma
+    gamma = min(options.s_churn / steps, math.sqrt(2) - 1)
+    hat = sigma * np.float32(gamma + 1)
+    return X + NOISE * float(np.sqrt(np.square(hat) - np.square(sigma)) * options.s_noise), hat
+
+
+def refuse_index(timestep: Any) -> None:
+    """Refuse the position in a list where a timestep, which may be fractional, belongs."""
+    kind = host(timestep).dtype.kind
+    if kind in "iu" and not isinstance(timestep, np.ndarray | np.generic):
+        raise InputError(
+            f"{timestep!r} is an integer, which the timesteps of this scheduler are not. Pass one "
+            "of scheduler.timesteps, not its position in the list."
+        )
 
 
 def level_x0(prediction_type: str, sigma: Any) -> Linear:
@@ -170,11 +239,3 @@ def input_scales(levels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """1 / sqrt(sigma^2 + 1) for each level."""
     scales: npt.NDArray[Any] = np.float32(1) / np.sqrt(np.square(levels) + np.float32(1))
     return scales
-
-
-def first_sigma(levels: npt.NDArray[Any], timestep_spacing: str) -> float:
-    """The scale of the first sample; Diffusers adds the data's variance for leading spacing."""
-    highest = levels.max()
-    if timestep_spacing in ("linspace", "trailing"):
-        return float(highest)
-    return float(np.sqrt(np.square(highest) + np.float32(1)))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from . import spacing
-from .base import KARRAS_FAMILY, Grid, Request, choose
+from .base import KARRAS, Grid, Options, Request, choose
 from .betas import BetaSettings
-from .euler import first_sigma, input_scales, level_x0
+from .euler import input_scales, level_x0, refuse_index
 from .linear import NOISE, OUT, X
-from .noise_levels import TrainedLevels
-from .table import Row, Schedule
+from .noise_levels import ScaledLevels
+from .table import Array, Row, Schedule
 
 __all__ = ["EulerAncestralDiscreteScheduler", "EulerAncestralSettings"]
 
@@ -31,13 +32,12 @@ class EulerAncestralSettings(BetaSettings):
     """Let the last training timestep be almost pure noise."""
 
 
-class EulerAncestralDiscreteScheduler(TrainedLevels):
+class EulerAncestralDiscreteScheduler(ScaledLevels):
     """Draws noise at every step, the last one too, where none of it is used."""
 
     Settings = EulerAncestralSettings
-    family = KARRAS_FAMILY
+    family = KARRAS
     casts_to_output = True
-    scales_input = True
     settings: EulerAncestralSettings
 
     def _checked(self, s: EulerAncestralSettings) -> EulerAncestralSettings:
@@ -57,10 +57,7 @@ class EulerAncestralDiscreteScheduler(TrainedLevels):
         levels = np.append(self._interpolated(timesteps), 0.0).astype(np.float32)
         return Grid(timesteps=timesteps, sigmas=levels, steps=steps)
 
-    def _init_noise_sigma(self, grid: Grid) -> float:
-        return first_sigma(self._levels(grid), self.settings.timestep_spacing)
-
-    def _table(self, grid: Grid, start: int, eta: float) -> Schedule:
+    def _table(self, grid: Grid, begin: int, options: Options) -> Schedule:
         levels = self._levels(grid)
         high, low = np.square(levels[:-1]), np.square(levels[1:])
         # Variance that can be removed from the first level and added back to reach the second.
@@ -68,7 +65,7 @@ class EulerAncestralDiscreteScheduler(TrainedLevels):
         down = np.sqrt(low - np.square(up))
         scales = input_scales(levels)
         rows = []
-        for i in range(start, len(grid.timesteps)):
+        for i in range(begin, len(grid.timesteps)):
             sigma = levels[i]
             x0 = level_x0(self.settings.prediction_type, sigma)
             derivative = OUT if self.settings.prediction_type == "epsilon" else (X - x0) / sigma
@@ -82,4 +79,24 @@ class EulerAncestralDiscreteScheduler(TrainedLevels):
                     noising=(1.0, float(sigma)),
                 )
             )
-        return Schedule(rows=tuple(rows), init_noise_sigma=self._init_noise_sigma(grid))
+        return Schedule(rows=tuple(rows), init_noise_sigma=self._first_sigma(grid))
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        """Choose the steps for ``step``."""
+        self._set(num_inference_steps, device)
+
+    def step(
+        self,
+        model_output: Array,
+        timestep: Any,
+        sample: Array,
+        generator: Any = None,
+        return_dict: bool = True,
+        *,
+        noise: Array = None,
+    ) -> Any:
+        """One step down; see ``Scheduler.step``."""
+        refuse_index(timestep)
+        return self._step(
+            model_output, timestep, sample, return_dict, generator=generator, noise=noise
+        )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from perfuse.errors import InputError
-
-from .base import Grid, Request, choose
-from .betas import Float32s
+from .base import Grid, Options
+from .euler import refuse_index
+from .flow_levels import FlowLevels
+from .kinds import draw, host, like
 from .linear import NOISE, OUT, X
-from .noise_levels import NoiseLevels, one_descent
-from .sigmas import Floats, flow_shift, stretch_to_terminal, time_shift
-from .table import Array, Row, Schedule
+from .outputs import StepOutput
+from .table import Array, Row, Schedule, to_float32
 
 __all__ = ["FlowMatchEulerDiscreteScheduler", "FlowMatchEulerSettings"]
 
@@ -53,7 +54,7 @@ class FlowMatchEulerSettings:
     """Jump to the clean sample and add fresh noise, at every step."""
 
 
-class FlowMatchEulerDiscreteScheduler(NoiseLevels):
+class FlowMatchEulerDiscreteScheduler(FlowLevels):
     """One model call a step; the levels are shifted twice, as Diffusers does.
 
     The ends of the descent are those of the shifted training levels, and the descent between them
@@ -61,94 +62,18 @@ class FlowMatchEulerDiscreteScheduler(NoiseLevels):
     """
 
     Settings = FlowMatchEulerSettings
-    accepts = frozenset({"timesteps", "sigmas", "mu"})
-    gives_denoised = False
+    needs_steps = False
+    second = None
     casts_to_output = True
     settings: FlowMatchEulerSettings
 
-    def _checked(self, s: FlowMatchEulerSettings) -> FlowMatchEulerSettings:
-        choose("time_shift_type", s.time_shift_type, ("exponential", "linear"))
-        one_descent(s)
-        return s
-
-    def _prepare(self) -> None:
-        s = self.settings
-        total = s.num_train_timesteps
-        levels = np.arange(total, 0, -1, dtype=np.float32) / np.float32(total)
-        if not s.use_dynamic_shifting:
-            levels = flow_shift(levels, s.shift).astype(np.float32)
-        self._trained = levels
-        self.sigma_max, self.sigma_min = float(levels[0]), float(levels[-1])
-        self._shift = s.shift
-
-    @property
-    def shift(self) -> float:
-        return self._shift
-
-    def set_shift(self, shift: float) -> None:
-        """Use another shift from the next ``set_timesteps`` on."""
-        self._shift = shift
-
-    def _untimed(self) -> Grid:
-        total = np.float32(self.settings.num_train_timesteps)
-        return Grid(timesteps=self._trained * total, sigmas=self._trained, steps=None)
-
-    def _grid(self, request: Request) -> Grid:
-        s, total = self.settings, self.settings.num_train_timesteps
-        if s.use_dynamic_shifting and request.mu is None:
-            raise InputError(
-                "use_dynamic_shifting=True needs mu=, the shift for this picture's size. Pass "
-                "mu=, or make the scheduler with use_dynamic_shifting=False."
-            )
-        count = self._count(request)
-        given = None
-        if request.timesteps is not None:
-            given = np.asarray(request.timesteps, dtype=np.float32)
-        if request.sigmas is not None:
-            levels: Floats = np.asarray(request.sigmas, dtype=np.float32)
-        elif given is not None:
-            levels = given / np.float32(total)
-        else:
-            levels = np.linspace(self.sigma_max * total, self.sigma_min * total, count) / total
-        sigmas = self._shaped(levels, request.mu).astype(np.float32)
-        if s.invert_sigmas:
-            sigmas = np.float32(1) - sigmas
-            given = None
-        timesteps = sigmas * np.float32(total) if given is None else given
-        end = np.float32(1 if s.invert_sigmas else 0)
-        return Grid(timesteps=timesteps, sigmas=np.append(sigmas, end), steps=count)
-
-    def _count(self, request: Request) -> int:
-        lengths = {len(v) for v in (request.timesteps, request.sigmas) if v is not None}
-        if request.num_inference_steps is not None or not lengths:
-            lengths.add(request.count)
-        if len(lengths) > 1:
-            raise InputError(
-                "num_inference_steps, timesteps= and sigmas= ask for different numbers of steps: "
-                f"{', '.join(map(str, sorted(lengths)))}. Make them agree, or pass only one."
-            )
-        return lengths.pop()
-
-    def _shaped(self, levels: Floats, mu: float | None) -> Floats:
-        s = self.settings
-        if s.use_dynamic_shifting and mu is not None:
-            levels = time_shift(levels, mu, s.time_shift_type)
-        else:
-            levels = flow_shift(levels, self._shift)
-        if s.shift_terminal:  # zero stands for none here, as in Diffusers
-            levels = stretch_to_terminal(levels, s.shift_terminal)
-        return self._descend(levels, len(levels))
-
-    def _signal(self, sigma: Float32s) -> tuple[Float32s, Float32s]:
-        return np.float32(1) - sigma, sigma
-
-    def _table(self, grid: Grid, start: int, eta: float) -> Schedule:
+    def _table(self, grid: Grid, begin: int, options: Options) -> Schedule:
         levels = self._levels(grid)
         stochastic = self.settings.stochastic_sampling
         clean = 1.0 if self.settings.invert_sigmas else 0.0
         one = np.float32(1)
         rows = []
-        for i in range(start, len(grid.timesteps)):
+        for i in range(begin, len(grid.timesteps)):
             sigma, low = levels[i], levels[i + 1]
             if stochastic:
                 update = (one - low) * (X - sigma * OUT) + low * NOISE
@@ -165,6 +90,61 @@ class FlowMatchEulerDiscreteScheduler(NoiseLevels):
             )
         return Schedule(rows=tuple(rows))
 
-    def scale_noise(self, sample: Array, timestep: Any, noise: Array) -> Array:
-        """Diffusers' name for ``add_noise``, with its order of arguments."""
-        return self.add_noise(sample, noise, timestep)
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+        timesteps: Any = None,
+    ) -> None:
+        """Choose the steps for ``step``: as many, or these levels, or these timesteps."""
+        self._set(num_inference_steps, device, sigmas=sigmas, mu=mu, timesteps=timesteps)
+
+    def step(
+        self,
+        model_output: Array,
+        timestep: Any,
+        sample: Array,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = math.inf,
+        s_noise: float = 1.0,
+        generator: Any = None,
+        per_token_timesteps: Array = None,
+        return_dict: bool = True,
+        *,
+        noise: Array = None,
+    ) -> Any:
+        """One step down; see ``Scheduler.step``. The four ``s_`` are for show, as in Diffusers.
+
+        With ``per_token_timesteps`` [batch, tokens] each token of a sample [batch, tokens, channels]
+        is at a level of its own, and goes to the next lower one of the schedule.
+        """
+        refuse_index(timestep)
+        if per_token_timesteps is not None:
+            drawn = self._drawn(sample, generator, noise)
+            result = self._per_token(model_output, sample, per_token_timesteps, drawn)
+            run = self._running(timestep)
+            self._run = dataclasses.replace(run, index=run.index + 1)
+            return StepOutput(prev_sample=result) if return_dict else (result,)
+        return self._step(
+            model_output, timestep, sample, return_dict, generator=generator, noise=noise
+        )
+
+    def _drawn(self, sample: Array, generator: Any, noise: Array) -> Array:
+        if not self.settings.stochastic_sampling or noise is not None:
+            return noise
+        return draw(sample, generator)
+
+    def _per_token(self, out: Array, sample: Array, timesteps: Array, noise: Array) -> Array:
+        """Not a row of a table: the levels differ from token to token."""
+        sigma = host(timesteps).astype(np.float32) / np.float32(self.settings.num_train_timesteps)
+        levels = self._levels(self._now)[:, None, None]
+        low = np.where(levels < sigma - np.float32(1e-6), levels, np.float32(0)).max(axis=0)
+        here, there = (like(level[..., None], sample) for level in (sigma, low))
+        x, out = to_float32(sample), to_float32(out)
+        if noise is None:
+            # Diffusers' sign: here its model predicts the way back, from noise to data.
+            return x + (here - there) * out
+        return (1.0 - there) * (x - here * out) + there * noise

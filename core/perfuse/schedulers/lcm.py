@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from perfuse.errors import InputError
 
 from . import spacing
-from .base import Grid, Request, choose
+from .base import Grid, Options, Request, choose
 from .betas import BetaSettings
 from .linear import NOISE, X
 from .prediction import PREDICTIONS
 from .spacing import Int64s
-from .table import Row, Schedule
+from .table import Array, Row, Schedule
 from .variance_preserving import WithVelocity, converted, falling
 
 __all__ = ["LCMScheduler", "LCMSettings"]
@@ -62,7 +63,7 @@ class LCMScheduler(WithVelocity):
     """Jumps to the clean sample and adds noise again, at every step but the last."""
 
     Settings = LCMSettings
-    accepts = frozenset({"timesteps", "original_inference_steps", "strength"})
+    second = "denoised"
     settings: LCMSettings
 
     def _checked(self, settings: LCMSettings) -> LCMSettings:
@@ -104,7 +105,7 @@ class LCMScheduler(WithVelocity):
             )
         return np.arange(1, int(steps * request.strength) + 1) * (total // steps) - 1
 
-    def _table(self, grid: Grid, start: int, eta: float) -> Schedule:
+    def _table(self, grid: Grid, begin: int, options: Options) -> Schedule:
         t = grid.timesteps
         after = falling(t, t[-1])
         clip, threshold = self._clamp()
@@ -116,7 +117,7 @@ class LCMScheduler(WithVelocity):
         spread = np.square(scaled) + np.float32(_SIGMA_DATA**2)
         c_skip, c_out = np.float32(_SIGMA_DATA**2) / spread, scaled / np.sqrt(spread)
         rows = []
-        for i in range(start, len(t)):
+        for i in range(begin, len(t)):
             signal, sigma = np.sqrt(a[i]), np.sqrt(one - a[i])
             convert, x0 = converted(self.settings.prediction_type, signal, sigma, clamped)
             denoised = c_out[i] * x0 + c_skip[i] * X
@@ -133,3 +134,36 @@ class LCMScheduler(WithVelocity):
                 )
             )
         return Schedule(rows=tuple(rows), clip=clip, threshold=threshold)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        original_inference_steps: int | None = None,
+        timesteps: Any = None,
+        strength: float = 1.0,
+    ) -> None:
+        """Choose the steps for ``step``, out of those of the distillation or exactly these."""
+        self._set(
+            num_inference_steps,
+            device,
+            original_inference_steps=original_inference_steps,
+            timesteps=timesteps,
+            strength=strength,
+        )
+        self.custom_timesteps = timesteps is not None
+
+    def step(
+        self,
+        model_output: Array,
+        timestep: Any,
+        sample: Array,
+        generator: Any = None,
+        return_dict: bool = True,
+        *,
+        noise: Array = None,
+    ) -> Any:
+        """One step down; see ``Scheduler.step``."""
+        return self._step(
+            model_output, timestep, sample, return_dict, generator=generator, noise=noise
+        )

@@ -49,6 +49,13 @@ class Linear:
     def __sub__(self, other: Linear) -> Linear:
         return self + -other
 
+    def substitute(self, meanings: Mapping[int, Linear]) -> Linear:
+        """The same sum, with some of its operands given as sums themselves."""
+        total = Linear(())
+        for operand, c in self.terms:
+            total += c * meanings.get(operand, Linear(((operand, 1.0),)))
+        return total
+
     @property
     def finite(self) -> bool:
         return all(math.isfinite(c) for _, c in self.terms)

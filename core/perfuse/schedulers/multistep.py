@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from perfuse.errors import InputError
 
 from .base import Grid
 from .betas import BetaSettings, Float32s
@@ -59,7 +62,7 @@ class MultistepSettings(BetaSettings):
 class MultistepLevels(TrainedLevels):
     """Steps between levels, in half log-SNR lambda = log(alpha / sigma)."""
 
-    gives_denoised = False
+    second = None
 
     def _untimed(self) -> Grid:
         timesteps = np.arange(len(self._trained), dtype=np.float32)[::-1].copy()
@@ -77,8 +80,21 @@ class MultistepLevels(TrainedLevels):
         alpha, sigma = self._signal(levels)
         return alpha, sigma, log32(alpha) - log32(sigma)
 
-    def index_for_timestep(self, timestep: Any) -> int:
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> int:
         """The step of a timestep, the second where it occurs twice, the last where it does not."""
-        if not np.any(self.timesteps == host(timestep)):
-            return len(self.timesteps) - 1
-        return super().index_for_timestep(timestep)
+        known = self._timesteps if schedule_timesteps is None else host(schedule_timesteps)
+        if not np.any(known == host(timestep)):
+            return len(self._timesteps) - 1
+        return super().index_for_timestep(timestep, schedule_timesteps)
+
+    def _flow_shift(self, mu: float | None) -> float:
+        """How far to move a flow's levels towards noise: by ``mu``, or as the settings say."""
+        s = self.settings
+        if mu is None:
+            return float(s.flow_shift)
+        if not s.use_dynamic_shifting or s.time_shift_type != "exponential":
+            raise InputError(
+                "mu= needs use_dynamic_shifting=True and time_shift_type='exponential'. Leave it "
+                "out, or make the scheduler with these."
+            )
+        return math.exp(mu)

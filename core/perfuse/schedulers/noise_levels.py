@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from perfuse.errors import InputError
 
-from .base import Grid, Scheduler
+from . import spacing
+from .base import Grid, Request, Scheduler
 from .betas import Float32s, alphas_cumprod, betas_of
-from .kinds import host
+from .kinds import TensorView, as_scalar, host
 from .sigmas import Floats, beta_sigmas, exponential, karras, sigma_to_t, sigmas_of
 from .table import Array
 
-__all__ = ["NoiseLevels", "TrainedLevels", "descent", "one_descent"]
+__all__ = ["NoiseLevels", "ScaledLevels", "TrainedLevels", "descent", "one_descent"]
 
 _DESCENTS = {
     "use_karras_sigmas": karras,
@@ -38,13 +39,20 @@ def descent(settings: Any) -> str | None:
     return next((name for name in _DESCENTS if getattr(settings, name)), None)
 
 
+def len_or_count(request: Request) -> int:
+    """The number of steps, asked for as such or by their timesteps."""
+    if request.timesteps is None:
+        return request.count
+    if request.num_inference_steps is not None:
+        raise InputError("Pass num_inference_steps or timesteps=, not both.")
+    return len(request.timesteps)
+
+
 class NoiseLevels(Scheduler):
     """Step i goes from ``sigmas[i]`` to ``sigmas[i + 1]``."""
 
-    @property
-    def sigmas(self) -> npt.NDArray[np.float32]:
-        """float32 [n + 1]: the noise levels, falling."""
-        return self._levels(self._now)
+    sigmas = TensorView()
+    """float32 [n + 1]: the noise levels, falling."""
 
     def _levels(self, grid: Grid) -> Float32s:
         assert grid.sigmas is not None
@@ -75,19 +83,27 @@ class NoiseLevels(Scheduler):
         else:
             here = self.begin_index if self.step_index is None else self.step_index
             indices = [here] * len(timesteps)
-        return self._signal(self.sigmas[indices])
+        return self._signal(self._levels(self._now)[indices])
 
 
 class TrainedLevels(NoiseLevels):
     """Levels taken from the betas that the model was trained with."""
 
+    extra_betas: ClassVar[tuple[str, ...]] = ()
+
+    betas = TensorView()
+    """The variances that each training timestep adds."""
+    alphas = TensorView()
+    alphas_cumprod = TensorView()
+    """How much of the signal's variance is left at each training timestep."""
+
     def _prepare(self) -> None:
         s = self.settings
-        self.betas = betas_of(s)
-        self.alphas_cumprod = alphas_cumprod(
-            self.betas, rescale_zero_snr=s.rescale_betas_zero_snr, avoid_zero=True
-        )
-        self._trained = sigmas_of(self.alphas_cumprod)
+        zero_snr = getattr(s, "rescale_betas_zero_snr", False)
+        self._betas = betas_of(s, self.extra_betas, rescale_zero_snr=zero_snr)
+        self._alphas = np.float32(1) - self._betas
+        self._alphas_cumprod = alphas_cumprod(self._betas, avoid_zero=zero_snr)
+        self._trained = sigmas_of(self._alphas_cumprod)
         self._log_trained = np.log(self._trained)
 
     def _to_t(self, sigmas: Floats) -> npt.NDArray[Any]:
@@ -100,5 +116,47 @@ class TrainedLevels(NoiseLevels):
     def _velocity(self, sample: Array, noise: Array, timesteps: Any) -> Array:
         # As in Diffusers, steps index the training table here: kept, and wrong for most uses.
         steps = [self.index_for_timestep(t) for t in np.atleast_1d(host(timesteps))]
-        a = self.alphas_cumprod[steps]
+        a = self._alphas_cumprod[steps]
         return self._mix(np.sqrt(a), noise, -np.sqrt(np.float32(1) - a), sample)
+
+
+class ScaledLevels(TrainedLevels):
+    """x = x0 + sigma n: the sample grows with the level, and the model sees it scaled down."""
+
+    needs_steps = False
+    scales_input = True
+
+    def _visited(
+        self, request: Request, round_karras: bool = False
+    ) -> tuple[npt.NDArray[Any], Floats]:
+        """The timesteps of as many steps as asked for, or those asked for, and their levels."""
+        s, count = self.settings, len_or_count(request)
+        if request.timesteps is not None:
+            name = descent(s)
+            if name is not None:
+                raise InputError(
+                    f"timesteps= cannot be used with {name}: the levels decide the timesteps "
+                    "there. Pass num_inference_steps."
+                )
+            timesteps = np.asarray(request.timesteps, dtype=np.float32)
+        else:
+            asked = request.num_train_timesteps
+            total = s.num_train_timesteps if asked is None else asked
+            timesteps = spacing.single(s.timestep_spacing, total, count, s.steps_offset)
+            timesteps = timesteps.astype(np.float32)
+        levels: Floats = self._interpolated(timesteps)
+        if descent(s) is None:
+            return timesteps, levels
+        levels = self._descend(levels, count)
+        timesteps = self._to_t(levels)
+        return (timesteps.round() if round_karras and s.use_karras_sigmas else timesteps), levels
+
+    def _first_sigma(self, grid: Grid) -> float:
+        """The scale of the first sample; Diffusers adds the data's variance for leading spacing."""
+        highest = self._levels(grid).max()
+        if self.settings.timestep_spacing in ("linspace", "trailing"):
+            return float(highest)
+        return float(np.sqrt(np.square(highest) + np.float32(1)))
+
+    def _init_noise_sigma(self, grid: Grid) -> Any:
+        return as_scalar(np.float32(self._first_sigma(grid)))

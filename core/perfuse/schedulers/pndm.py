@@ -10,17 +10,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from perfuse.errors import InputError
 
 from . import spacing
-from .base import KARRAS_FAMILY, Grid, Request, choose
+from .base import KARRAS, Grid, Options, Request, choose
 from .betas import BetaSettings
 from .kinds import host
 from .linear import OUT, Linear, X, slot
 from .prediction import x0_of
 from .spacing import Int64s
-from .table import Row, Schedule
+from .table import Array, Row, Schedule
 from .variance_preserving import VariancePreserving
 
 __all__ = ["PNDMScheduler", "PNDMSettings"]
@@ -59,8 +60,8 @@ class PNDMScheduler(VariancePreserving):
     """One model call more than steps (PLMS), or nine more (Runge-Kutta)."""
 
     Settings = PNDMSettings
-    family = KARRAS_FAMILY
-    gives_denoised = False
+    family = KARRAS
+    second = None
     settings: PNDMSettings
 
     def _checked(self, settings: PNDMSettings) -> PNDMSettings:
@@ -89,11 +90,11 @@ class PNDMScheduler(VariancePreserving):
         pairs = np.stack([first + half, first], axis=1).ravel()[1:]
         return np.repeat(pairs, 2)[1:-1]
 
-    def _table(self, grid: Grid, start: int, eta: float) -> Schedule:
+    def _table(self, grid: Grid, begin: int, options: Options) -> Schedule:
         assert grid.steps is not None
         stride = self.settings.num_train_timesteps // grid.steps
         rows, known = [], 0
-        for call, t in enumerate(grid.timesteps[start:].tolist()):
+        for call, t in enumerate(grid.timesteps[begin:].tolist()):
             now = _Symbols(past=list(_PAST[:known]))
             if not self.settings.skip_prk_steps and call < _PRK_CALLS:
                 origin = int(grid.timesteps[call // 4 * 4])
@@ -160,7 +161,62 @@ class PNDMScheduler(VariancePreserving):
         signal, sigma = self._noise_scales(np.array([t]))
         return float(signal[0]), float(sigma[0])
 
-    def index_for_timestep(self, timestep: Any) -> int:
+    def index_for_timestep(self, timestep: Any, schedule_timesteps: Any = None) -> int:
         """The first call at a timestep: the loop is counted, so the second would be too late."""
-        found = np.flatnonzero(self.timesteps == host(timestep))
+        known = self._timesteps if schedule_timesteps is None else host(schedule_timesteps)
+        found = np.flatnonzero(known == host(timestep))
         return int(found[0]) if len(found) else super().index_for_timestep(timestep)
+
+    @property
+    def prk_timesteps(self) -> npt.NDArray[Any]:
+        """The calls of the Runge-Kutta start; numpy, as in Diffusers."""
+        if self.settings.skip_prk_steps or self.num_inference_steps is None:
+            return np.array([])
+        return self._timesteps[:_PRK_CALLS]
+
+    @property
+    def plms_timesteps(self) -> npt.NDArray[Any]:
+        """The linear multistep calls; numpy, as in Diffusers."""
+        return self._timesteps[len(self.prk_timesteps) :]
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+        """Choose the steps for ``step``."""
+        self._set(num_inference_steps, device)
+
+    def step(
+        self, model_output: Array, timestep: Any, sample: Array, return_dict: bool = True
+    ) -> Any:
+        """One call on; see ``Scheduler.step``."""
+        return self._step(model_output, timestep, sample, return_dict)
+
+    def step_prk(
+        self, model_output: Array, timestep: Any, sample: Array, return_dict: bool = True
+    ) -> Any:
+        """The next call, which must be one of the Runge-Kutta start.
+
+        Raises:
+            InputError: no steps were chosen, or the start is done.
+        """
+        self._check_steps()
+        if (self.step_index or 0) >= len(self.prk_timesteps):
+            raise InputError(
+                f"step_prk was called after the {len(self.prk_timesteps)} calls of the "
+                "Runge-Kutta start. Use step(), which knows which is next."
+            )
+        return self._step(model_output, timestep, sample, return_dict)
+
+    def step_plms(
+        self, model_output: Array, timestep: Any, sample: Array, return_dict: bool = True
+    ) -> Any:
+        """The next call, which must be a linear multistep one.
+
+        Raises:
+            InputError: no steps were chosen, or the Runge-Kutta start is not done.
+        """
+        self._check_steps()
+        if (self.step_index or 0) < len(self.prk_timesteps):
+            raise InputError(
+                f"step_plms was called before the {len(self.prk_timesteps)} calls of the "
+                "Runge-Kutta start. Use step(), which knows which is next, or skip_prk_steps=True."
+            )
+        return self._step(model_output, timestep, sample, return_dict)

@@ -15,6 +15,7 @@ from .betas import Float32s
 __all__ = [
     "Floats",
     "beta_sigmas",
+    "calculate_shift",
     "exponential",
     "flow_shift",
     "karras",
@@ -96,3 +97,19 @@ def stretch_to_terminal(sigmas: Floats, terminal: float) -> Floats:
     rest = 1 - sigmas
     stretched: Floats = 1 - rest / (rest[-1] / (1 - terminal))
     return stretched
+
+
+def calculate_shift(
+    image_seq_len: int,
+    base_seq_len: int = 256,
+    max_seq_len: int = 4096,
+    base_shift: float = 0.5,
+    max_shift: float = 1.15,
+) -> float:
+    """``mu`` of a picture of ``image_seq_len`` tokens: a straight line through two sizes.
+
+    >>> calculate_shift(256), calculate_shift(4096)
+    (0.5, 1.15)
+    """
+    slope = (max_shift - base_shift) / (max_seq_len - base_seq_len)
+    return image_seq_len * slope + (base_shift - slope * base_seq_len)

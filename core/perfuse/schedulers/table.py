@@ -50,6 +50,8 @@ class Row:
     """Whether the step takes noise, even where its coefficient is zero."""
     input_scale: float = 1.0
     """What the sample is multiplied by before the model sees it."""
+    second: Linear | None = None
+    """What Diffusers' step gives besides the sample, where that is not ``denoised``."""
     noising: tuple[float, float]
     """Scales of the clean sample and of the noise in a sample at this row."""
     log_variance: tuple[float, float] | None = None
@@ -88,7 +90,8 @@ class Schedule:
         object.__setattr__(self, "timesteps", timesteps)
         object.__setattr__(self, "draws", tuple(row.draws for row in self.rows))
         for i, row in enumerate(self.rows):
-            used = (*row.update, row.denoised, *(() if row.convert is None else (row.convert,)))
+            used = [*row.update, row.denoised]
+            used += [linear for linear in (row.convert, row.second) if linear is not None]
             if not all(linear.finite for linear in used):
                 raise InputError(
                     f"Step {i} of this schedule (timestep {row.timestep:g}) divides by zero: its "
@@ -129,6 +132,13 @@ class Schedule:
         """The clean sample that step ``i`` aims at: a preview, Diffusers' pred_original_sample."""
         row = self.rows[i]
         return combine(row.denoised, self._operands(row, state, model_output, None, quiet=True))
+
+    def second(self, i: int, state: State, model_output: Array, noise: Array = None) -> Array:
+        """The second result of Diffusers' ``step``; mostly ``denoised``."""
+        row = self.rows[i]
+        if row.second is None:
+            return self.denoised(i, state, model_output)
+        return combine(row.second, self._operands(row, state, model_output, noise))
 
     def _operands(
         self, row: Row, state: State, out: Array, noise: Array, quiet: bool = False

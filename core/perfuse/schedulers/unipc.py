@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +13,14 @@ import numpy as np
 from perfuse.errors import InputError
 
 from . import spacing
-from .base import KARRAS_FAMILY, Grid, Request, choose
+from .base import KARRAS, Grid, Options, Request, Scheduler, choose
 from .linear import Linear, M, X, slot
 from .multistep import MultistepLevels, MultistepSettings
 from .noise_levels import descent, one_descent
 from .prediction import epsilon_of, x0_of
 from .rounded import expm1_32
 from .sigmas import Floats, flow_shift, sigma_to_t, stretch_to_terminal, time_shift
-from .table import Row, Schedule, Threshold
+from .table import Array, Row, Schedule, Threshold
 
 __all__ = ["UniPCMultistepScheduler", "UniPCSettings"]
 
@@ -37,7 +38,7 @@ class UniPCSettings(MultistepSettings):
     disable_corrector: Sequence[int] = field(default_factory=list)
     """Steps whose result is not corrected."""
     solver_p: Any = None
-    """Not supported: another solver as the predictor."""
+    """Another scheduler of perfuse as the predictor; it must take the same steps."""
     sigma_min: float | None = None
     """The lowest level of a shaped descent; None: the first training level."""
     sigma_max: float | None = None
@@ -50,8 +51,7 @@ class UniPCMultistepScheduler(MultistepLevels):
     """The corrector improves the last sample with the output that was computed for the next."""
 
     Settings = UniPCSettings
-    accepts = frozenset({"sigmas", "mu"})
-    family = KARRAS_FAMILY
+    family = KARRAS
     settings: UniPCSettings
 
     def _checked(self, s: UniPCSettings) -> UniPCSettings:
@@ -64,8 +64,11 @@ class UniPCMultistepScheduler(MultistepLevels):
         predictions = ("epsilon", "sample", "v_prediction")
         flow = ["flow_prediction"] * s.predict_x0
         choose("prediction_type", s.prediction_type, (*predictions, *flow))
-        if s.solver_p is not None:
-            raise InputError("solver_p, another predictor, is not supported. Leave it out.")
+        if s.solver_p is not None and not isinstance(s.solver_p, Scheduler):
+            raise InputError(
+                f"solver_p must be a scheduler of perfuse, such as DDIMScheduler(); got "
+                f"{s.solver_p!r}."
+            )
         if s.shift_terminal is not None and not s.use_flow_sigmas:
             raise InputError("shift_terminal is for flows. Leave it out or set use_flow_sigmas.")
         if isinstance(s.solver_order, bool) or s.solver_order < 1:
@@ -130,22 +133,27 @@ class UniPCMultistepScheduler(MultistepLevels):
             levels[0] -= 1e-6
         return levels
 
-    def _table(self, grid: Grid, start: int, eta: float) -> Schedule:
+    def _table(self, grid: Grid, begin: int, options: Options) -> Schedule:
         s = self.settings
         levels, n = self._levels(grid), len(grid.timesteps)
         solver = _Solver(
             points=self._half_log_snr(levels), predict_x0=s.predict_x0, bh1=s.solver_type == "bh1"
         )
         past = [slot(2 + k) for k in range(s.solver_order)]  # earlier outputs, newest first
+        predictor = self._predictor(grid, begin, 2 + s.solver_order)
         rows, order = [], 0
-        for i in range(start, n):
+        for i in range(begin, n):
             sample = X
             with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
-                if i > start and i - 1 not in s.disable_corrector:
+                if i > begin and i - 1 not in s.disable_corrector:
                     sample = solver.correct(i, order, past)
                 order = min(s.solver_order, n - i) if s.lower_order_final else s.solver_order
-                order = min(order, i - start + 1)
+                order = min(order, i - begin + 1)
                 update = solver.predict(i, order, sample, [M, *past])
+                memory: tuple[Linear, ...] = ()
+                if predictor is not None:
+                    update, *rest = predictor[i - begin](sample)
+                    memory = tuple(rest)
             alpha, sigma = (float(v[i]) for v in solver.points[:2])
             x0 = x0_of(
                 s.prediction_type,
@@ -157,7 +165,7 @@ class UniPCMultistepScheduler(MultistepLevels):
                 Row(
                     timestep=int(grid.timesteps[i]),
                     convert=x0 if s.predict_x0 else noise,
-                    update=(update, sample, M, *past[:-1]),
+                    update=(update, sample, M, *past[:-1], *memory),
                     denoised=M if s.predict_x0 else x0,
                     noising=(alpha, sigma),
                 )
@@ -168,6 +176,50 @@ class UniPCMultistepScheduler(MultistepLevels):
             rows=tuple(rows),
             threshold=Threshold(ratio=ratio, maximum=maximum) if clamps else None,
         )
+
+    def _predictor(
+        self, grid: Grid, begin: int, slots: int
+    ) -> list[Callable[[Linear], tuple[Linear, ...]]] | None:
+        """The updates of ``solver_p``, given the corrected sample; its state comes after ``slots``.
+
+        Raises:
+            InputError: it takes other steps, clamps, or draws.
+        """
+        solver = self.settings.solver_p
+        if solver is None:
+            return None
+        table = solver.schedule(len(grid.timesteps), begin=begin)
+        same = np.array_equal(table.timesteps, grid.timesteps[begin:].astype(np.float32))
+        if not same or table.clip is not None or table.threshold is not None or any(table.draws):
+            raise InputError(
+                f"solver_p {type(solver).__name__} must take the same timesteps, without clamp and "
+                "noise. Make it from this scheduler's config, with clip_sample=False."
+            )
+
+        def update(row: Row, sample: Linear) -> tuple[Linear, ...]:
+            memory = {k: slot(slots + k - 1) for k in range(1, len(row.update))}
+            seen = {0: sample, **memory}
+            if row.convert is not None:
+                seen[M.terms[0][0]] = row.convert.substitute(seen)
+            return tuple([linear.substitute(seen) for linear in row.update])
+
+        return [functools.partial(update, row) for row in table.rows]
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+    ) -> None:
+        """Choose the steps for ``step``, as many or, of a flow, exactly these levels."""
+        self._set(num_inference_steps, device, sigmas=sigmas, mu=mu)
+
+    def step(
+        self, model_output: Array, timestep: Any, sample: Array, return_dict: bool = True
+    ) -> Any:
+        """One step down; see ``Scheduler.step``."""
+        return self._step(model_output, timestep, sample, return_dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from perfuse.errors import InputError
 from . import spacing
 from .base import Grid, Request, Scheduler
 from .betas import Float32s, alphas_cumprod, betas_of
-from .kinds import host
+from .kinds import TensorView, as_scalar, host, torch_here
 from .linear import Linear, M
 from .prediction import x0_of
 from .spacing import Int64s
@@ -26,13 +26,20 @@ class VariancePreserving(Scheduler):
 
     extra_betas: ClassVar[tuple[str, ...]] = ()
 
+    betas = TensorView()
+    """The variances that each training timestep adds."""
+    alphas = TensorView()
+    alphas_cumprod = TensorView()
+    """How much of the signal's variance is left at each training timestep."""
+
     def _prepare(self) -> None:
         s = self.settings
-        self.betas = betas_of(s, self.extra_betas)
         zero_snr = getattr(s, "rescale_betas_zero_snr", False)
-        self.alphas_cumprod = alphas_cumprod(self.betas, rescale_zero_snr=zero_snr)
+        self._betas = betas_of(s, self.extra_betas, rescale_zero_snr=zero_snr)
+        self._alphas = np.float32(1) - self._betas
+        self._alphas_cumprod = alphas_cumprod(self._betas)
         to_one = getattr(s, "set_alpha_to_one", True)
-        self.final_alpha_cumprod = 1.0 if to_one else float(self.alphas_cumprod[0])
+        self._final_alpha = np.float32(1.0 if to_one else self._alphas_cumprod[0])
 
     def _untimed(self) -> Grid:
         total = self.settings.num_train_timesteps
@@ -60,14 +67,26 @@ class VariancePreserving(Scheduler):
 
     def _alpha(self, t: npt.NDArray[Any]) -> Float32s:
         """a_t for each timestep; the final one where the timestep is below zero."""
-        total = len(self.alphas_cumprod)
+        total = len(self._alphas_cumprod)
         if t.size and t.max() >= total:
             raise InputError(
                 f"Timestep {int(t.max())} lies past the {total} that the model was trained with. "
                 "Use fewer steps or steps_offset=0."
             )
-        final = np.float32(self.final_alpha_cumprod)
-        return np.where(t >= 0, self.alphas_cumprod[np.maximum(t, 0)], final)
+        return np.where(t >= 0, self._alphas_cumprod[np.maximum(t, 0)], self._final_alpha)
+
+    @property
+    def final_alpha_cumprod(self) -> Any:
+        """What is left of the signal where the last step ends."""
+        torch = torch_here()
+        return self._final_alpha if torch is None else torch.tensor(float(self._final_alpha))
+
+    def _posterior_variance(self, t: Any, after: Any) -> Any:
+        """The variance of x at ``after`` given x at ``t`` and x0 (Ho et al. 2020, eq. 7)."""
+        one = np.float32(1)
+        a, a_next = (self._alpha(np.atleast_1d(host(step)).astype(np.int64)) for step in (t, after))
+        with np.errstate(all="ignore"):
+            return (one - a_next) / (one - a) * (one - a / a_next)
 
     def _noise_scales(self, timesteps: npt.NDArray[Any]) -> tuple[Float32s, Float32s]:
         a = self._alpha(timesteps.astype(np.int64))
@@ -83,6 +102,24 @@ class VariancePreserving(Scheduler):
 
 class WithVelocity(VariancePreserving):
     """Those for which Diffusers has ``get_velocity``."""
+
+    custom_timesteps = False
+
+    def previous_timestep(self, timestep: Any) -> Any:
+        """The timestep after this one on the way down; -1 after the last.
+
+        Raises:
+            InputError: it is none of those that were chosen.
+        """
+        if self.num_inference_steps is None:
+            return timestep - 1
+        found = np.flatnonzero(self._timesteps == host(timestep))
+        if len(found) == 0:
+            raise InputError(
+                f"Timestep {timestep} is not one of this scheduler's. Pass one of "
+                "scheduler.timesteps."
+            )
+        return as_scalar(falling(self._timesteps, -1)[found[:1]])
 
     def get_velocity(self, sample: Array, noise: Array, timesteps: Any) -> Array:
         """What a v-prediction model should answer (Salimans & Ho 2022)."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from perfuse.arrays.pictures import save_png
 from perfuse.errors import PerfuseError
-from perfuse.run.export import reporting
+from perfuse.progress import Progress, reporting
 from perfuse.run.pipeline import DiffusionPipeline
 from perfuse.shapes.sheet import grid
 
@@ -39,7 +39,7 @@ def main(output: Path, targets: str) -> None:
     """Draw a grid, captions down and targets across, and print the same as text."""
     names = targets.split(",")
     try:
-        with reporting(_say):
+        with reporting(_report):
             drawn = [_draw(target) for target in names]
     except PerfuseError as exc:
         raise click.ClickException(str(exc)) from exc
@@ -64,6 +64,11 @@ def main(output: Path, targets: str) -> None:
     verdict = "the same pictures" if same else f"NOT the same: more than {LIMIT}"
     click.echo(f"largest difference {worst} of 255: {verdict}. See {output}")
     sys.exit(0 if same else 1)
+
+
+def _report(progress: Progress) -> None:
+    if progress.seconds is None:
+        _say(progress.message)
 
 
 def _say(message: str) -> None:

@@ -163,7 +163,7 @@ def train_vae(recipe: Recipe, work: Path) -> AutoencoderKL:
     """Stage 1."""
     torch.manual_seed(recipe.seed)
     vae = make_vae()
-    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae.to(memory_format=torch.channels_last)
     adam = torch.optim.AdamW(
         vae.parameters(), lr=recipe.vae_rate, betas=(0.9, 0.99), weight_decay=1e-4
     )
@@ -188,7 +188,7 @@ def train_vae(recipe: Recipe, work: Path) -> AutoencoderKL:
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         loss = picture + recipe.kl_weight * kl
         adam.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         adam.step()
         if (step + 1) % 50 == 0:

@@ -1,22 +1,24 @@
 """An exported folder: read with numpy, Pillow, a tokenizer and its engine alone."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from perfuse.contract.backend import Component
+from perfuse.contract.component import Component
+from perfuse.contract.source import Source
 from perfuse.contract.spec import PipelineSpec
 from perfuse.errors import ArtifactError, InputError
-from perfuse.sources.manifest import Manifest, inside
+from perfuse.sources.manifest import ExportedComponent, Manifest, inside
 from perfuse.sources.tokenizer import Tokenizer
 
 __all__ = ["Artifact"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Artifact:
+class Artifact(Source):
     """A pipeline that was exported to a folder."""
 
     path: Path
@@ -33,17 +35,42 @@ class Artifact:
         return cls(path=path, manifest=Manifest.read(path))
 
     @property
-    def model(self) -> str:
+    def model(self) -> str:  # type: ignore[override]  # it follows from the path
         return str(self.path)
 
     @property
-    def spec(self) -> PipelineSpec:
+    def spec(self) -> PipelineSpec:  # type: ignore[override]
         return self.manifest.spec
 
     @property
     def format(self) -> str:
         """The engine format of its components."""
         return next(iter(self.manifest.components.values())).format
+
+    @property
+    def transforms(self) -> tuple[str, ...]:
+        return tuple(filter(None, (self.manifest.source.get("transforms") or "").split(";")))
+
+    def exported(self) -> Mapping[str, ExportedComponent]:
+        return self.manifest.components
+
+    def weight_bytes(self) -> dict[str, int]:
+        """Bytes of the files of each component."""
+        return {
+            name: sum(int(self.manifest.files[file]["size"]) for file in files)
+            for name, files in self.manifest.files_of().items()
+        }
+
+    def with_spec(self, spec: PipelineSpec) -> "Artifact":
+        return dataclasses.replace(self, manifest=dataclasses.replace(self.manifest, spec=spec))
+
+    def verify(self) -> None:
+        """Check every file's SHA-256.
+
+        Raises:
+            ArtifactError: a file is not what was exported.
+        """
+        self.manifest.verify(self.path)
 
     def component(
         self, name: str, *, precision: str | None = None, static: Mapping[str, int] | None = None

@@ -7,37 +7,35 @@ code, and no path that leads out of its folder.
 import dataclasses
 import hashlib
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
-from perfuse.contract.backend import PRECISIONS, Component
+from perfuse.contract.component import Component, Recipe
+from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.hooks import PipelineManifest
+from perfuse.contract.source import Source
 from perfuse.contract.spec import ComponentSpec, PipelineSpec
+from perfuse.contract.target import PRECISIONS
 from perfuse.errors import CheckpointError, InputError
-from perfuse.models.architectures import describe, latents_of
-from perfuse.models.configs import (
-    AutoencoderKLConfig,
-    UNet2DConditionConfig,
-    UNet2DConfig,
-    check_types,
-)
+from perfuse.models.registry import describe, fitted, latents_of
+from perfuse.plugins import host
+from perfuse.schedulers import scheduler_from_config
 from perfuse.sources.hub import check_variant, from_hub, is_hub_id
 from perfuse.sources.model_index import (
     AGAIN,
     CONFIG,
     INDEX,
     SCHEDULER,
-    UNUSED,
+    class_of,
     entries_of,
     folder_of,
     kind_of,
     names_in,
     read_index,
     read_json,
+    unused_of,
 )
 from perfuse.sources.weights import Weights, check_inside
 
@@ -52,7 +50,7 @@ __all__ = ["Checkpoint", "corrected"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(Source):
     """A checkpoint on this machine. Open one with ``Checkpoint.open``."""
 
     #: Its folder; for a Hub repository, the snapshot in the Hub's cache.
@@ -120,8 +118,8 @@ class Checkpoint:
             revision=commit,
             variant=variant,
             spec=spec,
-            index=MappingProxyType(index),
-            ignored=tuple(name for name in entries if name in UNUSED),
+            index=FrozenDict(index),
+            ignored=tuple(name for name in entries if name in unused_of(index)),
         )
 
     def weights(self, folder: str) -> Weights:
@@ -171,7 +169,7 @@ class Checkpoint:
             spec=spec,
             precision=precision,
             static=static,
-            build=_builder(spec, weights, precision),
+            build=FromCheckpoint(spec=spec, weights=weights, precision=precision),
             fingerprint=hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest(),
         )
 
@@ -195,8 +193,16 @@ class Checkpoint:
             check_inside(folder / file, self.path)
         return Tokenizer.from_folder(folder, self.index[name][1])
 
-    def files_to_copy(self) -> dict[str, Path]:
-        """What an exported artifact takes along: its path there to the file here."""
+    def weight_bytes(self) -> dict[str, int]:
+        """Bytes of weights by folder, from the files' headers."""
+        folders = dict.fromkeys(c.folder for c in self.spec.components.values())
+        return {folder: self.weights(folder).total_bytes for folder in folders}
+
+    def with_spec(self, spec: PipelineSpec) -> "Checkpoint":
+        return dataclasses.replace(self, spec=spec)
+
+    def files(self) -> dict[str, Path]:
+        """Tokenizers and scheduler."""
         from perfuse.sources.tokenizer_files import FILES
 
         wanted: list[tuple[str, tuple[str, ...]]]
@@ -210,32 +216,36 @@ class Checkpoint:
         return {name: check_inside(p, self.path) for name, p in found.items() if p.is_file()}
 
 
-def _builder(spec: ComponentSpec, weights: Weights, precision: str) -> "Callable[[], nn.Module]":
-    def build() -> "nn.Module":
+@dataclass(frozen=True, kw_only=True)
+class FromCheckpoint(Recipe):
+    """A component's module with a checkpoint's weights."""
+
+    spec: ComponentSpec
+    weights: Weights
+    #: What the weights become where they are stored in several dtypes.
+    precision: str
+
+    def __call__(self) -> "nn.Module":
         import torch
 
-        from perfuse.models.components import build_component
+        from perfuse.models.building import build_component
 
         # As stored where that is one dtype, so that nothing is copied; whoever prepares it casts.
-        dtype = weights.precision if weights.precision in PRECISIONS else precision
+        stored = self.weights.precision
+        dtype = getattr(torch, stored if stored in PRECISIONS else self.precision)
         try:
-            return build_component(spec, weights, getattr(torch, dtype))
+            return build_component(self.spec, self.weights, dtype)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
             raise CheckpointError(
-                f"{spec.name}, a {spec.class_name}, cannot be built from the config.json in "
-                f"{weights.folder}: {exc}. {AGAIN}"
+                f"{self.spec.name}, a {self.spec.class_name}, cannot be built from the config.json "
+                f"in {self.weights.folder}: {exc}. {AGAIN}"
             ) from exc
-
-    return build
 
 
 def _read_spec(path: Path, index: Mapping[str, Any], entries: Mapping[str, str]) -> PipelineSpec:
-    from perfuse.plugins.host import host
-
     pipelines = host().pipelines()
-    named = index.get("_class_name")
-    class_name = named[-1] if isinstance(named, list) and named else named
-    if not isinstance(class_name, str) or class_name not in pipelines:
+    class_name = class_of(index)
+    if class_name is None or class_name not in pipelines:
         raise CheckpointError(
             f"{path / INDEX} says that the pipeline is {class_name!r}, which perfuse does not "
             f"know; it knows {', '.join(pipelines)}. Name a checkpoint of one of these, or install "
@@ -250,22 +260,19 @@ def _read_spec(path: Path, index: Mapping[str, Any], entries: Mapping[str, str])
         )
     components: dict[str, ComponentSpec] = {}
     tokenizers: dict[str, str] = {}
-    latents = None
     for name, component_class in entries.items():
-        if name in UNUSED or kind_of(name, component_class) == "scheduler":
+        if name in kind.unused or kind_of(name, component_class) == "scheduler":
             continue
         if kind_of(name, component_class) == "tokenizer":
             tokenizers[name] = folder_of(path, name, "tokenizer_config.json")
             continue
         specs = _read_component(path, name, component_class)
         components |= {spec.name: spec for spec in specs}
-        if name == "vae":
-            try:
-                latents = latents_of(specs[0].config)
-            except CheckpointError as exc:
-                raise CheckpointError(f"{path / specs[0].folder / CONFIG}: {exc} {AGAIN}") from exc
-    if class_name.startswith("StableDiffusion"):
-        components["unet"] = _with_size(components["unet"])
+    try:
+        components = fitted(components)
+        latents = latents_of(components)
+    except CheckpointError as exc:
+        raise CheckpointError(f"{path}: {exc} {AGAIN}") from exc
     return PipelineSpec(
         class_name=class_name,
         tasks=tuple(kind.tasks),
@@ -290,53 +297,20 @@ def _read_component(path: Path, name: str, class_name: str) -> tuple[ComponentSp
         raise CheckpointError(
             f"{path / INDEX} says that {name} is a {class_name}; {file} says {named}. {AGAIN}"
         )
-    if class_name in _CONFIGS:
-        check_types(_CONFIGS[class_name], config, where=file)
     try:
-        return describe(class_name, name, folder, config)
+        return describe(class_name, name, folder, config, where=file)
     except CheckpointError as exc:
-        raise CheckpointError(f"{file}: {exc}") from exc
+        raise CheckpointError(
+            str(exc) if str(exc).startswith(str(file)) else f"{file}: {exc}"
+        ) from exc
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
         raise CheckpointError(
             f"{file} was read as a {class_name}'s, which gave {exc!r}. {AGAIN}"
         ) from exc
 
 
-@dataclass(frozen=True, kw_only=True)
-class _ClipTextConfig:
-    """The fields of Transformers' ``CLIPTextConfig`` that decide shapes."""
-
-    vocab_size: int = 49408
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    projection_dim: int | None = 512
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-
-
-_CONFIGS: Mapping[str, type[Any]] = {
-    **{c.class_name: c for c in (UNet2DConfig, UNet2DConditionConfig, AutoencoderKLConfig)},
-    "CLIPTextModel": _ClipTextConfig,
-    "CLIPTextModelWithProjection": _ClipTextConfig,
-}
-
-
-def _with_size(unet: ComponentSpec) -> ComponentSpec:
-    """Before diffusers 0.9 configs gave a size of 32 for models of 64; Diffusers corrects them."""
-    version = re.match(r"0\.(\d+)", str(unet.config.get("_diffusers_version", "")))
-    size = unet.config.get("sample_size")
-    if version is None or int(version[1]) >= 9 or not isinstance(size, int) or size >= 64:
-        return unet
-    return dataclasses.replace(unet, config={**unet.config, "sample_size": 64})
-
-
 def _read_scheduler(path: Path, class_name: str, kind: PipelineManifest) -> dict[str, Any]:
     """``scheduler_config.json`` with its class, corrected as Diffusers' pipeline would."""
-    from perfuse.plugins.host import host
-
     folder = folder_of(path, "scheduler", SCHEDULER)
     file = check_inside(path / folder / SCHEDULER, path)
     config = {**read_json(file), "_class_name": class_name}
@@ -360,8 +334,6 @@ def corrected(config: Mapping[str, Any], kind: PipelineManifest) -> dict[str, An
         CheckpointError: its class is unknown.
         InputError: the class cannot take it.
     """
-    from perfuse.schedulers import scheduler_from_config
-
     # The class knows the settings that the file leaves out.
     settings = scheduler_from_config(config).config
     named = {"_class_name": kind.scheduler} if kind.scheduler is not None else {}

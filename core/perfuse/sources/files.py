@@ -9,7 +9,7 @@ import os
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -188,7 +188,8 @@ def replacing(
         raise _refused(path, "written", exc, error, remedy) from exc
     finally:
         if partial is not None:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # it has its place now, or was never there
+                partial.unlink()
 
 
 def _place(path: str | os.PathLike[str]) -> tuple[Path, int]:

@@ -1,7 +1,7 @@
 """Checkpoints from the Hub: only the files that are needed, through ``huggingface_hub``'s cache."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from perfuse.errors import CheckpointError
@@ -9,10 +9,10 @@ from perfuse.sources.model_index import (
     CONFIG,
     INDEX,
     SCHEDULER,
-    UNUSED,
     entries_of,
     kind_of,
     read_json,
+    unused_of,
 )
 from perfuse.sources.weights import choose, variants
 
@@ -39,7 +39,9 @@ def check_variant(folders: Mapping[str, Iterable[str]], variant: str | None, ask
         )
 
 
-def _wanted(files: Iterable[str], entries: Mapping[str, str], variant: str | None) -> list[str]:
+def _wanted(
+    files: Iterable[str], entries: Mapping[str, str], unused: Collection[str], variant: str | None
+) -> list[str]:
     """The files of a repository that are needed to run it, without other formats and variants."""
     from perfuse.sources.tokenizer_files import FILES
 
@@ -49,7 +51,7 @@ def _wanted(files: Iterable[str], entries: Mapping[str, str], variant: str | Non
         folders.setdefault(folder, []).append(name)
     wanted = []
     for name, class_name in entries.items():
-        if name in UNUSED:
+        if name in unused:
             continue
         folder = name if name in folders else ""
         names, kind = folders.get(folder, []), kind_of(name, class_name)
@@ -79,10 +81,11 @@ def from_hub(
             commit = index.parent.name  # every other file is of the same one
             if info.sha != commit:
                 info = HfApi().model_info(model, revision=commit)
-            entries = entries_of(read_json(index), index)
+            contents = read_json(index)
+            entries = entries_of(contents, index)
             files = [file.rfilename for file in info.siblings or ()]
             check_variant(_by_component(files, entries), variant, asked)
-            for file in _wanted(files, entries, variant):
+            for file in _wanted(files, entries, unused_of(contents), variant):
                 hf_hub_download(model, file, revision=commit)
             return index.parent, commit
         except CheckpointError:

@@ -3,13 +3,16 @@
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Self
 
+from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.spec import PipelineSpec, Signature
 from perfuse.errors import ArtifactError
+from perfuse.sources.plain import from_plain, to_plain
 
 __all__ = ["MANIFEST", "ExportedComponent", "Manifest", "inside", "is_artifact", "tool_versions"]
 
@@ -71,30 +74,12 @@ class ExportedComponent:
     #: Where not empty: the only sizes that the other dimensions may have, together.
     sizes: tuple[Mapping[str, int], ...] = ()
     #: The exporter's switches that it was made with.
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=FrozenDict)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "format": self.format,
-            "file": self.file,
-            "precision": self.precision,
-            "signature": self.signature.to_dict(),
-            "static": dict(self.static),
-            "sizes": [dict(size) for size in self.sizes],
-            "options": dict(self.options),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        return cls(
-            format=data["format"],
-            file=data["file"],
-            precision=data["precision"],
-            signature=Signature.from_dict(data["signature"]),
-            static=data["static"],
-            sizes=tuple(dict(size) for size in data["sizes"]),
-            options=dict(data["options"]),
-        )
+    def __post_init__(self) -> None:
+        for name in ("static", "options"):
+            object.__setattr__(self, name, FrozenDict(getattr(self, name)))
+        object.__setattr__(self, "sizes", tuple(FrozenDict(size) for size in self.sizes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,14 +98,8 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write ``perfuse.json`` into the folder."""
-        data = {
-            "version": _VERSION,
-            "pipeline": self.spec.to_dict(),
-            "components": {name: c.to_dict() for name, c in self.components.items()},
-            "source": dict(self.source),
-            "files": {name: dict(entry) for name, entry in self.files.items()},
-            "tools": dict(self.tools),
-        }
+        data = {"version": _VERSION, **to_plain(self)}
+        data["pipeline"] = data.pop("spec")
         (folder / MANIFEST).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -142,25 +121,31 @@ class Manifest:
                     f"{path} has format version {version}; this perfuse reads {_VERSION}. "
                     "Update perfuse, or export the model again."
                 )
-            manifest = cls(
-                spec=PipelineSpec.from_dict(data["pipeline"]),
-                components={
-                    name: ExportedComponent.from_dict(c) for name, c in data["components"].items()
-                },
-                source=dict(data["source"]),
-                files={
-                    name: {"size": int(entry["size"]), "sha256": str(entry["sha256"])}
-                    for name, entry in data["files"].items()
-                },
-                tools=dict(data["tools"]),
-            )
+            fields = {name: value for name, value in data.items() if name != "version"}
+            fields["spec"] = fields.pop("pipeline")
+            manifest = from_plain(cls, fields)
             manifest._check(folder)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
             raise ArtifactError(
                 f"{path} was to be read as an artifact's manifest; {type(exc).__name__}: {exc}. "
                 "Export the model again."
             ) from exc
         return manifest
+
+    def files_of(self) -> dict[str, list[str]]:
+        """The files of each component: all in its folder, or its main file and what that holds.
+
+        A layout of another tool may put all components into one folder, and one of them into parts
+        that are numbered from 1.
+        """
+        found = {}
+        for name, component in self.components.items():
+            folder, slash, _ = component.file.partition("/")
+            prefix = f"{name}/" if slash and folder == name else component.file
+            if numbered := re.fullmatch(r"(.*\D)1(\.\w+)?", prefix):
+                prefix = numbered[1]
+            found[name] = [file for file in self.files if file.startswith(prefix)]
+        return found
 
     def _check(self, folder: Path) -> None:
         """Every file is there, in its size; every component is the spec's and has its files."""

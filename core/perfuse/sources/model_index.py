@@ -8,22 +8,23 @@ from typing import Any
 
 from perfuse.contract.spec import PipelineSpec
 from perfuse.errors import CheckpointError
+from perfuse.plugins import host
 from perfuse.sources.manifest import MANIFEST, is_artifact
 from perfuse.sources.weights import check_inside
 
 __all__ = [
+    "class_of",
     "entries_of",
     "folder_of",
     "kind_of",
     "names_in",
     "read_index",
     "read_json",
+    "unused_of",
     "write_index",
 ]
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
-#: Parts of a checkpoint that no task runs.
-UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 AGAIN = "Download or save the checkpoint again."
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -101,7 +102,7 @@ def entries_of(index: Mapping[str, Any], where: Path) -> dict[str, str]:
     """Component name to class name; those that the checkpoint leaves empty are left out."""
     entries = {}
     for name, value in index.items():
-        if name.startswith("_") or not isinstance(value, list):
+        if name.startswith("_") or not isinstance(value, list | tuple):
             continue
         if not _NAME.fullmatch(name):
             raise CheckpointError(
@@ -119,22 +120,34 @@ def entries_of(index: Mapping[str, Any], where: Path) -> dict[str, str]:
 
 def write_index(spec: PipelineSpec, folder: Path) -> None:
     """Write ``model_index.json`` for a pipeline whose tokenizers are in the folder already."""
+    known = host().architectures()
 
-    def entry(class_name: str) -> list[str]:
-        library = "transformers" if class_name.startswith(("CLIP", "T5")) else "diffusers"
-        return [library, class_name]
+    def entry(class_name: str, library: str) -> list[str]:
+        architecture = known.get(class_name)
+        return [library if architecture is None else architecture.library, class_name]
 
     index: dict[str, Any] = {"_class_name": spec.class_name, **spec.options}
     for component in spec.components.values():
-        index[component.folder if component.folder != "." else component.name] = entry(
-            component.class_name
-        )
+        index[component.part] = entry(component.class_name, "diffusers")
     for name, place in spec.tokenizers.items():
         config = folder / place / "tokenizer_config.json"
         said = read_json(config) if config.is_file() else {}
-        index[name] = entry(str(said.get("tokenizer_class", "CLIPTokenizer")))
-    index["scheduler"] = entry(str(spec.scheduler["_class_name"]))
+        index[name] = entry(str(said.get("tokenizer_class", "CLIPTokenizer")), "transformers")
+    index["scheduler"] = entry(str(spec.scheduler["_class_name"]), "diffusers")
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def unused_of(index: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parts of a checkpoint that no task of its pipeline class runs."""
+    manifest = host().pipelines().get(class_of(index) or "")
+    return () if manifest is None else manifest.unused
+
+
+def class_of(index: Mapping[str, Any]) -> str | None:
+    """The pipeline class that ``model_index.json`` names."""
+    named = index.get("_class_name")
+    class_name = named[-1] if isinstance(named, list) and named else named
+    return class_name if isinstance(class_name, str) else None
 
 
 def kind_of(name: str, class_name: str) -> str:

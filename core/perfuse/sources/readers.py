@@ -5,46 +5,22 @@ Many of them name no scheduler; ``--scheduler-from`` names a model that does.
 
 import dataclasses
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
+from perfuse.contract.source import Source
 from perfuse.errors import CheckpointError, InputError
 from perfuse.plugins.host import host
 from perfuse.sources.artifact import Artifact
+from perfuse.sources.checkpoint import Checkpoint, corrected
 from perfuse.sources.manifest import is_artifact
 from perfuse.sources.model_index import INDEX, SCHEDULER, read_json
 
-if TYPE_CHECKING:
-    from perfuse.sources.checkpoint import Checkpoint
-
-__all__ = ["Reader", "read_folder", "scheduler_config", "with_scheduler"]
-
-_S = TypeVar("_S", bound="Checkpoint | Artifact")
+__all__ = ["read_folder", "scheduler_config", "with_scheduler"]
 
 
-class Reader(ABC):
-    """A plugin that reads folders of one layout, which no manifest of ours describes."""
-
-    @abstractmethod
-    def read(self, folder: Path, *, scheduler: Mapping[str, Any] | None) -> Artifact:
-        """Describe the folder as if we had exported it. Nothing is loaded, nothing executed.
-
-        Args:
-            folder: It has one of the patterns of the reader's manifest.
-            scheduler: The scheduler's config, if it was named apart; it goes before the folder's.
-
-        Returns:
-            An artifact whose spec has an empty ``scheduler`` where neither names one.
-
-        Raises:
-            ArtifactError: the folder is incomplete or damaged, or leads out of itself.
-            InputError: it holds several pipelines, or one that perfuse cannot run.
-        """
-
-
-def read_folder(folder: Path, *, scheduler: Mapping[str, Any] | None = None) -> Artifact | None:
+def read_folder(folder: Path, *, scheduler: Mapping[str, Any] | None = None) -> Source | None:
     """What a folder holds, by the first reader that knows its layout; ``None`` where none does.
 
     Raises:
@@ -82,8 +58,6 @@ def scheduler_config(
         if is_artifact(path):
             return dict(Artifact.open(path).spec.scheduler)
         if (path / INDEX).exists():
-            from perfuse.sources.checkpoint import Checkpoint
-
             return dict(Checkpoint.open(path).spec.scheduler)
         files = [path / "scheduler" / SCHEDULER, path / SCHEDULER]
         file = next((file for file in files if file.is_file()), None)
@@ -115,14 +89,13 @@ def _named(file: Path) -> dict[str, Any]:
     return config
 
 
-def with_scheduler(source: _S, config: Mapping[str, Any]) -> _S:
+def with_scheduler(source: Source, config: Mapping[str, Any]) -> Source:
     """The same model with another scheduler, corrected as its pipeline corrects its own.
 
     Raises:
         CheckpointError: the config is not one that perfuse can take.
+        InputError: the source cannot be given another.
     """
-    from perfuse.sources.checkpoint import corrected
-
     kind = host().pipelines()[source.spec.class_name]
     try:
         scheduler = corrected(config, kind)
@@ -131,10 +104,4 @@ def with_scheduler(source: _S, config: Mapping[str, Any]) -> _S:
             f"The scheduler {config.get('_class_name')} was to be used with {source.model}; its "
             f"config cannot be taken: {exc} Name another checkpoint to take it from."
         ) from exc
-    spec = dataclasses.replace(source.spec, scheduler=scheduler)
-    changed: Any
-    if isinstance(source, Artifact):
-        changed = {"manifest": dataclasses.replace(source.manifest, spec=spec)}
-    else:
-        changed = {"spec": spec}
-    return dataclasses.replace(source, **changed)
+    return source.with_spec(dataclasses.replace(source.spec, scheduler=scheduler))

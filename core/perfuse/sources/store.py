@@ -19,7 +19,7 @@ from perfuse.sources.files import shown
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["ArtifactStore", "atomic_folder", "cache_folder"]
+__all__ = ["ArtifactStore", "atomic_file", "atomic_folder", "cache_folder", "locked"]
 
 _PARTIAL = ".partial-"
 _HEX = "[0-9a-f]"
@@ -76,6 +76,21 @@ def atomic_folder(final: Path, *, replaces: Callable[[Path], bool] | None = None
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def atomic_file(final: Path) -> Iterator[Path]:
+    """A name beside ``final`` for a file that takes its place once the block has succeeded.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    partial = _beside(final)
+    try:
+        yield partial
+        os.replace(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def _check_replaceable(final: Path, replaces: Callable[[Path], bool] | None) -> None:
     """Refuse to replace what perfuse did not write."""
     if not os.path.lexists(final):
@@ -93,7 +108,7 @@ def _check_replaceable(final: Path, replaces: Callable[[Path], bool] | None) -> 
 
 
 def _beside(final: Path) -> Path:
-    """A name beside a folder that says that what is there may be removed."""
+    """A name beside a folder or a file that says that what is there may be removed."""
     return final.parent / f"{_PARTIAL}{final.name}-{uuid.uuid4().hex[:8]}"
 
 
@@ -209,6 +224,18 @@ class ArtifactStore:
                 with atomic_folder(folder) as partial:
                     make(partial)
         return folder
+
+    def shared(self, name: str) -> Path | None:
+        """A folder for what an engine keeps itself, such as compiled programs.
+
+        ``None`` where nothing can be written.
+        """
+        folder = self.root / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return None
+        return folder if os.access(folder, os.W_OK) else None
 
     def entries(self) -> list[tuple[Path, int]]:
         """Every artifact with its size in bytes."""

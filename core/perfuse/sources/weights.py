@@ -12,9 +12,9 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
+from perfuse.contract.frozen import FrozenDict
 from perfuse.errors import CheckpointError, WeightsError
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class Weights:
             folder=folder,
             files=tuple(folder / name for name in used),
             variant=choice.variant,
-            shapes=MappingProxyType(shapes),
+            shapes=FrozenDict(shapes),
             fingerprint=digest.hexdigest(),
             total_bytes=total,
         )

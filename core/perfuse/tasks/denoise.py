@@ -1,30 +1,40 @@
-"""The steps that every task shares: the schedule, the first noise, the loop, the picture."""
+"""The steps that tasks share: the schedule, the first noise, the loop, the picture."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from perfuse.arrays import concatenate, is_torch, place, to_numpy
 from perfuse.arrays.noise import BatchNoise
-from perfuse.arrays.operations import concatenate, is_torch, place, to_numpy
-from perfuse.contract.spec import Array
+from perfuse.contract.backend import Program
+from perfuse.contract.guider import Branch, Guider, Moment
+from perfuse.contract.latents import PixelLatents
+from perfuse.contract.spec import Array, ComponentSpec, Role
+from perfuse.contract.steps import Loop, State, Tools, step
 from perfuse.errors import InputError, NonFiniteError
+from perfuse.models.registry import host_inputs
 from perfuse.schedulers import Schedule
-from perfuse.tasks.guidance import Guidance
-from perfuse.tasks.steps import Loop, State, Step, Tools
 
 __all__ = [
+    "advance",
     "check_count",
     "check_output_type",
     "check_size",
+    "decode",
     "denoise_loop",
     "draw_latents",
     "finish",
+    "guide",
+    "pictures_of",
+    "place_inputs",
+    "predict",
     "prepare_schedule",
 ]
 
 
-def check_size(tools: Tools, height: int | None, width: int | None) -> tuple[int, int]:
+def pick_size(tools: Tools, height: int | None, width: int | None) -> tuple[int, int]:
     """The height and width in pixels to draw, the checkpoint's own where none was asked for.
 
     Raises:
@@ -45,87 +55,230 @@ def check_size(tools: Tools, height: int | None, width: int | None) -> tuple[int
     return sizes[0], sizes[1]
 
 
+@step(outputs=("height", "width"))
+def check_size(tools: Tools, height: int | None, width: int | None) -> State:
+    size = pick_size(tools, height, width)
+    return {"height": size[0], "width": size[1]}
+
+
 def check_count(name: str, count: object) -> None:
     """Raise ``InputError`` for what is not a whole number of at least one."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InputError(f"{name} must be a whole number of at least 1; got {count!r}.")
 
 
-def _prepare_schedule(
-    tools: Tools, num_inference_steps: int, timesteps: Any, sigmas: Any, eta: float
+@step(outputs=("schedule",))
+def prepare_schedule(
+    tools: Tools,
+    num_inference_steps: int,
+    timesteps: Any,
+    sigmas: Any,
+    eta: float,
+    mu: float | None = None,
 ) -> State:
+    """The table of the scheduler's steps. It comes after the size, on which ``mu`` may depend."""
     given = timesteps is not None or sigmas is not None
+    more: dict[str, Any] = {} if mu is None else {"mu": mu}
     schedule = tools.scheduler.schedule(
-        None if given else num_inference_steps, timesteps=timesteps, sigmas=sigmas, eta=eta
+        None if given else num_inference_steps, timesteps=timesteps, sigmas=sigmas, eta=eta, **more
     )
     return {"schedule": schedule}
 
 
-prepare_schedule = Step(
-    name="prepare_schedule",
-    inputs=("num_inference_steps", "timesteps", "sigmas", "eta"),
-    outputs=("schedule",),
-    run=_prepare_schedule,
-)
-
-
 def draw_latents(
-    noise: BatchNoise, schedule: Schedule, shape: tuple[int, ...], given: Array | None
+    tools: Tools,
+    noise: BatchNoise,
+    schedule: Schedule,
+    size: tuple[int, int, int],
+    given: Array | None,
 ) -> Array:
-    """The first noisy sample: drawn, or the one given, times the schedule's first sigma."""
+    """The first noisy sample, packed as the denoiser takes it, times the schedule's first sigma.
+
+    Args:
+        tools: The pipeline.
+        noise: Where it is drawn from.
+        schedule: The steps.
+        size: How many pictures, and their height and width in pixels.
+        given: Unit noise of the caller's in place of drawn; it is not packed again.
+    """
+    layout = tools.spec.latents
+    shape = layout.shape(*size)
     if given is None:
-        latents = noise.normal(shape)
-    else:
-        latents = given if is_torch(given) else to_numpy(given)
-        if tuple(latents.shape) != shape:
-            raise InputError(f"latents must have shape {shape}; got {tuple(latents.shape)}.")
+        return layout.pack(noise.normal(shape)) * schedule.init_noise_sigma
+    latents = given if is_torch(given) else to_numpy(given)
+    packed = tuple(layout.pack(np.empty(shape, dtype=np.float32)).shape)
+    if tuple(latents.shape) == shape != packed:
+        latents = layout.pack(latents)
+    if tuple(latents.shape) != packed:
+        raise InputError(f"latents must have shape {shape}; got {tuple(latents.shape)}.")
     return latents * schedule.init_noise_sigma
 
 
-def _place(
+# Conditions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """What the denoiser is told beside the sample, for each set of branches that runs together."""
+
+    branches: tuple[Branch, ...]
+    #: Branch name to its inputs, [pictures, …] each, or without a batch where they have none.
+    inputs: Mapping[str, Mapping[str, Array]]
+    #: Inputs whose first axis is the batch.
+    batched: frozenset[str]
+    _joined: dict[tuple[str, ...], Mapping[str, Array]] = field(default_factory=dict)
+
+    def groups(self, running: Sequence[str]) -> Iterator[tuple[str | None, tuple[str, ...]]]:
+        """The branches that run, by the entry of the denoiser that they ask."""
+        entries = {branch.name: branch.entry for branch in self.branches}
+        for entry in dict.fromkeys(entries[name] for name in running):
+            yield entry, tuple(name for name in running if entries[name] == entry)
+
+    def alike(self, names: tuple[str, ...]) -> bool:
+        """Whether inputs of these branches have one shape, so that they can be one batch."""
+        shapes = ({n: tuple(a.shape) for n, a in self.inputs[name].items()} for name in names)
+        first = next(shapes)
+        return all(shape == first for shape in shapes)
+
+    def joined(self, names: tuple[str, ...]) -> Mapping[str, Array]:
+        """The inputs of these branches as one batch; put together once."""
+        if len(names) == 1:
+            return self.inputs[names[0]]
+        if names not in self._joined:
+            first = self.inputs[names[0]]
+            self._joined[names] = {
+                key: concatenate([self.inputs[name][key] for name in names])
+                if key in self.batched
+                else array
+                for key, array in first.items()
+            }
+        return self._joined[names]
+
+
+def _batches(
+    tools: Tools,
+    conditions: Mapping[str, Mapping[str, Array]],
+    guider: Guider,
+    pictures: int,
+    size: tuple[int, int],
+    device: str | None,
+) -> Batches:
+    spec = tools.spec.denoiser
+    batched = {t.name for t in spec.signature.inputs if t.shape and t.shape[0] == "batch"}
+    inputs = {}
+    for branch in guider.branches:
+        if branch.condition not in conditions:
+            raise InputError(
+                f"{type(guider).__name__} asks with the condition {branch.condition!r}; this task "
+                f"has {', '.join(conditions) or 'none'}."
+            )
+        own = dict(conditions[branch.condition])
+        sizes = {**tools.spec.latents.dims(*size), **_sizes(spec, own), "batch": pictures}
+        own |= host_inputs(spec, sizes, guider.embedded)
+        inputs[branch.name] = {name: place(array, device) for name, array in own.items()}
+    return Batches(branches=guider.branches, inputs=inputs, batched=frozenset(batched))
+
+
+def _sizes(spec: ComponentSpec, inputs: Mapping[str, Array]) -> dict[str, int]:
+    """The named dimensions that these inputs have."""
+    found: dict[str, int] = {}
+    for tensor in spec.signature.inputs:
+        if tensor.name in inputs:
+            shape = inputs[tensor.name].shape
+            pairs = zip(tensor.shape, shape, strict=False)
+            found |= {dim: int(size) for dim, size in pairs if isinstance(dim, str)}
+    return found
+
+
+# The loop
+
+
+def moment_of(schedule: Schedule, index: int) -> Moment:
+    """Where the loop is."""
+    return Moment(
+        index=index, total=len(schedule.timesteps), timestep=float(schedule.timesteps[index])
+    )
+
+
+@step(outputs=("samples", "previous_samples", "predictions", "prediction", "batches", "timesteps"))
+def place_inputs(
     tools: Tools,
     latents: Array,
     schedule: Schedule,
-    conditions: Mapping[str, Array],
-    guidance: Guidance,
+    conditions: Mapping[str, Mapping[str, Array]],
+    guider: Guider,
+    height: int,
+    width: int,
 ) -> State:
     """Bring everything that the loop reads to where the denoiser runs, once."""
     device = tools.program(tools.spec.denoiser.name).torch_device
-    batch = guidance.branches * len(latents)
-    # float32 [steps, batch]; a row is what the denoiser takes
-    timesteps = np.repeat(schedule.timesteps[:, None], batch, axis=1)
+    most = len(guider.branches) * len(latents)
+    # float32 [steps, batch]; the beginning of a row is what the denoiser takes
+    timesteps = np.repeat(schedule.timesteps[:, None], most, axis=1)
+    batches = _batches(tools, conditions, guider, len(latents), (height, width), device)
     return {
         "samples": schedule.start(place(latents, device)),
-        "conditions": {name: place(array, device) for name, array in conditions.items()},
+        "previous_samples": None,
+        "predictions": None,
+        "prediction": None,
+        "batches": batches,
         "timesteps": place(timesteps, device),
     }
 
 
-def _predict(
+@step(outputs=("predictions",))
+def predict(
     tools: Tools,
     index: int,
     samples: tuple[Array, ...],
     schedule: Schedule,
     timesteps: Array,
-    conditions: Mapping[str, Array],
-    guidance: Guidance,
+    batches: Batches,
+    guider: Guider,
 ) -> State:
+    """What the denoiser says of each branch that runs at this step, [pictures, …] each."""
+    running = guider.running(moment_of(schedule, index))
     sample = schedule.scale_input(index, samples[0])
-    if guidance.branches > 1:
-        sample = concatenate([sample] * guidance.branches)
-    program = tools.program(tools.spec.denoiser.name)
-    outputs = program(sample=sample, timestep=timesteps[index], **conditions)
-    return {"prediction": outputs["out_sample"]}
+    predictions: dict[str, Array] = {}
+    for entry, names in batches.groups(running):
+        program = tools.program(entry if entry is not None else tools.spec.denoiser.name)
+        together = _fits(program, len(names) * len(sample)) and batches.alike(names)
+        for group in [names] if together else [(name,) for name in names]:
+            predictions |= _ask(program, sample, timesteps[index], batches.joined(group), group)
+    return {"predictions": predictions}
 
 
-def _guide(tools: Tools, prediction: Array, guidance: Guidance) -> State:
-    if guidance.branches == 1 and not is_torch(prediction):
-        # The schedule may remember it, and the program will write there again.
-        return {"prediction": prediction.copy()}
-    return {"prediction": guidance.combine(prediction)}
+def _fits(program: Program, items: int) -> bool:
+    """Whether a program takes that many items in one call without running several itself."""
+    return program.max_batch is None or items <= program.max_batch
 
 
-def _advance(
+def _ask(
+    program: Program,
+    sample: Array,
+    timesteps: Array,
+    inputs: Mapping[str, Array],
+    names: tuple[str, ...],
+) -> dict[str, Array]:
+    pictures = len(sample)
+    if len(names) > 1:
+        sample = concatenate([sample] * len(names))
+    known = program.signature.input_names
+    given = {name: array for name, array in inputs.items() if name in known}
+    out = program(sample=sample, timestep=timesteps[: len(sample)], **given)["out_sample"]
+    return {name: out[i * pictures : (i + 1) * pictures] for i, name in enumerate(names)}
+
+
+@step(outputs=("prediction",))
+def guide(
+    tools: Tools, index: int, schedule: Schedule, predictions: Mapping[str, Array], guider: Guider
+) -> State:
+    """One prediction from those of the branches."""
+    return {"prediction": guider.combine(predictions, moment_of(schedule, index))}
+
+
+@step(outputs=("samples", "previous_samples"))
+def advance(
     tools: Tools,
     index: int,
     samples: tuple[Array, ...],
@@ -133,49 +286,54 @@ def _advance(
     prediction: Array,
     noise: BatchNoise,
 ) -> State:
+    """The next sample: one row of the schedule, applied."""
     fresh = None
     if schedule.draws[index]:
         fresh = noise.normal(tuple(samples[0].shape))
         if is_torch(samples[0]):
             fresh = place(fresh, samples[0].device)
-    return {"samples": schedule.advance(index, samples, prediction, fresh)}
+    after = schedule.advance(index, samples, prediction, fresh)
+    return {"samples": after, "previous_samples": samples}
 
 
 denoise_loop = (
-    Step(
-        name="place",
-        inputs=("latents", "schedule", "conditions", "guidance"),
-        outputs=("samples", "conditions", "timesteps"),
-        run=_place,
-    ),
-    Loop(
-        name="denoise",
-        over="timesteps",
-        steps=(
-            Step(
-                name="predict",
-                inputs=("index", "samples", "schedule", "timesteps", "conditions", "guidance"),
-                outputs=("prediction",),
-                run=_predict,
-            ),
-            Step(
-                name="guide",
-                inputs=("prediction", "guidance"),
-                outputs=("prediction",),
-                run=_guide,
-            ),
-            Step(
-                name="advance",
-                inputs=("index", "samples", "schedule", "prediction", "noise"),
-                outputs=("samples",),
-                run=_advance,
-            ),
-        ),
-    ),
+    place_inputs,
+    Loop(name="denoise", over="timesteps", steps=(predict, guide, advance)),
 )
 
 
-def finish(decoded: Array, output_type: str) -> Any:
+# The picture
+
+
+@step(outputs=("decoded",))
+def decode(
+    tools: Tools, samples: tuple[Array, ...], output_type: str, height: int, width: int
+) -> State:
+    """A picture [B, C, H, W] in about [-1, 1], or the latents as they are where these are wanted."""
+    latents = samples[0]
+    if output_type == "latent":
+        return {"decoded": latents}
+    return {"decoded": pictures_of(tools, latents, height, width)}
+
+
+def pictures_of(tools: Tools, latents: Array, height: int, width: int) -> Array:
+    """Latents as pictures [B, C, H, W] in about [-1, 1], by the pipeline's own decoder."""
+    layout = tools.spec.latents
+    latents = layout.decode(layout.unpack(latents, height, width))
+    decoders = tools.spec.having(Role.LATENT_DECODER)
+    if not decoders and isinstance(layout, PixelLatents):
+        return latents
+    if not decoders:
+        raise InputError(
+            f"{tools.spec.class_name} has no latent decoder to make pictures with; ask for latents, "
+            "output_type='latent', or open it with its decoder."
+        )
+    program = tools.program(decoders[0].name)
+    return program(latent_sample=place(latents, program.torch_device))["sample"]
+
+
+@step(outputs=("images",))
+def finish(tools: Tools, decoded: Array, output_type: str) -> State:
     """Pictures of the type asked for, from [B, C, H, W] in about [-1, 1].
 
     Raises:
@@ -184,14 +342,15 @@ def finish(decoded: Array, output_type: str) -> Any:
     from perfuse.arrays import pictures
 
     array = to_numpy(decoded)
-    if output_type == "latent":
-        if not np.isfinite(array).all():
-            raise NonFiniteError(
-                f"The latents hold {np.count_nonzero(~np.isfinite(array))} values that are NaN or "
-                f"infinite, of {array.size}. Try --precision float32, or other settings."
-            )
-        return array
-    return pictures.to_unit(array) if output_type == "np" else pictures.to_pil(array)
+    if output_type != "latent":
+        to = pictures.to_unit if output_type == "np" else pictures.to_pil
+        return {"images": to(array)}
+    if not np.isfinite(array).all():
+        raise NonFiniteError(
+            f"The latents hold {np.count_nonzero(~np.isfinite(array))} values that are NaN or "
+            f"infinite, of {array.size}. Try --precision float32, or other settings."
+        )
+    return {"images": array}
 
 
 def check_output_type(output_type: str) -> None:

@@ -5,32 +5,35 @@ the second; and the sizes that the picture is said to have had, which the UNet w
 """
 
 import dataclasses
-from collections.abc import Sequence
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
-from perfuse.arrays.operations import concatenate, join_features, place, zeros_like
+from perfuse.arrays import join_features, zeros_like
+from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
+from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.errors import InputError
-from perfuse.tasks.guidance import Guidance
-from perfuse.tasks.steps import State, Step, Tools
-from perfuse.tasks.text_to_image import TEXT_TO_IMAGE, Prompt, encode, read_texts, repeat
+from perfuse.tasks.text import Prompt, conditions_of, encode, read_texts
+from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
 
 __all__ = ["TEXT_TO_IMAGE_XL"]
 
 Size = tuple[int, int] | None
 
 
-def _encode_both(tools: Tools, texts: list[str], texts_2: list[str]) -> tuple[Array, Array]:
+def _encode_both(tools: Tools, texts: list[str], texts_2: list[str]) -> dict[str, Array]:
     """States [B, S, D1 + D2] and pooled text [B, P]. The refiner has the second encoder alone."""
     parts = []
     if "text_encoder" in tools.spec.components:
         parts.append(encode(tools, "text_encoder", "tokenizer", texts)["penultimate_hidden_state"])
     second = encode(tools, "text_encoder_2", "tokenizer_2", texts_2)
     parts.append(second["penultimate_hidden_state"])
-    return join_features(parts), second["text_embeds"]
+    return _states(join_features(parts), second["text_embeds"])
+
+
+def _states(states: Array, pooled: Array) -> dict[str, Array]:
+    return {"encoder_hidden_states": states, "text_embeds": pooled}
 
 
 def _second(given: Prompt, name: str, first: list[str]) -> list[str]:
@@ -49,7 +52,29 @@ def _check_pair(name: str, pair: Size) -> None:
         raise InputError(f"{name} must be two whole numbers, height first; got {pair!r}.")
 
 
-def _encode_prompt_xl(
+@step(outputs=("time_ids",))
+def read_sizes(
+    tools: Tools,
+    height: int,
+    width: int,
+    original_size: Size,
+    crops_coords_top_left: tuple[int, int],
+    target_size: Size,
+) -> State:
+    """What the picture is said to have been, float32 [1, 6]: its size, its crop, the size wanted."""
+    _check_pair("original_size", original_size)
+    _check_pair("crops_coords_top_left", crops_coords_top_left)
+    _check_pair("target_size", target_size)
+    sizes = (
+        *(original_size or (height, width)),
+        *crops_coords_top_left,
+        *(target_size or (height, width)),
+    )
+    return {"time_ids": np.asarray([sizes], dtype=np.float32)}
+
+
+@step(outputs=("conditions",))
+def encode_prompt(
     tools: Tools,
     prompts: list[str],
     negatives: list[str],
@@ -61,96 +86,54 @@ def _encode_prompt_xl(
     pooled_prompt_embeds: Array | None,
     negative_pooled_prompt_embeds: Array | None,
     num_images_per_prompt: int,
-    guidance: Guidance,
-    height: int,
-    width: int,
-    original_size: Size,
-    crops_coords_top_left: tuple[int, int],
-    target_size: Size,
+    guider: Guider,
+    time_ids: Array,
 ) -> State:
-    """Text states, pooled text and sizes, [branches * pictures, …], without the prompt first."""
-    _check_pair("original_size", original_size)
-    _check_pair("crops_coords_top_left", crops_coords_top_left)
-    _check_pair("target_size", target_size)
+    """Text states, pooled text and sizes, [pictures, …], for each condition of the guider."""
     if (prompt_embeds is None) != (pooled_prompt_embeds is None):
         raise InputError("Give prompt_embeds and pooled_prompt_embeds together.")
     if (negative_prompt_embeds is None) != (negative_pooled_prompt_embeds is None):
         raise InputError("Give negative_prompt_embeds and negative_pooled_prompt_embeds together.")
-    if prompt_embeds is not None:
-        states, pooled = prompt_embeds, pooled_prompt_embeds
-    else:
-        states, pooled = _encode_both(tools, prompts, _second(prompt_2, "prompt_2", prompts))
-    rows = [(states, pooled)]
-    if guidance.branches > 1:
+
+    def empty() -> Mapping[str, Array]:
+        return _encode_both(tools, [""] * count, [""] * count)
+
+    def negative() -> Mapping[str, Array]:
         if negative_prompt_embeds is not None:
-            rows.insert(0, (negative_prompt_embeds, negative_pooled_prompt_embeds))
-        elif not negatives and tools.spec.options.get("force_zeros_for_empty_prompt", True):
-            rows.insert(0, (zeros_like(states), zeros_like(pooled)))
-        else:
-            texts = negatives or [""] * count
-            both = _encode_both(
-                tools, texts, _second(negative_prompt_2, "negative_prompt_2", texts)
-            )
-            rows.insert(0, both)
-    where = getattr(states, "device", None) if not isinstance(states, np.ndarray) else None
+            return _states(negative_prompt_embeds, negative_pooled_prompt_embeds)
+        if not negatives and tools.spec.options.get("force_zeros_for_empty_prompt", True):
+            return {name: zeros_like(array) for name, array in positive.items()}
+        texts = negatives or [""] * count
+        return _encode_both(tools, texts, _second(negative_prompt_2, "negative_prompt_2", texts))
 
-    def stack(column: int) -> Array:
-        return concatenate(
-            [repeat(place(row[column], where), num_images_per_prompt) for row in rows]
-        )
-
-    sizes: Sequence[int] = (
-        *(original_size or (height, width)),
-        *crops_coords_top_left,
-        *(target_size or (height, width)),
-    )
-    batch = guidance.branches * count * num_images_per_prompt
-    time_ids = np.tile(np.asarray(sizes, dtype=np.float32), (batch, 1))
-    return {
-        "conditions": {
-            "encoder_hidden_states": stack(0),
-            "text_embeds": stack(1),
-            "time_ids": time_ids,
-        }
-    }
+    if prompt_embeds is not None:
+        positive = _states(prompt_embeds, pooled_prompt_embeds)
+    else:
+        positive = _encode_both(tools, prompts, _second(prompt_2, "prompt_2", prompts))
+    others = {"negative": negative, "empty": empty}
+    wanted = {branch.condition for branch in guider.branches}
+    encoded: dict[str, Mapping[str, Array]] = {"positive": positive}
+    encoded |= {name: others[name]() for name in others if name in wanted}
+    ids = np.repeat(time_ids, count, axis=0)
+    with_ids = {name: {**arrays, "time_ids": ids} for name, arrays in encoded.items()}
+    return {"conditions": conditions_of(with_ids, num_images_per_prompt)}
 
 
-_EXTRA: dict[str, Any] = {
-    "prompt_2": None,
-    "negative_prompt_2": None,
-    "pooled_prompt_embeds": None,
-    "negative_pooled_prompt_embeds": None,
-    "original_size": None,
-    "crops_coords_top_left": (0, 0),
-    "target_size": None,
+_MORE = {
+    "prompt_2": Input(
+        kind=str, help="What the second text encoder is told; the prompt by default."
+    ),
+    "negative_prompt_2": Input(kind=str, help="The same of the negative prompt."),
+    "pooled_prompt_embeds": Input(help="Pooled text [B, P], with prompt_embeds."),
+    "negative_pooled_prompt_embeds": Input(help="The same, with negative_prompt_embeds."),
+    "original_size": Input(help="Height and width that the picture is said to have had."),
+    "crops_coords_top_left": Input(default=(0, 0), help="Where it is said to have been cropped."),
+    "target_size": Input(help="Height and width that it is said to be wanted in."),
 }
 
-TEXT_TO_IMAGE_XL = dataclasses.replace(
-    TEXT_TO_IMAGE,
-    inputs=MappingProxyType({**TEXT_TO_IMAGE.inputs, "guidance_scale": 5.0, **_EXTRA}),
-).replace(
-    "encode_prompt",
-    Step(
-        name="encode_prompt",
-        inputs=(
-            "prompts",
-            "negatives",
-            "count",
-            "prompt_2",
-            "negative_prompt_2",
-            "prompt_embeds",
-            "negative_prompt_embeds",
-            "pooled_prompt_embeds",
-            "negative_pooled_prompt_embeds",
-            "num_images_per_prompt",
-            "guidance",
-            "height",
-            "width",
-            "original_size",
-            "crops_coords_top_left",
-            "target_size",
-        ),
-        outputs=("conditions",),
-        run=_encode_prompt_xl,
-    ),
+TEXT_TO_IMAGE_XL = (
+    dataclasses.replace(TEXT_TO_IMAGE, inputs={**TEXT_TO_IMAGE.inputs, **_MORE})
+    .with_defaults({"guidance_scale": 5.0})
+    .insert(read_sizes, before="encode_prompt")
+    .replace("encode_prompt", encode_prompt)
 )

@@ -4,88 +4,66 @@ from typing import Any
 
 from perfuse.arrays.noise import noise_for
 from perfuse.contract.spec import Array
+from perfuse.contract.steps import Input, State, Task, Tools, step
 from perfuse.schedulers import Schedule
 from perfuse.tasks.denoise import (
     check_count,
     check_output_type,
     check_size,
+    decode,
     denoise_loop,
     draw_latents,
     finish,
     prepare_schedule,
 )
-from perfuse.tasks.guidance import Guidance
-from perfuse.tasks.steps import State, Step, Task, Tools
+from perfuse.tasks.guiders import NoGuidance
+from perfuse.tasks.inputs import NOISE, OUTPUT, SIZE, STEPS
 
 __all__ = ["UNCONDITIONAL"]
 
 
-def _prepare(
+@step(outputs=("guider", "conditions"))
+def check_inputs(tools: Tools, batch_size: int, output_type: str) -> State:
+    """Check what was asked for, before anything is prepared."""
+    check_output_type(output_type)
+    check_count("batch_size", batch_size)
+    return {"guider": NoGuidance(), "conditions": {"positive": {}}}
+
+
+@step(outputs=("noise", "seeds", "latents"))
+def prepare_latents(
     tools: Tools,
     schedule: Schedule,
     batch_size: int,
-    height: int | None,
-    width: int | None,
+    height: int,
+    width: int,
     seed: Any,
     generator: Any,
     noise_mode: str,
     latents: Array | None,
-    output_type: str,
 ) -> State:
-    check_output_type(output_type)
-    check_count("batch_size", batch_size)
-    sample = tools.spec.denoiser.signature.inputs[0]
-    size = check_size(tools, height, width)
+    """The first noise of every picture."""
     noise = noise_for(seed, generator, batch=batch_size, mode=noise_mode)
-    shape = (batch_size, int(sample.shape[1]), *size)
-    return {
-        "noise": noise,
-        "seeds": noise.seeds,
-        "latents": draw_latents(noise, schedule, shape, latents),
-        "conditions": {},
-        "guidance": Guidance(scale=1.0),
-    }
-
-
-def _finish(tools: Tools, samples: tuple[Array, ...], output_type: str) -> State:
-    return {"images": finish(samples[0], output_type)}
+    drawn = draw_latents(tools, noise, schedule, (batch_size, height, width), latents)
+    return {"noise": noise, "seeds": noise.seeds, "latents": drawn}
 
 
 UNCONDITIONAL = Task(
     name="unconditional",
     inputs={
-        "batch_size": 1,
-        "num_inference_steps": 1000,
-        "timesteps": None,
-        "sigmas": None,
-        "eta": 0.0,
-        "height": None,
-        "width": None,
-        "seed": None,
-        "generator": None,
-        "noise_mode": "torch-cpu",
-        "latents": None,
-        "output_type": "pil",
+        "batch_size": Input(default=1, kind=int, option="--num-images", help="Pictures to draw."),
+        **STEPS,
+        **SIZE,
+        **NOISE,
+        **OUTPUT,
     },
     steps=(
+        check_inputs,
+        check_size,
         prepare_schedule,
-        Step(
-            name="prepare_latents",
-            inputs=(
-                "schedule",
-                "batch_size",
-                "height",
-                "width",
-                "seed",
-                "generator",
-                "noise_mode",
-                "latents",
-                "output_type",
-            ),
-            outputs=("noise", "seeds", "latents", "conditions", "guidance"),
-            run=_prepare,
-        ),
+        prepare_latents,
         *denoise_loop,
-        Step(name="finish", inputs=("samples", "output_type"), outputs=("images",), run=_finish),
+        decode,
+        finish,
     ),
-)
+).with_defaults({"num_inference_steps": 1000})

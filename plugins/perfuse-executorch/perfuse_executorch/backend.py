@@ -1,19 +1,20 @@
 """ExecuTorch as a backend."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from perfuse.backend import (
     Backend,
     Component,
     Device,
+    Options,
     Program,
     Request,
     Support,
     SupportLevel,
     Target,
 )
-from perfuse.errors import DeviceNotFoundError, InputError
+from perfuse.errors import DeviceNotFoundError
 from perfuse.run.export import exported
 from perfuse.sources.store import ArtifactStore
 
@@ -24,7 +25,6 @@ from perfuse_executorch.program import ExecuTorchProgram
 __all__ = ["ExecuTorch"]
 
 _CPU = "cpu"
-_OPTIONS = ("threads",)
 _HALF = (
     "XNNPACK's float16 kernels need a processor with half-precision arithmetic to be fast; on "
     "others float16 halves the file and costs time."
@@ -39,6 +39,7 @@ class ExecuTorch(Backend):
     """ExecuTorch's runtime on the CPU. A program is made for one size."""
 
     name: ClassVar[str] = "executorch"
+    options: ClassVar[Options] = {"threads": range(1, 1025)}
 
     def devices(self) -> Sequence[Device]:
         """The CPU, with the delegates that the installed runtime was built with."""
@@ -94,9 +95,9 @@ class ExecuTorch(Backend):
             ArtifactError: the file is missing, damaged, or of another component.
             ExecutionError: memory ran out.
         """
-        threads = _read_options(target.options)
+        threads = self.switches(target).get("threads")
         self.check(component, target)
-        count = runtime.threads(threads)
+        count = runtime.threads(int(threads) if threads is not None else None)
         path = exported(component, FORMAT, store)
         return ExecuTorchProgram(component, runtime.load(path), path=path, threads=count)
 
@@ -107,19 +108,3 @@ def _check_device(device: str | None) -> None:
             f"executorch:{device} was asked for; ExecuTorch's Python runtime has {_CPU} here. Use "
             f"executorch:{_CPU}."
         )
-
-
-def _read_options(given: Mapping[str, str]) -> int | None:
-    """How many threads; ``None`` for whatever there is."""
-    unknown = [name for name in given if name not in _OPTIONS]
-    if unknown:
-        raise InputError(
-            f"The executorch backend was given the option {', '.join(unknown)}; it has "
-            f"{', '.join(_OPTIONS)}."
-        )
-    if "threads" not in given:
-        return None
-    count = str(given["threads"])
-    if not (count.isdecimal() and int(count) > 0):
-        raise InputError(f"The option threads must be a number from 1; got {count!r}.")
-    return int(count)

@@ -59,7 +59,7 @@ class ExecuTorchExporter(Exporter):
                 "ExecuTorch plans a program's memory when it writes the file. Fix the sizes: "
                 "--height H --width W --batch B."
             )
-        from perfuse_exporters.capture import capture
+        from perfuse.capture import capture
 
         path = folder / MODEL
         try:

@@ -208,7 +208,7 @@ def test_other_devices_options_and_precisions(tiny: Component, prepare: Prepare)
         prepare(tiny, device="cuda")
     with pytest.raises(InputError, match="it has threads"):
         prepare(tiny, speed="high")
-    with pytest.raises(InputError, match="a number from 1"):
+    with pytest.raises(InputError, match="a whole number from 1"):
         prepare(tiny, threads="0")
     with pytest.raises(UnsupportedError, match="no bfloat16"):
         prepare(dataclasses.replace(tiny, precision="bfloat16"))

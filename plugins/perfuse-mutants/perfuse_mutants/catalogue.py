@@ -345,6 +345,12 @@ CATALOGUE: tuple[Entry, ...] = (
         "component/unet/float32/static/held-output",
     ),
     _entry(
+        "mutant-reused-output",
+        "memory:ReusedOutput",
+        "a program writes its outputs to the same memory at every call, where the caller holds them",
+        "component/unet/float32/static/kept-output",
+    ),
+    _entry(
         "mutant-ignored-strides",
         "memory:IgnoredStrides",
         "arrays are read in the order of memory, so a transposed view is misread",

@@ -14,6 +14,7 @@ __all__ = [
     "IgnoredStrides",
     "Nondeterministic",
     "OverwrittenInput",
+    "ReusedOutput",
     "SharedOutput",
 ]
 
@@ -120,6 +121,26 @@ class SharedOutput(Mutant):
                 placed[name][...] = array
                 start += array.size
             return placed
+
+        return call
+
+
+class ReusedOutput(Mutant):
+    """Each program has memory of its own for its outputs, and writes there at every call."""
+
+    name = "mutant-reused-output"
+    roles = _EVERY
+
+    def spoil(self, component: Component, run: Run) -> Run:
+        held: Arrays = {}
+
+        def call(inputs: Arrays) -> Arrays:
+            for name, array in run(inputs).items():
+                if name in held and held[name].shape == array.shape:
+                    held[name][...] = array
+                else:
+                    held[name] = array
+            return dict(held)
 
         return call
 

@@ -10,7 +10,7 @@ import pytest
 
 from perfuse.backend import Program, Target
 from perfuse.plugins import host
-from perfuse.run.pipeline import open_model
+from perfuse.sources.opening import open_model
 from perfuse.sources.store import ArtifactStore
 
 Prepare = Callable[..., Program]

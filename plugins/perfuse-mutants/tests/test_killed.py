@@ -9,12 +9,12 @@ import pytest
 from perfuse_mutants.catalogue import CATALOGUE, Caught
 
 from perfuse.backend import Target
-from perfuse_conformance import runner
-from perfuse_conformance.junit import write_junit
-from perfuse_conformance.process import Answer
-from perfuse_conformance.report import write_report
-from perfuse_conformance.results import Result, Status, read_results
-from perfuse_conformance.worker import Worker
+from perfuse_conformance.judge.results import Result, Status, read_results
+from perfuse_conformance.report.html import write_report
+from perfuse_conformance.report.junit import write_junit
+from perfuse_conformance.runner import session as runner
+from perfuse_conformance.runner.process import Answer
+from perfuse_conformance.runner.worker import Worker
 
 CAUGHT = {entry.name: entry.caught for entry in CATALOGUE if entry.caught is not None}
 

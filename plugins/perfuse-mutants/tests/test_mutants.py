@@ -201,6 +201,18 @@ def test_outputs_of_two_programs_share_memory(prepare: Prepare) -> None:
     assert (moments != kept).any()
 
 
+def test_the_next_call_overwrites_the_last_one_s_outputs(prepare: Prepare) -> None:
+    encoder, decoder = (prepare("mutant-reused-output", n) for n in ("vae_encoder", "vae_decoder"))
+    inputs = picture()[1]
+    moments = encoder(**inputs)["latent_parameters"]
+    kept = moments.copy()
+    decoder(**latent()[1])
+    assert (moments == kept).all()
+    encoder(**{name: -array for name, array in inputs.items()})
+    assert (moments != kept).any()
+    assert errors(prepare, "mutant-reused-output", [picture(), latent(), unet(500)]) == [0.0] * 3
+
+
 def test_only_a_view_of_another_order_is_misread(prepare: Prepare) -> None:
     component, inputs = unet(500)
     inputs["timestep"] = np.broadcast_to(inputs["timestep"][:1], (1,))
@@ -302,6 +314,7 @@ def test_every_mutant_of_numbers_is_tested_here() -> None:
         "mutant-overwritten-input",
         "mutant-nondeterministic",
         "mutant-address-cache",
+        "mutant-reused-output",
         "mutant-shared-output",
         "mutant-ignored-strides",
         "mutant-secret-fallback",

@@ -17,7 +17,7 @@ from perfuse_mutants.rude import AcmeError, LeaksThread
 from perfuse.backend import Program, Request, SupportLevel
 from perfuse.errors import ExecutionError, PluginError, UnsupportedError
 from perfuse.plugins import host
-from perfuse.run.pipeline import open_model
+from perfuse.sources.opening import open_model
 from perfuse.sources.store import ArtifactStore
 
 Prepare = Callable[..., Program]

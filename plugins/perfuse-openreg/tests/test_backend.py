@@ -177,7 +177,7 @@ def test_arrays_of_every_kind(gate: Make, store: ArtifactStore) -> None:
 
 def test_another_size_than_it_was_compiled_for(gate: Make, store: ArtifactStore) -> None:
     program = prepare(gate(batch=2), store)
-    with pytest.raises(InputError, match="compiled for batch 2; got batch 3.*perfuse export"):
+    with pytest.raises(InputError, match="exported for batch 2; got batch 3.*perfuse export"):
         program(**inputs(3))
     with pytest.raises(InputError, match="gate takes x of shape"):
         program(x=np.zeros((2, 9), np.float32), t=np.zeros(2, np.float32))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from perfuse import DiffusionPipeline
 from perfuse.errors import DeviceNotFoundError, ExecutionError, ExportError, InputError
-from perfuse.run.export import reporting
+from perfuse.progress import Progress, reporting
 
 from perfuse_openreg.driver import accelerator
 from perfuse_openreg.hardware import HARDWARE
@@ -45,9 +45,10 @@ def pipe() -> Iterator[DiffusionPipeline]:
 
 
 def test_the_same_picture(pipe: DiffusionPipeline, reference: np.ndarray) -> None:
-    said: list[str] = []
-    with reporting(said.append):
+    heard: list[Progress] = []
+    with reporting(heard.append):
         images = pipe(**GIVEN).images
+    said = [progress.message for progress in heard]
     assert np.abs(images - reference).max() < 1e-4
     assert "Preparing unet for batch 2, latent_height 16, latent_width 16, sequence 32" in said
     assert "Exporting unet to openreg (float32)" in said
@@ -61,13 +62,14 @@ def test_the_same_picture(pipe: DiffusionPipeline, reference: np.ndarray) -> Non
 
 def test_the_second_time_nothing_is_compiled(pipe: DiffusionPipeline) -> None:
     pipe(**GIVEN)
-    said: list[str] = []
-    with reporting(said.append):
+    heard: list[Progress] = []
+    with reporting(heard.append):
         again = DiffusionPipeline.from_pretrained(backend="openreg")
         again(**GIVEN)
         again.close()
-    assert [message for message in said if message.startswith("Preparing")]
-    assert not [message for message in said if message.startswith("Exporting")]
+    stages = {progress.stage for progress in heard}
+    assert "prepare" in stages
+    assert "export" not in stages
 
 
 def test_another_size_and_no_guidance(pipe: DiffusionPipeline) -> None:
@@ -102,7 +104,7 @@ def test_an_export_runs(folder: Path, reference: np.ndarray) -> None:
     # Another batch than it was made for runs in parts.
     several = pipe(**{**GIVEN, "prompt": ["a red circle"] * 3}).images
     assert several.shape == (3, 64, 64, 3)
-    with pytest.raises(InputError, match="unet was compiled for batch 2.*got latent_height 8"):
+    with pytest.raises(InputError, match="unet was exported for batch 2.*got latent_height 8"):
         pipe(**{**GIVEN, "height": 32})
     pipe.close()
 

@@ -15,15 +15,14 @@ from perfuse import (
     Target,
     exported,
 )
-from perfuse.backend import PRECISIONS, read_options
+from perfuse.backend import PRECISIONS, Options
 from perfuse.errors import BackendError, DeviceNotFoundError
-from perfuse_exporters.stablehlo import import_jax
-from perfuse_exporters.stablehlo_program import OPTIMIZATIONS, StableHloProgram, compiled_in
+from perfuse_exporters.stablehlo.engine import import_jax
+from perfuse_interpreters.stablehlo import OPTIMIZATIONS, StableHloProgram, compiled_in
 
 __all__ = ["Xla"]
 
 _FORMAT = "stablehlo"
-_OPTIONS = {"cache": ("true", "false"), "optimization": OPTIMIZATIONS}
 #: Where it has been run. Elsewhere nobody has tried.
 _EXECUTED = ("cpu",)
 
@@ -32,6 +31,7 @@ class Xla(Backend):
     """JAX's PJRT clients. A device is named ``cpu``, ``cuda:0``, ``rocm:0`` or ``tpu:0``."""
 
     name: ClassVar[str] = "xla"
+    options: ClassVar[Options] = {"cache": ("true", "false"), "optimization": OPTIMIZATIONS}
 
     def devices(self) -> Sequence[Device]:
         """What JAX lists, its own default first; the CPU is always among them.
@@ -90,7 +90,7 @@ class Xla(Backend):
             ArtifactError: the files are missing, damaged, or of another component.
             ExecutionError: XLA could not compile it.
         """
-        options = read_options(target.options, _OPTIONS, of="The xla backend")
+        options = self.switches(target)
         name, device = _device(target.device)
         self.check(component, target)
         path = exported(component, _FORMAT, store)

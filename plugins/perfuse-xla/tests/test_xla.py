@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from perfuse import ArtifactStore, Component, DiffusionPipeline, Program, Request, SupportLevel
 from perfuse.errors import BackendError, DeviceNotFoundError, InputError, UnsupportedError
-from perfuse_exporters.stablehlo import import_jax
+from perfuse_exporters.stablehlo.engine import import_jax
 
 from perfuse_xla import backend
 from perfuse_xla.backend import Xla

@@ -19,7 +19,7 @@ from perfuse.errors import DeviceNotFoundError, InputError, UnsupportedError
 from perfuse.sources.checkpoint import Checkpoint
 from perfuse.sources.store import ArtifactStore
 from perfuse_conformance import BackendConformance
-from perfuse_conformance.neuron import NeuronInterpreter
+from perfuse_interpreters.neuron import NeuronInterpreter
 
 FAST: dict[str, str] = {"optimization": "0"}  # most of the time is XLA's compiler's
 

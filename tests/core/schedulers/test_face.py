@@ -150,14 +150,21 @@ def test_one_step_without_set_timesteps(name: str) -> None:
 
 def test_the_others_want_set_timesteps() -> None:
     with pytest.raises(InputError, match="set_timesteps"):
-        scheduler_class("euler")().step(X, 500.0, X)
+        scheduler_class("unipc")().step(X, 500, X)
+
+
+def test_a_position_is_no_timestep() -> None:
+    scheduler = scheduler_class("euler")()
+    scheduler.set_timesteps(2)
+    with pytest.raises(InputError, match="is an integer"):
+        scheduler.step(X, 1, X)
 
 
 def test_past_the_end_and_off_the_list() -> None:
     scheduler = scheduler_class("euler")()
     scheduler.set_timesteps(2)
     with pytest.raises(InputError, match="not one of"):
-        scheduler.step(X, 1, X)
+        scheduler.step(X, 1.0, X)
     for t in scheduler.timesteps:
         scheduler.step(X, t, X)
     with pytest.raises(InputError, match="are done"):

@@ -94,14 +94,14 @@ def test_other_dtypes_become_float32(name: str) -> None:
         assert {a.dtype for a in after} == {np.dtype(np.float32)}
 
 
-def test_start_takes_the_rows_from_there_on() -> None:
+def test_begin_takes_the_rows_from_there_on() -> None:
     scheduler = scheduler_class("euler")()
-    whole, rest = scheduler.schedule(8), scheduler.schedule(8, start=5)
+    whole, rest = scheduler.schedule(8), scheduler.schedule(8, begin=5)
     assert rest.rows == whole.rows[5:]
     assert rest.init_noise_sigma == whole.init_noise_sigma
-    for start in (-1, 8):
+    for begin in (-1, 8):
         with pytest.raises(InputError, match="not one of the 8 steps"):
-            scheduler.schedule(8, start=start)
+            scheduler.schedule(8, begin=begin)
 
 
 def test_pndm_calls_the_model_once_more() -> None:

@@ -1,4 +1,4 @@
-"""The stand-in for torch-neuronx: the calls that ``perfuse_exporters.neuron_sdk`` makes."""
+"""The stand-in for torch-neuronx: the calls that ``perfuse_exporters.neuron.sdk`` makes."""
 
 import subprocess
 from collections.abc import Iterator, Sequence

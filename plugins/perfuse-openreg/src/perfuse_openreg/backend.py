@@ -1,7 +1,7 @@
 """The backend: which devices there are, what they can do, and how a component gets onto one."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from perfuse import (
@@ -16,13 +16,13 @@ from perfuse import (
     Target,
     exported,
 )
+from perfuse.backend import Options
 from perfuse.errors import DeviceNotFoundError, InputError
 
 from perfuse_openreg.hardware import HARDWARE, Hardware, readable
 
 __all__ = ["OpenReg"]
 
-_OPTIONS = ("memory",)
 _UNITS = {"kB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}
 
 
@@ -30,6 +30,7 @@ class OpenReg(Backend):
     """A simulated accelerator, in the spirit of PyTorch's OpenReg."""
 
     name: ClassVar[str] = "openreg"
+    options: ClassVar[Options] = {"memory": None}
 
     def devices(self) -> Sequence[Device]:
         """What is there, without starting anything."""
@@ -83,7 +84,8 @@ class OpenReg(Backend):
             ExecutionError: it does not fit into the memory that is free.
         """
         hardware = _find(target.device)
-        memory = _read_options(target.options).get("memory", hardware.memory)
+        switches = self.switches(target)
+        memory = _bytes(switches["memory"]) if "memory" in switches else hardware.memory
         self.check(component, target)
         path = exported(component, self.name, store)
         # The engine is imported where it is used: listing devices must not need it.
@@ -105,22 +107,13 @@ def _find(name: str | None) -> Hardware:
     )
 
 
-def _read_options(given: Mapping[str, str]) -> dict[str, int]:
-    """Each option's value in bytes.
+def _bytes(text: str) -> int:
+    """Read a size.
 
     Raises:
-        InputError: an option is unknown, or its value cannot be read.
+        InputError: it is not written as one.
     """
-    unknown = [name for name in given if name not in _OPTIONS]
-    if unknown:
-        raise InputError(
-            f"The openreg backend was given the option {', '.join(unknown)}; it has "
-            f"{', '.join(_OPTIONS)}."
-        )
-    options = {}
-    for name, text in given.items():
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(kB|MB|GB)", str(text))
-        if found is None or float(found[1]) == 0:
-            raise InputError(f"The option {name} is written like 64MB; got {text!r}.")
-        options[name] = int(float(found[1]) * _UNITS[found[2]])
-    return options
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(kB|MB|GB)", text)
+    if found is None or float(found[1]) == 0:
+        raise InputError(f"The option memory is written like 64MB; got {text!r}.")
+    return int(float(found[1]) * _UNITS[found[2]])

@@ -44,7 +44,7 @@ class OpenRegExporter(Exporter):
             )
         component.spec.check_dims(component.static)
         import torch
-        from perfuse_exporters.capture import capture
+        from perfuse.capture import capture
 
         dtype: torch.dtype = getattr(torch, component.precision)
         program = capture(component, dtype).run_decompositions()

@@ -62,8 +62,7 @@ class OpenRegProgram(Program):
         if not self._release.alive:
             raise ExecutionError(f"{component.name} was closed; prepare it again.")
         dims = component.spec.signature.bind(inputs, component=component.name)
-        component.spec.check_dims(dims)
-        self._check_size(dims)
+        component.check_dims(dims)
         arrays = [self._host(name, inputs[name]) for name in self.signature.input_names]
         with device.lock:
             try:
@@ -96,16 +95,6 @@ class OpenRegProgram(Program):
                 f"{self._component.name} takes {name} in whole numbers; got {found.dtype}."
             )
         return found
-
-    def _check_size(self, dims: Mapping[str, int]) -> None:
-        made_for = self._component.static
-        wrong = {name: size for name, size in dims.items() if made_for[name] != size}
-        if wrong:
-            raise InputError(
-                f"{self._component.name} was compiled for {_sizes(made_for)}; got {_sizes(wrong)}. "
-                "Ask for that size, or make another: perfuse export --model M --to openreg "
-                "--output DIR --height H --width W --batch B."
-            )
 
     def report(self) -> ExecutionReport:
         """What was executed: the types that results were rounded to, counted in the program."""
@@ -192,7 +181,3 @@ def _check_memory(graph: Graph, device: Accelerator) -> None:
             f"{readable(memory.size)} are free. Close other programs, ask for a smaller picture or "
             "batch, --precision bfloat16, another device, or more with --option memory=1024MB."
         )
-
-
-def _sizes(dims: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in dims.items())

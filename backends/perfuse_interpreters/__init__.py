@@ -1,0 +1,1 @@
+"""Programs of engines whose hardware is elsewhere, computed on any machine."""

@@ -1,0 +1,208 @@
+"""A StableHLO program behind a component's signature, compiled for one of JAX's devices."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from perfuse.arrays import to_numpy
+from perfuse.backend import Array, Component, ExecutionReport, Program
+from perfuse.errors import ArtifactError, ExecutionError, InputError
+from perfuse.plugins import said
+from perfuse.sources.store import ArtifactStore
+from perfuse_exporters.stablehlo.engine import import_jax, settings
+from perfuse_exporters.stablehlo.exporter import CAST_TYPES
+from perfuse_exporters.stablehlo.files import load
+
+__all__ = ["OPTIMIZATIONS", "StableHloProgram", "compiled_in"]
+
+#: In the store, so that ``perfuse cache`` lists and clears it.
+_COMPILED = "xla-compiled"
+#: How hard the compiler works: at 0 it takes half the time, and its programs take four times as long.
+OPTIMIZATIONS = ("0", "1", "2", "3")
+
+
+class StableHloProgram(Program):
+    """One executable. The weights are on the device; each call's outputs are the caller's."""
+
+    def __init__(
+        self,
+        component: Component,
+        path: Path,
+        *,
+        device: Any,
+        name: str,
+        cache: Path | None = None,
+        optimization: str | None = None,
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Load, check and compile.
+
+        Args:
+            component: What is to run; every dimension fixed.
+            path: Its ``model.stablehlo``.
+            device: One of ``jax.devices()``.
+            name: What the device is called in reports.
+            cache: Where compiled programs are kept; ``None`` for nowhere.
+            optimization: One of ``OPTIMIZATIONS``; ``None`` for XLA's own choice, the last.
+            details: What a report says besides.
+
+        Raises:
+            ArtifactError: the files are damaged, or of another component or size.
+            ExecutionError: XLA could not compile it.
+        """
+        jax = import_jax()
+
+        loaded = load(path)
+        _check_borders(component, loaded.inputs, loaded.outputs, path)
+        self.signature = component.signature
+        self._component = component
+        self._device, self._name = device, name
+        self._dtypes = {tensor: np.dtype(aval.dtype) for tensor, aval in loaded.inputs.items()}
+        self._notes = {**loaded.details, **(details or {})}
+        self._put = jax.device_put
+        here = jax.sharding.SingleDeviceSharding(device)
+        taken = [
+            {
+                one: jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=here)
+                for one, aval in avals.items()
+            }
+            for avals in (loaded.weights, loaded.inputs)
+        ]
+        try:
+            self._weights = {one: self._put(array, device) for one, array in loaded.tensors()}
+            lowered = jax.jit(loaded.exported.call).lower(*taken)
+            self._compiled: Any = _compiled(lowered, _options(device, optimization), cache)
+        except ArtifactError:
+            raise
+        except Exception as exc:
+            raise ExecutionError(
+                f"{component.name} in {path} was to be compiled for {name}; XLA said: "
+                f"{said(exc)}. Export the model again, or run it on another backend."
+            ) from exc
+
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
+        """Run once; numpy arrays out, float32 where they are floating-point.
+
+        Raises:
+            InputError: the arrays do not fit the signature, or the sizes of the file.
+            ExecutionError: XLA failed, or the program was closed.
+        """
+        spec = self._component.spec
+        if self._compiled is None:
+            raise ExecutionError(f"{spec.name} was called after close(). Prepare it again.")
+        dims = spec.signature.bind(inputs, component=spec.name)
+        self._component.check_dims(dims)
+        arrays = {name: _fitted(inputs[name], self._dtypes[name], name) for name in inputs}
+        try:
+            outputs = self._compiled(self._weights, self._put(arrays, self._device))
+            return {name: np.array(outputs[name]) for name in spec.signature.output_names}
+        except RuntimeError as exc:
+            raise ExecutionError(
+                f"{spec.name} was to run on {self._name}; XLA said: {said(exc)}. Try a smaller "
+                "size or another device."
+            ) from exc
+
+    def report(self) -> ExecutionReport:
+        """The device that it was compiled for, and the precision and casts of the program."""
+        jax = import_jax()
+
+        if self._compiled is None:
+            raise ExecutionError(f"{self._component.name} was closed; it has nothing to report.")
+        return ExecutionReport(
+            device=self._name,
+            precision=_precision(self._notes, self._component.precision),
+            engine=f"jax {jax.__version__}",
+            details={"platform": self._device.client.platform_version, **self._notes},
+        )
+
+    def close(self) -> None:
+        """Release the executable and the weights."""
+        self._compiled = None
+        self._weights = {}
+
+
+def _check_borders(
+    component: Component, inputs: Mapping[str, Any], outputs: Mapping[str, Any], path: Path
+) -> None:
+    """See that a program takes and gives what the component's signature says, in its size."""
+    signature = component.signature
+    for kind, specs, found in (
+        ("takes", signature.inputs, inputs),
+        ("gives", signature.outputs, outputs),
+    ):
+        wanted = {spec.name: spec.shape for spec in specs}
+        shapes = {name: tuple(aval.shape) for name, aval in found.items()}
+        if shapes.keys() != wanted.keys() or (kind == "takes" and shapes != wanted):
+            raise ArtifactError(
+                f"{path} {kind} {_written(shapes)}; {component.name} was to have "
+                f"{_written(wanted)}. The file was made for another component or size. Export the "
+                "model again."
+            )
+
+
+def compiled_in(store: ArtifactStore) -> Path | None:
+    """Where a store keeps what XLA compiles; ``None`` where nothing can be written."""
+    return store.shared(_COMPILED)
+
+
+def _compiled(lowered: Any, options: Mapping[str, Any], cache: Path | None) -> Any:
+    """Compile, or take what was compiled before; damaged files of that are put away first."""
+    jax = import_jax()
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+    if cache is None or jax.config.jax_compilation_cache_dir is not None:  # the process' own
+        return lowered.compile(compiler_options=options)
+    kept = {
+        "jax_compilation_cache_dir": str(cache),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    with settings(**kept), warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*persistent compilation cache")
+        reset_cache()
+        try:
+            return lowered.compile(compiler_options=options)
+        except UserWarning:
+            for file in cache.iterdir():
+                file.unlink(missing_ok=True)
+            return lowered.compile(compiler_options=options)
+        finally:
+            reset_cache()
+
+
+def _precision(notes: Mapping[str, Any], asked: str) -> str:
+    """What the products are computed in: the weights' precision, or what they are cast to."""
+    if notes.get("auto_cast", "none") != "none":
+        return CAST_TYPES.get(notes.get("auto_cast_type", ""), asked)
+    return str(notes.get("precision", asked))
+
+
+def _options(device: Any, optimization: str | None) -> dict[str, Any]:
+    """As the program is written: XLA may otherwise leave out a rounding, and reorder sums."""
+    options: dict[str, Any] = {"xla_allow_excess_precision": False}
+    if device.platform == "cpu":
+        options["xla_cpu_enable_fast_math"] = False
+    if optimization is not None:
+        options["xla_backend_optimization_level"] = int(optimization)
+    return options
+
+
+def _fitted(value: Array, dtype: "np.dtype[Any]", name: str) -> npt.NDArray[Any]:
+    """An array as the program takes it; a number that would become another is refused."""
+    array = to_numpy(value)
+    if dtype.kind == "i":
+        if array.dtype.kind not in "iub":
+            raise InputError(
+                f"{name} takes whole numbers; got {array.dtype}, whose fractions would be cut off."
+            )
+        limits = np.iinfo(dtype)
+        if array.size and (array.min() < limits.min or array.max() > limits.max):
+            raise InputError(f"{name} takes whole numbers of {limits.bits} bits; got a larger one.")
+    return np.asarray(array, dtype=dtype)
+
+
+def _written(shapes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "nothing"

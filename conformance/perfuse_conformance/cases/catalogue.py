@@ -1,0 +1,544 @@
+"""What is asked of a backend: probes of its components, pictures that it draws, cases made of them.
+
+A probe is a few calls of one component with inputs that follow from its name; a draw is a whole
+pipeline run. Both are plain data: the reference records what is right, a worker what a backend says.
+The cases follow from the model's spec and from what the backend declares; there is no list to skip.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from perfuse.backend import PRECISIONS, Component
+from perfuse.sources.manifest import ExportedComponent
+from perfuse.spec import ComponentSpec, PipelineSpec, TensorSpec
+
+__all__ = [
+    "LEVELS",
+    "PROFILES",
+    "Capabilities",
+    "Capability",
+    "Case",
+    "Draw",
+    "Probe",
+    "cases_of",
+    "draws_of",
+    "inputs_of",
+    "made_for",
+    "probes_of",
+    "sizes_of",
+]
+
+LEVELS = ("L0", "L1", "L2", "L3")
+#: What a claim may add to its level, and what that says.
+PROFILES: Mapping[str, str] = MappingProxyType(
+    {
+        "dyn": "one program takes any batch and size",
+        "fp16": "components and pictures in float16",
+        "bf16": "components and pictures in bfloat16",
+    }
+)
+_PROFILE_OF = {"float16": ("fp16",), "bfloat16": ("bf16",)}
+
+Arrays = dict[str, "np.ndarray[Any, np.dtype[Any]]"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Calls of one component, all with the same sizes."""
+
+    #: ``"unet/late"``.
+    id: str
+    component: str
+    dims: Mapping[str, int]
+    #: What each call is about: the timesteps of a denoiser, one an item or one for all; the number
+    #: of tokens of a text; the spread of an autoencoder's input.
+    calls: tuple[Any, ...]
+    #: ``"separate"`` gives every call arrays of its own; ``"reused"`` writes each call's inputs into
+    #: the same memory; ``"scribbled"`` spoils a call's arrays once it has returned; ``"same"`` makes
+    #: every call with the same inputs; ``"views"`` gives arrays that are not C-contiguous;
+    #: ``"held"`` looks at a call's outputs only after another program of the component has run,
+    #: ``"kept"`` only after the same program has been called again.
+    manner: str = "separate"
+    #: Only for a program that takes any size.
+    symbolic_only: bool = False
+    #: Also asked in half precision.
+    halves: bool = False
+    #: Every item of the batch has the same sample, as guidance has it.
+    guided: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """One run of the whole pipeline."""
+
+    #: ``"euler-karras"``.
+    id: str
+    #: A scheduler's short name and the fields that it changes; ``None`` for the model's own.
+    scheduler: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    #: What the task is given.
+    inputs: Mapping[str, Any]
+    #: The denoiser's calls are also made one by one, with the reference's inputs.
+    forced: bool = False
+    halves: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capability:
+    """What ``supports`` answered: a level's value, and the reason."""
+
+    level: str
+    reason: str
+
+    @property
+    def works(self) -> bool:
+        return self.level in ("full", "conditional", "unknown")
+
+
+#: ``(component, precision, "static" | "symbolic")`` to the backend's answer.
+Capabilities = Mapping[tuple[str, str, str], Capability]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One thing that is asked, and where it counts."""
+
+    id: str
+    level: str
+    #: ``"host"``, ``"component"``, ``"contract"``, ``"refusal"``, ``"forced"``, ``"draw"``,
+    #: ``"repeat"``, ``"quality"``.
+    kind: str
+    profiles: tuple[str, ...] = ()
+    component: str | None = None
+    precision: str | None = None
+    #: ``"static"`` or ``"symbolic"``.
+    mode: str | None = None
+    #: The probe or the draw.
+    subject: str | None = None
+    #: The backend says that it cannot.
+    declined: str | None = None
+
+
+# Sizes
+
+
+def sizes_of(spec: PipelineSpec, component: ComponentSpec) -> dict[str, dict[str, int]]:
+    """Named sizes for a component's dimensions, each one that the model can take.
+
+    ``usual`` is what the checkpoint was made for, ``wide`` a batch of two that is not square;
+    ``odd``, ``tall`` and ``three`` are for programs that take any size.
+    """
+    height, width = spec.default_size
+    scale = spec.latents.downscale
+    # A denoiser's text is as long as the text encoders', which alone say how long that can be.
+    known = [c.dim("sequence").maximum for c in spec.components.values()]
+    lengths = [length for length in known if length is not None]
+    longest = min(lengths, default=77)
+    pixels = {
+        "usual": (1, height, width),
+        "wide": (2, height, width + width // 2),
+        "tall": (2, height + height // 4, width // 2),
+        "odd": (1, height - 3 * scale, width + scale),
+        "three": (3, height, width),
+    }
+    sizes = {}
+    for name, (batch, tall, wide) in pixels.items():
+        height = _multiple(tall, _pixels(component, "height", scale))
+        width = _multiple(wide, _pixels(component, "width", scale))
+        values = {**spec.latents.dims(height, width), "batch": batch, "sequence": longest}
+        sizes[name] = {dim: values[dim] for dim in component.signature.dims if dim in values}
+    return sizes
+
+
+def _pixels(component: ComponentSpec, axis: str, scale: int) -> int:
+    """What a size in pixels must be a multiple of for a component to take it."""
+    own, latent = component.dim(axis).multiple, component.dim(f"latent_{axis}").multiple
+    return math.lcm(scale, own, latent * scale)
+
+
+def made_for(made: Component | ExportedComponent, dims: Mapping[str, int]) -> bool:
+    """Whether a component takes sizes, as far as they are given: all, one, or those in a list."""
+    return any(
+        all(dims.get(name, size) == size for name, size in {**made.static, **one}.items())
+        for one in made.sizes or ({},)
+    )
+
+
+def _multiple(size: int, of: int) -> int:
+    return max(size // of, 1) * of
+
+
+# Probes
+
+
+def probes_of(spec: PipelineSpec) -> dict[str, Probe]:
+    """Every probe of a model's components, by id."""
+    probes: list[Probe] = []
+    for component in spec.components.values():
+        sizes = sizes_of(spec, component)
+        if component.name == spec.denoiser.name:
+            probes += _denoiser_probes(component.name, sizes)
+        elif "input_ids" in component.signature.input_names:
+            probes += _text_probes(component.name, sizes)
+        else:
+            probes += _picture_probes(component.name, sizes)
+    return {probe.id: probe for probe in probes}
+
+
+def _probes_in(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Callable[..., Probe]:
+    """Makes probes of one component, each with one of its named sizes."""
+
+    def probe(id: str, size: str, *calls: Any, **settings: Any) -> Probe:
+        return Probe(id=f"{name}/{id}", component=name, dims=sizes[size], calls=calls, **settings)
+
+    return probe
+
+
+def _denoiser_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterator[Probe]:
+    probe = _probes_in(name, sizes)
+    # The ends of the schedule and its middle; fractions, as Euler's linspace and Karras' sigmas
+    # give them. Near zero a truncated fraction is a large part of the timestep.
+    yield probe("early", "usual", 999.0, halves=True)
+    yield probe("middle", "usual", 500.0, halves=True)
+    yield probe("late", "usual", 1.0, halves=True)
+    yield probe("fractional", "usual", 946.421, 12.9, 0.5, halves=True)
+    yield probe("wide", "wide", 741.0)
+    yield probe("item-timesteps", "wide", (900.0, 100.5))
+    yield probe("guided", "wide", 601.0, 221.0, guided=True)
+    # Steps of a long schedule lie this near: what was kept from the last one is then nearly right.
+    yield probe("near-steps", "usual", 520.0, 515.0, 510.0, 505.0)
+    yield probe("same-twice", "usual", 441.0, 441.0, 441.0, manner="same")
+    yield probe("reused-memory", "usual", 441.0, 421.0, 421.0, manner="reused")
+    yield probe("spoiled-memory", "usual", 441.0, 421.0, 401.0, manner="scribbled")
+    yield probe("views", "usual", 381.0, manner="views")
+    yield probe("held-output", "usual", 361.0, 341.0, manner="held")
+    yield probe("kept-output", "usual", 351.0, 331.0, 311.0, manner="kept")
+    for size in ("tall", "odd"):
+        yield probe(size, size, 321.5, symbolic_only=True)
+    yield probe("three", "three", 321.5, symbolic_only=True, halves=True)
+
+
+def _text_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterator[Probe]:
+    probe = _probes_in(name, sizes)
+    longest = sizes["usual"]["sequence"]
+    yield probe("texts", "usual", 0, 9, longest - 2, halves=True)
+    yield probe("wide", "wide", 9)
+    yield probe("same-twice", "usual", 9, 9, manner="same")
+    yield probe("reused-memory", "usual", 9, 5, manner="reused")
+    yield probe("spoiled-memory", "usual", 9, 5, manner="scribbled")
+    yield probe("kept-output", "usual", 9, 5, manner="kept")
+    yield probe("three", "three", 12, symbolic_only=True, halves=True)
+
+
+def _picture_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterator[Probe]:
+    probe = _probes_in(name, sizes)
+    # Latents three times as strong decode far out of [-1, 1], where nothing may be cut off.
+    yield probe("spread", "usual", 1.0, 3.0, halves=True)
+    yield probe("wide", "wide", 1.0)
+    yield probe("same-twice", "usual", 1.0, 1.0, manner="same")
+    yield probe("reused-memory", "usual", 1.0, 1.0, manner="reused")
+    yield probe("spoiled-memory", "usual", 1.0, 1.0, manner="scribbled")
+    yield probe("kept-output", "usual", 1.0, 1.0, manner="kept")
+    for size in ("tall", "odd"):
+        yield probe(size, size, 1.0, symbolic_only=True)
+    yield probe("three", "three", 1.0, symbolic_only=True, halves=True)
+
+
+def inputs_of(component: ComponentSpec, probe: Probe, *, seed: int = 0) -> list[Arrays]:
+    """The arrays of each call. They follow from the probe's id and the seed alone."""
+    calls: list[Arrays] = []
+    for index, about in enumerate(probe.calls):
+        number = 0 if probe.manner == "same" else index
+        digest = hashlib.sha256(f"{probe.id}/{number}/{seed}".encode()).digest()
+        random = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:8], "big")))
+        calls.append(
+            {
+                tensor.name: _array(component, tensor, probe, about, random)
+                for tensor in component.signature.inputs
+            }
+        )
+    return calls
+
+
+def _array(
+    component: ComponentSpec, tensor: TensorSpec, probe: Probe, about: Any, random: Any
+) -> Any:
+    shape = tuple(probe.dims[d] if isinstance(d, str) else d for d in tensor.shape)
+    if tensor.name == "timestep":
+        return np.broadcast_to(np.asarray(about, dtype=np.float32), shape).copy()
+    if tensor.name == "input_ids":
+        return _ids(component, shape, about, random)
+    if tensor.name == "time_ids":  # original height and width, crop, target height and width
+        sizes = np.asarray([512, 640, 0, 8, 768, 512], dtype=np.float32)
+        return np.broadcast_to(sizes[: shape[-1]], shape) + np.float32(16) * random.integers(
+            0, 4, size=(shape[0], 1)
+        ).astype(np.float32)
+    if tensor.dtype.startswith("int"):
+        return random.integers(0, 2, size=shape).astype(tensor.dtype)
+    array = random.standard_normal(shape, dtype=np.float32)
+    if tensor.name == "sample" and probe.guided:
+        array = np.repeat(array[:1], shape[0], axis=0)
+    if component.signature.input_names == ("sample",):  # an encoder's pictures are in [-1, 1]
+        array = np.tanh(array)
+    alone = len(component.signature.inputs) == 1
+    return array * np.float32(about) if alone else array
+
+
+def _ids(component: ComponentSpec, shape: tuple[int, ...], tokens: int, random: Any) -> Any:
+    """As CLIP's tokenizer has it: begin, the text, end, and the end again up to the length."""
+    size = int(component.config.get("vocab_size", 49408))
+    ids = np.full(shape, size - 1, dtype=np.int64)
+    ids[:, 0] = size - 2
+    for row, item in enumerate(ids):
+        count = min(max(tokens - row, 0), shape[1] - 2)
+        item[1 : 1 + count] = random.integers(0, size - 2, size=count)
+    return ids
+
+
+# Draws
+
+
+def draws_of(spec: PipelineSpec, *, seed: int = 0) -> dict[str, Draw]:
+    """Every picture that is drawn, by id. A seed of its own gives each other noise."""
+    draws = _word_draws(spec, seed) if spec.tokenizers else _plain_draws(spec, seed)
+    return {draw.id: draw for draw in draws}
+
+
+def _word_draws(spec: PipelineSpec, seed: int) -> Iterator[Draw]:
+    size = {"height": spec.default_size[0], "width": spec.default_size[1]}
+    two = "text_encoder_2" in spec.components and "text_encoder" in spec.components
+
+    def inputs(number: int, steps: int, guidance: float, **more: Any) -> dict[str, Any]:
+        given = {
+            "prompt": "a large red circle on a white background",
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "seed": seed + number,
+            **size,
+            **more,
+        }
+        if two:
+            given.setdefault("prompt_2", "a small blue square")
+        return given
+
+    if "timestep_cond" in spec.denoiser.signature.input_names:
+        yield Draw(id="lcm", scheduler="lcm", inputs=inputs(0, 4, 8.5), forced=True, halves=True)
+        yield Draw(id="lcm-weak", scheduler="lcm", inputs=inputs(1, 4, 1.5))
+        return
+    negative = {"negative_prompt": "a green square"}
+    # Guidance of 1 runs one branch: the loop's own latents are what the denoiser is given.
+    yield Draw(id="ddim", scheduler="ddim", inputs=inputs(0, 10, 7.5), forced=True, halves=True)
+    yield Draw(id="ddim-unguided", scheduler="ddim", inputs=inputs(1, 10, 1.0), forced=True)
+    yield Draw(
+        id="euler-linspace",
+        scheduler="euler",
+        fields={"timestep_spacing": "linspace"},
+        inputs=inputs(2, 10, 3.0),
+        forced=True,
+        halves=True,
+    )
+    yield Draw(
+        id="euler-karras",
+        scheduler="euler",
+        fields={"use_karras_sigmas": True},
+        inputs=inputs(3, 10, 3.0),
+        forced=True,
+    )
+    yield Draw(id="dpm-multistep", scheduler="dpm++", inputs=inputs(4, 10, 3.0, **negative))
+    yield Draw(id="euler-ancestral", scheduler="euler-ancestral", inputs=inputs(5, 10, 3.0))
+    pair = ["a small red circle", "a large blue square on a black background"]
+    wide = {"prompt": pair, "width": size["width"] + size["width"] // 2}
+    if two:
+        wide["prompt_2"] = pair[::-1]
+    yield Draw(id="two-wide", scheduler="ddim", inputs=inputs(6, 6, 7.5, **wide))
+
+
+def _plain_draws(spec: PipelineSpec, seed: int) -> Iterator[Draw]:
+    yield Draw(
+        id="ddim",
+        scheduler="ddim",
+        inputs={"num_inference_steps": 10, "seed": seed},
+        forced=True,
+        halves=True,
+    )
+    yield Draw(
+        id="ddpm",
+        scheduler="ddpm",
+        inputs={"num_inference_steps": 10, "seed": seed + 1, "batch_size": 2},
+    )
+
+
+# Cases
+
+
+def cases_of(
+    spec: PipelineSpec, capabilities: Capabilities, precisions: tuple[str, ...], level: str
+) -> list[Case]:
+    """The cases up to a level, for what a backend declares of itself.
+
+    Args:
+        spec: The model.
+        capabilities: What ``supports`` answered; the ones that are missing count as unsupported.
+        precisions: Those that the device lists, widest first.
+        level: ``"L2"`` selects L0, L1 and L2.
+    """
+    cases = [*_host_cases()]
+    for component in spec.components.values():
+        cases += _component_cases(spec, component, capabilities, precisions)
+    cases += _draw_cases(spec, capabilities, precisions)
+    wanted = LEVELS[: LEVELS.index(level) + 1]
+    return [case for case in cases if case.level in wanted]
+
+
+HOST_CASES = (
+    "manifest",
+    "import-light",
+    "devices",
+    "supports",
+    "unknown-device",
+    "unknown-option",
+    "unknown-precision",
+)
+
+
+def _host_cases() -> Iterator[Case]:
+    for name in HOST_CASES:
+        yield Case(id=f"host/{name}", level="L0", kind="host", subject=name)
+
+
+def runs_in(component: ComponentSpec, precision: str) -> bool:
+    """Whether a pipeline of this precision runs the component in it."""
+    return not (precision == "float16" and component.config.get("force_upcast"))
+
+
+def _component_cases(
+    spec: PipelineSpec,
+    component: ComponentSpec,
+    capabilities: Capabilities,
+    precisions: tuple[str, ...],
+) -> Iterator[Case]:
+    name = component.name
+    probes = [probe for probe in probes_of(spec).values() if probe.component == name]
+    first = precisions[0]
+    for precision in PRECISIONS:
+        for mode in ("static", "symbolic"):
+            declared = capabilities.get((name, precision, mode))
+            where = f"{name}/{precision}/{mode}"
+            if declared is None or not declared.works:
+                yield Case(
+                    id=f"refusal/{where}",
+                    level="L1",
+                    kind="refusal",
+                    component=name,
+                    precision=precision,
+                    mode=mode,
+                    subject=next(
+                        probe.id
+                        for probe in probes
+                        if probe.halves and probe.symbolic_only == (mode == "symbolic")
+                    ),
+                    declined=declared.reason if declared is not None else "",
+                )
+                continue
+            if not runs_in(component, precision):
+                continue
+            for probe in probes:
+                case = _probe_case(probe, precision, mode, first, capabilities)
+                if case is not None:
+                    yield case
+    own = _mode(name, first, capabilities)
+    if own is not None:
+        yield Case(
+            id=f"contract/{name}/closed",
+            level="L1",
+            kind="contract",
+            component=name,
+            precision=first,
+            mode=own,
+            subject="closed",
+        )
+
+
+def _mode(component: str, precision: str, capabilities: Capabilities) -> str | None:
+    """How a backend's own level is judged: with fixed sizes where it can have them."""
+    for mode in ("static", "symbolic"):
+        declared = capabilities.get((component, precision, mode))
+        if declared is not None and declared.works:
+            return mode
+    return None
+
+
+def _probe_case(
+    probe: Probe, precision: str, mode: str, first: str, capabilities: Capabilities
+) -> Case | None:
+    base = mode == _mode(probe.component, precision, capabilities)
+    wider = probe.symbolic_only
+    if mode == "static" and wider:
+        return None
+    if precision != first and not (probe.halves and base):
+        return None
+    if mode == "symbolic" and not base and not wider and probe.manner != "separate":
+        return None
+    profiles: tuple[str, ...] = () if precision == first else _PROFILE_OF.get(precision, ())
+    if mode == "symbolic" and (wider or not base):
+        profiles = (*profiles, "dyn")
+    about = probe.id.partition("/")[2]
+    return Case(
+        id=f"component/{probe.component}/{precision}/{mode}/{about}",
+        level="L1",
+        kind="component",
+        profiles=profiles,
+        component=probe.component,
+        precision=precision,
+        mode=mode,
+        subject=probe.id,
+    )
+
+
+def _draw_cases(
+    spec: PipelineSpec, capabilities: Capabilities, precisions: tuple[str, ...]
+) -> Iterator[Case]:
+    first = precisions[0]
+    draws = list(draws_of(spec).values())
+    for precision in precisions:
+        parts = [c.name for c in spec.components.values() if runs_in(c, precision)]
+        if any(_mode(part, precision, capabilities) is None for part in parts):
+            continue
+        profiles = () if precision == first else _PROFILE_OF.get(precision, ())
+        mode = _mode(spec.denoiser.name, precision, capabilities)
+        for draw in draws:
+            if precision != first and not draw.halves:
+                continue
+            common: dict[str, Any] = {
+                "profiles": profiles,
+                "precision": precision,
+            }
+            if draw.forced:
+                yield Case(
+                    id=f"forced/{precision}/{draw.id}",
+                    level="L2",
+                    kind="forced",
+                    component=spec.denoiser.name,
+                    mode=mode,
+                    subject=f"forced/{draw.id}",
+                    **common,
+                )
+            yield Case(
+                id=f"draw/{precision}/{draw.id}", level="L2", kind="draw", subject=draw.id, **common
+            )
+    for again in ("same-process", "new-process"):
+        yield Case(
+            id=f"repeat/{again}",
+            level="L2",
+            kind="repeat",
+            precision=first,
+            subject=draws[0].id,
+            mode=again,
+        )
+    yield Case(id="quality/captions", level="L3", kind="quality", precision=first)

@@ -1,0 +1,1 @@
+"""Verdicts: what was found, held to limits and to what was expected."""

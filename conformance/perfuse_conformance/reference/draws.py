@@ -1,0 +1,53 @@
+"""Runs one draw on a pipeline and keeps what every step gave."""
+
+from typing import Any
+
+import numpy as np
+
+from perfuse.arrays import to_numpy
+from perfuse.contract.steps import Step, Tools
+from perfuse.run.pipeline import DiffusionPipeline
+from perfuse.schedulers import scheduler_class
+from perfuse.spec import Array
+from perfuse_conformance.cases.catalogue import Arrays, Draw
+
+__all__ = ["run_draw"]
+
+
+def run_draw(pipe: DiffusionPipeline, draw: Draw, *, nudge: int | None = None) -> Arrays:
+    """Draw, and return ``latents`` [steps, B, C, h, w] and ``images`` [B, H, W, C] in [0, 1].
+
+    Args:
+        pipe: The pipeline; its scheduler and task are left as they were found.
+        draw: What to draw.
+        nudge: A seed, to change the first noise in its last bits.
+    """
+    scheduler, task = pipe.scheduler, pipe.task
+    try:
+        if draw.scheduler is not None:
+            cls = scheduler_class(draw.scheduler)
+            pipe.scheduler = cls.from_config(pipe.spec.scheduler, **draw.fields)
+        if nudge is not None:
+            pipe.task = task.insert(_nudge(nudge), before="place_inputs")
+        latents: list[Any] = []
+        state: Any = {}
+        for event in pipe.stream(**draw.inputs, output_type="np"):
+            state = event.state
+            if event.total > 1 or event.step == "denoise":
+                latents.append(to_numpy(state["samples"][0]).copy())
+        images = np.asarray(state["images"], dtype=np.float32)
+        return {"latents": np.stack(latents), "images": images}
+    finally:
+        pipe.scheduler, pipe.task = scheduler, task
+
+
+def _nudge(seed: int) -> Step:
+    """A step that moves every number of the first noise to a neighbour or leaves it."""
+
+    def run(tools: Tools, latents: Array) -> dict[str, Array]:
+        array = to_numpy(latents)
+        way = np.random.Generator(np.random.PCG64(seed)).integers(-1, 2, size=array.shape)
+        moved = np.nextafter(array, np.where(way < 0, -np.inf, np.inf).astype(np.float32))
+        return {"latents": np.where(way == 0, array, moved)}
+
+    return Step(name="nudge", run=run, outputs=("latents",))

@@ -1,0 +1,318 @@
+"""Records a golden bundle: the reference's inputs, truth and own errors, for every probe and draw."""
+
+import datetime
+import json
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perfuse.backend import PRECISIONS, Request, Target
+from perfuse.errors import InputError
+from perfuse.plugins import host
+from perfuse.run.pipeline import DiffusionPipeline
+from perfuse.sources.manifest import tool_versions
+from perfuse.sources.opening import open_model
+from perfuse.sources.plain import to_plain
+from perfuse.sources.store import ArtifactStore, atomic_folder, locked
+from perfuse.spec import PipelineSpec
+from perfuse_conformance import SUITE_VERSION
+from perfuse_conformance.cases.bundle import Bundle, hash_of, write_bundle
+from perfuse_conformance.cases.catalogue import (
+    LEVELS,
+    Arrays,
+    Draw,
+    Probe,
+    draws_of,
+    inputs_of,
+    probes_of,
+    runs_in,
+)
+from perfuse_conformance.judge.metrics import rmse
+from perfuse_conformance.judge.verdicts import PICTURE_MEASURES
+from perfuse_conformance.reference.draws import run_draw
+from perfuse_conformance.reference.pipeline import ReferencePipeline
+from perfuse_conformance.reference.quality import caption_verdicts, has_captions
+
+__all__ = ["bundle_for", "record"]
+
+#: The reference where none is named; the torch backend with its device.
+REFERENCE = "torch:cpu"
+#: How often a draw is repeated with its first noise changed in the last bits.
+_NUDGES = 2
+#: Raised with every change of what is recorded, so that the cache's bundles are made anew.
+_RECORDED = 4
+
+Watch = Callable[[str], None]
+
+
+def record(
+    model: str | None,
+    folder: Path,
+    *,
+    target: str = REFERENCE,
+    level: str = "L2",
+    seed: int = 0,
+    watch: Watch = lambda message: None,
+) -> Bundle:
+    """Run the reference and write a bundle.
+
+    Args:
+        model: A checkpoint's folder or Hub id; the bundled ``shapes`` without one.
+        folder: Where; it must not exist or be empty, and is complete or absent afterwards.
+        target: The torch device to run on: ``"torch:cuda"``.
+        level: ``"L1"`` leaves out the pictures.
+        seed: Another one gives every probe and draw other inputs.
+        watch: Is told what is being done.
+
+    Raises:
+        InputError: the folder holds something, or the target is not one of torch.
+        CheckpointError: the model cannot be read.
+        BackendError: the device is not there.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} was to be written; it is not empty. Name a new folder.")
+    with locked(folder), atomic_folder(folder) as partial:
+        _record(model, partial, Target.parse(target), level, seed, watch)
+    return Bundle.open(folder)
+
+
+def bundle_for(
+    model: str | None,
+    *,
+    target: str = REFERENCE,
+    level: str = "L2",
+    seed: int = 0,
+    watch: Watch = lambda message: None,
+) -> Bundle:
+    """The bundle of a model in the cache, recorded the first time it is asked for."""
+    source = open_model(model)
+    prints = {name: source.component(name).fingerprint for name in source.spec.components}
+    key = {
+        "suite": SUITE_VERSION,
+        "recorded": _RECORDED,
+        "model": prints,
+        "spec": to_plain(source.spec),
+        "target": target,
+        "level": level,
+        "seed": seed,
+        "asked": repr([*probes_of(source.spec).values(), *draws_of(source.spec).values()]),
+        "tools": tool_versions(("perfuse", "torch")),
+    }
+
+    def make(partial: Path) -> None:
+        _record(model, partial, Target.parse(target), level, seed, watch)
+
+    return Bundle.open(ArtifactStore.default().get_or_make("reference", key, make))
+
+
+def _record(
+    model: str | None, folder: Path, target: Target, level: str, seed: int, watch: Watch
+) -> None:
+    device = target.device or "cpu"
+    source = open_model(model)
+    spec = source.spec
+    placement = f"{target.backend}:{device}"
+    truth = ReferencePipeline.from_pretrained(model, backend=placement)
+    # A reference has float32, or says why not.
+    own = {
+        precision: DiffusionPipeline.from_pretrained(model, backend=placement, precision=precision)
+        for precision in PRECISIONS
+        if precision == "float32" or _supported(spec, target, precision)
+    }
+    own["float32"].program(spec.denoiser.name)  # says at once that a device is not there
+    tensors: dict[str, dict[str, Any]] = {}
+    probes = _record_probes(spec, truth, own, tensors, seed, watch)
+    draws: dict[str, Any] = {}
+    if LEVELS.index(level) >= LEVELS.index("L2"):
+        draws = _record_draws(spec, truth, own, tensors, probes, seed, watch)
+    quality = None
+    if level == "L3" and has_captions(spec, model):
+        watch("captions")
+        quality = caption_verdicts(own["float32"])
+    report = own["float32"].program(spec.denoiser.name).report()
+    for pipe in (truth, *own.values()):
+        pipe.close()
+    write_bundle(
+        folder,
+        {
+            "suite": SUITE_VERSION,
+            "model": str(model) if model is not None else "shapes",
+            "seed": seed,
+            "level": level,
+            "reference": {
+                "target": placement,
+                "engine": report.engine,
+                "device": report.device,
+                "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "host": f"{platform.system()} {platform.machine()}",
+                "python": platform.python_version(),
+            },
+            "spec": to_plain(spec),
+            "probes": probes,
+            "draws": draws,
+            "quality": quality,
+        },
+        tensors,
+    )
+
+
+def _supported(spec: PipelineSpec, target: Target, precision: str) -> bool:
+    """Whether the reference has a precision at all, so that its own error can be told."""
+    backend = host().backend(target.backend)
+    devices = {device.name: device for device in backend.devices()}
+    device = devices.get(target.device or "cpu")
+    if device is not None and precision not in device.precisions:
+        return False
+    request = Request(component=spec.denoiser, precision=precision, device=target.device)
+    return backend.supports(request).works
+
+
+def _record_probes(
+    spec: PipelineSpec,
+    truth: ReferencePipeline,
+    own: Mapping[str, DiffusionPipeline],
+    tensors: dict[str, dict[str, Any]],
+    seed: int,
+    watch: Watch,
+) -> dict[str, Any]:
+    probes: dict[str, Any] = {}
+    for probe in probes_of(spec).values():
+        watch(probe.id)
+        component = spec.components[probe.component]
+        calls = inputs_of(component, probe, seed=seed)
+        program = truth.program(probe.component)
+        program.calls.clear()
+        for inputs in calls:
+            program(**inputs)
+        exact = [outputs for _, outputs in program.calls]
+        probes[probe.id] = _probe_index(probe, calls) | {
+            "errors": {
+                precision: _errors(pipe, probe.component, calls, exact)
+                for precision, pipe in own.items()
+                if runs_in(component, precision) and (precision == "float32" or probe.halves)
+            },
+        }
+        _keep(tensors.setdefault(probe.component, {}), probe.id, calls, exact)
+    return probes
+
+
+def _probe_index(probe: Probe, calls: list[Arrays]) -> dict[str, Any]:
+    return {
+        "component": probe.component,
+        "manner": probe.manner,
+        "dims": dict(probe.dims),
+        "calls": len(calls),
+        "sha256": hash_of(_flat(calls)),
+    }
+
+
+def _flat(calls: list[Arrays]) -> Arrays:
+    return {f"{i}/{name}": array for i, call in enumerate(calls) for name, array in call.items()}
+
+
+def _keep(tensors: dict[str, Any], probe: str, calls: list[Arrays], exact: list[Arrays]) -> None:
+    for i, (inputs, outputs) in enumerate(zip(calls, exact, strict=True)):
+        tensors.update({f"{probe}/{i}/in/{name}": array for name, array in inputs.items()})
+        tensors.update({f"{probe}/{i}/out/{name}": array for name, array in outputs.items()})
+
+
+def _errors(
+    pipe: DiffusionPipeline, component: str, calls: list[Arrays], exact: list[Arrays]
+) -> dict[str, list[float]]:
+    """The reference's own RMSE in a precision, by output, for each call."""
+    program = pipe.program(component)
+    errors: dict[str, list[float]] = {name: [] for name in exact[0]}
+    for inputs, outputs in zip(calls, exact, strict=True):
+        found = program(**inputs)
+        for name, array in outputs.items():
+            errors[name].append(rmse(np.asarray(found[name]), array))
+    return errors
+
+
+def _record_draws(
+    spec: PipelineSpec,
+    truth: ReferencePipeline,
+    own: Mapping[str, DiffusionPipeline],
+    tensors: dict[str, dict[str, Any]],
+    probes: dict[str, Any],
+    seed: int,
+    watch: Watch,
+) -> dict[str, Any]:
+    draws: dict[str, Any] = {}
+    kept = tensors.setdefault("draws", {})
+    denoiser = spec.denoiser.name
+    for draw in draws_of(spec, seed=seed).values():
+        watch(f"draw {draw.id}")
+        program = truth.program(denoiser)
+        program.calls.clear()
+        drawn = run_draw(truth, draw)
+        calls = list(program.calls)
+        kept.update({f"draw/{draw.id}/{name}": array for name, array in drawn.items()})
+        precisions = [p for p in own if p == "float32" or draw.halves]
+        draws[draw.id] = {
+            "inputs": json.loads(json.dumps(dict(draw.inputs))),
+            "steps": len(drawn["latents"]),
+            **_own_errors({p: own[p] for p in precisions}, draw, drawn),
+        }
+        if draw.forced:
+            _record_forced(draw, denoiser, calls, own, tensors, probes)
+    return draws
+
+
+def _own_errors(
+    own: Mapping[str, DiffusionPipeline], draw: Draw, truth: Arrays
+) -> dict[str, dict[str, Any]]:
+    """What the reference itself misses by in each precision: the worst of it as it is and nudged.
+
+    ``errors`` of the latents, a step; and ``pictures``, the measures of the worst picture.
+    """
+    errors, pictures = {}, {}
+    for precision, pipe in own.items():
+        # In half precision the rounding of every step is more than a last bit of the first noise.
+        nudges = range(_NUDGES) if precision == "float32" else ()
+        runs = [run_draw(pipe, draw, nudge=nudge) for nudge in (None, *nudges)]
+        errors[precision] = [
+            max(rmse(run["latents"][step], exact) for run in runs)
+            for step, exact in enumerate(truth["latents"])
+        ]
+        pairs = [pair for run in runs for pair in zip(run["images"], truth["images"], strict=True)]
+        pictures[precision] = {
+            name: worst(measure(*pair) for pair in pairs)
+            for name, (measure, worst) in PICTURE_MEASURES.items()
+        }
+    return {"errors": errors, "pictures": pictures}
+
+
+def _record_forced(
+    draw: Draw,
+    denoiser: str,
+    calls: list[tuple[Arrays, Arrays]],
+    own: Mapping[str, DiffusionPipeline],
+    tensors: dict[str, dict[str, Any]],
+    probes: dict[str, Any],
+) -> None:
+    """The denoiser's calls of a draw as a probe of their own."""
+    id = f"forced/{draw.id}"
+    inputs = [given for given, _ in calls]
+    exact = [outputs for _, outputs in calls]
+    probe = Probe(
+        id=id,
+        component=denoiser,
+        dims=_dims(own["float32"].spec, inputs[0]),
+        calls=tuple(float(given["timestep"].flat[0]) for given in inputs),
+    )
+    probes[id] = _probe_index(probe, inputs) | {
+        "errors": {
+            precision: _errors(pipe, denoiser, inputs, exact)
+            for precision, pipe in own.items()
+            if precision == "float32" or draw.halves
+        },
+    }
+    _keep(tensors["draws"], id, inputs, exact)
+
+
+def _dims(spec: PipelineSpec, inputs: Arrays) -> dict[str, int]:
+    return spec.denoiser.signature.bind(inputs, component=spec.denoiser.name)

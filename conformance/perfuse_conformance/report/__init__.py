@@ -1,0 +1,1 @@
+"""What was found, as a page, a picture, JUnit XML or lines of text."""

@@ -1,0 +1,68 @@
+"""Asks a few cases again, by their ids: what an author does while mending one."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from perfuse.errors import InputError
+from perfuse_conformance.judge.results import Result
+from perfuse_conformance.report.presentation import (
+    call_said,
+    log_said,
+    metric_label,
+    metric_said,
+    used_of_limit,
+)
+from perfuse_conformance.runner.session import open_session
+
+__all__ = ["judge_single", "lines_of"]
+
+
+def judge_single(target: str, ids: Sequence[str], **settings: Any) -> list[Result]:
+    """The results of some cases of a backend. They grant no level.
+
+    Args:
+        target: ``"openvino:CPU"``.
+        ids: As in a report: ``"component/unet/float32/static/late"``.
+        settings: Those of ``open_session``.
+
+    Raises:
+        InputError: the backend has no such case at this level.
+    """
+    session = open_session(target, **settings)
+    try:
+        cases = {case.id: case for case in session.cases()}
+        for id in ids:
+            if id not in cases:
+                near = get_close_matches(id, cases, n=3) or [f"{len(cases)} others"]
+                raise InputError(
+                    f"Case {id!r} was asked for; for {target} at level {session.level} there is "
+                    f"{', '.join(near)}. Ids are those of a report; --level may have to be higher."
+                )
+        results = []
+        for id in ids:
+            if cases[id].kind == "repeat":  # what it repeats has to be drawn first
+                first = next(c for c in cases.values() if c.kind == "draw")
+                if first.id not in ids:
+                    session.judge(first)
+            results.append(session.judge(cases[id]))
+        return results
+    finally:
+        session.close()
+
+
+def lines_of(result: Result) -> list[str]:
+    """A result for a terminal: its status, its reason, its numbers."""
+    lines = [f"{result.status}  {result.id}"]
+    if result.reason:
+        lines.append(f"  {result.reason}")
+    for metric in result.metrics:
+        used = "" if metric.used is None else f", {used_of_limit(metric.used)}"
+        lines.append(f"  {metric_label(metric.name)} {metric_said(metric)}{used}")
+    where = " ".join(filter(None, (call_said(result), result.worst_output)))
+    if where:
+        lines.append(f"  worst at {where}")
+    if result.curve:
+        steps = " ".join("NaN" if v is None else f"{v:.3g}" for v in result.curve)
+        lines.append(f"  error over the limit, call by call: {steps}")
+    return lines + [f"  | {line}" for line in log_said(result.log).splitlines()]

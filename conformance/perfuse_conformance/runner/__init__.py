@@ -1,0 +1,1 @@
+"""Asks a backend in a process of its own, case by case."""

@@ -1,0 +1,642 @@
+"""Runs the suite: asks a worker case by case, has each answer judged, and says what level that grants."""
+
+import datetime
+import platform
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perfuse.backend import PRECISIONS, Target
+from perfuse.contract.source import Source
+from perfuse.errors import InputError
+from perfuse.plugins import host
+from perfuse.sources.artifact import Artifact
+from perfuse.sources.manifest import ExportedComponent, tool_versions
+from perfuse.sources.opening import open_model
+from perfuse.spec import PipelineSpec
+from perfuse_conformance import SUITE_VERSION
+from perfuse_conformance.cases.bundle import Bundle
+from perfuse_conformance.cases.catalogue import (
+    LEVELS,
+    Arrays,
+    Capability,
+    Case,
+    cases_of,
+    draws_of,
+    made_for,
+)
+from perfuse_conformance.cases.models import path_of
+from perfuse_conformance.judge.levels import claim_of
+from perfuse_conformance.judge.results import Result, Run, Status
+from perfuse_conformance.judge.tolerances import Tolerances
+from perfuse_conformance.judge.verdicts import (
+    begin,
+    fail,
+    judge_calls,
+    judge_draw,
+    judge_same,
+    raised,
+)
+from perfuse_conformance.reference.quality import agreement, has_captions
+from perfuse_conformance.reference.record import bundle_for
+from perfuse_conformance.runner.host_cases import judge_host
+from perfuse_conformance.runner.process import Answer, Crash, Failure, WorkerProcess
+
+__all__ = ["Drawn", "Session", "open_session", "run_conformance", "run_of"]
+
+Watch = Callable[[Result], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """The pictures of a case, for a report: arrays [B, H, W, C] in [0, 1]."""
+
+    case: str
+    reference: Any
+    backend: Any
+
+
+@dataclass(kw_only=True)
+class Session:
+    """One backend, one model, one bundle; its worker lives as long as it is well."""
+
+    target: Target
+    #: A checkpoint's or an exported folder, a Hub id, or ``None`` for the bundled one.
+    model: str | None
+    #: What the results call it.
+    name: str
+    level: str
+    #: A bundle to judge by; without one the reference runs here, once, when it is needed.
+    golden: Path | None = None
+    #: Those to ask in; all that the device declares by default. The others' profiles stay open.
+    precisions: tuple[str, ...] = ()
+    seed: int = 0
+    #: Seconds that a case may take; preparing its program comes on top.
+    timeout: float = 60.0
+    prepare_timeout: float = 600.0
+    drawn: list[Drawn] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise InputError(f"Level {self.level!r} was asked for; there are {', '.join(LEVELS)}.")
+        if unknown := set(self.precisions) - set(PRECISIONS):
+            raise InputError(
+                f"Precision {min(unknown)!r} was asked for; there are {', '.join(PRECISIONS)}."
+            )
+        self._folder = tempfile.TemporaryDirectory(prefix="perfuse-conformance-")
+        self._source: Source = open_model(self.model)
+        self.tolerances = Tolerances.load()
+        self._worker = WorkerProcess(self.target, self.model, Path(self._folder.name))
+        self._lost: dict[tuple[Any, ...], Result] = {}
+        self._first: Arrays | None = None
+        self.device: Mapping[str, Any] = {}
+        self.engine = ""
+        self.capabilities: dict[tuple[str, str, str], Capability] = {}
+
+    @property
+    def spec(self) -> PipelineSpec:
+        """The model's spec."""
+        return self._source.spec
+
+    @cached_property
+    def bundle(self) -> Bundle:
+        """What is right.
+
+        Raises:
+            BundleError: the golden bundle is damaged, or of another model.
+        """
+        if self.golden is not None:
+            bundle = Bundle.open(self.golden)
+        else:
+            level = max(self.level, "L1")
+            bundle = bundle_for(self.model, level=level, seed=self.seed)
+        bundle.check_model(self.spec)
+        return bundle
+
+    def close(self) -> None:
+        """End the worker and remove its files."""
+        self._worker.close()
+        self._folder.cleanup()
+
+    def identity(self) -> dict[str, str]:
+        """Who was measured, as far as is known."""
+        row = host().brought_by(self.target.backend)
+        interprets = host().backends()[self.target.backend].interprets
+        return {
+            "target": f"{self.target.backend}:{self.device.get('name', self.target.device or '?')}",
+            "distribution": row.distribution if row is not None else "?",
+            "version": row.version if row is not None else "?",
+            "engine": self.engine,
+            "device": str(self.device.get("name", "")),
+            "description": str(self.device.get("description", "")),
+            "interprets": interprets,
+        }
+
+    # What is asked
+
+    def cases(self) -> list[Case]:
+        """The cases for what the backend declares; asks it, the first time."""
+        precisions = self._declared()
+        if not self.device:  # nothing can be executed; the host's cases say why
+            return cases_of(self.spec, {}, precisions, "L0")
+        if isinstance(self._source, Artifact):
+            cases = self._exported_cases(self._source)
+        else:
+            cases = cases_of(self.spec, self.capabilities, precisions, self.level)
+        asked = (None, *(self.precisions or PRECISIONS))
+        return sorted((case for case in cases if case.precision in asked), key=_order)
+
+    def _declared(self) -> tuple[str, ...]:
+        """The device's precisions, widest first; asks for devices and capabilities."""
+        if not self.capabilities:
+            self._ask_device()
+            try:
+                answer = self._worker.ask({"do": "supports"}, self.timeout)
+            except Failure:
+                answer = Answer(value=None)
+            for key, said in (answer.value or {"supports": {}})["supports"].items():
+                component, precision, mode = key.split("/")
+                self.capabilities[component, precision, mode] = Capability(**said)
+        listed = tuple(self.device.get("precisions", ()))
+        ordered = tuple(precision for precision in PRECISIONS if precision in listed)
+        return ordered or ("float32",)
+
+    def _ask_device(self) -> None:
+        try:
+            answer = self._worker.ask({"do": "devices"}, self.timeout)
+        except Failure:
+            return
+        devices = (answer.value or {"devices": []})["devices"]
+        wanted = self.target.device
+        for device in devices:
+            if wanted is None or device["name"] == wanted:
+                self.device = device
+                return
+        same = [d for d in devices if wanted and d["name"].split(":")[0] == wanted.split(":")[0]]
+        self.device = same[0] if same else {}
+
+    def _exported_cases(self, artifact: Artifact) -> list[Case]:
+        """The cases that an exported folder has the files for: one precision and way of sizes each."""
+        held = artifact.manifest.components
+        capabilities = {
+            (name, precision, mode): said
+            for (name, precision, mode), said in self.capabilities.items()
+            if precision == held[name].precision
+            and mode == ("static" if held[name].static else "symbolic")
+        }
+        precisions = (held[self.spec.denoiser.name].precision,)
+        cases = cases_of(self.spec, capabilities, precisions, self.level)
+        return [case for case in cases if case.kind != "refusal" and self._fits(case, held)]
+
+    def _fits(self, case: Case, held: Mapping[str, ExportedComponent]) -> bool:
+        """Whether a case asks for sizes that the model was exported for."""
+        if case.kind in ("component", "forced", "contract"):
+            component = held[str(case.component)]
+            probes = self.bundle.index["probes"]
+            if case.kind == "contract":  # asked with whatever fits
+                metas = [m for m in probes.values() if m["component"] == case.component]
+            else:
+                metas = [probes[case.subject]] if case.subject in probes else []
+            sizes = [meta["dims"] for meta in metas] or [component.static]
+            return any(made_for(component, dims) for dims in sizes)
+        if case.kind in ("draw", "repeat"):
+            height, width = self.spec.default_size
+            inputs = draws_of(self.spec)[str(case.subject)].inputs
+            height, width = inputs.get("height", height), inputs.get("width", width)
+            scale = self.spec.latents.downscale if self.spec.latents is not None else 1
+            dims = {"height": height, "width": width}
+            dims |= {"latent_height": height // scale, "latent_width": width // scale}
+            return made_for(held[self.spec.denoiser.name], dims)
+        return True
+
+    # Running
+
+    def run(self) -> Iterator[Result]:
+        """Judge case after case. A worker that is lost costs its case, and those that would lose it
+        again: the others with the same program."""
+        for case in self.cases():
+            yield self.judge(case)
+
+    def judge(self, case: Case) -> Result:
+        """The result of one case."""
+        result = begin(case, self.bundle if case.kind != "host" else None)
+        if not self._recorded(case):
+            return fail(
+                result,
+                Status.ENV_MISSING,
+                "not-recorded",
+                f"{self.bundle.path} holds nothing of {case.subject} in {case.precision}; record it "
+                "again with this suite, the level and the precisions that are to be judged",
+            )
+        program = _program_of(case)
+        if program in self._lost:
+            before = self._lost[program]
+            return fail(
+                result,
+                Status.NOT_RUN,
+                "lost",
+                f"{before.id} took this program down: {before.reason}",
+            )
+        try:
+            return self._asked(case, result)
+        except Failure as lost:
+            crashed = isinstance(lost, Crash)
+            status = Status.FAIL_CRASH if crashed else Status.FAIL_TIMEOUT
+            code = "crashed" if crashed else "timed-out"
+            result = replace(fail(result, status, code, lost.reason), log=lost.log)
+            if program is not None:
+                self._lost[program] = result
+            return result
+
+    def _recorded(self, case: Case) -> bool:
+        """Whether the bundle holds what a case is judged by, the reference's own error included."""
+        if case.kind in ("host", "contract", "quality"):
+            return True
+        table = "draws" if case.kind in ("draw", "repeat") else "probes"
+        meta = self.bundle.index[table].get(case.subject)
+        return meta is not None and (case.kind == "refusal" or case.precision in meta["errors"])
+
+    def _asked(self, case: Case, result: Result) -> Result:
+        if case.kind == "host":
+            return judge_host(case, result, self)
+        if case.kind in ("component", "forced"):
+            return self._calls(case, result)
+        if case.kind == "contract":
+            return self._closed(case, result)
+        if case.kind == "refusal":
+            return self._refusal(case, result)
+        if case.kind == "draw":
+            return self._draw(case, result)
+        if case.kind == "repeat":
+            return self._repeat(case, result)
+        return self._quality(case, result)
+
+    def ask(self, request: Mapping[str, Any], *, prepares: bool = False) -> Answer:
+        """Ask the worker.
+
+        Raises:
+            Failure: it is gone.
+        """
+        limit = self.timeout + (self.prepare_timeout if prepares else 0.0)
+        if request["do"] in ("prepare", "call", "closed", "draw"):
+            request = {**request, "bundle": str(self.bundle.path)}
+        return self._worker.ask(request, limit)
+
+    def _calls(self, case: Case, result: Result) -> Result:
+        answer = self._called(case)
+        if answer.value is None:
+            return _mannered(raised(result, answer.error or {}), answer)
+        self.engine = self.engine or answer.value["report"]["engine"]
+        component = self.spec.components[str(case.component)]
+        judged = judge_calls(
+            result,
+            case,
+            answer.value,
+            _calls_in(self._worker.out),
+            self.bundle,
+            component.signature,
+            self.tolerances,
+        )
+        return _mannered(judged, answer)
+
+    def _called(self, case: Case) -> Answer:
+        """Prepare a probe's program, which may take long, and make its calls, which may not."""
+        what = {
+            "probe": case.subject,
+            "precision": case.precision,
+            "static": case.mode == "static",
+        }
+        prepared = self.ask({"do": "prepare", **what}, prepares=True)
+        if prepared.value is None:
+            return prepared
+        answer = self.ask({"do": "call", **what})
+        if answer.value is None:
+            return answer
+        return replace(
+            answer,
+            value={**answer.value, **prepared.value},
+            printed=prepared.printed + answer.printed,
+            changed=(*prepared.changed, *answer.changed),
+        )
+
+    def _closed(self, case: Case, result: Result) -> Result:
+        answer = self.ask(
+            {
+                "do": "closed",
+                "component": case.component,
+                "precision": case.precision,
+                "static": case.mode == "static",
+            },
+            prepares=True,
+        )
+        if answer.value is None:
+            return _mannered(raised(result, answer.error or {}), answer)
+        if answer.value["refused"] is None:
+            return fail(
+                result,
+                Status.FAIL_CONTRACT,
+                "runs-closed",
+                "a program that was closed still ran; calling it is an error",
+            )
+        if answer.value["threads"]:
+            return fail(
+                result,
+                Status.FAIL_CONTRACT,
+                "leaves-threads",
+                f"a closed program left {', '.join(answer.value['threads'])} running, which keeps "
+                "the process from ending",
+            )
+        return _mannered(replace(result, status=Status.PASS), answer)
+
+    def _refusal(self, case: Case, result: Result) -> Result:
+        """What was declared impossible must be refused with a reason, or be right."""
+        if not case.declined:
+            return fail(
+                result,
+                Status.FAIL_CONTRACT,
+                "no-reason",
+                "supports() declines and gives no reason; say why, and what to do",
+            )
+        answer = self._called(case)
+        if answer.error is not None:
+            if "UnsupportedError" in answer.error["bases"]:
+                declined = replace(result, reason=case.declined)
+                return _mannered(replace(declined, status=Status.NOT_SUPPORTED), answer)
+            return _mannered(
+                fail(
+                    result,
+                    Status.FAIL_UNREFUSED,
+                    "not-refused",
+                    f"declared as {case.declined!r}; instead of UnsupportedError, prepare raised "
+                    f"{answer.error['type']}: {answer.error['message']}",
+                ),
+                answer,
+            )
+        assert answer.value is not None
+        judged = judge_calls(
+            result,
+            case,
+            answer.value,
+            _calls_in(self._worker.out),
+            self.bundle,
+            self.spec.components[str(case.component)].signature,
+            self.tolerances,
+        )
+        if judged.status.failed:
+            return fail(
+                judged,
+                Status.FAIL_UNREFUSED,
+                "not-refused",
+                f"declared as {case.declined!r}; it ran all the same, and is wrong: {judged.reason}",
+            )
+        return fail(
+            judged,
+            Status.UNDER_DECLARED,
+            "under-declared",
+            f"declared as {case.declined!r}; it works",
+        )
+
+    def _draw(self, case: Case, result: Result) -> Result:
+        answer, drawn = self._drawn(case)
+        if answer.value is None or drawn is None:
+            return _mannered(raised(result, answer.error or {}), answer)
+        if self._first is None:
+            self._first = drawn
+        self.drawn.append(
+            Drawn(
+                case=case.id,
+                reference=self.bundle.drawn(str(case.subject))["images"],
+                backend=drawn["images"],
+            )
+        )
+        judged = judge_draw(result, case, answer.value, drawn, self.bundle, self.tolerances)
+        return _mannered(judged, answer)
+
+    def _drawn(self, case: Case) -> tuple[Answer, Arrays | None]:
+        answer = self.ask(
+            {"do": "draw", "draw": case.subject, "precision": case.precision}, prepares=True
+        )
+        if answer.value is None:
+            return answer, None
+        return answer, _calls_in(self._worker.out)[0]
+
+    def _repeat(self, case: Case, result: Result) -> Result:
+        if self._first is None:
+            return fail(result, Status.NOT_RUN, "nothing-drawn", f"{case.subject} was not drawn")
+        if case.mode == "new-process":
+            self._worker.close()
+        answer, drawn = self._drawn(case)
+        if answer.value is None or drawn is None:
+            return _mannered(raised(result, answer.error or {}), answer)
+        judged = judge_same(result, self._first, drawn, self.tolerances)
+        fresh = answer.value["exported"]
+        if fresh and not judged.status.failed:
+            return fail(
+                judged,
+                Status.FAIL_CONTRACT,
+                "exported-again",
+                f"the second run did not find what the first had exported: {', '.join(fresh)}",
+            )
+        return _mannered(judged, answer)
+
+    def _quality(self, case: Case, result: Result) -> Result:
+        if not has_captions(self.spec, self.model):
+            return fail(
+                result,
+                Status.ENV_MISSING,
+                "no-checker",
+                "no measure of quality for this model is at hand; the bundled shapes has one",
+            )
+        right = self.bundle.index.get("quality")
+        if right is None:
+            return fail(
+                result,
+                Status.ENV_MISSING,
+                "no-verdicts",
+                "the golden bundle has no verdicts; record it with --level L3",
+            )
+        answer = self.ask({"do": "quality", "precision": case.precision}, prepares=True)
+        if answer.value is None:
+            return _mannered(raised(result, answer.error or {}), answer)
+        verdicts = answer.value["verdicts"]
+        limits = self.tolerances.limits("quality", str(case.precision))
+        metrics = tuple(limit.measured(agreement(verdicts, right)) for limit in limits)
+        told = f"{sum(verdicts)} of {len(verdicts)} captions right; the reference has {sum(right)}"
+        fits = all(metric.fits for metric in metrics)
+        judged = replace(
+            result,
+            metrics=metrics,
+            reason=told,
+            status=Status.PASS if fits else Status.FAIL_MISMATCH,
+            reason_code="" if fits else "mismatch",
+        )
+        return _mannered(judged, answer)
+
+
+def _order(case: Case) -> tuple[Any, ...]:
+    """By level, and so that cases with the same program stand together."""
+    kinds = ("host", "refusal", "component", "contract", "forced", "draw", "repeat", "quality")
+    return (
+        case.level,
+        kinds.index(case.kind),
+        case.component or "",
+        PRECISIONS.index(case.precision) if case.precision is not None else -1,
+        case.mode or "",
+    )
+
+
+def _program_of(case: Case) -> tuple[Any, ...] | None:
+    """What a case prepares; ``None`` where no two share it."""
+    if case.kind in ("component", "contract", "forced"):
+        return case.component, case.precision, case.mode
+    if case.kind in ("draw", "repeat", "quality"):
+        return "pipeline", case.precision
+    return None
+
+
+def _calls_in(path: Path) -> list[Arrays]:
+    """The arrays of each call, as the worker left them."""
+    calls: dict[int, Arrays] = {}
+    with np.load(path, allow_pickle=False) as file:
+        for key in file.files:
+            index, _, name = key.partition("/")
+            calls.setdefault(int(index), {})[name] = file[key]
+    return [calls[index] for index in sorted(calls)]
+
+
+def _mannered(result: Result, answer: Answer) -> Result:
+    """The result, failed where the backend printed or changed what is not its own."""
+    if result.status.failed:
+        return result
+    if answer.printed:
+        return fail(
+            result,
+            Status.FAIL_CONTRACT,
+            "printed",
+            f"it wrote to standard output: {' '.join(answer.printed.split())[:200]!r}; use logging",
+        )
+    if answer.changed:
+        return fail(
+            result,
+            Status.FAIL_CONTRACT,
+            "changed-process",
+            f"it changed {', '.join(answer.changed)} and did not put it back",
+        )
+    return result
+
+
+def run_conformance(
+    target: str,
+    *,
+    command: str = "",
+    watch: Watch = lambda result: None,
+    **settings: Any,
+) -> tuple[Run, list[Drawn]]:
+    """Measure a backend.
+
+    Args:
+        target: ``"openvino:CPU"``.
+        command: The command line, for the record.
+        watch: Is told each result as it comes.
+        **settings: Those of ``open_session``.
+
+    Returns:
+        The run, and the pictures that were drawn.
+    """
+    session = open_session(target, **settings)
+    try:
+        results = []
+        for result in session.run():
+            watch(result)
+            results.append(result)
+        return run_of(session, results, command), session.drawn
+    finally:
+        session.close()
+
+
+def open_session(
+    target: str,
+    *,
+    model: str | None = None,
+    level: str = "L2",
+    golden: Path | None = None,
+    options: Mapping[str, str] | None = None,
+    precisions: Sequence[str] = (),
+    seed: int = 0,
+    timeout: float = 60.0,
+    prepare_timeout: float = 600.0,
+) -> Session:
+    """A session, to judge all cases with or single ones.
+
+    Args:
+        target: ``"openvino:CPU"``.
+        model: A checkpoint or an exported folder, or one of ``RANDOM_MODELS``; the bundled
+            ``shapes`` without one.
+        level: ``"L0"`` to ``"L3"``.
+        golden: A bundle to judge by; without one the reference runs here, once.
+        options: The backend's own switches.
+        precisions: Those to ask in; all that the device declares by default.
+        seed: Of the reference that runs here; another one asks everything with other numbers.
+        timeout: Seconds that a case may take, besides preparing its program.
+        prepare_timeout: Seconds that preparing a program may take.
+
+    Raises:
+        BackendNotFoundError: no plugin offers the backend.
+        InputError: a level or a precision is none.
+    """
+    parsed = replace(Target.parse(target), options=dict(options or {}))
+    if parsed.backend not in host().backends():
+        host().backend(parsed.backend)  # raises, with those that there are
+    name, model = model if model is not None else "shapes", path_of(model)
+    return Session(
+        target=parsed,
+        model=model,
+        name=name,
+        level=level,
+        golden=golden,
+        precisions=tuple(precisions),
+        seed=seed,
+        timeout=timeout,
+        prepare_timeout=prepare_timeout,
+    )
+
+
+def run_of(session: Session, results: Sequence[Result], command: str) -> Run:
+    """The results with all that is to be said of who was measured, how and where."""
+    # What the host's cases alone are judged by needs no reference, and it takes long to record one.
+    judged = any(result.level != "L0" for result in results)
+    reference = session.bundle.reference if judged else {"target": "none", "engine": "needed"}
+    return Run(
+        suite={
+            "version": SUITE_VERSION,
+            "tolerances": session.tolerances.version,
+            "tolerances_sha256": session.tolerances.sha256,
+        },
+        run={
+            "id": uuid.uuid4().hex,
+            "utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "level": session.level,
+            "command": command,
+            "model": session.name,
+            "reference": f"{reference['target']} {reference['engine']}",
+        },
+        host={
+            "os": platform.platform(),
+            "cpu": platform.processor() or platform.machine(),
+            "python": platform.python_version(),
+            "packages": tool_versions(("perfuse", "torch", "numpy", "onnxruntime", "openvino")),
+        },
+        backend=session.identity(),
+        capabilities={
+            "/".join(key): {"level": said.level, "reason": said.reason}
+            for key, said in session.capabilities.items()
+        },
+        claim=claim_of(results, session.capabilities, session.level),
+        results=tuple(results),
+    )

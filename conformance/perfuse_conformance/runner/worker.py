@@ -1,0 +1,434 @@
+"""Runs a backend in a process of its own: takes requests, one line each, and answers them.
+
+Nothing is judged here, because what runs here may be wrong in any way: it may write to the arrays
+that it is given, print, end the process, or hang. Requests and answers are JSON; arrays are files. The
+answers go through a descriptor of their own, so that what a plugin prints is only printed.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perfuse.arrays import is_torch
+from perfuse.backend import PRECISIONS, Backend, Component, Program, Request, Support, Target
+from perfuse.contract.source import Source
+from perfuse.errors import InputError, PerfuseError, PluginError
+from perfuse.plugins import host
+from perfuse.run.pipeline import DiffusionPipeline
+from perfuse.sources.artifact import Artifact
+from perfuse.sources.opening import open_model
+from perfuse.sources.store import ArtifactStore
+from perfuse_conformance.cases.bundle import Bundle
+from perfuse_conformance.cases.catalogue import Arrays, draws_of, made_for, sizes_of
+from perfuse_conformance.reference.draws import run_draw
+from perfuse_conformance.reference.quality import caption_verdicts
+from perfuse_conformance.runner.watch import GlobalState, TorchWatch
+
+__all__ = ["main"]
+
+#: How an engine that is PyTorch begins its name.
+_TORCH = ("torch", "pytorch")
+
+
+class _WatchedStore(ArtifactStore):
+    """The cache, and what was not in it."""
+
+    def get_or_make(
+        self, label: str, key: Mapping[str, object], make: Callable[[Path], None]
+    ) -> Path:
+        def noted(folder: Path) -> None:
+            self.__dict__.setdefault("made", []).append(label)
+            make(folder)
+
+        return super().get_or_make(label, key, noted)
+
+    def taken(self) -> list[str]:
+        """The labels of what was made since the last time it was asked."""
+        made: list[str] = self.__dict__.pop("made", [])
+        return made
+
+
+class Worker:
+    """One backend and one model; programs are kept until another one is asked for."""
+
+    def __init__(self, target: Target, model: str | None, out: Path) -> None:
+        self.target = target
+        self._model = model
+        self._out = out
+        self._bundle: Bundle | None = None
+        self._source: Source | None = None
+        self._backend: Backend | None = None
+        self._program: tuple[str, Program] | None = None
+        self._pipes: dict[str, DiffusionPipeline] = {}
+        self._store = _WatchedStore(ArtifactStore.default().root)
+        self._prepared_s = 0.0
+
+    def _opened(self, folder: str) -> Bundle:
+        if self._bundle is None or str(self._bundle.path) != folder:
+            self._bundle = Bundle.open(Path(folder))
+        return self._bundle
+
+    @property
+    def source(self) -> Source:
+        if self._source is None:
+            self._source = open_model(self._model)
+        return self._source
+
+    @property
+    def backend(self) -> Backend:
+        if self._backend is None:
+            self._backend = host().backend(self.target.backend)
+        return self._backend
+
+    # Requests
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what a request says. Whatever is raised is the backend's or perfuse's own."""
+        do: Callable[..., dict[str, Any]] = getattr(self, f"do_{request['do']}")
+        return do(**{name: value for name, value in request.items() if name != "do"})
+
+    def do_devices(self) -> dict[str, Any]:
+        """What the backend lists, as plain data."""
+        return {
+            "devices": [
+                {
+                    "name": device.name,
+                    "description": device.description,
+                    "precisions": list(device.precisions),
+                }
+                for device in self.backend.devices()
+            ]
+        }
+
+    def do_supports(self) -> dict[str, Any]:
+        """What ``supports`` answers for every component, precision and way of sizes."""
+        answers: dict[str, dict[str, str]] = {}
+        for component in self.source.spec.components.values():
+            usual = sizes_of(self.source.spec, component)["usual"]
+            for precision in PRECISIONS:
+                for mode, static in (("static", usual), ("symbolic", {})):
+                    support: object = self.backend.supports(
+                        Request(
+                            component=component,
+                            precision=precision,
+                            device=self.target.device,
+                            static=static,
+                        )
+                    )
+                    if not isinstance(support, Support):
+                        raise PluginError(f"supports() answers {support!r}, which is no Support.")
+                    answers[f"{component.name}/{precision}/{mode}"] = {
+                        "level": support.level.value,
+                        "reason": str(support.reason),
+                    }
+        return {"supports": answers}
+
+    def do_prepare_odd(
+        self, device: str | None, options: dict[str, str], precision: str
+    ) -> dict[str, Any]:
+        """Prepare the smallest component with something that no backend has."""
+        name = next(iter(self.source.spec.components))
+        component = self.source.component(name)
+        if not isinstance(self.source, Artifact):
+            static = sizes_of(self.source.spec, component.spec)["usual"]
+            component = replace(component, static=static)
+        if precision != "float32":
+            component = replace(component, precision=precision)
+        target = Target(
+            backend=self.target.backend,
+            device=device if device is not None else self.target.device,
+            options=options,
+        )
+        program = self.backend.prepare(component, target, self._store)
+        return {"prepared": type(program).__name__}
+
+    def do_prepare(self, bundle: str, probe: str, precision: str, static: bool) -> dict[str, Any]:
+        """Make the program of a probe, if it is not there."""
+        meta = self._opened(bundle).index["probes"][probe]
+        self._ready(meta["component"], precision, meta["dims"] if static else {})
+        return {"prepare_s": self._prepared_s}
+
+    def do_call(self, bundle: str, probe: str, precision: str, static: bool) -> dict[str, Any]:
+        """Make the calls of a probe, and leave what they returned in the file."""
+        opened = self._opened(bundle)
+        meta = opened.index["probes"][probe]
+        name = meta["component"]
+        program = self._ready(name, precision, meta["dims"] if static else {})
+        calls = [opened.inputs(probe, i) for i in range(meta["calls"])]
+        manner = str(meta.get("manner", "separate"))
+        notes: list[str] = []
+        outputs: list[Any] = []
+        held: list[Any] = []
+        others: list[Program] = []
+        is_torch = self._is_torch(program)
+        began = time.perf_counter()
+        with _watching(not is_torch) as torch_watch:
+            for i, given in enumerate(_arranged(calls, manner)):
+                before = {key: array.copy() for key, array in given.items()}
+                if manner == "held" and i > 0:  # another program of the same component
+                    program = self._another(name, precision, meta["dims"] if static else {})
+                    others.append(program)
+                returned = program(**given)
+                tensors = program.torch_device is not None
+                if manner in ("held", "kept"):
+                    held.append(returned)
+                else:
+                    outputs.append(_taken(returned, tensors, i, notes))
+                for key, array in given.items():
+                    if not np.array_equal(array, before[key], equal_nan=True):
+                        notes.append(f"inputs-overwritten: call {i + 1} wrote to {key}")
+                    if manner == "scribbled":
+                        array[...] = 0 if array.dtype.kind == "i" else np.nan
+        outputs += [_taken(returned, tensors, i, notes) for i, returned in enumerate(held)]
+        spent = time.perf_counter() - began
+        _save(outputs, self._out)
+        report = _report(program)
+        for other in others:
+            other.close()
+        return {
+            "notes": notes,
+            "report": report,
+            "run_s": spent,
+            "is_torch": is_torch,
+            "torch_operators": torch_watch.operators if torch_watch is not None else {},
+        }
+
+    def do_closed(
+        self, bundle: str, component: str, precision: str, static: bool
+    ) -> dict[str, Any]:
+        """Close a program twice, then call it."""
+        opened = self._opened(bundle)
+        made = self.source.component(component, precision=precision)
+        probes = opened.index["probes"]
+        fitting = [
+            id
+            for id, meta in probes.items()
+            if meta["component"] == component and made_for(made, meta["dims"])
+        ]
+        if not fitting:
+            raise InputError(
+                f"{component} is fixed to {dict(made.static)}, which nothing is asked with."
+            )
+        probe, dims = fitting[0], probes[fitting[0]]["dims"]
+        self.release()
+        threads = set(threading.enumerate())
+        program = self._ready(component, precision, dims if static else {})
+        program(**opened.inputs(probe, 0))
+        self._program = None
+        program.close()
+        program.close()
+        left = [
+            thread.name
+            for thread in threading.enumerate()
+            if thread not in threads and not thread.daemon
+        ]
+        try:
+            program(**opened.inputs(probe, 0))
+        except PerfuseError as exc:
+            return {"refused": str(exc), "threads": left}
+        return {"refused": None, "threads": left}
+
+    def do_draw(self, bundle: str, draw: str, precision: str) -> dict[str, Any]:
+        """Draw, and leave latents and pictures in the file."""
+        pipe = self._pipe(precision)
+        self._store.taken()
+        began = time.perf_counter()
+        drawn = run_draw(pipe, draws_of(pipe.spec, seed=self._opened(bundle).seed)[draw])
+        spent = time.perf_counter() - began
+        _save([drawn], self._out)
+        # Nothing that is drawn from noise is encoded: asking would prepare it.
+        used = [name for name in pipe.spec.components if name != "vae_encoder"]
+        reports = {name: _report(pipe.program(name)) for name in used}
+        return {
+            "notes": [],
+            "report": reports[pipe.spec.denoiser.name],
+            "fallbacks": sorted({text for r in reports.values() for text in r["fallbacks"]}),
+            "run_s": spent,
+            "exported": self._store.taken(),
+        }
+
+    def do_quality(self, precision: str) -> dict[str, Any]:
+        """The checker's verdict on every held-out caption."""
+        return {"verdicts": caption_verdicts(self._pipe(precision))}
+
+    # Parts
+
+    def _ready(self, name: str, precision: str, static: Mapping[str, int]) -> Program:
+        component = self._component(name, precision, static)
+        sizes = [dict(component.static), *map(dict, component.sizes)]
+        key = json.dumps([name, precision, sizes], sort_keys=True)
+        if self._program is None or self._program[0] != key:
+            self.release()
+            began = time.perf_counter()
+            self._program = key, self.backend.prepare(component, self.target, self._store)
+            self._prepared_s = time.perf_counter() - began
+        else:
+            self._prepared_s = 0.0
+        return self._program[1]
+
+    def _another(self, name: str, precision: str, static: Mapping[str, int]) -> Program:
+        component = self._component(name, precision, static)
+        return self.backend.prepare(component, self.target, self._store)
+
+    def _component(self, name: str, precision: str, static: Mapping[str, int]) -> Component:
+        """A component for a size, or with those that it was exported for."""
+        if isinstance(self.source, Artifact):
+            return self.source.component(name, precision=precision)
+        return self.source.component(name, precision=precision, static=dict(static))
+
+    def _is_torch(self, program: Program) -> bool:
+        """Whether PyTorch is to compute it: as the engine, or as what an interpreter is written in."""
+        manifest = host().backends()[self.target.backend]
+        if manifest.interprets and "torch" in manifest.requires:
+            return True
+        return program.report().engine.lower().startswith(_TORCH)
+
+    def release(self) -> None:
+        """Close what is held."""
+        if self._program is not None:
+            _, program = self._program
+            self._program = None
+            program.close()
+
+    def _pipe(self, precision: str) -> DiffusionPipeline:
+        if precision not in self._pipes:
+            self.release()
+            for other in self._pipes.values():
+                other.close()
+            self._pipes = {
+                precision: DiffusionPipeline.from_pretrained(
+                    self._model,
+                    backend=str(self.target),
+                    precision=precision,
+                    options=self.target.options,
+                    store=self._store,
+                )
+            }
+        return self._pipes[precision]
+
+
+def _arranged(calls: list[Arrays], manner: str) -> Iterator[Arrays]:
+    """Each call's arrays, in memory of its own or in the same every time."""
+    if manner == "views":  # the same numbers, laid out otherwise
+        yield from ({name: np.asfortranarray(a) for name, a in call.items()} for call in calls)
+        return
+    if manner != "reused":
+        yield from calls
+        return
+    memory = {name: array.copy() for name, array in calls[0].items()}
+    for call in calls:
+        for name, array in call.items():
+            memory[name][...] = array
+        yield memory
+
+
+def _taken(returned: Any, torch: bool, call: int, notes: list[str]) -> Arrays:
+    """A copy of what a call returned; what it should not have returned becomes a note.
+
+    Tensors are for programs that say on which device arrays may stay.
+    """
+    if not isinstance(returned, Mapping):
+        notes.append(f"not-a-mapping: call {call + 1} returned {type(returned).__name__}")
+        return {}
+    taken: Arrays = {}
+    for name, value in returned.items():
+        array = value.detach().cpu().numpy() if torch and is_torch(value) else value
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+            notes.append(f"not-an-array: call {call + 1} returned {name} as {type(value).__name__}")
+            continue
+        taken[str(name)] = np.array(array)
+    return taken
+
+
+def _watching(watch: bool) -> Any:
+    return TorchWatch() if watch and "torch" in sys.modules else contextlib.nullcontext()
+
+
+def _report(program: Program) -> dict[str, Any]:
+    report = program.report()
+    return {
+        "device": str(report.device),
+        "precision": str(report.precision),
+        "engine": str(report.engine),
+        "fallbacks": [str(text) for text in report.fallbacks],
+    }
+
+
+def _save(outputs: list[Arrays], path: Path) -> None:
+    arrays: dict[str, Any] = {}
+    for i, call in enumerate(outputs):
+        for name, array in call.items():
+            arrays[f"{i}/{name}"] = np.ascontiguousarray(array)
+    np.savez(path, **arrays)
+
+
+def _said(exc: BaseException) -> dict[str, Any]:
+    """An exception as plain data: its own name, those of its bases, and what it says."""
+    return {
+        "type": type(exc).__name__,
+        "bases": [base.__name__ for base in type(exc).__mro__],
+        "ours": isinstance(exc, PerfuseError),
+        "message": _message(exc),
+    }
+
+
+def _message(exc: BaseException) -> str:
+    """On one line, in characters that every file takes; some exceptions cannot even say it."""
+    try:
+        text = " ".join(str(exc).split())[:2000]
+    except Exception as other:  # noqa: BLE001 - a plugin may raise anything
+        return f"its message cannot be read: {type(other).__name__}"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def main() -> None:
+    """Answer requests until standard input ends. Arguments: one JSON object with the job."""
+    job = json.loads(sys.argv[1])
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    printed = os.open(job["printed"], os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    os.dup2(printed, 1)
+    worker = Worker(
+        Target(backend=job["backend"], device=job.get("device"), options=job.get("options", {})),
+        job["model"],
+        Path(job["out"]),
+    )
+    seen = 0
+    for line in sys.stdin:
+        state = GlobalState.now()
+        try:
+            answer: dict[str, Any] = {"answer": worker.answer(json.loads(line))}
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - a plugin may raise anything
+            answer = {"error": _said(exc)}
+        changed = state.changed()
+        state.restore(printed)
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        size = os.fstat(printed).st_size
+        if size > seen:
+            answer["printed"] = os.pread(printed, min(size - seen, 500), seen).decode(
+                "utf-8", "replace"
+            )
+            seen = size
+        answer["changed"] = changed
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+    with contextlib.suppress(Exception):
+        worker.release()
+    # Threads that a plugin left behind are not waited for.
+    answers.close()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

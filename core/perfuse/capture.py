@@ -1,0 +1,143 @@
+"""A component's module, built, cast and traced by ``torch.export``."""
+
+import copy
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from perfuse.backend import Component
+from perfuse.errors import ExportError
+from perfuse.progress import say
+from perfuse.spec import TensorSpec
+
+__all__ = [
+    "build",
+    "capture",
+    "cast",
+    "dynamic_shapes",
+    "example_inputs",
+    "replace_tensors",
+    "trace",
+]
+
+_DTYPES = {"float32": torch.float32, "int64": torch.int64}
+
+
+def example_inputs(component: Component, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Tensors that fit the component's signature, in its order."""
+    return tuple(_example(component, tensor, dtype) for tensor in component.spec.signature.inputs)
+
+
+def _example(component: Component, tensor: TensorSpec, dtype: torch.dtype) -> Tensor:
+    shape = tuple(_size(component, dim) if isinstance(dim, str) else dim for dim in tensor.shape)
+    if tensor.dtype == "int64":
+        return torch.ones(shape, dtype=torch.int64)
+    return torch.full(shape, 0.5, dtype=_DTYPES.get(tensor.dtype, dtype))
+
+
+def _size(component: Component, dim: str) -> int:
+    if dim in component.static:
+        return component.static[dim]
+    known = component.spec.dim(dim)
+    return known.example * known.multiple
+
+
+def dynamic_shapes(component: Component) -> tuple[Mapping[int, Any], ...]:
+    """For each input, its symbolic dimensions by axis; a name means the same size everywhere."""
+    dims = {}
+    for name in component.spec.signature.dims:
+        if name in component.static:
+            continue
+        known = component.spec.dim(name)
+        multiple, maximum = known.multiple, known.maximum
+        unit = Dim(
+            f"{name}_unit" if multiple > 1 else name,
+            min=known.smallest,
+            max=maximum // multiple if maximum is not None else None,
+        )
+        dims[name] = unit * multiple if multiple > 1 else unit
+    return tuple(
+        {axis: dims[dim] for axis, dim in enumerate(tensor.shape) if dim in dims}
+        for tensor in component.spec.signature.inputs
+    )
+
+
+def capture(component: Component, dtype: torch.dtype = torch.float32) -> ExportedProgram:
+    """Build the component's module, cast it and capture it.
+
+    Raises:
+        ExportError: the component comes from an artifact, or cannot be captured.
+    """
+    return trace(component, cast(build(component), dtype), dtype)
+
+
+def build(component: Component) -> nn.Module:
+    """The component's module, as it is; it may be the user's own and must not be changed.
+
+    Raises:
+        ExportError: the component comes from an artifact.
+    """
+    if component.build is None:
+        raise ExportError(
+            f"{component.name} was to be captured; it comes from an exported artifact, which has "
+            "no module to capture. Start from the checkpoint."
+        )
+    return component.build()
+
+
+def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The module with floating-point tensors of this dtype; itself where they have it already."""
+    if all(t.dtype == dtype for _, t in _tensors(module) if t.is_floating_point()):
+        return module
+    return replace_tensors(module, lambda t: t.to(dtype) if t.is_floating_point() else t)
+
+
+def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of the module with every parameter and buffer replaced; tied ones stay tied."""
+    memo: dict[int, Any] = {}
+    for _, tensor in _tensors(module):
+        if id(tensor) not in memo:
+            made = make(tensor.detach())
+            memo[id(tensor)] = (
+                nn.Parameter(made, requires_grad=False)
+                if isinstance(tensor, nn.Parameter)
+                else made
+            )
+    # deepcopy takes what the memo knows as copied already, so no weight is duplicated.
+    return copy.deepcopy(module, memo)
+
+
+def _tensors(module: nn.Module) -> chain[tuple[str, Tensor]]:
+    return chain(module.named_parameters(), module.named_buffers())
+
+
+def trace(component: Component, module: nn.Module, dtype: torch.dtype) -> ExportedProgram:
+    """Capture a module that has the component's signature. Its weights are not computed with.
+
+    Raises:
+        ExportError: torch.export cannot capture it.
+    """
+    say(f"Capturing {component.name}")
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                module,
+                example_inputs(component, dtype),
+                dynamic_shapes=_for_module(module, dynamic_shapes(component)),
+                strict=False,
+            )
+    except Exception as exc:
+        raise ExportError(
+            f"{component.name} ({component.spec.class_name}) was to be captured; torch.export "
+            f"said: {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
+        ) from exc
+
+
+def _for_module(module: nn.Module, shapes: tuple[Mapping[int, Any], ...]) -> Any:
+    """torch.export wants a ``*inputs`` argument's shapes as one nested tuple."""
+    code = module.forward.__code__
+    return (shapes,) if code.co_flags & 0x04 else shapes

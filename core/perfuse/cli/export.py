@@ -1,0 +1,91 @@
+"""``perfuse export``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from perfuse.cli.common import (
+    JSON,
+    QUIET,
+    TRANSFORM,
+    model_of,
+    model_options,
+    option,
+    read_options,
+    size_text,
+)
+from perfuse.cli.settings import Configured
+from perfuse.cli.watch import watching
+from perfuse.errors import InputError
+
+__all__ = ["export"]
+
+
+@click.command(cls=Configured)
+@model_options
+@click.option("--to", "format", required=True, help="onnx, openvino, or another exporter's format.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@option("--precision", help="float32 or float16.")
+@option("--height", type=int, help="Fix the height in pixels; by default any size.")
+@option("--width", type=int, help="Fix the width in pixels.")
+@TRANSFORM
+@click.option("--batch", type=int, help="Fix the batch size of every component.")
+@click.option("--size", "sizes", multiple=True, help="HEIGHTxWIDTH, several times for several.")
+@click.option("--option", "options", multiple=True, help="An exporter's switch: palettize=6.")
+@click.option("--dialect", help="Whose names and layout: apple. The same as --option dialect=….")
+@QUIET
+@JSON
+def export(
+    format: str,
+    output: Path,
+    precision: str | None,
+    height: int | None,
+    width: int | None,
+    transforms: tuple[str, ...],
+    batch: int | None,
+    sizes: tuple[str, ...],
+    options: tuple[str, ...],
+    dialect: str | None,
+    quiet: bool,
+    as_json: bool,
+    **model: Any,
+) -> None:
+    """Write a model in an engine's format, to run without torch."""
+    from perfuse.run.pipeline import DiffusionPipeline
+    from perfuse.sources.manifest import Manifest
+
+    with watching(show=not quiet) as watch:
+        watch.begin("Opening the model")
+        pipe = DiffusionPipeline.from_pretrained(
+            **model_of(model), precision=precision, transforms=transforms
+        )
+        watch.lap("open")
+        watch.begin(f"Exporting to {format}")
+        folder = pipe.export(
+            output,
+            to=format,
+            height=height,
+            width=width,
+            batch=batch,
+            sizes=[_read_size(size) for size in sizes],
+            options=read_options(options) | ({"dialect": dialect} if dialect else {}),
+        )
+        watch.lap("write")
+    files = Manifest.read(folder).files
+    size = sum(int(entry["size"]) for entry in files.values())
+    if as_json:
+        result = {"folder": str(output), "files": len(files), "bytes": size}
+        click.echo(json.dumps({**result, "seconds": watch.seconds()}))
+        return
+    click.echo(f"{output}  ({len(files)} files, {size_text(size)})")
+    if not quiet:
+        click.echo(watch.summary(), err=True)
+
+
+def _read_size(text: str) -> tuple[int, int]:
+    height, by, width = text.lower().partition("x")
+    if not by or not height.isdecimal() or not width.isdecimal():
+        raise InputError(f"--size {text!r} was given; a size is written HEIGHTxWIDTH: 512x768.")
+    return int(height), int(width)

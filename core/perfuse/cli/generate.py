@@ -1,0 +1,467 @@
+"""``perfuse generate``."""
+
+import dataclasses
+import json
+import math
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from perfuse.cli.common import (
+    JSON,
+    QUIET,
+    TRANSFORM,
+    model_of,
+    model_options,
+    option,
+    read_options,
+)
+from perfuse.cli.settings import Configured
+from perfuse.cli.task_options import TaskOption, fitting, task_options
+from perfuse.cli.watch import Watch, watching
+from perfuse.errors import InputError, PerfuseError
+from perfuse.report.console import safe
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from perfuse.arrays.metadata import Metadata
+    from perfuse.contract.steps import Event, Task
+    from perfuse.run.pipeline import DiffusionPipeline
+    from perfuse.schedulers import Scheduler
+
+__all__ = ["generate"]
+
+_STDOUT = Path("-")
+_BESIDE = "beside the output"
+
+
+class _Generate(Configured):
+    """Takes the options of every task; those of plugins' tasks where one is asked for."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        own = super().get_params(ctx)
+        at = next(i for i, one in enumerate(own) if one.name == "options")
+        return [*own[:at], *(one.made() for one in _options(ctx)), *own[at:]]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {flag for one in self.get_params(ctx) for flag in (*one.opts, *one.secondary_opts)}
+        asked = {arg.partition("=")[0] for arg in args if arg.startswith("--") and arg != "--"}
+        ctx.meta[_PLUGINS] = not asked <= known
+        return super().parse_args(ctx, args)
+
+
+_PLUGINS = "perfuse.plugins"
+
+
+def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
+    return task_options(plugins=ctx.meta.get(_PLUGINS, False))
+
+
+@click.command(cls=_Generate)
+@click.argument("prompt", required=False)
+@model_options
+@option("--backend", help="BACKEND[:DEVICE], or one a component: unet=openvino:GPU,torch:cpu.")
+@option("--precision", help="float32, float16 or bfloat16.")
+@option("--scheduler", help="ddim, euler, dpm++, unipc, … instead of the checkpoint's.")
+@click.option("--option", "options", multiple=True, help="A backend's switch: compile=true.")
+@TRANSFORM
+@click.option(
+    "--from",
+    "origin",
+    metavar="PICTURE",
+    type=click.Path(path_type=Path),
+    help="Draw a PNG of perfuse again; flags beside it win.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("picture.png"),
+    show_default=True,
+    help="The PNG to write; - for standard output.",
+)
+@click.option("--no-metadata", is_flag=True, help="Write the picture alone, not how it was made.")
+@click.option(
+    "--preview",
+    metavar="[PATH]",
+    is_flag=False,
+    flag_value=_BESIDE,
+    help="Write the present guess of the picture while it is drawn.",
+)
+@click.option(
+    "--preview-every",
+    type=click.IntRange(min=1),
+    help="Steps between two previews; by default there are five.",
+)
+@QUIET
+@JSON
+@click.pass_context
+def generate(
+    ctx: click.Context,
+    /,
+    prompt: str | None,
+    origin: Path | None,
+    output: Path,
+    no_metadata: bool,
+    preview: str | None,
+    preview_every: int | None,
+    quiet: bool,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Draw pictures, from PROMPT where the model takes one."""
+    source = ctx.get_parameter_source
+    flags = frozenset(name for name in ctx.params if source(name) is ParameterSource.COMMANDLINE)
+    again = _read(origin, flags) if origin is not None else None
+    _check_output(output, as_json)
+    shown = _preview_path(preview, output)
+    with watching(show=not quiet) as watch:
+        watch.begin("Opening the model")
+        pipe = _opened(given, flags, again)
+        task, inputs = _inputs(pipe, prompt, given, flags, _options(ctx), again)
+        watch.lap("open")
+        events = watch.follow(task, pipe.stream(task=task.name, **inputs))
+        if shown is not None:
+            events = _previewed(pipe, task, events, watch, shown, preview_every)
+        state: Mapping[str, Any] = {}
+        for event in events:
+            state = event.state
+    images = _wanted(state["images"], flags, again)
+    paths = _save(images, output, metadata=not no_metadata)
+    if as_json:
+        result = _result(pipe, images, paths, state["seeds"], inputs, watch)
+        click.echo(json.dumps(result))
+        return
+    seeds = ", ".join(map(str, state["seeds"]))
+    for path in paths:
+        click.echo(f"{path}  (seed {seeds})", err=output == _STDOUT)
+    if not quiet:
+        click.echo(watch.summary(_where(pipe)), err=True)
+
+
+# --- what is asked for ------------------------------------------------------------------------
+
+
+def _read(origin: Path, flags: frozenset[str]) -> "Metadata":
+    """What a picture was drawn from; what is opened because of it is said."""
+    from perfuse.arrays.metadata import read
+
+    again = read(origin)
+    named = [f"model {again.model}"] if "model" not in flags else []
+    if "backend" not in flags:
+        options = "".join(f", {name}={value}" for name, value in again.options.items())
+        named.append(f"backend {again.backend}{options if 'options' not in flags else ''}")
+    if again.transforms and "transforms" not in flags:
+        named.append(f"transforms {', '.join(again.transforms)}")
+    if named:
+        click.echo(f"perfuse: {safe(origin)} names {safe('; '.join(named))}.", err=True)
+    if again.replaced:
+        warnings.warn(
+            f"{safe(origin)} was drawn with another {safe(', '.join(again.replaced))} than its model "
+            "has, which the picture does not hold: expect another picture.",
+            stacklevel=2,
+        )
+    return again
+
+
+def _opened(
+    given: Mapping[str, Any], flags: frozenset[str], again: "Metadata | None"
+) -> "DiffusionPipeline":
+    """The pipeline: as the picture says where there is one, and a flag does not say otherwise."""
+    from perfuse.run.pipeline import DiffusionPipeline
+    from perfuse.schedulers import scheduler_class
+
+    opening = {
+        **model_of(given),
+        "backend": given["backend"],
+        "precision": given["precision"],
+        "options": read_options(given["options"]),
+        "transforms": given["transforms"],
+    }
+    if again is not None:
+        opening |= {n: v for n, v in _opening(again, flags).items() if n not in flags}
+    scheduler = _scheduler(again) if again is not None and not flags & _OTHERS else None
+    pipe = DiffusionPipeline.from_pretrained(**opening)
+    if scheduler is not None:
+        pipe.scheduler = scheduler
+    elif given["scheduler"] is not None and (again is None or "scheduler" in flags):
+        pipe.scheduler = scheduler_class(given["scheduler"]).from_config(pipe.scheduler.config)
+    return pipe
+
+
+def _opening(again: "Metadata", flags: frozenset[str]) -> dict[str, Any]:
+    """What opens the model of a picture, but for what a flag puts another thing in place of."""
+    same: dict[str, Any] = {"precision": again.precision, "transforms": again.transforms}
+    if "backend" not in flags:  # switches are those of one backend
+        same |= {"backend": again.backend, "options": again.options}
+    if "model" not in flags:
+        model = None if again.model == "shapes" else again.model
+        same |= {"model": model, "revision": again.revision, "variant": again.variant}
+    if not flags & _OTHERS:
+        same |= {"scheduler_from": again.scheduler}
+    return same
+
+
+#: The flags that put another scheduler in the place of a picture's.
+_OTHERS = frozenset({"scheduler", "scheduler_from", "model"})
+
+
+def _scheduler(again: "Metadata") -> "Scheduler":
+    """The scheduler of a picture, which anybody may have written."""
+    from perfuse.schedulers import scheduler_from_config
+
+    wrong = (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, MemoryError)
+    try:
+        return scheduler_from_config(again.scheduler)
+    except (PerfuseError, *wrong) as exc:
+        raise InputError(
+            f"The picture was to be drawn again; its scheduler cannot be used: {safe(exc)} Name "
+            "another: --scheduler NAME."
+        ) from exc
+
+
+def _inputs(
+    pipe: "DiffusionPipeline",
+    prompt: str | None,
+    given: Mapping[str, Any],
+    flags: frozenset[str],
+    options: tuple[TaskOption, ...],
+    again: "Metadata | None",
+) -> "tuple[Task, dict[str, Any]]":
+    """The task to run, and what it is given."""
+    if again is None:
+        task, inputs = fitting(pipe.tasks, prompt, given, flags, options=options)
+    else:
+        seeds = list(again.seeds)
+        seed = {"seed": seeds[0] if len(seeds) == 1 else seeds} if seeds else {}
+        task, inputs = fitting(
+            pipe.tasks,
+            prompt,
+            {name: value for name, value in given.items() if name in flags},
+            flags,
+            options=options,
+            recorded={**again.inputs, **seed},
+            usual=again.task,
+        )
+        _check_recorded(task, inputs, again)
+    if "prompt" in task.inputs and "prompt" not in inputs:
+        raise InputError('This model draws from words: perfuse generate "a red circle".')
+    return task, inputs
+
+
+def _check_recorded(task: "Task", inputs: Mapping[str, Any], again: "Metadata") -> None:
+    """Raise ``InputError`` for what a picture says and the task cannot take."""
+    lost = [name for name in again.unrecorded if name not in inputs]
+    if lost:
+        raise InputError(
+            f"The picture was to be drawn again; it was drawn with {', '.join(lost)}, which a "
+            "picture cannot hold. Give that too, or draw it where it is."
+        )
+    for name, value in again.inputs.items():
+        one = task.inputs.get(name)
+        if one is None and task.name == again.task:
+            raise InputError(
+                f"The picture was to be drawn again; it was given {safe(name)}, and {task.name} "
+                f"takes {', '.join(task.inputs)}. Use the perfuse that wrote it."
+            )
+        # Texts, and lists of numbers such as timesteps; a task checks its numbers itself.
+        values = value if isinstance(value, list) else [value]
+        kind = str if one is not None and one.kind is str else int | float
+        listed = one is not None and one.kind is None
+        if not all(isinstance(v, kind) for v in values) or (listed and value is not values):
+            raise InputError(
+                f"The picture was to be drawn again; its {safe(name)} is {value!r}, which is of "
+                "another type. Use the perfuse that wrote it."
+            )
+
+
+# --- drawing ----------------------------------------------------------------------------------
+
+
+def _previewed(
+    pipe: "DiffusionPipeline",
+    task: "Task",
+    events: "Iterable[Event]",
+    watch: Watch,
+    path: Path,
+    every: int | None,
+) -> "Iterator[Event]":
+    """The same events; from time to time, the present guess of the pictures is put into a file."""
+    from perfuse.run.preview import decoded, guess
+
+    writable = True
+    for event in events:
+        between = every if every is not None else math.ceil(event.total / 5)
+        latents = guess(task, event) if writable and event.done % between == 0 else None
+        if latents is not None:
+            writable = _write_preview(decoded(pipe, task, event, latents), path)
+            watch.lap("preview")
+        yield event
+
+
+def _write_preview(images: "list[Image]", path: Path) -> bool:
+    """Put pictures side by side into a file; whether that could be done."""
+    from PIL import Image
+
+    from perfuse.arrays.pictures import save_png
+
+    widths = [image.width for image in images]
+    sheet = Image.new(images[0].mode, (sum(widths), images[0].height))
+    for i, image in enumerate(images):
+        sheet.paste(image, (sum(widths[:i]), 0))
+    try:
+        save_png(sheet, path)
+    except InputError as exc:  # the pictures themselves may yet be written
+        warnings.warn(f"There are no more previews: {exc}", stacklevel=2)
+        return False
+    return True
+
+
+# --- where it goes ----------------------------------------------------------------------------
+
+
+def _check_output(output: Path, as_json: bool) -> None:
+    """Say before the work, not after it, that the picture cannot be written."""
+    if output != _STDOUT:
+        _check_writable("--output", output)
+    elif as_json:
+        raise InputError("--output - and --json were given; both write to standard output.")
+    elif sys.stdout.isatty():
+        raise InputError(
+            "--output - was given; standard output is a terminal. Name a file, or another command: "
+            "perfuse generate … --output - | display"
+        )
+
+
+def _check_writable(flag: str, path: Path) -> None:
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"{flag} {path} was asked for; there is no folder {folder}. Make it.")
+    if path.is_dir():
+        raise InputError(f"{flag} {path} is a folder; name a file in it, such as a.png.")
+    if path.exists() and not _is_replaceable(path):
+        raise InputError(
+            f"{flag} {path} was asked for; what is there is not a picture, and stays. Name another "
+            "file."
+        )
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Whether it is a picture, or an empty file."""
+    from PIL import Image
+
+    if not path.is_file():
+        return False  # a device or a pipe
+    try:
+        if path.stat().st_size == 0:
+            return True
+        with Image.open(path):
+            return True
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def _preview_path(asked: str | None, output: Path) -> Path | None:
+    if asked is None:
+        return None
+    if asked == _BESIDE and output == _STDOUT:
+        raise InputError("--preview was given with --output -; name its file: --preview=a.png.")
+    path = output.with_name(f"{output.stem}.preview.png") if asked == _BESIDE else Path(asked)
+    if path.suffix.lower() != ".png":
+        raise InputError(
+            f"--preview {asked!r} was given; a preview is a PNG: --preview=a.png. Where the words "
+            "follow that are to be drawn, put them before it."
+        )
+    if path == output:
+        raise InputError(f"--preview and --output are both {path}; name two files.")
+    _check_writable("--preview", path)
+    return path
+
+
+def _wanted(
+    images: "list[Image]", flags: frozenset[str], again: "Metadata | None"
+) -> "list[Image]":
+    """All pictures; of a call that drew several, the one that is drawn again."""
+    if again is None or again.pictures != len(images) or "num_images" in flags:
+        return images
+    return [images[again.picture]]
+
+
+def _save(images: "list[Image]", output: Path, *, metadata: bool) -> list[Path]:
+    from perfuse.arrays.pictures import png_bytes, save_pngs
+
+    if output == _STDOUT:
+        if len(images) > 1:
+            raise InputError(
+                f"--output - was given and {len(images)} pictures were drawn; standard output takes "
+                "one. Name a file: each gets its number."
+            )
+        stream = sys.stdout.buffer
+        stream.write(png_bytes(images[0], metadata=metadata))
+        stream.flush()
+        return [output]
+    paths = _numbered(output, len(images))
+    for path in paths:
+        _check_writable("--output", path)
+    try:
+        return save_pngs(images, paths, metadata=metadata)
+    except InputError as exc:  # the line was checked before the work: now it is the disk
+        raise PerfuseError(str(exc)) from exc
+
+
+def _numbered(output: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [output]
+    return [output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(count)]
+
+
+# --- what is said of it -----------------------------------------------------------------------
+
+
+def _where(pipe: "DiffusionPipeline") -> dict[str, str]:
+    """For each component that ran: the target that was asked for, and what ran it."""
+    found = {}
+    for name, program in pipe.programs().items():
+        report = program.report()
+        also = f", partly on {', '.join(report.fallbacks)}" if report.fallbacks else ""
+        text = f"{report.device}, {report.precision}, {report.engine}{also}"
+        found[name] = f"{pipe.target(name)} ({text})"
+    return found
+
+
+def _result(
+    pipe: "DiffusionPipeline",
+    images: "list[Image]",
+    paths: list[Path],
+    seeds: Iterable[int],
+    inputs: Mapping[str, Any],
+    watch: Watch,
+) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    from perfuse.arrays.metadata import of
+
+    noted = [of(image) for image in images]
+    reports = {name: program.report() for name, program in pipe.programs().items()}
+    return {
+        "pictures": [str(path) for path in paths],
+        "seeds": list(seeds),
+        "model": noted[0].model,
+        "prompt": inputs.get("prompt"),
+        "components": {
+            name: {
+                "target": str(pipe.target(name)),
+                "device": report.device,
+                "precision": report.precision,
+                "engine": report.engine,
+                "fallbacks": list(report.fallbacks),
+            }
+            for name, report in reports.items()
+        },
+        "seconds": watch.seconds(),
+        "metadata": [dataclasses.asdict(one) for one in noted],
+    }

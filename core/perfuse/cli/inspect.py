@@ -1,0 +1,122 @@
+"""``perfuse inspect``."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from perfuse.cli.common import JSON, model_of, model_options, option
+from perfuse.cli.settings import Configured
+from perfuse.cli.watch import watching
+
+if TYPE_CHECKING:
+    from perfuse.contract.source import Source
+
+__all__ = ["inspect"]
+
+
+@click.command(cls=Configured)
+@click.argument("picture", required=False, type=click.Path(path_type=Path))
+@model_options
+@click.option("--verify", is_flag=True, help="Check the SHA-256 of every exported file.")
+@click.option("--for", "target", help="Report what a target would say; it need not be here.")
+@option("--precision", help="With --for: float32, float16 or bfloat16.")
+@option("--height", type=int, help="With --for: the height in pixels, fixed.")
+@option("--width", type=int, help="With --for: the width in pixels, fixed.")
+@click.option("--batch", type=int, help="With --for: the batch, fixed.")
+@click.option("--memory", help="With --for: the device's memory, as 8GB.")
+@JSON
+@click.pass_context
+def inspect(
+    ctx: click.Context,
+    /,
+    picture: Path | None,
+    verify: bool,
+    target: str | None,
+    precision: str | None,
+    height: int | None,
+    width: int | None,
+    batch: int | None,
+    memory: str | None,
+    as_json: bool,
+    **model: Any,
+) -> None:
+    """Print a model's spec: components, signatures, sizes, schedule, tasks. Loads no weights.
+
+    With --for, say what a target would make of each component, without the target; exit with 1 if
+    one would not run. Of a PICTURE, print what it was drawn from and with.
+    """
+    from perfuse.report.tables import print_spec
+    from perfuse.sources.opening import open_model
+    from perfuse.sources.plain import to_plain
+
+    if picture is not None:
+        _inspect_picture(picture, as_json)
+        return
+    source = open_model(**model_of(model))
+    if verify:
+        source.verify()
+    if target is not None:
+        asked = {"precision": precision, "height": height, "width": width, "batch": batch}
+        ctx.exit(_inspect_for(source, target, memory, as_json, asked))
+    if as_json:
+        data = {
+            "model": source.model,
+            **to_plain(source.spec),
+            "weight_bytes": dict(source.weight_bytes()),
+        }
+        if source.exported():
+            data["exported"] = to_plain(source.exported())
+        click.echo(json.dumps(data))
+        return
+    print_spec(source)
+
+
+def _inspect_for(
+    source: "Source",
+    text: str,
+    memory: str | None,
+    as_json: bool,
+    asked: Mapping[str, Any],
+) -> int:
+    """Print the portability report; 1 where a component would not run."""
+    from perfuse.contract.target import Target
+    from perfuse.report.portability import limits_of, read_bytes, report, verdicts
+
+    target = Target.parse(text)
+    name, limits = limits_of(target)
+    executed = limits.executed if limits is not None else ""
+    room = read_bytes(memory) if memory is not None else None
+    with watching(show=True):
+        findings = report(source, target, memory=room, **asked)
+    found = verdicts(findings)
+    if as_json:
+        result = {
+            "model": source.model,
+            "target": name,
+            "executed": executed,
+            "verdicts": found,
+            "findings": [dataclasses.asdict(finding) for finding in findings],
+        }
+        click.echo(json.dumps(result))
+    else:
+        from perfuse.report.tables import print_findings
+
+        print_findings(source.model, name, findings, executed)
+    return int("does not run" in found.values())
+
+
+def _inspect_picture(path: Path, as_json: bool) -> None:
+    """Print what a picture was drawn from and with."""
+    from perfuse.arrays.metadata import read
+
+    metadata = read(path)
+    if as_json:
+        click.echo(json.dumps({"file": str(path), **dataclasses.asdict(metadata)}))
+        return
+    from perfuse.report.tables import print_metadata
+
+    print_metadata(str(path), metadata)

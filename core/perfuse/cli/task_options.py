@@ -1,0 +1,170 @@
+"""The options of ``perfuse generate`` that are inputs of a task, made from what tasks declare."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from perfuse.cli.common import variable
+from perfuse.errors import InputError
+
+if TYPE_CHECKING:
+    from perfuse.contract.steps import Task
+
+__all__ = ["TaskOption", "fitting", "task_options"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOption:
+    """An input that tasks take, as an option of the command line."""
+
+    #: As a person writes it: ``--steps``.
+    flag: str
+    #: What the input is called in Python, by the tasks that have it.
+    names: tuple[str, ...]
+    #: ``int``, ``float``, ``str``, ``bool``, or ``Path`` for a picture.
+    kind: type
+    help: str
+
+    @property
+    def parameter(self) -> str:
+        """What click and ``perfuse.toml`` call it: ``num_images``."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+    def name_in(self, task: "Task") -> str | None:
+        """The input's name in a task; ``None`` if it has none."""
+        return next((name for name in self.names if name in task.inputs), None)
+
+    def made(self) -> click.Option:
+        """The option as click has it; the environment can give it too."""
+        switch = self.kind is bool
+        flags = f"{self.flag}/--no-{self.flag.removeprefix('--')}" if switch else self.flag
+        kind: Any = click.Path(path_type=Path) if self.kind is Path else self.kind
+        return click.Option(
+            [flags],
+            type=None if switch else kind,
+            default=None,
+            envvar=variable(self.flag),
+            help=self.help,
+        )
+
+
+def task_options(*, plugins: bool = False) -> tuple[TaskOption, ...]:
+    """The options of perfuse's own tasks, and where asked those of the plugins' too.
+
+    A plugin whose task cannot be loaded has none; ``perfuse backends`` says why.
+    """
+    from perfuse.builtin import perfuse_pipelines
+    from perfuse.plugins import host, resolve
+
+    manifests = host().pipelines().values() if plugins else perfuse_pipelines()
+    tasks: list[Any] = []
+    for reference in dict.fromkeys(task for m in manifests for task in m.tasks.values()):
+        try:
+            tasks.append(resolve(reference))
+        except Exception:  # noqa: BLE001,S112 - anybody's module, and it says so where it is asked for
+            continue
+    return _options(tasks)
+
+
+def _options(tasks: "Iterable[Task]") -> tuple[TaskOption, ...]:
+    from perfuse.contract.steps import Picture
+
+    found: dict[str, TaskOption] = {}
+    for task in tasks:
+        for name, one in getattr(task, "inputs", {}).items():
+            if not one.option:
+                continue
+            before = found.get(one.option)
+            names = (*before.names, name) if before is not None else (name,)
+            kind = Path if one.kind is Picture else one.kind if one.kind is not None else str
+            found[one.option] = TaskOption(
+                flag=one.option,
+                names=tuple(dict.fromkeys(names)),
+                kind=before.kind if before is not None else kind,
+                help=before.help if before is not None else one.help,
+            )
+    return tuple(found.values())
+
+
+def fitting(
+    tasks: "Mapping[str, Task]",
+    prompt: str | None,
+    given: Mapping[str, Any],
+    flags: Collection[str],
+    *,
+    options: Iterable[TaskOption],
+    recorded: Mapping[str, Any] | None = None,
+    usual: str | None = None,
+) -> "tuple[Task, dict[str, Any]]":
+    """The task that a command line fits, and the inputs for it.
+
+    Args:
+        tasks: Those of the pipeline.
+        prompt: The words, if there were any.
+        given: The values of the options, by parameter; ``None`` for what was not given.
+        flags: The parameters that stood on the command line itself. Of what the environment and
+            ``perfuse.toml`` say, a task takes what it can.
+        options: What the parameters mean.
+        recorded: Inputs by their names in Python, which the options beat.
+        usual: The task to prefer where it fits.
+
+    Raises:
+        InputError: no task takes what was given on the command line.
+    """
+    fits: dict[str, tuple[Task, dict[str, Any]]] = {}
+    refusals = []
+    for task in tasks.values():
+        try:
+            inputs = _inputs(task, prompt, given, flags, options)
+        except InputError as exc:
+            refusals.append(exc)
+            continue
+        known = {n: value for n, value in (recorded or {}).items() if n in task.inputs}
+        fits[task.name] = (task, known | inputs)
+    if not fits:
+        raise refusals[0]
+    if usual in fits:
+        return fits[usual]
+    ready = [pair for pair in fits.values() if pair[0].required <= pair[1].keys()]
+    # Where none is ready, the first says what it needs.
+    return max(ready or list(fits.values())[:1], key=lambda pair: len(pair[0].required))
+
+
+def _inputs(
+    task: "Task",
+    prompt: str | None,
+    given: Mapping[str, Any],
+    flags: Collection[str],
+    options: Iterable[TaskOption],
+) -> dict[str, Any]:
+    inputs = {}
+    for one in options:
+        value, name = given.get(one.parameter), one.name_in(task)
+        if value is None:
+            continue
+        if name is not None:
+            inputs[name] = _opened(value)
+        elif one.parameter in flags:
+            taken = [other.flag for other in options if other.name_in(task) is not None]
+            raise InputError(
+                f"{one.flag} was given; this model's task, {task.name}, takes "
+                f"{', '.join(taken) or 'no option'}."
+            )
+    if prompt is None:
+        return inputs
+    if "prompt" not in task.inputs:
+        raise InputError(
+            f"The prompt {prompt!r} was given; this model draws without one. Leave it out."
+        )
+    return {**inputs, "prompt": prompt}
+
+
+def _opened(value: Any) -> Any:
+    if not isinstance(value, Path):
+        return value
+    from perfuse.arrays.pictures import open_picture
+
+    return open_picture(value)

@@ -1,0 +1,149 @@
+"""A component to prepare: its description, and where its weights or its files come from."""
+
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perfuse.contract.frozen import FrozenDict
+from perfuse.contract.spec import ComponentSpec, Signature
+from perfuse.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["Component", "Recipe", "Rewritten"]
+
+
+class Recipe(ABC):
+    """How a component's torch module is made. Subclasses are frozen dataclasses of plain data."""
+
+    @abstractmethod
+    def __call__(self) -> "nn.Module":
+        """Make it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported(Recipe):
+    """Stands for the module that a component of an export was made of, and that is not there."""
+
+    name: str
+
+    def __call__(self) -> "nn.Module":
+        raise InputError(f"{self.name} comes from an export, which has no torch module.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewritten(Recipe):
+    """What another recipe makes, rewritten."""
+
+    before: Recipe
+    rewrite: "Callable[..., nn.Module]"
+    arguments: tuple[Any, ...] = ()
+
+    def __call__(self) -> "nn.Module":
+        # The module may be the user's own. Its tensors are shared, its structure is not.
+        module = self.before()
+        tensors = (*module.parameters(), *module.buffers())
+        own = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+        return self.rewrite(own, *self.arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """A component to prepare: its description and where its weights, or its files, come from."""
+
+    spec: ComponentSpec
+    precision: str = "float32"
+    #: Dimensions to fix; every other one stays symbolic.
+    static: Mapping[str, int] = field(default_factory=FrozenDict)
+    #: Where not empty: the only sizes that the dimensions that are not fixed will have, together:
+    #: ``({"latent_height": 64, "latent_width": 96}, …)``.
+    sizes: tuple[Mapping[str, int], ...] = ()
+    #: The exporter's switches, e.g. ``{"palettize": "6"}``: those to use, or those that an exported
+    #: artifact was made with. An exporter refuses those that it does not have.
+    options: Mapping[str, str] = field(default_factory=FrozenDict)
+    #: The scheme in which weights are stored where it is not the precision: ``"int8"``. It is the
+    #: backend's or the exporter's to know; one that does not refuses it.
+    storage: str = ""
+    #: Builds the torch module with its weights, in the dtype that they are stored in: takes the
+    #: signature's inputs in order, returns a tuple of its outputs. It may be the user's own and is
+    #: not to be changed. ``None`` for a component of an exported artifact.
+    build: "Recipe | None" = None
+    #: Identifies weights and config; part of the key under which an export is cached. ``None``
+    #: where nothing can be reused, as with a module that the user put in.
+    fingerprint: str | None = None
+    #: Engine format to the file that an exported artifact holds: ``{"onnx": …/model.onnx}``.
+    files: Mapping[str, Path] = field(default_factory=FrozenDict)
+
+    def __post_init__(self) -> None:
+        for name in ("static", "options", "files"):
+            object.__setattr__(self, name, FrozenDict(getattr(self, name)))
+        object.__setattr__(self, "sizes", tuple(FrozenDict(size) for size in self.sizes))
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def signature(self) -> Signature:
+        """The signature with the fixed dimensions put in."""
+        return self.spec.signature.resolve(self.static)
+
+    def with_options(self, options: Mapping[str, str]) -> "Component":
+        """The component with more of the exporter's switches.
+
+        Raises:
+            InputError: it is exported already.
+        """
+        if options and self.build is None:
+            raise InputError(
+                f"The option {', '.join(options)} was given for {self.name}, which is exported "
+                "already. Export the checkpoint again with it."
+            )
+        return replace(self, options={**self.options, **options})
+
+    def rebuilt(
+        self, rewrite: "Callable[..., nn.Module]", *arguments: Any, mark: str = ""
+    ) -> "Component":
+        """The component with its module rewritten when it is built.
+
+        Args:
+            rewrite: ``(module, *arguments) -> module``, defined at the top of its module, so that
+                the recipe can be sent to another process. It may change the module it is given.
+            arguments: What else it takes; plain data.
+            mark: What the rewriting is called in the key of the cache, with what it depends on.
+        """
+        fingerprint = self.fingerprint
+        if fingerprint is not None:
+            done = f"{rewrite.__module__}.{rewrite.__qualname__}"
+            text = f"{fingerprint} {mark or done} {arguments}"
+            fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        before = self.build if self.build is not None else Exported(name=self.name)
+        build = Rewritten(before=before, rewrite=rewrite, arguments=arguments)
+        return replace(self, build=build, fingerprint=fingerprint)
+
+    def check_dims(self, dims: Mapping[str, int]) -> None:
+        """Raise ``InputError`` where the sizes of a call are not among those it was made for."""
+        self.spec.check_dims(dims)
+        wrong = {n: dims[n] for n, size in self.static.items() if dims.get(n, size) != size}
+        if wrong:
+            raise InputError(
+                f"{self.name} was exported for {_written(self.static)}; got {_written(wrong)}. Ask "
+                "for that size, or export the checkpoint again for another: perfuse export --model M "
+                "--to FORMAT --output DIR --height H --width W --batch B."
+            )
+        if self.sizes and not any(size.items() <= dims.items() for size in self.sizes):
+            asked = {name: dims[name] for name in self.sizes[0] if name in dims}
+            raise InputError(
+                f"{self.name} was asked for {_written(asked)}; it was exported for "
+                f"{'; '.join(_written(size) for size in self.sizes)}. "
+                "Export the checkpoint again with the size that you need."
+            )
+
+
+def _written(dims: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in dims.items())

@@ -1,0 +1,455 @@
+"""Tasks as sequences of named steps with declared inputs and outputs.
+
+A step is a function from some of the state to some more of it; the state is passed and returned.
+Running a task is a generator, so that progress and stopping belong to the caller.
+
+>>> @step(outputs=("y",))
+... def double(tools, x):
+...     return {"y": 2 * x}
+>>> task = Task(name="example", inputs={"x": Input(default=1)}, steps=(double,))
+>>> [event.state["y"] for event in task.run(None, {"x": 4})]
+[8]
+"""
+
+import inspect
+import numbers
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from perfuse.contract.frozen import FrozenDict
+from perfuse.errors import InputError
+
+if TYPE_CHECKING:
+    from perfuse.contract.backend import Program
+    from perfuse.contract.spec import PipelineSpec
+    from perfuse.schedulers import Scheduler
+    from perfuse.sources.tokenizer import Tokenizer
+
+__all__ = [
+    "REQUIRED",
+    "Choice",
+    "Event",
+    "Input",
+    "Loop",
+    "Node",
+    "Picture",
+    "State",
+    "Step",
+    "Task",
+    "Tools",
+    "When",
+    "step",
+]
+
+State: TypeAlias = Mapping[str, Any]
+
+
+class Tools(Protocol):
+    """What a step may use of the pipeline that runs it."""
+
+    @property
+    def spec(self) -> "PipelineSpec": ...
+
+    @property
+    def scheduler(self) -> "Scheduler": ...
+
+    def program(self, component: str) -> "Program":
+        """The component, prepared on its target the first time it is asked for."""
+
+    def tokenizer(self, name: str) -> "Tokenizer": ...
+
+
+class _Required:
+    """Marks an input that the caller must give."""
+
+    def __repr__(self) -> str:
+        return "REQUIRED"
+
+    def __reduce__(self) -> str:
+        return "REQUIRED"
+
+
+REQUIRED = _Required()
+
+
+class Picture:
+    """The type of an input that takes a picture: a file on the command line, a PIL image here."""
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_CHECKED: Mapping[type, type] = {int: numbers.Integral, float: numbers.Real}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One input of a task: the call's argument, and where it has one, the command line's option."""
+
+    default: Any = None
+    #: ``int``, ``float``, ``str``, ``bool`` or ``Picture``; ``None`` for anything else.
+    kind: type | None = None
+    #: One line on what it does, with its unit.
+    help: str = ""
+    #: The command line's option, ``"--steps"``; empty for an input that only a program gives.
+    option: str = ""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise ``InputError`` for a number that is none. Lists are the steps' to look at."""
+        wanted = _CHECKED.get(self.kind) if self.kind is not None else None
+        if wanted is None or value is None or isinstance(value, list | tuple):
+            return
+        if isinstance(value, bool) or not isinstance(value, wanted):
+            raise InputError(
+                f"{name} must be {_WORDS[self.kind]}; got {value!r}."  # type: ignore[index]
+                + (f" It is: {self.help}" if self.help else "")
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One named stage of a task; ``step`` makes one of a function."""
+
+    name: str
+    #: ``(tools, **inputs) -> outputs``; its parameters are the names that it reads in the state.
+    run: Callable[..., State]
+    #: Names that it returns, all of them, every time.
+    outputs: tuple[str, ...]
+    #: The names that it reads, from the signature of ``run``.
+    inputs: tuple[str, ...] = field(init=False)
+    #: Those of them that have a default in ``run``, which stands where the state has none.
+    optional: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        inputs, optional = _parameters(self.run)
+        object.__setattr__(self, "inputs", inputs)
+        object.__setattr__(self, "optional", optional)
+
+    def __reduce__(self) -> Any:
+        where = (self.run.__module__, self.run.__qualname__)
+        if _at(*where) is self:  # the name of the function is the step's now
+            return _at, where
+        return _step, (self.name, self.run, self.outputs)
+
+
+def _step(name: str, run: Callable[..., State], outputs: tuple[str, ...]) -> Step:
+    return Step(name=name, run=run, outputs=outputs)
+
+
+def _at(module: str, name: str) -> Any:
+    if module not in sys.modules:
+        __import__(module)
+    return getattr(sys.modules[module], name, None)
+
+
+@cache
+def _parameters(run: Callable[..., Any]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The names that a function reads of the state, and those that it can do without."""
+    _, *parameters = inspect.signature(run).parameters.values()
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if any(parameter.kind in kinds for parameter in parameters):
+        raise InputError(
+            f"{run.__qualname__} takes *args or **kwargs; a step names each thing that it reads."
+        )
+    optional = (p.name for p in parameters if p.default is not inspect.Parameter.empty)
+    return tuple(parameter.name for parameter in parameters), frozenset(optional)
+
+
+def step(*, outputs: tuple[str, ...], name: str = "") -> Callable[[Callable[..., State]], Step]:
+    """Make a step of a function ``(tools, …)``.
+
+    Args:
+        outputs: The names that it returns, all of them, every time.
+        name: What to call it; the function's name by default.
+
+    Its other parameters are what it reads of the state, and one with a default is read where it is
+    there.
+    """
+
+    def make(run: Callable[..., State]) -> Step:
+        return Step(name=name or run.__name__.lstrip("_"), run=run, outputs=outputs)
+
+    return make
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """Runs ``steps`` for each item of ``state[over]``; ``state["index"]`` is the iteration."""
+
+    name: str
+    over: str
+    steps: tuple["Node", ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The first option whose input was given; ``None`` as an input matches always."""
+
+    name: str
+    options: tuple[tuple[str | None, "Node"], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class When:
+    """Runs a node where a condition holds, and otherwise another, or nothing.
+
+    What the node gives and nothing before it gave can be read after this only if the other node
+    gives it too.
+    """
+
+    name: str
+    #: ``(tools, **inputs) -> bool``; its parameters are the names that it reads in the state.
+    condition: Callable[..., bool]
+    then: "Node"
+    otherwise: "Node | None" = None
+
+
+Node: TypeAlias = Step | Loop | Choice | When
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that a running task has just done."""
+
+    #: The step, or for a loop its name.
+    step: str
+    #: What was known then. Later steps do not change it.
+    state: State
+    #: For a loop: how many of ``total`` rounds are done.
+    done: int = 1
+    total: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A sequence of steps, with the inputs that a caller may give."""
+
+    name: str
+    inputs: Mapping[str, Input]
+    steps: tuple[Node, ...]
+    #: What is known when all steps have run. That each step's inputs are there when it runs is
+    #: checked on construction.
+    known: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", FrozenDict(self.inputs))
+        object.__setattr__(self, "known", _flow(self.steps, frozenset(self.inputs), self.name))
+
+    @property
+    def required(self) -> frozenset[str]:
+        """The inputs that a caller must give."""
+        return frozenset(name for name, one in self.inputs.items() if one.default is REQUIRED)
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> "Task":
+        """The task with other defaults for some of its inputs."""
+        changed = {
+            name: replace(self.inputs[name], default=value)
+            for name, value in defaults.items()
+            if name in self.inputs
+        }
+        return replace(self, inputs={**self.inputs, **changed})
+
+    def find(self, name: str) -> Node:
+        """The node of a name.
+
+        Raises:
+            InputError: there is none.
+        """
+        for node in _walk(self.steps):
+            if node.name == name:
+                return node
+        raise self._missing(name)
+
+    def insert(self, node: Node, *, before: str | None = None, after: str | None = None) -> "Task":
+        """The task with a step more, before or after the one of that name.
+
+        Raises:
+            InputError: there is no such step, or the new one reads what is not there yet.
+        """
+        anchor = before if before is not None else after
+        if anchor is None or (before is not None and after is not None):
+            raise InputError(f"{node.name!r} goes before or after a step; name one of the two.")
+
+        def edit(old: Node) -> tuple[Node, ...]:
+            return (node, old) if before is not None else (old, node)
+
+        return self._edited(anchor, edit)
+
+    def replace(self, name: str, node: Node) -> "Task":
+        """The task with another step in the place of the one of that name."""
+        return self._edited(name, lambda old: (node,))
+
+    def without(self, name: str) -> "Task":
+        """The task without the step of that name."""
+        return self._edited(name, lambda old: ())
+
+    def _edited(self, name: str, edit: "Edit") -> "Task":
+        steps = _edit(self.steps, name, edit)
+        if steps is None:
+            raise self._missing(name)
+        return replace(self, steps=steps)
+
+    def _missing(self, name: str) -> InputError:
+        names = ", ".join(node.name for node in _walk(self.steps))
+        return InputError(f"Task {self.name!r} has no step {name!r}; it has {names}.")
+
+    def run(self, tools: Any, given: Mapping[str, Any]) -> Iterator[Event]:
+        """Run the steps one by one; the last event's state is the result.
+
+        Raises:
+            InputError: an input is unknown, or one that is required was not given.
+        """
+        unknown = [name for name in given if name not in self.inputs]
+        if unknown:
+            raise InputError(
+                f"{self.name} was given {', '.join(unknown)}; it takes {', '.join(self.inputs)}."
+            )
+        state = {name: one.default for name, one in self.inputs.items()} | dict(given)
+        missing = [name for name, value in state.items() if value is REQUIRED]
+        if missing:
+            told = "; ".join(f"{name}: {self.inputs[name].help}" for name in missing)
+            raise InputError(f"{self.name} needs {told.removesuffix(': ')}.")
+        for name, value in given.items():
+            self.inputs[name].check(name, value)
+        yield from _run(self.steps, tools, state)
+
+
+def _run(nodes: tuple[Node, ...], tools: Any, state: dict[str, Any]) -> Iterator[Event]:
+    for node in nodes:
+        if isinstance(node, Step):
+            state.update(_call(node, tools, state))
+            yield Event(step=node.name, state=dict(state))
+        elif isinstance(node, Choice):
+            yield from _run((_chosen(node, state),), tools, state)
+        elif isinstance(node, When):
+            yield from _run(_branch(node, tools, state), tools, state)
+        else:
+            yield from _loop(node, tools, state)
+
+
+def _chosen(choice: Choice, state: State) -> Node:
+    for name, option in choice.options:
+        if name is None or state[name] is not None:
+            return option
+    raise InputError(
+        f"{choice.name} goes by {', '.join(str(name) for name, _ in choice.options)}; none of them "
+        "was given. Give one."
+    )
+
+
+def _branch(when: When, tools: Any, state: State) -> tuple[Node, ...]:
+    holds = when.condition(tools, **_reads(when.condition, state))
+    if holds:
+        return (when.then,)
+    return () if when.otherwise is None else (when.otherwise,)
+
+
+def _reads(run: Callable[..., Any], state: State) -> dict[str, Any]:
+    inputs, optional = _parameters(run)
+    return {name: state[name] for name in inputs if name in state or name not in optional}
+
+
+def _loop(loop: Loop, tools: Any, state: dict[str, Any]) -> Iterator[Event]:
+    total = len(state[loop.over])
+    for index in range(total):
+        for node in loop.steps:
+            state["index"] = index  # a loop inside has counted its own
+            if isinstance(node, Step):
+                state.update(_call(node, tools, state))
+            else:
+                for _ in _run((node,), tools, state):
+                    pass
+        yield Event(step=loop.name, state=dict(state), done=index + 1, total=total)
+
+
+def _call(step: Step, tools: Any, state: Mapping[str, Any]) -> State:
+    given = {n: state[n] for n in step.inputs if n in state or n not in step.optional}
+    result = step.run(tools, **given)
+    missing = [name for name in step.outputs if name not in result]
+    if missing:
+        raise InputError(
+            f"Step {step.name!r} declares the outputs {', '.join(step.outputs)}; it did not return "
+            f"{', '.join(missing)}. Return all of them, every time."
+        )
+    return result
+
+
+def _flow(nodes: tuple[Node, ...], known: frozenset[str], task: str) -> frozenset[str]:
+    """What is known after the nodes; an error where one reads what is not known yet."""
+    for node in nodes:
+        if isinstance(node, Step):
+            needs = tuple(name for name in node.inputs if name not in node.optional)
+            _check_reads(f"Step {node.name!r}", needs, known, task)
+            known = known | frozenset(node.outputs)
+        elif isinstance(node, Choice):
+            triggers = tuple(name for name, _ in node.options if name is not None)
+            _check_reads(f"Choice {node.name!r}", triggers, known, task)
+            outcomes = [_flow((option,), known, task) for _, option in node.options]
+            known = frozenset.intersection(*outcomes)
+        elif isinstance(node, When):
+            inputs, optional = _parameters(node.condition)
+            needs = tuple(name for name in inputs if name not in optional)
+            _check_reads(f"Condition {node.name!r}", needs, known, task)
+            then = _flow((node.then,), known, task)
+            other = known if node.otherwise is None else _flow((node.otherwise,), known, task)
+            known = then & other
+        else:
+            _check_reads(f"Loop {node.name!r}", (node.over,), known, task)
+            known = _flow(node.steps, known | {"index"}, task)
+    return known
+
+
+def _check_reads(who: str, reads: tuple[str, ...], known: frozenset[str], task: str) -> None:
+    missing = [name for name in reads if name not in known]
+    if missing:
+        raise InputError(
+            f"{who} of {task!r} reads {', '.join(missing)}, which nothing before it gives; known "
+            f"there: {', '.join(sorted(known))}."
+        )
+
+
+Edit: TypeAlias = Callable[[Node], tuple[Node, ...]]
+
+
+def _inside(node: Node) -> tuple[Node, ...]:
+    """The nodes that a node holds."""
+    if isinstance(node, Loop):
+        return node.steps
+    if isinstance(node, Choice):
+        return tuple(option for _, option in node.options)
+    if isinstance(node, When):
+        return (node.then,) if node.otherwise is None else (node.then, node.otherwise)
+    return ()
+
+
+def _walk(nodes: tuple[Node, ...]) -> Iterator[Node]:
+    for node in nodes:
+        yield node
+        yield from _walk(_inside(node))
+
+
+def _holding(node: Node, nodes: tuple[Node, ...]) -> Node:
+    """A node that holds others, with these in their place."""
+    if isinstance(node, Loop):
+        return replace(node, steps=nodes)
+    if len(nodes) != len(_inside(node)):
+        raise InputError(
+            f"{node.name!r} holds one step for each case; replace the step in it, or {node.name!r}."
+        )
+    if isinstance(node, Choice):
+        names = [name for name, _ in node.options]
+        return replace(node, options=tuple(zip(names, nodes, strict=True)))
+    assert isinstance(node, When)
+    return replace(node, then=nodes[0], otherwise=nodes[1] if len(nodes) > 1 else None)
+
+
+def _edit(nodes: tuple[Node, ...], name: str, edit: Edit) -> tuple[Node, ...] | None:
+    """The nodes with the edit made at the node of that name, wherever it is; ``None`` if nowhere."""
+    for i, node in enumerate(nodes):
+        changed: tuple[Node, ...] | None = edit(node) if node.name == name else None
+        if changed is None and (inner := _edit(_inside(node), name, edit)) is not None:
+            changed = (_holding(node, inner),)
+        if changed is not None:
+            return (*nodes[:i], *changed, *nodes[i + 1 :])
+    return None

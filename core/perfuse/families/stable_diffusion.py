@@ -1,0 +1,49 @@
+"""Stable Diffusion 1 and 2, and latent consistency models of them."""
+
+from perfuse.contract.hooks import PipelineManifest
+
+__all__ = ["PIPELINES"]
+
+_TEXT = {"text-to-image": "perfuse.tasks.text_to_image:TEXT_TO_IMAGE"}
+_NEEDS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+_CLIPPED = {"steps_offset": 1, "clip_sample": False}
+_SKIPPED = {"steps_offset": 1, "skip_prk_steps": True}
+_CONSISTENCY = {"num_inference_steps": 4, "guidance_scale": 8.5}
+
+PIPELINES = (
+    PipelineManifest(
+        class_name="StableDiffusionPipeline",
+        tasks=_TEXT,
+        needs=_NEEDS,
+        unused=_UNUSED,
+        corrects=_CLIPPED,
+    ),
+    PipelineManifest(
+        class_name="StableDiffusionImg2ImgPipeline",
+        tasks=_TEXT,
+        needs=_NEEDS,
+        unused=_UNUSED,
+        corrects=_CLIPPED,
+    ),
+    PipelineManifest(
+        class_name="StableDiffusionInpaintPipeline",
+        tasks=_TEXT,
+        needs=_NEEDS,
+        unused=_UNUSED,
+        corrects=_SKIPPED,
+    ),
+    PipelineManifest(
+        class_name="LatentConsistencyModelPipeline",
+        tasks=_TEXT,
+        needs=_NEEDS,
+        unused=_UNUSED,
+        defaults=_CONSISTENCY,
+    ),
+    PipelineManifest(
+        class_name="LatentConsistencyModelImg2ImgPipeline",
+        tasks=_TEXT,
+        needs=_NEEDS,
+        unused=_UNUSED,
+    ),
+)

@@ -1,0 +1,149 @@
+"""What a checkpoint says of an autoencoder, and the latents that it makes, without torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from perfuse.arrays import is_torch, place
+from perfuse.contract.latents import LatentSpec
+from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature
+from perfuse.models.config import ModelConfig
+from perfuse.models.shapes import floating
+
+__all__ = ["AutoencoderKLConfig", "ScaledLatents", "describe", "latents"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderKLConfig(ModelConfig):
+    """A variational autoencoder between pictures and latents (Rombach et al. 2022)."""
+
+    class_name: ClassVar[str] = "AutoencoderKL"
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    act_fn: str = "silu"
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int | tuple[int, int] = 32
+    scaling_factor: float = 0.18215
+    shift_factor: float | None = None
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+    force_upcast: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    def __post_init__(self) -> None:
+        self.check_blocks(("DownEncoderBlock2D",), ("UpDecoderBlock2D",))
+
+    @property
+    def downscale(self) -> int:
+        """How many pixels a latent spans in height and in width."""
+        return int(2 ** (len(self.block_out_channels) - 1))
+
+
+def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
+    """The two halves of an autoencoder. The encoder gives moments; the host draws the sample."""
+    vae = AutoencoderKLConfig.from_dict(config)
+    channels = vae.latent_channels
+    encoder = Signature(
+        inputs=(floating("sample", "batch", vae.in_channels, "height", "width"),),
+        outputs=(
+            floating("latent_parameters", "batch", 2 * channels, "latent_height", "latent_width"),
+        ),
+    )
+    decoder = Signature(
+        inputs=(floating("latent_sample", "batch", channels, "latent_height", "latent_width"),),
+        outputs=(floating("sample", "batch", vae.out_channels, "height", "width"),),
+    )
+    pixels = {
+        "batch": Dim(example=2),
+        "height": Dim(multiple=vae.downscale, example=96, smallest=64),
+        "width": Dim(multiple=vae.downscale, example=64, smallest=64),
+    }
+    latent = {
+        "batch": Dim(example=2),
+        "latent_height": Dim(example=96, smallest=64),
+        "latent_width": Dim(example=64, smallest=64),
+    }
+    halves = (
+        ("encoder", Role.LATENT_ENCODER, encoder, pixels),
+        ("decoder", Role.LATENT_DECODER, decoder, latent),
+    )
+    return tuple(
+        ComponentSpec(
+            name=f"{name}_{half}",
+            role=role,
+            class_name=vae.class_name,
+            folder=folder,
+            config=config,
+            signature=signature,
+            dims=dims,
+            upcast=bool(config.get("force_upcast")),
+        )
+        for half, role, signature, dims in halves
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledLatents(LatentSpec):
+    """Latents that are brought to about unit variance by numbers of the autoencoder's config.
+
+    The pipeline's latent is ``(z - mean) / std * scaling_factor`` where mean and std are given, and
+    ``(z - shift_factor) * scaling_factor`` where they are not.
+    """
+
+    kind: ClassVar[str] = AutoencoderKLConfig.class_name
+
+    scaling_factor: float
+    shift_factor: float = 0.0
+    #: One number a channel.
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def encode(self, latents: Array) -> Array:
+        scale, shift = self._coefficients(latents)
+        return (latents - shift) / scale
+
+    def decode(self, latents: Array) -> Array:
+        scale, shift = self._coefficients(latents)
+        return latents * scale + shift
+
+    def _coefficients(self, like: Array) -> tuple[Any, Any]:
+        """``(a, b)`` such that the autoencoder's latent is ``a * latent + b``."""
+        if self.mean is None or self.std is None:
+            return 1.0 / self.scaling_factor, self.shift_factor
+        shape = (1, self.channels, 1, 1)
+        std = np.asarray(self.std, dtype=np.float32).reshape(shape)
+        mean = np.asarray(self.mean, dtype=np.float32).reshape(shape)
+        device = like.device if is_torch(like) else None
+        return place(std / np.float32(self.scaling_factor), device), place(mean, device)
+
+
+def latents(config: Mapping[str, Any], inner: LatentSpec | None) -> ScaledLatents:
+    """How a pipeline's latents relate to those of an autoencoder of this configuration.
+
+    Raises:
+        CheckpointError: means or deviations that are not one a latent channel.
+    """
+    vae = AutoencoderKLConfig.from_dict(config)
+    for name, values in (("latents_mean", vae.latents_mean), ("latents_std", vae.latents_std)):
+        if values is not None and len(values) != vae.latent_channels:
+            raise vae.error(
+                f"{name} has {len(values)} entries", f"one a latent channel, {vae.latent_channels}"
+            )
+    return ScaledLatents(
+        channels=vae.latent_channels,
+        downscale=vae.downscale,
+        scaling_factor=vae.scaling_factor,
+        shift_factor=vae.shift_factor if vae.shift_factor is not None else 0.0,
+        mean=vae.latents_mean,
+        std=vae.latents_std,
+    )

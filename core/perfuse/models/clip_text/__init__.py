@@ -1,0 +1,22 @@
+"""CLIP's text encoders, as Transformers saves them (Radford et al. 2021, arXiv:2103.00020)."""
+
+from perfuse.contract.architecture import Architecture
+
+ARCHITECTURES = (
+    Architecture(
+        class_name="CLIPTextModel",
+        library="transformers",
+        config=f"{__name__}.description:ClipTextConfig",
+        describe=f"{__name__}.description:describe",
+        build=f"{__name__}.network:build",
+        wrap=f"{__name__}.network:wrap",
+    ),
+    Architecture(
+        class_name="CLIPTextModelWithProjection",
+        library="transformers",
+        config=f"{__name__}.description:ClipTextConfig",
+        describe=f"{__name__}.description:describe_projected",
+        build=f"{__name__}.network:build",
+        wrap=f"{__name__}.network:wrap",
+    ),
+)

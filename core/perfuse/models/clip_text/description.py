@@ -1,0 +1,85 @@
+"""What a checkpoint says of a CLIP text encoder, without torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature, TensorSpec
+from perfuse.errors import CheckpointError
+from perfuse.models.shapes import floating
+
+__all__ = ["PLAIN", "PROJECTED", "ClipTextConfig", "describe", "describe_projected"]
+
+PLAIN, PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipTextConfig:
+    """The fields of Transformers' ``CLIPTextConfig`` that decide shapes."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    projection_dim: int | None = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+
+def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
+    """A CLIP text encoder: the last states, the states before the last layer, and the pooled one.
+
+    Stable Diffusion XL takes the states before the last layer; a graph cannot choose at run time,
+    so it gives both.
+    """
+    return _clip(PLAIN, "pooler_output", "hidden_size", name, folder, config)
+
+
+def describe_projected(
+    name: str, folder: str, config: Mapping[str, Any]
+) -> tuple[ComponentSpec, ...]:
+    """The same with the pooled state projected into the space that CLIP shares with pictures."""
+    return _clip(PROJECTED, "text_embeds", "projection_dim", name, folder, config)
+
+
+def _clip(
+    class_name: str,
+    pooled: str,
+    pooled_width: str,
+    name: str,
+    folder: str,
+    config: Mapping[str, Any],
+) -> tuple[ComponentSpec, ...]:
+    try:
+        # transformers leaves values at their default out of the file
+        width = int(config.get("hidden_size", 512))
+        pooled_size = int(config.get(pooled_width, 512))
+        longest = int(config.get("max_position_embeddings", 77))
+    except (TypeError, ValueError) as exc:
+        raise CheckpointError(
+            f"{folder}/config.json was read as a CLIP text encoder's; {exc} is "
+            "malformed in it. Take the file from the checkpoint again."
+        ) from exc
+    return (
+        ComponentSpec(
+            name=name,
+            role=Role.TEXT_ENCODER,
+            class_name=class_name,
+            folder=folder,
+            config=config,
+            signature=Signature(
+                inputs=(TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence")),),
+                outputs=(
+                    floating("last_hidden_state", "batch", "sequence", width),
+                    floating("penultimate_hidden_state", "batch", "sequence", width),
+                    floating(pooled, "batch", pooled_size),
+                ),
+            ),
+            dims={
+                "batch": Dim(example=2),
+                "sequence": Dim(maximum=longest, example=7, smallest=2),
+            },
+        ),
+    )

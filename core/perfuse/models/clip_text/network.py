@@ -1,0 +1,90 @@
+"""Transformers' CLIP text encoders behind a flat face."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perfuse.contract.spec import ComponentSpec
+from perfuse.errors import CheckpointError
+from perfuse.models.clip_text.description import PLAIN, PROJECTED
+from perfuse.models.loading import Rename, load_state
+from perfuse.sources.weights import Weights
+
+__all__ = ["ClipText", "build", "load_text_encoder", "wrap"]
+
+
+class ClipText(nn.Module):
+    """``input_ids -> (last_hidden_state, penultimate_hidden_state, pooled)``."""
+
+    def __init__(self, model: nn.Module, pooled: str) -> None:
+        super().__init__()
+        self.model = model
+        self.pooled = pooled
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        output = self.model(input_ids=input_ids, output_hidden_states=True)
+        return output.last_hidden_state, output.hidden_states[-2], getattr(output, self.pooled)
+
+
+def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    """The flat module of a checkpoint's component."""
+    return wrap(spec, load_text_encoder(spec.class_name, spec.config, weights, dtype))
+
+
+def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
+    """The flat face of one of Transformers' models."""
+    return ClipText(model, spec.signature.output_names[-1])
+
+
+def load_text_encoder(
+    class_name: str, config: Mapping[str, Any], weights: Weights, dtype: torch.dtype | None
+) -> nn.Module:
+    """Transformers' CLIP text encoder, its weights memory-mapped where their dtype is ``dtype``.
+
+    Raises:
+        CheckpointError: the class or its config is not one that Transformers takes.
+        WeightsError: tensors are missing, unexpected or of another shape.
+    """
+    if class_name not in (PLAIN, PROJECTED):
+        raise CheckpointError(
+            f"A text encoder of class {class_name} was asked for; perfuse loads "
+            f"{PLAIN} and {PROJECTED}. Use a checkpoint with one of these."
+        )
+    import transformers
+
+    # The dtype that a config records is that of the file it was saved with, not the one asked for.
+    fields = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")}
+    try:
+        settings = transformers.CLIPTextConfig.from_dict({**fields, "attn_implementation": "sdpa"})
+        with torch.device("meta"):
+            model: nn.Module = getattr(transformers, class_name)(settings)
+    except Exception as exc:  # Transformers' own checks raise their own kinds, by version
+        raise CheckpointError(
+            f"The config.json in {weights.folder} was read as a {class_name}'s; Transformers "
+            f"{transformers.__version__} said: {' '.join(str(exc).split())}. Take the file from "
+            "the checkpoint again."
+        ) from exc
+    load_state(
+        model, weights, where=class_name, rename=_clip_names(model.state_dict()), dtype=dtype
+    )
+    return model.eval()
+
+
+def _clip_names(expected: Iterable[str]) -> Rename:
+    """Accepts names with and without ``text_model.``: Transformers 5 saves CLIPTextModel without.
+
+    ``position_ids``, which are only a range, were saved before Transformers 4.31.
+    """
+    known, prefix = set(expected), "text_model."
+
+    def rename(name: str) -> str | None:
+        if name.endswith("embeddings.position_ids"):
+            return None
+        for candidate in (name, prefix + name, name.removeprefix(prefix)):
+            if candidate in known:
+                return candidate
+        return name
+
+    return rename

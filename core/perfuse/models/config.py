@@ -1,0 +1,117 @@
+"""What the configurations of all models share: reading ``config.json``, checked, without torch.
+
+Field names and defaults are those of Diffusers, whose checkpoints these classes read.
+"""
+
+import dataclasses
+import types
+import typing
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from perfuse.errors import CheckpointError
+
+__all__ = ["ModelConfig", "check_types"]
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _thawed(value: Any) -> Any:
+    return [_thawed(item) for item in value] if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What all model configurations share: reading and writing ``config.json``."""
+
+    class_name: ClassVar[str] = ""
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
+        """Read a parsed ``config.json``; unknown fields are named in a warning and left out.
+
+        Raises:
+            CheckpointError: a value that this model cannot take.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(key for key in config if key not in known and not key.startswith("_"))
+        if unknown:
+            warnings.warn(
+                f"{cls.class_name}: config.json has {', '.join(unknown)}, which this class does "
+                "not have; they are ignored, as Diffusers does.",
+                stacklevel=2,
+            )
+        return cls(**{key: _frozen(value) for key, value in config.items() if key in known})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data, with the class name under ``_class_name``."""
+        fields = {f.name: _thawed(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {"_class_name": self.class_name, **fields}
+
+    def per_block(self, name: str) -> tuple[Any, ...]:
+        """A field that is one value for all blocks or one a block, as one a block."""
+        value = getattr(self, name)
+        count = len(self.block_out_channels)  # type: ignore[attr-defined]
+        if not isinstance(value, tuple):
+            return (value,) * count
+        if len(value) != count:
+            raise self.error(f"{name} has {len(value)} entries", f"one a block, {count}")
+        return value
+
+    def error(self, found: str, wanted: str) -> CheckpointError:
+        return CheckpointError(f"{self.class_name}: {found}; this model takes {wanted}.")
+
+    def check_choice(self, name: str, choices: tuple[Any, ...]) -> None:
+        if (value := getattr(self, name)) not in choices:
+            known = ", ".join(str(choice) for choice in choices)
+            raise self.error(f"{name} is {value!r}", known)
+
+    def check_blocks(self, down: tuple[str, ...], up: tuple[str, ...]) -> None:
+        count = len(self.block_out_channels)  # type: ignore[attr-defined]
+        for name, known in (("down_block_types", down), ("up_block_types", up)):
+            blocks = getattr(self, name)
+            if len(blocks) != count:
+                raise self.error(f"{name} has {len(blocks)} entries", f"one a block, {count}")
+            for block in blocks:
+                if block not in known:
+                    raise self.error(f"{name} has {block!r}", ", ".join(known))
+
+
+def check_types(config_class: type[Any], config: Mapping[str, Any], *, where: Path) -> None:
+    """Compare the values of a parsed ``config.json`` with the fields of a dataclass.
+
+    Raises:
+        CheckpointError: a value is of another type than its field.
+    """
+    hints = typing.get_type_hints(config_class)
+    for item in dataclasses.fields(config_class):
+        if item.name in config and not _accepts(hints[item.name], config[item.name]):
+            wanted = item.type.__name__ if isinstance(item.type, type) else str(item.type)
+            raise CheckpointError(
+                f"{where}: {item.name} is {config[item.name]!r}; {wanted} was expected"
+                f"{', no int below 0' if 'int' in wanted else ''}. Download or save the checkpoint again."
+            )
+
+
+def _accepts(hint: Any, value: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_accepts(choice, value) for choice in args)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        if args[-1] is Ellipsis:
+            return all(_accepts(args[0], item) for item in value)
+        return len(args) == len(value) and all(map(_accepts, args, value))
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is int:
+        return isinstance(value, int) and value >= 0
+    return isinstance(value, int | float if hint is float else hint)

@@ -1,0 +1,15 @@
+"""``UNet2DConditionModel``: the UNet of Stable Diffusion 1, 2, XL and of consistency models."""
+
+from perfuse.contract.architecture import Architecture
+
+ARCHITECTURES = (
+    Architecture(
+        class_name="UNet2DConditionModel",
+        config=f"{__name__}.description:UNet2DConditionConfig",
+        describe=f"{__name__}.description:describe",
+        fit=f"{__name__}.description:fit",
+        host_inputs=f"{__name__}.description:host_inputs",
+        build=f"{__name__}.network:build",
+        wrap=f"{__name__}.network:wrap",
+    ),
+)

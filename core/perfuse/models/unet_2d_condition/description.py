@@ -1,0 +1,258 @@
+"""What a checkpoint says of a text-conditioned UNet, without torch."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature, TensorSpec
+from perfuse.models.config import ModelConfig
+from perfuse.models.shapes import TIMESTEP, floating, pair
+from perfuse.models.unet_2d.description import class_labels
+
+__all__ = ["UNet2DConditionConfig", "describe", "fit", "guidance_embedding", "host_inputs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNet2DConditionConfig(ModelConfig):
+    """A UNet conditioned on text. ``attention_head_dim`` is the *number* of heads, as in Diffusers.
+
+    (The misnaming is older than most checkpoints: diffusers issue 2011.)
+    """
+
+    class_name: ClassVar[str] = "UNet2DConditionModel"
+
+    sample_size: int | tuple[int, int] | None = None
+    in_channels: int = 4
+    out_channels: int = 4
+    center_input_sample: bool = False
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    down_block_types: tuple[str, ...] = (
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    )
+    mid_block_type: str | None = "UNetMidBlock2DCrossAttn"
+    up_block_types: tuple[str, ...] = (
+        "UpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+    )
+    only_cross_attention: bool | tuple[bool, ...] = False
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int | tuple[int, ...] = 2
+    downsample_padding: int = 1
+    mid_block_scale_factor: float = 1
+    dropout: float = 0.0
+    act_fn: str = "silu"
+    norm_num_groups: int | None = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int | tuple[int, ...] = 1280
+    transformer_layers_per_block: int | tuple[Any, ...] = 1
+    reverse_transformer_layers_per_block: tuple[Any, ...] | None = None
+    encoder_hid_dim: int | None = None
+    encoder_hid_dim_type: str | None = None
+    attention_head_dim: int | tuple[int, ...] = 8
+    num_attention_heads: int | tuple[int, ...] | None = None
+    dual_cross_attention: bool = False
+    use_linear_projection: bool = False
+    class_embed_type: str | None = None
+    addition_embed_type: str | None = None
+    addition_time_embed_dim: int | None = None
+    num_class_embeds: int | None = None
+    upcast_attention: bool = False
+    resnet_time_scale_shift: str = "default"
+    resnet_skip_time_act: bool = False
+    resnet_out_scale_factor: float = 1.0
+    time_embedding_type: str = "positional"
+    time_embedding_dim: int | None = None
+    time_embedding_act_fn: str | None = None
+    timestep_post_act: str | None = None
+    time_cond_proj_dim: int | None = None
+    conv_in_kernel: int = 3
+    conv_out_kernel: int = 3
+    projection_class_embeddings_input_dim: int | None = None
+    attention_type: str = "default"
+    class_embeddings_concat: bool = False
+    mid_block_only_cross_attention: bool | None = None
+    cross_attention_norm: str | None = None
+    addition_embed_type_num_heads: int = 64
+
+    def __post_init__(self) -> None:
+        if self.encoder_hid_dim is not None and self.encoder_hid_dim_type is None:
+            object.__setattr__(self, "encoder_hid_dim_type", "text_proj")
+        self.check_blocks(
+            ("CrossAttnDownBlock2D", "DownBlock2D", "ResnetDownsampleBlock2D"),
+            ("CrossAttnUpBlock2D", "UpBlock2D", "ResnetUpsampleBlock2D"),
+        )
+        self.check_choice("mid_block_type", ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None))
+        self.check_choice("time_embedding_type", ("positional", "fourier"))
+        self.check_choice("resnet_time_scale_shift", ("default", "scale_shift"))
+        self.check_choice(
+            "class_embed_type", (None, "timestep", "identity", "projection", "simple_projection")
+        )
+        self.check_choice("addition_embed_type", (None, "text", "text_image", "text_time", "image"))
+        self.check_choice(
+            "encoder_hid_dim_type", (None, "text_proj", "text_image_proj", "image_proj")
+        )
+        self.check_choice("dual_cross_attention", (False,))
+        self.check_choice("attention_type", ("default",))
+        # Diffusers refuses it too: the heads are given by attention_head_dim.
+        self.check_choice("num_attention_heads", (None,))
+        for name in (
+            "layers_per_block",
+            "cross_attention_dim",
+            "attention_head_dim",
+            "only_cross_attention",
+        ):
+            self.per_block(name)
+        if self.encoder_hid_dim_type is not None and self.encoder_hid_dim is None:
+            raise self.error(
+                f"encoder_hid_dim_type is {self.encoder_hid_dim_type!r} and encoder_hid_dim is "
+                "missing",
+                "both or neither",
+            )
+        projected = self.addition_embed_type == "text_time" or self.class_embed_type in (
+            "projection",
+            "simple_projection",
+        )
+        if projected and self.projection_class_embeddings_input_dim is None:
+            raise self.error(
+                "projection_class_embeddings_input_dim is missing",
+                "it with text_time additions and projected class embeddings",
+            )
+        if self.addition_embed_type == "text_time" and self.addition_time_embed_dim is None:
+            raise self.error("addition_time_embed_dim is missing", "it with text_time additions")
+        layers = self.transformer_layers_per_block
+        if (
+            isinstance(layers, tuple)
+            and any(isinstance(entry, tuple) for entry in layers)
+            and self.reverse_transformer_layers_per_block is None
+        ):
+            raise self.error(
+                "transformer_layers_per_block is nested and "
+                "reverse_transformer_layers_per_block is missing",
+                "both for an asymmetric UNet",
+            )
+
+
+def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
+    """A text-conditioned UNet: latents and text states in, a prediction out."""
+    config = _with_size(config)
+    unet = UNet2DConditionConfig.from_dict(config)
+    return (
+        ComponentSpec(
+            name=name,
+            role=Role.DENOISER,
+            class_name=unet.class_name,
+            folder=folder,
+            config=config,
+            signature=Signature(
+                inputs=_inputs(unet),
+                outputs=(
+                    floating(
+                        "out_sample", "batch", unet.out_channels, "latent_height", "latent_width"
+                    ),
+                ),
+            ),
+            dims={
+                "batch": Dim(example=2),
+                "latent_height": Dim(example=96, smallest=64),
+                "latent_width": Dim(example=64, smallest=64),
+                "sequence": Dim(example=7, smallest=2),
+            },
+            sample_size=pair(unet.sample_size),
+            guidance="branches" if unet.time_cond_proj_dim is None else "embedded",
+        ),
+    )
+
+
+def _inputs(unet: UNet2DConditionConfig) -> tuple[TensorSpec, ...]:
+    text_width = unet.encoder_hid_dim or unet.per_block("cross_attention_dim")[0]
+    inputs = [
+        floating("sample", "batch", unet.in_channels, "latent_height", "latent_width"),
+        TIMESTEP,
+        floating("encoder_hidden_states", "batch", "sequence", text_width),
+    ]
+    if unet.addition_embed_type == "text_time":
+        inputs += _pooled_and_ids(unet, pooled=())
+    if unet.addition_embed_type in ("image", "text_image") or unet.encoder_hid_dim_type in (
+        "image_proj",
+        "text_image_proj",
+    ):
+        inputs.append(floating("image_embeds", "batch", "image_width"))
+    if unet.time_cond_proj_dim is not None:
+        inputs.append(floating("timestep_cond", "batch", unet.time_cond_proj_dim))
+    if unet.num_class_embeds is not None or unet.class_embed_type is not None:
+        width = unet.projection_class_embeddings_input_dim or unet.block_out_channels[0] * 4
+        inputs.append(class_labels(unet.class_embed_type, width))
+    return tuple(inputs)
+
+
+def _pooled_and_ids(unet: UNet2DConditionConfig, pooled: Iterable[int]) -> list[TensorSpec]:
+    """SD XL's pooled text and sizes, which the config gives in one number.
+
+    The base model has six ids, the refiner five: the config does not say which. It is what makes the
+    pooled text as wide as one of the pipeline's encoders gives it.
+    """
+    each = unet.addition_time_embed_dim or 0
+    width = unet.projection_class_embeddings_input_dim or 0
+    known = set(pooled)
+    ids = next((n for n in (6, 5) if width - n * each in known), 6)
+    return [
+        floating("text_embeds", "batch", width - ids * each),
+        floating("time_ids", "batch", ids),
+    ]
+
+
+def fit(spec: ComponentSpec, others: Mapping[str, ComponentSpec]) -> ComponentSpec:
+    """The description with what only the pipeline's other components tell."""
+    unet = UNet2DConditionConfig.from_dict(spec.config)
+    if unet.addition_embed_type != "text_time":
+        return spec
+    encoders = [c.signature for c in others.values() if c.role == Role.TEXT_ENCODER]
+    widths = [
+        size
+        for signature in encoders
+        for tensor in signature.outputs
+        if tensor.name == "text_embeds" and isinstance(size := tensor.shape[-1], int)
+    ]
+    right = {tensor.name: tensor for tensor in _pooled_and_ids(unet, widths)}
+    inputs = tuple(right.get(tensor.name, tensor) for tensor in spec.signature.inputs)
+    signature = dataclasses.replace(spec.signature, inputs=inputs)
+    return dataclasses.replace(spec, signature=signature)
+
+
+def _with_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Before diffusers 0.9 configs gave a size of 32 for models of 64; Diffusers corrects them."""
+    version = re.match(r"0\.(\d+)", str(config.get("_diffusers_version", "")))
+    size = config.get("sample_size")
+    if version is None or int(version[1]) >= 9 or not isinstance(size, int) or size >= 64:
+        return config
+    return {**config, "sample_size": 64}
+
+
+def host_inputs(
+    spec: ComponentSpec, sizes: Mapping[str, int], guidance: float | None
+) -> dict[str, Any]:
+    """The guidance scale for a consistency model, embedded, [batch, W]."""
+    condition = spec.signature.input("timestep_cond")
+    if condition is None:
+        return {}
+    embedding = guidance_embedding(guidance if guidance is not None else 1.0, condition.shape[-1])
+    return {"timestep_cond": np.repeat(embedding, sizes["batch"], axis=0)}
+
+
+def guidance_embedding(scale: float, width: Any) -> Any:
+    """Sinusoids of the guidance scale, float32 [1, width] (Meng et al. 2023, arXiv:2210.03142)."""
+    half = width // 2
+    frequencies = np.exp(np.arange(half, dtype=np.float32) * -(np.log(10000.0) / (half - 1)))
+    phase = np.float32((scale - 1) * 1000.0) * frequencies.astype(np.float32)[None]
+    embedding = np.concatenate([np.sin(phase), np.cos(phase)], axis=1)
+    return np.pad(embedding, ((0, 0), (0, width % 2))).astype(np.float32)

@@ -1,0 +1,384 @@
+"""The text-conditioned UNet of Stable Diffusion (arXiv:2112.10752) and SD XL (arXiv:2307.01952)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from perfuse.contract.spec import ComponentSpec
+from perfuse.models.attention import Transformer2DModel
+from perfuse.models.building import load_native, native
+from perfuse.models.embeddings import (
+    FourierFeatures,
+    ImageProjection,
+    ImageTimeEmbedding,
+    TextImageProjection,
+    TextImageTimeEmbedding,
+    TextTimeEmbedding,
+    TimestepEmbedding,
+    Timesteps,
+    activation,
+)
+from perfuse.models.model import Model, as_batch
+from perfuse.models.unet_2d.network import UNetOutput
+from perfuse.models.unet_2d_condition.description import UNet2DConditionConfig
+from perfuse.models.unet_blocks import (
+    DownBlock,
+    MidBlock,
+    Resnets,
+    UpBlock,
+    conv_down,
+    conv_up,
+    resnet_down,
+    resnet_up,
+)
+from perfuse.sources.weights import Weights
+
+
+class UNet2DConditionModel(Model):
+    """Predicts noise (or velocity) from a noisy latent, a timestep and text states."""
+
+    config_class: ClassVar[type[UNet2DConditionConfig]] = UNet2DConditionConfig
+    config: UNet2DConditionConfig
+
+    def build(self) -> None:
+        config = self.config
+        widths = config.block_out_channels
+        kernel = config.conv_in_kernel
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], kernel, padding=(kernel - 1) // 2)
+        time_channels, time_inputs = self._build_time()
+        self._build_text_projection()
+        self._build_class_embedding(time_channels, time_inputs)
+        self._build_added_embedding(time_channels)
+        self.time_embed_act = (
+            activation(config.time_embedding_act_fn)
+            if config.time_embedding_act_fn is not None
+            else None
+        )
+        resnets = Resnets(
+            time_channels=time_channels * (2 if config.class_embeddings_concat else 1),
+            groups=config.norm_num_groups or 32,
+            eps=config.norm_eps,
+            act_fn=config.act_fn,
+            dropout=config.dropout,
+            scale_shift=config.resnet_time_scale_shift == "scale_shift",
+        )
+        self.down_blocks = nn.ModuleList(self._down_block(i, resnets) for i in range(len(widths)))
+        self.mid_block = self._mid_block(resnets) if config.mid_block_type is not None else None
+        self.up_blocks = nn.ModuleList(self._up_block(i, resnets) for i in range(len(widths)))
+        self.conv_norm_out = nn.GroupNorm(resnets.groups, widths[0], eps=config.norm_eps)
+        self.conv_act = activation(config.act_fn)
+        kernel = config.conv_out_kernel
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, kernel, padding=(kernel - 1) // 2)
+
+    def _build_time(self) -> tuple[int, int]:
+        config, width = self.config, self.config.block_out_channels[0]
+        self.time_proj: nn.Module
+        if config.time_embedding_type == "fourier":
+            channels = inputs = config.time_embedding_dim or width * 2
+            self.time_proj = FourierFeatures(
+                channels // 2, scale=1.0, log=False, flip_sin_to_cos=config.flip_sin_to_cos
+            )
+        else:
+            channels, inputs = config.time_embedding_dim or width * 4, width
+            self.time_proj = Timesteps(width, config.flip_sin_to_cos, config.freq_shift)
+        self.time_embedding = TimestepEmbedding(
+            inputs,
+            channels,
+            act_fn=config.act_fn,
+            post_act_fn=config.timestep_post_act,
+            cond_proj_dim=config.time_cond_proj_dim,
+        )
+        return channels, inputs
+
+    def _build_text_projection(self) -> None:
+        config = self.config
+        kind, inputs = config.encoder_hid_dim_type, config.encoder_hid_dim or 0
+        outputs = config.per_block("cross_attention_dim")[0]
+        self.encoder_hid_proj: nn.Module | None = None
+        if kind == "text_proj":
+            self.encoder_hid_proj = nn.Linear(inputs, outputs)
+        elif kind == "text_image_proj":
+            self.encoder_hid_proj = TextImageProjection(inputs, outputs, outputs)
+        elif kind == "image_proj":
+            self.encoder_hid_proj = ImageProjection(inputs, outputs)
+
+    def _build_class_embedding(self, channels: int, time_inputs: int) -> None:
+        config = self.config
+        kind, inputs = config.class_embed_type, config.projection_class_embeddings_input_dim or 0
+        self.class_embedding: nn.Module | None = None
+        if kind is None and config.num_class_embeds is not None:
+            self.class_embedding = nn.Embedding(config.num_class_embeds, channels)
+        elif kind == "timestep":
+            self.class_embedding = TimestepEmbedding(time_inputs, channels, act_fn=config.act_fn)
+        elif kind == "identity":
+            self.class_embedding = nn.Identity()
+        elif kind == "projection":
+            self.class_embedding = TimestepEmbedding(inputs, channels)
+        elif kind == "simple_projection":
+            self.class_embedding = nn.Linear(inputs, channels)
+
+    def _build_added_embedding(self, channels: int) -> None:
+        config = self.config
+        kind = config.addition_embed_type
+        cross = config.per_block("cross_attention_dim")[0]
+        self.add_embedding: nn.Module | None = None
+        if kind == "text_time":
+            self.add_time_proj = Timesteps(
+                config.addition_time_embed_dim or 0, config.flip_sin_to_cos, config.freq_shift
+            )
+            self.add_embedding = TimestepEmbedding(
+                config.projection_class_embeddings_input_dim or 0, channels
+            )
+        elif kind == "text":
+            self.add_embedding = TextTimeEmbedding(
+                config.encoder_hid_dim or cross, channels, config.addition_embed_type_num_heads
+            )
+        elif kind == "text_image":
+            self.add_embedding = TextImageTimeEmbedding(cross, cross, channels)
+        elif kind == "image":
+            self.add_embedding = ImageTimeEmbedding(config.encoder_hid_dim or cross, channels)
+
+    def _transformers(
+        self, block: int, width: int, layers: Any, resnets: Resnets, *, mid: bool = False
+    ) -> Callable[[int], nn.Module]:
+        """Makes the ``i``-th transformer of a block; ``block`` counts from the top."""
+        config = self.config
+
+        def make(i: int) -> nn.Module:
+            return Transformer2DModel(
+                width,
+                heads=config.per_block("attention_head_dim")[block],
+                layers=layers[i] if isinstance(layers, tuple) else layers,
+                context_channels=config.per_block("cross_attention_dim")[block],
+                groups=resnets.groups,
+                linear_projection=config.use_linear_projection,
+                only_cross_attention=not mid and config.per_block("only_cross_attention")[block],
+                upcast=config.upcast_attention,
+            )
+
+        return make
+
+    def _down_block(self, i: int, resnets: Resnets) -> DownBlock:
+        config = self.config
+        kind, width = config.down_block_types[i], config.block_out_channels[i]
+        layers = config.per_block("transformer_layers_per_block")[i]
+        last = i == len(config.block_out_channels) - 1
+        resnet: Callable[..., Any] = resnets.make
+        down = conv_down(width, config.downsample_padding)
+        if kind == "ResnetDownsampleBlock2D":
+            resnet = self._scaled(resnets)
+            down = resnet_down(resnet, width)
+        return DownBlock(
+            config.block_out_channels[max(i - 1, 0)],
+            width,
+            layers=config.per_block("layers_per_block")[i],
+            resnet=resnet,
+            attention=self._transformers(i, width, layers, resnets)
+            if kind == "CrossAttnDownBlock2D"
+            else None,
+            downsample=None if last else down,
+        )
+
+    def _mid_block(self, resnets: Resnets) -> MidBlock:
+        config, width = self.config, self.config.block_out_channels[-1]
+        scale = config.mid_block_scale_factor
+        layers = config.per_block("transformer_layers_per_block")[-1]
+        attends = config.mid_block_type == "UNetMidBlock2DCrossAttn"
+        return MidBlock(
+            width,
+            resnet=lambda a, b: resnets.make(a, b, output_scale_factor=scale),
+            attention=self._transformers(-1, width, layers, resnets, mid=True) if attends else None,
+            layers=1 if attends else 0,
+        )
+
+    def _up_block(self, i: int, resnets: Resnets) -> UpBlock:
+        config = self.config
+        widths = config.block_out_channels[::-1]
+        block = len(widths) - 1 - i
+        kind, width = config.up_block_types[i], widths[i]
+        reverse = config.reverse_transformer_layers_per_block
+        layers = (
+            reverse[i]
+            if reverse is not None
+            else config.per_block("transformer_layers_per_block")[block]
+        )
+        resnet: Callable[..., Any] = resnets.make
+        up = conv_up(width)
+        if kind == "ResnetUpsampleBlock2D":
+            resnet = self._scaled(resnets)
+            up = resnet_up(resnet, width)
+        return UpBlock(
+            widths[min(i + 1, len(widths) - 1)],
+            width,
+            widths[max(i - 1, 0)],
+            layers=config.per_block("layers_per_block")[block] + 1,
+            resnet=resnet,
+            attention=self._transformers(block, width, layers, resnets)
+            if kind == "CrossAttnUpBlock2D"
+            else None,
+            upsample=up if i < len(widths) - 1 else None,
+        )
+
+    def _scaled(self, resnets: Resnets) -> Callable[..., Any]:
+        config = self.config
+
+        def make(in_channels: int, out_channels: int, **options: Any) -> nn.Module:
+            return resnets.make(
+                in_channels,
+                out_channels,
+                skip_time_act=config.resnet_skip_time_act,
+                output_scale_factor=config.resnet_out_scale_factor,
+                **options,
+            )
+
+        return make
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor,
+        class_labels: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        down_block_additional_residuals: Sequence[Tensor] | None = None,
+        mid_block_additional_residual: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNetOutput | tuple[Tensor]:
+        """Predict from ``sample`` [B, C, h, w], ``timestep`` and text states [B, S, D].
+
+        Args:
+            sample: The noisy latent.
+            timestep: A number, or [B]; fractions are kept.
+            encoder_hidden_states: Text states.
+            class_labels: [B] or [B, P], for class-conditioned models.
+            timestep_cond: [B, E], the guidance embedding of LCM.
+            added_cond_kwargs: ``text_embeds`` [B, P] and ``time_ids`` [B, 6] for SD XL;
+                ``image_embeds`` for Kandinsky.
+            down_block_additional_residuals: A ControlNet's, one a skip connection.
+            mid_block_additional_residual: A ControlNet's, for the middle.
+            encoder_attention_mask: [B, S], 1 for tokens to look at, 0 for padding.
+            return_dict: ``False`` for a one-element tuple.
+        """
+        added = added_cond_kwargs if added_cond_kwargs is not None else {}
+        bias = None
+        if encoder_attention_mask is not None:
+            # -10000 and not minus infinity, which becomes NaN in half precision.
+            bias = ((1 - encoder_attention_mask.to(sample.dtype)) * -10000.0)[:, None, None]
+        if self.config.center_input_sample:
+            sample = 2 * sample - 1.0
+        time = self._embed(
+            sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added
+        )
+        context = self._context(encoder_hidden_states, added)
+
+        sample = self.conv_in(sample)
+        skips = [sample]
+        for block in self.down_blocks:
+            sample, states = block(sample, time, context, bias)
+            skips.extend(states)
+        if down_block_additional_residuals is not None:
+            skips = [a + b for a, b in zip(skips, down_block_additional_residuals, strict=True)]
+        if self.mid_block is not None:
+            sample = self.mid_block(sample, time, context, bias)
+        if mid_block_additional_residual is not None:
+            sample = sample + mid_block_additional_residual
+        for block in self.up_blocks:
+            sample = block(sample, skips, time, context, bias)
+        sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
+        return UNetOutput(sample) if return_dict else (sample,)
+
+    def _embed(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        text: Tensor,
+        class_labels: Tensor | None,
+        timestep_cond: Tensor | None,
+        added: Mapping[str, Tensor],
+    ) -> Tensor:
+        """The time embedding with everything that is added to it: [B, T]."""
+        config = self.config
+        sinusoids = self.time_proj(as_batch(timestep, sample)).to(sample.dtype)
+        time: Tensor = self.time_embedding(sinusoids, timestep_cond)
+        if self.class_embedding is not None:
+            if class_labels is None:
+                raise ValueError("this model is conditioned on a class: pass class_labels")
+            if config.class_embed_type == "timestep":
+                class_labels = self.time_proj(class_labels).to(sample.dtype)
+            embedded = self.class_embedding(class_labels).to(sample.dtype)
+            time = (
+                torch.cat([time, embedded], dim=-1)
+                if config.class_embeddings_concat
+                else time + embedded
+            )
+        kind = config.addition_embed_type
+        if self.add_embedding is not None:
+            if kind == "text":
+                time = time + self.add_embedding(text)
+            elif kind == "text_image":
+                text = added.get("text_embeds", text)
+                time = time + self.add_embedding(text, _need(added, "image_embeds", kind))
+            elif kind == "image":
+                time = time + self.add_embedding(_need(added, "image_embeds", kind))
+            else:
+                pooled, ids = _need(added, "text_embeds", kind), _need(added, "time_ids", kind)
+                sizes = self.add_time_proj(ids.flatten()).unflatten(0, ids.shape).flatten(1)
+                extra = torch.cat([pooled, sizes], dim=-1).to(time.dtype)
+                time = time + self.add_embedding(extra)
+        return self.time_embed_act(time) if self.time_embed_act is not None else time
+
+    def _context(self, text: Tensor, added: Mapping[str, Tensor]) -> Tensor:
+        """The states that cross-attention looks at: [B, S, D]."""
+        kind, project = self.config.encoder_hid_dim_type, self.encoder_hid_proj
+        if project is None:
+            return text
+        if kind == "text_proj":
+            projected: Tensor = project(text)
+        elif kind == "text_image_proj":
+            projected = project(text, _need(added, "image_embeds", kind))
+        else:
+            projected = project(_need(added, "image_embeds", kind))
+        return projected
+
+
+def _need(added: Mapping[str, Tensor], name: str, kind: str | None) -> Tensor:
+    if name not in added:
+        raise ValueError(f"this model's {kind} conditioning needs {name!r} in added_cond_kwargs")
+    return added[name]
+
+
+class UNet2DCondition(nn.Module):
+    """``sample, timestep, encoder_hidden_states, … -> (out_sample,)``, by the signature's names."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor]:
+        named = dict(zip(self.names, inputs, strict=True))
+        sample, timestep = named.pop("sample"), named.pop("timestep")
+        text = named.pop("encoder_hidden_states")
+        added = {
+            name: named.pop(name)
+            for name in ("text_embeds", "time_ids", "image_embeds")
+            if name in named
+        }
+        output: tuple[Tensor] = self.model(
+            sample, timestep, text, added_cond_kwargs=added, return_dict=False, **named
+        )
+        return output
+
+
+def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    """The flat module of a checkpoint's component."""
+    return wrap(spec, load_native(UNet2DConditionModel, spec, weights, dtype))
+
+
+def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
+    """The flat face of a model: ours or Diffusers'."""
+    return UNet2DCondition(native(UNet2DConditionModel, spec, model), spec.signature.input_names)

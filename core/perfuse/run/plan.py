@@ -1,0 +1,93 @@
+"""The plan of a pipeline: what its source says, with what the user put in place."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from perfuse.contract.backend import Program
+from perfuse.contract.component import Component
+from perfuse.contract.source import Source
+from perfuse.contract.spec import ComponentSpec, PipelineSpec
+from perfuse.contract.transform import Plan
+from perfuse.errors import InputError
+from perfuse.models.registry import describe, fitted, is_known, latents_of
+from perfuse.tasks.choosing import tasks_of
+
+__all__ = ["parts_of", "plan_of", "precision_of", "respecified", "without"]
+
+
+def plan_of(
+    source: Source, spec: PipelineSpec, *, precision: str | None, models: Mapping[str, Any]
+) -> Plan:
+    """What a pipeline does before any transform.
+
+    Args:
+        source: Where its components come from.
+        spec: What it is made of now; the source's own, or with parts replaced or left out.
+        precision: What was asked for; ``None`` for what is usual.
+        models: By part: what the user put in its place.
+
+    Raises:
+        CheckpointError: a component's weights are missing or damaged.
+        InputError: the source has no such precision.
+    """
+
+    def component(one: ComponentSpec) -> Component:
+        asked, model = precision_of(one, precision), models.get(one.part)
+        if model is None:
+            return dataclasses.replace(source.component(one.name, precision=asked), spec=one)
+        if isinstance(model, Program):
+            return Component(spec=one, precision=asked or "float32")
+        from perfuse.models.building import Given
+
+        build = Given(spec=one, module=model)
+        return Component(spec=one, precision=asked or "float32", build=build)
+
+    components = {name: component(one) for name, one in spec.components.items()}
+    return Plan(spec=spec, components=components, tasks=tasks_of(spec))
+
+
+def precision_of(spec: ComponentSpec, asked: str | None) -> str | None:
+    """The precision of a component in a pipeline of the one that was asked for."""
+    # Some autoencoders overflow in half precision, and their config says so (SD XL's does).
+    return "float32" if asked == "float16" and spec.upcast else asked
+
+
+def without(spec: PipelineSpec, part: str) -> PipelineSpec:
+    """The spec without the components, or the tokenizer, of a part."""
+    kept = {name: one for name, one in spec.components.items() if one.part != part}
+    tokenizers = {name: folder for name, folder in spec.tokenizers.items() if name != part}
+    return dataclasses.replace(spec, components=kept, tokenizers=tokenizers)
+
+
+def respecified(spec: PipelineSpec, part: str, model: Any) -> PipelineSpec:
+    """The spec with a part's components as a new model's class and config describe them.
+
+    Raises:
+        CheckpointError: the config is not one that its class can take.
+        InputError: the model has other components than the part it replaces.
+    """
+    config = getattr(model, "config", None)
+    class_name = type(model).__name__
+    if config is None or not is_known(class_name):
+        return spec  # a program, or a module of the user's that has the part's signature
+    fields = dict(config.to_dict() if hasattr(config, "to_dict") else config)
+    former = [one for one in spec.components.values() if one.part == part]
+    described = describe(class_name, part, former[0].folder, fields)
+    names = [one.name for one in former]
+    if [one.name for one in described] != names:
+        raise InputError(
+            f"{part} was to be replaced by a {class_name}; {spec.class_name} needs a "
+            f"{former[0].class_name} there, or another model of the components {', '.join(names)}."
+        )
+    components = fitted({**spec.components, **{one.name: one for one in described}})
+    return dataclasses.replace(spec, components=components, latents=latents_of(components))
+
+
+def parts_of(spec: PipelineSpec) -> dict[str, list[str]]:
+    """The attributes that hold models, each with the components that it is."""
+    parts: dict[str, list[str]] = {}
+    for component in spec.components.values():
+        if component.entry_of is None:
+            parts.setdefault(component.part, []).append(component.name)
+    return parts

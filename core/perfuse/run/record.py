@@ -1,0 +1,139 @@
+"""Notes down what pictures were drawn from, in the pictures themselves."""
+
+import dataclasses
+import math
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import perfuse
+from perfuse.arrays.metadata import Metadata, Ran, Value, attach
+from perfuse.contract.steps import REQUIRED, Event, Task
+
+if TYPE_CHECKING:
+    from perfuse.run.pipeline import DiffusionPipeline
+
+__all__ = ["recorded"]
+
+#: Inputs that are not settings of the picture, or are noted as its seeds.
+_APART = ("seed", "generator", "output_type")
+
+
+def recorded(
+    pipe: "DiffusionPipeline", task: Task, given: Mapping[str, Any], events: Iterable[Event]
+) -> Iterator[Event]:
+    """The events of a call as they are; PIL pictures among them carry what they were drawn from.
+
+    Args:
+        pipe: The pipeline that draws.
+        task: What it runs.
+        given: The inputs of the call.
+        events: Those of its task.
+    """
+    for event in events:
+        if "images" in event.state:
+            _attach(pipe, task, given, event.state)
+        yield event
+
+
+def _attach(
+    pipe: "DiffusionPipeline", task: Task, given: Mapping[str, Any], state: Mapping[str, Any]
+) -> None:
+    images = state["images"]
+    if not isinstance(images, list):
+        return  # arrays hold numbers and nothing else
+    metadata = _metadata(pipe, task, given, state)
+    for index, image in enumerate(images):
+        size = (image.height, image.width)
+        attach(image, dataclasses.replace(metadata, picture=index, size=size))
+
+
+def _metadata(
+    pipe: "DiffusionPipeline", task: Task, given: Mapping[str, Any], state: Mapping[str, Any]
+) -> Metadata:
+    """What all pictures of a call have in common; ``_attach`` puts in the number and the size."""
+    inputs, unrecorded = _inputs(task, given)
+    source, images = pipe.source, state["images"]
+    config = {name: _plain(value) for name, value in pipe.scheduler.config.items()}
+    return Metadata(
+        model=_model(source),
+        revision=source.revision,
+        variant=getattr(source, "variant", None),
+        task=task.name,
+        inputs=inputs,
+        seeds=tuple(None if seed is None else int(seed) for seed in state.get("seeds", ())),
+        picture=0,
+        pictures=len(images),
+        size=(0, 0),
+        scheduler={**config, "_class_name": type(pipe.scheduler).__name__},
+        backend=str(pipe.placement),
+        precision=pipe.precision,
+        options=dict(pipe.options),
+        transforms=pipe.transforms,
+        components=_components(pipe),
+        unrecorded=unrecorded,
+        replaced=pipe.replaced,
+        versions={
+            "perfuse": perfuse.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    )
+
+
+def _model(source: Any) -> str:
+    """What opens it again. The bundled model alone is called ``shapes``."""
+    from perfuse.shapes import CHECKPOINT
+
+    bundled = getattr(source, "path", None) == Path(CHECKPOINT)
+    return "./shapes" if source.model == "shapes" and not bundled else str(source.model)
+
+
+def _components(pipe: "DiffusionPipeline") -> dict[str, Ran]:
+    found = {}
+    for name, program in pipe.programs().items():
+        report = program.report()
+        found[name] = Ran(
+            target=str(pipe.target(name)),
+            device=report.device,
+            precision=report.precision,
+            engine=report.engine,
+        )
+    return found
+
+
+def _inputs(task: Task, given: Mapping[str, Any]) -> tuple[dict[str, Value], tuple[str, ...]]:
+    """What was given, with the defaults of the rest; and the names of what cannot be written."""
+    values: dict[str, Value] = {}
+    unrecorded = []
+    defaults = {name: one.default for name, one in task.inputs.items()}
+    for name, value in {**defaults, **given}.items():
+        if value is None or value is REQUIRED or name in _APART:
+            continue
+        plain = _plain(value)
+        if plain is None:
+            unrecorded.append(name)
+        else:
+            values[name] = plain
+    if given.get("generator") is not None:
+        unrecorded.append("generator")
+    return values, tuple(unrecorded)
+
+
+def _plain(value: Any) -> Value:
+    """A text, a number or a list of them as JSON has it; ``None`` for anything else."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.size <= 1000:
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        found = [_plain(one) for one in value]
+        return None if any(one is None or isinstance(one, list) for one in found) else found
+    return None

@@ -1,0 +1,74 @@
+"""From pictures' sizes to the dimensions of each component."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from perfuse.contract.spec import ComponentSpec, PipelineSpec
+from perfuse.contract.steps import Tools
+from perfuse.errors import InputError
+from perfuse.tasks.denoise import pick_size
+
+__all__ = ["fixed_dims", "shapes_of", "usual_sizes"]
+
+
+def fixed_dims(
+    tools: Tools,
+    height: int | None,
+    width: int | None,
+    batch: int | None,
+    lengths: Callable[[], Sequence[int]],
+) -> dict[str, dict[str, int]]:
+    """For each component, the dimensions to fix.
+
+    Args:
+        tools: The pipeline.
+        height: In pixels; ``None`` leaves sizes open where ``width`` is ``None`` too.
+        width: In pixels.
+        batch: Of every component; ``None`` leaves it open.
+        lengths: Gives how many tokens each tokenizer makes; asked where sizes are fixed.
+
+    Raises:
+        InputError: a size that the model cannot take.
+    """
+    spec = tools.spec
+    sizes: dict[str, int] = {}
+    if batch is not None:
+        if batch < 1:
+            raise InputError(f"batch must be at least 1; got {batch}.")
+        sizes["batch"] = batch
+    if height is not None or width is not None:
+        sizes |= spec.latents.dims(*pick_size(tools, height, width))
+        if spec.tokenizers:
+            sizes["sequence"] = max(lengths())
+    return {
+        name: {dim: sizes[dim] for dim in component.signature.dims if dim in sizes}
+        for name, component in spec.components.items()
+    }
+
+
+def usual_sizes(component: ComponentSpec, known: Mapping[str, int]) -> dict[str, int]:
+    """A size for every dimension: the one that is known, else the least that it can be."""
+    return {
+        name: known.get(name, component.dim(name).multiple) for name in component.signature.dims
+    }
+
+
+def shapes_of(
+    spec: PipelineSpec, each: Sequence[Mapping[str, Mapping[str, int]]], *, fixed: bool
+) -> dict[str, tuple[dict[str, int], tuple[dict[str, int], ...]]]:
+    """For each component, the dimensions to fix, and the sizes that the others may have.
+
+    Args:
+        spec: The pipeline.
+        each: ``fixed_dims`` of each size that was asked for.
+        fixed: Whether every dimension is to be fixed, the batch among them.
+    """
+    shapes = {}
+    for name, component in spec.components.items():
+        own = [one[name] for one in each]
+        static = {dim: n for dim, n in own[0].items() if all(one[dim] == n for one in own)}
+        if fixed and "batch" in component.signature.dims:
+            static.setdefault("batch", component.branches)
+        open_dims = [dim for dim in own[0] if dim not in static]
+        listed = [{dim: one[dim] for dim in open_dims} for one in own] if open_dims else []
+        shapes[name] = (static, tuple(s for i, s in enumerate(listed) if s not in listed[:i]))
+    return shapes

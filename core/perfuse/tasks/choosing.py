@@ -1,0 +1,71 @@
+"""The tasks of a pipeline, and the one that a call's inputs fit."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from perfuse.contract.hooks import PipelineManifest
+from perfuse.contract.spec import PipelineSpec
+from perfuse.contract.steps import Task
+from perfuse.errors import CheckpointError, InputError, PluginError
+from perfuse.plugins import host, resolve, said
+
+__all__ = ["choose", "pipeline_manifest", "tasks_of"]
+
+
+def pipeline_manifest(class_name: str) -> PipelineManifest:
+    """What is known of a pipeline class.
+
+    Raises:
+        CheckpointError: no plugin brings it.
+    """
+    known = host().pipelines()
+    if class_name not in known:
+        raise CheckpointError(
+            f"The pipeline is a {class_name}, which perfuse does not know; it knows "
+            f"{', '.join(known)}. Install the plugin that brings it: hook perfuse_pipelines."
+        )
+    return known[class_name]
+
+
+def tasks_of(spec: PipelineSpec) -> dict[str, Task]:
+    """The tasks of a pipeline by name, with the defaults of its class.
+
+    Raises:
+        CheckpointError: no plugin brings the pipeline's class.
+        PluginError: the plugin that does has no such task.
+    """
+    manifest = pipeline_manifest(spec.class_name)
+    return {
+        name: _load(reference, spec.class_name).with_defaults(manifest.defaults)
+        for name, reference in manifest.tasks.items()
+    }
+
+
+def _load(reference: str, class_name: str) -> Task:
+    try:
+        task = resolve(reference)
+    except Exception as exc:
+        raise PluginError(
+            f"The task of a {class_name} is {reference}; loading it raised {said(exc)}. Update "
+            "or uninstall its plugin."
+        ) from exc
+    if not isinstance(task, Task):
+        raise PluginError(f"The task of a {class_name} is {reference}, which is not a Task.")
+    return task
+
+
+def choose(tasks: Mapping[str, Task], given: Mapping[str, Any], asked: str | None = None) -> Task:
+    """The task of a name; without one, that whose required inputs are given, the most of them.
+
+    Where none fits, it is the first, which says what it misses or does not take.
+
+    Raises:
+        InputError: there is no task of the name.
+    """
+    if asked is not None:
+        if asked not in tasks:
+            raise InputError(f"Task {asked!r} was asked for; this pipeline has {', '.join(tasks)}.")
+        return tasks[asked]
+    there = {name for name, value in given.items() if value is not None}
+    fitting = [t for t in tasks.values() if t.required <= there <= set(t.inputs)]
+    return max(fitting or list(tasks.values())[:1], key=lambda task: len(task.required & there))

@@ -1,0 +1,39 @@
+"""The inputs that tasks share, with what they are by default and what they do."""
+
+from perfuse.contract.steps import Input
+
+__all__ = ["GUIDANCE", "NOISE", "OUTPUT", "SIZE", "STEPS"]
+
+STEPS = {
+    "num_inference_steps": Input(default=50, kind=int, option="--steps", help="Denoising steps."),
+    "timesteps": Input(help="Exactly these timesteps, in place of a number of steps."),
+    "sigmas": Input(help="Exactly these noise levels, in place of a number of steps."),
+    "eta": Input(default=0.0, kind=float, help="DDIM's share of fresh noise, 0 to 1."),
+}
+SIZE = {
+    "height": Input(kind=int, option="--height", help="In pixels."),
+    "width": Input(kind=int, option="--width", help="In pixels."),
+}
+GUIDANCE = {
+    "guidance_scale": Input(
+        default=7.5,
+        kind=float,
+        option="--guidance",
+        help="Guidance scale; 1 or less draws without it.",
+    ),
+    "guidance_rescale": Input(
+        default=0.0, kind=float, option="--guidance-rescale", help="0 to 1, against overexposure."
+    ),
+    "guider": Input(help="A perfuse.Guider in place of the usual guidance."),
+}
+NOISE = {
+    "seed": Input(
+        kind=int, option="--seed", help="The same seed draws the same picture on every backend."
+    ),
+    "generator": Input(help="A torch.Generator, or one a picture, in place of a seed."),
+    "noise_mode": Input(default="torch-cpu", kind=str, help="torch-cpu, or portable."),
+    "latents": Input(help="The first noise [B, C, h, w], in place of drawn."),
+}
+OUTPUT = {
+    "output_type": Input(default="pil", kind=str, help="pil, np or latent."),
+}

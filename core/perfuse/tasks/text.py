@@ -1,0 +1,76 @@
+"""What tasks that draw from words share: reading texts, encoding them, the usual guider."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from perfuse.arrays import is_torch, place
+from perfuse.contract.guider import Guider
+from perfuse.contract.spec import Array
+from perfuse.contract.steps import Tools
+from perfuse.errors import InputError
+from perfuse.tasks.guiders import ClassifierFreeGuidance, EmbeddedGuidance
+
+__all__ = ["Prompt", "conditions_of", "encode", "guider_for", "read_texts", "repeat"]
+
+Prompt = str | Sequence[str] | None
+
+
+def read_texts(prompt: Prompt, name: str) -> list[str]:
+    """One text or several as a list; ``InputError`` for anything else."""
+    texts: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"{name} must be text, or a list of texts; got {prompt!r}.")
+    return texts
+
+
+def guider_for(tools: Tools, guider: Any, scale: float, rescale: float) -> Guider:
+    """The guider given, or the usual one of the denoiser at this scale."""
+    if guider is not None:
+        if not isinstance(guider, Guider):
+            raise InputError(f"guider must be a perfuse.Guider; got {guider!r}.")
+        return guider
+    usual: Guider = ClassifierFreeGuidance(guidance_scale=scale, guidance_rescale=rescale)
+    if tools.spec.denoiser.guidance == "embedded":
+        usual = EmbeddedGuidance(guidance_scale=scale)
+    return usual
+
+
+def encode(tools: Tools, encoder: str, tokenizer: str, texts: list[str]) -> dict[str, Any]:
+    """Run a text encoder; warn of what did not fit, as Diffusers does."""
+    tokens = tools.tokenizer(tokenizer)(texts)
+    for cut in tokens.truncated:
+        if cut is not None:
+            limit = tokens.input_ids.shape[1]
+            warnings.warn(
+                f"The prompt is longer than the {limit} tokens that {encoder} reads; "
+                f"this was cut off: {cut!r}",
+                stacklevel=2,
+            )
+    return tools.program(encoder)(input_ids=tokens.input_ids)
+
+
+def conditions_of(
+    encoded: Mapping[str, Mapping[str, Array]], times: int
+) -> dict[str, dict[str, Array]]:
+    """Conditions [prompts, …] repeated for the pictures of each, all of them in one place.
+
+    Args:
+        encoded: Condition to its arrays. Those of the first say where all go.
+        times: Pictures for each prompt; those of one prompt stand together.
+    """
+    first = next(iter(next(iter(encoded.values())).values()))
+    device = first.device if is_torch(first) else None
+    return {
+        condition: {name: repeat(place(array, device), times) for name, array in arrays.items()}
+        for condition, arrays in encoded.items()
+    }
+
+
+def repeat(array: Array, times: int) -> Array:
+    """Each item ``times`` times in a row: the pictures of a prompt stand together."""
+    if times == 1:
+        return array
+    return array.repeat_interleave(times, dim=0) if is_torch(array) else np.repeat(array, times, 0)

@@ -1,0 +1,1 @@
+"""Core ML programs, in this project's layout and in Apple's."""

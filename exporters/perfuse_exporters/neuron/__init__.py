@@ -1,0 +1,1 @@
+"""Programs for AWS's NeuronCores."""

@@ -1,0 +1,1 @@
+"""Graphs for ONNX Runtime, and whatever else reads ONNX."""

@@ -1,0 +1,336 @@
+"""Lowers components to ONNX: a graph of standard operators, its weights beside it.
+
+The weights are never part of what is converted: the graph is made with stand-ins of the right
+shape, and each tensor then goes from the checkpoint's mapped file to the artifact's, one at a time.
+"""
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from perfuse.backend import Component, Exporter
+from perfuse.errors import ExportError
+from perfuse.plugins import said
+from perfuse.progress import say
+from perfuse_exporters.onnx.operators import translations
+from perfuse_exporters.onnx.weights import Weight, write
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import torch
+    from torch.export import ExportedProgram
+
+__all__ = ["OnnxExporter"]
+
+#: Gelu came with 20; ONNX Runtime 1.20 reads up to 21.
+OPSET = 20
+#: The file format's version; ONNX Runtime 1.20 reads up to 10.
+IR_VERSION = 10
+
+
+#: What no graph may hold: control flow, sequences and random numbers.
+_FORBIDDEN = frozenset(
+    ("If", "Loop", "Scan", "SequenceAt", "SplitToSequence", "ConcatFromSequence", "SequenceEmpty")
+    + ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli")
+)
+
+
+class OnnxExporter(Exporter):
+    """Writes ``model.onnx`` and, above a megabyte, ``model.onnx_data``.
+
+    Inputs and outputs have the signature's names in its order; symbolic dimensions have its names.
+    In float16 the weights, the arithmetic and the borders are float16, but for the timestep and
+    its sinusoids and the statistics of the normalisations, which are float32 as in PyTorch.
+    """
+
+    format: ClassVar[str] = "onnx"
+
+    def export(self, component: Component, folder: Path) -> Path:
+        """Write the component into an empty folder and return the path of ``model.onnx``.
+
+        Raises:
+            ExportError: the precision is not one that engines run, or the component could not be
+                captured or lowered.
+            InputError: an option was given; there are none.
+        """
+        import torch
+
+        if component.precision not in ("float32", "float16"):
+            raise ExportError(
+                f"{component.name} was to be exported to onnx in {component.precision}; ONNX "
+                "Runtime has no bfloat16 convolutions on the CPU, so nothing here could run or "
+                "check the file. Use --precision float16 or float32."
+            )
+        from perfuse.capture import build, replace_tensors, trace
+
+        dtype = torch.float16 if component.precision == "float16" else torch.float32
+        module = build(component)
+        # Memory that nobody touches takes no room, so a stand-in costs nothing whatever its size.
+        hollow = replace_tensors(module, lambda tensor: _stand_in(tensor, dtype))
+        program = trace(component, hollow, dtype)
+        say(f"Lowering {component.name} to ONNX")
+        try:
+            model, weights = _lower(program, module)
+            _simplify(model, weights)
+            _check(model, component)
+            _name(model, component)
+        except ExportError:
+            raise
+        except Exception as exc:
+            raise ExportError(
+                f"{component.name} ({component.spec.class_name}) was to be lowered to ONNX; "
+                f"the converter said: {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
+            ) from exc
+        say(f"Writing {component.name}")
+        return write(model, weights, folder)
+
+    def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
+        """What the converter refuses, and what no graph of ours may hold."""
+        from onnxscript import optimizer  # noqa: F401 - without it, everything would be refused
+        from torch import nn
+
+        from perfuse_exporters.operators import refused
+
+        def convert(program: "ExportedProgram") -> None:
+            try:
+                model, weights = _lower(program, nn.Module())
+            except Exception as exc:
+                cause: BaseException = exc
+                while cause.__cause__ is not None:  # the converter's own says the same of all
+                    cause = cause.__cause__
+                raise ExportError(said(cause)) from exc
+            _simplify(model, weights)
+            _check(model, component)
+
+        return refused(program, convert)
+
+
+def _stand_in(tensor: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
+    import torch
+
+    # Whole numbers are positions and tables, which may decide what the graph looks like.
+    return torch.empty(tensor.shape, dtype=dtype) if tensor.is_floating_point() else tensor
+
+
+def _lower(
+    program: "ExportedProgram", module: "torch.nn.Module"
+) -> "tuple[ir.Model, dict[ir.Value, Weight]]":
+    """The unsimplified graph, and the tensor of the module behind every value that is a weight."""
+    import torch
+
+    with _quiet():
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=OPSET,
+            custom_translation_table=translations(),
+        )
+    if exported is None:
+        raise ExportError("torch.onnx.export returned no program. Report it, with the model.")
+    model: ir.Model = exported.model
+    tensors = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+    weights = {
+        value: Weight(
+            source=tensors[name].detach(),
+            dtype=value.dtype,
+            shape=tuple(tensors[name].shape),
+            change=lambda tensor: tensor,
+        )
+        for name, value in model.graph.initializers.items()
+        if name in tensors and value.dtype is not None and value.dtype.is_floating_point()
+    }
+    return model, weights
+
+
+@contextmanager
+def _quiet() -> "Iterator[None]":
+    """The converter talks about packages that are not needed; standard output is the user's."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _simplify(model: "ir.Model", weights: "dict[ir.Value, Weight]") -> None:
+    """Fold constants and take out what does nothing, without looking at a weight.
+
+    Meanwhile the weights are inputs of the graph: what is not known cannot be folded or merged.
+    """
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnxscript import optimizer
+
+    graph = model.graph
+    for value in weights:
+        graph.initializers.pop(str(value.name))
+        value.const_value = None
+        graph.inputs.append(value)
+    with _quiet():
+        optimizer.optimize_ir(model, onnx_shape_inference=False)
+        ClearMetadataAndDocStringPass()(model)
+    for value in weights:
+        graph.inputs.remove(value)
+    _fold_into_weights(graph, weights)
+    for value in list(weights):
+        if value.uses():
+            graph.initializers[str(value.name)] = value
+        else:
+            del weights[value]
+    # What the folded nodes alone used.
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]
+
+
+def _fold_into_weights(graph: "ir.Graph", weights: "dict[ir.Value, Weight]") -> None:
+    """Turn what is done to a weight alone into a change that is made when it is written."""
+    import onnx_ir as ir
+
+    names = {value.name for value in weights}
+    for node in list(graph):
+        first = node.inputs[0] if node.inputs else None
+        weight = weights.get(first) if first is not None else None
+        output = node.outputs[0]
+        changed = _changed(node, weight) if weight is not None else None
+        if first is None or changed is None or output.is_graph_output():
+            continue
+        name = f"{first.name}.{node.op_type.lower()}"
+        while name in names:
+            name += "_"
+        names.add(name)
+        value = ir.Value(
+            name=name, type=ir.TensorType(changed.dtype), shape=ir.Shape(changed.shape)
+        )
+        output.replace_all_uses_with(value)
+        graph.remove(node, safe=True)
+        weights[value] = changed
+
+
+def _changed(node: "ir.Node", weight: Weight) -> Weight | None:
+    """The weight after a node that only rearranges or casts it; ``None`` after another."""
+    import onnx_ir as ir
+
+    before = weight.change
+    if node.op_type == "Transpose" and "perm" in node.attributes:
+        axes = tuple(node.attributes["perm"].as_ints())
+        return Weight(
+            source=weight.source,
+            dtype=weight.dtype,
+            shape=tuple(weight.shape[axis] for axis in axes),
+            change=lambda tensor: before(tensor).permute(axes),
+        )
+    if node.op_type == "Unsqueeze":
+        where = node.inputs[1]
+        if where is None or where.const_value is None:
+            return None
+        shape = list(weight.shape)
+        for axis in sorted(int(axis) for axis in where.const_value.numpy().ravel()):
+            shape.insert(axis, 1)
+        return Weight(
+            source=weight.source,
+            dtype=weight.dtype,
+            shape=tuple(shape),
+            change=lambda tensor: before(tensor).reshape(shape),
+        )
+    if node.op_type == "Cast":
+        return Weight(
+            source=weight.source,
+            dtype=ir.DataType(node.attributes["to"].as_int()),
+            shape=weight.shape,
+            change=before,
+        )
+    return None
+
+
+def _name(model: "ir.Model", component: Component) -> None:
+    """Give inputs, outputs and dimensions the names of the component's signature."""
+    import onnx_ir as ir
+
+    graph, signature = model.graph, component.signature
+    _separate_outputs(graph)
+    faces = [*graph.inputs, *graph.outputs]
+    tensors = [*signature.inputs, *signature.outputs]
+    if len(graph.inputs) != len(signature.inputs) or len(graph.outputs) != len(signature.outputs):
+        raise ExportError(
+            f"{component.name} declares {len(signature.inputs)} inputs and "
+            f"{len(signature.outputs)} outputs; its graph has {len(graph.inputs)} and "
+            f"{len(graph.outputs)}. Make the module use and return what the signature says."
+        )
+    taken = {tensor.name for tensor in tensors}
+    symbolic = any(isinstance(dim, str) for tensor in tensors for dim in tensor.shape)
+    for value in _values(graph):
+        if value.name in taken:
+            value.name = f"{value.name}_inner"
+        # Engines infer the rest from the inputs, and from expressions they cannot.
+        if symbolic and not value.is_initializer() and value not in faces:
+            value.shape = value.type = None
+    for value, tensor in zip(faces, tensors, strict=True):
+        value.name = tensor.name
+        value.shape = ir.Shape(tensor.shape)
+    graph.name = component.name
+    model.ir_version = IR_VERSION
+    model.producer_name = "perfuse"
+    model.producer_version = version("perfuse")
+    model.metadata_props.update(
+        {
+            "perfuse.component": component.name,
+            "perfuse.class": component.spec.class_name,
+            "perfuse.precision": component.precision,
+        }
+    )
+
+
+def _values(graph: "ir.Graph") -> "list[ir.Value]":
+    return [
+        *graph.inputs,
+        *graph.initializers.values(),
+        *(value for node in graph for value in node.outputs),
+    ]
+
+
+def _separate_outputs(graph: "ir.Graph") -> None:
+    """A value that is an input too, or an output twice, cannot have two names."""
+    import onnx_ir as ir
+
+    seen: set[ir.Value] = set()
+    for i, value in enumerate(graph.outputs):
+        if value in seen or value.is_graph_input() or value.is_initializer():
+            node = ir.node("Identity", [value])
+            graph.append(node)
+            copy = node.outputs[0]
+            copy.name, copy.type, copy.shape = f"output_{i}", value.type, value.shape
+            graph.outputs[i] = copy
+        seen.add(value)
+
+
+def _check(model: "ir.Model", component: Component) -> None:
+    """Refuse what engines cannot run, or run differently from each other."""
+    import onnx_ir as ir
+
+    found = {node.op_type for node in model.graph if node.op_type in _FORBIDDEN}
+    found |= {f"{node.domain}::{node.op_type}" for node in model.graph if node.domain}
+    wide = (ir.DataType.DOUBLE, ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
+    found |= {
+        f"{value.dtype} {value.name}" for value in _values(model.graph) if value.dtype in wide
+    }
+    if found:
+        raise ExportError(
+            f"{component.name} ({component.spec.class_name}) was lowered to ONNX; its graph holds "
+            f"{', '.join(sorted(found))}, which engines disagree on. Compute it on the host and "
+            "pass it in."
+        )

@@ -1,0 +1,232 @@
+"""Lowers a component to OpenVINO IR: ``openvino_model.xml`` and ``openvino_model.bin``.
+
+Inputs, outputs and arithmetic are float32 in the file whatever the precision; the precision is that
+of the stored weights, which is OpenVINO's own convention. What a device computes in is decided when
+the file is compiled, by INFERENCE_PRECISION_HINT. A timestep stays float32: an integer input would
+make OpenVINO cut fractions off in silence.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from xml.etree import ElementTree
+
+from perfuse.backend import PRECISIONS, Component, Exporter
+from perfuse.errors import ExportError
+from perfuse.progress import say
+from perfuse_exporters.openvino.engine import import_openvino
+
+if TYPE_CHECKING:
+    import openvino as ov
+    import torch
+    from torch import nn
+    from torch.export import ExportedProgram
+
+__all__ = ["OpenVinoExporter"]
+
+MODEL = "openvino_model.xml"
+
+
+class OpenVinoExporter(Exporter):
+    """Writes OpenVINO IR with float32, float16 or bfloat16 weights."""
+
+    format: ClassVar[str] = "openvino"
+
+    def export(self, component: Component, folder: Path) -> Path:
+        if component.precision not in PRECISIONS:
+            raise ExportError(
+                f"{component.name} was to be exported to OpenVINO in {component.precision}; "
+                f"choose one of {', '.join(PRECISIONS)}."
+            )
+        openvino = import_openvino()
+        model = _convert(openvino, component)
+        exact = _phases(model)
+        _declare(model, component)
+        path = folder / MODEL
+        say(f"Writing {component.name}")
+        try:
+            # Its own compression would round the table of sinusoid frequencies, too, and a phase
+            # of 999 times that would be a quarter of a radian wrong. The weights have their
+            # precision already.
+            openvino.save_model(model, path, compress_to_fp16=False)
+            _keep_float32(path, {op.get_friendly_name() for op in exact})
+        except RuntimeError as exc:
+            raise ExportError(
+                f"{component.name} was to be written to {path}; OpenVINO said: {_said(exc)}. "
+                "Free space or choose another folder."
+            ) from exc
+        return path
+
+    def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
+        """What OpenVINO's frontend has no rule for, or fails to translate."""
+        from perfuse_exporters.operators import refused
+
+        openvino = import_openvino()
+
+        def convert(program: "ExportedProgram") -> None:
+            try:
+                openvino.convert_model(program)
+            except Exception as exc:
+                raise ExportError(_said(exc)) from exc
+
+        return refused(program, convert)
+
+
+def _convert(openvino: Any, component: Component) -> "ov.Model":
+    """Capture the component and translate the graph; its constants share the module's memory."""
+    import torch
+
+    from perfuse.capture import build, cast, trace
+
+    module = build(component)
+    if component.precision == "float32":
+        module = cast(module, torch.float32)
+    else:
+        module = _stored_in(getattr(torch, component.precision), module)
+    program = trace(component, module, torch.float32)
+    say(f"Converting {component.name} to OpenVINO")
+    shapes = [_partial_shape(openvino, component, t.shape) for t in component.signature.inputs]
+    try:
+        model: ov.Model = openvino.convert_model(program, input=shapes)
+    except Exception as exc:
+        raise ExportError(
+            f"{component.name} ({component.spec.class_name}) was to be lowered to OpenVINO "
+            f"{openvino.__version__}; it said: {_said(exc)}. Run this component on another backend."
+        ) from exc
+    return model
+
+
+def _stored_in(dtype: "torch.dtype", module: "nn.Module") -> "nn.Module":
+    """The module with its weights in another dtype and its arithmetic in float32."""
+    from torch import Tensor, nn
+    from torch.func import functional_call
+
+    from perfuse.capture import replace_tensors
+
+    class Upcast(nn.Module):
+        """Casts each weight where it is used. OpenVINO keeps it as it is stored, and the cast."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stored = replace_tensors(
+                module, lambda t: t.to(dtype) if t.is_floating_point() else t
+            )
+
+        def forward(self, *inputs: Tensor) -> Any:
+            tensors = (*self.stored.named_parameters(), *self.stored.named_buffers())
+            full = {name: t.float() for name, t in tensors if t.is_floating_point()}
+            return functional_call(self.stored, full, inputs)
+
+    return Upcast()
+
+
+def _partial_shape(
+    openvino: Any, component: Component, shape: tuple[int | str, ...]
+) -> "ov.PartialShape":
+    def dimension(dim: int | str) -> Any:
+        if isinstance(dim, int):
+            return openvino.Dimension(dim)
+        known = component.spec.dim(dim)
+        return openvino.Dimension(
+            known.multiple, known.maximum if known.maximum is not None else -1
+        )
+
+    return openvino.PartialShape([dimension(dim) for dim in shape])
+
+
+def _declare(model: "ov.Model", component: Component) -> None:
+    """Give inputs and outputs the signature's names, in its order."""
+    signature = component.signature
+    for kind, found, wanted in (
+        ("inputs", model.inputs, signature.input_names),
+        ("outputs", model.outputs, signature.output_names),
+    ):
+        if len(found) != len(wanted):
+            raise ExportError(
+                f"{component.name} has the {kind} {', '.join(wanted)}; OpenVINO's graph has "
+                f"{len(found)} {kind}. Correct the signature, or what the module returns."
+            )
+    for port, name in zip(model.inputs, signature.input_names, strict=True):
+        port.get_tensor().set_names({name})
+        port.get_node().set_friendly_name(name)
+    for port, name in zip(model.outputs, signature.output_names, strict=True):
+        # An output that is an input keeps that name, too.
+        kept = set(port.get_tensor().get_names()).intersection(signature.input_names)
+        port.get_tensor().set_names({name, *kept})
+    model.set_rt_info(component.name, ["perfuse", "component"])
+    model.set_rt_info(component.precision, ["perfuse", "weights"])
+
+
+def _phases(model: "ov.Model") -> "list[ov.Node]":
+    """The operations that lead to a sine or a cosine, put so that marks stay on them.
+
+    In half precision a timestep of 999.3 is 1000, and what it is multiplied with is its phase.
+    """
+    import numpy as np
+    from openvino import opset13
+
+    found: dict[str, ov.Node] = {}
+    todo = [op for op in model.get_ordered_ops() if op.get_type_name() in ("Sin", "Cos")]
+    while todo:
+        op = todo.pop()
+        if op.get_name() in found or op.get_type_name() == "ShapeOf":
+            continue
+        source = op.input_value(0) if op.get_input_size() else None
+        if source is not None and op.get_type_name() == "Broadcast" and _repeats_nothing(op):
+            # Engines turn it into a multiplication and lose the mark.
+            op.output(0).replace(source)
+            todo.append(source.get_node())
+            continue
+        if source is not None and op.get_type_name() == "Unsqueeze" and _adds_last_axis(op):
+            # Engines turn it into a Reshape and lose the mark, too.
+            shape = [0] * source.get_partial_shape().rank.get_length() + [1]
+            reshape = opset13.reshape(source, np.array(shape, np.int64), special_zero=True)
+            op.output(0).replace(reshape.output(0))
+            op = reshape
+        found[op.get_name()] = op
+        todo.extend(value.get_node() for value in op.input_values())
+    for name, op in found.items():
+        op.set_friendly_name(f"phase/{name}")  # in the file, a name need not be the only one
+    model.validate_nodes_and_infer_types()
+    return list(found.values())
+
+
+def _repeats_nothing(op: "ov.Node") -> bool:
+    """Whether a Broadcast only restates a shape: torch repeats no axis but one known to be 1."""
+    before, after = (port.get_partial_shape() for port in (op.input_value(0), op.output(0)))
+    if before.rank.is_dynamic or before.rank != after.rank:
+        return False
+    pairs = zip(before, after, strict=True)
+    return all(old == new or old.is_dynamic or old.get_length() != 1 for old, new in pairs)
+
+
+def _adds_last_axis(op: "ov.Node") -> bool:
+    axes = op.input_value(1).get_node()
+    rank = op.input_value(0).get_partial_shape().rank
+    return (
+        axes.get_type_name() == "Constant"
+        and rank.is_static
+        and [int(axis) for axis in axes.data.flatten()] in ([rank.get_length()], [-1])
+    )
+
+
+def _keep_float32(path: Path, names: set[str]) -> None:
+    """Mark layers as ones that no device may compute in half precision."""
+    if not names:
+        return
+    tree = ElementTree.parse(path)
+    for layer in tree.iter("layer"):
+        if layer.get("name") in names:
+            info = layer.find("rt_info")
+            info = ElementTree.SubElement(layer, "rt_info") if info is None else info
+            # OpenVINO's name for it, in files, since 2022.
+            ElementTree.SubElement(info, "attribute", {"name": "precise", "version": "0"})
+    tree.write(path, encoding="utf-8", xml_declaration=True)
+
+
+def _said(exc: Exception) -> str:
+    """The line of an OpenVINO message that names the operations, or else its first."""
+    lines = [line.strip().removeprefix("-- ") for line in str(exc).splitlines() if line.strip()]
+    named = [line for line in lines if re.search(r"No conversion rule|Conversion is failed", line)]
+    return "; ".join(named) or (lines[0] if lines else repr(exc))

@@ -1,0 +1,1 @@
+"""StableHLO, for XLA's devices."""

@@ -1,0 +1,158 @@
+"""The files of a StableHLO program: their names, their seal, and reading them.
+
+Needs jax, and neither torch nor the exporter.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perfuse.errors import ArtifactError
+from perfuse.plugins import said
+from perfuse_exporters.stablehlo.engine import import_jax
+
+__all__ = ["CODES", "FORMAT", "MODEL", "WEIGHTS", "Loaded", "load", "sealed"]
+
+FORMAT = "stablehlo"
+MODEL, WEIGHTS = "model.stablehlo", "model.safetensors"
+
+#: The names of dtypes in a .safetensors file, https://huggingface.co/docs/safetensors.
+CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "bool": "BOOL"}
+#: After the program, where flatbuffers do not look: this and the SHA-256 of what is before it.
+#: MLIR's reader ends the process on some damaged files, and reads others as another program.
+_SEAL = b"perfuse\0"
+_CALL = re.compile(r"custom_call\W+([\w.$@]+)")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Loaded:
+    """A program and where its weights are; nothing is compiled and no weight is in memory."""
+
+    #: ``jax.export.Exported``: takes the weights and the inputs, each a dict, and gives a dict.
+    exported: Any
+    #: The shape and dtype of each weight that the program takes.
+    weights: Mapping[str, Any]
+    #: The same of each input, and of each output.
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    #: What the exporter noted: the component, its precision, and the options.
+    details: Mapping[str, str]
+    path: Path
+
+    def tensors(self) -> Iterator[tuple[str, Any]]:
+        """Each weight as a numpy array, read when its turn has come.
+
+        Raises:
+            ArtifactError: the file cannot be read any more.
+        """
+        with _opened(self.path.with_name(WEIGHTS)) as file:
+            for name in self.weights:
+                yield name, file.get_tensor(name)
+
+
+def sealed(program: bytes | bytearray) -> bytes:
+    """A serialised program with its SHA-256 after it."""
+    return bytes(program) + _SEAL + hashlib.sha256(program).digest()
+
+
+def _unsealed(path: Path) -> bytearray:
+    """The program of a file that is as it was written.
+
+    Raises:
+        ArtifactError: the file is missing, cut off, changed, or another tool's.
+    """
+    try:
+        data = bytearray(path.read_bytes())
+    except OSError as exc:
+        raise ArtifactError(
+            f"{path} was to be read; the system said: {exc.strerror or exc}. Export the model again."
+        ) from exc
+    program = data[: -len(sealed(b""))]
+    if data != sealed(program):
+        raise ArtifactError(
+            f"{path} is damaged or cut off, or was not written by perfuse: the SHA-256 at its end "
+            "is not its own. Export the model again."
+        )
+    return program
+
+
+def load(main: Path) -> Loaded:
+    """Read ``model.stablehlo``, and check that it is ours and that its weights fit it.
+
+    jax trusts what it deserialises: StableHLO can call anything that is registered in the process
+    by name. A program that calls out is refused; ours hold no such call.
+
+    Raises:
+        ArtifactError: a file is missing, damaged, or was not written by the exporter; a weight is
+            missing, unexpected, or has another shape or dtype.
+    """
+    jax = import_jax()
+    program = _unsealed(main)
+    try:
+        exported = jax.export.deserialize(program)
+        (weights, inputs), keywords = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+        outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+        named = all(
+            isinstance(part, dict) and not any(isinstance(one, dict) for one in part.values())
+            for part in (weights, inputs, outputs)
+        )
+        if keywords or not named or exported.nr_devices != 1 or exported.ordered_effects:
+            raise ValueError("it does not take named weights and inputs")
+        text = exported.mlir_module()
+    except Exception as exc:  # of flatbuffers, of MLIR, or of the structure
+        raise ArtifactError(
+            f"{main} cannot be read by jax {jax.__version__} as a program of perfuse: {said(exc)}. "
+            "Update jax, or export the model again."
+        ) from exc
+    if calls := sorted(set(_CALL.findall(text))):
+        raise ArtifactError(
+            f"{main} calls {', '.join(calls)}, which is code outside it; a program of perfuse "
+            "calls none. Export the model again from a checkpoint that you trust."
+        )
+    return Loaded(
+        exported=exported,
+        weights=weights,
+        inputs=inputs,
+        outputs=outputs,
+        details=_checked_weights(main.with_name(WEIGHTS), weights),
+        path=main,
+    )
+
+
+def _checked_weights(path: Path, wanted: Mapping[str, Any]) -> dict[str, str]:
+    """See that a file holds these weights and no others; return its notes."""
+    with _opened(path) as file:
+        names = set(file.keys())
+        if names != set(wanted):
+            missing, unknown = sorted(set(wanted) - names), sorted(names - set(wanted))
+            raise ArtifactError(
+                f"{path} does not hold the weights of its program; missing: "
+                f"{', '.join(missing[:3]) or 'none'}; unknown: {', '.join(unknown[:3]) or 'none'}. "
+                "Export the model again."
+            )
+        for name, aval in wanted.items():
+            part = file.get_slice(name)
+            found = (tuple(part.get_shape()), part.get_dtype())
+            if found != (aval.shape, CODES.get(str(aval.dtype))):
+                raise ArtifactError(
+                    f"{path} holds {name} as {found[1]} {found[0]}; its program takes {aval.dtype} "
+                    f"{aval.shape}. Export the model again."
+                )
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (OSError, SafetensorError) as exc:
+        raise ArtifactError(
+            f"{path} cannot be read as a .safetensors file: {said(exc)}. Export the model again."
+        ) from exc

@@ -1,0 +1,123 @@
+"""Which cases there are, for which model and which declared capabilities."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from perfuse.sources.opening import open_model
+from perfuse.spec import PipelineSpec
+from perfuse_conformance.cases.bundle import hash_of
+from perfuse_conformance.cases.catalogue import (
+    Capability,
+    cases_of,
+    draws_of,
+    inputs_of,
+    probes_of,
+    sizes_of,
+)
+from perfuse_conformance.checkpoints import KINDS
+
+YES, NO = Capability(level="full", reason=""), Capability(level="unsupported", reason="no kernels")
+PRECISIONS = ("float32", "float16", "bfloat16")
+
+
+@pytest.fixture(params=["shapes", *KINDS])
+def spec(request: pytest.FixtureRequest) -> PipelineSpec:
+    if request.param == "shapes":
+        return open_model(None).spec
+    folder: Path = request.getfixturevalue("checkpoint")(request.param)
+    return open_model(folder).spec
+
+
+def declared(
+    spec: PipelineSpec, *, symbolic: Capability = YES, halves: Capability = YES
+) -> dict[tuple[str, str, str], Capability]:
+    return {
+        (name, precision, mode): (
+            NO
+            if precision != "float32" and halves is NO
+            else symbolic
+            if mode == "symbolic"
+            else YES
+        )
+        for name in spec.components
+        for precision in PRECISIONS
+        for mode in ("static", "symbolic")
+    }
+
+
+def test_every_size_is_one_that_the_model_takes(spec: PipelineSpec) -> None:
+    for component in spec.components.values():
+        sizes = sizes_of(spec, component)
+        for dims in sizes.values():
+            assert dims.keys() == set(component.signature.dims)
+            component.check_dims(dims)
+        assert len({tuple(dims.items()) for dims in sizes.values()}) >= 3
+
+
+def test_inputs_follow_from_the_probe_and_the_seed_alone(spec: PipelineSpec) -> None:
+    for probe in probes_of(spec).values():
+        component = spec.components[probe.component]
+        calls = inputs_of(component, probe)
+        again = inputs_of(component, probe)
+        other = inputs_of(component, probe, seed=1)
+        for about, inputs, same, different in zip(probe.calls, calls, again, other, strict=True):
+            dims = component.signature.bind(inputs, component=probe.id)
+            assert dims == {name: probe.dims[name] for name in dims}
+            assert hash_of(inputs) == hash_of(same)
+            empty = "input_ids" in inputs and about == 0  # nothing to draw
+            assert empty or hash_of(inputs) != hash_of(different)
+        alike = [hash_of(inputs) == hash_of(calls[0]) for inputs in calls[1:]]
+        assert all(alike) if probe.manner == "same" else not any(alike)
+
+
+def test_what_a_denoiser_is_asked(spec: PipelineSpec) -> None:
+    probes = probes_of(spec)
+    name = spec.denoiser.name
+    fractions = inputs_of(spec.denoiser, probes[f"{name}/fractional"])
+    assert [float(call["timestep"][0]) for call in fractions] == pytest.approx([946.421, 12.9, 0.5])
+    (mixed,) = inputs_of(spec.denoiser, probes[f"{name}/item-timesteps"])
+    assert len(set(mixed["timestep"])) == 2
+    guided = inputs_of(spec.denoiser, probes[f"{name}/guided"])[0]
+    assert np.array_equal(guided["sample"][0], guided["sample"][1])
+    if "encoder_hidden_states" in guided:
+        states = guided["encoder_hidden_states"]
+        assert not np.array_equal(states[0], states[1])
+
+
+def test_ids_are_there_once_and_every_level_has_some(spec: PipelineSpec) -> None:
+    cases = cases_of(spec, declared(spec), PRECISIONS, "L3")
+    ids = [case.id for case in cases]
+    assert len(set(ids)) == len(ids)
+    assert {case.level for case in cases} == {"L0", "L1", "L2", "L3"}
+    assert {profile for case in cases for profile in case.profiles} == {"dyn", "fp16", "bf16"}
+    only = cases_of(spec, declared(spec), PRECISIONS, "L1")
+    assert [case.id for case in only] == [c.id for c in cases if c.level in ("L0", "L1")]
+
+
+def test_what_is_declined_is_asked_to_be_refused(spec: PipelineSpec) -> None:
+    cases = cases_of(spec, declared(spec, symbolic=NO), ("float32",), "L2")
+    assert not any("dyn" in case.profiles for case in cases)
+    assert not any(case.kind == "component" and case.mode == "symbolic" for case in cases)
+    refusals = [case for case in cases if case.kind == "refusal"]
+    assert {case.component for case in refusals} == set(spec.components)
+    assert all(case.declined == "no kernels" for case in refusals)
+    # The level itself is judged all the same, with fixed sizes.
+    for name in spec.components:
+        assert any(case.component == name and case.kind == "component" for case in cases)
+    everything = cases_of(spec, {}, ("float32",), "L2")
+    assert not any(case.kind in ("component", "draw") for case in everything)
+
+
+def test_a_family_s_own_inputs_are_drawn_with(spec: PipelineSpec) -> None:
+    draws = draws_of(spec)
+    inputs = [draw.inputs for draw in draws.values()]
+    if "timestep_cond" in spec.denoiser.signature.input_names:
+        assert {draw.scheduler for draw in draws.values()} == {"lcm"}
+        return
+    if spec.tokenizers:
+        assert {1.0, 7.5} <= {given["guidance_scale"] for given in inputs}
+    if "text_encoder_2" in spec.components:
+        assert all(given["prompt"] != given["prompt_2"] for given in inputs)
+    assert any(draw.forced for draw in draws.values())
