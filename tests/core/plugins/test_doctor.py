@@ -190,6 +190,7 @@ def test_no_file_is_left_behind(install: Install, monkeypatch: pytest.MonkeyPatc
     assert list(temporary.iterdir()) == []
 
 
+LINE = "perfuse: interrupted; nothing half done was kept.\n"
 #: Tests that were started in the background have the interrupt ignored, and so would a child.
 INTERRUPTIBLE = """
 import signal
@@ -214,7 +215,7 @@ def test_who_gives_up_waiting_leaves_no_process(install: Install, tmp_path: Path
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error == b"perfuse: interrupted.\n"
+    assert error == LINE.encode()
     with pytest.raises(ProcessLookupError):
         os.kill(int(note.read_text()), 0)
 
@@ -273,7 +274,7 @@ def test_an_interrupt_at_any_moment(
         timeout=60,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (130, "perfuse: interrupted.\n")
+    assert (done.returncode, done.stderr) == (130, LINE)
     assert done.stdout == ""
     assert list(temporary.iterdir()) == []
     for pid in note.read_text().split() if note.exists() else ():
