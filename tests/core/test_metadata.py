@@ -250,3 +250,30 @@ def test_the_bundled_model_is_not_a_folder_of_its_name(checkpoint: Make, tmp_pat
         assert of(pipe(num_inference_steps=1, seed=0).images[0]).model == "./shapes"
     bundled = DiffusionPipeline.from_pretrained(backend="torch:cpu")
     assert of(bundled("red", num_inference_steps=1, seed=0).images[0]).model == "shapes"
+
+
+@pytest.mark.parametrize("name", ["dpm++", "dpmsolver-sde", "euler-ancestral", "unipc", "lcm"])
+def test_a_scheduler_is_made_again_of_what_is_noted(checkpoint: Make, name: str) -> None:
+    from perfuse import DiffusionPipeline
+    from perfuse.schedulers import scheduler_class, scheduler_from_config
+
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"), backend="torch:cpu")
+    pipe.scheduler = scheduler_class(name).from_config(pipe.scheduler.config)
+    given = {"num_inference_steps": 3, "seed": 0}
+    first = pipe(**given).images[0]
+    noted = Metadata.from_json(of(first).to_json())
+    assert noted.unrecorded == ()
+    pipe.scheduler = scheduler_from_config(noted.scheduler)
+    again = pipe(**given).images[0]
+    assert (np.asarray(first) == np.asarray(again)).all()
+    assert of(again) == of(first)
+
+
+def test_a_setting_of_the_scheduler_that_json_has_not(checkpoint: Make) -> None:
+    from perfuse import DiffusionPipeline, DPMSolverMultistepScheduler
+
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"), backend="torch:cpu")
+    config = {**pipe.scheduler.config, "lambda_min_clipped": float("inf")}
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(config)
+    (image,) = pipe(num_inference_steps=1, seed=0).images
+    assert of(image).unrecorded == ("the scheduler's lambda_min_clipped",)

@@ -19,6 +19,7 @@ from perfuse.cli.generate import generate
 from perfuse.cli.inspect import inspect
 from perfuse.cli.plugins import plugin
 from perfuse.errors import BackendNotFoundError, ConfigError, InputError, PerfuseError, PluginError
+from perfuse.report.console import safe
 
 if TYPE_CHECKING:
     from perfuse.plugins.installed import Entry
@@ -91,7 +92,7 @@ class _Group(click.Group):
             # What a shell gives for a process that the signal ended.
             ctx.exit(128 + (signal.SIGTERM if isinstance(exc, _Terminated) else signal.SIGINT))
         except PerfuseError as exc:
-            click.echo(f"perfuse: {exc}", err=True)
+            click.echo(f"perfuse: {_line(exc)}", err=True)
             wrong_line = isinstance(exc, InputError | ConfigError | BackendNotFoundError)
             ctx.exit(2 if wrong_line else 1)
 
@@ -128,7 +129,12 @@ def main() -> None:
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     if issubclass(category, UserWarning):
-        click.echo(f"perfuse: warning: {message}", err=True)
+        click.echo(f"perfuse: warning: {_line(message)}", err=True)
+
+
+def _line(message: object) -> str:
+    """On one line, and nothing that a terminal would obey: an engine's words, a file's, may be in it."""
+    return safe(" ".join(str(message).splitlines()))
 
 
 for command in (generate, export, inspect, backends, doctor, plugin, cache):

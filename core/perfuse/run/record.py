@@ -15,6 +15,7 @@ from perfuse.contract.steps import REQUIRED, Event, Task
 
 if TYPE_CHECKING:
     from perfuse.run.pipeline import DiffusionPipeline
+    from perfuse.schedulers import Scheduler
 
 __all__ = ["recorded"]
 
@@ -56,8 +57,8 @@ def _metadata(
 ) -> Metadata:
     """What all pictures of a call have in common; ``_attach`` puts in the number and the size."""
     inputs, unrecorded = _inputs(task, given)
+    scheduler, lost = _scheduler(pipe.scheduler)
     source, images = pipe.source, state["images"]
-    config = {name: _plain(value) for name, value in pipe.scheduler.config.items()}
     return Metadata(
         model=_model(source),
         revision=source.revision,
@@ -68,13 +69,13 @@ def _metadata(
         picture=0,
         pictures=len(images),
         size=(0, 0),
-        scheduler={**config, "_class_name": type(pipe.scheduler).__name__},
+        scheduler=scheduler,
         backend=str(pipe.placement),
         precision=pipe.precision,
         options=dict(pipe.options),
         transforms=pipe.transforms,
         components=_components(pipe),
-        unrecorded=unrecorded,
+        unrecorded=(*unrecorded, *lost),
         replaced=pipe.replaced,
         versions={
             "perfuse": perfuse.__version__,
@@ -82,6 +83,18 @@ def _metadata(
             "python": platform.python_version(),
         },
     )
+
+
+def _scheduler(scheduler: "Scheduler") -> tuple[dict[str, Value], tuple[str, ...]]:
+    """Its config, and the names of settings that cannot be written and are not what is usual."""
+    config = {"_class_name": type(scheduler).__name__}
+    plain = {name: _plain(value) for name, value in scheduler.config.items()}
+    written = {
+        n: value for n, value in plain.items() if value is not None or scheduler.config[n] is None
+    }
+    usual = {field.name: field.default for field in dataclasses.fields(scheduler.Settings)}
+    lost = [n for n, value in usual.items() if n not in written and scheduler.config[n] != value]
+    return {**written, **config}, tuple(f"the scheduler's {name}" for name in lost)
 
 
 def _model(source: Any) -> str:

@@ -532,3 +532,11 @@ def test_the_script_is_installed() -> None:
         pytest.skip("the environment has no scripts")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert "perfuse" in done.stdout
+
+
+def test_an_error_is_one_line_that_a_terminal_does_not_obey(tmp_path: Path) -> None:
+    result = perfuse("inspect", "--model", "no\nsuch \x1b[31mfolder")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert "\x1b" not in line
+    assert "\\x1b[31mfolder" in line
