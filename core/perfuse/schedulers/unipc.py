@@ -21,6 +21,7 @@ from .prediction import epsilon_of, x0_of
 from .rounded import expm1_32
 from .sigmas import Floats, flow_shift, sigma_to_t, stretch_to_terminal, time_shift
 from .table import Array, Row, Schedule, Threshold
+from .variance_preserving import VariancePreserving
 
 __all__ = ["UniPCMultistepScheduler", "UniPCSettings"]
 
@@ -188,7 +189,10 @@ class UniPCMultistepScheduler(MultistepLevels):
         solver = self.settings.solver_p
         if solver is None:
             return None
-        table = solver.schedule(len(grid.timesteps), begin=begin)
+        if isinstance(solver, VariancePreserving):  # DDIM can step from any timestep
+            table = solver._table(grid, begin, Options())
+        else:
+            table = solver.schedule(len(grid.timesteps), begin=begin)
         same = np.array_equal(table.timesteps, grid.timesteps[begin:].astype(np.float32))
         if not same or table.clip is not None or table.threshold is not None or any(table.draws):
             raise InputError(
