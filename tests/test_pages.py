@@ -51,7 +51,7 @@ def test_every_scheduler_is_listed() -> None:
     from perfuse.schedulers import SCHEDULERS, SHORT_NAMES
 
     page = (ROOT / "docs/models.md").read_text("utf-8")
-    rows = dict(re.findall(r"^\| `([\w+-]+)` \| `(\w+)` \|$", page, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `([\w+-]+)` \| `(\w+)` \|", page, re.MULTILINE))
     assert set(rows.values()) == set(SCHEDULERS)
     assert all(SHORT_NAMES[short] == name for short, name in rows.items())
 

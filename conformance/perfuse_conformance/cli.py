@@ -36,6 +36,7 @@ _MODEL_HELP = (
 )
 @click.option("--option", "options", multiple=True, help="A backend's switch: threads=1.")
 @click.option("--precision", "precisions", multiple=True, help="Ask in this one alone.")
+@click.option("--transform", "transforms", multiple=True, help="To put on: NAME:key=value.")
 @click.option("--golden", type=click.Path(path_type=Path), help="Judge by this bundle.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write a report into this folder.")
 @click.option(
@@ -67,6 +68,7 @@ def _measure(
     level: str,
     options: tuple[str, ...],
     precisions: tuple[str, ...],
+    transforms: tuple[str, ...],
     golden: Path | None,
     report: Path | None,
     expectations: Path | None,
@@ -89,6 +91,7 @@ def _measure(
                 model=model,
                 level=level,
                 precisions=precisions,
+                transforms=transforms,
                 golden=golden,
                 options=switches,
                 seed=seed,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from perfuse.contract.hooks import GuiderManifest as GuiderManifest
     from perfuse.contract.hooks import PipelineManifest as PipelineManifest
     from perfuse.contract.hooks import ReaderManifest as ReaderManifest
+    from perfuse.contract.hooks import SourceManifest as SourceManifest
     from perfuse.contract.hooks import TransformManifest as TransformManifest
     from perfuse.contract.hooks import hookimpl as hookimpl
     from perfuse.contract.latents import LatentSpec as LatentSpec
@@ -104,6 +105,7 @@ __getattr__, __dir__ = lazy(
             "GuiderManifest",
             "PipelineManifest",
             "ReaderManifest",
+            "SourceManifest",
             "TransformManifest",
             "hookimpl",
         ),

@@ -457,7 +457,8 @@ def test_links_that_leave(sd: Path, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs POSIX permissions")
 def test_unreadable(originals: dict[str, Path]) -> None:
-    folder = Path(tempfile.mkdtemp())
+    # Not in the tests' own folder, where another user sees nothing.
+    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
     try:
         folder.chmod(0o755)
         sd = Path(shutil.copytree(originals["sd1"], folder / "sd"))

@@ -91,7 +91,7 @@ def test_it_runs_with_a_scheduler_from_elsewhere(
     install: Install, foreign: Path, checkpoint: Make, exported: Export
 ) -> None:
     install("acme", PLUGIN)
-    with pytest.raises(InputError, match="it names no scheduler.*--scheduler-from CHECKPOINT"):
+    with pytest.raises(InputError, match="has no scheduler config.*--scheduler-from CHECKPOINT"):
         DiffusionPipeline.from_pretrained(foreign)
     pipe = DiffusionPipeline.from_pretrained(foreign, scheduler_from=checkpoint("tiny"))
     usual = DiffusionPipeline.from_pretrained(exported("tiny", "onnx"))

@@ -8,15 +8,16 @@ The cases follow from the model's spec and from what the backend declares; there
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from perfuse.backend import PRECISIONS, Component
+from perfuse.models.registry import host_inputs
 from perfuse.sources.manifest import ExportedComponent
-from perfuse.spec import ComponentSpec, PipelineSpec, TensorSpec
+from perfuse.spec import ComponentSpec, PipelineSpec, Role, TensorSpec
 
 __all__ = [
     "LEVELS",
@@ -71,6 +72,8 @@ class Probe:
     halves: bool = False
     #: Every item of the batch has the same sample, as guidance has it.
     guided: bool = False
+    #: Every size that follows from the picture's, for inputs that are computed of them.
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +132,15 @@ class Case:
 
 
 def sizes_of(spec: PipelineSpec, component: ComponentSpec) -> dict[str, dict[str, int]]:
-    """Named sizes for a component's dimensions, each one that the model can take.
+    """Named sizes for a component's dimensions, as ``_all_sizes`` has them."""
+    return {
+        name: {dim: values[dim] for dim in component.signature.dims if dim in values}
+        for name, values in _all_sizes(spec, component).items()
+    }
+
+
+def _all_sizes(spec: PipelineSpec, component: ComponentSpec) -> dict[str, dict[str, int]]:
+    """Named sizes, each one that the model can take, with all that follows from the picture's.
 
     ``usual`` is what the checkpoint was made for, ``wide`` a batch of two that is not square;
     ``odd``, ``tall`` and ``three`` are for programs that take any size.
@@ -151,8 +162,8 @@ def sizes_of(spec: PipelineSpec, component: ComponentSpec) -> dict[str, dict[str
     for name, (batch, tall, wide) in pixels.items():
         height = _multiple(tall, _pixels(component, "height", scale))
         width = _multiple(wide, _pixels(component, "width", scale))
-        values = {**spec.latents.dims(height, width), "batch": batch, "sequence": longest}
-        sizes[name] = {dim: values[dim] for dim in component.signature.dims if dim in values}
+        dims = spec.latents.dims(height, width)
+        sizes[name] = {**dims, "batch": batch, "sequence": longest}
     return sizes
 
 
@@ -181,14 +192,20 @@ def probes_of(spec: PipelineSpec) -> dict[str, Probe]:
     """Every probe of a model's components, by id."""
     probes: list[Probe] = []
     for component in spec.components.values():
-        sizes = sizes_of(spec, component)
-        if component.name == spec.denoiser.name:
-            probes += _denoiser_probes(component.name, sizes)
-        elif "input_ids" in component.signature.input_names:
-            probes += _text_probes(component.name, sizes)
+        sizes, full = sizes_of(spec, component), _all_sizes(spec, component)
+        if component.role == Role.DENOISER:
+            found = _denoiser_probes(component.name, sizes)
+        elif component.role == Role.TEXT_ENCODER:
+            found = _text_probes(component.name, sizes)
         else:
-            probes += _picture_probes(component.name, sizes)
+            found = _picture_probes(component.name, sizes)
+        probes += [replace(probe, sizes=_whole(probe, full)) for probe in found]
     return {probe.id: probe for probe in probes}
+
+
+def _whole(probe: Probe, full: Mapping[str, Mapping[str, int]]) -> Mapping[str, int]:
+    """The named size that a probe has, with all that follows from it."""
+    return next(size for size in full.values() if probe.dims.items() <= size.items())
 
 
 def _probes_in(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Callable[..., Probe]:
@@ -257,13 +274,21 @@ def inputs_of(component: ComponentSpec, probe: Probe, *, seed: int = 0) -> list[
         number = 0 if probe.manner == "same" else index
         digest = hashlib.sha256(f"{probe.id}/{number}/{seed}".encode()).digest()
         random = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:8], "big")))
-        calls.append(
-            {
-                tensor.name: _array(component, tensor, probe, about, random)
-                for tensor in component.signature.inputs
-            }
-        )
+        drawn = {
+            tensor.name: _array(component, tensor, probe, about, random)
+            for tensor in component.signature.inputs
+        }
+        # An embedded guidance scale is drawn as any condition is: all kinds of them are asked.
+        computed = host_inputs(component, {**probe.sizes, **probe.dims}, None)
+        tables = {name: array for name, array in computed.items() if _is_table(component, name)}
+        calls.append({**drawn, **tables})
     return calls
+
+
+def _is_table(component: ComponentSpec, name: str) -> bool:
+    """Whether an input that the host computes follows from sizes alone: it has no batch."""
+    tensor = component.signature.input(name)
+    return tensor is not None and "batch" not in tensor.shape
 
 
 def _array(
@@ -327,7 +352,7 @@ def _word_draws(spec: PipelineSpec, seed: int) -> Iterator[Draw]:
             given.setdefault("prompt_2", "a small blue square")
         return given
 
-    if "timestep_cond" in spec.denoiser.signature.input_names:
+    if spec.denoiser.guidance == "embedded":
         yield Draw(id="lcm", scheduler="lcm", inputs=inputs(0, 4, 8.5), forced=True, halves=True)
         yield Draw(id="lcm-weak", scheduler="lcm", inputs=inputs(1, 4, 1.5))
         return

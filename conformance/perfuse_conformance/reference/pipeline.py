@@ -89,7 +89,7 @@ class ReferencePipeline(DiffusionPipeline):
         """The component in float64, on the device that the placement names."""
         program = self._programs.get(component)
         if not isinstance(program, Float64Program):
-            source = self._source.component(component)
+            source = self.component(component)
             device = self.placement[component].device or "cpu"
             program = self._programs[component] = Float64Program(source, device)
         return program

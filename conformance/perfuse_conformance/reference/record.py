@@ -3,7 +3,7 @@
 import datetime
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from perfuse.backend import PRECISIONS, Request, Target
 from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.run.pipeline import DiffusionPipeline
+from perfuse.run.plan import Planned
 from perfuse.sources.manifest import tool_versions
 from perfuse.sources.opening import open_model
 from perfuse.sources.plain import to_plain
@@ -85,10 +86,11 @@ def bundle_for(
     target: str = REFERENCE,
     level: str = "L2",
     seed: int = 0,
+    transforms: Sequence[str] = (),
     watch: Watch = lambda message: None,
 ) -> Bundle:
     """The bundle of a model in the cache, recorded the first time it is asked for."""
-    source = open_model(model)
+    source = Planned.of(open_model(model), transforms)
     prints = {name: source.component(name).fingerprint for name in source.spec.components}
     key = {
         "suite": SUITE_VERSION,
@@ -98,27 +100,36 @@ def bundle_for(
         "target": target,
         "level": level,
         "seed": seed,
+        "transforms": list(transforms),
         "asked": repr([*probes_of(source.spec).values(), *draws_of(source.spec).values()]),
         "tools": tool_versions(("perfuse", "torch")),
     }
 
     def make(partial: Path) -> None:
-        _record(model, partial, Target.parse(target), level, seed, watch)
+        _record(model, partial, Target.parse(target), level, seed, watch, transforms)
 
     return Bundle.open(ArtifactStore.default().get_or_make("reference", key, make))
 
 
 def _record(
-    model: str | None, folder: Path, target: Target, level: str, seed: int, watch: Watch
+    model: str | None,
+    folder: Path,
+    target: Target,
+    level: str,
+    seed: int,
+    watch: Watch,
+    transforms: Sequence[str] = (),
 ) -> None:
     device = target.device or "cpu"
-    source = open_model(model)
+    source = Planned.of(open_model(model), transforms)
     spec = source.spec
     placement = f"{target.backend}:{device}"
-    truth = ReferencePipeline.from_pretrained(model, backend=placement)
+    truth = ReferencePipeline.from_pretrained(model, backend=placement, transforms=transforms)
     # A reference has float32, or says why not.
     own = {
-        precision: DiffusionPipeline.from_pretrained(model, backend=placement, precision=precision)
+        precision: DiffusionPipeline.from_pretrained(
+            model, backend=placement, precision=precision, transforms=transforms
+        )
         for precision in PRECISIONS
         if precision == "float32" or _supported(spec, target, precision)
     }

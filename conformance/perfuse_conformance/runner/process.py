@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,9 @@ class Timeout(Failure):
 class WorkerProcess:
     """Starts when it is first asked, and again after it was lost."""
 
-    def __init__(self, target: Target, model: str | None, folder: Path) -> None:
+    def __init__(
+        self, target: Target, model: str | None, folder: Path, transforms: Sequence[str] = ()
+    ) -> None:
         self.out = folder / "out.npz"
         self._log = folder / "stderr.txt"
         self._job = {
@@ -60,6 +62,7 @@ class WorkerProcess:
             "device": target.device,
             "options": dict(target.options),
             "model": model,
+            "transforms": list(transforms),
             "out": str(self.out),
             "printed": str(folder / "stdout.txt"),
         }

@@ -16,6 +16,7 @@ from perfuse.backend import PRECISIONS, Target
 from perfuse.contract.source import Source
 from perfuse.errors import InputError
 from perfuse.plugins import host
+from perfuse.run.plan import Planned
 from perfuse.sources.artifact import Artifact
 from perfuse.sources.manifest import ExportedComponent, tool_versions
 from perfuse.sources.opening import open_model
@@ -76,6 +77,8 @@ class Session:
     golden: Path | None = None
     #: Those to ask in; all that the device declares by default. The others' profiles stay open.
     precisions: tuple[str, ...] = ()
+    #: Transforms to put on, in the reference as well.
+    transforms: tuple[str, ...] = ()
     seed: int = 0
     #: Seconds that a case may take; preparing its program comes on top.
     timeout: float = 60.0
@@ -90,9 +93,11 @@ class Session:
                 f"Precision {min(unknown)!r} was asked for; there are {', '.join(PRECISIONS)}."
             )
         self._folder = tempfile.TemporaryDirectory(prefix="perfuse-conformance-")
-        self._source: Source = open_model(self.model)
+        self._source: Source = Planned.of(open_model(self.model), self.transforms)
         self.tolerances = Tolerances.load()
-        self._worker = WorkerProcess(self.target, self.model, Path(self._folder.name))
+        self._worker = WorkerProcess(
+            self.target, self.model, Path(self._folder.name), self.transforms
+        )
         self._lost: dict[tuple[Any, ...], Result] = {}
         self._first: Arrays | None = None
         self.device: Mapping[str, Any] = {}
@@ -115,7 +120,7 @@ class Session:
             bundle = Bundle.open(self.golden)
         else:
             level = max(self.level, "L1")
-            bundle = bundle_for(self.model, level=level, seed=self.seed)
+            bundle = bundle_for(self.model, level=level, seed=self.seed, transforms=self.transforms)
         bundle.check_model(self.spec)
         return bundle
 
@@ -209,9 +214,7 @@ class Session:
             height, width = self.spec.default_size
             inputs = draws_of(self.spec)[str(case.subject)].inputs
             height, width = inputs.get("height", height), inputs.get("width", width)
-            scale = self.spec.latents.downscale if self.spec.latents is not None else 1
-            dims = {"height": height, "width": width}
-            dims |= {"latent_height": height // scale, "latent_width": width // scale}
+            dims = self.spec.latents.dims(height, width)
             return made_for(held[self.spec.denoiser.name], dims)
         return True
 
@@ -568,6 +571,7 @@ def open_session(
     golden: Path | None = None,
     options: Mapping[str, str] | None = None,
     precisions: Sequence[str] = (),
+    transforms: Sequence[str] = (),
     seed: int = 0,
     timeout: float = 60.0,
     prepare_timeout: float = 600.0,
@@ -582,6 +586,7 @@ def open_session(
         golden: A bundle to judge by; without one the reference runs here, once.
         options: The backend's own switches.
         precisions: Those to ask in; all that the device declares by default.
+        transforms: To put on, in the reference as well.
         seed: Of the reference that runs here; another one asks everything with other numbers.
         timeout: Seconds that a case may take, besides preparing its program.
         prepare_timeout: Seconds that preparing a program may take.
@@ -601,6 +606,7 @@ def open_session(
         level=level,
         golden=golden,
         precisions=tuple(precisions),
+        transforms=tuple(transforms),
         seed=seed,
         timeout=timeout,
         prepare_timeout=prepare_timeout,

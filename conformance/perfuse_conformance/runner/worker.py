@@ -12,7 +12,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from perfuse.contract.source import Source
 from perfuse.errors import InputError, PerfuseError, PluginError
 from perfuse.plugins import host
 from perfuse.run.pipeline import DiffusionPipeline
+from perfuse.run.plan import Planned
 from perfuse.sources.artifact import Artifact
 from perfuse.sources.opening import open_model
 from perfuse.sources.store import ArtifactStore
@@ -64,9 +65,12 @@ class _WatchedStore(ArtifactStore):
 class Worker:
     """One backend and one model; programs are kept until another one is asked for."""
 
-    def __init__(self, target: Target, model: str | None, out: Path) -> None:
+    def __init__(
+        self, target: Target, model: str | None, out: Path, transforms: Sequence[str] = ()
+    ) -> None:
         self.target = target
         self._model = model
+        self._transforms = tuple(transforms)
         self._out = out
         self._bundle: Bundle | None = None
         self._source: Source | None = None
@@ -84,7 +88,7 @@ class Worker:
     @property
     def source(self) -> Source:
         if self._source is None:
-            self._source = open_model(self._model)
+            self._source = Planned.of(open_model(self._model), self._transforms)
         return self._source
 
     @property
@@ -314,6 +318,7 @@ class Worker:
                     backend=str(self.target),
                     precision=precision,
                     options=self.target.options,
+                    transforms=self._transforms,
                     store=self._store,
                 )
             }
@@ -425,6 +430,7 @@ def main() -> None:
         Target(backend=job["backend"], device=job.get("device"), options=job.get("options", {})),
         job["model"],
         Path(job["out"]),
+        job.get("transforms", ()),
     )
     seen = 0
     for line in _requests():

@@ -24,6 +24,7 @@ __all__ = [
     "Hooks",
     "PipelineManifest",
     "ReaderManifest",
+    "SourceManifest",
     "TransformManifest",
     "check_fields",
     "check_hooks",
@@ -140,6 +141,22 @@ class GuiderManifest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceManifest:
+    """A kind of source that is no folder and no Hub repository, described without importing it."""
+
+    #: What a person writes before a colon: ``--model NAME:REST``. Two letters at least.
+    name: str
+    #: ``"module:function"``: ``(rest) -> perfuse.Source``.
+    impl: str
+    requires: tuple[str, ...] = ()
+    install: str = ""
+    summary: str = ""
+    #: The first and the last version of the contract that it was made for, both included.
+    api_min: str = "1.0"
+    api_max: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReaderManifest:
     """A layout of folders that another tool writes, described without importing its reader."""
 
@@ -189,6 +206,10 @@ class Hooks:
     @hookspec
     def perfuse_guiders(self) -> Sequence[GuiderManifest]:  # type: ignore[empty-body]
         """Ways of guidance: which branches run at a step, and how they are combined."""
+
+    @hookspec
+    def perfuse_sources(self) -> Sequence[SourceManifest]:  # type: ignore[empty-body]
+        """Kinds of sources, each opened by a name of its own."""
 
     @hookspec
     def perfuse_readers(self) -> Sequence[ReaderManifest]:  # type: ignore[empty-body]

@@ -6,6 +6,7 @@ from perfuse.contract.hooks import (
     ExporterManifest,
     PipelineManifest,
     ReaderManifest,
+    SourceManifest,
     TransformManifest,
     hookimpl,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "PluginHost",
     "PluginRow",
     "ReaderManifest",
+    "SourceManifest",
     "TransformManifest",
     "hookimpl",
     "host",

@@ -16,8 +16,10 @@ from perfuse.contract.hooks import (
     API_VERSION,
     BackendManifest,
     ExporterManifest,
+    GuiderManifest,
     PipelineManifest,
     ReaderManifest,
+    SourceManifest,
     TransformManifest,
     hookimpl,
     out_of_range,
@@ -28,6 +30,7 @@ from perfuse.errors import (
     EngineMissingError,
     ExportError,
     InputError,
+    PerfuseError,
     PluginError,
 )
 from perfuse.plugins.children import TIMEOUT
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from perfuse.contract.backend import Backend
     from perfuse.contract.exporter import Exporter
     from perfuse.contract.reader import Reader
+    from perfuse.contract.source import Source
     from perfuse.contract.transform import Transform
 
 __all__ = [
@@ -193,6 +197,16 @@ class PluginHost:
         pairs = self._manifests("perfuse_readers", ReaderManifest)
         return self._by_name(((plugin, m.name, m) for plugin, m in pairs), "reader")
 
+    def sources(self) -> dict[str, SourceManifest]:
+        """Every kind of source, by name; the first plugin to take a name keeps it."""
+        pairs = self._manifests("perfuse_sources", SourceManifest)
+        return self._by_name(((plugin, m.name, m) for plugin, m in pairs), "source")
+
+    def guiders(self) -> dict[str, GuiderManifest]:
+        """Every way of guidance that plugins bring, by name; the first to take a name keeps it."""
+        pairs = self._manifests("perfuse_guiders", GuiderManifest)
+        return self._by_name(((plugin, m.name, m) for plugin, m in pairs), "guider")
+
     def schedulers(self) -> dict[str, str]:
         """Every scheduler class by name; core's are core's."""
         answers = self._ask("perfuse_schedulers")
@@ -213,6 +227,8 @@ class PluginHost:
         self.pipelines()
         self.transforms()
         self.readers()
+        self.sources()
+        self.guiders()
 
     def brought_by(self, name: str, hook: str = "perfuse_backends") -> PluginRow | None:
         """The row of the plugin that a backend, or what another hook brings, is from."""
@@ -357,6 +373,34 @@ class PluginHost:
         from perfuse.contract.transform import Transform
 
         return _instantiate(manifest.impl, Transform, f"transform {name!r}")  # type: ignore[type-abstract]
+
+    def source(self, name: str, rest: str) -> "Source":
+        """The source of a kind that a plugin opens: ``NAME:REST``.
+
+        Raises:
+            InputError: what it needs is not installed.
+            PluginError: what opens it cannot be imported, or returns something else.
+        """
+        manifest = self.sources()[name]
+        if missing := missing_modules(manifest.requires):
+            raise InputError(
+                f"Model {name}:{rest} was asked for; {not_installed(missing)}. "
+                f"Run: {manifest.install or 'pip install ' + ' '.join(missing)}"
+            )
+        from perfuse.contract.source import Source
+
+        try:
+            source = resolve(manifest.impl)(rest)
+        except PerfuseError:
+            raise
+        except Exception as exc:
+            raise PluginError(
+                f"Model {name}:{rest} was to be opened by {manifest.impl}, which raised "
+                f"{said(exc)}. Update or uninstall its plugin."
+            ) from exc
+        if not isinstance(source, Source):
+            raise PluginError(f"{manifest.impl} opened {name}:{rest} as {source!r}, no Source.")
+        return source
 
     def reader(self, name: str) -> "Reader":
         """The reader of a layout.

@@ -13,6 +13,7 @@ from perfuse.contract.hooks import (
     GuiderManifest,
     PipelineManifest,
     ReaderManifest,
+    SourceManifest,
     TransformManifest,
     check_fields,
 )
@@ -31,6 +32,7 @@ _KINDS: Mapping[str, type] = MappingProxyType(
         "perfuse_transforms": TransformManifest,
         "perfuse_readers": ReaderManifest,
         "perfuse_guiders": GuiderManifest,
+        "perfuse_sources": SourceManifest,
         "perfuse_architectures": Architecture,
     }
 )

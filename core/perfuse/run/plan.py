@@ -1,7 +1,8 @@
 """The plan of a pipeline: what its source says, with what the user put in place."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from perfuse.contract.backend import Program
@@ -11,9 +12,11 @@ from perfuse.contract.spec import ComponentSpec, PipelineSpec
 from perfuse.contract.transform import Plan
 from perfuse.errors import InputError
 from perfuse.models.registry import describe, fitted, is_known, latents_of
+from perfuse.run.transforms import Chosen, applied, find_transforms
+from perfuse.sources.tokenizer import Tokenizer
 from perfuse.tasks.choosing import tasks_of
 
-__all__ = ["parts_of", "plan_of", "precision_of", "respecified", "without"]
+__all__ = ["Planned", "parts_of", "plan_of", "precision_of", "respecified", "without"]
 
 
 def plan_of(
@@ -91,3 +94,61 @@ def parts_of(spec: PipelineSpec) -> dict[str, list[str]]:
         if component.entry_of is None:
             parts.setdefault(component.part, []).append(component.name)
     return parts
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Planned(Source):
+    """A source whose components are rewritten by transforms, with those that they add."""
+
+    inner: Source
+    chosen: tuple[Chosen, ...]
+    model: str
+    spec: PipelineSpec
+    revision: str | None
+
+    @classmethod
+    def of(cls, source: Source, transforms: Sequence[str]) -> Source:
+        """The source as the transforms leave it; itself without any.
+
+        Raises:
+            InputError: a transform is unknown or does not fit.
+        """
+        if not transforms:
+            return source
+        chosen = find_transforms(transforms)
+        plan = applied(
+            plan_of(source, source.spec, precision=None, models={}),
+            chosen,
+            exported=source.transforms,
+        )
+        return cls(
+            inner=source,
+            chosen=chosen,
+            model=source.model,
+            spec=plan.spec,
+            revision=source.revision,
+        )
+
+    def component(
+        self, name: str, *, precision: str | None = None, static: Mapping[str, int] | None = None
+    ) -> Component:
+        plan = plan_of(self.inner, self.inner.spec, precision=precision, models={})
+        components = applied(plan, self.chosen, exported=self.inner.transforms).components
+        if name not in components:
+            raise InputError(f"{name} was asked for; {self.model} has {', '.join(components)}.")
+        component = components[name]
+        component.spec.check_dims(static or {})
+        return dataclasses.replace(component, static=static or component.static)
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        return self.inner.tokenizer(name)
+
+    def files(self) -> Mapping[str, Path]:
+        return self.inner.files()
+
+    @property
+    def format(self) -> str | None:
+        return self.inner.format
+
+    def weight_bytes(self) -> Mapping[str, int]:
+        return self.inner.weight_bytes()

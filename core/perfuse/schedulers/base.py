@@ -291,7 +291,7 @@ class Scheduler(Configured, ABC):
     def _set(self, count: Any, device: Any, **asked: Any) -> None:
         self._place(self._grid(self._request(count, asked)))
         if device is not None and torch_here() is not None:
-            self.timesteps = self.timesteps.to(device)
+            self.__dict__["_timesteps_seen"] = self._timesteps, self.timesteps.to(device)
 
     def _place(self, grid: Grid) -> None:
         self._timesteps, self._sigmas = grid.timesteps, grid.sigmas
@@ -436,12 +436,15 @@ class Scheduler(Configured, ABC):
             noise = draw(state[0], generator, None if self.draws_float32 else model_output.dtype)
         after = schedule.advance(i, state, model_output, noise)
         dtype = promoted(sample, model_output)
+        second_dtype = dtype
+        if self.draws_float32 and schedule.draws[i]:  # the noise takes part in the promotion
+            dtype = promoted(state[0], model_output)
         results = {
             "prev_sample": cast(after[0], model_output.dtype if self.casts_to_output else dtype)
         }
         if self.second is not None:
             second = schedule.second(i, state, model_output, noise)
-            results[self.second] = second if self.casts_to_output else cast(second, dtype)
+            results[self.second] = second if self.casts_to_output else cast(second, second_dtype)
         return after, StepOutput(results) if return_dict else tuple(results.values())
 
     def add_noise(self, original_samples: Array, noise: Array, timesteps: Any) -> Array:

@@ -50,9 +50,9 @@ def linspace32(start: float, end: float, count: int) -> Float32s:
 
 
 def betas_of(
-    settings: BetaSettings, extra: tuple[str, ...] = (), *, rescale_zero_snr: bool = False
+    settings: Any, extra: tuple[str, ...] = (), *, rescale_zero_snr: bool = False
 ) -> Float32s:
-    """The variances beta_1 … beta_T; with ``rescale_zero_snr`` nothing of the signal is left at T.
+    """The variances beta_1 … beta_T of settings that have those of ``BetaSettings``; with ``rescale_zero_snr`` nothing of the signal is left at T.
 
     Raises:
         InputError: ``beta_schedule`` is none of those listed there.
@@ -61,7 +61,7 @@ def betas_of(
     return _rescale_zero_terminal_snr(betas) if rescale_zero_snr else betas
 
 
-def _betas_of(settings: BetaSettings, extra: tuple[str, ...]) -> Float32s:
+def _betas_of(settings: Any, extra: tuple[str, ...]) -> Float32s:
     start, end, count = settings.beta_start, settings.beta_end, settings.num_train_timesteps
     if settings.trained_betas is not None:
         return np.asarray(settings.trained_betas, dtype=np.float32)

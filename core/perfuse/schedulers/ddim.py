@@ -48,10 +48,7 @@ class DDIMSettings(BetaSettings):
 
 
 class DDIMScheduler(WithVelocity):
-    """Song et al.'s sampler; a step may be taken at any timestep.
-
-    Without ``set_timesteps`` a step goes to the training timestep just below.
-    """
+    """Song et al.'s sampler; a step may be taken at any timestep."""
 
     Settings = DDIMSettings
     family = KARRAS
@@ -72,7 +69,8 @@ class DDIMScheduler(WithVelocity):
         clip, threshold = self._clamp()
         clamped = clip is not None or threshold is not None
         total = self.settings.num_train_timesteps
-        after = t - (1 if grid.steps is None else total // grid.steps)
+        assert grid.steps is not None
+        after = t - total // grid.steps
         return Schedule(
             rows=tuple(self._rows(t, after, eta, clamped, reclip)),
             clip=clip,
@@ -123,6 +121,7 @@ class DDIMScheduler(WithVelocity):
         return_dict: bool = True,
     ) -> Any:
         """One step down from any timestep; see ``Scheduler.step``."""
+        self._check_steps()
         grid = Grid(timesteps=np.array([int(host(timestep))]), steps=self.num_inference_steps)
         options = Options(eta=eta, clipped_output=use_clipped_model_output)
         return self._step_alone(

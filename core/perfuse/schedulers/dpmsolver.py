@@ -17,9 +17,10 @@ from perfuse.errors import InputError
 
 from . import spacing
 from .base import KARRAS, Grid, Options, Request, choose
+from .betas import BetaSettings
 from .exponential import Exponential, Point, points_of
 from .linear import Linear, M, X, slot
-from .multistep import MultistepLevels, MultistepSettings
+from .multistep import MultistepLevels
 from .noise_levels import descent, one_descent
 from .prediction import epsilon_of, x0_of
 from .rounded import log32
@@ -34,21 +35,55 @@ _ALGORITHMS = ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPMSolverSettings(MultistepSettings):
+class DPMSolverSettings(BetaSettings):
     """The settings of ``DPMSolverMultistepScheduler``."""
 
+    solver_order: int = 2
+    """How many model outputs a step combines: 1, 2 or 3."""
+    prediction_type: str = "epsilon"
+    """What the model predicts: epsilon, sample, v_prediction or flow_prediction."""
+    thresholding: bool = False
+    """Clamp the predicted clean sample to a quantile of itself."""
+    dynamic_thresholding_ratio: float = 0.995
+    """Which quantile."""
+    sample_max_value: float = 1.0
+    """The largest range of ``thresholding``."""
     algorithm_type: str = "dpmsolver++"
     """Solve for the noise (dpmsolver) or for the clean sample (++), as an ODE or an SDE (sde-)."""
     solver_type: str = "midpoint"
     """The second-order formula: midpoint or heun."""
+    lower_order_final: bool = True
+    """Use lower orders at the end, where the levels fall steeply."""
     euler_at_final: bool = False
     """Make the last step first-order however many there are."""
+    use_karras_sigmas: bool = False
+    """Descend as Karras et al. 2022 do."""
+    use_exponential_sigmas: bool = False
+    """Descend evenly in log sigma."""
+    use_beta_sigmas: bool = False
+    """Descend by a beta distribution; needs scipy."""
     use_lu_lambdas: bool = False
     """Descend evenly in log-SNR."""
+    use_flow_sigmas: bool = False
+    """The levels are those of a flow: x = (1 - sigma) x0 + sigma n."""
+    flow_shift: float = 1.0
+    """Moves a flow's levels towards noise."""
+    final_sigmas_type: str = "zero"
+    """Where the last step ends: zero, or sigma_min."""
     lambda_min_clipped: float = -math.inf
     """Leave out the training timesteps whose half log-SNR lies below this."""
     variance_type: str | None = None
     """learned or learned_range: the output's second half of channels is not used."""
+    timestep_spacing: str = "linspace"
+    """linspace, leading or trailing."""
+    steps_offset: int = 0
+    """Added to the timesteps of leading spacing."""
+    rescale_betas_zero_snr: bool = False
+    """Let the last training timestep be almost pure noise."""
+    use_dynamic_shifting: bool = False
+    """Shift a flow's levels by ``mu``, from the picture's size."""
+    time_shift_type: str = "exponential"
+    """How mu shifts."""
 
 
 class DPMSolverMultistepScheduler(MultistepLevels):

@@ -13,10 +13,12 @@ import numpy as np
 
 from .base import Grid, choose
 from .betas import Float32s, linspace32
+from .kinds import host
 from .linear import OUT, Linear, X
 from .noise_levels import NoiseLevels
-from .rounded import exp32
+from .rounded import exp32, log32
 from .sigmas import Floats
+from .table import Array
 
 __all__ = ["EDMLevels", "EDMSettings"]
 
@@ -83,3 +85,23 @@ class EDMLevels(NoiseLevels):
 
     def _init_noise_sigma(self, grid: Grid) -> float:
         return float((self.settings.sigma_max**2 + 1) ** 0.5)
+
+    def _told(self, levels: Float32s) -> Float32s:
+        """What the model is told of these levels."""
+        quarter: Float32s = np.float32(0.25) * log32(levels)
+        return quarter
+
+    def precondition_inputs(self, sample: Array, sigma: Any) -> Array:
+        """What the model sees of a sample at this level."""
+        return sample * self._input_scale(np.float32(host(sigma)))
+
+    def precondition_noise(self, sigma: Any) -> Any:
+        """What the model is told of this level."""
+        return self._told(host(sigma).astype(np.float32))
+
+    def precondition_outputs(self, sample: Array, model_output: Array, sigma: Any) -> Array:
+        """The clean sample that the model's output stands for."""
+        terms = dict(self._denoised(np.float32(host(sigma)), self.settings.prediction_type).terms)
+        return sample * terms.get(X.terms[0][0], 0.0) + model_output * terms.get(
+            OUT.terms[0][0], 0.0
+        )

@@ -96,10 +96,6 @@ class EDMDPMSolverMultistepScheduler(EDMLevels):
     def _falling(self, count: int) -> Float32s:
         return self._descent(linspace32(0, 1, count))
 
-    def _told(self, levels: Float32s) -> Float32s:
-        quarter: Float32s = np.float32(0.25) * log32(levels)
-        return quarter
-
     def _table(self, grid: Grid, begin: int, options: Options) -> Schedule:
         s, n, levels = self.settings, len(grid.timesteps), self._levels(grid)
         points = points_of(np.ones_like(levels), levels, -log32(levels))

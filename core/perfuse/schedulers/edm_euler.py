@@ -13,10 +13,8 @@ from perfuse.errors import InputError
 from .base import KARRAS, Grid, Options, Request
 from .edm import EDMLevels, EDMSettings
 from .euler import churned, refuse_index
-from .kinds import cast, host
-from .linear import OUT, X
+from .kinds import cast
 from .outputs import StepOutput
-from .rounded import log32
 from .sigmas import Floats
 from .table import Array, Row, Schedule, to_float32
 
@@ -54,7 +52,7 @@ class EDMEulerScheduler(EDMLevels):
         levels = self._descent(ramp)
         last = levels[-1] if self.settings.final_sigmas_type == "sigma_min" else np.float32(0)
         return Grid(
-            timesteps=np.float32(0.25) * log32(levels),
+            timesteps=self._told(levels),
             sigmas=np.append(levels, last),
             steps=len(levels),
         )
@@ -125,18 +123,3 @@ class EDMEulerScheduler(EDMLevels):
         self._run = dataclasses.replace(run, index=run.index + 1)
         result = StepOutput(prev_sample=cast(after, model_output.dtype), pred_original_sample=clean)
         return result if return_dict else result.to_tuple()
-
-    def precondition_inputs(self, sample: Array, sigma: Any) -> Array:
-        """What the model sees of a sample at this level."""
-        return sample * self._input_scale(np.float32(host(sigma)))
-
-    def precondition_noise(self, sigma: Any) -> Any:
-        """What the model is told of this level."""
-        return np.float32(0.25) * log32(np.float32(host(sigma)))
-
-    def precondition_outputs(self, sample: Array, model_output: Array, sigma: Any) -> Array:
-        """The clean sample that the model's output stands for."""
-        terms = dict(self._denoised(np.float32(host(sigma)), self.settings.prediction_type).terms)
-        return sample * terms.get(X.terms[0][0], 0.0) + model_output * terms.get(
-            OUT.terms[0][0], 0.0
-        )

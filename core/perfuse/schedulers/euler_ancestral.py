@@ -46,7 +46,7 @@ class EulerAncestralDiscreteScheduler(ScaledLevels):
 
     def _untimed(self) -> Grid:
         levels = self._trained[::-1]
-        timesteps = np.arange(len(levels), dtype=np.float32)[::-1].copy()
+        timesteps = np.arange(len(levels), dtype=np.float64)[::-1].copy()
         return Grid(timesteps=timesteps, sigmas=np.append(levels, np.float32(0)), steps=None)
 
     def _grid(self, request: Request) -> Grid:

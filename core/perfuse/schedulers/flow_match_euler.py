@@ -68,7 +68,7 @@ class FlowMatchEulerDiscreteScheduler(FlowLevels):
     settings: FlowMatchEulerSettings
 
     def _table(self, grid: Grid, begin: int, options: Options) -> Schedule:
-        levels = self._levels(grid)
+        levels = self._ended(grid)
         stochastic = self.settings.stochastic_sampling
         clean = 1.0 if self.settings.invert_sigmas else 0.0
         one = np.float32(1)

@@ -39,7 +39,6 @@ class FlowMatchHeunDiscreteScheduler(NoiseLevels):
 
     Settings = FlowMatchHeunSettings
     order = 2
-    needs_steps = False
     second = None
     casts_to_output = True
     settings: FlowMatchHeunSettings
@@ -69,7 +68,7 @@ class FlowMatchHeunDiscreteScheduler(NoiseLevels):
         return np.float32(1) - sigma, sigma
 
     def _table(self, grid: Grid, begin: int, options: Options) -> Schedule:
-        levels = self._levels(grid)
+        levels = self._ended(grid)
         rows = []
         for i in range(begin, len(grid.timesteps)):
             corrects = (i - begin) % 2 == 1

@@ -90,7 +90,7 @@ class FlowMatchLCMScheduler(FlowLevels):
         return self._steps(grid, begin)
 
     def _steps(self, grid: Grid, begin: int) -> Schedule:
-        levels, one = self._levels(grid), np.float32(1)
+        levels, one = self._ended(grid), np.float32(1)
         clean = 1.0 if self.settings.invert_sigmas else 0.0
         rows = []
         for i in range(begin, len(grid.timesteps)):

@@ -58,6 +58,12 @@ class NoiseLevels(Scheduler):
         assert grid.sigmas is not None
         return grid.sigmas
 
+    def _ended(self, grid: Grid) -> Float32s:
+        """The levels and where the last step ends, which is not among those of an untimed flow."""
+        levels = self._levels(grid)
+        missing = len(levels) == len(grid.timesteps)
+        return np.append(levels, np.float32(0)) if missing else levels
+
     def _descend(self, levels: Floats, count: int) -> Floats:
         """``count`` levels of the asked shape between the ends of ``levels``, or these levels."""
         name = descent(self.settings)

@@ -63,6 +63,7 @@ class PNDMScheduler(VariancePreserving):
     family = KARRAS
     second = None
     settings: PNDMSettings
+    pndm_order = 4
 
     def _checked(self, settings: PNDMSettings) -> PNDMSettings:
         choose("prediction_type", settings.prediction_type, ("epsilon", "v_prediction"))

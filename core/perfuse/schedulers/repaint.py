@@ -11,13 +11,13 @@ row too, and nothing is done with the answer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .base import Grid, Options, Request
-from .betas import BetaSettings
 from .kinds import as_scalar, cast, draw, host
 from .linear import NOISE, OUT, X
 from .table import Array, Row, Schedule, State, to_float32
@@ -27,11 +27,21 @@ __all__ = ["RePaintSchedule", "RePaintScheduler", "RePaintSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RePaintSettings(BetaSettings):
+class RePaintSettings:
     """The settings of ``RePaintScheduler``."""
 
+    num_train_timesteps: int = 1000
+    """Number of noise levels that the model was trained with."""
+    beta_start: float = 0.0001
+    """Variance added by the first of them."""
+    beta_end: float = 0.02
+    """Variance added by the last."""
+    beta_schedule: str = "linear"
+    """How the variance grows in between: linear, scaled_linear, squaredcos_cap_v2, sigmoid."""
     eta: float = 0.0
     """The share of noise: 0 as DDIM, 1 as DDPM."""
+    trained_betas: Sequence[float] | None = None
+    """The variances themselves, instead of the four settings above."""
     clip_sample: bool = True
     """Clamp the predicted clean sample to [-1, 1]."""
 

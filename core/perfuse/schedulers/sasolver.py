@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from perfuse.errors import InputError
 
@@ -164,6 +165,11 @@ class SASolverScheduler(MultistepLevels):
             threshold=Threshold(ratio=ratio, maximum=maximum) if s.thresholding else None,
             drops_variance=s.variance_type is not None and s.prediction_type == "epsilon",
         )
+
+    def _noise_scales(self, timesteps: npt.NDArray[Any]) -> tuple[Any, Any]:
+        # By the timestep, not by the step's level: as in Diffusers.
+        a = self._alphas_cumprod[timesteps.astype(np.int64)]
+        return np.sqrt(a), np.sqrt(np.float32(1) - a)
 
     def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """Choose the steps for ``step``."""

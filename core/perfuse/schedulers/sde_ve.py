@@ -94,7 +94,9 @@ class ScoreSdeVeScheduler(Scheduler):
         return levels
 
     def _place(self, grid: Grid) -> None:
+        before = self.__dict__.get("_sigmas", grid.sigmas)
         super()._place(grid)
+        self._sigmas = before  # set_sigmas is what changes them
         if "_discrete_sigmas" not in self.__dict__:
             s = self.settings
             self._discrete_sigmas = self._trained(s.num_train_timesteps, s.sigma_min, s.sigma_max)

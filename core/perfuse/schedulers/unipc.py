@@ -14,13 +14,15 @@ from perfuse.errors import InputError
 
 from . import spacing
 from .base import KARRAS, Grid, Options, Request, Scheduler, choose
+from .betas import BetaSettings
 from .linear import Linear, M, X, slot
-from .multistep import MultistepLevels, MultistepSettings
+from .multistep import MultistepLevels
 from .noise_levels import descent, one_descent
 from .prediction import epsilon_of, x0_of
 from .rounded import expm1_32
 from .sigmas import Floats, flow_shift, sigma_to_t, stretch_to_terminal, time_shift
 from .table import Array, Row, Schedule, Threshold
+from .variance_preserving import VariancePreserving
 
 __all__ = ["UniPCMultistepScheduler", "UniPCSettings"]
 
@@ -28,17 +30,51 @@ _LAST = slot(1)  # the corrected sample of the step before
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniPCSettings(MultistepSettings):
+class UniPCSettings(BetaSettings):
     """The settings of ``UniPCMultistepScheduler``."""
 
+    solver_order: int = 2
+    """How many model outputs a step combines: 1, 2 or 3."""
+    prediction_type: str = "epsilon"
+    """What the model predicts: epsilon, sample, v_prediction or flow_prediction."""
+    thresholding: bool = False
+    """Clamp the predicted clean sample to a quantile of itself."""
+    dynamic_thresholding_ratio: float = 0.995
+    """Which quantile."""
+    sample_max_value: float = 1.0
+    """The largest range of ``thresholding``."""
     predict_x0: bool = True
     """Solve for the clean sample rather than for the noise."""
     solver_type: str = "bh2"
     """The function B(h): bh1 for h, bh2 for exp(h) - 1."""
+    lower_order_final: bool = True
+    """Use lower orders at the end, where the levels fall steeply."""
     disable_corrector: Sequence[int] = field(default_factory=list)
     """Steps whose result is not corrected."""
     solver_p: Any = None
     """Another scheduler of perfuse as the predictor; it must take the same steps."""
+    use_karras_sigmas: bool = False
+    """Descend as Karras et al. 2022 do."""
+    use_exponential_sigmas: bool = False
+    """Descend evenly in log sigma."""
+    use_beta_sigmas: bool = False
+    """Descend by a beta distribution; needs scipy."""
+    use_flow_sigmas: bool = False
+    """The levels are those of a flow: x = (1 - sigma) x0 + sigma n."""
+    flow_shift: float = 1.0
+    """Moves a flow's levels towards noise."""
+    timestep_spacing: str = "linspace"
+    """linspace, leading or trailing."""
+    steps_offset: int = 0
+    """Added to the timesteps of leading spacing."""
+    final_sigmas_type: str = "zero"
+    """Where the last step ends: zero, or sigma_min."""
+    rescale_betas_zero_snr: bool = False
+    """Let the last training timestep be almost pure noise."""
+    use_dynamic_shifting: bool = False
+    """Shift a flow's levels by ``mu``, from the picture's size."""
+    time_shift_type: str = "exponential"
+    """How mu shifts."""
     sigma_min: float | None = None
     """The lowest level of a shaped descent; None: the first training level."""
     sigma_max: float | None = None
@@ -188,7 +224,10 @@ class UniPCMultistepScheduler(MultistepLevels):
         solver = self.settings.solver_p
         if solver is None:
             return None
-        table = solver.schedule(len(grid.timesteps), begin=begin)
+        if isinstance(solver, VariancePreserving):  # DDIM can step from any timestep
+            table = solver._table(grid, begin, Options())
+        else:
+            table = solver.schedule(len(grid.timesteps), begin=begin)
         same = np.array_equal(table.timesteps, grid.timesteps[begin:].astype(np.float32))
         if not same or table.clip is not None or table.threshold is not None or any(table.draws):
             raise InputError(

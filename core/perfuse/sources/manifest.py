@@ -150,7 +150,10 @@ class Manifest:
     def _check(self, folder: Path) -> None:
         """Every file is there, in its size; every component is the spec's and has its files."""
         for name, entry in self.files.items():
-            _check_size(inside(folder, name), entry["size"])
+            size, digest = entry.get("size"), entry.get("sha256")
+            if type(size) is not int or not isinstance(digest, str):
+                raise ValueError(f"the file {name} has the size {size!r} and the SHA-256 {digest!r}")
+            _check_size(inside(folder, name), size)
         if not self.components or not set(self.components) <= set(self.spec.components):
             raise ValueError(
                 f"it holds {', '.join(self.components) or 'no components'}; the pipeline has "

@@ -472,6 +472,7 @@ def test_export_to_an_unknown_format(checkpoint: Make, tmp_path: Path) -> None:
 # ── Real processes ──────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_nothing_but_the_result_in_a_pipe(checkpoint: Make, tmp_path: Path) -> None:
     model = ("--model", str(checkpoint("sd1")), "--steps", "2", "--backend", "torch:cpu")
     done = subprocess.run(
@@ -484,6 +485,7 @@ def test_nothing_but_the_result_in_a_pipe(checkpoint: Make, tmp_path: Path) -> N
     assert json.loads(done.stdout)["pictures"] == ["picture.png"]
 
 
+@pytest.mark.slow
 def test_a_bar_on_a_terminal(checkpoint: Make, tmp_path: Path) -> None:
     pty = pytest.importorskip("pty")
     model = ("--model", str(checkpoint("sd1")), "--steps", "4", "--backend", "torch:cpu")
@@ -512,6 +514,7 @@ def test_a_bar_on_a_terminal(checkpoint: Make, tmp_path: Path) -> None:
     assert b"4/4" in shown
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away() -> None:
     """``perfuse … | head -0``: no traceback."""
     process = subprocess.Popen(

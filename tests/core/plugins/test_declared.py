@@ -88,7 +88,7 @@ def perfuse_schedulers(): return {"MyScheduler": "m:S"}
         assert host.backends()["mine"] == made["BACKEND"]
         assert host.readers()["mine"] == made["READER"]
         assert host.transforms()["mine"] == made["TRANSFORM"]
-        assert made["ARCHITECTURE"] in host.architectures()
+        assert host.architectures()["Net"] == made["ARCHITECTURE"]
         assert host.exporters()["f"] == made["EXPORTER"]
         assert host.schedulers()["MyScheduler"] == "m:S"
 
@@ -391,10 +391,8 @@ def test_core_brings_its_own_through_the_same_hooks() -> None:
     from perfuse import builtin
 
     host = PluginHost([])
-    assert {one.class_name for one in host.architectures()} == {
-        one.class_name for one in builtin.perfuse_architectures()
-    }
-    assert {"UNet2DConditionModel", "AutoencoderKL"} <= {a.class_name for a in host.architectures()}
+    assert list(host.architectures().values()) == list(builtin.perfuse_architectures())
+    assert {"UNet2DConditionModel", "AutoencoderKL"} <= host.architectures().keys()
     assert host.schedulers()["DDIMScheduler"] == "perfuse.schedulers.ddim:DDIMScheduler"
     assert "StableDiffusionPipeline" in host.pipelines()
     assert host.backends() == {}

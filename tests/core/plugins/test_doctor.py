@@ -48,6 +48,7 @@ def examined(*arguments: object, plugins: str, status: int) -> dict[str, dict[st
     return {row["backend"]: row for row in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["doctor", "backends"])
 def test_what_engines_do_is_a_row(install: Install, command: str) -> None:
     """All of them are installed at once, and the good one between them is seen."""
@@ -77,6 +78,7 @@ def test_what_engines_do_is_a_row(install: Install, command: str) -> None:
         assert any("no driver" in line for line in rows["raises"]["output"])
 
 
+@pytest.mark.slow
 def test_plugins_that_die_when_they_are_imported(install: Install) -> None:
     install("segv", SEGFAULT)
     install("leaves", "import os; os._exit(0)")
@@ -98,6 +100,7 @@ def test_plugins_that_die_when_they_are_imported(install: Install) -> None:
             assert rows[name]["remedy"].startswith(f"perfuse plugin disable {name}")
 
 
+@pytest.mark.slow
 def test_what_hangs_is_ended(install: Install) -> None:
     install("hangs", "import time; time.sleep(3600)")
     good(install, "stuck", devices="import time; time.sleep(3600)")
@@ -190,6 +193,7 @@ def test_no_file_is_left_behind(install: Install, monkeypatch: pytest.MonkeyPatc
     assert list(temporary.iterdir()) == []
 
 
+LINE = "perfuse: interrupted; nothing half done was kept.\n"
 #: Tests that were started in the background have the interrupt ignored, and so would a child.
 INTERRUPTIBLE = """
 import signal
@@ -214,7 +218,7 @@ def test_who_gives_up_waiting_leaves_no_process(install: Install, tmp_path: Path
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert error == b"perfuse: interrupted.\n"
+    assert error == LINE.encode()
     with pytest.raises(ProcessLookupError):
         os.kill(int(note.read_text()), 0)
 
@@ -273,7 +277,7 @@ def test_an_interrupt_at_any_moment(
         timeout=60,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (130, "perfuse: interrupted.\n")
+    assert (done.returncode, done.stderr) == (130, LINE)
     assert done.stdout == ""
     assert list(temporary.iterdir()) == []
     for pid in note.read_text().split() if note.exists() else ():
@@ -281,6 +285,7 @@ def test_an_interrupt_at_any_moment(
             os.kill(int(pid), 0)
 
 
+@pytest.mark.slow
 def test_the_engines_of_this_environment() -> None:
     pytest.importorskip("torch")
     rows = examined("doctor", "--backend", "torch", plugins="torch", status=0)

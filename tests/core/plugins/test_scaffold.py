@@ -126,8 +126,11 @@ def test_the_wheel_of_perfuse_holds_the_template(tmp_path: Path) -> None:
     needs("hatchling")
     run("hatchling", "build", "-t", "wheel", "-d", str(tmp_path), cwd=ROOT)
     (wheel,) = tmp_path.glob("*.whl")
-    template = ROOT / "core" / "perfuse" / "template"
-    there = {f"perfuse/{path.relative_to(template.parent).as_posix()}" for path in files(template)}
+    template = ROOT / "core" / "perfuse" / "plugins" / "template"
+    there = {
+        f"perfuse/plugins/{path.relative_to(template.parent).as_posix()}"
+        for path in files(template)
+    }
     assert len(there) == len(plugin_files("acme-npu"))
     assert there <= set(zipfile.ZipFile(wheel).namelist())
 

@@ -138,9 +138,8 @@ def test_requests_that_are_none(name: str, arguments: dict[str, Any]) -> None:
         scheduler_class(name)().schedule(**arguments)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "ddim"])
-def test_one_step_without_set_timesteps(name: str) -> None:
-    scheduler = scheduler_class(name)()
+def test_one_step_without_set_timesteps() -> None:
+    scheduler = scheduler_class("ddpm")()
     out = scheduler.step(X * 0.1, 500, X)
     assert out.prev_sample.shape == SHAPE
     assert out.prev_sample.dtype == np.float32
@@ -149,8 +148,9 @@ def test_one_step_without_set_timesteps(name: str) -> None:
 
 
 def test_the_others_want_set_timesteps() -> None:
-    with pytest.raises(InputError, match="set_timesteps"):
-        scheduler_class("unipc")().step(X, 500, X)
+    for name in ("unipc", "ddim"):
+        with pytest.raises(InputError, match="set_timesteps"):
+            scheduler_class(name)().step(X, 500, X)
 
 
 def test_a_position_is_no_timestep() -> None:
@@ -181,11 +181,14 @@ def test_one_source_of_noise() -> None:
 
 def test_return_dict() -> None:
     ddim, unipc = scheduler_class("ddim")(), scheduler_class("unipc")()
+    ddim.set_timesteps(4)
     assert len(ddim.step(X, 500, X, return_dict=False)) == 2
     unipc.set_timesteps(4)
     assert len(unipc.step(X, unipc.timesteps[0], X, return_dict=False)) == 1
 
 
 def test_compatibles() -> None:
-    assert len(scheduler_class("ddim")().compatibles) == 7
+    names = {cls.__name__ for cls in scheduler_class("ddim")().compatibles}
+    assert {"DDIMScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"} < names
+    assert "LCMScheduler" not in names
     assert scheduler_class("lcm")().compatibles == [scheduler_class("lcm")]

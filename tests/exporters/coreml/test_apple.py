@@ -248,7 +248,7 @@ def test_what_a_folder_of_apples_is_read_as(foreign: Path, checkpoint: Make) -> 
 
 def test_the_scheduler_that_lies_beside_the_models(foreign: Path, checkpoint: Make) -> None:
     assert not open_model(foreign).spec.scheduler
-    with pytest.raises(InputError, match="it names no scheduler.*--scheduler-from CHECKPOINT"):
+    with pytest.raises(InputError, match="has no scheduler config.*--scheduler-from CHECKPOINT"):
         DiffusionPipeline.from_pretrained(foreign, backend="coreml-interpreter")
     shutil.copytree(checkpoint("words") / "scheduler", foreign / "scheduler")
     assert open_model(foreign).spec.scheduler["_class_name"] == "DDIMScheduler"

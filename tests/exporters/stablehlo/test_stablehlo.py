@@ -343,7 +343,9 @@ class Erased(nn.Module):
 def test_the_line_of_the_model_is_named(tmp_path: Path) -> None:
     component = of_module(Erased, (2, 4))
     line = Erased.forward.__code__.co_firstlineno + 1
-    with pytest.raises(ExportError, match=rf"tests/exporters/test_stablehlo\.py:{line} cannot be"):
+    with pytest.raises(
+        ExportError, match=rf"exporters/stablehlo/test_stablehlo\.py:{line} cannot be"
+    ):
         StableHloExporter().export(component, tmp_path)
 
 
