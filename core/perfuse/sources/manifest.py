@@ -152,7 +152,9 @@ class Manifest:
         for name, entry in self.files.items():
             size, digest = entry.get("size"), entry.get("sha256")
             if type(size) is not int or not isinstance(digest, str):
-                raise ValueError(f"the file {name} has the size {size!r} and the SHA-256 {digest!r}")
+                raise ValueError(
+                    f"the file {name} has the size {size!r} and the SHA-256 {digest!r}"
+                )
             _check_size(inside(folder, name), size)
         if not self.components or not set(self.components) <= set(self.spec.components):
             raise ValueError(
