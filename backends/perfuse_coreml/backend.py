@@ -20,13 +20,9 @@ from perfuse.backend import (
     SupportLevel,
     Target,
 )
-from perfuse.errors import (
-    DeviceNotFoundError,
-    ExecutionError,
-)
-from perfuse.run.export import exported
-from perfuse.sources.manifest import sha256, tool_versions
-from perfuse.sources.store import ArtifactStore
+from perfuse.errors import DeviceNotFoundError, ExecutionError
+from perfuse.run import exported
+from perfuse.sources import ArtifactStore, sha256, tool_versions
 from perfuse_coreml import engine
 from perfuse_coreml.program import CoreMLProgram
 from perfuse_exporters.coreml.exporter import OPTIONS

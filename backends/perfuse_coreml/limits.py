@@ -1,6 +1,6 @@
 """What Core ML's compute units can take. Imports no engine."""
 
-from perfuse.contract.limits import Limits
+from perfuse.backend import Limits
 
 _TYPED = "https://apple.github.io/coremltools/docs-guides/source/typed-execution.html"
 _INPUTS = "https://apple.github.io/coremltools/docs-guides/source/model-input-and-output-types.html"

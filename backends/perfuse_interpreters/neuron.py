@@ -23,8 +23,8 @@ from perfuse.backend import (
     Target,
 )
 from perfuse.errors import DeviceNotFoundError, InputError
-from perfuse.run.export import exported
-from perfuse.sources.store import ArtifactStore
+from perfuse.run import exported
+from perfuse.sources import ArtifactStore
 from perfuse_exporters.stablehlo.engine import import_jax
 from perfuse_exporters.stablehlo.files import FORMAT
 from perfuse_interpreters.stablehlo import OPTIMIZATIONS, StableHloProgram, compiled_in

@@ -12,7 +12,7 @@ from perfuse.arrays import to_numpy
 from perfuse.backend import Array, Component, ExecutionReport, Program
 from perfuse.errors import ArtifactError, ExecutionError, InputError
 from perfuse.plugins import said
-from perfuse.sources.store import ArtifactStore
+from perfuse.sources import ArtifactStore
 from perfuse_exporters.stablehlo.engine import import_jax, settings
 from perfuse_exporters.stablehlo.exporter import CAST_TYPES
 from perfuse_exporters.stablehlo.files import load

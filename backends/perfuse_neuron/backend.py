@@ -30,8 +30,8 @@ from perfuse.errors import (
     ExecutionError,
     InputError,
 )
-from perfuse.run.export import exported
-from perfuse.sources.store import ArtifactStore
+from perfuse.run import exported
+from perfuse.sources import ArtifactStore
 from perfuse.spec import ComponentSpec
 from perfuse_exporters.neuron import sdk
 from perfuse_exporters.neuron.exporter import OPTIONS, settings_of
@@ -227,7 +227,7 @@ def _weights(component: Component, model: str) -> Any:
         InputError: the checkpoint's component is another one.
         CheckpointError: it cannot be read.
     """
-    from perfuse.sources.checkpoint import Checkpoint
+    from perfuse.sources import Checkpoint
     from perfuse_exporters.neuron.exporter import traced
 
     other = Checkpoint.open(model)

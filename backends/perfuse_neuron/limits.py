@@ -1,6 +1,6 @@
 """What Neuron devices can take. Imports no engine."""
 
-from perfuse.contract.limits import Limits
+from perfuse.backend import Limits
 
 _DOCS = "https://awsdocs-neuron.readthedocs-hosted.com/en/latest"
 _TYPES = f"{_DOCS}/about-neuron/arch/neuron-features/data-types.html"

@@ -9,15 +9,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from perfuse.contract.reader import Reader
-from perfuse.contract.source import Source
+from perfuse import Reader, Source
 from perfuse.errors import ArtifactError, CheckpointError, InputError
-from perfuse.models.registry import describe, latents_of
+from perfuse.models import describe, latents_of
 from perfuse.plugins import host
-from perfuse.sources.artifact import Artifact
-from perfuse.sources.manifest import ExportedComponent, Manifest, inside
-from perfuse.sources.model_index import INDEX, entries_of, kind_of, read_json
-from perfuse.sources.readers import scheduler_config, with_scheduler
+from perfuse.sources import (
+    INDEX,
+    Artifact,
+    ExportedComponent,
+    Manifest,
+    entries_of,
+    inside,
+    kind_of,
+    read_json,
+    scheduler_config,
+    with_scheduler,
+)
 from perfuse.spec import ComponentSpec, PipelineSpec, Signature
 from perfuse_exporters.neuron.layout import CONFIG, MODEL, static_sizes, treated_as
 

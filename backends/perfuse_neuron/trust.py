@@ -10,7 +10,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from perfuse.errors import ArtifactError
-from perfuse.sources.manifest import MANIFEST, Manifest, sha256
+from perfuse.sources import MANIFEST, Manifest, sha256
 
 __all__ = ["check_trust"]
 

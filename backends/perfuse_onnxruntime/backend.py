@@ -16,13 +16,8 @@ from perfuse.backend import (
     SupportLevel,
     Target,
 )
-from perfuse.errors import (
-    ArtifactError,
-    DeviceNotFoundError,
-    ExecutionError,
-    UnsupportedError,
-)
-from perfuse.sources.store import ArtifactStore
+from perfuse.errors import ArtifactError, DeviceNotFoundError, ExecutionError, UnsupportedError
+from perfuse.sources import ArtifactStore
 from perfuse_onnxruntime import providers
 from perfuse_onnxruntime.external import check_external
 from perfuse_onnxruntime.program import OnnxProgram
@@ -88,7 +83,7 @@ class OnnxRuntime(Backend):
         device = target.device if target.device is not None else "cpu"
         provider, options = providers.resolve(device, onnxruntime.get_available_providers())
         self.check(component, target)
-        from perfuse.run.export import exported
+        from perfuse.run import exported
 
         path = exported(component, _FORMAT, store)
         settings = _settings(provider, threads, cpu_fallback=cpu_fallback)

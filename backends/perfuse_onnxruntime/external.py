@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from perfuse.errors import ArtifactError, CheckpointError
-from perfuse.sources.weights import check_inside
+from perfuse.sources import check_inside
 
 __all__ = ["check_external"]
 

@@ -1,6 +1,6 @@
 """What ONNX Runtime's execution providers can take. Imports no engine."""
 
-from perfuse.contract.limits import Limits
+from perfuse.backend import Limits
 
 _SOURCE = "https://onnxruntime.ai/docs/execution-providers/"
 _CPU_FALLBACK = (

@@ -17,13 +17,9 @@ from perfuse.backend import (
     SupportLevel,
     Target,
 )
-from perfuse.errors import (
-    ArtifactError,
-    DeviceNotFoundError,
-    ExecutionError,
-)
-from perfuse.run.export import exported
-from perfuse.sources.store import ArtifactStore
+from perfuse.errors import ArtifactError, DeviceNotFoundError, ExecutionError
+from perfuse.run import exported
+from perfuse.sources import ArtifactStore
 from perfuse.spec import ComponentSpec
 from perfuse_exporters.openvino.engine import import_openvino, said
 from perfuse_openvino.files import check_files

@@ -1,6 +1,6 @@
 """What OpenVINO's devices can take. Imports no engine."""
 
-from perfuse.contract.limits import Limits
+from perfuse.backend import Limits
 
 _DEVICES = (
     "https://docs.openvino.ai/2025/openvino-workflow/running-inference/inference-devices-and-modes"

@@ -24,13 +24,9 @@ from perfuse.backend import (
     Target,
 )
 from perfuse.capture import replace_tensors
-from perfuse.errors import (
-    DeviceNotFoundError,
-    ExecutionError,
-    UnsupportedError,
-)
+from perfuse.errors import DeviceNotFoundError, ExecutionError, UnsupportedError
 from perfuse.plugins import resolve
-from perfuse.sources.store import ArtifactStore
+from perfuse.sources import ArtifactStore
 from perfuse_torch.attention import SlicedAttention
 from perfuse_torch.devices import DEVICES, TorchDevice, device_of, host_memory
 

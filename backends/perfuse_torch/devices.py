@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from perfuse.contract.limits import Limits
+from perfuse.backend import Limits
 
 __all__ = ["DEVICES", "TorchDevice", "bfloat16_on_macos", "device_of", "host_memory"]
 

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from perfuse.contract.steps import Loop as Loop
     from perfuse.contract.steps import Step as Step
     from perfuse.contract.steps import Task as Task
+    from perfuse.contract.steps import Tools as Tools
     from perfuse.contract.steps import When as When
     from perfuse.contract.steps import step as step
     from perfuse.contract.target import Device as Device
@@ -131,6 +132,7 @@ __getattr__, __dir__ = lazy(
             "Loop",
             "Step",
             "Task",
+            "Tools",
             "When",
             "step",
         ),
@@ -154,11 +156,6 @@ __getattr__, __dir__ = lazy(
         "sources.checkpoint": ("Checkpoint",),
         "sources.store": ("ArtifactStore",),
         "sources.tokenizer": ("Tokenizer",),
-        "tasks.guiders": (
-            "ClassifierFreeGuidance",
-            "EmbeddedGuidance",
-            "NoGuidance",
-        ),
     },
-    rooms=("schedulers",),
+    rooms=("schedulers", "tasks.guiders"),
 )

@@ -19,7 +19,7 @@ _TEXT = """
     Limits Loop Moment NoGuidance NoiseSource PerfuseError PipelineManifest PipelineOutput
     PipelineSpec PixelLatents Placement Plan Program Reader ReaderManifest Recipe Request Role
     Schedule Scheduler Signature Source SourceManifest Step Support SupportLevel Target Task
-    TensorSpec Tokenizer Transform TransformManifest When exported hookimpl step
+    TensorSpec Tools Tokenizer Transform TransformManifest When exported hookimpl step
 """
 TYPED = _TEXT.split()
 NAMES = [*TYPED, *SCHEDULERS]  # a scheduler is a file of its room, and no list names it

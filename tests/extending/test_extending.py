@@ -17,7 +17,7 @@ from tests.distributions import Install
 
 from perfuse import ClassifierFreeGuidance, DiffusionPipeline
 from perfuse.errors import InputError
-from perfuse.sources.opening import open_model
+from perfuse.sources import open_model
 from perfuse_conformance.checkpoints import edit_json, vae_config, write_json
 
 torch = pytest.importorskip("torch")

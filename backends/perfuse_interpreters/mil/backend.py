@@ -16,9 +16,8 @@ from perfuse.backend import (
     Target,
 )
 from perfuse.errors import DeviceNotFoundError
-from perfuse.run.export import exported
-from perfuse.sources.manifest import tool_versions
-from perfuse.sources.store import ArtifactStore
+from perfuse.run import exported
+from perfuse.sources import ArtifactStore, tool_versions
 from perfuse_exporters.coreml.exporter import OPTIONS
 
 __all__ = ["CoreMLInterpreter"]

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from perfuse.errors import PerfuseError
-from perfuse.sources.manifest import inside, sha256
-from perfuse.sources.plain import from_plain
+from perfuse.sources import from_plain, inside, sha256
 from perfuse.spec import PipelineSpec
 
 __all__ = ["FORMAT", "Bundle", "BundleError", "hash_of", "write_bundle"]

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from perfuse.backend import PRECISIONS, Component
-from perfuse.models.registry import host_inputs
-from perfuse.sources.manifest import ExportedComponent
+from perfuse.models import host_inputs
+from perfuse.sources import ExportedComponent
 from perfuse.spec import ComponentSpec, PipelineSpec, Role, TensorSpec
 
 __all__ = [

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from perfuse.sources.manifest import tool_versions
-from perfuse.sources.store import ArtifactStore
+from perfuse.sources import ArtifactStore, tool_versions
 
 __all__ = ["RANDOM_MODELS", "path_of"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from perfuse.errors import PerfuseError
-from perfuse.sources.store import atomic_file
+from perfuse.sources import atomic_file
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from perfuse import Step, Tools
 from perfuse.arrays import to_numpy
-from perfuse.contract.steps import Step, Tools
-from perfuse.run.pipeline import DiffusionPipeline
+from perfuse.run import DiffusionPipeline
 from perfuse.schedulers import scheduler_class
 from perfuse.spec import Array
 from perfuse_conformance.cases.catalogue import Arrays, Draw

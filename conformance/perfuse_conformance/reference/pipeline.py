@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfuse.backend import Component, ExecutionReport, Program
 from perfuse.errors import UnsupportedError
-from perfuse.run.pipeline import DiffusionPipeline
+from perfuse.run import DiffusionPipeline
 from perfuse.spec import Array
 from perfuse_conformance.cases.catalogue import Arrays
 

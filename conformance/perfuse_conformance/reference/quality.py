@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from perfuse.run.pipeline import DiffusionPipeline
-from perfuse.shapes import CHECKPOINT, grammar
+from perfuse.run import DiffusionPipeline
+from perfuse.shapes import CHECKPOINT
 from perfuse.shapes.evaluate import judge
+from perfuse.shapes.grammar import held_out
 from perfuse.spec import PipelineSpec
 
 __all__ = ["caption_verdicts", "has_captions"]
@@ -20,7 +21,7 @@ GUIDANCE = 3.0
 
 def has_captions(spec: PipelineSpec, model: str | None) -> bool:
     """Whether the pictures of a model can be checked: it is ``shapes``, or an export of it."""
-    from perfuse.sources.model_index import read_json
+    from perfuse.sources import read_json
 
     if model is None or Path(model).resolve() == CHECKPOINT.resolve():
         return True
@@ -31,7 +32,7 @@ def has_captions(spec: PipelineSpec, model: str | None) -> bool:
 
 def caption_verdicts(pipe: DiffusionPipeline) -> list[bool]:
     """For each held-out caption, whether the picture shows it."""
-    scenes = grammar.held_out()[:COUNT]
+    scenes = held_out()[:COUNT]
 
     def paint(captions: list[str], seed: int) -> Any:
         return pipe(captions, num_inference_steps=STEPS, guidance_scale=GUIDANCE, seed=seed).images

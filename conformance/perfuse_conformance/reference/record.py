@@ -12,12 +12,15 @@ import numpy as np
 from perfuse.backend import PRECISIONS, Request, Target
 from perfuse.errors import InputError
 from perfuse.plugins import host
-from perfuse.run.pipeline import DiffusionPipeline
-from perfuse.run.plan import Planned
-from perfuse.sources.manifest import tool_versions
-from perfuse.sources.opening import open_model
-from perfuse.sources.plain import to_plain
-from perfuse.sources.store import ArtifactStore, atomic_folder, locked
+from perfuse.run import DiffusionPipeline, Planned
+from perfuse.sources import (
+    ArtifactStore,
+    atomic_folder,
+    locked,
+    open_model,
+    to_plain,
+    tool_versions,
+)
 from perfuse.spec import PipelineSpec
 from perfuse_conformance import SUITE_VERSION
 from perfuse_conformance.cases.bundle import Bundle, hash_of, write_bundle

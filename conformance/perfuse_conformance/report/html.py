@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfuse.sources.store import atomic_file
+from perfuse.sources import atomic_file
 from perfuse_conformance.judge.results import Run
 from perfuse_conformance.report import presentation as said
 from perfuse_conformance.report.page import page_of

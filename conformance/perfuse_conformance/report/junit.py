@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfuse.sources.store import atomic_file
+from perfuse.sources import atomic_file
 from perfuse_conformance.judge.results import Result, Run, Status
 from perfuse_conformance.report.presentation import LOOKS, metric_said
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from perfuse.arrays.pictures import save_png
+from perfuse.arrays import save_png
 from perfuse_conformance.judge import metrics
 from perfuse_conformance.judge.results import Run
 from perfuse_conformance.runner.session import Drawn

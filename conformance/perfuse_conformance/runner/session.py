@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from perfuse import Source
 from perfuse.backend import PRECISIONS, Target
-from perfuse.contract.source import Source
 from perfuse.errors import InputError
 from perfuse.plugins import host
-from perfuse.run.plan import Planned
-from perfuse.sources.artifact import Artifact
-from perfuse.sources.manifest import ExportedComponent, tool_versions
-from perfuse.sources.opening import open_model
+from perfuse.run import Planned
+from perfuse.sources import Artifact, ExportedComponent, open_model, tool_versions
 from perfuse.spec import PipelineSpec
 from perfuse_conformance import SUITE_VERSION
 from perfuse_conformance.cases.bundle import Bundle

@@ -19,16 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from perfuse import Source
 from perfuse.arrays import is_torch
 from perfuse.backend import PRECISIONS, Backend, Component, Program, Request, Support, Target
-from perfuse.contract.source import Source
 from perfuse.errors import InputError, PerfuseError, PluginError
 from perfuse.plugins import host
-from perfuse.run.pipeline import DiffusionPipeline
-from perfuse.run.plan import Planned
-from perfuse.sources.artifact import Artifact
-from perfuse.sources.opening import open_model
-from perfuse.sources.store import ArtifactStore
+from perfuse.run import DiffusionPipeline, Planned
+from perfuse.sources import Artifact, ArtifactStore, open_model
 from perfuse_conformance.cases.bundle import Bundle
 from perfuse_conformance.cases.catalogue import Arrays, draws_of, made_for, sizes_of
 from perfuse_conformance.reference.draws import run_draw

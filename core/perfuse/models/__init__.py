@@ -8,17 +8,63 @@ description is, which needs no torch, and where its network.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from perfuse._lazy import lazy
+
+if TYPE_CHECKING:
+    from perfuse.models.attention import GEGLU as GEGLU
+    from perfuse.models.attention import Attention as Attention
+    from perfuse.models.attention import BasicTransformerBlock as BasicTransformerBlock
+    from perfuse.models.attention import FeedForward as FeedForward
+    from perfuse.models.attention import Transformer2DModel as Transformer2DModel
+    from perfuse.models.autoencoder_kl.description import ScaledLatents as ScaledLatents
+    from perfuse.models.building import wrap as wrap
+    from perfuse.models.loading import load_state as load_state
+    from perfuse.models.registry import describe as describe
+    from perfuse.models.registry import fitted as fitted
+    from perfuse.models.registry import host_inputs as host_inputs
+    from perfuse.models.registry import latents_of as latents_of
+
+_get, __dir__ = lazy(
+    __name__,
+    {
+        "registry": (
+            "describe",
+            "fitted",
+            "host_inputs",
+            "latents_of",
+        ),
+        "autoencoder_kl.description": ("ScaledLatents",),
+        "attention": (
+            "GEGLU",
+            "Attention",
+            "BasicTransformerBlock",
+            "FeedForward",
+            "Transformer2DModel",
+        ),
+        "loading": ("load_state",),
+        "building": ("wrap",),
+    },
+)
 
 
 def __getattr__(name: str) -> Any:
-    """A model by the class name that checkpoints give it."""
-    if not name.startswith("_"):
-        from perfuse.models.registry import own
+    """A part that models share, or a model by the class name that checkpoints give it."""
+    try:
+        return _get(name)
+    except AttributeError:
+        found = None if name.startswith("_") else _network(name)
+        if found is None:
+            raise
+        return found
 
-        for architecture in own():
-            if architecture.class_name == name:
-                network = import_module(architecture.build.partition(":")[0])
-                if hasattr(network, name):
-                    return getattr(network, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def _network(class_name: str) -> Any:
+    from perfuse.models.registry import own
+
+    for architecture in own():
+        if architecture.class_name == class_name:
+            network = import_module(architecture.build.partition(":")[0])
+            return getattr(network, class_name, None)
+    return None

@@ -6,22 +6,24 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from perfuse.errors import CheckpointError, WeightsError
 from perfuse.models.config import check_types
-from perfuse.models.model import Model
 from perfuse.sources.model_index import read_json
 from perfuse.sources.weights import Weights, variants
+
+if TYPE_CHECKING:
+    from perfuse.models.model import Model
 
 __all__ = ["Rename", "load_model", "load_state", "save_model"]
 
 _CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 _LISTED = 10
-_M = TypeVar("_M", bound=Model)
+_M = TypeVar("_M", bound="Model")
 Shape = tuple[int, ...]
 Rename = Callable[[str], str | None]
 
@@ -160,7 +162,7 @@ def load_model(
     return model.eval()
 
 
-def save_model(model: Model, folder: Path) -> None:
+def save_model(model: "Model", folder: Path) -> None:
     """Write ``config.json`` and the weights, each of them whole or not at all.
 
     Raises:

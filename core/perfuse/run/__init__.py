@@ -1,1 +1,23 @@
 """Pipelines: placing components, preparing programs, running tasks, exporting."""
+
+from typing import TYPE_CHECKING
+
+from perfuse._lazy import lazy
+
+if TYPE_CHECKING:
+    from perfuse.run.export import exported as exported
+    from perfuse.run.pipeline import DiffusionPipeline as DiffusionPipeline
+    from perfuse.run.pipeline import PipelineOutput as PipelineOutput
+    from perfuse.run.plan import Planned as Planned
+
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "export": ("exported",),
+        "pipeline": (
+            "DiffusionPipeline",
+            "PipelineOutput",
+        ),
+        "plan": ("Planned",),
+    },
+)

@@ -2,3 +2,83 @@
 
 A pipeline class names its tasks in ``perfuse.families``, or in a plugin's manifest.
 """
+
+from typing import TYPE_CHECKING
+
+from perfuse._lazy import lazy
+
+if TYPE_CHECKING:
+    from perfuse.tasks.denoise import advance as advance
+    from perfuse.tasks.denoise import check_count as check_count
+    from perfuse.tasks.denoise import check_output_type as check_output_type
+    from perfuse.tasks.denoise import check_size as check_size
+    from perfuse.tasks.denoise import decode as decode
+    from perfuse.tasks.denoise import denoise_loop as denoise_loop
+    from perfuse.tasks.denoise import draw_latents as draw_latents
+    from perfuse.tasks.denoise import finish as finish
+    from perfuse.tasks.denoise import guide as guide
+    from perfuse.tasks.denoise import pictures_of as pictures_of
+    from perfuse.tasks.denoise import place_inputs as place_inputs
+    from perfuse.tasks.denoise import predict as predict
+    from perfuse.tasks.denoise import prepare_schedule as prepare_schedule
+    from perfuse.tasks.guiders import ClassifierFreeGuidance as ClassifierFreeGuidance
+    from perfuse.tasks.guiders import EmbeddedGuidance as EmbeddedGuidance
+    from perfuse.tasks.guiders import NoGuidance as NoGuidance
+    from perfuse.tasks.inputs import GUIDANCE as GUIDANCE
+    from perfuse.tasks.inputs import NOISE as NOISE
+    from perfuse.tasks.inputs import OUTPUT as OUTPUT
+    from perfuse.tasks.inputs import SIZE as SIZE
+    from perfuse.tasks.inputs import STEPS as STEPS
+    from perfuse.tasks.text import conditions_of as conditions_of
+    from perfuse.tasks.text import encode as encode
+    from perfuse.tasks.text import guider_for as guider_for
+    from perfuse.tasks.text import read_texts as read_texts
+    from perfuse.tasks.text import repeat as repeat
+    from perfuse.tasks.text_to_image import TEXT_TO_IMAGE as TEXT_TO_IMAGE
+    from perfuse.tasks.text_to_image import prepare_latents as prepare_latents
+    from perfuse.tasks.text_to_image import read_prompts as read_prompts
+    from perfuse.tasks.text_to_image_xl import TEXT_TO_IMAGE_XL as TEXT_TO_IMAGE_XL
+    from perfuse.tasks.unconditional import UNCONDITIONAL as UNCONDITIONAL
+
+__getattr__, __dir__ = lazy(
+    __name__,
+    {
+        "denoise": (
+            "advance",
+            "check_count",
+            "check_output_type",
+            "check_size",
+            "decode",
+            "denoise_loop",
+            "draw_latents",
+            "finish",
+            "guide",
+            "pictures_of",
+            "place_inputs",
+            "predict",
+            "prepare_schedule",
+        ),
+        "inputs": (
+            "GUIDANCE",
+            "NOISE",
+            "OUTPUT",
+            "SIZE",
+            "STEPS",
+        ),
+        "text": (
+            "conditions_of",
+            "encode",
+            "guider_for",
+            "read_texts",
+            "repeat",
+        ),
+        "text_to_image": (
+            "TEXT_TO_IMAGE",
+            "prepare_latents",
+            "read_prompts",
+        ),
+        "text_to_image_xl": ("TEXT_TO_IMAGE_XL",),
+        "unconditional": ("UNCONDITIONAL",),
+    },
+    rooms=("guiders",),
+)

@@ -211,11 +211,12 @@ def arrange(
 
 def _note_latents(package: Path, components: Mapping[str, Component]) -> None:
     """Note in the decoder's package how its latents are scaled; warn where Apple's runtimes differ."""
-    from perfuse.models.autoencoder_kl.description import latents as latents_of
-    from perfuse.sources.plain import to_plain
+    from perfuse.models import ScaledLatents, latents_of
+    from perfuse.sources import to_plain
     from perfuse_exporters.coreml.edit import sign
 
-    latents = latents_of(components["vae_decoder"].spec.config, None)
+    latents = latents_of({"vae_decoder": components["vae_decoder"].spec})
+    assert isinstance(latents, ScaledLatents)  # Apple's runtimes know no other
     sign(package, {LATENTS: json.dumps(to_plain(latents))})
     if latents.scaling_factor != SCALING and "text_encoder_2" not in components:
         warnings.warn(

@@ -17,16 +17,19 @@ from typing import Any
 
 import numpy as np
 
+from perfuse import Reader, Source
 from perfuse.backend import Component
-from perfuse.contract.reader import Reader
-from perfuse.contract.source import Source
 from perfuse.errors import ArtifactError, InputError
-from perfuse.models.autoencoder_kl.description import ScaledLatents
-from perfuse.sources.artifact import Artifact
-from perfuse.sources.manifest import ExportedComponent, Manifest
-from perfuse.sources.plain import from_plain
-from perfuse.sources.readers import scheduler_config, with_scheduler
-from perfuse.sources.tokenizer import Tokenizer
+from perfuse.models import ScaledLatents
+from perfuse.sources import (
+    Artifact,
+    ExportedComponent,
+    Manifest,
+    Tokenizer,
+    from_plain,
+    scheduler_config,
+    with_scheduler,
+)
 from perfuse.spec import ComponentSpec, PipelineSpec, Role, Signature, TensorSpec
 from perfuse_exporters.coreml.apple import CLASSES, LATENTS, SCALING, input_name, output_name
 from perfuse_exporters.coreml.mlpackage import Interface, parts_of, read_interface

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from perfuse.errors import ArtifactError, EngineMissingError, UnsupportedError
-from perfuse.sources.manifest import inside
+from perfuse.sources import inside
 
 __all__ = ["Interface", "parts_of", "read_interface", "read_model", "within"]
 

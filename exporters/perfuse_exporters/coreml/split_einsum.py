@@ -13,16 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perfuse import Plan, Transform
 from perfuse.capture import replace_tensors
-from perfuse.contract.transform import Plan, Transform
 from perfuse.errors import InputError
-from perfuse.models.attention import (
-    GEGLU,
-    Attention,
-    BasicTransformerBlock,
-    FeedForward,
-    Transformer2DModel,
-)
+from perfuse.models import GEGLU, Attention, BasicTransformerBlock, FeedForward, Transformer2DModel
 from perfuse_exporters.coreml.apple import CLASSES
 
 __all__ = ["SplitEinsum", "SplitEinsumV2", "split"]

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from perfuse.backend import PRECISIONS, Component, Exporter, Options
 from perfuse.errors import ExportError
-from perfuse.models.registry import latents_of
+from perfuse.models import latents_of
 from perfuse.progress import say
-from perfuse.sources.store import ArtifactStore
+from perfuse.sources import ArtifactStore
 from perfuse_exporters.neuron import sdk
 from perfuse_exporters.neuron.layout import CONFIG, MODEL, input_names, neuron_config, treated_as
 

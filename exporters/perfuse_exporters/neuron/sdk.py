@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfuse.errors import ConfigError
 from perfuse.plugins import said
-from perfuse.sources.manifest import tool_versions
+from perfuse.sources import tool_versions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

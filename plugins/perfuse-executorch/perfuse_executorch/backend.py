@@ -15,8 +15,8 @@ from perfuse.backend import (
     Target,
 )
 from perfuse.errors import DeviceNotFoundError
-from perfuse.run.export import exported
-from perfuse.sources.store import ArtifactStore
+from perfuse.run import exported
+from perfuse.sources import ArtifactStore
 
 from perfuse_executorch import runtime
 from perfuse_executorch.exporter import FORMAT, open_dims

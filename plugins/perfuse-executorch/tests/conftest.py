@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from perfuse.backend import Component, Program, Target
 from perfuse.plugins import host
-from perfuse.sources.checkpoint import Checkpoint
-from perfuse.sources.store import ArtifactStore
+from perfuse.sources import ArtifactStore, Checkpoint
 
 Make = Callable[[str], Path]
 Prepare = Callable[..., Program]

@@ -18,7 +18,7 @@ from perfuse.backend import (
     Target,
 )
 from perfuse.plugins import host
-from perfuse.sources.store import ArtifactStore
+from perfuse.sources import ArtifactStore
 
 __all__ = [
     "Arrays",

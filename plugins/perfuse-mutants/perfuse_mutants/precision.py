@@ -4,7 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 from perfuse.backend import Component, ExecutionReport, Program, Target
-from perfuse.sources.store import ArtifactStore
+from perfuse.sources import ArtifactStore
 from perfuse_mutants.backend import Mutant, Wrapped
 
 __all__ = ["Bfloat16AsFloat16", "Float16AsFloat32"]

@@ -25,7 +25,7 @@ from perfuse.backend import (
     Target,
 )
 from perfuse.errors import UnsupportedError
-from perfuse.sources.store import ArtifactStore
+from perfuse.sources import ArtifactStore
 from perfuse_mutants.backend import Arrays, Mutant, Run, Wrapped
 
 _EVERY = ("denoiser", "text", "decoder", "encoder")

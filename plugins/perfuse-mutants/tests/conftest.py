@@ -10,8 +10,7 @@ import pytest
 
 from perfuse.backend import Program, Target
 from perfuse.plugins import host
-from perfuse.sources.opening import open_model
-from perfuse.sources.store import ArtifactStore
+from perfuse.sources import ArtifactStore, open_model
 
 Prepare = Callable[..., Program]
 

@@ -18,8 +18,7 @@ from perfuse_mutants.rude import AcmeError, LeaksThread
 from perfuse.backend import Program, Request, SupportLevel
 from perfuse.errors import ExecutionError, PluginError, UnsupportedError
 from perfuse.plugins import host
-from perfuse.sources.opening import open_model
-from perfuse.sources.store import ArtifactStore
+from perfuse.sources import ArtifactStore, open_model
 
 Prepare = Callable[..., Program]
 

@@ -1,6 +1,6 @@
 """What XLA's devices can take, as these programs are written. Imports no engine."""
 
-from perfuse.contract.limits import Limits
+from perfuse.backend import Limits
 
 _XLA = "https://openxla.org/xla"
 _PRECISIONS = {"float32": "", "float16": "", "bfloat16": ""}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from perfuse import Component, PipelineSpec, Recipe, Source, SourceManifest, hookimpl
 from perfuse.errors import InputError
-from perfuse.models.registry import describe, latents_of
+from perfuse.models import describe, latents_of
 
 CONFIG = {
     "sample_size": 8,
@@ -30,8 +30,7 @@ class Drawn(Recipe):
     def __call__(self):
         import torch
 
-        from perfuse.models import UNet2DModel
-        from perfuse.models.building import wrap
+        from perfuse.models import UNet2DModel, wrap
         from perfuse_conformance.checkpoints import randomise
 
         with torch.random.fork_rng():

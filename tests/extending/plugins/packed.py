@@ -21,10 +21,19 @@ from perfuse import (
     step,
 )
 from perfuse.errors import InputError
-from perfuse.tasks.denoise import check_size, decode, denoise_loop, finish, prepare_schedule
+from perfuse.tasks import (
+    NOISE,
+    OUTPUT,
+    SIZE,
+    STEPS,
+    check_size,
+    decode,
+    denoise_loop,
+    finish,
+    prepare_latents,
+    prepare_schedule,
+)
 from perfuse.tasks.guiders import EmbeddedGuidance
-from perfuse.tasks.inputs import NOISE, OUTPUT, SIZE, STEPS
-from perfuse.tasks.text_to_image import prepare_latents
 
 NAME = "PackedTransformer"
 
@@ -140,7 +149,7 @@ def build(spec, weights, dtype):
     import torch
     from torch import nn
 
-    from perfuse.models.loading import load_state
+    from perfuse.models import load_state
 
     width, head = 4 * spec.config["channels"], spec.config["head_dim"]
 

@@ -1,7 +1,7 @@
 """A latent decoder of another shape: 16 channels, and a shift."""
 
 from perfuse import Architecture, ComponentSpec, Dim, Role, Signature, TensorSpec, hookimpl
-from perfuse.models.autoencoder_kl.description import ScaledLatents
+from perfuse.models import ScaledLatents
 
 NAME = "WideDecoder"
 SCALE = 2
@@ -61,7 +61,7 @@ def build(spec, weights, dtype):
     import torch
     from torch import nn
 
-    from perfuse.models.loading import load_state
+    from perfuse.models import load_state
 
     class Decoder(nn.Module):
         def __init__(self):
