@@ -433,6 +433,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("short", "config"), CASES, ids=[f"{s}-{i}-{named(c)}" for i, (s, c) in enumerate(CASES)]
 )
