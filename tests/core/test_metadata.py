@@ -199,6 +199,7 @@ def test_a_text_that_unpacks_to_more_than_fits(tmp_path: Path) -> None:
 # ── What a pipeline notes ───────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_what_a_pipeline_notes(checkpoint: Make) -> None:
     from perfuse import DiffusionPipeline, EulerDiscreteScheduler
 

@@ -139,6 +139,7 @@ def test_the_scheduler(pipe: DiffusionPipeline, drawn: np.ndarray) -> None:
     assert np.abs(pipe("a red circle", **GIVEN).images - drawn).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_module_in_place_of_another(
     checkpoint: Make, pipe: DiffusionPipeline, drawn: np.ndarray
 ) -> None:
@@ -230,6 +231,7 @@ def test_a_component_that_is_taken_out(pipe: DiffusionPipeline, drawn: np.ndarra
     assert (pipe("a red circle", **GIVEN).images == drawn).all()
 
 
+@pytest.mark.slow
 def test_without_a_component_from_the_beginning(checkpoint: Make) -> None:
     pipe = DiffusionPipeline.from_pretrained(checkpoint("sd1"), vae=None, text_encoder=None)
     assert list(pipe.spec.components) == ["unet"]

@@ -129,6 +129,7 @@ def test_checkpoint_is_complete_and_small():
     assert (CHECKPOINT / "README.md").is_file()
 
 
+@pytest.mark.slow
 def test_draws_captions_it_never_saw():
     pytest.importorskip("torch")
     from perfuse import DiffusionPipeline

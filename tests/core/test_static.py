@@ -132,6 +132,7 @@ def test_a_picture(pipe: DiffusionPipeline, symbolic: DiffusionPipeline, engine:
     assert len(said) == 3
 
 
+@pytest.mark.slow
 def test_other_sizes_and_batches(
     pipe: DiffusionPipeline, symbolic: DiffusionPipeline, engine: OneSize
 ) -> None:

@@ -19,6 +19,8 @@ import perfuse
 from perfuse import DiffusionPipeline
 from perfuse_conformance.checkpoints import edit_json, make_checkpoint, randomise, unet_config
 
+pytestmark = pytest.mark.slow
+
 LATENTS, PICTURES = 1e-4, 1
 
 #: What a trained model's prediction has and a random one's has not: about the noise's own size.

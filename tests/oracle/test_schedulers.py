@@ -433,6 +433,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("short", "config"), CASES, ids=[f"{s}-{i}-{named(c)}" for i, (s, c) in enumerate(CASES)]
 )
@@ -717,6 +718,7 @@ def comparable(config: Any) -> dict[str, Any]:
     return shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), list(itertools.product(SCHEDULERS, SCHEDULERS)))
 def test_switching_classes(first: str, second: str) -> None:
     start = {"_class_name": first, "_diffusers_version": "0.6.0", "num_train_timesteps": 900}
