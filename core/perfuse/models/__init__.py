@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from perfuse.models.attention import BasicTransformerBlock as BasicTransformerBlock
     from perfuse.models.attention import FeedForward as FeedForward
     from perfuse.models.attention import Transformer2DModel as Transformer2DModel
-    from perfuse.models.autoencoder_kl.description import ScaledLatents as ScaledLatents
+    from perfuse.models.autoencoder_kl.latents import ScaledLatents as ScaledLatents
     from perfuse.models.building import wrap as wrap
     from perfuse.models.loading import load_state as load_state
     from perfuse.models.registry import describe as describe
@@ -35,7 +35,7 @@ _get, __dir__ = lazy(
             "host_inputs",
             "latents_of",
         ),
-        "autoencoder_kl.description": ("ScaledLatents",),
+        "autoencoder_kl.latents": ("ScaledLatents",),
         "attention": (
             "GEGLU",
             "Attention",

@@ -10,7 +10,6 @@ from perfuse.contract.source import Source
 from perfuse.plugins import host
 from perfuse.shapes import CHECKPOINT
 from perfuse.sources.artifact import Artifact
-from perfuse.sources.checkpoint import Checkpoint
 from perfuse.sources.manifest import is_artifact
 from perfuse.sources.readers import read_folder, scheduler_config, with_scheduler
 
@@ -51,6 +50,8 @@ def open_model(
         source = read_folder(Path(model).expanduser(), scheduler=scheduler)
     if source is None:
         assert not isinstance(model, Source)
+        from perfuse.sources.checkpoint import Checkpoint  # not for an export, which starts sooner
+
         where = CHECKPOINT if model is None else model
         found = Checkpoint.open(where, revision=revision, variant=variant, offline=offline)
         # The bundled one by its name: where it lies differs from machine to machine.

@@ -13,7 +13,6 @@ from perfuse.contract.source import Source
 from perfuse.errors import CheckpointError, InputError
 from perfuse.plugins.host import host
 from perfuse.sources.artifact import Artifact
-from perfuse.sources.checkpoint import Checkpoint, corrected
 from perfuse.sources.manifest import is_artifact
 from perfuse.sources.model_index import INDEX, SCHEDULER, read_json
 
@@ -58,6 +57,8 @@ def scheduler_config(
         if is_artifact(path):
             return dict(Artifact.open(path).spec.scheduler)
         if (path / INDEX).exists():
+            from perfuse.sources.checkpoint import Checkpoint
+
             return dict(Checkpoint.open(path).spec.scheduler)
         files = [path / "scheduler" / SCHEDULER, path / SCHEDULER]
         file = next((file for file in files if file.is_file()), None)
@@ -96,6 +97,8 @@ def with_scheduler(source: Source, config: Mapping[str, Any]) -> Source:
         CheckpointError: the config is not one that perfuse can take.
         InputError: the source cannot be given another.
     """
+    from perfuse.sources.checkpoint import corrected
+
     kind = host().pipelines()[source.spec.class_name]
     try:
         scheduler = corrected(config, kind)

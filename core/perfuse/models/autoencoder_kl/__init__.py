@@ -8,7 +8,7 @@ ARCHITECTURES = (
         config=f"{__name__}.description:AutoencoderKLConfig",
         describe=f"{__name__}.description:describe",
         latents=f"{__name__}.description:latents",
-        latent_spec=f"{__name__}.description:ScaledLatents",
+        latent_spec=f"{__name__}.latents:ScaledLatents",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
     ),

@@ -4,15 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
-from perfuse.arrays import is_torch, place
 from perfuse.contract.latents import LatentSpec
-from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature
+from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature
+from perfuse.models.autoencoder_kl.latents import ScaledLatents
 from perfuse.models.config import ModelConfig
 from perfuse.models.shapes import floating
 
-__all__ = ["AutoencoderKLConfig", "ScaledLatents", "describe", "latents"]
+__all__ = ["AutoencoderKLConfig", "describe", "latents"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,41 +88,6 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
         )
         for half, role, signature, dims in halves
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScaledLatents(LatentSpec):
-    """Latents that are brought to about unit variance by numbers of the autoencoder's config.
-
-    The pipeline's latent is ``(z - mean) / std * scaling_factor`` where mean and std are given, and
-    ``(z - shift_factor) * scaling_factor`` where they are not.
-    """
-
-    kind: ClassVar[str] = AutoencoderKLConfig.class_name
-
-    scaling_factor: float
-    shift_factor: float = 0.0
-    #: One number a channel.
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-
-    def encode(self, latents: Array) -> Array:
-        scale, shift = self._coefficients(latents)
-        return (latents - shift) / scale
-
-    def decode(self, latents: Array) -> Array:
-        scale, shift = self._coefficients(latents)
-        return latents * scale + shift
-
-    def _coefficients(self, like: Array) -> tuple[Any, Any]:
-        """``(a, b)`` such that the autoencoder's latent is ``a * latent + b``."""
-        if self.mean is None or self.std is None:
-            return 1.0 / self.scaling_factor, self.shift_factor
-        shape = (1, self.channels, 1, 1)
-        std = np.asarray(self.std, dtype=np.float32).reshape(shape)
-        mean = np.asarray(self.mean, dtype=np.float32).reshape(shape)
-        device = like.device if is_torch(like) else None
-        return place(std / np.float32(self.scaling_factor), device), place(mean, device)
 
 
 def latents(config: Mapping[str, Any], inner: LatentSpec | None) -> ScaledLatents:

@@ -8,7 +8,7 @@ ARCHITECTURES = (
         config=f"{__name__}.description:UNet2DConditionConfig",
         describe=f"{__name__}.description:describe",
         fit=f"{__name__}.description:fit",
-        host_inputs=f"{__name__}.description:host_inputs",
+        host_inputs=f"{__name__}.guidance:host_inputs",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
     ),

@@ -6,14 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
 from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.config import ModelConfig
 from perfuse.models.shapes import TIMESTEP, floating, pair
 from perfuse.models.unet_2d.description import class_labels
 
-__all__ = ["UNet2DConditionConfig", "describe", "fit", "guidance_embedding", "host_inputs"]
+__all__ = ["UNet2DConditionConfig", "describe", "fit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,23 +234,3 @@ def _with_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if version is None or int(version[1]) >= 9 or not isinstance(size, int) or size >= 64:
         return config
     return {**config, "sample_size": 64}
-
-
-def host_inputs(
-    spec: ComponentSpec, sizes: Mapping[str, int], guidance: float | None
-) -> dict[str, Any]:
-    """The guidance scale for a consistency model, embedded, [batch, W]."""
-    condition = spec.signature.input("timestep_cond")
-    if condition is None:
-        return {}
-    embedding = guidance_embedding(guidance if guidance is not None else 1.0, condition.shape[-1])
-    return {"timestep_cond": np.repeat(embedding, sizes["batch"], axis=0)}
-
-
-def guidance_embedding(scale: float, width: Any) -> Any:
-    """Sinusoids of the guidance scale, float32 [1, width] (Meng et al. 2023, arXiv:2210.03142)."""
-    half = width // 2
-    frequencies = np.exp(np.arange(half, dtype=np.float32) * -(np.log(10000.0) / (half - 1)))
-    phase = np.float32((scale - 1) * 1000.0) * frequencies.astype(np.float32)[None]
-    embedding = np.concatenate([np.sin(phase), np.cos(phase)], axis=1)
-    return np.pad(embedding, ((0, 0), (0, width % 2))).astype(np.float32)
