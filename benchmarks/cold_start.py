@@ -63,9 +63,7 @@ def _draw_noise(artifact: Path, file: Path) -> float:
     from perfuse import Artifact, NoiseSource
 
     spec = Artifact.open(artifact).spec
-    assert spec.latents is not None
-    height, width = (size // spec.latents.downscale for size in spec.default_size)
-    shape = (1, spec.latents.channels, height, width)
+    shape = spec.latents.shape(1, *spec.default_size)
     np.save(file, NoiseSource(SEED).normal(shape))
     return spec.latents.scaling_factor
 

@@ -26,7 +26,7 @@ def measure(options: Namespace) -> list[Row]:
     checkpoint = models.sd15(options.work, quick=options.quick)
     source = open_model(str(checkpoint))
     unet = source.spec.denoiser
-    static = {**sizes_of(source.spec, unet)["usual"], "batch": unet.guided_batch}
+    static = {**sizes_of(source.spec, unet)["usual"], "batch": unet.branches}
     component = source.component(unet.name, precision="float32", static=static)
     say(f"exporting the UNet of {checkpoint.name} to coreml, unless it has been before")
     name = "coreml-interpreter"

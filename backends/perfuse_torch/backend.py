@@ -29,6 +29,7 @@ from perfuse.plugins import resolve
 from perfuse.sources import ArtifactStore
 from perfuse_torch.attention import SlicedAttention
 from perfuse_torch.devices import DEVICES, TorchDevice, device_of, host_memory
+from perfuse_torch.storage import STORAGES, stored
 
 __all__ = ["Torch"]
 
@@ -40,6 +41,7 @@ class Torch(Backend):
     """PyTorch in eager mode, or compiled where the ``compile`` option asks for it."""
 
     name: ClassVar[str] = "torch"
+    storages = tuple(STORAGES)
     options: ClassVar[Options] = dict.fromkeys(("compile", "tf32", "channels_last"), _SWITCH)
 
     def devices(self) -> Sequence[Device]:
@@ -92,6 +94,7 @@ class Torch(Backend):
                 f"({', '.join(component.files)}), which has no torch module. Use the checkpoint "
                 "it came from, or the backend of its format."
             )
+        self.check_storage(component, target)
         entry = device_of(device.type)
         if component.precision not in _precisions(entry):
             raise UnsupportedError(
@@ -110,6 +113,8 @@ class Torch(Backend):
                 tensor, entry, device, dtype if tensor.is_floating_point() else tensor.dtype
             ),
         )
+        if component.storage:
+            module = stored(module, component.storage)
         if options["channels_last"]:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if options["compile"]:
@@ -233,7 +238,11 @@ class TorchProgram(Program):
             precision=self._component.precision,
             engine=f"torch {torch.__version__}",
             fallbacks=_fallbacks(self._entry),
-            details={**self._options, "largest_batch": self._largest},
+            details={
+                **self._options,
+                "largest_batch": self._largest,
+                "storage": self._component.storage or self._component.precision,
+            },
         )
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """What core itself brings, through the hooks that everyone uses: found, not listed.
 
 A folder of ``perfuse.models`` that has ``ARCHITECTURES`` brings these, a file of
-``perfuse.families`` that has ``PIPELINES`` those. None of them imports torch.
+``perfuse.families`` that has ``PIPELINES`` those, and a file of ``perfuse.transforms`` its own. None of them imports torch.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from perfuse.contract.architecture import Architecture
-from perfuse.contract.hooks import PipelineManifest, hookimpl
+from perfuse.contract.hooks import PipelineManifest, TransformManifest, hookimpl
 
 
 @hookimpl
@@ -24,6 +24,12 @@ def perfuse_architectures() -> Sequence[Architecture]:
 def perfuse_schedulers() -> Mapping[str, str]:
     """The scheduler classes, by name."""
     return dict(importlib.import_module("perfuse.schedulers").SCHEDULERS)
+
+
+@hookimpl
+def perfuse_transforms() -> Sequence[TransformManifest]:
+    """The transforms that core brings."""
+    return tuple(_gathered("perfuse.transforms", "TRANSFORMS", packages=False))
 
 
 @hookimpl

@@ -115,21 +115,24 @@ def drawn(model: Any, given: dict[str, Any], **opening: Any) -> np.ndarray:
 
 
 def conforms(model: str, **settings: Any) -> None:
-    """Every component is what the reference computes, on every engine."""
-    from perfuse_conformance.runner.session import run_conformance
+    """Every component is what the reference computes, on every engine.
+
+    Asked are the cases of L1 with one program for all sizes; a program for each size, which takes an
+    export each, is asked of the denoiser with a task alone.
+    """
+    from perfuse_conformance.runner.session import open_session
 
     for target in TARGETS:
-        run, _ = run_conformance(
-            target, model=model, level="L1", precisions=("float32",), **settings
-        )
-        wrong = [
-            (result.id, result.status, result.reason)
-            for result in run.results
-            if result.status.failed
-        ]
+        session = open_session(target, model=model, level="L1", precisions=("float32",), **settings)
+        try:
+            cases = [case for case in session.cases() if case.id.startswith("component/")]
+            results = [session.judge(case) for case in cases if "/symbolic/" in case.id]
+        finally:
+            session.close()
+        assert {result.component for result in results} == set(session.spec.components)
+        wrong = [(one.id, one.status, one.reason) for one in results if one.status.failed]
         assert not wrong
-        assert run.claim.level == "L1"
-        assert {result.component for result in run.results if result.component}
+        assert all(one.status.executed for one in results)
 
 
 GIVEN = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 0}
@@ -163,6 +166,20 @@ def test_a_denoiser_with_a_task(plugin: Any, tmp_path: Path) -> None:
     assert np.abs(again(**given, output_type="np").images - first).max() < 2e-3
     assert again.spec.latents == pipe.spec.latents
     conforms(str(model))
+
+
+def test_a_denoiser_is_granted_its_level(plugin: Any, tmp_path: Path) -> None:
+    from perfuse_conformance.runner.session import run_conformance
+
+    plugin("packed")
+    run, _ = run_conformance(
+        "onnxruntime:cpu",
+        model=str(packed(tmp_path / "packed")),
+        level="L1",
+        precisions=("float32",),
+    )
+    assert not [one.id for one in run.results if one.status.failed]
+    assert (run.claim.level, "dyn" in run.claim.profiles) == ("L1", True)
 
 
 def test_a_latent_decoder(plugin: Any, copy_of: Make) -> None:

@@ -17,7 +17,7 @@ from perfuse.backend import PRECISIONS, Target
 from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.run import Planned
-from perfuse.sources import Artifact, ExportedComponent, open_model, tool_versions
+from perfuse.sources import ExportedComponent, open_model, tool_versions
 from perfuse.spec import PipelineSpec
 from perfuse_conformance import SUITE_VERSION
 from perfuse_conformance.cases.bundle import Bundle
@@ -148,8 +148,8 @@ class Session:
         precisions = self._declared()
         if not self.device:  # nothing can be executed; the host's cases say why
             return cases_of(self.spec, {}, precisions, "L0")
-        if isinstance(self._source, Artifact):
-            cases = self._exported_cases(self._source)
+        if self._source.format is not None:
+            cases = self._exported_cases()
         else:
             cases = cases_of(self.spec, self.capabilities, precisions, self.level)
         asked = (None, *(self.precisions or PRECISIONS))
@@ -184,9 +184,9 @@ class Session:
         same = [d for d in devices if wanted and d["name"].split(":")[0] == wanted.split(":")[0]]
         self.device = same[0] if same else {}
 
-    def _exported_cases(self, artifact: Artifact) -> list[Case]:
+    def _exported_cases(self) -> list[Case]:
         """The cases that an exported folder has the files for: one precision and way of sizes each."""
-        held = artifact.manifest.components
+        held = self._source.exported()
         capabilities = {
             (name, precision, mode): said
             for (name, precision, mode), said in self.capabilities.items()

@@ -25,7 +25,8 @@ from perfuse.backend import PRECISIONS, Backend, Component, Program, Request, Su
 from perfuse.errors import InputError, PerfuseError, PluginError
 from perfuse.plugins import host
 from perfuse.run import DiffusionPipeline, Planned
-from perfuse.sources import Artifact, ArtifactStore, open_model
+from perfuse.sources import ArtifactStore, open_model
+from perfuse.spec import Role
 from perfuse_conformance.cases.bundle import Bundle
 from perfuse_conformance.cases.catalogue import Arrays, draws_of, made_for, sizes_of
 from perfuse_conformance.reference.draws import run_draw
@@ -143,7 +144,7 @@ class Worker:
         """Prepare the smallest component with something that no backend has."""
         name = next(iter(self.source.spec.components))
         component = self.source.component(name)
-        if not isinstance(self.source, Artifact):
+        if self.source.format is None:
             static = sizes_of(self.source.spec, component.spec)["usual"]
             component = replace(component, static=static)
         if precision != "float32":
@@ -251,7 +252,8 @@ class Worker:
         spent = time.perf_counter() - began
         _save([drawn], self._out)
         # Nothing that is drawn from noise is encoded: asking would prepare it.
-        used = [name for name in pipe.spec.components if name != "vae_encoder"]
+        parts = pipe.spec.components.items()
+        used = [name for name, spec in parts if spec.role != Role.LATENT_ENCODER]
         reports = {name: _report(pipe.program(name)) for name in used}
         return {
             "notes": [],
@@ -286,7 +288,7 @@ class Worker:
 
     def _component(self, name: str, precision: str, static: Mapping[str, int]) -> Component:
         """A component for a size, or with those that it was exported for."""
-        if isinstance(self.source, Artifact):
+        if self.source.format is not None:
             return self.source.component(name, precision=precision)
         return self.source.component(name, precision=precision, static=dict(static))
 

@@ -155,6 +155,14 @@ class Backend(ABC):
                 f"{component.name} was to run in {component.precision} on {target}; "
                 f"{support.reason}"
             )
+        self.check_storage(component, target)
+
+    def check_storage(self, component: Component, target: Target) -> None:
+        """Refuse a scheme of storing weights that ``storages`` does not name.
+
+        Raises:
+            UnsupportedError: with those that it has.
+        """
         if component.storage and component.storage not in self.storages:
             raise UnsupportedError(
                 f"{component.name} was to store its weights as {component.storage} on {target}; "

@@ -22,6 +22,8 @@ class Exporter(ABC):
     format: ClassVar[str]
     #: Whether a file takes one size, or a list of sizes. The host then fixes every dimension.
     fixed: ClassVar[bool] = False
+    #: Schemes in which it can store weights, apart from the precision that is computed in.
+    storages: ClassVar[tuple[str, ...]] = ()
     #: Its switches. The host refuses others.
     options: ClassVar[Options] = FrozenDict()
     #: Whether the format's users look for a ``model_index.json`` in the folder, as a checkpoint has.

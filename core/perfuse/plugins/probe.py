@@ -108,8 +108,9 @@ def _supported(backend: "Backend", device: "Device") -> dict[str, str]:
     from perfuse.sources.checkpoint import Checkpoint
 
     spec = Checkpoint.open(CHECKPOINT).spec
-    denoiser = spec.components["unet"]
-    sizes = {"batch": 1, "latent_height": 8, "latent_width": 8, "sequence": 77}
+    denoiser = spec.denoiser
+    sizes = {**spec.latents.dims(*spec.default_size), "batch": 1, "sequence": 77}
+    sizes = {dim: sizes[dim] for dim in denoiser.signature.dims}
     answers = {}
     for precision in device.precisions:
         request = Request(component=denoiser, precision=precision, device=device.name)

@@ -53,6 +53,7 @@ def exported(component: Component, format: str, store: ArtifactStore) -> Path:
     key = {
         "component": to_plain(component.spec),
         "precision": component.precision,
+        "storage": component.storage,
         "static": dict(component.static),
         "sizes": [dict(size) for size in component.sizes],
         "options": dict(component.options),
@@ -88,6 +89,12 @@ def _export(
 def _lowered(component: Component, format: str, folder: Path) -> Path:
     exporter = host().exporter(format)
     read_options(component.options, exporter.options, of=f"The {format} exporter")
+    if component.storage and component.storage not in exporter.storages:
+        raise ExportError(
+            f"{component.name} was to be exported to {format} with its weights stored as "
+            f"{component.storage}; this exporter stores them as "
+            f"{', '.join(exporter.storages) or 'the precision alone'}."
+        )
     try:
         with warnings.catch_warnings():
             # The tools' own deprecations are not the user's to mend.

@@ -1,0 +1,1 @@
+"""Transforms that perfuse brings: a file each, with its manifest in ``TRANSFORMS``."""
