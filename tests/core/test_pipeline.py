@@ -163,6 +163,7 @@ def test_a_module_that_is_changed_in_place(pipe: DiffusionPipeline, drawn: np.nd
     assert np.abs(pipe("a red circle", **GIVEN).images - drawn).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_components_given_when_opened(checkpoint: Make, drawn: np.ndarray) -> None:
     import perfuse.models
 
@@ -268,6 +269,7 @@ def test_devices_and_dtypes(pipe: DiffusionPipeline) -> None:
 # ── Running ─────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_stream(pipe: DiffusionPipeline, drawn: np.ndarray) -> None:
     events = [
         (event.step, event.done, event.total) for event in pipe.stream("a red circle", **GIVEN)
@@ -294,6 +296,7 @@ def test_stopping_and_going_on(pipe: DiffusionPipeline, drawn: np.ndarray) -> No
     assert (pipe("a red circle", **GIVEN).images == drawn).all()
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_do_not_mix(pipe: DiffusionPipeline, drawn: np.ndarray) -> None:
     first, second = pipe.stream("a red circle", **GIVEN), pipe.stream("blue", **GIVEN)
     states: list[Any] = [None, None]

@@ -48,6 +48,7 @@ def test_a_million_values_stay_close():
     assert abs(source.normal((1 << 21,)) - expected).max() <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["default", "avx2"])
 def test_each_of_torchs_kernels_is_close(kernel, tmp_path):
     """PyTorch picks its kernel when the process starts, so each needs a process of its own."""

@@ -32,6 +32,7 @@ def difference(ours: DiffusionPipeline, theirs: Any) -> float:
     return float(np.abs(a - b).max())
 
 
+@pytest.mark.slow
 def test_an_autoencoder_of_another_scale(pair: tuple[DiffusionPipeline, Any]) -> None:
     ours, theirs = pair
     before = ours("a red circle", seed=0, output_type="np", **SETTINGS).images

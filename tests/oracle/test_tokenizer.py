@@ -266,6 +266,7 @@ def compare(ours, theirs, texts, length, padding):
     return got
 
 
+@pytest.mark.slow
 def test_the_ids_are_transformers(pair):
     ours, theirs = pair
     texts = ODD + list(generated(1100))
@@ -275,6 +276,7 @@ def test_the_ids_are_transformers(pair):
     assert len(np.unique(got.input_ids)) > 150  # the strings do exercise the vocabulary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [2, 3, 16, 400])
 def test_other_lengths_are_transformers(pair, length):
     compare(*pair, ODD, length, True)

@@ -11,6 +11,8 @@ from perfuse_conformance.cli import conformance
 from perfuse_conformance.judge.results import Status
 from perfuse_conformance.report.single import judge_single, lines_of
 
+pytestmark = pytest.mark.slow
+
 LATE = "component/unet/float32/static/late"
 
 

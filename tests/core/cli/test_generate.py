@@ -369,6 +369,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("name", [".a-1.png-", ".a.preview.png-", "main-file.json"])
 def test_an_interrupt(checkpoint: Make, tmp_path: Path, name: str, number: int) -> None:

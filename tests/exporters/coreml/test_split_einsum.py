@@ -95,6 +95,7 @@ def component(module: Any, class_name: str = "UNet2DConditionModel") -> Componen
     return Component(spec=spec, static=static, build=lambda: wrap(spec, module))
 
 
+@pytest.mark.export
 def test_the_transforms_are_found_and_rewrite_the_unet_alone() -> None:
     transforms = find_transforms(["split_einsum", "split_einsum_v2"])
     assert [type(one) for one in transforms] == [SplitEinsum, SplitEinsumV2]
@@ -115,12 +116,14 @@ def test_a_module_without_transformers_is_refused() -> None:
         split(torch.nn.Linear(2, 2))
 
 
+@pytest.mark.export
 def test_parts_need_a_fixed_size() -> None:
     rewritten = component(split(make(), queries=16))
     with pytest.raises(ExportError, match="split_einsum_v2 was to be captured for any size"):
         capture(dataclasses.replace(rewritten, static={}))
 
 
+@pytest.mark.export
 def test_core_ml_has_one_product_a_head_and_part(tmp_path: Path) -> None:
     """And layer normalisation over channels in one operation, with hardly a transposition."""
     pytest.importorskip("coremltools")

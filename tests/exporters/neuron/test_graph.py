@@ -112,6 +112,7 @@ class _Echo(torch.nn.Module):
         return inputs
 
 
+@pytest.mark.export
 def test_the_core_graph_has_none_of_the_three() -> None:
     program = torch.export.export(_Model(), (torch.randn(1, 2, 3, 3),), strict=False)
     graph = core_graph(program)
