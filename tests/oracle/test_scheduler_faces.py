@@ -239,11 +239,10 @@ def test_half_precision(name: str, dtype: str) -> None:
     for one, two in zip(all_a, all_b, strict=True):
         assert [v.dtype for v in two.values()] == [v.dtype for v in one.values()]
     # The same stream of noise; Diffusers rounds each product, here each step is rounded once.
-    if "Inverse" in name:  # upwards a rounding grows with every step
-        a, b = a[:3], b[:3]
     scale = max(float(x.float().abs().max()) for x in a)
     apart = max(float((x.float() - y.float()).abs().max()) for x, y in zip(a, b, strict=True))
-    assert apart / scale < 16 * torch.finfo(half).eps
+    upwards = "Inverse" in name  # there a rounding grows with every step
+    assert apart / scale < (32 if upwards else 8) * torch.finfo(half).eps
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     SHORT_NAMES: Mapping[str, str]
 
 _CLASS = re.compile(r"^class ([A-Z]\w*Scheduler)\b", re.MULTILINE)
-_NAMES = re.compile(r"^NAMES = (\(.*\))$", re.MULTILINE)
+_NAMES = re.compile(r"^NAMES = (\(.*?\))$", re.MULTILINE | re.DOTALL)
 _OTHERS = {"Schedule": "table", "Scheduler": "base", "calculate_shift": "sigmas"}
 
 

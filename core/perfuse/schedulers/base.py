@@ -140,6 +140,8 @@ class Scheduler(Configured, ABC):
     """The name of the second result of ``step``, if it has one."""
     casts_to_output: ClassVar[bool] = False
     """Whether the result has the model output's dtype rather than the promoted one."""
+    remembers_float32: ClassVar[bool] = False
+    """Whether ``step`` keeps float32 between steps, where others round to half precision."""
     draws_float32: ClassVar[bool] = False
     """Whether noise is drawn in float32 whatever the model output's dtype."""
 
@@ -396,6 +398,9 @@ class Scheduler(Configured, ABC):
         state, result = self._apply(
             run.schedule, run.row, state, model_output, sample, noise, generator, return_dict
         )
+        if not self.remembers_float32:
+            dtype = promoted(sample, model_output)
+            state = (state[0], *(to_float32(cast(slot, dtype)) for slot in state[1:]))
         self._run = dataclasses.replace(run, index=run.index + 1, state=state)
         return result
 

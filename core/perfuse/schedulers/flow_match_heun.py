@@ -41,6 +41,7 @@ class FlowMatchHeunDiscreteScheduler(NoiseLevels):
     order = 2
     second = None
     casts_to_output = True
+    remembers_float32 = True
     settings: FlowMatchHeunSettings
 
     def _prepare(self) -> None:

@@ -118,5 +118,5 @@ def geometric_mean(a: Float32s, b: Float32s) -> Float32s:
     log_a, log_b = log32(a), log32(b)
     with np.errstate(invalid="ignore"):
         middle = log_b - (log_b - log_a) * np.float32(0.5)
-    mean: Float32s = exp32(np.where(np.isfinite(log_a) & np.isfinite(log_b), middle, -np.inf))
+    mean: Float32s = exp32(np.where(np.isneginf(log_a) | np.isneginf(log_b), -np.inf, middle))
     return mean
