@@ -1,4 +1,4 @@
-"""Names of a package that are loaded on first use, so that importing it stays cheap."""
+"""Lazy package attributes: names are imported on first use, so importing the package is cheap."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +11,12 @@ __all__ = ["lazy"]
 def lazy(
     package: str, homes: Mapping[str, Sequence[str]], *, rooms: Sequence[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """``__getattr__`` and ``__dir__`` of a package (PEP 562); the first knows ``__all__``, too.
+    """Make ``__getattr__`` and ``__dir__`` for a package (PEP 562); the first resolves ``__all__``.
 
     Args:
-        package: Its ``__name__``.
-        homes: Module, relative to the package, to the names that it brings.
-        rooms: Packages in it, all of whose classes are names of this one as well.
+        package: The package's ``__name__``.
+        homes: Module, relative to the package, to the names that it provides.
+        rooms: Subpackages whose classes are all names of the package too.
     """
     modules = {name: module for module, names in homes.items() for name in names}
 

@@ -1,7 +1,8 @@
-"""What core itself brings, through the hooks that everyone uses: found, not listed.
+"""The plugin of perfuse's core: its own models, schedulers and pipelines, by the public hooks.
 
-A folder of ``perfuse.models`` that has ``ARCHITECTURES`` brings these, a file of
-``perfuse.families`` that has ``PIPELINES`` those, and a file of ``perfuse.transforms`` its own. None of them imports torch.
+They are found, not listed here: each folder of ``perfuse.models`` with ``ARCHITECTURES``, each file
+of ``perfuse.families`` with ``PIPELINES``, each file of ``perfuse.transforms`` with ``TRANSFORMS``.
+None of these imports torch.
 """
 
 import importlib
@@ -16,7 +17,7 @@ from perfuse.contract.hooks import PipelineManifest, TransformManifest, hookimpl
 
 @hookimpl
 def perfuse_architectures() -> Sequence[Architecture]:
-    """The classes of checkpoints that core builds."""
+    """The model classes that core builds."""
     return tuple(_gathered("perfuse.models", "ARCHITECTURES", packages=True))
 
 
@@ -39,7 +40,7 @@ def perfuse_pipelines() -> Sequence[PipelineManifest]:
 
 
 def _gathered(package: str, attribute: str, *, packages: bool) -> Iterator[Any]:
-    """What the folders, or the files, of a package have under a name, in their order."""
+    """The items of ``attribute`` in each subpackage (or module) of a package that has it."""
     spec = importlib.util.find_spec(package)
     places = spec.submodule_search_locations if spec is not None else None
     for module in sorted(pkgutil.iter_modules(places or []), key=lambda module: module.name):

@@ -1,4 +1,4 @@
-"""A component's module, built, cast and traced by ``torch.export``."""
+"""Building a component's torch module, casting it and capturing it with ``torch.export``."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -47,7 +47,10 @@ def _size(component: Component, dim: str) -> int:
 
 
 def dynamic_shapes(component: Component) -> tuple[Mapping[int, Any], ...]:
-    """For each input, its symbolic dimensions by axis; a name means the same size everywhere."""
+    """The ``dynamic_shapes`` of ``torch.export``: for each input, axis to symbolic dimension.
+
+    Axes with the same dimension name have the same size.
+    """
     dims = {}
     for name in component.spec.signature.dims:
         if name in component.static:
@@ -76,7 +79,7 @@ def capture(component: Component, dtype: torch.dtype = torch.float32) -> Exporte
 
 
 def build(component: Component) -> nn.Module:
-    """The component's module, as it is; it may be the user's own and must not be changed.
+    """The component's module, uncast. It may be the user's own: do not modify it.
 
     Raises:
         ExportError: the component comes from an artifact.
@@ -90,14 +93,14 @@ def build(component: Component) -> nn.Module:
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """The module with floating-point tensors of this dtype; itself where they have it already."""
+    """A copy of the module with floating-point tensors cast; the module itself if none needs it."""
     if all(t.dtype == dtype for _, t in _tensors(module) if t.is_floating_point()):
         return module
     return replace_tensors(module, lambda t: t.to(dtype) if t.is_floating_point() else t)
 
 
 def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.Module:
-    """A copy of the module with every parameter and buffer replaced; tied ones stay tied."""
+    """A copy of the module with each parameter and buffer replaced; tied weights stay tied."""
     memo: dict[int, Any] = {}
     for _, tensor in _tensors(module):
         if id(tensor) not in memo:
@@ -107,7 +110,7 @@ def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.M
                 if isinstance(tensor, nn.Parameter)
                 else made
             )
-    # deepcopy takes what the memo knows as copied already, so no weight is duplicated.
+    # deepcopy takes objects in the memo as copied already, so no weight is duplicated.
     return copy.deepcopy(module, memo)
 
 
@@ -116,7 +119,7 @@ def _tensors(module: nn.Module) -> chain[tuple[str, Tensor]]:
 
 
 def trace(component: Component, module: nn.Module, dtype: torch.dtype) -> ExportedProgram:
-    """Capture a module that has the component's signature. Its weights are not computed with.
+    """Capture a module that has the component's signature, without computing with its weights.
 
     Raises:
         ExportError: torch.export cannot capture it.
@@ -133,11 +136,11 @@ def trace(component: Component, module: nn.Module, dtype: torch.dtype) -> Export
     except Exception as exc:
         raise ExportError(
             f"{component.name} ({component.spec.class_name}) was to be captured; torch.export "
-            f"said: {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
+            f"raised {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
         ) from exc
 
 
 def _for_module(module: nn.Module, shapes: tuple[Mapping[int, Any], ...]) -> Any:
-    """torch.export wants a ``*inputs`` argument's shapes as one nested tuple."""
+    """Nest the shapes if the module takes ``*inputs``, as torch.export requires."""
     code = module.forward.__code__
     return (shapes,) if code.co_flags & 0x04 else shapes

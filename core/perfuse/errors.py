@@ -39,7 +39,7 @@ __all__ = [
 
 
 class PerfuseError(Exception):
-    """The root: catch this to catch everything that perfuse raises on purpose."""
+    """The root of the tree: catch it to catch every error that perfuse raises on purpose."""
 
 
 class InputError(PerfuseError, ValueError):
@@ -79,7 +79,7 @@ class BackendNotFoundError(BackendError):
 
 
 class EngineMissingError(BackendError):
-    """The backend is known, its engine is not installed."""
+    """The backend is known, but its engine is not installed."""
 
 
 class DeviceNotFoundError(BackendError):

@@ -1,4 +1,4 @@
-"""What long work says of itself while it goes on: to a progress bar, to a log, or to nobody.
+"""Progress reports of long work, for a progress bar or a log.
 
 >>> heard: list[Progress] = []
 >>> with reporting(heard.append), working("export", "Exporting unet", subject="unet", total=3):
@@ -18,18 +18,18 @@ __all__ = ["Progress", "reporting", "say", "working"]
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Something that is being done now, or has just been done."""
+    """A report that some work has started or ended, or a message in between."""
 
-    #: For a person: "Exporting unet to onnx (float32)".
+    #: Readable text: "Exporting unet to onnx (float32)".
     message: str
-    #: What kind of work: "export", "prepare"; empty for a remark that begins and ends nothing.
+    #: The kind of work: "export", "prepare"; empty for a message from ``say``.
     stage: str = ""
-    #: What it is done to, as a rule a component: "unet".
+    #: What is worked on, usually a component: "unet".
     subject: str = ""
-    #: How many like it are done, of ``total``, which is ``None`` where nobody can know.
+    #: How many of ``total`` subjects are done; ``total`` is ``None`` if it is not known.
     done: int = 0
     total: int | None = None
-    #: How long it took; ``None`` while it goes on.
+    #: The duration, once the work has ended; ``None`` before.
     seconds: float | None = None
 
 
@@ -40,7 +40,7 @@ _report: ContextVar[Callable[[Progress], None]] = ContextVar(
 
 @contextmanager
 def reporting(report: Callable[[Progress], None]) -> Iterator[None]:
-    """Have everything that is done in the block reported as it is done."""
+    """Pass each progress report of the code in the ``with`` block to ``report``."""
     token = _report.set(report)
     try:
         yield
@@ -49,7 +49,7 @@ def reporting(report: Callable[[Progress], None]) -> Iterator[None]:
 
 
 def say(message: str) -> None:
-    """Remark on what is being done, to whoever listens (``reporting``)."""
+    """Report a message; without a surrounding ``reporting`` it is dropped."""
     _report.get()(Progress(message=message))
 
 
@@ -57,14 +57,14 @@ def say(message: str) -> None:
 def working(
     stage: str, message: str, *, subject: str = "", done: int = 0, total: int | None = None
 ) -> Iterator[None]:
-    """Report that the work of the block begins; and, if nothing was raised, that it is done.
+    """Report that the work in the ``with`` block starts and, if nothing was raised, that it ends.
 
     Args:
-        stage: The kind of work. Work of another kind inside counts as that, not as this.
-        message: What is being done, for a person.
-        subject: What it is done to.
+        stage: The kind of work. Time in a nested ``working`` of another kind counts for that kind.
+        message: Readable text.
+        subject: What is worked on.
         done: How many subjects are done before this one.
-        total: How many there are; ``None`` where nobody knows.
+        total: How many subjects there are; ``None`` if it is not known.
     """
     progress = Progress(message=message, stage=stage, subject=subject, done=done, total=total)
     _report.get()(progress)

@@ -249,7 +249,7 @@ def test_what_optimum_neuron_wrote_is_read_as_an_export(folder: Path) -> None:
         (
             lambda f: shutil.copyfile(f / "vae_decoder/config.json", f / "unet/config.json"),
             ArtifactError,
-            "unet/config.json was read as a AutoencoderKL's",
+            "unet/config.json was read as the config of a AutoencoderKL",
         ),
         (
             lambda f: (f / "model_index.json").write_text('{"_class_name": "NeuronFluxPipeline"}'),

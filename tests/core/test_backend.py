@@ -20,5 +20,5 @@ def test_the_default_of_a_placement_is_asked_for_only_where_it_is_needed() -> No
     assert str(Placement.parse("unet=torch", default=lambda: "warp")) == "warp,unet=torch"
     with pytest.raises(AssertionError, match="asked"):
         Placement.parse("unet=torch", default=never)
-    with pytest.raises(InputError, match="cannot both run"):
+    with pytest.raises(InputError, match="cannot both be the default"):
         Placement.parse("warp,torch", default=never)

@@ -89,5 +89,5 @@ def test_a_module_that_cannot_be_captured_is_named(text_encoder: Component) -> N
             states = torch.zeros(*input_ids.shape, 32)
             return (states, states, states[:, 0]) if input_ids.sum() > 3 else None
 
-    with pytest.raises(ExportError, match=r"text_encoder \(CLIPTextModel\).*torch.export said"):
+    with pytest.raises(ExportError, match=r"text_encoder \(CLIPTextModel\).*torch.export raised"):
         capture(replace(text_encoder, build=Branches))

@@ -398,11 +398,11 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     ),
     "scheduler setting unusable": (
         edit("scheduler/scheduler_config.json", num_train_timesteps="many"),
-        ["scheduler_config.json was read as a DDIMScheduler's"],
+        ["scheduler_config.json was read as the config of a DDIMScheduler"],
     ),
     "schedule unknown": (
         edit("scheduler/scheduler_config.json", beta_schedule="what"),
-        ["scheduler_config.json was read as a DDIMScheduler's", "what"],
+        ["scheduler_config.json was read as the config of a DDIMScheduler", "what"],
     ),
 }
 

@@ -175,7 +175,10 @@ def test_sizes_that_cannot_be_fixed(
     [
         ({"options": {"palettize": "6"}}, "onnx exporter was given the option palettize; it has"),
         ({"options": {"unet.palettize": "6"}}, "option palettize"),
-        ({"options": {"vae.palettize": "6"}}, "vae.palettize was given; this pipeline has unet"),
+        (
+            {"options": {"vae.palettize": "6"}},
+            "vae.palettize was given; this pipeline has the components unet",
+        ),
         ({"sizes": [(16, 16)], "height": 16}, "either sizes, or one height"),
     ],
 )

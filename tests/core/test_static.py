@@ -278,5 +278,7 @@ def test_an_export_for_any_size_cannot_be_compiled_again(
         return dataclasses.replace(plain(name, **given), build=None)
 
     monkeypatch.setattr(type(pipe), "component", lambda self, name, **given: exported(name))
-    with pytest.raises(UnsupportedError, match="does not fix its sizes.*compiles one size.*Export"):
+    with pytest.raises(
+        UnsupportedError, match="was exported for any size.*compiles one size.*Export"
+    ):
         pipe.program("unet")

@@ -248,7 +248,7 @@ def test_a_step_reads_what_its_function_takes() -> None:
     assert (_shifted.name, _shifted.inputs, _shifted.optional) == ("shifted", ("x", "by"), {"by"})
     assert result(task(_shifted, x=1))["z"] == 2
     assert result(task(_shifted, x=1, by=10))["z"] == 11
-    with pytest.raises(InputError, match="names each thing that it reads"):
+    with pytest.raises(InputError, match="one named parameter for each name"):
         as_step(outputs=())(lambda tools, **state: {})
 
 
@@ -298,7 +298,7 @@ def test_a_condition_around_a_step() -> None:
     assert result(looped)["z"] == 3 + 3
     edited = looped.replace("double", step("ten", "", "z", 10))
     assert result(edited)["z"] == 10 + 1
-    with pytest.raises(InputError, match="'often' holds one step for each case"):
+    with pytest.raises(InputError, match="'often' holds exactly one node for each case"):
         looped.without("double")
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint's class is: where its description, its builder and its latents are."""
+"""How a plugin adds a model class: the import paths of its config, description and builder."""
 
 from dataclasses import dataclass
 
@@ -7,30 +7,31 @@ __all__ = ["Architecture"]
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """How a checkpoint's class becomes components.
+    """How one model class of a checkpoint becomes components.
 
-    Each field but the first is ``"module:name"``. Only what ``build`` and ``wrap`` name may import
-    torch.
+    Each field but ``class_name`` and ``library`` is an import path, ``"module:name"``. Only what
+    ``build`` and ``wrap`` name may import torch.
     """
 
+    #: The class as ``model_index.json`` names it: ``"UNet2DConditionModel"``.
     class_name: str
     #: ``(name, folder, config) -> tuple[ComponentSpec, ...]``.
     describe: str
     #: ``(spec, weights, dtype) -> nn.Module`` that takes the signature's inputs in order and
     #: returns a tuple of its outputs. ``weights`` is a ``perfuse.sources.Weights``.
     build: str
-    #: ``(spec, model) -> nn.Module``: the same face around a model that the user gives. Empty where
-    #: the model itself has it.
+    #: ``(spec, model) -> nn.Module``: wraps a model that the user gives, so that it is called like
+    #: the result of ``build``. Empty where the model needs no wrapper.
     wrap: str = ""
-    #: A dataclass with the types of ``config.json``'s fields, checked before it is described.
+    #: A dataclass of ``config.json``'s fields; their types are checked before ``describe`` runs.
     config: str = ""
-    #: ``(spec, components) -> ComponentSpec``: the description with what only the pipeline's other
-    #: components tell of it.
+    #: ``(spec, components) -> ComponentSpec``: completes the description with what only the
+    #: pipeline's other components determine.
     fit: str = ""
-    #: ``(config, inner) -> LatentSpec`` for a class that decides what latents are; ``inner`` is
-    #: what another component of the pipeline decided before, or ``None``.
+    #: ``(config, inner) -> LatentSpec`` for a class that defines the pipeline's latents; ``inner``
+    #: is the ``LatentSpec`` that another component defined before, or ``None``.
     latents: str = ""
-    #: The ``LatentSpec`` subclass that ``latents`` gives, to read a manifest with.
+    #: The ``LatentSpec`` subclass that ``latents`` returns; reads it back from a manifest.
     latent_spec: str = ""
     #: ``(spec, sizes, guidance) -> {input: array}``: inputs that follow from the sizes of a call
     #: and the guidance scale alone: position tables, ids, masks, an embedded scale.

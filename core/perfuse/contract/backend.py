@@ -30,11 +30,11 @@ class SupportLevel(Enum):
     """How far a backend supports a request."""
 
     FULL = "full"
-    #: It works under the conditions that the reason names.
+    #: It works under the conditions that ``reason`` names.
     CONDITIONAL = "conditional"
-    #: The engine could; the backend does not yet.
+    #: The engine can do it; this backend does not implement it yet.
     NOT_IMPLEMENTED = "not implemented"
-    #: The engine cannot.
+    #: The engine cannot do it.
     UNSUPPORTED = "unsupported"
     #: Untested: ``prepare`` is attempted, and conformance grants no level.
     UNKNOWN = "unknown"
@@ -42,7 +42,7 @@ class SupportLevel(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Support:
-    """A backend's answer to a request, with the reason where it is not a plain yes."""
+    """A backend's answer to a request, with a reason unless the answer is a plain yes."""
 
     level: SupportLevel
     reason: str = ""
@@ -55,19 +55,19 @@ class Support:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a backend is asked whether it can do."""
+    """The component, precision, device and sizes that ``Backend.supports`` is asked about."""
 
     component: ComponentSpec
     precision: str
     device: str | None = None
     #: Dimensions to fix; every other one stays symbolic.
     static: Mapping[str, int] = field(default_factory=FrozenDict)
-    #: Where not empty: the only sizes that the symbolic dimensions will have, together.
+    #: If not empty, the only combinations of sizes that the symbolic dimensions will take.
     sizes: tuple[Mapping[str, int], ...] = ()
 
     @classmethod
     def of(cls, component: "Component", target: Target) -> Self:
-        """What preparing a component for a target asks for."""
+        """The request that preparing ``component`` for ``target`` makes."""
         return cls(
             component=component.spec,
             precision=component.precision,
@@ -78,18 +78,18 @@ class Request:
 
     @property
     def any_size(self) -> bool:
-        """Whether one program is to take sizes that nobody has listed."""
+        """Whether one program must take sizes that are not listed beforehand."""
         return not self.sizes and not set(self.component.signature.dims) <= set(self.static)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExecutionReport:
-    """What really ran: never what was asked for."""
+    """What really ran, as the engine reports it; not what was requested."""
 
     device: str
     precision: str
     engine: str
-    #: Nodes or components that ran elsewhere than asked, and where.
+    #: Nodes or components that ran on another device than requested, each with that device.
     fallbacks: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
@@ -98,7 +98,7 @@ class Program(ABC):
     """A component that is ready to run: named arrays in, named arrays out.
 
     Floating-point inputs and outputs are float32 whatever the precision inside. A program never
-    writes to its inputs. What it returns is the caller's to keep; a program never writes there again.
+    writes to its inputs, nor again to an array that it has returned: the caller owns the outputs.
     """
 
     signature: Signature
@@ -109,7 +109,7 @@ class Program(ABC):
 
     @abstractmethod
     def __call__(self, **inputs: Array) -> dict[str, Array]:
-        """Run once.
+        """Run once: arrays by the signature's input names in, arrays by its output names out.
 
         Raises:
             InputError: the arrays do not fit the signature.
@@ -118,7 +118,7 @@ class Program(ABC):
 
     @abstractmethod
     def report(self) -> ExecutionReport:
-        """The precision executed, the device, and what fell back to where."""
+        """The device and the precision that ran, and what fell back to another device."""
 
     def close(self) -> None:  # noqa: B027 - most have nothing to release
         """Release the engine's memory. Calling the program afterwards is an error."""
@@ -127,27 +127,27 @@ class Program(ABC):
 class Backend(ABC):
     """A plugin that turns components into programs on a device."""
 
-    #: The name a person types before the colon.
+    #: The name that a user types before the colon: ``"openvino"`` in ``openvino:GPU``.
     name: ClassVar[str]
-    #: Schemes in which it can store weights, apart from the precision it computes in.
+    #: Weight formats it can store, apart from the precision it computes in: ``("int8",)``.
     storages: ClassVar[tuple[str, ...]] = ()
-    #: Its switches, ``--option NAME=VALUE``. The host refuses others.
+    #: Its options, ``--option NAME=VALUE``. The host refuses unknown ones.
     options: ClassVar[Options] = FrozenDict()
 
     @abstractmethod
     def devices(self) -> Sequence[Device]:
-        """The devices present; the first is the default. May import the engine."""
+        """The devices that are present; the first is the default. May import the engine."""
 
     @abstractmethod
     def supports(self, request: Request) -> Support:
-        """Whether it can run a component, at a precision, on a device."""
+        """Whether the backend can run a component at a precision on a device."""
 
     def check(self, component: Component, target: Target) -> None:
-        """What ``prepare`` begins with: refuse what ``supports`` says no to.
+        """Refuse a component that ``supports`` says no to; call it first in ``prepare``.
 
         Raises:
-            UnsupportedError: with the reason.
-            DeviceNotFoundError: as ``supports`` raises it.
+            UnsupportedError: ``supports`` says no; the message holds its reason.
+            DeviceNotFoundError: raised by ``supports``: the engine does not list the device.
         """
         support = self.supports(Request.of(component, target))
         if not support.works:
@@ -170,10 +170,10 @@ class Backend(ABC):
             )
 
     def switches(self, target: Target) -> dict[str, str]:
-        """The switches of a target, checked against ``options``; for ``prepare``.
+        """The options of a target, checked against ``options``; for use in ``prepare``.
 
         Raises:
-            InputError: a switch or a value is unknown.
+            InputError: an option or its value is unknown.
         """
         return read_options(target.options, self.options, of=f"The {self.name} backend")
 
@@ -183,7 +183,7 @@ class Backend(ABC):
 
         Raises:
             DeviceNotFoundError: the engine does not list the device.
-            UnsupportedError: what ``supports`` says no to.
+            UnsupportedError: ``supports`` says no.
             InputError: an option is unknown.
             ExportError: the component could not be lowered.
         """

@@ -1,4 +1,4 @@
-"""A component to prepare: its description, and where its weights or its files come from."""
+"""A component to prepare: its description, and where its weights or files come from."""
 
 import copy
 import hashlib
@@ -28,24 +28,27 @@ class Recipe(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Exported(Recipe):
-    """Stands for the module that a component of an export was made of, and that is not there."""
+    """A placeholder for the torch module of an exported component, which no longer exists."""
 
     name: str
 
     def __call__(self) -> "nn.Module":
-        raise InputError(f"{self.name} comes from an export, which has no torch module.")
+        raise InputError(
+            f"The torch module of {self.name} was asked for; {self.name} comes from an export, "
+            "which has no torch module. Open the checkpoint that was exported."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rewritten(Recipe):
-    """What another recipe makes, rewritten."""
+    """A recipe that builds another recipe's module and then rewrites it."""
 
     before: Recipe
     rewrite: "Callable[..., nn.Module]"
     arguments: tuple[Any, ...] = ()
 
     def __call__(self) -> "nn.Module":
-        # The module may be the user's own. Its tensors are shared, its structure is not.
+        # The module may be the user's own: share its tensors, copy its structure.
         module = self.before()
         tensors = (*module.parameters(), *module.buffers())
         own = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
@@ -54,29 +57,29 @@ class Rewritten(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """A component to prepare: its description and where its weights, or its files, come from."""
+    """A component to prepare: its description, and where its weights or files come from."""
 
     spec: ComponentSpec
     precision: str = "float32"
     #: Dimensions to fix; every other one stays symbolic.
     static: Mapping[str, int] = field(default_factory=FrozenDict)
-    #: Where not empty: the only sizes that the dimensions that are not fixed will have, together:
+    #: If not empty, the only combinations of sizes that the symbolic dimensions will take:
     #: ``({"latent_height": 64, "latent_width": 96}, …)``.
     sizes: tuple[Mapping[str, int], ...] = ()
-    #: The exporter's switches, e.g. ``{"palettize": "6"}``: those to use, or those that an exported
-    #: artifact was made with. An exporter refuses those that it does not have.
+    #: The exporter's options, e.g. ``{"palettize": "6"}``: those to export with, or those that an
+    #: artifact was exported with. An exporter refuses unknown ones.
     options: Mapping[str, str] = field(default_factory=FrozenDict)
-    #: The scheme in which weights are stored where it is not the precision: ``"int8"``. It is the
-    #: backend's or the exporter's to know; one that does not refuses it.
+    #: The weight format, where it differs from the precision: ``"int8"``. Empty otherwise. Backends
+    #: and exporters refuse a format that they do not know.
     storage: str = ""
-    #: Builds the torch module with its weights, in the dtype that they are stored in: takes the
-    #: signature's inputs in order, returns a tuple of its outputs. It may be the user's own and is
-    #: not to be changed. ``None`` for a component of an exported artifact.
+    #: Builds the torch module with its weights in their stored dtype. The module takes the
+    #: signature's inputs in order and returns a tuple of its outputs. It may be the user's own: do
+    #: not modify it. ``None`` for a component of an exported artifact.
     build: "Recipe | None" = None
-    #: Identifies weights and config; part of the key under which an export is cached. ``None``
-    #: where nothing can be reused, as with a module that the user put in.
+    #: Identifies weights and config; part of an export's cache key. ``None`` where it is not known
+    #: beforehand, as for a module that the user set.
     fingerprint: str | None = None
-    #: Engine format to the file that an exported artifact holds: ``{"onnx": …/model.onnx}``.
+    #: Engine format to the file in an exported artifact: ``{"onnx": …/model.onnx}``.
     files: Mapping[str, Path] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:
@@ -90,14 +93,14 @@ class Component:
 
     @property
     def signature(self) -> Signature:
-        """The signature with the fixed dimensions put in."""
+        """The signature with the fixed dimensions filled in."""
         return self.spec.signature.resolve(self.static)
 
     def with_options(self, options: Mapping[str, str]) -> "Component":
-        """The component with more of the exporter's switches.
+        """The component with these exporter options added.
 
         Raises:
-            InputError: it is exported already.
+            InputError: the component is exported already.
         """
         if options and self.build is None:
             raise InputError(
@@ -109,13 +112,14 @@ class Component:
     def rebuilt(
         self, rewrite: "Callable[..., nn.Module]", *arguments: Any, mark: str = ""
     ) -> "Component":
-        """The component with its module rewritten when it is built.
+        """The component with its torch module rewritten when it is built.
 
         Args:
-            rewrite: ``(module, *arguments) -> module``, defined at the top of its module, so that
-                the recipe can be sent to another process. It may change the module it is given.
-            arguments: What else it takes; plain data.
-            mark: What the rewriting is called in the key of the cache, with what it depends on.
+            rewrite: ``(module, *arguments) -> module``, a top-level function, so that it can be
+                pickled. It may modify the module it is given.
+            arguments: The function's other arguments; plain data.
+            mark: Identifies the rewriting in the cache key: its name, and whatever its result
+                depends on. The function's import path by default.
         """
         fingerprint = self.fingerprint
         if fingerprint is not None:
@@ -127,14 +131,14 @@ class Component:
         return replace(self, build=build, fingerprint=fingerprint)
 
     def check_dims(self, dims: Mapping[str, int]) -> None:
-        """Raise ``InputError`` where the sizes of a call are not among those it was made for."""
+        """Raise ``InputError`` if the component was not exported for the sizes of a call."""
         self.spec.check_dims(dims)
         wrong = {n: dims[n] for n, size in self.static.items() if dims.get(n, size) != size}
         if wrong:
             raise InputError(
                 f"{self.name} was exported for {_written(self.static)}; got {_written(wrong)}. Ask "
-                "for that size, or export the checkpoint again for another: perfuse export --model M "
-                "--to FORMAT --output DIR --height H --width W --batch B."
+                "for that size, or export the checkpoint again for another: perfuse export --model "
+                "M --to FORMAT --output DIR --height H --width W --batch B."
             )
         if self.sizes and not any(size.items() <= dims.items() for size in self.sizes):
             asked = {name: dims[name] for name in self.sizes[0] if name in dims}

@@ -20,13 +20,13 @@ class Exporter(ABC):
 
     #: The format's name: ``"onnx"``.
     format: ClassVar[str]
-    #: Whether a file takes one size, or a list of sizes. The host then fixes every dimension.
+    #: Whether a file takes fixed sizes only (one, or a list). The host then fixes every dimension.
     fixed: ClassVar[bool] = False
     #: Schemes in which it can store weights, apart from the precision that is computed in.
     storages: ClassVar[tuple[str, ...]] = ()
-    #: Its switches. The host refuses others.
+    #: Its options. The host refuses unknown ones.
     options: ClassVar[Options] = FrozenDict()
-    #: Whether the format's users look for a ``model_index.json`` in the folder, as a checkpoint has.
+    #: Whether tools that read the format expect a ``model_index.json`` in the folder.
     indexed: ClassVar[bool] = False
 
     @abstractmethod
@@ -37,7 +37,7 @@ class Exporter(ABC):
 
         Raises:
             ExportError: the component could not be captured or lowered.
-            InputError: an option cannot be used, with another or with this component.
+            InputError: an option does not fit another option or this component.
         """
 
     def arrange(
@@ -48,24 +48,24 @@ class Exporter(ABC):
         *,
         model: str,
     ) -> Mapping[str, Path]:
-        """Put a whole pipeline's files where this format's users look for them.
+        """Move a whole pipeline's files to where tools that read the format expect them.
 
-        Called once, when every component has been exported, before the manifest is written.
+        Called once, after every component is exported and before the manifest is written.
 
         Args:
             folder: The pipeline's folder, with tokenizers and scheduler already in it.
-            components: What was exported, by name; without modules.
-            files: The main file of each, inside the folder.
-            model: What the person called the model.
+            components: The exported components by name, without torch modules.
+            files: Component name to its main file, inside the folder.
+            model: The model as the user named it: a folder or a Hub id.
 
         Returns:
-            The main file of each, where it is now.
+            Component name to its main file, after the move.
         """
         return files
 
     def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
-        """What of a captured graph this format cannot hold: ``{"aten.fft": "why"}``.
+        """Operators of a captured graph that the format cannot hold: ``{"aten.fft": "why"}``.
 
-        For ``perfuse inspect --for``; an exporter that cannot say so beforehand says nothing.
+        Used by ``perfuse inspect --for``. Empty where an exporter cannot tell beforehand.
         """
         return {}

@@ -1,4 +1,4 @@
-"""A dict that cannot change: what descriptions are made of, so that they can be hashed and sent."""
+"""An immutable dict, so that the dataclasses that hold one can be hashed and pickled."""
 
 from collections.abc import Mapping
 from typing import Any, NoReturn, TypeVar
@@ -10,7 +10,7 @@ V = TypeVar("V")
 
 
 class FrozenDict(dict[K, V]):
-    """An immutable, hashable, picklable dict. Lists inside become tuples, dicts frozen ones.
+    """An immutable, hashable, picklable dict. Lists in it become tuples, dicts ``FrozenDict``s.
 
     >>> config = FrozenDict({"channels": [32, 64]})
     >>> config["channels"]
@@ -42,7 +42,7 @@ class FrozenDict(dict[K, V]):
 
 
 def freeze(value: Any) -> Any:
-    """The value with every list in it a tuple and every dict a ``FrozenDict``."""
+    """The value with every list in it made a tuple and every dict a ``FrozenDict``."""
     if isinstance(value, FrozenDict):
         return value
     if isinstance(value, Mapping):

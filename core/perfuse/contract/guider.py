@@ -1,4 +1,4 @@
-"""Guidance: which branches of conditions run at a step, and what their predictions become."""
+"""Guidance: which conditions the denoiser runs with at a step, and how predictions combine."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -12,35 +12,35 @@ Array = Any
 
 @dataclass(frozen=True, kw_only=True)
 class Branch:
-    """One way in which the denoiser is asked at a step."""
+    """One evaluation of the denoiser at a step, with one set of conditions."""
 
     name: str
-    #: Which conditions it is asked with: ``"positive"``, ``"negative"`` (the negative prompt, or
-    #: nothing) or ``"empty"`` (no words). A task may know more.
+    #: The conditions to run with: ``"positive"``, ``"negative"`` (the negative prompt, if given) or
+    #: ``"empty"`` (an empty prompt). A task may define more.
     condition: str
-    #: The entry of the denoiser that is asked; ``None`` for the denoiser itself.
+    #: The denoiser's other entry to run (``ComponentSpec.entry_of``); ``None`` for the denoiser.
     entry: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """Where the loop is."""
+    """A position in the denoising loop."""
 
     #: The step, from 0.
     index: int
     #: How many steps there are.
     total: int
-    #: What the denoiser is told.
+    #: The timestep that the denoiser is given.
     timestep: float
 
     @property
     def done(self) -> float:
-        """How much of the loop lies behind, 0 to 1."""
+        """The fraction of the loop that is done, 0 to 1."""
         return self.index / self.total
 
 
 class Guider(ABC):
-    """Says which branches run at each step, and combines what they predict.
+    """Chooses which branches run at each step, and combines their predictions.
 
     Subclasses are frozen dataclasses: their fields are the method's settings.
     """
@@ -51,17 +51,17 @@ class Guider(ABC):
         """Every branch that may run, in the order in which they are batched."""
 
     def running(self, moment: Moment) -> tuple[str, ...]:
-        """The names of those that run at a step, in the order of ``branches``. At least one.
+        """The names of the branches that run at a step: at least one, in the order of ``branches``.
 
-        A branch that does not run costs nothing.
+        The denoiser is not called for a branch that does not run.
         """
         return tuple(branch.name for branch in self.branches)
 
     @abstractmethod
     def combine(self, predictions: Mapping[str, Array], moment: Moment) -> Array:
-        """One prediction from those of the branches that ran, each [pictures, …]; float32."""
+        """Combine the predictions of the branches that ran, each float32 [pictures, …]."""
 
     @property
     def embedded(self) -> float | None:
-        """The scale that a denoiser with embedded guidance is told; ``None`` for no guidance."""
+        """The scale to pass to a denoiser with embedded guidance; ``None`` for no guidance."""
         return None

@@ -1,4 +1,4 @@
-"""What a plugin may implement: the hooks, the manifests they return, what is refused.
+"""The hooks that a plugin may implement, the manifests they return, and their checks.
 
 A manifest is plain data that names classes by string; nothing here imports an engine.
 """
@@ -32,8 +32,8 @@ __all__ = [
     "out_of_range",
 ]
 
-#: The version of the contract in ``backend.py`` and of the hooks below. Its major is in the name of
-#: the entry points' group.
+#: The version of the plugin contract: ``backend.py`` and the hooks below. Its major number is part
+#: of the entry point group's name.
 API_VERSION = "1.0"
 
 hookspec = pluggy.HookspecMarker("perfuse")
@@ -45,26 +45,26 @@ hookimpl = pluggy.HookimplMarker("perfuse")
 class BackendManifest:
     """A backend, described without importing it."""
 
-    #: What a person types before the colon.
+    #: The name that a user types before the colon: ``"openvino"`` in ``openvino:GPU``.
     name: str
     #: ``"module:Class"``, a subclass of ``perfuse.Backend``.
     impl: str
-    #: Artifact formats that it loads; empty where it runs a checkpoint's torch modules.
+    #: Artifact formats that it loads; empty if it runs a checkpoint's torch modules.
     formats: tuple[str, ...] = ()
-    #: Top-level modules that the engine needs; looked for, not imported.
+    #: Top-level modules that the engine needs; the host looks for them without importing them.
     requires: tuple[str, ...] = ()
-    #: Distributions that own the same files: no two of them may be installed.
+    #: Distributions that install the same files; at most one of them may be installed.
     conflicts: tuple[str, ...] = ()
     #: The command that installs what it needs.
     install: str = ""
     summary: str = ""
-    #: Where its engine runs, as ``sys.platform`` calls it: ``("darwin",)``; empty for everywhere.
+    #: Platforms that its engine runs on, as in ``sys.platform``: ``("darwin",)``; empty for all.
     platforms: tuple[str, ...] = ()
-    #: The backend whose programs it computes without that one's hardware. What it runs is
+    #: The backend whose programs it evaluates without that backend's hardware. Reports then say
     #: *interpreted*, never *executed*.
     interprets: str = ""
-    #: ``"module:LIMITS"``, a ``perfuse.Limits``: what its devices can take, as data
-    #: that imports no engine. For ``perfuse inspect --for``.
+    #: ``"module:LIMITS"``, a ``perfuse.Limits``: what its devices support. The module must not
+    #: import the engine. For ``perfuse inspect --for``.
     limits: str = ""
     #: The first and the last version of the contract that it was made for, both included.
     api_min: str = "1.0"
@@ -75,7 +75,7 @@ class BackendManifest:
 class ExporterManifest:
     """An exporter, described without importing it."""
 
-    #: What a person types after ``--to``.
+    #: The name that a user types after ``--to``.
     format: str
     #: ``"module:Class"``, a subclass of ``perfuse.Exporter``.
     impl: str
@@ -92,19 +92,19 @@ class PipelineManifest:
     """A pipeline class that a checkpoint's ``model_index.json`` can name."""
 
     class_name: str
-    #: Task name to ``"module:TASK"``, a ``perfuse.Task``. A call runs the one that the inputs given
-    #: fit, and the first where several do.
+    #: Task name to ``"module:TASK"``, a ``perfuse.Task``. Unless it names one, a call runs the task
+    #: whose required inputs are given: of several the one with the most, then the first.
     tasks: Mapping[str, str]
-    #: What such a checkpoint cannot do without.
+    #: Entries of ``model_index.json`` that such a checkpoint must have.
     needs: tuple[str, ...]
-    #: Parts that such a checkpoint may have and that no task here runs.
+    #: Entries that such a checkpoint may have and that no task here runs.
     unused: tuple[str, ...] = ()
-    #: Inputs of its tasks that have another default here.
+    #: Defaults of this class for inputs of its tasks.
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    #: What Diffusers puts in place of an outdated setting of the scheduler, where it has that
-    #: setting with another value.
+    #: Scheduler settings that Diffusers corrects in outdated checkpoints: each name with the value
+    #: that replaces any other.
     corrects: Mapping[str, Any] = field(default_factory=dict)
-    #: The scheduler class that the pipeline turns any other into.
+    #: The scheduler class that replaces the checkpoint's, as the Diffusers pipeline does.
     scheduler: str | None = None
 
 
@@ -112,7 +112,7 @@ class PipelineManifest:
 class TransformManifest:
     """An acceleration that rewrites components or the loop, described without importing it."""
 
-    #: What a person types after ``--transform``.
+    #: The name that a user types after ``--transform``.
     name: str
     #: ``"module:Class"``, a subclass of ``perfuse.Transform``.
     impl: str
@@ -126,9 +126,9 @@ class TransformManifest:
 
 @dataclass(frozen=True, kw_only=True)
 class GuiderManifest:
-    """A way of guidance, described without importing it."""
+    """A guidance method, described without importing it."""
 
-    #: What a person types after ``--guider``.
+    #: The name that a user types after ``--guider``.
     name: str
     #: ``"module:Class"``, a subclass of ``perfuse.Guider``.
     impl: str
@@ -142,11 +142,11 @@ class GuiderManifest:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceManifest:
-    """A kind of source that is no folder and no Hub repository, described without importing it."""
+    """A kind of source other than a folder or a Hub repository, described without importing it."""
 
-    #: What a person writes before a colon: ``--model NAME:REST``. Two letters at least.
+    #: The name before the colon in ``--model NAME:REST``; at least two letters.
     name: str
-    #: ``"module:function"``: ``(rest) -> perfuse.Source``.
+    #: ``"module:function"``: ``(rest) -> perfuse.Source``, called with what follows the colon.
     impl: str
     requires: tuple[str, ...] = ()
     install: str = ""
@@ -158,15 +158,15 @@ class SourceManifest:
 
 @dataclass(frozen=True, kw_only=True)
 class ReaderManifest:
-    """A layout of folders that another tool writes, described without importing its reader."""
+    """A folder layout that another tool writes, described without importing its reader."""
 
-    #: The layout's name, for messages: ``"apple"``.
+    #: The layout's name in messages: ``"apple"``.
     name: str
     #: ``"module:Class"``, a subclass of ``perfuse.Reader``.
     impl: str
-    #: Globs relative to a folder; one that matches says that the folder has this layout.
+    #: Globs relative to a folder; a folder has this layout if one of them matches.
     patterns: tuple[str, ...]
-    #: Whether such a folder has a ``model_index.json``, as a checkpoint has.
+    #: Whether such a folder has a ``model_index.json``, as a checkpoint does.
     indexed: bool = False
     requires: tuple[str, ...] = ()
     install: str = ""
@@ -177,7 +177,7 @@ class ReaderManifest:
 
 
 class Hooks:
-    """What a plugin may implement; each hook returns manifests, and takes nothing."""
+    """The hooks that a plugin may implement; each takes no argument and returns manifests."""
 
     @hookspec
     def perfuse_backends(self) -> Sequence[BackendManifest]:  # type: ignore[empty-body]
@@ -189,40 +189,40 @@ class Hooks:
 
     @hookspec
     def perfuse_architectures(self) -> "Sequence[Architecture]":  # type: ignore[empty-body]
-        """Classes of a checkpoint that the plugin can build."""
+        """Model classes of checkpoints that the plugin can build."""
 
     @hookspec
     def perfuse_schedulers(self) -> dict[str, str]:  # type: ignore[empty-body]
-        """Scheduler class names, each with the ``"module:Class"`` that it is."""
+        """Scheduler class name to its import path, ``"module:Class"``."""
 
     @hookspec
     def perfuse_pipelines(self) -> Sequence[PipelineManifest]:  # type: ignore[empty-body]
-        """Pipeline classes of a checkpoint that the plugin can run."""
+        """Pipeline classes of checkpoints that the plugin can run."""
 
     @hookspec
     def perfuse_transforms(self) -> Sequence[TransformManifest]:  # type: ignore[empty-body]
-        """Accelerations that rewrite a component or the loop."""
+        """Transforms, such as accelerations, that rewrite components or the loop."""
 
     @hookspec
     def perfuse_guiders(self) -> Sequence[GuiderManifest]:  # type: ignore[empty-body]
-        """Ways of guidance: which branches run at a step, and how they are combined."""
+        """Guidance methods: which branches run at a step, and how their predictions combine."""
 
     @hookspec
     def perfuse_sources(self) -> Sequence[SourceManifest]:  # type: ignore[empty-body]
-        """Kinds of sources, each opened by a name of its own."""
+        """Kinds of sources, each opened by its name: ``--model NAME:REST``."""
 
     @hookspec
     def perfuse_readers(self) -> Sequence[ReaderManifest]:  # type: ignore[empty-body]
-        """Layouts of folders that other tools write."""
+        """Folder layouts that other tools write."""
 
 
 def check_fields(manifest: Any) -> None:
-    """Refuse a manifest whose fields are not what they are declared to be.
+    """Check that each field of a manifest has its declared type.
 
     Raises:
-        PluginError: it names the field. ``requires=("torch")`` is one text, not a tuple of texts.
+        PluginError: a field does not; ``requires=("torch")``, for one, is a ``str``, not a tuple.
     """
-    hints = get_type_hints(type(manifest))  # resolved, also where annotations are texts
+    hints = get_type_hints(type(manifest))  # resolves annotations that are strings
     for one in fields(manifest):
         value, check = getattr(manifest, one.name), _CHECKS.get(hints[one.name])
         if check is not None and not check[0](value):
@@ -250,7 +250,7 @@ def _is_settings(value: object) -> bool:
     return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
 
 
-#: The type that a field is declared to have to how it is checked, and what it should be.
+#: Declared type of a field to its check, and to what the error message says it must be.
 _CHECKS: Mapping[Any, tuple[Callable[[object], bool], str]] = {
     str: (_is_text, "a text"),
     str | None: (lambda value: value is None or _is_text(value), "a text or None"),
@@ -262,16 +262,16 @@ _CHECKS: Mapping[Any, tuple[Callable[[object], bool], str]] = {
 
 
 def out_of_range(manifest: object) -> str | None:
-    """Why a manifest's range of contracts leaves this one out; ``None`` where it does not.
+    """Why this contract version is outside a manifest's range; ``None`` if it is inside.
 
     Raises:
-        PluginError: the range is not one.
+        PluginError: ``api_min`` or ``api_max`` is not a version.
     """
     first, last = getattr(manifest, "api_min", None), getattr(manifest, "api_max", None)
     if first is not None and _version(first) > _version(API_VERSION):
-        return f"it needs the contract {first} or a later one; this perfuse has {API_VERSION}"
+        return f"it needs contract version {first} or later; this perfuse has {API_VERSION}"
     if last is not None and _version(last) < _version(API_VERSION):
-        return f"it was made for the contract up to {last}; this perfuse has {API_VERSION}"
+        return f"it was made for contract versions up to {last}; this perfuse has {API_VERSION}"
     return None
 
 
@@ -279,21 +279,22 @@ def _version(text: Any) -> tuple[int, int]:
     try:
         major, minor = (int(part) for part in text.split("."))
     except (AttributeError, ValueError) as exc:
-        raise PluginError(f"asks for the contract {text!r}; write MAJOR.MINOR, as 1.0") from exc
+        raise PluginError(f"asks for contract version {text!r}; write MAJOR.MINOR, as 1.0") from exc
     return major, minor
 
 
 def check_hooks(plugin: ModuleType | object) -> None:
-    """Refuse what pluggy would take in silence.
+    """Refuse mistakes that pluggy would silently accept.
 
     Raises:
-        PluginError: a hook that does not exist, or that pluggy would not call as it is meant.
+        PluginError: a hook is unknown, is not a function, takes arguments or has marker options; or
+            there is no hook at all.
     """
     known = sorted(name for name in vars(Hooks) if name.startswith("perfuse_"))
     found = False
     for name in dir(plugin):
         implementation = getattr(plugin, name, None)
-        options = getattr(implementation, "perfuse_impl", None)  # what the marker leaves behind
+        options = getattr(implementation, "perfuse_impl", None)  # set by ``hookimpl``
         marked = isinstance(options, dict)
         if isinstance(implementation, ModuleType) or not (marked or name.startswith("perfuse_")):
             continue
@@ -311,7 +312,7 @@ def check_hooks(plugin: ModuleType | object) -> None:
 def _check_options(name: str, options: Mapping[str, Any]) -> None:
     refused = ("specname", "wrapper", "hookwrapper")
     if taken := [option for option in refused if options.get(option)]:
-        raise PluginError(f"hook {name} is marked with {taken[0]}, which this host does not have")
+        raise PluginError(f"hook {name} is marked with {taken[0]}, which perfuse does not support")
 
 
 def _check_arguments(name: str, implementation: Callable[..., Any]) -> None:
@@ -320,7 +321,7 @@ def _check_arguments(name: str, implementation: Callable[..., Any]) -> None:
             continue
         if parameter.default is not inspect.Parameter.empty:
             raise PluginError(
-                f"hook {name} has a default for its argument {parameter.name!r}, which would "
-                "never be filled; hooks take no arguments"
+                f"hook {name} has a default for its argument {parameter.name!r}, which would never "
+                "be passed; hooks take no arguments"
             )
         raise PluginError(f"hook {name} takes no arguments, this one takes [{parameter.name!r}]")

@@ -1,4 +1,4 @@
-"""How a picture becomes what the denoiser works on, and back."""
+"""Latents: how pictures become the denoiser's input, and back."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ Array = Any
 
 @dataclass(frozen=True, kw_only=True)
 class LatentSpec(ABC):
-    """The latents of a pipeline. An architecture that has others brings a subclass of its own.
+    """The shape and scaling of a pipeline's latents. An architecture may bring its own subclass.
 
-    Subclasses are frozen dataclasses of plain values: an exported folder's manifest holds them.
+    Subclasses are frozen dataclasses of plain values: an exported folder's manifest stores them.
     """
 
-    #: The class name of the architecture that owns the subclass; the manifest names it so.
+    #: The class name of the architecture that owns the subclass; written to the manifest.
     kind: ClassVar[str]
 
-    #: Channels of what the noise is drawn for, before it is packed.
+    #: Channels of the initial noise, before packing.
     channels: int
-    #: Pixels that a latent spans, in height and in width.
+    #: Pixels per latent, in height and in width: 8 for Stable Diffusion.
     downscale: int
 
     @property
@@ -34,7 +34,7 @@ class LatentSpec(ABC):
         return (batch, self.channels, height // self.downscale, width // self.downscale)
 
     def dims(self, height: int, width: int) -> dict[str, int]:
-        """Each named dimension of the components' signatures that follows from a size in pixels."""
+        """The dimensions of the components' signatures that a size in pixels determines."""
         return {
             "height": height,
             "width": width,
@@ -44,24 +44,24 @@ class LatentSpec(ABC):
 
     @abstractmethod
     def encode(self, latents: Array) -> Array:
-        """The autoencoder's latents [B, C, h, w] as the pipeline's."""
+        """From the autoencoder's latents [B, C, h, w] to the pipeline's, of the same shape."""
 
     @abstractmethod
     def decode(self, latents: Array) -> Array:
-        """The pipeline's latents [B, C, h, w] as the autoencoder's."""
+        """From the pipeline's latents [B, C, h, w] to the autoencoder's, of the same shape."""
 
     def pack(self, latents: Array) -> Array:
-        """Latents as the denoiser takes them."""
+        """Rearrange latents to the shape that the denoiser takes; by default as they are."""
         return latents
 
     def unpack(self, latents: Array, height: int, width: int) -> Array:
-        """What ``pack`` made, as it was; the size is the picture's, in pixels."""
+        """Undo ``pack``, for a picture of this size in pixels."""
         return latents
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelLatents(LatentSpec):
-    """For a denoiser that works on pictures themselves."""
+    """The "latents" of a denoiser that works on pixels: pictures as they are."""
 
     kind: ClassVar[str] = "pixels"
 

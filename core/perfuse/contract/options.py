@@ -1,4 +1,4 @@
-"""Switches of backends and exporters: ``NAME=VALUE``."""
+"""Options of backends and exporters: ``NAME=VALUE``."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -7,23 +7,23 @@ from perfuse.errors import InputError
 
 __all__ = ["Options", "read_options"]
 
-#: Each switch with the values that it takes: words, a range of whole numbers, or ``None`` for any text.
+#: Option name to its values: a list of words, a range of whole numbers, or ``None`` for any text.
 Options: TypeAlias = Mapping[str, Sequence[str] | range | None]
 
 
 def read_options(given: Mapping[str, object], known: Options, *, of: str) -> dict[str, str]:
-    """Check switches against those that there are.
+    """Check options against the known ones.
 
     Args:
-        given: What a person wrote; from Python, numbers and truth values are taken, too.
-        known: The switches that there are.
-        of: Whose they are, for the message: ``"The Core ML exporter"``.
+        given: Option name to value: text, a number or a bool.
+        known: The options that exist.
+        of: Their owner, for the error message: ``"The Core ML exporter"``.
 
     Returns:
-        The switches as text; truth values as ``"true"`` and ``"false"``.
+        Option name to value as text; bools as ``"true"`` and ``"false"``.
 
     Raises:
-        InputError: a switch or a value is unknown.
+        InputError: an option or its value is unknown.
     """
     options = {}
     for name, value in given.items():

@@ -1,4 +1,4 @@
-"""The contract of a reader: a plugin that knows the layout of folders that other tools write."""
+"""The contract of a reader: a plugin that opens folders written by other tools."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,20 +11,20 @@ __all__ = ["Reader"]
 
 
 class Reader(ABC):
-    """A plugin that reads folders of one layout, which no manifest of ours describes."""
+    """A plugin that reads folders of one layout, which have no perfuse manifest."""
 
     @abstractmethod
     def read(self, folder: Path, *, scheduler: Mapping[str, Any] | None) -> Source:
-        """Describe the folder. Nothing is loaded, nothing executed.
+        """Describe the folder. No weights are loaded and no code of the folder runs.
 
         Args:
-            folder: It has one of the patterns of the reader's manifest.
-            scheduler: The scheduler's config, if it was named apart; it goes before the folder's.
+            folder: A folder that matches a pattern of the reader's manifest.
+            scheduler: A scheduler config given apart (``scheduler_from``); overrides the folder's.
 
         Returns:
-            A source whose spec has an empty ``scheduler`` where neither names one.
+            A source; ``spec.scheduler`` is empty if neither the argument nor the folder gives one.
 
         Raises:
-            ArtifactError: the folder is incomplete or damaged, or leads out of itself.
+            ArtifactError: the folder is incomplete or damaged, or points outside of itself.
             InputError: it holds several pipelines, or one that perfuse cannot run.
         """

@@ -16,76 +16,80 @@ __all__ = ["Source"]
 
 
 class Source(ABC):
-    """A description of a pipeline, its components, its tokenizers and the files that go with it."""
+    """A pipeline's description, its components, its tokenizers and its other files."""
 
-    #: What a person calls it: a folder, a Hub id.
+    #: What the user named: a folder or a Hub id.
     model: str
-    #: What it is made of.
+    #: The description of the pipeline.
     spec: PipelineSpec
-    #: The commit of a Hub repository.
+    #: The commit of a Hub repository; ``None`` for any other source.
     revision: str | None = None
 
     @abstractmethod
     def component(
         self, name: str, *, precision: str | None = None, static: Mapping[str, int] | None = None
     ) -> Component:
-        """A component for a backend to prepare.
+        """One component, for a backend to prepare.
 
         Args:
             name: One of ``spec.components``.
-            precision: What its weights and arithmetic are to be; by default what they are in an
-                export, and float32 elsewhere.
+            precision: Of weights and arithmetic; by default that of the export, and float32 for
+                any other source.
             static: Dimensions to fix; every other one stays symbolic.
 
         Raises:
-            InputError: there is no such component, precision or dimension.
+            InputError: the component, the precision or a dimension is unknown.
         """
 
     @abstractmethod
     def tokenizer(self, name: str) -> "Tokenizer":
-        """One of its tokenizers.
+        """One of ``spec.tokenizers``.
 
         Raises:
-            InputError: there is none of this name.
+            InputError: the source has no tokenizer of this name.
         """
 
     def files(self) -> Mapping[str, Path]:
-        """What an export takes along, tokenizers for one: the path there to the file here."""
+        """Files to copy into an export, such as tokenizers: path in the export to source file."""
         return {}
 
     @property
     def format(self) -> str | None:
-        """The engine format that its components are in; ``None`` where they are torch modules."""
+        """The engine format of the components; ``None`` if they are torch modules."""
         return None
 
     @property
     def transforms(self) -> tuple[str, ...]:
-        """The transforms that its components went through when they were exported."""
+        """The transforms that were applied before the components were exported."""
         return ()
 
     def weight_bytes(self) -> Mapping[str, int]:
-        """Bytes of stored weights, by component, or by the part that several components share."""
+        """Bytes of stored weights by component, or by model where components share one."""
         return {}
 
     def exported(self) -> Mapping[str, Any]:
-        """For an export: each component as its manifest has it."""
+        """Each component's entry in the manifest of an export; empty for any other source."""
         return {}
 
     def with_spec(self, spec: PipelineSpec) -> "Source":
-        """The same source, described otherwise.
+        """The same source with another description.
 
         Raises:
-            InputError: this kind of source cannot be.
-        """
-        raise InputError(f"{self.model} was to run with another scheduler; it brings its own.")
-
-    def verify(self) -> None:
-        """Check the content of every file against what was recorded when it was written.
-
-        Raises:
-            InputError: nothing was recorded.
-            ArtifactError: a file is another.
+            InputError: this kind of source does not support it.
         """
         raise InputError(
-            f"{self.model} was to be verified; only an exported folder has a record of its files."
+            f"{self.model} was to run with another scheduler; this kind of source always uses its "
+            "own. Open it without scheduler_from, and set pipe.scheduler."
+        )
+
+    def verify(self) -> None:
+        """Compare the checksum of every file with the one recorded when it was written.
+
+        Raises:
+            InputError: the source has no recorded checksums.
+            ArtifactError: a file has changed.
+        """
+        raise InputError(
+            f"{self.model} was to be verified; only exported folders record the checksums of their "
+            "files. Verify an exported folder."
         )

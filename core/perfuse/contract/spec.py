@@ -1,7 +1,7 @@
 """The hardware-neutral description of a pipeline: plain data, no weights, no engine.
 
 A ``PipelineSpec`` is read from a checkpoint, written to an artifact's manifest and read back from
-it. Everything a backend or an exporter may ask about a component is in its ``ComponentSpec``.
+it. Everything that a backend or an exporter needs to know of a component is in ``ComponentSpec``.
 """
 
 import math
@@ -24,15 +24,15 @@ __all__ = [
 ]
 
 
-#: A numpy array, or a torch tensor where the denoiser runs on a torch device.
+#: A numpy array, or a torch tensor if the denoiser runs on a torch device.
 Array = Any
 
 
 class Role:
-    """What a component is for, with the names of the tensors that every component of it has.
+    """What a component is for, with the tensor names that every component of a role has.
 
-    A component may have more inputs than these: conditions, which a task computes, and what its
-    architecture computes on the host.
+    A component may have more inputs: conditions, which a task computes, and host inputs, which its
+    architecture computes (``Architecture.host_inputs``).
     """
 
     #: ``sample``, ``timestep``, … to ``out_sample``.
@@ -45,7 +45,7 @@ class Role:
     LATENT_DECODER = "latent_decoder"
     #: Pictures to states or embeddings.
     IMAGE_ENCODER = "image_encoder"
-    #: What the denoiser takes, and a picture, to what is added inside the denoiser.
+    #: A ControlNet: the denoiser's inputs and a picture, to residuals for the denoiser.
     CONTROL = "control"
     OTHER = "other"
 
@@ -55,14 +55,14 @@ class TensorSpec:
     """One named tensor of a signature."""
 
     name: str
-    #: ``"float32"``, ``"int64"``, …; ``"float"`` follows the component's precision inside the
-    #: graph and is float32 where a program is called.
+    #: ``"float32"``, ``"int64"``, …; ``"float"`` is the component's precision inside the graph, and
+    #: float32 in the arrays that a program takes and returns.
     dtype: str
-    #: A number, or the name of a dimension that is known at run time: ``"batch"``, ``"height"``.
+    #: For each axis its size, or the name of a symbolic dimension: ``"batch"``, ``"height"``.
     shape: tuple[int | str, ...]
 
     def resolve(self, dims: Mapping[str, int]) -> tuple[int | str, ...]:
-        """The shape with the dimensions that ``dims`` knows put in."""
+        """The shape with the dimensions in ``dims`` replaced by their sizes."""
         return tuple(dims.get(d, d) if isinstance(d, str) else d for d in self.shape)
 
 
@@ -88,11 +88,11 @@ class Signature:
         return tuple(dict.fromkeys(names))
 
     def input(self, name: str) -> TensorSpec | None:
-        """The input of a name; ``None`` where there is none."""
+        """The input of this name, or ``None``."""
         return next((tensor for tensor in self.inputs if tensor.name == name), None)
 
     def resolve(self, dims: Mapping[str, int]) -> "Signature":
-        """The same signature with the dimensions that ``dims`` knows put in."""
+        """The signature with the dimensions in ``dims`` replaced by their sizes."""
         return Signature(
             inputs=tuple(replace(t, shape=t.resolve(dims)) for t in self.inputs),
             outputs=tuple(replace(t, shape=t.resolve(dims)) for t in self.outputs),
@@ -102,7 +102,7 @@ class Signature:
         """Check the arrays of one call and return the size of every symbolic dimension.
 
         Raises:
-            InputError: an input is missing, unknown, or has another rank or size than declared.
+            InputError: an input is missing or unknown, or its rank or size is not as declared.
         """
         if inputs.keys() != set(self.input_names):
             missing = [name for name in self.input_names if name not in inputs]
@@ -131,16 +131,17 @@ class Signature:
 
 @dataclass(frozen=True, kw_only=True)
 class Dim:
-    """What a component says of one of its symbolic dimensions. The host checks it before a call."""
+    """The sizes that a symbolic dimension of a component takes; the host checks them at a call."""
 
     #: Sizes are multiples of this.
     multiple: int = 1
     #: The largest size.
     maximum: int | None = None
-    #: A size, in multiples, to capture the graph with; no two dimensions of a component share one.
+    #: The size to capture the graph with, in units of ``multiple``; different for each dimension of
+    #: a component.
     example: int = 8
-    #: The least size, in multiples, that capture may assume. torch.export treats a size of one as a
-    #: case of its own, also where a network halves a size until one is left.
+    #: The least size that capture may assume, in units of ``multiple``. Above 1 where needed:
+    #: torch.export specialises on a size of 1, also where a network halves a size down to 1.
     smallest: int = 1
 
 
@@ -149,29 +150,29 @@ _ANY = Dim()
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentSpec:
-    """One tensor computation with weights."""
+    """The description of one component: a tensor computation with weights."""
 
     #: ``"text_encoder"``, ``"unet"``, ``"vae_encoder"``, ``"vae_decoder"``, …
     name: str
-    #: What it is for: one of those in ``Role``.
+    #: What it is for: one of the values in ``Role``.
     role: str
     #: The checkpoint's class for it, e.g. ``"UNet2DConditionModel"``.
     class_name: str
     #: Its folder in the checkpoint; two components may share one, as the two halves of a VAE do.
     folder: str
-    #: The checkpoint's ``config.json``, as it is.
+    #: The checkpoint's ``config.json``, unchanged.
     config: Mapping[str, Any]
     signature: Signature
-    #: What is known of symbolic dimensions; one that is missing takes any size.
+    #: Symbolic dimension to the sizes it takes; a dimension that is not listed takes any size.
     dims: Mapping[str, Dim] = field(default_factory=FrozenDict)
     #: For a denoiser: the height and width, in latents, that it was trained for.
     sample_size: tuple[int, int] | None = None
-    #: For a denoiser: ``"branches"`` where guidance asks it with and without the prompt,
-    #: ``"embedded"`` where it takes the scale as an input, ``""`` where there is none.
+    #: For a denoiser: ``"branches"`` if guidance runs it with and without the prompt,
+    #: ``"embedded"`` if it takes the guidance scale as an input, ``""`` if it has no guidance.
     guidance: str = ""
-    #: Whether it overflows in float16 and stays in float32 there.
+    #: Whether it overflows in float16, and therefore runs in float32 in a float16 pipeline.
     upcast: bool = False
-    #: The component of which this is another entry: a graph of its own over the same weights.
+    #: The component whose weights this one shares: another graph (entry) over the same weights.
     entry_of: str | None = None
 
     def __post_init__(self) -> None:
@@ -180,24 +181,25 @@ class ComponentSpec:
 
     @property
     def part(self) -> str:
-        """The attribute of a pipeline that holds its model; one model may be several components."""
+        """The pipeline attribute that holds its model: ``"vae"`` for both halves of a VAE."""
         return self.folder if self.folder != "." else self.name
 
     @property
     def branches(self) -> int:
-        """The batch of one picture where a graph must fix it: 2 for a denoiser with guidance.
+        """The batch for one picture in a graph with a fixed batch: 2 for a denoiser with guidance.
 
-        Classifier-free guidance asks it with and without the words at once (Ho and Salimans,
-        https://arxiv.org/abs/2207.12598). One that was distilled takes the scale as an input.
+        Classifier-free guidance runs the denoiser with and without the prompt in one batch (Ho and
+        Salimans, https://arxiv.org/abs/2207.12598). A guidance-distilled one takes the scale as an
+        input, and has 1.
         """
         return 2 if self.guidance == "branches" else 1
 
     def dim(self, name: str) -> Dim:
-        """What is known of a dimension."""
+        """The sizes that a dimension takes; any size if it is not listed in ``dims``."""
         return self.dims.get(name, _ANY)
 
     def check_dims(self, dims: Mapping[str, int]) -> None:
-        """Raise ``InputError`` where a size is not one that the component can take."""
+        """Raise ``InputError`` if the component cannot take one of these sizes."""
         for name, dim in self.dims.items():
             size = dims.get(name)
             if size is None:
@@ -220,7 +222,7 @@ class PipelineSpec:
 
     #: The checkpoint's pipeline class, e.g. ``"StableDiffusionPipeline"``.
     class_name: str
-    #: What it can do: ``("text-to-image",)``. The first is the one that a bare call runs.
+    #: Names of its tasks: ``("text-to-image",)``. The first is the default.
     tasks: tuple[str, ...]
     components: Mapping[str, ComponentSpec]
     #: ``scheduler_config.json``, ``_class_name`` included.
@@ -236,31 +238,31 @@ class PipelineSpec:
             object.__setattr__(self, name, FrozenDict(getattr(self, name)))
 
     def having(self, role: str) -> tuple[ComponentSpec, ...]:
-        """The components of a role, other entries of one left out."""
+        """The components of a role, without those that are another entry of one."""
         found = (c for c in self.components.values() if c.role == role and c.entry_of is None)
         return tuple(found)
 
     def one(self, role: str) -> ComponentSpec:
-        """The component of a role.
+        """The first component of a role.
 
         Raises:
-            ArtifactError: there is none.
+            ArtifactError: the pipeline has no component of this role.
         """
         for component in self.having(role):
             return component
         raise ArtifactError(
-            f"{self.class_name} has no {role.replace('_', ' ')}; it has "
-            f"{', '.join(self.components)}."
+            f"{self.class_name} needs a {role.replace('_', ' ')} here; it has "
+            f"{', '.join(self.components)}. Open a model that has one."
         )
 
     @property
     def denoiser(self) -> ComponentSpec:
-        """The component that the loop calls."""
+        """The component that the denoising loop runs."""
         return self.one(Role.DENOISER)
 
     @property
     def default_size(self) -> tuple[int, int]:
-        """Height and width in pixels that the checkpoint was trained for."""
+        """The height and width, in pixels, that the checkpoint was trained for."""
         height, width = self.denoiser.sample_size or (64, 64)
         return height * self.latents.downscale, width * self.latents.downscale
 

@@ -1,7 +1,7 @@
 """Tasks as sequences of named steps with declared inputs and outputs.
 
-A step is a function from some of the state to some more of it; the state is passed and returned.
-Running a task is a generator, so that progress and stopping belong to the caller.
+A step is a function that reads some names of the state and returns others; the state is passed and
+returned. ``Task.run`` is a generator: the caller shows progress, and stops it by not going on.
 
 >>> @step(outputs=("y",))
 ... def double(tools, x):
@@ -48,7 +48,7 @@ State: TypeAlias = Mapping[str, Any]
 
 
 class Tools(Protocol):
-    """What a step may use of the pipeline that runs it."""
+    """The pipeline that runs a task, as its steps see it."""
 
     @property
     def spec(self) -> "PipelineSpec": ...
@@ -57,7 +57,7 @@ class Tools(Protocol):
     def scheduler(self) -> "Scheduler": ...
 
     def program(self, component: str) -> "Program":
-        """The component, prepared on its target the first time it is asked for."""
+        """The program of a component, prepared on its target on first use."""
 
     def tokenizer(self, name: str) -> "Tokenizer": ...
 
@@ -76,7 +76,7 @@ REQUIRED = _Required()
 
 
 class Picture:
-    """The type of an input that takes a picture: a file on the command line, a PIL image here."""
+    """The ``kind`` of a picture input: a file on the command line, a PIL image in Python."""
 
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -85,18 +85,18 @@ _CHECKED: Mapping[type, type] = {int: numbers.Integral, float: numbers.Real}
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """One input of a task: the call's argument, and where it has one, the command line's option."""
+    """One input of a task: a Python argument and, if ``option`` is set, a command-line option."""
 
     default: Any = None
-    #: ``int``, ``float``, ``str``, ``bool`` or ``Picture``; ``None`` for anything else.
+    #: ``int``, ``float``, ``str``, ``bool`` or ``Picture``; ``None`` for any other type.
     kind: type | None = None
     #: One line on what it does, with its unit.
     help: str = ""
-    #: The command line's option, ``"--steps"``; empty for an input that only a program gives.
+    #: The command line's option, ``"--steps"``; empty for an input of the Python API alone.
     option: str = ""
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ``InputError`` for a number that is none. Lists are the steps' to look at."""
+        """Raise ``InputError`` if a numeric input is not a number. The steps check all else."""
         wanted = _CHECKED.get(self.kind) if self.kind is not None else None
         if wanted is None or value is None or isinstance(value, list | tuple):
             return
@@ -109,16 +109,16 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One named stage of a task; ``step`` makes one of a function."""
+    """One named stage of a task; the decorator ``step`` makes one from a function."""
 
     name: str
-    #: ``(tools, **inputs) -> outputs``; its parameters are the names that it reads in the state.
+    #: ``(tools, **inputs) -> outputs``; its parameters are the names that it reads from the state.
     run: Callable[..., State]
-    #: Names that it returns, all of them, every time.
+    #: The names that it returns: always all of them.
     outputs: tuple[str, ...]
     #: The names that it reads, from the signature of ``run``.
     inputs: tuple[str, ...] = field(init=False)
-    #: Those of them that have a default in ``run``, which stands where the state has none.
+    #: The inputs with a default in ``run``, used if the state has no such name.
     optional: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -128,7 +128,7 @@ class Step:
 
     def __reduce__(self) -> Any:
         where = (self.run.__module__, self.run.__qualname__)
-        if _at(*where) is self:  # the name of the function is the step's now
+        if _at(*where) is self:  # the decorated function's name now refers to the step
             return _at, where
         return _step, (self.name, self.run, self.outputs)
 
@@ -145,26 +145,30 @@ def _at(module: str, name: str) -> Any:
 
 @cache
 def _parameters(run: Callable[..., Any]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The names that a function reads of the state, and those that it can do without."""
+    """The names that a function reads from the state, and those that have a default."""
     _, *parameters = inspect.signature(run).parameters.values()
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     if any(parameter.kind in kinds for parameter in parameters):
         raise InputError(
-            f"{run.__qualname__} takes *args or **kwargs; a step names each thing that it reads."
+            f"{run.__qualname__} was to be a step; it takes *args or **kwargs. Give it one named "
+            "parameter for each name that it reads from the state."
         )
     optional = (p.name for p in parameters if p.default is not inspect.Parameter.empty)
     return tuple(parameter.name for parameter in parameters), frozenset(optional)
 
 
 def step(*, outputs: tuple[str, ...], name: str = "") -> Callable[[Callable[..., State]], Step]:
-    """Make a step of a function ``(tools, …)``.
+    """Make a step from a function ``(tools, …)``.
+
+    The function's other parameters are the names that it reads from the state. A parameter with a
+    default is optional: the default is used if the state has no such name.
 
     Args:
-        outputs: The names that it returns, all of them, every time.
-        name: What to call it; the function's name by default.
+        outputs: The names that the function returns: always all of them.
+        name: The step's name; the function's name by default.
 
-    Its other parameters are what it reads of the state, and one with a default is read where it is
-    there.
+    Raises:
+        InputError: the function takes ``*args`` or ``**kwargs``.
     """
 
     def make(run: Callable[..., State]) -> Step:
@@ -184,7 +188,10 @@ class Loop:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The first option whose input was given; ``None`` as an input matches always."""
+    """Runs the first of several nodes whose input is not ``None``.
+
+    ``options`` are pairs ``(input name, node)``; a name of ``None`` always matches.
+    """
 
     name: str
     options: tuple[tuple[str | None, "Node"], ...]
@@ -192,14 +199,13 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class When:
-    """Runs a node where a condition holds, and otherwise another, or nothing.
+    """Runs ``then`` if a condition holds, else ``otherwise``, if there is one.
 
-    What the node gives and nothing before it gave can be read after this only if the other node
-    gives it too.
+    Later steps can read only what both nodes return, or what was in the state before.
     """
 
     name: str
-    #: ``(tools, **inputs) -> bool``; its parameters are the names that it reads in the state.
+    #: ``(tools, **inputs) -> bool``; its parameters are the names that it reads from the state.
     condition: Callable[..., bool]
     then: "Node"
     otherwise: "Node | None" = None
@@ -210,26 +216,31 @@ Node: TypeAlias = Step | Loop | Choice | When
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that a running task has just done."""
+    """A step, or one iteration of a loop, that a running task has just finished."""
 
-    #: The step, or for a loop its name.
+    #: The name of the step or of the loop.
     step: str
-    #: What was known then. Later steps do not change it.
+    #: A copy of the state at this point; later steps do not change it.
     state: State
-    #: For a loop: how many of ``total`` rounds are done.
+    #: For a loop: how many of ``total`` iterations are done.
     done: int = 1
     total: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A sequence of steps, with the inputs that a caller may give."""
+    """A sequence of steps, with the inputs that a caller may give.
+
+    Construction checks that each step's inputs are in the state when it runs.
+
+    Raises:
+        InputError: a step reads a name that no input and no earlier step provides.
+    """
 
     name: str
     inputs: Mapping[str, Input]
     steps: tuple[Node, ...]
-    #: What is known when all steps have run. That each step's inputs are there when it runs is
-    #: checked on construction.
+    #: The names in the state after all steps have run.
     known: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -251,10 +262,10 @@ class Task:
         return replace(self, inputs={**self.inputs, **changed})
 
     def find(self, name: str) -> Node:
-        """The node of a name.
+        """The node of this name, also inside loops and choices.
 
         Raises:
-            InputError: there is none.
+            InputError: the task has no such node.
         """
         for node in _walk(self.steps):
             if node.name == name:
@@ -262,14 +273,18 @@ class Task:
         raise self._missing(name)
 
     def insert(self, node: Node, *, before: str | None = None, after: str | None = None) -> "Task":
-        """The task with a step more, before or after the one of that name.
+        """The task with a node inserted before or after the node of a name.
 
         Raises:
-            InputError: there is no such step, or the new one reads what is not there yet.
+            InputError: there is no such node; both or neither of ``before`` and ``after`` were
+                given; or a step would read a name that is not in the state yet.
         """
         anchor = before if before is not None else after
         if anchor is None or (before is not None and after is not None):
-            raise InputError(f"{node.name!r} goes before or after a step; name one of the two.")
+            raise InputError(
+                f"{node.name!r} was to be inserted with before={before!r} and after={after!r}. Name "
+                "one step, to go before or after."
+            )
 
         def edit(old: Node) -> tuple[Node, ...]:
             return (node, old) if before is not None else (old, node)
@@ -277,11 +292,19 @@ class Task:
         return self._edited(anchor, edit)
 
     def replace(self, name: str, node: Node) -> "Task":
-        """The task with another step in the place of the one of that name."""
+        """The task with the node of a name replaced.
+
+        Raises:
+            InputError: there is no such node, or a step reads a name that is not in the state.
+        """
         return self._edited(name, lambda old: (node,))
 
     def without(self, name: str) -> "Task":
-        """The task without the step of that name."""
+        """The task without the node of a name.
+
+        Raises:
+            InputError: there is no such node, or a later step reads what it returned.
+        """
         return self._edited(name, lambda old: ())
 
     def _edited(self, name: str, edit: "Edit") -> "Task":
@@ -295,10 +318,14 @@ class Task:
         return InputError(f"Task {self.name!r} has no step {name!r}; it has {names}.")
 
     def run(self, tools: Any, given: Mapping[str, Any]) -> Iterator[Event]:
-        """Run the steps one by one; the last event's state is the result.
+        """Run the steps one by one, with an event after each; the last one's state is the result.
+
+        Args:
+            tools: The pipeline, passed to every step.
+            given: Input name to value.
 
         Raises:
-            InputError: an input is unknown, or one that is required was not given.
+            InputError: an input is unknown or of the wrong type, or a required one is missing.
         """
         unknown = [name for name in given if name not in self.inputs]
         if unknown:
@@ -333,7 +360,7 @@ def _chosen(choice: Choice, state: State) -> Node:
         if name is None or state[name] is not None:
             return option
     raise InputError(
-        f"{choice.name} goes by {', '.join(str(name) for name, _ in choice.options)}; none of them "
+        f"{choice.name} needs one of {', '.join(str(name) for name, _ in choice.options)}; none "
         "was given. Give one."
     )
 
@@ -354,7 +381,7 @@ def _loop(loop: Loop, tools: Any, state: dict[str, Any]) -> Iterator[Event]:
     total = len(state[loop.over])
     for index in range(total):
         for node in loop.steps:
-            state["index"] = index  # a loop inside has counted its own
+            state["index"] = index  # an inner loop overwrites it
             if isinstance(node, Step):
                 state.update(_call(node, tools, state))
             else:
@@ -376,7 +403,7 @@ def _call(step: Step, tools: Any, state: Mapping[str, Any]) -> State:
 
 
 def _flow(nodes: tuple[Node, ...], known: frozenset[str], task: str) -> frozenset[str]:
-    """What is known after the nodes; an error where one reads what is not known yet."""
+    """The names in the state after the nodes; ``InputError`` if one reads a name not in it."""
     for node in nodes:
         if isinstance(node, Step):
             needs = tuple(name for name in node.inputs if name not in node.optional)
@@ -405,7 +432,7 @@ def _check_reads(who: str, reads: tuple[str, ...], known: frozenset[str], task: 
     if missing:
         raise InputError(
             f"{who} of {task!r} reads {', '.join(missing)}, which nothing before it gives; known "
-            f"there: {', '.join(sorted(known))}."
+            f"there: {', '.join(sorted(known))}. Add a step before it that gives them."
         )
 
 
@@ -430,12 +457,13 @@ def _walk(nodes: tuple[Node, ...]) -> Iterator[Node]:
 
 
 def _holding(node: Node, nodes: tuple[Node, ...]) -> Node:
-    """A node that holds others, with these in their place."""
+    """A loop, choice or condition with other nodes inside."""
     if isinstance(node, Loop):
         return replace(node, steps=nodes)
     if len(nodes) != len(_inside(node)):
         raise InputError(
-            f"{node.name!r} holds one step for each case; replace the step in it, or {node.name!r}."
+            f"{node.name!r} holds exactly one node for each case, and would get another number of "
+            f"them. Replace the node inside by one other, or replace {node.name!r}."
         )
     if isinstance(node, Choice):
         names = [name for name, _ in node.options]
@@ -445,7 +473,7 @@ def _holding(node: Node, nodes: tuple[Node, ...]) -> Node:
 
 
 def _edit(nodes: tuple[Node, ...], name: str, edit: Edit) -> tuple[Node, ...] | None:
-    """The nodes with the edit made at the node of that name, wherever it is; ``None`` if nowhere."""
+    """The nodes with ``edit`` applied to the node of that name, at any depth, or ``None``."""
     for i, node in enumerate(nodes):
         changed: tuple[Node, ...] | None = edit(node) if node.name == name else None
         if changed is None and (inner := _edit(_inside(node), name, edit)) is not None:

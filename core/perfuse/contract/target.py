@@ -9,7 +9,7 @@ from perfuse.errors import InputError
 
 __all__ = ["PRECISIONS", "Device", "Placement", "Target"]
 
-#: What a component's weights and arithmetic can be asked to be.
+#: The precisions that can be requested for a component's weights and arithmetic.
 PRECISIONS = ("float32", "float16", "bfloat16")
 
 
@@ -20,7 +20,7 @@ class Target:
     backend: str
     #: ``None`` for the backend's default device. It may hold colons itself: ``torch:cuda:1``.
     device: str | None = None
-    #: The backend's own switches, e.g. ``{"compile": "true"}``; it refuses those it does not have.
+    #: The backend's options, e.g. ``{"compile": "true"}``; it refuses unknown ones.
     options: Mapping[str, str] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Which target each component runs on: one for everything, or one a component."""
+    """Which target each component runs on: a default, and others by component."""
 
     default: Target
     components: Mapping[str, Target] = field(default_factory=FrozenDict)
@@ -60,8 +60,9 @@ class Placement:
         """Read ``"openvino:GPU"`` or ``"unet=openvino:GPU,vae_decoder=torch"``.
 
         Args:
-            text: What a person wrote.
-            default: The target of the rest where the text names none; called only then.
+            text: Targets, separated by commas; ``COMPONENT=TARGET`` is for one component.
+            default: The target of all other components, where the text names none. A function is
+                called only if it is needed.
 
         Raises:
             InputError: a part of the text is not a target.
@@ -72,8 +73,9 @@ class Placement:
             name, equals, target = part.partition("=")
             if equals and (not name.strip() or name.strip() in components):
                 raise InputError(
-                    f"Backend {text!r} was asked for; each COMPONENT=TARGET in it names another "
-                    "component, for example unet=openvino:GPU,torch:cpu."
+                    f"Backend {text!r} was asked for; {part.strip()!r} in it names no component, "
+                    "or one that was named before. Give each component once, for example "
+                    "unet=openvino:GPU,torch:cpu."
                 )
             if equals:
                 components[name.strip()] = Target.parse(target)
@@ -81,8 +83,8 @@ class Placement:
                 bases.append(Target.parse(part))
         if len(bases) > 1:
             raise InputError(
-                f"Backend {text!r} was asked for; {' and '.join(map(str, bases))} cannot both run "
-                "the rest. Give one of them a component: unet=TARGET."
+                f"Backend {text!r} was asked for; {' and '.join(map(str, bases))} cannot both be "
+                "the default. Give one of them a component: unet=TARGET."
             )
         if not bases:
             bases = [Target.parse(default() if callable(default) else default)]
@@ -100,8 +102,8 @@ class Placement:
 class Device:
     """A device that a backend can run on."""
 
-    #: What a person types after the colon: ``"cpu"``, ``"cuda:0"``, ``"GPU"``.
+    #: The name that a user types after the colon: ``"cpu"``, ``"cuda:0"``, ``"GPU"``.
     name: str
-    #: What the device calls itself.
+    #: The hardware's own name, as its driver reports it.
     description: str = ""
     precisions: tuple[str, ...] = ("float32",)

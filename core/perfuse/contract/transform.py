@@ -1,4 +1,4 @@
-"""Transforms: accelerations and whatever else rewrites a pipeline before it runs."""
+"""Transforms: accelerations and other rewritings of a pipeline before it runs."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ __all__ = ["NoOptions", "Plan", "Transform"]
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a pipeline is going to do: its description, its components and its tasks.
+    """What a pipeline will run: its description, its components and its tasks.
 
     Plain data: it can be hashed, pickled and sent to another process.
     """
@@ -30,7 +30,7 @@ class Plan:
             object.__setattr__(self, name, FrozenDict(getattr(self, name)))
 
     def with_component(self, component: Component) -> "Plan":
-        """The plan with a component more, or another in the place of the one of that name."""
+        """The plan with a component added, or replaced if one of that name exists."""
         components = {**self.spec.components, component.name: component.spec}
         return replace(
             self,
@@ -39,7 +39,7 @@ class Plan:
         )
 
     def with_tasks(self, change: Callable[[Task], Task]) -> "Plan":
-        """The plan with each of its tasks changed."""
+        """The plan with ``change`` applied to each of its tasks."""
         return replace(self, tasks={name: change(task) for name, task in self.tasks.items()})
 
 
@@ -51,32 +51,32 @@ class NoOptions:
 class Transform(ABC):
     """An acceleration, or anything else that rewrites a pipeline: plan and options in, plan out."""
 
-    #: A frozen dataclass of plain fields, each with a default: what a person writes after the
-    #: name, ``--transform NAME:key=value,key=value``.
+    #: A frozen dataclass of plain fields, each with a default: the options that a user types after
+    #: the name, ``--transform NAME:key=value,key=value``.
     Options: ClassVar[type] = NoOptions
-    #: Whether what is drawn is no longer the same within rounding. Such a transform is never on by
-    #: default, and pictures and reports name it.
+    #: Whether it changes pictures by more than rounding. Such a transform is never on by default,
+    #: and pictures and reports name it.
     approximate: ClassVar[bool] = False
 
-    #: The name that its manifest gives it; the host sets it.
+    #: The name in its manifest; set by the host.
     name: str = ""
 
     @abstractmethod
     def apply(self, plan: Plan, options: object) -> Plan:
-        """The plan, rewritten: components rewritten or added, steps replaced or put under a condition.
+        """Return a rewritten plan: components changed or added, steps replaced or made conditional.
 
-        It is called before anything is prepared or exported, and does no work itself: a component's
-        module is rewritten by ``Component.rebuilt`` when it is built. The components of an exported
-        folder have no module any more and were rewritten when it was made.
+        Called before anything is prepared or exported. It must be cheap: ``Component.rebuilt``
+        rewrites a module later, when it is built. Components of an exported folder have no module;
+        they were rewritten before the export.
 
         Args:
-            plan: The pipeline as it is, or as an earlier transform left it.
+            plan: The pipeline's plan, after any earlier transforms.
             options: An instance of ``Options``.
 
         Raises:
-            InputError: it does not fit this pipeline, or two options exclude each other.
+            InputError: the transform does not fit this pipeline, or two options exclude each other.
         """
 
     def refuse(self, why: str) -> InputError:
-        """The error of a transform that does not fit a pipeline."""
+        """The error to raise if the transform does not fit a pipeline; ``why`` ends the message."""
         return InputError(f"Transform {self.name!r} was asked for; {why}")

@@ -1,5 +1,5 @@
-"""Pipelines that share architectures and tasks: a file a family.
+"""Families of pipelines that share architectures and tasks: one file each.
 
-Each module here says in ``PIPELINES`` which pipeline classes of Diffusers it has, and by which tasks
-they run; the tasks are named by import path, so that listing them imports none.
+``PIPELINES`` of each module lists Diffusers' pipeline classes and their tasks. Tasks are named by
+import path, so importing this package is cheap.
 """

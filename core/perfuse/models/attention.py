@@ -101,9 +101,9 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Attention to itself, attention to the text, a feed-forward network; each normalised first.
+    """Self-attention, cross-attention to the text, a feed-forward network; each normalised first.
 
-    With ``only_cross_attention`` the first attention, too, looks at the text.
+    With ``only_cross_attention`` the first attention is a cross-attention, too.
     """
 
     def __init__(

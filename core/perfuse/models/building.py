@@ -1,7 +1,7 @@
-"""Modules of components: from a checkpoint's weights, or around a model that the user gives.
+"""The torch modules of components: from a checkpoint's weights, or from a model of the user's.
 
-A component's module has a flat face: a signature's inputs in order go in, a tuple of its outputs
-comes out. It is what the reference path runs and what capture traces: one code path for both.
+A component's module is *flat*: it takes the tensors of the component's signature in order, and
+returns a tuple of its outputs. The reference path runs this module; ``torch.export`` captures it.
 """
 
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ _M = TypeVar("_M", bound=Model)
 
 
 def build_component(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
-    """The flat module of a component, its weights memory-mapped where their dtype is ``dtype``."""
+    """The flat module of a component; weights already in ``dtype`` stay memory-mapped."""
     module: nn.Module = resolve(find(spec.class_name, asked=spec.name).build)(spec, weights, dtype)
     return module.eval().requires_grad_(False)
 
 
 def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
-    """The flat face of a model of the component's class: ours, Diffusers' or Transformers'."""
+    """Wrap a model of the component's class (perfuse's, Diffusers' or Transformers') as flat."""
     face = find(spec.class_name, asked=spec.name).wrap
     wrapped: nn.Module = resolve(face)(spec, model) if face else model
     return wrapped
@@ -39,7 +39,7 @@ def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True, kw_only=True)
 class Given(Recipe):
-    """The flat face of a module that the user put into a pipeline."""
+    """The recipe of a module that the user set on a pipeline: wrap it as flat."""
 
     spec: ComponentSpec
     module: nn.Module
@@ -49,9 +49,10 @@ class Given(Recipe):
 
 
 def native(cls: type[Model], spec: ComponentSpec, model: nn.Module) -> nn.Module:
-    """Our model around the same tensors, where a module has the names of one of ours.
+    """perfuse's model of class ``cls`` with the tensors of ``model``, if their names match.
 
-    Diffusers' modules decide by the size of their input, so that no capture of them holds for all.
+    Diffusers' modules branch on the size of their input, so a capture of them is valid for some
+    sizes only.
     """
     if isinstance(model, Model):
         return model
@@ -59,13 +60,13 @@ def native(cls: type[Model], spec: ComponentSpec, model: nn.Module) -> nn.Module
         ours = cls.from_config(spec.config)
     try:
         ours.load_state_dict(model.state_dict(), assign=True)
-    except RuntimeError:  # layers were added or taken out: it runs as it is
+    except RuntimeError:  # layers were added or removed: run the user's module as it is
         return model
     return ours.requires_grad_(False)
 
 
 def load_native(cls: type[_M], spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> _M:
-    """One of our models with a checkpoint's weights."""
+    """A model of class ``cls`` with a checkpoint's weights."""
     with torch.device("meta"):
         model = cls.from_config(spec.config)
     load_state(model, weights, where=spec.folder, rename=cls.rename, dtype=dtype)
@@ -73,13 +74,16 @@ def load_native(cls: type[_M], spec: ComponentSpec, weights: Weights, dtype: tor
 
 
 def unwrap(component: Component) -> nn.Module:
-    """The model inside a component's flat module, for a user to look at or to change.
+    """The model inside a component's flat module, for the user to read or modify.
 
     Raises:
-        InputError: the component has no torch module.
+        InputError: the component comes from an export, so it has no torch module.
     """
     if component.build is None:
-        raise InputError(f"{component.name} comes from an export, which has no torch module.")
+        raise InputError(
+            f"The torch module of {component.name} was asked for; {component.name} comes from an "
+            "export, which has no torch module. Open the checkpoint that was exported."
+        )
     module = component.build()
     whole: Any = getattr(module, "whole", None)
     model = whole() if whole is not None else getattr(module, "model", module)

@@ -1,4 +1,4 @@
-"""What the configurations of all models share: reading ``config.json``, checked, without torch.
+"""The base class of model configurations: reads and checks ``config.json``, without torch.
 
 Field names and defaults are those of Diffusers, whose checkpoints these classes read.
 """
@@ -27,16 +27,16 @@ def _thawed(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What all model configurations share: reading and writing ``config.json``."""
+    """The base class of model configurations."""
 
     class_name: ClassVar[str] = ""
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """Read a parsed ``config.json``; unknown fields are named in a warning and left out.
+        """Read a parsed ``config.json``; unknown fields are ignored with a warning.
 
         Raises:
-            CheckpointError: a value that this model cannot take.
+            CheckpointError: the model cannot take a value.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(key for key in config if key not in known and not key.startswith("_"))
@@ -49,12 +49,16 @@ class ModelConfig:
         return cls(**{key: _frozen(value) for key, value in config.items() if key in known})
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data, with the class name under ``_class_name``."""
+        """The configuration as plain data, with the class name under ``_class_name``."""
         fields = {f.name: _thawed(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return {"_class_name": self.class_name, **fields}
 
     def per_block(self, name: str) -> tuple[Any, ...]:
-        """A field that is one value for all blocks or one a block, as one a block."""
+        """A field as one value per block, whether it is given so or as one value for all.
+
+        Raises:
+            CheckpointError: the field has another number of values than there are blocks.
+        """
         value = getattr(self, name)
         count = len(self.block_out_channels)  # type: ignore[attr-defined]
         if not isinstance(value, tuple):
@@ -83,10 +87,10 @@ class ModelConfig:
 
 
 def check_types(config_class: type[Any], config: Mapping[str, Any], *, where: Path) -> None:
-    """Compare the values of a parsed ``config.json`` with the fields of a dataclass.
+    """Check the types of a parsed ``config.json`` against the fields of a dataclass.
 
     Raises:
-        CheckpointError: a value is of another type than its field.
+        CheckpointError: a value's type is not its field's.
     """
     hints = typing.get_type_hints(config_class)
     for item in dataclasses.fields(config_class):

@@ -23,7 +23,7 @@ def activation(name: str) -> nn.Module:
 class Timesteps(nn.Module):
     """Sinusoids of a timestep (Ho et al. 2020, after Vaswani et al. 2017): [B] -> float32 [B, C].
 
-    Always float32: a timestep of 999 has no room for its phase in half precision.
+    Always float32: half precision cannot resolve the phase of a timestep near 1000.
     """
 
     def __init__(self, channels: int, flip_sin_to_cos: bool, freq_shift: float) -> None:

@@ -1,4 +1,4 @@
-"""Tensors into modules and out again: nothing is copied that can be mapped, nothing is guessed."""
+"""Loading weights into modules, memory-mapped where possible, and saving them."""
 
 import importlib.metadata
 import json
@@ -36,16 +36,16 @@ def load_state(
     rename: Rename = str,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Give a module, which may have been built on the meta device, its tensors.
+    """Load weights into a module, which may be on the meta device.
 
     Tensors that have the dtype already stay memory-mapped; others are cast one at a time.
 
     Args:
-        module: Built to its config. Every parameter and buffer that it saves is replaced.
-        weights: What the files hold.
-        where: What to call the component in an error.
-        rename: The module's name of a tensor of the file; ``None`` for one that is not needed.
-        dtype: Of floating-point tensors; that which the module was built with by default.
+        module: The module. Its parameters and persistent buffers are replaced.
+        weights: The weights.
+        where: The component's name in an error.
+        rename: Maps a tensor's name in the file to its name in the module; ``None`` drops it.
+        dtype: Of floating-point tensors; by default as in the module.
 
     Raises:
         WeightsError: tensors are missing, unexpected or of another shape.
@@ -107,7 +107,7 @@ def _some(names: list[str]) -> str:
 
 
 def _fill_buffers(module: nn.Module, where: str) -> None:
-    """Compute the buffers that no file holds, and see that nothing is left without content."""
+    """Compute non-persistent buffers, and check that no tensor is left on the meta device."""
     for name, buffer in list(module.named_buffers()):
         if buffer.is_meta and name.endswith("position_ids"):
             parent, _, last = name.rpartition(".")
@@ -117,17 +117,17 @@ def _fill_buffers(module: nn.Module, where: str) -> None:
     if left:
         raise WeightsError(
             f"{where} has tensors that no file holds and that perfuse cannot compute: "
-            f"{_some(left)}. Report it, with the version of transformers."
+            f"{_some(left)}. Please report this, with the version of transformers."
         )
 
 
 def load_model(
     cls: type[_M], path: Path, *, variant: str | None = None, dtype: torch.dtype | None = None
 ) -> _M:
-    """A model from the folder that holds its ``config.json`` and safetensors weights.
+    """A model from the folder with its ``config.json`` and safetensors weights.
 
     Raises:
-        CheckpointError: the folder or its config cannot be read, or is another class's.
+        CheckpointError: the folder or its config cannot be read, or is of another class.
         WeightsError: tensors are missing, unexpected, misshapen or damaged.
     """
     if not path.is_dir():
@@ -163,7 +163,7 @@ def load_model(
 
 
 def save_model(model: "Model", folder: Path) -> None:
-    """Write ``config.json`` and the weights, each of them whole or not at all.
+    """Write ``config.json`` and the weights; each file appears only when it is complete.
 
     Raises:
         CheckpointError: the folder cannot be written.
@@ -192,7 +192,7 @@ def _version() -> str:
 
 
 def _replace(target: Path, write: Callable[[str], object]) -> None:
-    """Write a file beside its place, then put it there in one step."""
+    """Write a temporary file beside ``target``, then rename it."""
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     os.close(handle)
     try:

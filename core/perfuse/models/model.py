@@ -1,4 +1,4 @@
-"""What every native model shares: building from a config, loading and saving."""
+"""The base class of perfuse's own models: building from a config, loading and saving."""
 
 import os
 import re
@@ -16,9 +16,9 @@ _OLD_ATTENTION = re.compile(rf"(attentions\.\d+\.)({'|'.join(_ATTENTION)})(?=\.(
 
 
 class Model(nn.Module):
-    """A native model. Subclasses name their ``config_class`` and create their layers in ``build``.
+    """One of perfuse's own models. Subclasses set ``config_class`` and create layers in ``build``.
 
-    ``Model(**fields)`` initialises it at random, as Diffusers does with the same seed.
+    ``Model(**fields)`` initialises the weights at random; with the same seed, as Diffusers does.
     """
 
     config_class: ClassVar[type[ModelConfig]]
@@ -30,7 +30,7 @@ class Model(nn.Module):
         self.build()
 
     def build(self) -> None:
-        """Create the layers, in the order of Diffusers."""
+        """Create the layers, in Diffusers' order, so that a seed gives the same weights."""
         raise NotImplementedError(f"{type(self).__name__} has no layers")
 
     @property
@@ -75,15 +75,15 @@ class Model(nn.Module):
 
     @staticmethod
     def rename(name: str) -> str:
-        """The present name of a tensor that older checkpoints call ``name``.
+        """The current name of a tensor that older checkpoints call ``name``.
 
-        Until Diffusers 0.12 the attention over pixels had names of its own.
+        Before Diffusers 0.12, attention over pixels had other parameter names.
         """
         return _OLD_ATTENTION.sub(lambda old: old[1] + _ATTENTION[old[2]], name)
 
 
 def as_batch(timestep: Tensor | float, sample: Tensor) -> Tensor:
-    """A timestep as a float32-capable tensor [B] on the sample's device."""
+    """A timestep, given as a number or as [B], as a tensor [B] on the sample's device."""
     if not isinstance(timestep, Tensor):
         timestep = torch.tensor(
             timestep,

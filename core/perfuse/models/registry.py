@@ -1,4 +1,4 @@
-"""The architectures that core and the plugins know, by the class name that a checkpoint gives."""
+"""The architectures of core and of plugins, by the class name in a checkpoint."""
 
 import importlib
 import pkgutil
@@ -26,14 +26,14 @@ __all__ = [
 
 
 def own() -> Iterator[Architecture]:
-    """Those of this package: of each folder in it that has ``ARCHITECTURES``."""
+    """Core's architectures: ``ARCHITECTURES`` of each subpackage that has it."""
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         if module.ispkg:
             yield from importlib.import_module(f"perfuse.models.{module.name}").ARCHITECTURES
 
 
 def is_known(class_name: str) -> bool:
-    """Whether an architecture of this class name is there."""
+    """Whether core or a plugin has an architecture of this class name."""
     return class_name in host().architectures()
 
 
@@ -63,14 +63,14 @@ def describe(
     """The components that a checkpoint's folder holds.
 
     Args:
-        class_name: The checkpoint's class.
-        name: What ``model_index.json`` calls it.
-        folder: Where it is in the checkpoint.
-        config: Its ``config.json``, parsed.
-        where: The file, for errors about the types of its fields.
+        class_name: The model's class.
+        name: The component's name in ``model_index.json``.
+        folder: The component's folder in the checkpoint.
+        config: The folder's ``config.json``, parsed.
+        where: The path of that file, for error messages.
 
     Raises:
-        CheckpointError: the class is unknown, or its config is not one it can take.
+        CheckpointError: the class is unknown, or it cannot take this config.
     """
     architecture = find(class_name, asked=name)
     if architecture.config and where is not None:
@@ -81,7 +81,7 @@ def describe(
 
 
 def fitted(components: Mapping[str, ComponentSpec]) -> dict[str, ComponentSpec]:
-    """The components of one pipeline, each with what only the others tell of it."""
+    """The components of one pipeline, each completed by its architecture's ``fit``."""
     known = {name: _architecture(spec) for name, spec in components.items()}
     return {
         name: resolve(one.fit)(spec, components) if (one := known[name]) and one.fit else spec
@@ -90,10 +90,10 @@ def fitted(components: Mapping[str, ComponentSpec]) -> dict[str, ComponentSpec]:
 
 
 def latents_of(components: Mapping[str, ComponentSpec]) -> LatentSpec:
-    """The latents of a pipeline of these components; the denoiser has the last word.
+    """The latents of a pipeline of these components; the denoiser's definition overrides others.
 
     Raises:
-        CheckpointError: a config says of latents what cannot be.
+        CheckpointError: a config's latent settings are invalid.
     """
     found: LatentSpec | None = None
     for spec in sorted(components.values(), key=lambda spec: spec.role == Role.DENOISER):
@@ -110,7 +110,7 @@ def host_inputs(
 
     Args:
         spec: The component.
-        sizes: The size of each dimension of the call that is known, ``batch`` among them.
+        sizes: Dimension to its size in this call, including ``batch``.
         guidance: The scale for a denoiser with embedded guidance.
     """
     architecture = _architecture(spec)
@@ -121,19 +121,19 @@ def host_inputs(
 
 
 def latents_class(kind: str) -> type[LatentSpec]:
-    """The class of latents that a manifest names.
+    """The ``LatentSpec`` subclass that a manifest names.
 
     Raises:
-        InputError: no architecture that is here has such latents.
+        InputError: no installed architecture has such latents.
     """
     if kind == PixelLatents.kind:
         return PixelLatents
     architecture = host().architectures().get(kind)
     if architecture is None or not architecture.latent_spec:
-        raise InputError(f"the latents are those of {kind!r}, which no architecture here has")
+        raise InputError(f"the latents are of kind {kind!r}, which no installed architecture has")
     found: Any = resolve(architecture.latent_spec)
     if not (isinstance(found, type) and issubclass(found, LatentSpec)):
-        raise InputError(f"{architecture.latent_spec} is no LatentSpec")
+        raise InputError(f"{architecture.latent_spec} is not a LatentSpec")
     return found
 
 

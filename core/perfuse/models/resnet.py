@@ -8,10 +8,10 @@ from perfuse.models.embeddings import activation
 
 
 class Downsample2D(nn.Module):
-    """Halves height and width: a strided convolution, or an average where there is none.
+    """Halves height and width, by a strided convolution or by average pooling.
 
-    With ``padding=0`` the picture is padded on the right and at the bottom only, which is what
-    the encoder of Stable Diffusion was trained with.
+    With ``padding=0`` it pads on the right and at the bottom only, as the encoder of Stable
+    Diffusion was trained.
     """
 
     def __init__(self, channels: int, *, use_conv: bool, padding: int = 1) -> None:
@@ -33,9 +33,8 @@ class Downsample2D(nn.Module):
 class Upsample2D(nn.Module):
     """Enlarges by repeating pixels, then convolves.
 
-    The target size is that of the skip connection that comes next, twice the height and width
-    unless a size on the way down was odd. One rule serves both, so that no condition on the size
-    is baked into a captured graph.
+    The target size is that of the next skip connection: twice the height and width, unless a size
+    on the way down was odd. Always using it keeps conditions on the size out of captured graphs.
     """
 
     def __init__(self, channels: int, *, use_conv: bool) -> None:
@@ -50,7 +49,7 @@ class Upsample2D(nn.Module):
 
 
 class ResnetBlock2D(nn.Module):
-    """Two normalised convolutions around a residual, with the time embedding added in between.
+    """Two normalised convolutions with a residual connection; the time embedding is added between.
 
     Parameters are created in the order of Diffusers: norm1, conv1, time_emb_proj, norm2, conv2,
     conv_shortcut.
@@ -112,5 +111,5 @@ class ResnetBlock2D(nn.Module):
         if self.conv_shortcut is not None:
             residual = self.conv_shortcut(residual)
         output: Tensor = residual + hidden
-        # A division by one would still be a node in every captured graph.
+        # Skip a division by one: it would be a node in every captured graph.
         return output if self.output_scale_factor == 1 else output / self.output_scale_factor

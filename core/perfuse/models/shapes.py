@@ -1,4 +1,4 @@
-"""Short forms for descriptions."""
+"""Helpers to write component descriptions."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from perfuse.contract.spec import TensorSpec
 
 __all__ = ["TIMESTEP", "floating", "pair"]
 
-#: What every denoiser is told of the noise level.
+#: The timestep input that every denoiser has.
 TIMESTEP = TensorSpec(name="timestep", dtype="float32", shape=("batch",))
 
 
 def floating(name: str, *shape: int | str) -> TensorSpec:
-    """A tensor that follows the component's precision."""
+    """A tensor in the component's precision."""
     return TensorSpec(name=name, dtype="float", shape=shape)
 
 

@@ -11,7 +11,7 @@ from perfuse.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 
 @dataclass(frozen=True, kw_only=True)
 class Resnets:
-    """How the residual blocks of a model are made."""
+    """The settings that all residual blocks of a model share; ``make`` creates one."""
 
     time_channels: int | None
     groups: int
@@ -73,7 +73,7 @@ class Block(nn.Module):
 
 
 class DownBlock(Block):
-    """Layers at one resolution, then a step down; returns every state a skip connection needs."""
+    """Layers at one resolution, then downsampling; also returns the states for skip connections."""
 
     def __init__(
         self,
@@ -141,7 +141,7 @@ class MidBlock(Block):
 
 
 class UpBlock(Block):
-    """Layers at one resolution, each joined with a skip connection, then a step up."""
+    """Layers at one resolution, each concatenated with a skip connection, then upsampling."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class UpBlock(Block):
         context: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> Tensor:
-        """``skips`` is the stack of states on the way down; the block takes its own off the end."""
+        """Run the block; it pops its skip connections off the end of ``skips``."""
         for i, resnet in enumerate(self.resnets):
             hidden = resnet(torch.cat([hidden, skips.pop()], dim=1), time)
             hidden = self.attend(i, hidden, context, bias)
@@ -183,22 +183,22 @@ class UpBlock(Block):
 
 
 def conv_down(channels: int, padding: int) -> Callable[[], nn.Module]:
-    """A step down by convolution."""
+    """Makes a downsampling layer with a convolution."""
     return lambda: Downsample2D(channels, use_conv=True, padding=padding)
 
 
 def conv_up(channels: int) -> Callable[[], nn.Module]:
-    """A step up by repetition and convolution."""
+    """Makes an upsampling layer: nearest neighbour, then a convolution."""
     return lambda: Upsample2D(channels, use_conv=True)
 
 
 def resnet_down(resnet: Callable[..., ResnetBlock2D], channels: int) -> Callable[[], nn.Module]:
-    """A step down inside a residual block."""
+    """Makes a residual block that downsamples."""
     return lambda: resnet(channels, channels, resample=Downsample2D(channels, use_conv=False))
 
 
 def resnet_up(resnet: Callable[..., ResnetBlock2D], channels: int) -> Callable[[], nn.Module]:
-    """A step up inside a residual block."""
+    """Makes a residual block that upsamples."""
     return lambda: resnet(channels, channels, resample=Upsample2D(channels, use_conv=False))
 
 

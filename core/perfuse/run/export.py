@@ -1,4 +1,4 @@
-"""Lowering components through the exporters, one at a time: into the cache, or into a folder."""
+"""Exporting components one at a time: into the cache, or into a folder."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ _MAIN = "main-file.json"
 
 
 def _tools(format: str) -> dict[str, str]:
-    """The versions of everything that can change what an exporter writes; imports nothing."""
+    """The versions of all packages that can change what an exporter writes, without imports."""
     manifest = host().exporters().get(format)
     if manifest is None:
         return tool_versions(("perfuse",))
@@ -40,10 +40,10 @@ def _tools(format: str) -> dict[str, str]:
 
 
 def exported(component: Component, format: str, store: ArtifactStore) -> Path:
-    """The main file of a component in a format: what an artifact holds, or an export in the cache.
+    """The main file of a component in a format: from its artifact, or exported into the cache.
 
     Raises:
-        ExportError: no exporter for the format, or the export failed.
+        ExportError: there is no exporter for the format, or the export failed.
     """
     if format in component.files:
         return component.files[format]
@@ -97,24 +97,25 @@ def _lowered(component: Component, format: str, folder: Path) -> Path:
         )
     try:
         with warnings.catch_warnings():
-            # The tools' own deprecations are not the user's to mend.
+            # Users cannot act on deprecations inside the exporters' libraries.
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             return exporter.export(component, folder)
     except OSError as exc:
         raise ExportError(
             f"{component.name} was to be exported to {format}; the system said: "
-            f"{exc.strerror or exc}. Nothing was kept. Free space or choose another folder."
+            f"{exc.strerror or exc}. Nothing was written. Free space or choose another folder."
         ) from exc
 
 
 def _fingerprint(component: Component) -> str:
-    """Of a module that the user put in place: of its layers, code, configs and weights themselves."""
+    """A fingerprint of a module that the user set: of its layers, code, configs and weights."""
     import hashlib
 
     if component.build is None:
         raise ExportError(
-            f"{component.name} was to be exported; it comes from an artifact, which has no module."
+            f"{component.name} was to be exported; it comes from an artifact, which has no module. "
+            "Export the checkpoint."
         )
     module = component.build()
     configs = [getattr(part, "config", None) for part in module.modules()]
@@ -136,21 +137,24 @@ def export_pipeline(
     source: Mapping[str, str | None],
     copy: Callable[[Path], None],
 ) -> Path:
-    """Write a whole pipeline as an artifact; the folder is complete or absent.
+    """Write a whole pipeline as an artifact. If the export fails, nothing is left in ``folder``.
 
     Args:
         spec: The pipeline.
-        component: Gives one component, called when its turn has come, so that one is in memory.
-        folder: Where to write; it must not exist, or be an empty folder or an artifact.
-        to: The exporters' format.
+        component: Returns a component by name; called for one at a time to save memory.
+        folder: Where to write; absent, an empty folder, or an artifact, which is replaced.
+        to: The format.
         source: Where the pipeline came from, for the manifest.
         copy: Writes tokenizer and scheduler files into the folder it is given.
 
+    Returns:
+        The folder.
+
     Raises:
-        InputError: the folder holds something else.
-        ExportError: a component could not be lowered, or the folder not be written.
+        InputError: the folder holds other files.
+        ExportError: a component could not be exported, or the folder could not be written.
     """
-    exporter = host().exporter(to)  # says at once what is missing
+    exporter = host().exporter(to)  # fails early if it is not installed
     folder = folder.resolve()
     with locked(folder), atomic_folder(folder, replaces=is_artifact) as partial:
         components: dict[str, Component] = {}
@@ -197,7 +201,7 @@ def export_pipeline(
 
 
 def _code(function: Callable[..., object]) -> str:
-    """What a function does, the same in every process; not what it calls."""
+    """A function's bytecode and constants, the same in every process; without what it calls."""
     code = getattr(function, "__code__", None)
     if code is None:
         return repr(function)
@@ -208,17 +212,18 @@ def _code(function: Callable[..., object]) -> str:
 def component_options(
     options: Mapping[str, str], components: Sequence[str]
 ) -> dict[str, dict[str, str]]:
-    """An exporter's switches for each component: those for all, and its own: ``unet.palettize``.
+    """An exporter's options by component: those for all, and the component's: ``unet.palettize``.
 
     Raises:
-        InputError: a switch is for a component that is not there.
+        InputError: an option names an unknown component.
     """
     switches: dict[str, dict[str, str]] = {name: {} for name in components}
-    for name, value in sorted(options.items(), key=lambda pair: "." in pair[0]):  # its own win
+    for name, value in sorted(options.items(), key=lambda pair: "." in pair[0]):  # own ones last
         component, dot, switch = name.rpartition(".")
         if dot and component not in switches:
             raise InputError(
-                f"The option {name} was given; this pipeline has {', '.join(components)}."
+                f"The option {name} was given; this pipeline has the components "
+                f"{', '.join(components)}. Write COMPONENT.OPTION with one of them."
             )
         for one in [component] if dot else components:
             switches[one][switch] = value

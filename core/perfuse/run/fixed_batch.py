@@ -1,4 +1,4 @@
-"""Runs any batch on a program that was made for one batch size."""
+"""Runs any batch size on a program with a fixed batch size."""
 
 import numpy as np
 
@@ -10,9 +10,9 @@ __all__ = ["FixedBatch"]
 
 
 class FixedBatch(Program):
-    """Splits a batch into the size that the program takes, and pads the last part.
+    """Splits a batch into parts of the program's batch size, and pads the last part.
 
-    Guidance doubles a batch and several prompts multiply it; a static graph cannot follow.
+    Needed because guidance doubles the batch and several prompts multiply it.
     """
 
     def __init__(self, program: Program, size: int) -> None:

@@ -1,4 +1,4 @@
-"""Which backend each switch is for, where components run on several."""
+"""Which option is for which component, where components run on several backends."""
 
 from collections.abc import Collection, Mapping
 
@@ -18,20 +18,20 @@ def options_for(
     *,
     component: str,
 ) -> dict[str, str]:
-    """The switches of one component, of those that a person gave for a whole pipeline.
+    """The options of one component, out of those that were given for a whole pipeline.
 
-    ``threads`` is for every component, ``openvino.threads`` for those on a backend, ``unet.threads``
-    for one. The narrower wins; what the target says itself is the narrowest.
+    ``threads`` is for every component, ``openvino.threads`` for those on a backend,
+    ``unet.threads`` for one component. The narrower one wins; options of the target win over all.
 
     Args:
         target: Where the component runs.
-        given: What a person wrote, for all components.
-        backend: The target's backend, which says what switches it has.
+        given: The options for the whole pipeline.
+        backend: The target's backend.
         mixed: Whether components run on more than one backend.
         component: The component's name.
 
     Raises:
-        InputError: a switch or a value is unknown, or it is not clear for which backend it is.
+        InputError: an option or its value is unknown, or ``mixed`` and it names no backend.
     """
     everywhere, scopes = _by_scope(given)
     if mixed and everywhere:
@@ -55,15 +55,15 @@ def options_for(
 def check_scopes(
     given: Mapping[str, object], *, backends: Collection[str], components: Collection[str]
 ) -> None:
-    """Refuse a switch for a backend or a component that a pipeline does not use.
+    """Refuse an option for a backend or a component that a pipeline does not use.
 
     Args:
-        given: What a person wrote, for all components.
+        given: The options for the whole pipeline.
         backends: The backends that components run on.
         components: The components' names.
 
     Raises:
-        InputError: ``openvno.threads`` is for none of them.
+        InputError: an option, such as ``openvno.threads``, is for none of these.
     """
     known = list(dict.fromkeys((*backends, *components)))
     for scope, options in _by_scope(given)[1].items():
@@ -77,7 +77,7 @@ def check_scopes(
 def _by_scope(
     given: Mapping[str, object],
 ) -> tuple[dict[str, object], dict[str, dict[str, object]]]:
-    """The switches for everything, and those for one scope, by the scope."""
+    """The options for all components, and those for one backend or component, by its name."""
     everywhere: dict[str, object] = {}
     scopes: dict[str, dict[str, object]] = {}
     for name, value in given.items():
@@ -90,7 +90,7 @@ def _by_scope(
 
 
 def _lowered(options: Mapping[str, object], backend: Backend) -> dict[str, object]:
-    """``True`` and ``TRUE`` as ``true``, where that is a value."""
+    """Options with ``True`` and ``TRUE`` written ``true``, if the backend takes that value."""
     words = {
         name: values
         for name, values in backend.options.items()

@@ -1,4 +1,4 @@
-"""Runs any size on an engine that takes one size a program."""
+"""Runs any size on an engine whose programs take one fixed size."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,9 +11,9 @@ __all__ = ["PerSize"]
 
 
 class PerSize(Program):
-    """Makes a static program for each set of sizes that a call brings, and keeps the last few.
+    """Prepares a fixed-size program for each new combination of sizes, and keeps the last few.
 
-    The signature is the symbolic one: guidance, which doubles a batch, only makes one program more.
+    Its signature has symbolic dimensions, the batch among them.
     """
 
     def __init__(
@@ -24,14 +24,14 @@ class PerSize(Program):
         usual: Mapping[str, int],
         limit: int = 2,
     ) -> None:
-        """Nothing is made before it is called: a compiler may need minutes for a size.
+        """Prepare nothing yet: compiling for one size may take minutes.
 
         Args:
             spec: The component.
-            make: Gives the program for a size of each of the signature's dimensions.
-            usual: The sizes to report on where none has been called for.
-            limit: How many programs to keep. Each holds the weights, so few: one for the batch with
-                guidance, one for the batch without.
+            make: Prepares the program for one size of each of the signature's dimensions.
+            usual: The sizes to prepare for if ``report`` is called before any call.
+            limit: How many programs to keep. Each holds the weights, so only two by default: one
+                for the batch with guidance, one for the batch without.
         """
         self.signature = spec.signature
         self._spec = spec
@@ -61,7 +61,7 @@ class PerSize(Program):
         key = tuple(dims[name] for name in self.signature.dims)
         program = self._programs.pop(key, None)
         if program is None:
-            # Before the new one is made, so that never more than so many are in memory.
+            # Close it before the new one is made: never more than ``limit`` are in memory.
             while len(self._programs) >= self._limit:
                 self._programs.pop(next(iter(self._programs))).close()
             message = f"Preparing {self._spec.name} for {_sizes(dims)}"
@@ -72,10 +72,10 @@ class PerSize(Program):
         return program
 
     def report(self) -> ExecutionReport:
-        """What the program used last says, with the sizes that are there.
+        """The report of the program used last, with the sizes that are prepared.
 
-        Only the engine can say what it executes: before the first call, this makes the program for
-        the usual size.
+        Only the engine knows what it executes: before the first call, this prepares the program for
+        the usual sizes.
         """
         if not self._programs:
             self._program(self._usual)

@@ -1,4 +1,4 @@
-"""The pipeline: a source, a placement and what the user put in place; what a person calls."""
+"""``DiffusionPipeline``: a source, a placement and the user's own components, ready to call."""
 
 import dataclasses
 import os
@@ -38,9 +38,9 @@ __all__ = ["DiffusionPipeline", "PipelineOutput"]
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineOutput:
-    """What a pipeline drew."""
+    """The result of a call of a pipeline."""
 
-    #: PIL pictures, or an array [B, H, W, C] in [0, 1], or latents [B, C, h, w], as asked for.
+    #: By ``output_type``: PIL pictures, an array [B, H, W, C] in [0, 1], or latents [B, C, h, w].
     images: Any
     #: The seed of each noise stream; ``None`` for a generator that the caller gave.
     seeds: tuple[int | None, ...]
@@ -49,10 +49,10 @@ class PipelineOutput:
 class DiffusionPipeline:
     """A pipeline that is ready to run; make one with ``from_pretrained``.
 
-    Components are attributes, as in Diffusers. They can be replaced by torch modules or by
-    programs, and ``None`` takes one out:
+    Components are attributes, as in Diffusers. Set one to a torch module or a ``Program`` to
+    replace it, or to ``None`` to remove it; the scheduler likewise:
     ``pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)``. Attributes of
-    other names are the user's own.
+    other names are free for the user's own values.
     """
 
     def __init__(
@@ -72,15 +72,15 @@ class DiffusionPipeline:
         self._store = store
         if not self._spec.scheduler:
             raise InputError(
-                f"{source.model} has no scheduler config. Pass scheduler_from=, or --scheduler-from "
-                "CHECKPOINT: a model that has one."
+                f"{source.model} has no scheduler config. Pass a model that has one: "
+                "scheduler_from=, or --scheduler-from CHECKPOINT."
             )
         self._scheduler = scheduler_from_config(self._spec.scheduler)
         self._transforms = find_transforms(transforms)
         self._options = dict(options or {})
-        self._tasks: dict[str, Task] = {}  # those that the user changed
+        self._tasks: dict[str, Task] = {}  # tasks that the user set
         self._programs: dict[str, Program] = {}
-        self._models: dict[str, Any] = {}  # by part: torch modules that are the user's to change
+        self._models: dict[str, Any] = {}  # by attribute: models that the user set or may change
         self._tokenizers: dict[str, Tokenizer] = {}
         self._plan: Plan | None = None
 
@@ -105,18 +105,18 @@ class DiffusionPipeline:
         Args:
             model: A Diffusers checkpoint's folder, an exported folder, a Hub id or a ``Source``;
                 without one, the bundled ``shapes`` model.
-            backend: ``"openvino:GPU"``, or one a component:
-                ``"unet=openvino:GPU,vae_decoder=torch"``. By default what runs the model as it
-                is: torch for a checkpoint, the engine of its format for an exported folder.
+            backend: ``"openvino:GPU"``, or one per component:
+                ``"unet=openvino:GPU,vae_decoder=torch"``. By default torch for a checkpoint, and
+                the engine of its format for an exported folder.
             precision: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
             revision: Branch, tag or commit of a Hub repository.
             variant: Weight files to prefer, e.g. ``"fp16"``.
             offline: Use only what the Hub's cache holds.
-            options: The backend's own switches, e.g. ``{"compile": "true"}``.
-            store: Where exports made on the way are kept.
-            transforms: What rewrites the pipeline, ``"NAME"`` or ``"NAME:key=value"``.
-            scheduler_from: A checkpoint's folder, an exported folder, a ``scheduler_config.json``, a
-                Hub id or a config to take the scheduler from, for folders that name none.
+            options: The backend's options, e.g. ``{"compile": "true"}``.
+            store: The cache for exports that a backend needs.
+            transforms: Transforms of the pipeline, ``"NAME"`` or ``"NAME:key=value"``.
+            scheduler_from: Where to take the scheduler from, for a folder without one: the folder
+                of a checkpoint or of an export, a ``scheduler_config.json``, a Hub id or a config.
             **components: Replacements, e.g. ``unet=my_unet`` or ``scheduler=my_scheduler``;
                 ``None`` for a pipeline without that component.
 
@@ -157,11 +157,11 @@ class DiffusionPipeline:
         )
         return pipe
 
-    # What it is made of
+    # Description
 
     @property
     def plan(self) -> Plan:
-        """What is going to run: the source's components and tasks, as the transforms leave them."""
+        """What will run: the source's components and tasks after all transforms."""
         if self._plan is None:
             plan = plan_of(self._source, self._spec, precision=self.precision, models=self._models)
             self._plan = applied(plan, self._transforms, exported=self._source.transforms)
@@ -169,18 +169,18 @@ class DiffusionPipeline:
 
     @property
     def spec(self) -> PipelineSpec:
-        """The description of what is going to run. Without transforms, no weights are looked for."""
+        """The description of what will run. Without transforms, reading it opens no weights."""
         return self.plan.spec if self._transforms else self._spec
 
     @property
     def tasks(self) -> Mapping[str, Task]:
-        """What it can do, by name; the first is the usual one."""
+        """The tasks of the pipeline by name; the first is the default."""
         usual = self.plan.tasks if self._transforms else tasks_of(self._spec)
         return {**usual, **self._tasks}
 
     @property
     def task(self) -> Task:
-        """The usual task. Set a changed one to have it run in the place of the one of its name."""
+        """The default task. Setting a task replaces the one of the same name."""
         return next(iter(self.tasks.values()))
 
     @task.setter
@@ -189,7 +189,7 @@ class DiffusionPipeline:
 
     @property
     def scheduler(self) -> Scheduler:
-        """Gives the steps of a drawing."""
+        """The scheduler. A Diffusers scheduler may be set; perfuse's of the same class is used."""
         return self._scheduler
 
     @scheduler.setter
@@ -198,13 +198,17 @@ class DiffusionPipeline:
 
     @property
     def store(self) -> ArtifactStore:
-        """Where exports made on the way are kept."""
+        """The cache for exports that a backend needs."""
         if self._store is None:
             self._store = ArtifactStore.default()
         return self._store
 
     def tokenizer(self, name: str) -> Tokenizer:
-        """A tokenizer of the model, read the first time it is asked for."""
+        """A tokenizer of the model, read on first use.
+
+        Raises:
+            InputError: the pipeline has no such tokenizer.
+        """
         if name not in self._tokenizers:
             if name not in self._spec.tokenizers:
                 raise InputError(
@@ -218,15 +222,17 @@ class DiffusionPipeline:
     def __call__(
         self, prompt: Any = None, *, task: str | None = None, **inputs: Any
     ) -> PipelineOutput:
-        """Draw. The inputs are those of the pipeline's task, named as in Diffusers.
+        """Run the pipeline's task. Its inputs are named as in Diffusers.
 
         Args:
-            prompt: What to draw, for a task that takes words.
-            task: The task's name; by default the one that the inputs given fit.
+            prompt: The prompt, for a task that takes text.
+            task: The task's name; by default the task that fits the inputs given.
             **inputs: See ``pipe.task.inputs``.
 
         Raises:
             InputError: an input cannot be used.
+            BackendError: a target cannot run a component, or failed.
+            ExportError: a component could not be exported to its target's format.
             NonFiniteError: the result holds NaN.
         """
         state: Mapping[str, Any] = {}
@@ -237,7 +243,7 @@ class DiffusionPipeline:
     def stream(
         self, prompt: Any = None, *, task: str | None = None, **inputs: Any
     ) -> Iterator[Event]:
-        """The same, one step at a time: for progress, for previews, and to stop.
+        """Run as ``__call__`` does, one step at a time: for progress, previews and cancelling.
 
         Each event names its step and holds the state; the last one's has ``images``.
         """
@@ -247,12 +253,12 @@ class DiffusionPipeline:
         return recorded(self, chosen, inputs, chosen.run(self, inputs))
 
     def program(self, component: str) -> Program:
-        """A component, prepared on its target the first time it is asked for.
+        """The program of a component, prepared on its target on first use.
 
         Raises:
             InputError: the pipeline has no such component.
             BackendError: its target cannot run it.
-            ExportError: it could not be lowered to its target's format.
+            ExportError: it could not be exported to its target's format.
         """
         program = self._programs.get(component)
         if program is None:
@@ -262,30 +268,30 @@ class DiffusionPipeline:
 
     @property
     def source(self) -> Source:
-        """Where it comes from."""
+        """The source that the pipeline was opened from."""
         return self._source
 
     @property
     def options(self) -> Mapping[str, str]:
-        """The switches of its backends, as they were given."""
+        """The backends' options, as they were given."""
         return dict(self._options)
 
     @property
     def transforms(self) -> tuple[str, ...]:
-        """The transforms that were asked for."""
+        """The transforms, as they were given: ``"NAME"`` or ``"NAME:key=value"``."""
         return tuple(chosen.text for chosen in self._transforms)
 
     @property
     def replaced(self) -> tuple[str, ...]:
-        """The parts that the user put others in the place of, or looked at to change them."""
+        """The attributes whose models the user replaced, or has read and may have changed."""
         return tuple(self._models)
 
     def target(self, component: str) -> Target:
-        """Where a component runs."""
+        """The target that a component runs on."""
         return target_of(self.placement, self.spec, component)
 
     def programs(self) -> Mapping[str, Program]:
-        """Those that have been prepared."""
+        """The programs that are prepared so far, by component."""
         return dict(self._programs)
 
     def _prepare(self, name: str) -> Program:
@@ -312,12 +318,12 @@ class DiffusionPipeline:
         )
 
     def usual_sizes(self, name: str) -> dict[str, int]:
-        """Every dimension of a component where one picture of the checkpoint's own size is drawn."""
+        """The dimensions of a component for one picture of the checkpoint's default size."""
         known = self.fixed_dims(*self.spec.default_size, 1)[name]
         return usual_sizes(self.spec.components[name], known)
 
     def component(self, name: str, *, static: Mapping[str, int] | None = None) -> Component:
-        """A component as it is going to run, with dimensions fixed.
+        """A component as it will run, with the dimensions in ``static`` fixed.
 
         Raises:
             InputError: the pipeline has no such component, or it cannot take such a size.
@@ -326,8 +332,8 @@ class DiffusionPipeline:
         if name not in components:
             raise InputError(
                 f"{self._spec.class_name} needs {name} for this, and has "
-                f"{', '.join(components)}. Open it with that component, or give what it would "
-                "have computed."
+                f"{', '.join(components)}. Open it with that component, or give the component's "
+                "outputs as inputs, for example prompt_embeds."
             )
         component = components[name]
         if static:
@@ -338,13 +344,13 @@ class DiffusionPipeline:
     # Components as attributes
 
     def _known(self) -> dict[str, list[str]]:
-        """Every name that a component can be set by, those that were taken out among them."""
+        """The names of all components, tokenizers and the scheduler, also of removed ones."""
         source = self._source.spec
         others: dict[str, list[str]] = {n: [] for n in (*source.tokenizers, "scheduler")}
         return {**parts_of(source), **others}
 
     def __getattr__(self, name: str) -> Any:
-        # Only for what is not an ordinary attribute: a component's model, or a tokenizer.
+        # Only called for what is not an ordinary attribute: a component's model, or a tokenizer.
         if name.startswith("_") or "_source" not in self.__dict__:
             raise AttributeError(name)
         parts = parts_of(self._spec)
@@ -352,7 +358,7 @@ class DiffusionPipeline:
             return self.tokenizer(name)
         if name not in parts:
             if name in self._known():
-                return None  # it was taken out
+                return None  # it was removed
             raise AttributeError(
                 f"{self._spec.class_name} has no {name!r}; it has {', '.join(self._known())}"
             )
@@ -362,7 +368,7 @@ class DiffusionPipeline:
             from perfuse.models.building import unwrap
 
             part = self._source.component(parts[name][0], precision=self.precision)
-            # From here on the module is the user's to change, and what runs.
+            # The user may change the module from here on, so this very module has to run.
             self._replace(name, unwrap(part))
         return self._models[name]
 
@@ -385,15 +391,15 @@ class DiffusionPipeline:
             self._tokenizers[name] = tokenizer
 
     def _replace(self, part: str, model: Any) -> None:
-        """Put a model in the place of a part; what its config says is the pipeline's from now on.
+        """Replace the model of an attribute; the spec follows the new model's config.
 
         Raises:
-            CheckpointError: its config is not one that its class can take.
-            InputError: it has other components than the part it replaces.
+            CheckpointError: the model's class cannot take its config.
+            InputError: the model has other components than the one that it replaces.
         """
         names = parts_of(self._source.spec)[part]
         spec = self._spec
-        if part not in parts_of(spec):  # it was taken out before
+        if part not in parts_of(spec):  # it was removed before
             back = {name: self._source.spec.components[name] for name in names}
             spec = dataclasses.replace(spec, components={**spec.components, **back})
         if model is None:
@@ -408,17 +414,17 @@ class DiffusionPipeline:
             if program is not None and program is not model:
                 program.close()
 
-    # Elsewhere
+    # Other targets, and exports
 
     def to(self, *where: Any) -> Self:
-        """Run on another target or in another precision from here on; programs are released.
+        """Run on another target or in another precision from now on; programs are released.
 
         Args:
             *where: A target, ``"openvino:GPU"``; a device of the backend in use, ``"cuda"`` or a
                 ``torch.device``; a ``torch.dtype``; or a device and a dtype.
 
         Raises:
-            InputError: it is none of these, or for a component that the pipeline has not.
+            InputError: an argument is none of these, or names an unknown component.
             BackendError: the backend is unknown or its engine is not installed.
         """
         placement, precision = self.placement, self.precision
@@ -439,7 +445,7 @@ class DiffusionPipeline:
         return self
 
     def _placement(self, text: str) -> Placement:
-        """What ``to`` was told: a placement, or a device of the backend in use."""
+        """Read an argument of ``to``: a placement, or a device of the backend in use."""
         current = self.placement.default.backend
         head = text.partition("=")[2].partition(":")[0] or text.partition(":")[0]
         if "," not in text and "=" not in text and head not in host().backends():
@@ -468,20 +474,23 @@ class DiffusionPipeline:
         """Write the pipeline as an artifact that runs without torch.
 
         Args:
-            folder: Where; it is complete or absent, whatever happens.
+            folder: Where to write. If the export fails, nothing is left there.
             to: A format of the installed exporters: ``"onnx"``, ``"openvino"``.
-            height: Fix the height in pixels; without it and ``width``, any size, or the
-                checkpoint's own where the format holds fixed sizes alone.
+            height: Fix the height in pixels. Without ``height`` and ``width`` the files take any
+                size, or the checkpoint's default size if the format needs a fixed one.
             width: Fix the width in pixels.
             batch: Fix the batch of every component; larger batches are then run in parts.
-            sizes: Several heights and widths in pixels, for a file that takes each of them.
-            options: The exporter's switches, ``{"palettize": "6"}``, or those of one component,
+            sizes: Several ``(height, width)`` in pixels, for files that take each of them.
+            options: The exporter's options, ``{"palettize": "6"}``, or those of one component,
                 ``{"unet.palettize": "6"}``.
 
+        Returns:
+            The folder.
+
         Raises:
-            InputError: the source is itself an artifact, the folder holds something else, or a
-                size or an option cannot be used.
-            ExportError: a component could not be lowered, or the folder not be written.
+            InputError: the source is itself an artifact, the folder holds other files, or a size
+                or an option cannot be used.
+            ExportError: a component could not be exported, or the folder could not be written.
         """
         source = self._source
         if source.format is not None:
@@ -489,10 +498,16 @@ class DiffusionPipeline:
                 f"{source.model} is an export already; export the checkpoint it came from."
             )
         if sizes and (height is not None or width is not None):
-            raise InputError("Give either sizes, or one height and width.")
+            raise InputError(
+                f"sizes={list(sizes)!r} was given together with height or width. Give either "
+                "sizes, or one height and width."
+            )
         fixed = host().exporter(to).fixed
         if len(sizes) > 1 and not fixed:
-            raise InputError(f"{to} takes any size in one file; leave the sizes out, or give one.")
+            raise InputError(
+                f"{len(sizes)} sizes were given for {to}, whose files take any size. Leave sizes "
+                "out, or give one to fix it."
+            )
         asked: list[tuple[int | None, int | None]] = list(sizes) or [(height, width)]
         if fixed:
             asked = [self.spec.default_size if one == (None, None) else one for one in asked]
@@ -521,13 +536,13 @@ class DiffusionPipeline:
         )
 
     def _rewritten(self) -> dict[str, str]:
-        """For an export's manifest: the transforms that its components went through."""
+        """For an export's manifest: the transforms that changed its components."""
         plan = plan_of(self._source, self._spec, precision=self.precision, models=self._models)
         names = rewriting(plan, self._transforms)
         return {"transforms": ";".join(names)} if names else {}
 
     def _spec_now(self) -> PipelineSpec:
-        """The spec with the scheduler that is in place now."""
+        """The spec with the current scheduler's config."""
         config = dict(self.scheduler.config)
         config["_class_name"] = type(self.scheduler).__name__
         return dataclasses.replace(self.spec, scheduler=config)
@@ -535,7 +550,11 @@ class DiffusionPipeline:
     def fixed_dims(
         self, height: int | None, width: int | None, batch: int | None
     ) -> dict[str, dict[str, int]]:
-        """For each component, the dimensions to fix for a size in pixels."""
+        """For each component, the dimensions to fix for a size in pixels.
+
+        Raises:
+            InputError: the model cannot take the size.
+        """
 
         def lengths() -> list[int]:
             return [self.tokenizer(name).model_max_length for name in self.spec.tokenizers]
@@ -558,10 +577,10 @@ def _checked(precision: str | None) -> str | None:
 
 
 def _ours(scheduler: Any) -> Scheduler:
-    """A scheduler of ours: the one given, or the one of the same class and config.
+    """The scheduler if it is perfuse's; for one of Diffusers, perfuse's of its class and config.
 
     Raises:
-        InputError: it is no scheduler, or of a class that perfuse has not.
+        InputError: it is no scheduler, or perfuse has no scheduler of its class.
     """
     if isinstance(scheduler, Scheduler):
         return scheduler

@@ -1,4 +1,4 @@
-"""Which backend runs what: the natural one of a source, and whether a placement can be."""
+"""Where components run: the default backend of a source, and checks of a placement."""
 
 from perfuse.contract.source import Source
 from perfuse.contract.spec import PipelineSpec
@@ -10,10 +10,10 @@ __all__ = ["check_placement", "natural_backend", "target_of"]
 
 
 def natural_backend(source: Source) -> str:
-    """The backend that runs a model as it is.
+    """The default backend: the first that runs a source's files without an export.
 
     Raises:
-        BackendError: none that is known does.
+        BackendError: no installed plugin has such a backend.
     """
     wanted = source.format
     fitting = [
@@ -22,33 +22,34 @@ def natural_backend(source: Source) -> str:
         if (wanted in manifest.formats if wanted is not None else not manifest.formats)
     ]
     for name, interprets in fitting:
-        if not interprets:  # whoever wants an engine's files interpreted says so
+        if not interprets:  # an interpreter has to be asked for by name
             return name
     hint = f" To interpret it: --backend {fitting[0][0]}." if fitting else ""
     raise BackendError(
-        f"{source.model} holds {wanted or 'a checkpoint'}; no plugin that is installed runs that as "
-        f"it is. Install one that does; `perfuse backends` lists those that are there.{hint}"
+        f"{source.model} holds {wanted or 'a checkpoint'}; no installed plugin runs that as it is. "
+        f"Install one that does; `perfuse backends` lists the installed ones.{hint}"
     )
 
 
 def target_of(placement: Placement, spec: PipelineSpec, component: str) -> Target:
-    """Where a component runs; another entry of one runs where that does."""
+    """The target of a component; another entry of a component runs where that component does."""
     described = spec.components[component]
     return placement[described.entry_of if described.entry_of is not None else component]
 
 
 def check_placement(source: Source, spec: PipelineSpec, placement: Placement) -> None:
-    """Say before any work that a component or a backend is unknown, or an engine missing.
+    """Check a placement before any work is done.
 
     Raises:
-        InputError: a target is for a component that the pipeline has not.
-        BackendError: a backend is unknown, its engine missing, or not one for what an export holds.
+        InputError: a target is for an unknown component.
+        BackendError: a backend is unknown, its engine is not installed, or it does not load the
+            format of an exported folder.
     """
     unknown = set(placement.components) - set(spec.components)
     if unknown:
         raise InputError(
             f"A target was given for {', '.join(sorted(unknown))}; this pipeline has "
-            f"{', '.join(spec.components)}."
+            f"{', '.join(spec.components)}. Give it for one of these."
         )
     for name in dict.fromkeys(target_of(placement, spec, n).backend for n in spec.components):
         host().backend(name)
@@ -57,7 +58,7 @@ def check_placement(source: Source, spec: PipelineSpec, placement: Placement) ->
 
 
 def _check_format(source: Source, backend: str) -> None:
-    """Raise ``BackendError`` where a backend does not load what an exported folder holds."""
+    """Raise ``BackendError`` if a backend does not load the format of an exported folder."""
     backends = host().backends()
     formats = backends[backend].formats
     if source.format not in formats:

@@ -1,4 +1,4 @@
-"""The plan of a pipeline: what its source says, with what the user put in place."""
+"""The plan of a pipeline: its source's components, with those that the user replaced."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -22,17 +22,17 @@ __all__ = ["Planned", "parts_of", "plan_of", "precision_of", "respecified", "wit
 def plan_of(
     source: Source, spec: PipelineSpec, *, precision: str | None, models: Mapping[str, Any]
 ) -> Plan:
-    """What a pipeline does before any transform.
+    """The plan of a pipeline before any transform.
 
     Args:
         source: Where its components come from.
-        spec: What it is made of now; the source's own, or with parts replaced or left out.
-        precision: What was asked for; ``None`` for what is usual.
-        models: By part: what the user put in its place.
+        spec: The source's description, with components replaced or removed.
+        precision: The precision asked for; ``None`` for the source's default.
+        models: Pipeline attribute to the model that the user set.
 
     Raises:
         CheckpointError: a component's weights are missing or damaged.
-        InputError: the source has no such precision.
+        InputError: the source does not have this precision.
     """
 
     def component(one: ComponentSpec) -> Component:
@@ -51,29 +51,29 @@ def plan_of(
 
 
 def precision_of(spec: ComponentSpec, asked: str | None) -> str | None:
-    """The precision of a component in a pipeline of the one that was asked for."""
+    """The precision of a component, where ``asked`` is that of the pipeline."""
     # Some autoencoders overflow in half precision, and their config says so (SD XL's does).
     return "float32" if asked == "float16" and spec.upcast else asked
 
 
 def without(spec: PipelineSpec, part: str) -> PipelineSpec:
-    """The spec without the components, or the tokenizer, of a part."""
+    """The spec without a tokenizer, or without the components of a pipeline attribute."""
     kept = {name: one for name, one in spec.components.items() if one.part != part}
     tokenizers = {name: folder for name, folder in spec.tokenizers.items() if name != part}
     return dataclasses.replace(spec, components=kept, tokenizers=tokenizers)
 
 
 def respecified(spec: PipelineSpec, part: str, model: Any) -> PipelineSpec:
-    """The spec with a part's components as a new model's class and config describe them.
+    """The spec with the components of an attribute as a new model's class and config describe them.
 
     Raises:
-        CheckpointError: the config is not one that its class can take.
-        InputError: the model has other components than the part it replaces.
+        CheckpointError: the model's class cannot take its config.
+        InputError: the model has other components than the one that it replaces.
     """
     config = getattr(model, "config", None)
     class_name = type(model).__name__
     if config is None or not is_known(class_name):
-        return spec  # a program, or a module of the user's that has the part's signature
+        return spec  # a program, or the user's own module with the same signature
     fields = dict(config.to_dict() if hasattr(config, "to_dict") else config)
     former = [one for one in spec.components.values() if one.part == part]
     described = describe(class_name, part, former[0].folder, fields)
@@ -88,7 +88,7 @@ def respecified(spec: PipelineSpec, part: str, model: Any) -> PipelineSpec:
 
 
 def parts_of(spec: PipelineSpec) -> dict[str, list[str]]:
-    """The attributes that hold models, each with the components that it is."""
+    """Pipeline attribute to the names of its components: ``vae`` to encoder and decoder."""
     parts: dict[str, list[str]] = {}
     for component in spec.components.values():
         if component.entry_of is None:
@@ -98,7 +98,7 @@ def parts_of(spec: PipelineSpec) -> dict[str, list[str]]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Planned(Source):
-    """A source whose components are rewritten by transforms, with those that they add."""
+    """A source as transforms rewrite it: with components changed and added."""
 
     inner: Source
     chosen: tuple[Chosen, ...]
@@ -108,7 +108,7 @@ class Planned(Source):
 
     @classmethod
     def of(cls, source: Source, transforms: Sequence[str]) -> Source:
-        """The source as the transforms leave it; itself without any.
+        """The source as the transforms rewrite it; the source itself if there are none.
 
         Raises:
             InputError: a transform is unknown or does not fit.

@@ -1,4 +1,4 @@
-"""From a component and a target to a program that takes any size and any batch."""
+"""Prepares a component on a target as a program that takes any size and any batch."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -27,14 +27,14 @@ def prepare(
 
     Args:
         component: What to run.
-        target: Where, with the switches that are for it.
-        store: Where exports made on the way are kept.
-        usual: A size for every dimension, for a target that takes one size a program.
-        model: What to call the model in an error.
+        target: Where to run it, with its options.
+        store: The cache for exports.
+        usual: A size for every dimension, for a target whose programs take one fixed size.
+        model: The model's name in an error.
 
     Raises:
-        BackendError: the target cannot run it.
-        ExportError: it could not be lowered to the target's format.
+        BackendError: the target cannot run the component.
+        ExportError: the component could not be exported to the target's format.
     """
     backend = host().backend(target.backend)
     support = backend.supports(Request.of(component, target))
@@ -48,7 +48,7 @@ def prepare(
         raise UnsupportedError(_refusal(component, target, support, support_fixed))
     if component.build is None:
         raise UnsupportedError(
-            f"{component.name} was to run on {target}; {model} does not fix its sizes, and "
+            f"{component.name} was to run on {target}; {model} was exported for any size, and "
             f"{support.reason} Export the checkpoint again with --height H --width W --batch "
             f"B, or run the checkpoint itself on {target}."
         )
@@ -61,7 +61,7 @@ def prepare(
 
 
 def _refusal(component: Component, target: Target, symbolic: Support, fixed: Support) -> str:
-    """Why a component cannot run: for any size, and for one size where that is another reason."""
+    """Why a component cannot run with any size, and, if the reason differs, with one size."""
     text = (
         f"{component.name} was to run on {target} in {component.precision}: "
         f"{symbolic.level.value}; {symbolic.reason}"

@@ -1,4 +1,4 @@
-"""Shows what a picture will be while it is drawn: the clean sample that each step aims at."""
+"""Previews of a running task: the clean sample (x0) that each denoising step predicts."""
 
 from typing import Any
 
@@ -7,40 +7,44 @@ from perfuse.contract.steps import Event, Input, Loop, Task, Tools
 
 __all__ = ["decoded", "guess"]
 
-#: What the state holds after a step of denoising.
+#: The names in the state after a denoising step.
 _READS = ("schedule", "index", "previous_samples", "prediction")
 
 
 def guess(task: Task, event: Event) -> Array | None:
-    """The clean sample that a step of denoising aimed at, of the sample's shape.
+    """The clean sample (x0) that a denoising step predicted, of the sample's shape.
 
     Args:
         task: The task that is running.
-        event: What it has just done; for all but a step of denoising there is no guess.
+        event: The event of the step.
+
+    Returns:
+        ``None`` if the event is not that of a denoising step.
     """
     state = event.state
     if not any(node.name == event.step for node in task.steps if isinstance(node, Loop)):
         return None
     if not all(name in state for name in _READS):
-        return None  # a loop of another kind
+        return None  # a loop that does not denoise
     return state["schedule"].denoised(
         state["index"], state["previous_samples"], state["prediction"]
     )
 
 
 def decoded(tools: Tools, task: Task, event: Event, latents: Array) -> Any:
-    """A guess as pictures: what follows the loop, done with the guess in the sample's place.
+    """Decode a predicted clean sample with the steps that follow the loop.
 
-    No noise is drawn and the event's state is not changed: the pictures stay what they are.
+    No random number is drawn and the event's state does not change, so the final pictures do not
+    depend on previews.
 
     Args:
         tools: The pipeline that runs the task.
         task: The task that is running.
-        event: The step that the guess is of.
-        latents: The guess.
+        event: The event of the denoising step.
+        latents: What ``guess`` returned for it.
 
     Returns:
-        What the task's ``images`` would be.
+        The task's ``images``, from this sample.
     """
     state = {**event.state, "samples": (latents,)}
     at = next(i for i, node in enumerate(task.steps) if node.name == event.step)

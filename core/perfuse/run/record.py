@@ -1,4 +1,4 @@
-"""Notes down what pictures were drawn from, in the pictures themselves."""
+"""Attaches metadata to generated pictures: all that is needed to generate them again."""
 
 import dataclasses
 import math
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 __all__ = ["recorded"]
 
-#: Inputs that are not settings of the picture, or are noted as its seeds.
+#: Inputs that do not change the picture, or are recorded as its seeds.
 _APART = ("seed", "generator", "output_type")
 
 
 def recorded(
     pipe: "DiffusionPipeline", task: Task, given: Mapping[str, Any], events: Iterable[Event]
 ) -> Iterator[Event]:
-    """The events of a call as they are; PIL pictures among them carry what they were drawn from.
+    """Pass on the events of a call, with metadata attached to the PIL pictures in them.
 
     Args:
-        pipe: The pipeline that draws.
-        task: What it runs.
+        pipe: The pipeline.
+        task: The task that it runs.
         given: The inputs of the call.
-        events: Those of its task.
+        events: The events of the task.
     """
     for event in events:
         if "images" in event.state:
@@ -45,7 +45,7 @@ def _attach(
 ) -> None:
     images = state["images"]
     if not isinstance(images, list):
-        return  # arrays hold numbers and nothing else
+        return  # arrays cannot carry metadata
     metadata = _metadata(pipe, task, given, state)
     for index, image in enumerate(images):
         size = (image.height, image.width)
@@ -55,7 +55,7 @@ def _attach(
 def _metadata(
     pipe: "DiffusionPipeline", task: Task, given: Mapping[str, Any], state: Mapping[str, Any]
 ) -> Metadata:
-    """What all pictures of a call have in common; ``_attach`` puts in the number and the size."""
+    """The metadata that all pictures of a call share; ``_attach`` adds the index and the size."""
     inputs, unrecorded = _inputs(task, given)
     scheduler, lost = _scheduler(pipe.scheduler)
     source, images = pipe.source, state["images"]
@@ -86,7 +86,7 @@ def _metadata(
 
 
 def _scheduler(scheduler: "Scheduler") -> tuple[dict[str, Value], tuple[str, ...]]:
-    """Its config, and the names of settings that cannot be written and are not what is usual."""
+    """Its config, and the names of non-default settings that JSON cannot hold."""
     config = {"_class_name": type(scheduler).__name__}
     plain = {name: _plain(value) for name, value in scheduler.config.items()}
     written = {
@@ -98,7 +98,7 @@ def _scheduler(scheduler: "Scheduler") -> tuple[dict[str, Value], tuple[str, ...
 
 
 def _model(source: Any) -> str:
-    """What opens it again. The bundled model alone is called ``shapes``."""
+    """The name to open the source with again; ``shapes`` for the bundled model."""
     from perfuse.shapes import CHECKPOINT
 
     bundled = getattr(source, "path", None) == Path(CHECKPOINT)
@@ -119,7 +119,7 @@ def _components(pipe: "DiffusionPipeline") -> dict[str, Ran]:
 
 
 def _inputs(task: Task, given: Mapping[str, Any]) -> tuple[dict[str, Value], tuple[str, ...]]:
-    """What was given, with the defaults of the rest; and the names of what cannot be written."""
+    """The inputs with defaults filled in, and the names of those that JSON cannot hold."""
     values: dict[str, Value] = {}
     unrecorded = []
     defaults = {name: one.default for name, one in task.inputs.items()}
@@ -137,7 +137,7 @@ def _inputs(task: Task, given: Mapping[str, Any]) -> tuple[dict[str, Value], tup
 
 
 def _plain(value: Any) -> Value:
-    """A text, a number or a list of them as JSON has it; ``None`` for anything else."""
+    """A string, a number or a list of them as JSON has it; ``None`` for anything else."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""From pictures' sizes to the dimensions of each component."""
+"""From sizes in pixels to the dimensions of each component."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -21,13 +21,13 @@ def fixed_dims(
 
     Args:
         tools: The pipeline.
-        height: In pixels; ``None`` leaves sizes open where ``width`` is ``None`` too.
+        height: In pixels; ``None`` leaves sizes symbolic if ``width`` is ``None`` too.
         width: In pixels.
-        batch: Of every component; ``None`` leaves it open.
-        lengths: Gives how many tokens each tokenizer makes; asked where sizes are fixed.
+        batch: Of every component; ``None`` leaves it symbolic.
+        lengths: Returns the sequence length of each tokenizer; called only if sizes are fixed.
 
     Raises:
-        InputError: a size that the model cannot take.
+        InputError: the model cannot take a size.
     """
     spec = tools.spec
     sizes: dict[str, int] = {}
@@ -46,7 +46,7 @@ def fixed_dims(
 
 
 def usual_sizes(component: ComponentSpec, known: Mapping[str, int]) -> dict[str, int]:
-    """A size for every dimension: the one that is known, else the least that it can be."""
+    """A size for every dimension: the known one, else the least that the dimension takes."""
     return {
         name: known.get(name, component.dim(name).multiple) for name in component.signature.dims
     }
@@ -60,7 +60,7 @@ def shapes_of(
     Args:
         spec: The pipeline.
         each: ``fixed_dims`` of each size that was asked for.
-        fixed: Whether every dimension is to be fixed, the batch among them.
+        fixed: Whether to fix every dimension, including the batch.
     """
     shapes = {}
     for name, component in spec.components.items():

@@ -14,7 +14,7 @@ __all__ = ["Chosen", "applied", "find_transforms", "rewriting"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """A transform with its options, and what was written to ask for it."""
+    """A transform with its options, and the text that the user asked for it with."""
 
     transform: Transform
     options: Any
@@ -22,18 +22,18 @@ class Chosen:
 
     @property
     def mark(self) -> str:
-        """Its name, and the version of what brings it: another one may rewrite differently."""
+        """The text and the plugin's version, for cache keys: versions may rewrite differently."""
         row = host().brought_by(self.transform.name, "perfuse_transforms")
         version = f"{row.distribution} {row.version}" if row is not None else "?"
         return f"{self.text} {version}"
 
 
 def find_transforms(texts: Sequence[str]) -> tuple[Chosen, ...]:
-    """The transforms of ``NAME`` or ``NAME:key=value,key=value``, in order.
+    """The transforms that ``NAME`` or ``NAME:key=value,key=value`` name, in order.
 
     Raises:
-        InputError: no plugin offers one of them, or it has no such option.
-        PluginError: the class of one cannot be imported.
+        InputError: no plugin offers a transform, or it has no such option.
+        PluginError: a transform's class cannot be imported.
     """
     return tuple(_find(text) for text in ([texts] if isinstance(texts, str) else texts))
 
@@ -54,7 +54,7 @@ def _find(text: str) -> Chosen:
 
 
 def _options(transform: Transform, given: Mapping[str, str]) -> Any:
-    """The transform's options with the texts read as the types of its fields."""
+    """The transform's options, each text parsed as its field's type."""
     kind = transform.Options
     hints = typing.get_type_hints(kind)
     known = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
@@ -89,17 +89,17 @@ def _read(transform: Transform, name: str, kind: Any, text: str) -> Any:
 
 
 def applied(plan: Plan, transforms: Sequence[Chosen], *, exported: Sequence[str] = ()) -> Plan:
-    """The plan as the transforms leave it.
+    """Apply transforms to a plan.
 
     Args:
-        plan: The pipeline's.
-        transforms: In order.
-        exported: The transforms that components went through when they were exported: those are
-            kept as the export holds them, and only tasks are rewritten.
+        plan: The pipeline's plan.
+        transforms: The transforms, in order.
+        exported: The transforms that were applied before the export. These rewrite tasks only: the
+            exported components have them already.
 
     Raises:
-        InputError: one of them does not fit the pipeline, or rewrites what is exported already.
-        PluginError: one of them fails, or returns something else.
+        InputError: a transform does not fit the pipeline, or rewrites an exported component.
+        PluginError: a transform fails, or does not return a ``Plan``.
     """
     for chosen in transforms:
         after = _applied(plan, chosen)
@@ -107,8 +107,8 @@ def applied(plan: Plan, transforms: Sequence[Chosen], *, exported: Sequence[str]
         if is_export and after.components != plan.components:
             if chosen.text not in exported:
                 raise InputError(
-                    f"Transform {chosen.text!r} was asked for; it rewrites components, and this is "
-                    "an export already. Export the checkpoint again with --transform "
+                    f"Transform {chosen.text!r} was asked for; it rewrites components, and these "
+                    "are exported already. Export the checkpoint again with --transform "
                     f"{chosen.text}."
                 )
             after = dataclasses.replace(plan, tasks=after.tasks)
@@ -117,7 +117,7 @@ def applied(plan: Plan, transforms: Sequence[Chosen], *, exported: Sequence[str]
 
 
 def rewriting(plan: Plan, transforms: Sequence[Chosen]) -> tuple[str, ...]:
-    """Those of the transforms that change or add components, as they were asked for."""
+    """The texts of the transforms that change or add components."""
     found = []
     for chosen in transforms:
         after = _applied(plan, chosen)
@@ -147,7 +147,7 @@ def _applied(plan: Plan, chosen: Chosen) -> Plan:
 
 
 def _marked(before: Plan, after: Plan, chosen: Chosen) -> Plan:
-    """The plan with the transform's version in the key under which an export is cached."""
+    """The plan with the transform's version in the components' fingerprints (cache keys)."""
     components = {}
     for name, component in after.components.items():
         if component != before.components.get(name) and component.fingerprint is not None:

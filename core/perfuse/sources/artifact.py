@@ -1,4 +1,4 @@
-"""An exported folder: read with numpy, Pillow, a tokenizer and its engine alone."""
+"""An exported folder, which runs with numpy, Pillow, a tokenizer and its engine only."""
 
 import dataclasses
 import os
@@ -19,7 +19,7 @@ __all__ = ["Artifact"]
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact(Source):
-    """A pipeline that was exported to a folder."""
+    """A pipeline in an exported folder."""
 
     path: Path
     manifest: Manifest
@@ -65,10 +65,10 @@ class Artifact(Source):
         return dataclasses.replace(self, manifest=dataclasses.replace(self.manifest, spec=spec))
 
     def verify(self) -> None:
-        """Check every file's SHA-256.
+        """Compare every file's SHA-256 with the manifest's.
 
         Raises:
-            ArtifactError: a file is not what was exported.
+            ArtifactError: a file has changed since the export.
         """
         self.manifest.verify(self.path)
 
@@ -109,8 +109,8 @@ class Artifact(Source):
         """One of its tokenizers.
 
         Raises:
-            InputError: there is none of this name.
-            ArtifactError: its files are missing or damaged.
+            InputError: the artifact has no tokenizer of this name.
+            ArtifactError: the tokenizer's files are missing or damaged.
         """
         if name not in self.spec.tokenizers:
             raise InputError(

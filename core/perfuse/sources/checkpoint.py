@@ -1,7 +1,7 @@
 """A Diffusers checkpoint: a folder or Hub repository, read into a ``PipelineSpec``.
 
-Nothing here loads weights, torch or an engine. Nothing in a checkpoint is executed: no pickle, no
-code, and no path that leads out of its folder.
+Nothing here loads weights, torch or an engine. Checkpoints are not trusted: pickles and code in
+them are never run, and paths that lead out of their folder are refused.
 """
 
 import dataclasses
@@ -53,18 +53,18 @@ __all__ = ["Checkpoint", "corrected"]
 class Checkpoint(Source):
     """A checkpoint on this machine. Open one with ``Checkpoint.open``."""
 
-    #: Its folder; for a Hub repository, the snapshot in the Hub's cache.
+    #: The folder; for a Hub repository, the snapshot in the Hub's cache.
     path: Path
-    #: What was asked for: a path or a Hub id.
+    #: The path or Hub id that the user named.
     model: str
-    #: The commit of a Hub repository.
+    #: The commit of a Hub repository; ``None`` for a local folder.
     revision: str | None
-    #: The variant of weights to read where a component has it: ``"fp16"``.
+    #: The variant of weights to prefer: ``"fp16"``.
     variant: str | None
     spec: PipelineSpec
-    #: ``model_index.json``, as it is.
+    #: The content of ``model_index.json``.
     index: Mapping[str, Any]
-    #: Parts that it has and that no task runs: ``("safety_checker",)``.
+    #: Components that no task runs: ``("safety_checker",)``.
     ignored: tuple[str, ...] = ()
 
     @classmethod
@@ -76,16 +76,17 @@ class Checkpoint(Source):
         variant: str | None = None,
         offline: bool | None = None,
     ) -> Self:
-        """Read a local folder, or a repository of the Hub, which is downloaded where needed.
+        """Open a local folder or a Hub repository, which is downloaded if it is not in the cache.
 
         Args:
             model: A folder, or OWNER/NAME.
             revision: Branch, tag or commit of a Hub repository.
             variant: Weights to prefer where a component has them, for example ``"fp16"``.
-            offline: ``True`` reads the Hub's cache alone; ``HF_HUB_OFFLINE`` by default.
+            offline: ``True`` reads only the Hub's cache; by default as ``HF_HUB_OFFLINE`` says.
 
         Raises:
-            CheckpointError: there is no such model, or it cannot be read.
+            CheckpointError: the model does not exist, or cannot be read.
+            WeightsError: no component has the variant, or there are no safetensors weights.
         """
         try:
             return cls._open(model, revision, variant, offline)
@@ -123,26 +124,26 @@ class Checkpoint(Source):
         )
 
     def weights(self, folder: str) -> Weights:
-        """The weights in a component's folder: files found, headers checked, no tensor read.
+        """The weights in a component's folder. Reads and checks headers, but no tensors.
 
         Raises:
-            WeightsError: there are none, or they are damaged.
+            WeightsError: there are no safetensors weights, or they are damaged.
         """
         return Weights.open(self.path / folder, variant=self.variant, root=self.path)
 
     def component(
         self, name: str, *, precision: str | None = None, static: Mapping[str, int] | None = None
     ) -> Component:
-        """A component for a backend to prepare.
+        """One component, for a backend to prepare.
 
         Args:
             name: One of ``spec.components``.
-            precision: What its weights and arithmetic are to be; float32 by default.
+            precision: Of weights and arithmetic; float32 by default.
             static: Dimensions to fix; every other one stays symbolic.
 
         Raises:
-            InputError: there is no such component, precision or dimension.
-            WeightsError: its weights are missing or damaged.
+            InputError: the component, the precision or a dimension is unknown.
+            WeightsError: the component's weights are missing or damaged.
         """
         spec = self.spec.components.get(name)
         if spec is None:
@@ -177,8 +178,8 @@ class Checkpoint(Source):
         """One of the checkpoint's tokenizers.
 
         Raises:
-            InputError: there is none of this name.
-            CheckpointError: its files are missing or damaged.
+            InputError: the checkpoint has no tokenizer of this name.
+            CheckpointError: the tokenizer's files are missing or damaged.
         """
         from perfuse.sources.tokenizer import Tokenizer
         from perfuse.sources.tokenizer_files import FILES
@@ -218,11 +219,11 @@ class Checkpoint(Source):
 
 @dataclass(frozen=True, kw_only=True)
 class FromCheckpoint(Recipe):
-    """A component's module with a checkpoint's weights."""
+    """Builds a component's module with a checkpoint's weights."""
 
     spec: ComponentSpec
     weights: Weights
-    #: What the weights become where they are stored in several dtypes.
+    #: The dtype to build in if the weights are stored in several.
     precision: str
 
     def __call__(self) -> "nn.Module":
@@ -230,7 +231,7 @@ class FromCheckpoint(Recipe):
 
         from perfuse.models.building import build_component
 
-        # As stored where that is one dtype, so that nothing is copied; whoever prepares it casts.
+        # Keep the stored dtype if there is only one: nothing is copied, and the backend casts.
         stored = self.weights.precision
         dtype = getattr(torch, stored if stored in PRECISIONS else self.precision)
         try:
@@ -305,12 +306,12 @@ def _read_component(path: Path, name: str, class_name: str) -> tuple[ComponentSp
         ) from exc
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
         raise CheckpointError(
-            f"{file} was read as a {class_name}'s, which gave {exc!r}. {AGAIN}"
+            f"{file} was read as the config of a {class_name}; reading it raised {exc!r}. {AGAIN}"
         ) from exc
 
 
 def _read_scheduler(path: Path, class_name: str, kind: PipelineManifest) -> dict[str, Any]:
-    """``scheduler_config.json`` with its class, corrected as Diffusers' pipeline would."""
+    """``scheduler_config.json`` with its class, corrected as Diffusers' pipeline does."""
     folder = folder_of(path, "scheduler", SCHEDULER)
     file = check_inside(path / folder / SCHEDULER, path)
     config = {**read_json(file), "_class_name": class_name}
@@ -324,17 +325,19 @@ def _read_scheduler(path: Path, class_name: str, kind: PipelineManifest) -> dict
     try:
         return corrected(config, kind)
     except (InputError, ArithmeticError, AttributeError, LookupError, TypeError) as exc:
-        raise CheckpointError(f"{file} was read as a {class_name}'s: {exc} {AGAIN}") from exc
+        raise CheckpointError(
+            f"{file} was read as the config of a {class_name}: {exc} {AGAIN}"
+        ) from exc
 
 
 def corrected(config: Mapping[str, Any], kind: PipelineManifest) -> dict[str, Any]:
     """A scheduler's config as Diffusers' pipeline corrects it.
 
     Raises:
-        CheckpointError: its class is unknown.
-        InputError: the class cannot take it.
+        CheckpointError: the scheduler's class is unknown.
+        InputError: the class cannot take the config.
     """
-    # The class knows the settings that the file leaves out.
+    # The class has the defaults of settings that the file leaves out.
     settings = scheduler_from_config(config).config
     named = {"_class_name": kind.scheduler} if kind.scheduler is not None else {}
     wrong = {n: value for n, value in kind.corrects.items() if settings.get(n, value) != value}

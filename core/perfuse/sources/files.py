@@ -1,7 +1,7 @@
-"""Where files come in and go out: one way to open, one to read JSON, one to write.
+"""Reading and writing files: one function to open, one to read JSON, one to write.
 
-What is read must be a regular file, so that a pipe or a device never makes a process wait. What is
-written is whole or absent, whatever kills the process.
+Only regular files are read, so that a pipe or a device never blocks the process. Files are written
+atomically: complete or not at all, even if the process is killed.
 """
 
 import json
@@ -26,9 +26,9 @@ __all__ = [
     "write_json",
 ]
 
-#: No JSON of a checkpoint or of ours comes near this; a tokenizer's may have 30 MB.
+#: The largest JSON file to read, in bytes. The largest known, a tokenizer's, has about 30 MB.
 _LARGEST_JSON = 256 * 1024 * 1024
-#: As much of a path as a message shows.
+#: The longest path to show in a message, in characters.
 _SHOWN = 160
 _RIGHTS = {"read": "read", "written": "write"}
 _KINDS = (
@@ -41,7 +41,7 @@ _KINDS = (
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """A path for a message: what a terminal cannot show is escaped, a long one is cut."""
+    """A path for a message: unprintable characters are escaped, long paths are shortened."""
     text = os.fspath(path)
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= _SHOWN else f"{text[:80]}…{text[-60:]}"
@@ -54,16 +54,16 @@ def open_file(
 
     Args:
         path: The file; links are followed.
-        error: What to raise where it cannot be read.
-        remedy: What to do then, as a sentence.
+        error: The class of error to raise.
+        remedy: What the user can do about it, as a sentence.
 
     Raises:
-        PerfuseError: as ``error`` says; it is missing, is no regular file, or cannot be opened.
+        PerfuseError: of class ``error``: the file is missing, not regular, or cannot be opened.
     """
     try:
-        # Asked before it is opened, which may act on a device; and after, as it may have changed.
+        # Check before opening, because opening a device may act on it, and again afterwards.
         _check_regular(os.stat(path))
-        # O_NONBLOCK: were it a pipe by now, opening it would not wait for a writer.
+        # O_NONBLOCK: if it has become a pipe, opening it does not wait for a writer.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         handle = os.open(path, flags)
         try:
@@ -71,7 +71,7 @@ def open_file(
         except OSError:
             os.close(handle)
             raise
-    except (OSError, ValueError) as exc:  # ValueError: a name with NUL, or that is no Unicode
+    except (OSError, ValueError) as exc:  # ValueError: a name with NUL, or not valid Unicode
         raise _refused(path, "read", exc, error, remedy) from exc
     return os.fdopen(handle, "rb")
 
@@ -111,7 +111,7 @@ def read_bytes(
 def read_text(
     path: str | os.PathLike[str], *, error: type[PerfuseError] = CheckpointError, remedy: str = ""
 ) -> str:
-    """The text of a regular file in UTF-8, its line ends as they are; raises as `open_file` does."""
+    """The UTF-8 text of a regular file, line ends unchanged; raises as `open_file` does."""
     content = read_bytes(path, error=error, remedy=remedy)
     try:
         return content.decode("utf-8")
@@ -128,14 +128,14 @@ def read_json(
     """The object in a JSON file.
 
     Raises:
-        PerfuseError: as ``error`` says; the file cannot be read, is not JSON (the message names
-            line and column), or holds something else than an object.
+        PerfuseError: of class ``error``: the file cannot be read, is not JSON (the message names
+            line and column), or does not hold an object.
     """
     with open_file(path, error=error, remedy=remedy) as file:
         size = os.fstat(file.fileno()).st_size
     if size > _LARGEST_JSON:
         raise error(
-            f"{shown(path)} is too large to be JSON of ours: {size} bytes. {remedy}".rstrip()
+            f"{shown(path)} is too large to be read as JSON: {size} bytes. {remedy}".rstrip()
         )
     text = read_text(path, error=error, remedy=remedy)
     try:
@@ -164,14 +164,14 @@ def replacing(
     error: type[PerfuseError] = InputError,
     remedy: str = "Choose a file in a folder that is there and can be written.",
 ) -> Iterator[Path]:
-    """An empty file beside ``path`` that takes its place once the block has succeeded.
+    """A temporary file beside ``path`` that replaces it when the ``with`` block succeeds.
 
-    A file that is there stays until then; where ``path`` is a link, it is the one linked to. A new
-    file may be read as the process's umask says, one that takes another's place as that one.
+    An existing file stays until then; if ``path`` is a link, the file that it links to is replaced.
+    The new file keeps the old one's permissions; without an old one, the process's umask decides.
 
     Raises:
-        PerfuseError: as ``error`` says; it cannot be written, or something that is no regular file
-            is there.
+        PerfuseError: of class ``error``: the file cannot be written, or ``path`` exists and is not
+            a regular file.
     """
     partial = None
     try:
@@ -188,12 +188,12 @@ def replacing(
         raise _refused(path, "written", exc, error, remedy) from exc
     finally:
         if partial is not None:
-            with suppress(OSError):  # it has its place now, or was never there
+            with suppress(OSError):  # it was renamed already, or never created
                 partial.unlink()
 
 
 def _place(path: str | os.PathLike[str]) -> tuple[Path, int]:
-    """Where a file is to be written, links followed, and the rights that it is to have."""
+    """The path to write, with links followed, and the file mode to give it."""
     target = Path(os.path.realpath(path))
     if not os.path.lexists(target):
         return target, 0o666
@@ -209,7 +209,7 @@ def write_file(
     error: type[PerfuseError] = InputError,
     remedy: str = "Choose a file in a folder that is there and can be written.",
 ) -> None:
-    """Write a whole file, as `replacing` does. Text is written in UTF-8, its line ends as they are."""
+    """Write a whole file as `replacing` does; text as UTF-8, line ends unchanged."""
     with replacing(path, error=error, remedy=remedy) as partial:
         partial.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
@@ -222,5 +222,5 @@ def write_json(
     error: type[PerfuseError] = InputError,
     remedy: str = "Choose a file in a folder that is there and can be written.",
 ) -> None:
-    """Write a value as JSON with a line end after it, as `replacing` does."""
+    """Write a value as JSON with a final newline, as `replacing` does."""
     write_file(path, json.dumps(value, indent=indent) + "\n", error=error, remedy=remedy)

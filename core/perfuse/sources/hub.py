@@ -1,4 +1,4 @@
-"""Checkpoints from the Hub: only the files that are needed, through ``huggingface_hub``'s cache."""
+"""Checkpoints from the Hub: downloads only the files needed, into ``huggingface_hub``'s cache."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -20,17 +20,17 @@ __all__ = ["check_variant", "from_hub", "is_hub_id", "scheduler_from_hub"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-#: What huggingface_hub speaks HTTP with, by version.
+#: The HTTP library of huggingface_hub, which depends on its version.
 _HTTP = ("requests", "httpx", "httpx2")
 
 
 def is_hub_id(model: object) -> bool:
-    """Whether it is written OWNER/NAME."""
+    """Whether a model is written OWNER/NAME."""
     return isinstance(model, str) and _HUB_ID.fullmatch(model) is not None
 
 
 def check_variant(folders: Mapping[str, Iterable[str]], variant: str | None, asked: str) -> None:
-    """Some component must have the variant; the others may do without."""
+    """Raise ``CheckpointError`` unless at least one component has the variant."""
     found = sorted({v for names in folders.values() for v in variants(names) if v is not None})
     if variant is not None and variant not in found:
         raise CheckpointError(
@@ -68,17 +68,22 @@ def _wanted(
 def from_hub(
     model: str, revision: str | None, variant: str | None, offline: bool | None
 ) -> tuple[Path, str]:
-    """The snapshot of a repository in the Hub's cache, completed where needed, and its commit."""
+    """The snapshot of a repository in the Hub's cache, downloaded if needed, and its commit.
+
+    Raises:
+        CheckpointError: there is no such repository, revision or variant, or the Hub cannot be
+            reached and the cache lacks it.
+    """
     from huggingface_hub import HfApi, constants, hf_hub_download
 
     asked = f"{model} at {revision}" if revision is not None else model
     reason = "it is not in the Hub's cache and this is offline"
     if not (constants.HF_HUB_OFFLINE if offline is None else offline):
         try:
-            # First, because it does not try for half a minute where there is no connection.
+            # First, because without a connection it fails at once, not after half a minute.
             info = HfApi().model_info(model, revision=revision)
             index = Path(hf_hub_download(model, INDEX, revision=revision))
-            commit = index.parent.name  # every other file is of the same one
+            commit = index.parent.name  # the other files are taken from the same commit
             if info.sha != commit:
                 info = HfApi().model_info(model, revision=commit)
             contents = read_json(index)
@@ -129,7 +134,7 @@ def _by_component(files: Iterable[str], entries: Mapping[str, str]) -> dict[str,
 
 
 def _hub_error(exc: Exception, asked: str) -> CheckpointError | None:
-    """What the Hub's refusal means; ``None`` where it did not answer and the cache may do."""
+    """The error for the Hub's answer; ``None`` if there was none, so that the cache may serve."""
     from huggingface_hub import errors
 
     if isinstance(exc, errors.GatedRepoError):
@@ -162,7 +167,7 @@ def _hub_error(exc: Exception, asked: str) -> CheckpointError | None:
 
 
 def _unreachable(exc: Exception) -> bool:
-    """Whether nobody, or only a failing server, answered."""
+    """Whether there was no answer, or a server error."""
     from huggingface_hub import errors
 
     if isinstance(exc, errors.HfHubHTTPError):

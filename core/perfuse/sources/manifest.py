@@ -1,4 +1,4 @@
-"""``perfuse.json``: what describes an exported folder completely. Plain data, checked on reading."""
+"""``perfuse.json``, the manifest of an exported folder: plain data, checked on reading."""
 
 import hashlib
 import importlib.metadata
@@ -26,10 +26,10 @@ def is_artifact(folder: Path) -> bool:
 
 
 def inside(folder: Path, relative: str) -> Path:
-    """The file of a relative path, which must stay inside the folder.
+    """The path of a file in the folder, from a relative path in the manifest.
 
     Raises:
-        ArtifactError: the path is absolute, climbs out, or follows a link out.
+        ArtifactError: the path leads out of the folder: it is absolute, or has ``..`` or a link.
     """
     path = PurePosixPath(relative)
     plain = bool(path.parts) and ".." not in path.parts and not any(c in relative for c in "\\\0")
@@ -64,16 +64,16 @@ class ExportedComponent:
     """One component of an artifact."""
 
     format: str
-    #: Its main file, relative to the artifact's folder.
+    #: The main file, relative to the artifact's folder.
     file: str
     precision: str
-    #: The signature as exported: with the fixed dimensions put in.
+    #: The signature as exported, with the fixed dimensions filled in.
     signature: Signature
-    #: The dimensions that were fixed; empty for one that takes any size.
+    #: The fixed dimensions; empty for a component that takes any size.
     static: Mapping[str, int] = field(default_factory=dict)
-    #: Where not empty: the only sizes that the other dimensions may have, together.
+    #: If not empty, the only combinations of sizes that the other dimensions take.
     sizes: tuple[Mapping[str, int], ...] = ()
-    #: The exporter's switches that it was made with.
+    #: The exporter's options.
     options: Mapping[str, str] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:
@@ -84,14 +84,14 @@ class ExportedComponent:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything that is known about an exported folder."""
+    """The content of an exported folder's ``perfuse.json``."""
 
     spec: PipelineSpec
     components: Mapping[str, ExportedComponent]
-    #: Where it came from: ``{"model": …, "revision": …}``.
+    #: The checkpoint that was exported: ``{"model": …, "revision": …}``.
     source: Mapping[str, str | None]
-    #: Every file, relative to the folder, with its size in bytes and its SHA-256; that is empty in
-    #: a folder that another tool wrote.
+    #: Every file, relative to the folder, with its size in bytes and its SHA-256. The SHA-256 is
+    #: empty in a folder that another tool wrote.
     files: Mapping[str, Mapping[str, Any]]
     #: The tools that wrote it, with their versions.
     tools: Mapping[str, str]
@@ -104,7 +104,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Read ``perfuse.json`` and check that every file is there, in its size.
+        """Read ``perfuse.json`` and check that every file exists and has the recorded size.
 
         Raises:
             ArtifactError: the manifest is missing, malformed or newer; a file is missing or has
@@ -133,10 +133,10 @@ class Manifest:
         return manifest
 
     def files_of(self) -> dict[str, list[str]]:
-        """The files of each component: all in its folder, or its main file and what that holds.
+        """The files of each component: those in its folder, or its main file and its parts.
 
-        A layout of another tool may put all components into one folder, and one of them into parts
-        that are numbered from 1.
+        Another tool's layout may hold all components in one folder, and a component in several
+        parts numbered from 1.
         """
         found = {}
         for name, component in self.components.items():
@@ -148,7 +148,7 @@ class Manifest:
         return found
 
     def _check(self, folder: Path) -> None:
-        """Every file is there, in its size; every component is the spec's and has its files."""
+        """Check that files exist with their sizes, and that the components match the spec's."""
         for name, entry in self.files.items():
             size, digest = entry.get("size"), entry.get("sha256")
             if type(size) is not int or not isinstance(digest, str):
@@ -169,16 +169,16 @@ class Manifest:
                 raise ValueError(f"{component.file}, the file of {name}, is not among its files")
 
     def verify(self, folder: Path) -> None:
-        """Check every file's SHA-256.
+        """Compare every file's SHA-256 with the recorded one.
 
         Raises:
-            ArtifactError: a file is not what was exported.
+            ArtifactError: a file has changed, or the folder has no recorded checksums.
         """
         for name, entry in self.files.items():
             if not entry["sha256"]:
                 raise ArtifactError(
-                    f"{folder} was to be verified; another tool wrote it, and nothing in it says "
-                    "what its files should be. Export the checkpoint with perfuse to have that."
+                    f"{folder} was to be verified; another tool wrote it, without checksums of its "
+                    "files. Export the checkpoint with perfuse to have them."
                 )
             if sha256(inside(folder, name)) != entry["sha256"]:
                 raise ArtifactError(

@@ -1,4 +1,4 @@
-"""``model_index.json``: what a checkpoint says that it is made of, and where each part is."""
+"""``model_index.json``: the components of a checkpoint, and their folders."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a checkpoint.
 
     Raises:
-        CheckpointError: the file is missing, cannot be read, or holds something else.
+        CheckpointError: the file is missing, cannot be read, or does not hold an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -66,7 +66,11 @@ def names_in(folder: Path) -> list[str]:
 
 
 def read_index(path: Path, asked: str) -> dict[str, Any]:
-    """``model_index.json``, or an error that says what the place is instead."""
+    """The content of ``model_index.json``.
+
+    Raises:
+        CheckpointError: there is no such file; the message says what ``path`` is instead.
+    """
     if not path.exists():
         raise CheckpointError(
             f"Model {asked!r} was asked for; there is no such folder. Name an existing folder, or "
@@ -99,7 +103,7 @@ def read_index(path: Path, asked: str) -> dict[str, Any]:
 
 
 def entries_of(index: Mapping[str, Any], where: Path) -> dict[str, str]:
-    """Component name to class name; those that the checkpoint leaves empty are left out."""
+    """Component name to class name, without components that are ``null`` in the index."""
     entries = {}
     for name, value in index.items():
         if name.startswith("_") or not isinstance(value, list | tuple):
@@ -138,7 +142,7 @@ def write_index(spec: PipelineSpec, folder: Path) -> None:
 
 
 def unused_of(index: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parts of a checkpoint that no task of its pipeline class runs."""
+    """The components of a checkpoint that no task of its pipeline class runs."""
     manifest = host().pipelines().get(class_of(index) or "")
     return () if manifest is None else manifest.unused
 
@@ -157,10 +161,10 @@ def kind_of(name: str, class_name: str) -> str:
 
 
 def folder_of(path: Path, name: str, file: str) -> str:
-    """The folder of a component; early checkpoints of one component hold it at their root.
+    """The folder of a component; in early checkpoints with one component, the root.
 
     Raises:
-        CheckpointError: the component is in neither place.
+        CheckpointError: the component is in neither folder.
     """
     if (path / name).is_dir():
         check_inside(path / name, path)

@@ -1,4 +1,4 @@
-"""Opens whatever a person names: a folder, a Hub id, an exported folder, another tool's."""
+"""Opens a model by name: a checkpoint's folder, a Hub id, an exported folder, another tool's."""
 
 import dataclasses
 import os
@@ -27,14 +27,21 @@ def open_model(
     offline: bool | None = None,
     scheduler_from: SchedulerFrom | None = None,
 ) -> Source:
-    """Open an exported folder, a local checkpoint or a Hub id; without one, the bundled ``shapes``.
+    """Open a model.
 
-    A source that is one already stays as it is; a folder that another tool exported is read where a
-    plugin knows its layout; ``KIND:REST`` is opened by the plugin of that kind.
+    Args:
+        model: A checkpoint's folder, an exported folder, a Hub id, ``KIND:REST`` for a plugin's
+            kind of source, or a ``Source``, returned as it is. ``None`` is the bundled ``shapes``.
+            Folders that other tools exported are opened by the reader that knows their layout.
+        revision: Branch, tag or commit of a Hub repository.
+        variant: Weight files to prefer, e.g. ``"fp16"``.
+        offline: ``True`` reads only the Hub's cache.
+        scheduler_from: Where to take the scheduler from instead.
 
     Raises:
-        CheckpointError: it is neither, or cannot be read.
+        CheckpointError: the model does not exist, or cannot be read.
         ArtifactError: an exported folder is incomplete.
+        InputError: a plugin's kind of source or layout needs a package that is not installed.
     """
     scheduler = None
     if scheduler_from is not None:
@@ -54,15 +61,15 @@ def open_model(
 
         where = CHECKPOINT if model is None else model
         found = Checkpoint.open(where, revision=revision, variant=variant, offline=offline)
-        # The bundled one by its name: where it lies differs from machine to machine.
+        # The bundled model by its name, because its path differs between machines.
         source = found if model is not None else dataclasses.replace(found, model="shapes")
     return source if scheduler is None else with_scheduler(source, scheduler)
 
 
 def _kind(model: str | os.PathLike[str]) -> str | None:
-    """The kind of source that a plugin opens, where the model is written ``KIND:REST``."""
+    """``KIND``, if the model is written ``KIND:REST`` and a plugin opens that kind."""
     name, colon, _ = str(model).partition(":")
-    # One letter is a drive, and a folder may have any name.
+    # One letter is a Windows drive; and an existing folder may have such a name.
     if not colon or len(name) < 2 or Path(model).exists():
         return None
     return name if name in host().sources() else None

@@ -1,4 +1,4 @@
-"""Descriptions as JSON has them, and back: checked field by field against their dataclasses."""
+"""Descriptions to plain JSON values and back, checked field by field against the dataclasses."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _KIND = "kind"
 
 
 def to_plain(value: Any) -> Any:
-    """A description as plain dicts, lists, texts and numbers."""
+    """A description as dicts, lists, strings and numbers."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {_KIND: value.kind, **fields} if isinstance(value, LatentSpec) else fields
@@ -26,10 +26,10 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(kind: type[_T], data: Any) -> _T:
-    """What ``to_plain`` made, as it was.
+    """The dataclass of type ``kind`` that ``to_plain`` made ``data`` from.
 
     Raises:
-        TypeError: it is no object.
+        TypeError: ``data`` is not a dict.
         ValueError: a field is missing, unknown or of another type; the message names it.
     """
     if not isinstance(data, Mapping):
@@ -38,7 +38,7 @@ def from_plain(kind: type[_T], data: Any) -> _T:
         return dacite.from_dict(kind, data, _CONFIG)
     except dacite.DaciteError as exc:
         raise ValueError(str(exc)) from exc
-    except (TypeError, KeyError, AttributeError) as exc:  # a value of a kind that dacite trips over
+    except (TypeError, KeyError, AttributeError) as exc:  # a value that dacite does not expect
         raise ValueError(f"{kind.__name__}: {exc}") from exc
 
 

@@ -1,6 +1,6 @@
-"""Folders that other tools wrote: a plugin's reader makes a pipeline of them, in memory.
+"""Folders that other tools wrote, opened by the readers of plugins.
 
-Many of them name no scheduler; ``--scheduler-from`` names a model that does.
+Many have no scheduler config; ``--scheduler-from`` takes it from another model.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ __all__ = ["read_folder", "scheduler_config", "with_scheduler"]
 
 
 def read_folder(folder: Path, *, scheduler: Mapping[str, Any] | None = None) -> Source | None:
-    """What a folder holds, by the first reader that knows its layout; ``None`` where none does.
+    """Open a folder with the first reader that knows its layout; ``None`` if no reader does.
 
     Raises:
-        ArtifactError: a reader knows the layout, and the folder is incomplete or damaged.
-        InputError: what the reader needs is not installed.
+        ArtifactError: the folder is incomplete or damaged.
+        InputError: a package that the reader needs is not installed.
     """
     if not folder.is_dir():
         return None
@@ -44,11 +44,11 @@ def scheduler_config(
 
     Args:
         source: A folder, a ``scheduler_config.json``, OWNER/NAME, or the config itself.
-        offline: ``True`` reads the Hub's cache alone.
+        offline: ``True`` reads only the Hub's cache.
 
     Raises:
-        CheckpointError: it cannot be read, or names no scheduler's class.
-        InputError: there is no such thing.
+        CheckpointError: the config cannot be read, or names no scheduler class.
+        InputError: there is no such folder, file or repository.
     """
     if isinstance(source, Mapping):
         return dict(source)
@@ -91,11 +91,11 @@ def _named(file: Path) -> dict[str, Any]:
 
 
 def with_scheduler(source: Source, config: Mapping[str, Any]) -> Source:
-    """The same model with another scheduler, corrected as its pipeline corrects its own.
+    """The same source with another scheduler config, corrected as Diffusers' pipeline does.
 
     Raises:
-        CheckpointError: the config is not one that perfuse can take.
-        InputError: the source cannot be given another.
+        CheckpointError: perfuse cannot take the config.
+        InputError: this kind of source always uses its own scheduler.
     """
     from perfuse.sources.checkpoint import corrected
 
@@ -105,6 +105,6 @@ def with_scheduler(source: Source, config: Mapping[str, Any]) -> Source:
     except (InputError, ArithmeticError, AttributeError, LookupError, TypeError) as exc:
         raise CheckpointError(
             f"The scheduler {config.get('_class_name')} was to be used with {source.model}; its "
-            f"config cannot be taken: {exc} Name another checkpoint to take it from."
+            f"config cannot be used: {exc} Name another checkpoint to take it from."
         ) from exc
     return source.with_spec(dataclasses.replace(source.spec, scheduler=scheduler))

@@ -1,4 +1,4 @@
-"""Folders that are either complete or absent, whatever kills the process that writes them."""
+"""Atomically written folders, and the cache of exports that is made of them."""
 
 import glob
 import hashlib
@@ -27,7 +27,7 @@ _PARTIAL_NAME = re.compile(rf"{re.escape(_PARTIAL)}(.+)-{_HEX}{{8}}")
 
 
 def cache_folder() -> Path:
-    """Where exports made on the way live: ``PERFUSE_CACHE``, or the platform's cache folder."""
+    """The folder of the export cache: ``PERFUSE_CACHE``, or the platform's cache folder."""
     configured = os.environ.get("PERFUSE_CACHE")
     if configured:
         return Path(configured).expanduser()
@@ -38,25 +38,25 @@ def cache_folder() -> Path:
 
 @contextmanager
 def atomic_folder(final: Path, *, replaces: Callable[[Path], bool] | None = None) -> Iterator[Path]:
-    """A temporary folder beside ``final`` that takes its name once the block has succeeded.
+    """A temporary folder beside ``final`` that is renamed to it when the ``with`` block succeeds.
 
-    What is there already stays until then. A process that dies leaves only a folder whose name says
-    so; the next writer removes it. Take the lock of ``final`` around this (``locked``).
+    An existing folder stays until then. A killed process leaves only a temporary folder, which the
+    next writer removes. Hold the lock of ``final`` around this (``locked``).
 
     Args:
-        final: The folder; where it is a link to one, that one.
-        replaces: Says of a folder that holds something whether perfuse wrote it, so that it may be
-            replaced; none may by default. An empty folder always may, a file never.
+        final: The folder; if it is a link, the folder that it links to.
+        replaces: Whether an existing folder with content may be replaced; by default never. An
+            empty folder may always be replaced, a file never.
 
     Raises:
-        InputError: something is there that may not be replaced.
+        InputError: something exists that may not be replaced.
         ExportError: the folder cannot be written: no permission, no space.
     """
     try:
         final = Path(os.path.realpath(final))
         _check_replaceable(final, replaces)
         final.parent.mkdir(parents=True, exist_ok=True)
-        # Not those of a folder whose name is longer: its writer may be alive.
+        # The exact pattern spares folders with a longer name, whose writer may be alive.
         for stale in final.parent.glob(f"{_PARTIAL}{glob.escape(final.name)}-{_HEX * 8}"):
             shutil.rmtree(stale, ignore_errors=True)
         partial = _beside(final)
@@ -68,7 +68,7 @@ def atomic_folder(final: Path, *, replaces: Callable[[Path], bool] | None = None
     try:
         yield partial
         _sync(partial)
-        _check_replaceable(final, replaces)  # somebody may have come in between
+        _check_replaceable(final, replaces)  # another process may have written it meanwhile
         _take_place(partial, final)
     except OSError as exc:
         raise _unwritable(final, exc) from exc
@@ -78,7 +78,7 @@ def atomic_folder(final: Path, *, replaces: Callable[[Path], bool] | None = None
 
 @contextmanager
 def atomic_file(final: Path) -> Iterator[Path]:
-    """A name beside ``final`` for a file that takes its place once the block has succeeded.
+    """A temporary file name beside ``final``, renamed to it when the ``with`` block succeeds.
 
     Raises:
         OSError: the file cannot be written.
@@ -98,22 +98,22 @@ def _check_replaceable(final: Path, replaces: Callable[[Path], bool] | None) -> 
     if final.is_dir():
         if not any(final.iterdir()) or (replaces is not None and replaces(final)):
             return
-        found = "a folder with something else in it"
+        found = "a folder with other files in it"
     else:
         found = "a file" if final.is_file() else "no folder"
     raise InputError(
-        f"{shown(final)} was to be written; what is there is {found}. Name a new folder, or move that "
+        f"{shown(final)} was to be written; it is {found} already. Name a new folder, or move that "
         "away."
     )
 
 
 def _beside(final: Path) -> Path:
-    """A name beside a folder or a file that says that what is there may be removed."""
+    """A temporary name beside a folder or a file; leftovers of such a name may be removed."""
     return final.parent / f"{_PARTIAL}{final.name}-{uuid.uuid4().hex[:8]}"
 
 
 def _take_place(partial: Path, final: Path) -> None:
-    """Rename, with what is there moved out of the way first: at no moment is ``final`` a part."""
+    """Rename ``partial`` to ``final``; an existing ``final`` is moved away first, then removed."""
     old = _beside(final)
     had = final.exists()
     if had:
@@ -136,7 +136,7 @@ def _unwritable(folder: Path, exc: OSError | ValueError) -> ExportError:
 
 
 def _sync(folder: Path) -> None:
-    """Put every file on the disk before the folder gets its name."""
+    """Flush every file to the disk, before the folder is renamed."""
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb+") as file:
@@ -145,10 +145,10 @@ def _sync(folder: Path) -> None:
 
 @contextmanager
 def locked(final: Path) -> Iterator[None]:
-    """Hold the lock between processes that belongs to a folder. Its file is in the cache.
+    """Hold a folder's inter-process lock. The lock file is in the cache.
 
     Raises:
-        ExportError: the lock's file cannot be made.
+        ExportError: the lock file cannot be created.
     """
     lock = _lock(final)
     try:
@@ -163,7 +163,7 @@ def locked(final: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked_if_free(final: Path) -> Iterator[bool]:
-    """The same without waiting: whether nobody else holds the lock."""
+    """Take the lock without waiting; yields ``False`` if another process holds it."""
     import filelock
 
     lock = _lock(final)
@@ -192,7 +192,7 @@ def _lock(final: Path) -> "BaseFileLock":
 
 @dataclass(frozen=True)
 class ArtifactStore:
-    """The cache of exports made on the way: one folder a key, made once."""
+    """The cache of exports: one folder per key, made once."""
 
     root: Path
 
@@ -201,7 +201,7 @@ class ArtifactStore:
         return cls(cache_folder() / "artifacts")
 
     def folder(self, label: str, key: Mapping[str, object]) -> Path:
-        """Where the artifact of a key is, or would be. The label is for people."""
+        """The folder of a key, which may not exist yet. ``label`` makes its name readable."""
         text = json.dumps(key, sort_keys=True, default=str)
         digest = hashlib.sha256(text.encode()).hexdigest()[:20]
         return self.root / f"{label}-{digest}"
@@ -209,12 +209,12 @@ class ArtifactStore:
     def get_or_make(
         self, label: str, key: Mapping[str, object], make: Callable[[Path], None]
     ) -> Path:
-        """The folder of a key, made by ``make(empty_folder)`` if it is not there yet.
+        """The folder of a key, made by ``make(empty_folder)`` if it does not exist yet.
 
-        Two processes that want the same one make it once: the second waits for the first.
+        Of two processes that need the same folder, one makes it and the other waits.
 
         Raises:
-            ExportError: it could not be made; nothing is left behind.
+            ExportError: the folder could not be made; nothing is left behind.
         """
         folder = self.folder(label, key)
         if folder.is_dir():
@@ -226,9 +226,9 @@ class ArtifactStore:
         return folder
 
     def shared(self, name: str) -> Path | None:
-        """A folder for what an engine keeps itself, such as compiled programs.
+        """A folder for an engine's own cache, such as compiled programs.
 
-        ``None`` where nothing can be written.
+        ``None`` if it cannot be written.
         """
         folder = self.root / name
         try:
@@ -248,9 +248,9 @@ class ArtifactStore:
         ]
 
     def clear(self) -> int:
-        """Remove every artifact, and what interrupted writers left; return how many artifacts.
+        """Remove every artifact and leftovers of killed processes; return the number of artifacts.
 
-        What another process is writing at the moment stays.
+        Folders that another process is writing now stay.
         """
         removed = 0
         for path in sorted(self.root.glob("*")):
@@ -259,11 +259,11 @@ class ArtifactStore:
             with _locked_if_free(final) as free:
                 if not free or not path.exists():
                     continue
-                # It loses its name before the first of its files.
+                # Rename it first, so that it is never seen with files missing.
                 leaving = _beside(final)
                 os.replace(path, leaving)
                 shutil.rmtree(leaving, ignore_errors=True)
                 removed += not path.name.startswith(".")
-        with suppress(OSError):  # not empty, or never there
+        with suppress(OSError):  # not empty, or does not exist
             self.root.rmdir()
         return removed

@@ -47,7 +47,7 @@ class TokenBatch:
 
 
 class Tokenizer:
-    """What turns prompts into token ids. Make one with `Tokenizer.from_folder`."""
+    """Turns prompts into token ids. Make one with `Tokenizer.from_folder`."""
 
     vocab_size: int
     """Tokens in the vocabulary, without the added ones; ``len(tokenizer)`` counts those too."""
@@ -61,7 +61,7 @@ class Tokenizer:
     def __init__(
         self, backend: "tokenizers.Tokenizer", files: "TokenizerFiles", limit: int | None
     ) -> None:
-        # Lengths are decided by each call; what a tokenizer.json may have set would add to that.
+        # Each call sets the length, so remove any setting of tokenizer.json.
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = bool(files.config.get("split_special_tokens", False))
@@ -88,11 +88,11 @@ class Tokenizer:
     ) -> "Tokenizer":
         """Read the tokenizer that a folder holds.
 
-        ``tokenizer_class`` is what ``model_index.json`` calls it; ``tokenizer_config.json``, if it
-        names a class, is believed first. ``pad_token`` is what fills prompts up, and
-        ``max_length`` how far, where no file says it. Raises `CheckpointError` if a file is missing
-        or damaged, if the vocabulary and the merges do not belong together, or if the class is not
-        known and there is no ``tokenizer.json``.
+        ``tokenizer_class`` is the class in ``model_index.json``; a class in
+        ``tokenizer_config.json`` overrides it. ``pad_token`` and ``max_length`` are the padding
+        token and the length to use if no file gives them. Raises `CheckpointError` if a file is
+        missing or damaged, if the vocabulary and the merges do not belong together, or if the class
+        is not known and there is no ``tokenizer.json``.
         """
         files = TokenizerFiles.read(Path(path), tokenizer_class, pad_token=pad_token)
         backend = _BUILDERS.get(files.kind, _build_from_json)(files)
@@ -103,7 +103,7 @@ class Tokenizer:
 
     @property
     def model_max_length(self) -> int:
-        """The most tokens of a prompt, special ones included: 77 for CLIP.
+        """The most tokens of a prompt, including special ones: 77 for CLIP.
 
         Raises `CheckpointError` if the checkpoint states no limit.
         """
@@ -120,11 +120,11 @@ class Tokenizer:
     def __call__(
         self, texts: str | Sequence[str], max_length: int | None = None, padding: bool = True
     ) -> TokenBatch:
-        """Turn prompts into tokens: special tokens added, cut to ``max_length``, filled up to it.
+        """Turn prompts into tokens: add special tokens, truncate and pad to ``max_length``.
 
-        ``max_length`` is `model_max_length` if None. The end-of-text token survives the cut.
+        ``max_length`` is `model_max_length` if None. Truncation keeps the end-of-text token.
         Without ``padding`` the batch is as long as its longest prompt. Raises `InputError` for
-        what is not text, a lone surrogate, or a ``max_length`` that leaves no room.
+        what is not text, a lone surrogate, or a ``max_length`` smaller than the special tokens.
         """
         prompts = _checked_texts(texts)
         length = self.model_max_length if max_length is None else max_length
@@ -141,9 +141,9 @@ class Tokenizer:
         return self._stack(rows, tuple(truncated), length if padding else max(map(len, rows)))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Turn token ids back into text; special tokens are shown as they are written."""
+        """Turn token ids back into text, including special tokens."""
         text: str = self._backend.decode(list(ids), skip_special_tokens=False)
-        # The byte-level decoder knows nothing of the end-of-word mark and leaves it in the text.
+        # The byte-level decoder does not know the end-of-word mark and leaves it in the text.
         return text if self._word_end is None else text.replace(self._word_end, " ").strip()
 
     def save(self, folder: str | Path) -> None:
@@ -228,7 +228,7 @@ def _build_clip(files: TokenizerFiles) -> "tokenizers.Tokenizer":
     def placed(role: str) -> tuple[str, int]:
         content: str = files.named[role]["content"]
         i = tokenizer.token_to_id(content)
-        assert i is not None  # _add_tokens has put it there
+        assert i is not None  # _add_tokens added it
         return content, i
 
     tokenizer.normalizer = normalizers.Sequence(
@@ -236,7 +236,7 @@ def _build_clip(files: TokenizerFiles) -> "tokenizers.Tokenizer":
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            # What the pattern matches is kept, what lies between is dropped.
+            # Keep what the pattern matches, drop what lies between.
             pre_tokenizers.Split(Regex(_CLIP_PATTERN), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
@@ -249,7 +249,7 @@ def _build_clip(files: TokenizerFiles) -> "tokenizers.Tokenizer":
 
 
 def _clip_tables(files: TokenizerFiles) -> tuple[dict[str, int], list[tuple[str, str]], str]:
-    """Return the vocabulary, the merges and the place they were found in."""
+    """Return the vocabulary, the merges and the files that they were read from."""
     if files.whole is not None:
         source = str(files.folder / WHOLE)
         model = files.whole.get("model")
@@ -284,7 +284,7 @@ def _build_from_json(files: TokenizerFiles) -> "tokenizers.Tokenizer":
     """Build a tokenizer of any class from its ``tokenizer.json``."""
     if WHOLE not in files.present:
         raise CheckpointError(
-            f"The tokenizer in {files.folder} is a {files.kind or 'class that no file names'}, and "
+            f"The tokenizer in {files.folder} is of {files.kind or 'a class that no file names'}; "
             f"without a {WHOLE} perfuse can read only: {', '.join(_BUILDERS)}. Save it with "
             f"transformers' fast tokenizer (AutoTokenizer.from_pretrained(...).save_pretrained(...))."
         )
@@ -302,7 +302,7 @@ def _build_from_json(files: TokenizerFiles) -> "tokenizers.Tokenizer":
 _BUILDERS: dict[str, Callable[[TokenizerFiles], "tokenizers.Tokenizer"]] = {
     "CLIPTokenizer": _build_clip
 }
-"""For each class that is built and not read: its builder."""
+"""Tokenizer class to its builder, for classes that need no ``tokenizer.json``."""
 
 
 def _add_tokens(tokenizer: "tokenizers.Tokenizer", files: TokenizerFiles) -> None:

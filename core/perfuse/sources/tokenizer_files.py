@@ -1,8 +1,8 @@
-"""What the files of a tokenizer say, before anything is built from them.
+"""The settings in a tokenizer's files, read before a tokenizer is built.
 
-Which file says what has a history. Newer checkpoints state their added tokens in
-``tokenizer_config.json`` (``added_tokens_decoder``), which then has the last word; older ones
-spread them over ``special_tokens_map.json``, ``added_tokens.json`` and ``tokenizer.json``.
+Newer checkpoints list added tokens in ``tokenizer_config.json`` (``added_tokens_decoder``), which
+then overrides the other files; older ones spread them over ``special_tokens_map.json``,
+``added_tokens.json`` and ``tokenizer.json``.
 """
 
 import json
@@ -45,7 +45,7 @@ Token = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerFiles:
-    """What the files of a folder say, before anything is built from them."""
+    """The settings in a tokenizer's files."""
 
     folder: Path
     present: tuple[str, ...]
@@ -56,7 +56,7 @@ class TokenizerFiles:
     whole: Mapping[str, Any] | None
     """``tokenizer.json``, if it is there."""
     named: Mapping[str, Token]
-    """Special tokens by the part they play: ``bos_token``, ``pad_token`` …"""
+    """Special tokens by role: ``bos_token``, ``pad_token`` …"""
     added: tuple[Token, ...]
     """Every token to be matched whole in the text, in the order of their ids."""
 
@@ -74,7 +74,7 @@ class TokenizerFiles:
         config, whole = read(CONFIG), read(WHOLE) if WHOLE in present else None
         kind = config.get("tokenizer_class") or tokenizer_class
         if kind is None and whole is None and {VOCAB, MERGES} <= set(present):
-            kind = "CLIPTokenizer"  # nothing says so, but only CLIP's comes like this; _clip checks
+            kind = "CLIPTokenizer"  # only CLIP's has these files alone; _clip_tables checks
         kind = str(kind or "").removesuffix("Fast")
         defaults = _CLIP_TOKENS if kind == "CLIPTokenizer" else {}
         if pad_token is not None:
@@ -122,7 +122,7 @@ def _token(stated: Any) -> Token:
 
 
 def _special(roles: Mapping[str, Any]) -> dict[str, Any]:
-    """Mark the tokens of ``special_tokens_map.json`` as special, which its entries do not say."""
+    """Mark the tokens of ``special_tokens_map.json`` as special; its entries lack the flag."""
     return {
         role: {**token, "special": True} if isinstance(token, dict) else token
         for role, token in roles.items()
@@ -149,7 +149,7 @@ def _older_added(
 
 
 def _named_tokens(stated: Mapping[str, Any], added: Sequence[Token]) -> dict[str, Token]:
-    """Find the token of each role; how an added token is matched is said where it is added."""
+    """Find the token of each role; matching flags come from its entry among the added tokens."""
     how = {token["content"]: token for token in added}
     others = [
         key
@@ -166,10 +166,10 @@ def _extra_tokens(stated: Mapping[str, Any]) -> list[Token]:
 
 
 def _to_add(added: Sequence[Token], special: Sequence[Token]) -> tuple[Token, ...]:
-    """Put together the tokens to add, one for each content.
+    """The tokens to add, one for each content.
 
-    What an added token says, stands. Of special tokens with one content that say different things
-    (SD 1's end and padding do) the last stands, as it does in transformers.
+    An added token overrides a special one. Of special tokens with equal content but different flags
+    (SD 1's end and padding tokens) the last one wins, as in transformers.
     """
     said = {token["content"]: token for token in added}
     seen: list[Token] = []

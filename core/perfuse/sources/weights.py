@@ -1,7 +1,7 @@
-"""The safetensors files of one component: found, checked and described without reading tensors.
+"""The safetensors files of one component: found and checked without reading tensors.
 
-Only the headers are read when a component is opened. Its tensors are memory-mapped one by one when
-somebody asks for them, and only that needs torch.
+Opening a component reads only headers. ``Weights.tensors`` memory-maps the tensors one by one; only
+that needs torch.
 """
 
 import hashlib
@@ -72,7 +72,7 @@ class Choice:
     files: tuple[str, ...]
     #: The file that says which tensor is in which shard.
     index: str | None = None
-    #: What the files are a variant of; ``None`` for the plain ones.
+    #: The variant, ``"fp16"``; ``None`` for files without one.
     variant: str | None = None
 
 
@@ -88,13 +88,13 @@ def is_pickle(name: str) -> bool:
 
 
 def choose(names: Iterable[str], variant: str | None, *, where: str) -> Choice:
-    """The weights to read among the files of a folder.
+    """Choose the weight files to read among the files of a folder.
 
-    The plain files stand in where the folder does not have the variant: in most checkpoints some
+    If the folder lacks the variant, the files without one are chosen: in most checkpoints some
     component lacks it.
 
     Raises:
-        WeightsError: there are none, or only pickled ones, or only other variants.
+        WeightsError: the folder has no weights, or only pickles, or only other variants.
     """
     names = sorted(names)
     if variant is not None and not _VARIANT.fullmatch(variant):
@@ -168,13 +168,13 @@ class Weights:
 
     folder: Path
     files: tuple[Path, ...]
-    #: The variant of the files read; ``None`` where the plain ones stood in.
+    #: The variant of the files that were chosen; ``None`` for files without one.
     variant: str | None
     #: Tensor name to its dtype, spelled as in a ``TensorSpec``, and shape.
     shapes: Mapping[str, tuple[str, tuple[int, ...]]]
-    #: Changes when a file does: a digest of names, sizes, times and headers, not of all bytes.
+    #: A digest of the files' names, sizes, times and headers; it does not read all bytes.
     fingerprint: str
-    #: Of the tensors, without the headers.
+    #: Bytes of all tensors, without the headers.
     total_bytes: int
 
     @classmethod
@@ -185,14 +185,14 @@ class Weights:
 
         Args:
             folder: The component's folder.
-            variant: ``"fp16"`` reads ``….fp16.safetensors``; where the folder has none, the plain
-                file is read.
-            root: The checkpoint's folder, which no file may lie outside of; the component's own
-                where it stands alone.
+            variant: ``"fp16"`` reads ``….fp16.safetensors``, or, if the folder has no such file,
+                the file without a variant.
+            root: The checkpoint's folder, which files must not lie outside of; by default the
+                component's own folder.
 
         Raises:
             CheckpointError: there is no such folder.
-            WeightsError: there are no safetensors files in it, or one of them is damaged.
+            WeightsError: the folder has no safetensors files, or one of them is damaged.
         """
         folder = Path(folder)
         root = Path(root) if root is not None else folder
@@ -228,17 +228,17 @@ class Weights:
 
     @property
     def precision(self) -> str | None:
-        """The floating-point dtype that all of them share, where they share one."""
+        """The floating-point dtype of all tensors; ``None`` if there are several."""
         found = {dtype for dtype, _ in self.shapes.values() if "float" in dtype}
         return found.pop() if len(found) == 1 else None
 
     @property
     def parameters(self) -> int:
-        """How many numbers the tensors hold together."""
+        """The number of elements in all tensors together."""
         return sum(math.prod(shape) for _, shape in self.shapes.values())
 
     def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
-        """Every tensor, memory-mapped: nothing is read from the disk before it is used.
+        """Every tensor with its name, memory-mapped: its data is read from disk on first use.
 
         Raises:
             WeightsError: a file was damaged or removed since it was opened.
@@ -251,7 +251,7 @@ class Weights:
                 with safe_open(path, framework="pt") as file:
                     names = sorted(file.keys(), key=lambda name: order.get(name, -1), reverse=True)
                 while names:
-                    # Mapped anew, so that pages of tensors that are no longer used can go.
+                    # Map the file anew, so that pages of unused tensors can be freed.
                     with safe_open(path, framework="pt") as file:
                         seen = 0
                         while names and seen < _WINDOW:
@@ -284,12 +284,12 @@ def _listing(folder: Path) -> list[str]:
 
 
 def check_inside(path: Path, root: Path) -> Path:
-    """The path, once it is known to lie in ``root``, where a link leads included.
+    """Return the path if it lies in ``root``, with links followed.
 
-    The Hub's cache is made of links: from there they may lead to its own stores of files.
+    The Hub's cache consists of links, which may lead to its own folder of blobs.
 
     Raises:
-        CheckpointError: the path leads elsewhere.
+        CheckpointError: the path leads out of ``root``.
     """
     real, home = path.resolve(), root.resolve()
     allowed = [home]

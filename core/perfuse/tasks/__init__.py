@@ -1,6 +1,7 @@
-"""Tasks: a file each, made of the steps that they share. Importing this imports none.
+"""Tasks: one file each, built from shared steps.
 
-A pipeline class names its tasks in ``perfuse.families``, or in a plugin's manifest.
+A pipeline class names its tasks by import path, in ``perfuse.families`` or in a plugin's manifest,
+so importing this package is cheap.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The tasks of a pipeline, and the one that a call's inputs fit."""
+"""The tasks of a pipeline, and which one a call runs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,10 +13,10 @@ __all__ = ["choose", "pipeline_manifest", "tasks_of"]
 
 
 def pipeline_manifest(class_name: str) -> PipelineManifest:
-    """What is known of a pipeline class.
+    """The manifest of a pipeline class.
 
     Raises:
-        CheckpointError: no plugin brings it.
+        CheckpointError: no plugin brings the class.
     """
     known = host().pipelines()
     if class_name not in known:
@@ -32,7 +32,7 @@ def tasks_of(spec: PipelineSpec) -> dict[str, Task]:
 
     Raises:
         CheckpointError: no plugin brings the pipeline's class.
-        PluginError: the plugin that does has no such task.
+        PluginError: the task that its plugin names cannot be loaded.
     """
     manifest = pipeline_manifest(spec.class_name)
     return {
@@ -46,21 +46,25 @@ def _load(reference: str, class_name: str) -> Task:
         task = resolve(reference)
     except Exception as exc:
         raise PluginError(
-            f"The task of a {class_name} is {reference}; loading it raised {said(exc)}. Update "
+            f"The task of {class_name} is {reference}; loading it raised {said(exc)}. Update "
             "or uninstall its plugin."
         ) from exc
     if not isinstance(task, Task):
-        raise PluginError(f"The task of a {class_name} is {reference}, which is not a Task.")
+        raise PluginError(
+            f"The task of {class_name} is {reference}, which is not a Task. Update or uninstall "
+            "its plugin."
+        )
     return task
 
 
 def choose(tasks: Mapping[str, Task], given: Mapping[str, Any], asked: str | None = None) -> Task:
-    """The task of a name; without one, that whose required inputs are given, the most of them.
+    """The task to run: the one named, else the one whose required inputs are given.
 
-    Where none fits, it is the first, which says what it misses or does not take.
+    Of several that fit, the one with the most required inputs runs. If none fits, the first is
+    returned; running it raises an error that names the missing or unknown inputs.
 
     Raises:
-        InputError: there is no task of the name.
+        InputError: there is no task named ``asked``.
     """
     if asked is not None:
         if asked not in tasks:

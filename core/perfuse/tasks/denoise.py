@@ -1,4 +1,4 @@
-"""The steps that tasks share: the schedule, the first noise, the loop, the picture."""
+"""The steps that tasks share: schedule, initial noise, denoising loop, decoding."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,10 +35,10 @@ __all__ = [
 
 
 def pick_size(tools: Tools, height: int | None, width: int | None) -> tuple[int, int]:
-    """The height and width in pixels to draw, the checkpoint's own where none was asked for.
+    """The height and width of the pictures, in pixels; the checkpoint's default where ``None``.
 
     Raises:
-        InputError: a size that the model cannot take.
+        InputError: the model cannot draw this size.
     """
     spec = tools.spec
     default = spec.default_size
@@ -62,7 +62,7 @@ def check_size(tools: Tools, height: int | None, width: int | None) -> State:
 
 
 def check_count(name: str, count: object) -> None:
-    """Raise ``InputError`` for what is not a whole number of at least one."""
+    """Raise ``InputError`` unless ``count`` is a whole number of at least 1."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise InputError(f"{name} must be a whole number of at least 1; got {count!r}.")
 
@@ -76,7 +76,7 @@ def prepare_schedule(
     eta: float,
     mu: float | None = None,
 ) -> State:
-    """The table of the scheduler's steps. It comes after the size, on which ``mu`` may depend."""
+    """The scheduler's steps. Runs after the size is known, because ``mu`` may depend on it."""
     given = timesteps is not None or sigmas is not None
     more: dict[str, Any] = {} if mu is None else {"mu": mu}
     schedule = tools.scheduler.schedule(
@@ -92,14 +92,17 @@ def draw_latents(
     size: tuple[int, int, int],
     given: Array | None,
 ) -> Array:
-    """The first noisy sample, packed as the denoiser takes it, times the schedule's first sigma.
+    """The initial latents: unit noise, packed for the denoiser, times the schedule's first sigma.
 
     Args:
         tools: The pipeline.
-        noise: Where it is drawn from.
-        schedule: The steps.
-        size: How many pictures, and their height and width in pixels.
-        given: Unit noise of the caller's in place of drawn; it is not packed again.
+        noise: The noise source.
+        schedule: The schedule.
+        size: The number of pictures, their height and their width in pixels.
+        given: The caller's own unit noise, packed already; drawn from ``noise`` if ``None``.
+
+    Raises:
+        InputError: ``given`` has another shape than the latents.
     """
     layout = tools.spec.latents
     shape = layout.shape(*size)
@@ -119,29 +122,29 @@ def draw_latents(
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """What the denoiser is told beside the sample, for each set of branches that runs together."""
+    """The denoiser's conditions by branch; ``joined`` batches branches that run together."""
 
     branches: tuple[Branch, ...]
-    #: Branch name to its inputs, [pictures, …] each, or without a batch where they have none.
+    #: Branch name to its inputs, each [pictures, …], or without a batch axis if it has none.
     inputs: Mapping[str, Mapping[str, Array]]
     #: Inputs whose first axis is the batch.
     batched: frozenset[str]
     _joined: dict[tuple[str, ...], Mapping[str, Array]] = field(default_factory=dict)
 
     def groups(self, running: Sequence[str]) -> Iterator[tuple[str | None, tuple[str, ...]]]:
-        """The branches that run, by the entry of the denoiser that they ask."""
+        """The running branches, grouped by the entry of the denoiser that they use."""
         entries = {branch.name: branch.entry for branch in self.branches}
         for entry in dict.fromkeys(entries[name] for name in running):
             yield entry, tuple(name for name in running if entries[name] == entry)
 
     def alike(self, names: tuple[str, ...]) -> bool:
-        """Whether inputs of these branches have one shape, so that they can be one batch."""
+        """Whether the inputs of these branches have equal shapes, so that they can be batched."""
         shapes = ({n: tuple(a.shape) for n, a in self.inputs[name].items()} for name in names)
         first = next(shapes)
         return all(shape == first for shape in shapes)
 
     def joined(self, names: tuple[str, ...]) -> Mapping[str, Array]:
-        """The inputs of these branches as one batch; put together once."""
+        """The inputs of these branches as one batch; concatenated once, then cached."""
         if len(names) == 1:
             return self.inputs[names[0]]
         if names not in self._joined:
@@ -169,8 +172,8 @@ def _batches(
     for branch in guider.branches:
         if branch.condition not in conditions:
             raise InputError(
-                f"{type(guider).__name__} asks with the condition {branch.condition!r}; this task "
-                f"has {', '.join(conditions) or 'none'}."
+                f"{type(guider).__name__} needs the condition {branch.condition!r}; this task "
+                f"has {', '.join(conditions) or 'none'}. Use another guider."
             )
         own = dict(conditions[branch.condition])
         sizes = {**tools.spec.latents.dims(*size), **_sizes(spec, own), "batch": pictures}
@@ -180,7 +183,7 @@ def _batches(
 
 
 def _sizes(spec: ComponentSpec, inputs: Mapping[str, Array]) -> dict[str, int]:
-    """The named dimensions that these inputs have."""
+    """The sizes of the named dimensions in these inputs."""
     found: dict[str, int] = {}
     for tensor in spec.signature.inputs:
         if tensor.name in inputs:
@@ -210,10 +213,10 @@ def place_inputs(
     height: int,
     width: int,
 ) -> State:
-    """Bring everything that the loop reads to where the denoiser runs, once."""
+    """Move everything that the loop reads to the denoiser's device, once."""
     device = tools.program(tools.spec.denoiser.name).torch_device
     most = len(guider.branches) * len(latents)
-    # float32 [steps, batch]; the beginning of a row is what the denoiser takes
+    # float32 [steps, batch]; a smaller batch takes the beginning of a row
     timesteps = np.repeat(schedule.timesteps[:, None], most, axis=1)
     batches = _batches(tools, conditions, guider, len(latents), (height, width), device)
     return {
@@ -236,7 +239,7 @@ def predict(
     batches: Batches,
     guider: Guider,
 ) -> State:
-    """What the denoiser says of each branch that runs at this step, [pictures, …] each."""
+    """The denoiser's prediction for each branch that runs at this step, each [pictures, …]."""
     running = guider.running(moment_of(schedule, index))
     sample = schedule.scale_input(index, samples[0])
     predictions: dict[str, Array] = {}
@@ -249,7 +252,7 @@ def predict(
 
 
 def _fits(program: Program, items: int) -> bool:
-    """Whether a program takes that many items in one call without running several itself."""
+    """Whether a program runs this many items in one call, without splitting the batch."""
     return program.max_batch is None or items <= program.max_batch
 
 
@@ -273,7 +276,7 @@ def _ask(
 def guide(
     tools: Tools, index: int, schedule: Schedule, predictions: Mapping[str, Array], guider: Guider
 ) -> State:
-    """One prediction from those of the branches."""
+    """Combine the branches' predictions into one."""
     return {"prediction": guider.combine(predictions, moment_of(schedule, index))}
 
 
@@ -286,7 +289,7 @@ def advance(
     prediction: Array,
     noise: BatchNoise,
 ) -> State:
-    """The next sample: one row of the schedule, applied."""
+    """The next sample: apply one step of the schedule."""
     fresh = None
     if schedule.draws[index]:
         fresh = noise.normal(tuple(samples[0].shape))
@@ -309,7 +312,7 @@ denoise_loop = (
 def decode(
     tools: Tools, samples: tuple[Array, ...], output_type: str, height: int, width: int
 ) -> State:
-    """A picture [B, C, H, W] in about [-1, 1], or the latents as they are where these are wanted."""
+    """Pictures [B, C, H, W] in about [-1, 1], or the latents for ``output_type="latent"``."""
     latents = samples[0]
     if output_type == "latent":
         return {"decoded": latents}
@@ -317,7 +320,11 @@ def decode(
 
 
 def pictures_of(tools: Tools, latents: Array, height: int, width: int) -> Array:
-    """Latents as pictures [B, C, H, W] in about [-1, 1], by the pipeline's own decoder."""
+    """Decode latents to pictures [B, C, H, W] in about [-1, 1].
+
+    Raises:
+        InputError: the pipeline has no latent decoder.
+    """
     layout = tools.spec.latents
     latents = layout.decode(layout.unpack(latents, height, width))
     decoders = tools.spec.having(Role.LATENT_DECODER)
@@ -325,8 +332,8 @@ def pictures_of(tools: Tools, latents: Array, height: int, width: int) -> Array:
         return latents
     if not decoders:
         raise InputError(
-            f"{tools.spec.class_name} has no latent decoder to make pictures with; ask for latents, "
-            "output_type='latent', or open it with its decoder."
+            f"{tools.spec.class_name} has no latent decoder to make pictures with; ask for "
+            "latents, output_type='latent', or open it with its decoder."
         )
     program = tools.program(decoders[0].name)
     return program(latent_sample=place(latents, program.torch_device))["sample"]
@@ -334,7 +341,7 @@ def pictures_of(tools: Tools, latents: Array, height: int, width: int) -> Array:
 
 @step(outputs=("images",))
 def finish(tools: Tools, decoded: Array, output_type: str) -> State:
-    """Pictures of the type asked for, from [B, C, H, W] in about [-1, 1].
+    """Convert pictures [B, C, H, W] in about [-1, 1] to ``output_type``.
 
     Raises:
         NonFiniteError: the array holds NaN or infinity.
@@ -347,13 +354,13 @@ def finish(tools: Tools, decoded: Array, output_type: str) -> State:
         return {"images": to(array)}
     if not np.isfinite(array).all():
         raise NonFiniteError(
-            f"The latents hold {np.count_nonzero(~np.isfinite(array))} values that are NaN or "
+            f"The result holds {np.count_nonzero(~np.isfinite(array))} values that are NaN or "
             f"infinite, of {array.size}. Try --precision float32, or other settings."
         )
     return {"images": array}
 
 
 def check_output_type(output_type: str) -> None:
-    """Raise ``InputError`` for a type that ``finish`` does not know."""
+    """Raise ``InputError`` for an unknown ``output_type``."""
     if output_type not in ("pil", "np", "latent"):
         raise InputError(f"output_type {output_type!r} was asked for; use pil, np or latent.")

@@ -1,4 +1,4 @@
-"""The inputs that tasks share, with what they are by default and what they do."""
+"""The inputs that tasks share, with their defaults and help."""
 
 from perfuse.contract.steps import Input
 
@@ -6,9 +6,9 @@ __all__ = ["GUIDANCE", "NOISE", "OUTPUT", "SIZE", "STEPS"]
 
 STEPS = {
     "num_inference_steps": Input(default=50, kind=int, option="--steps", help="Denoising steps."),
-    "timesteps": Input(help="Exactly these timesteps, in place of a number of steps."),
-    "sigmas": Input(help="Exactly these noise levels, in place of a number of steps."),
-    "eta": Input(default=0.0, kind=float, help="DDIM's share of fresh noise, 0 to 1."),
+    "timesteps": Input(help="Exactly these timesteps instead of a number of steps."),
+    "sigmas": Input(help="Exactly these noise levels instead of a number of steps."),
+    "eta": Input(default=0.0, kind=float, help="DDIM's eta: share of fresh noise, 0 to 1."),
 }
 SIZE = {
     "height": Input(kind=int, option="--height", help="In pixels."),
@@ -24,15 +24,15 @@ GUIDANCE = {
     "guidance_rescale": Input(
         default=0.0, kind=float, option="--guidance-rescale", help="0 to 1, against overexposure."
     ),
-    "guider": Input(help="A perfuse.Guider in place of the usual guidance."),
+    "guider": Input(help="A perfuse.Guider instead of the default guidance."),
 }
 NOISE = {
     "seed": Input(
         kind=int, option="--seed", help="The same seed draws the same picture on every backend."
     ),
-    "generator": Input(help="A torch.Generator, or one a picture, in place of a seed."),
+    "generator": Input(help="A torch.Generator, or one per picture, instead of a seed."),
     "noise_mode": Input(default="torch-cpu", kind=str, help="torch-cpu, or portable."),
-    "latents": Input(help="The first noise [B, C, h, w], in place of drawn."),
+    "latents": Input(help="Unit noise [B, C, h, w] instead of noise from the seed."),
 }
 OUTPUT = {
     "output_type": Input(default="pil", kind=str, help="pil, np or latent."),

@@ -1,4 +1,4 @@
-"""What tasks that draw from words share: reading texts, encoding them, the usual guider."""
+"""What text-conditioned tasks share: reading prompts, encoding them, the default guider."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,11 @@ def read_texts(prompt: Prompt, name: str) -> list[str]:
 
 
 def guider_for(tools: Tools, guider: Any, scale: float, rescale: float) -> Guider:
-    """The guider given, or the usual one of the denoiser at this scale."""
+    """The guider given, or the default one for the denoiser at this scale.
+
+    Raises:
+        InputError: ``guider`` is no ``Guider``, or a scale is not a number in its range.
+    """
     if guider is not None:
         if not isinstance(guider, Guider):
             raise InputError(f"guider must be a perfuse.Guider; got {guider!r}.")
@@ -39,7 +43,7 @@ def guider_for(tools: Tools, guider: Any, scale: float, rescale: float) -> Guide
 
 
 def encode(tools: Tools, encoder: str, tokenizer: str, texts: list[str]) -> dict[str, Any]:
-    """Run a text encoder; warn of what did not fit, as Diffusers does."""
+    """Run a text encoder; warn, as Diffusers does, if a prompt was truncated."""
     tokens = tools.tokenizer(tokenizer)(texts)
     for cut in tokens.truncated:
         if cut is not None:
@@ -55,11 +59,11 @@ def encode(tools: Tools, encoder: str, tokenizer: str, texts: list[str]) -> dict
 def conditions_of(
     encoded: Mapping[str, Mapping[str, Array]], times: int
 ) -> dict[str, dict[str, Array]]:
-    """Conditions [prompts, …] repeated for the pictures of each, all of them in one place.
+    """Repeat conditions [prompts, …] for the pictures of each prompt, and move them to one device.
 
     Args:
-        encoded: Condition to its arrays. Those of the first say where all go.
-        times: Pictures for each prompt; those of one prompt stand together.
+        encoded: Condition to its arrays. All go to the device of the first condition's.
+        times: Pictures per prompt; pictures of one prompt are adjacent.
     """
     first = next(iter(next(iter(encoded.values())).values()))
     device = first.device if is_torch(first) else None
@@ -70,7 +74,7 @@ def conditions_of(
 
 
 def repeat(array: Array, times: int) -> Array:
-    """Each item ``times`` times in a row: the pictures of a prompt stand together."""
+    """Repeat each item along the first axis: [B, …] to [B * times, …], copies adjacent."""
     if times == 1:
         return array
     return array.repeat_interleave(times, dim=0) if is_torch(array) else np.repeat(array, times, 0)

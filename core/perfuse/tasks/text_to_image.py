@@ -1,4 +1,4 @@
-"""Pictures out of words, for Stable Diffusion 1 and 2 (arXiv:2112.10752)."""
+"""Text to image with Stable Diffusion 1 and 2 (Rombach et al. 2022, arXiv:2112.10752)."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ __all__ = ["TEXT_TO_IMAGE", "prepare_latents", "read_prompts"]
 
 
 def _check_states(tools: Tools, name: str, states: Array) -> None:
-    """Raise ``InputError`` for text states that are not [B, S, D] with the denoiser's D."""
+    """Raise ``InputError`` unless the states are [B, S, D] with the denoiser's width D."""
     taken = tools.spec.denoiser.signature.input("encoder_hidden_states")
     width = taken.shape[-1] if taken is not None else None
     shape = tuple(getattr(states, "shape", ()))
@@ -35,10 +35,10 @@ def _check_states(tools: Tools, name: str, states: Array) -> None:
 
 
 def _check_model(tools: Tools) -> None:
-    """Raise ``InputError`` for a model that cannot draw from words alone."""
+    """Raise ``InputError`` for a model that needs more than text, such as an inpainting one."""
     spec = tools.spec
     taken, channels = spec.denoiser.signature.inputs[0].shape[1], spec.latents.channels
-    if taken != channels:  # an inpainting one takes a mask and a picture beside the latents
+    if taken != channels:  # an inpainting model also takes a mask and a picture
         raise InputError(
             f"text-to-image was asked for; this denoiser takes {taken} channels and the latents "
             f"have {channels}: it is made for inpainting or editing. Use another checkpoint."
@@ -58,13 +58,17 @@ def read_prompts(
     num_images_per_prompt: int,
     output_type: str,
 ) -> State:
-    """Check what was asked for, before anything is prepared."""
+    """Check the inputs before anything is prepared."""
     check_output_type(output_type)
     _check_model(tools)
     if (prompt is None) == (prompt_embeds is None):
-        raise InputError("Give either prompt or prompt_embeds, one of them.")
+        raise InputError(
+            "prompt and prompt_embeds were given both, or neither. Give exactly one of them."
+        )
     if negative_prompt is not None and negative_prompt_embeds is not None:
-        raise InputError("Give either negative_prompt or negative_prompt_embeds, not both.")
+        raise InputError(
+            "Both negative_prompt and negative_prompt_embeds were given. Give at most one of them."
+        )
     check_count("num_images_per_prompt", num_images_per_prompt)
     if prompt_embeds is not None:
         _check_states(tools, "prompt_embeds", prompt_embeds)
@@ -77,8 +81,8 @@ def read_prompts(
     )
     if len(negatives) not in (0, 1, count):
         raise InputError(
-            f"{len(negatives)} negative prompts were given for {count} prompts; give one for all, "
-            "or one each."
+            f"{len(negatives)} negative prompts were given for {count} prompts. Give one for all, "
+            "or one for each."
         )
     if (
         prompt_embeds is not None
@@ -108,7 +112,7 @@ def encode_prompt(
     num_images_per_prompt: int,
     guider: Guider,
 ) -> State:
-    """Text states [pictures, S, D] for each condition that the guider asks with."""
+    """Text states [pictures, S, D] for each condition that the guider uses."""
 
     def states(texts: list[str]) -> dict[str, Array]:
         encoded = encode(tools, "text_encoder", "tokenizer", texts)
@@ -140,7 +144,7 @@ def prepare_latents(
     noise_mode: str,
     latents: Array | None,
 ) -> State:
-    """The first noise of every picture."""
+    """The initial latents of every picture."""
     batch = count * num_images_per_prompt
     noise = noise_for(seed, generator, batch=batch, mode=noise_mode)
     drawn = draw_latents(tools, noise, schedule, (batch, height, width), latents)
@@ -159,8 +163,8 @@ TEXT_TO_IMAGE = Task(
             default=1, kind=int, option="--num-images", help="Pictures to draw."
         ),
         **NOISE,
-        "prompt_embeds": Input(help="Text states [B, S, D], in place of a prompt."),
-        "negative_prompt_embeds": Input(help="Text states, in place of a negative prompt."),
+        "prompt_embeds": Input(help="Text states [B, S, D] instead of a prompt."),
+        "negative_prompt_embeds": Input(help="Text states instead of a negative prompt."),
         **OUTPUT,
     },
     steps=(

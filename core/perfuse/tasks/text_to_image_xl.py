@@ -1,7 +1,8 @@
-"""What Stable Diffusion XL does otherwise (Podell et al. 2023, arXiv:2307.01952).
+"""Text to image with Stable Diffusion XL (Podell et al. 2023, arXiv:2307.01952).
 
-Two text encoders, of which the states before the last layer are taken and joined; the pooled text of
-the second; and the sizes that the picture is said to have had, which the UNet was trained with.
+It differs from Stable Diffusion in its conditions: the penultimate hidden states of two text
+encoders, concatenated; the pooled output of the second; and the original size, crop and target size
+of a picture (micro-conditioning), which the UNet was trained with.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ Size = tuple[int, int] | None
 
 
 def _encode_both(tools: Tools, texts: list[str], texts_2: list[str]) -> dict[str, Array]:
-    """States [B, S, D1 + D2] and pooled text [B, P]. The refiner has the second encoder alone."""
+    """States [B, S, D1 + D2] and pooled text [B, P]. The refiner has only the second encoder."""
     parts = []
     if "text_encoder" in tools.spec.components:
         parts.append(encode(tools, "text_encoder", "tokenizer", texts)["penultimate_hidden_state"])
@@ -46,7 +47,7 @@ def _second(given: Prompt, name: str, first: list[str]) -> list[str]:
 
 
 def _check_pair(name: str, pair: Size) -> None:
-    """Raise ``InputError`` for what is neither absent nor two whole numbers."""
+    """Raise ``InputError`` unless the pair is ``None`` or two whole numbers."""
     fits = isinstance(pair, list | tuple) and len(pair) == 2
     if pair is not None and not (fits and all(isinstance(size, int) for size in pair)):
         raise InputError(f"{name} must be two whole numbers, height first; got {pair!r}.")
@@ -61,7 +62,7 @@ def read_sizes(
     crops_coords_top_left: tuple[int, int],
     target_size: Size,
 ) -> State:
-    """What the picture is said to have been, float32 [1, 6]: its size, its crop, the size wanted."""
+    """SDXL's time ids, float32 [1, 6]: original size, crop (top, left), target size, in pixels."""
     _check_pair("original_size", original_size)
     _check_pair("crops_coords_top_left", crops_coords_top_left)
     _check_pair("target_size", target_size)
@@ -89,11 +90,16 @@ def encode_prompt(
     guider: Guider,
     time_ids: Array,
 ) -> State:
-    """Text states, pooled text and sizes, [pictures, …], for each condition of the guider."""
+    """Text states, pooled text and time ids, each [pictures, …], by condition of the guider."""
     if (prompt_embeds is None) != (pooled_prompt_embeds is None):
-        raise InputError("Give prompt_embeds and pooled_prompt_embeds together.")
+        raise InputError(
+            "Only one of prompt_embeds and pooled_prompt_embeds was given. Give both or neither."
+        )
     if (negative_prompt_embeds is None) != (negative_pooled_prompt_embeds is None):
-        raise InputError("Give negative_prompt_embeds and negative_pooled_prompt_embeds together.")
+        raise InputError(
+            "Only one of negative_prompt_embeds and negative_pooled_prompt_embeds was given. Give "
+            "both or neither."
+        )
 
     def empty() -> Mapping[str, Array]:
         return _encode_both(tools, [""] * count, [""] * count)
@@ -120,15 +126,13 @@ def encode_prompt(
 
 
 _MORE = {
-    "prompt_2": Input(
-        kind=str, help="What the second text encoder is told; the prompt by default."
-    ),
-    "negative_prompt_2": Input(kind=str, help="The same of the negative prompt."),
+    "prompt_2": Input(kind=str, help="Prompt of the second text encoder; the prompt by default."),
+    "negative_prompt_2": Input(kind=str, help="Negative prompt of the second text encoder."),
     "pooled_prompt_embeds": Input(help="Pooled text [B, P], with prompt_embeds."),
-    "negative_pooled_prompt_embeds": Input(help="The same, with negative_prompt_embeds."),
-    "original_size": Input(help="Height and width that the picture is said to have had."),
-    "crops_coords_top_left": Input(default=(0, 0), help="Where it is said to have been cropped."),
-    "target_size": Input(help="Height and width that it is said to be wanted in."),
+    "negative_pooled_prompt_embeds": Input(help="Pooled text, with negative_prompt_embeds."),
+    "original_size": Input(help="Original height and width in pixels, as a condition."),
+    "crops_coords_top_left": Input(default=(0, 0), help="Crop (top, left) in pixels, a condition."),
+    "target_size": Input(help="Target height and width in pixels, as a condition."),
 }
 
 TEXT_TO_IMAGE_XL = (

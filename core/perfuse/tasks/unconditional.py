@@ -1,4 +1,4 @@
-"""Pictures out of noise alone (Ho et al. 2020; Song et al. 2021)."""
+"""Unconditional generation: DDPM (arXiv:2006.11239) and DDIM (arXiv:2010.02502)."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ __all__ = ["UNCONDITIONAL"]
 
 @step(outputs=("guider", "conditions"))
 def check_inputs(tools: Tools, batch_size: int, output_type: str) -> State:
-    """Check what was asked for, before anything is prepared."""
+    """Check the inputs before anything is prepared."""
     check_output_type(output_type)
     check_count("batch_size", batch_size)
     return {"guider": NoGuidance(), "conditions": {"positive": {}}}
@@ -42,7 +42,7 @@ def prepare_latents(
     noise_mode: str,
     latents: Array | None,
 ) -> State:
-    """The first noise of every picture."""
+    """The initial latents of every picture."""
     noise = noise_for(seed, generator, batch=batch_size, mode=noise_mode)
     drawn = draw_latents(tools, noise, schedule, (batch_size, height, width), latents)
     return {"noise": noise, "seeds": noise.seeds, "latents": drawn}

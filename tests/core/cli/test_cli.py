@@ -278,7 +278,7 @@ def test_inspect_loads_no_engine_and_reads_no_weights(checkpoint: Make) -> None:
 def test_verify_is_for_exports(checkpoint: Make) -> None:
     result = perfuse("inspect", "--verify", "--model", checkpoint("sd1"))
     assert result.exit_code == 2
-    assert "only an exported folder has a record of its files" in result.stderr
+    assert "only exported folders record the checksums of their" in result.stderr
 
 
 def test_backends() -> None:

@@ -69,7 +69,7 @@ BROKEN = {
     ),
     "default": (
         "from perfuse import hookimpl\n@hookimpl\ndef perfuse_backends(config=7): return []",
-        "has a default for its argument 'config', which would never be filled",
+        "has a default for its argument 'config', which would never be passed",
     ),
     "many": ("def perfuse_backends(*given): return []", "takes no arguments"),
     "no-function": ("perfuse_backends = []", "hook perfuse_backends is [], not a function"),
@@ -119,7 +119,7 @@ FAILING = {
     "number-for-name": ("return [BackendManifest(name=3, impl='x:X')]", "name is 3, not a text"),
     "no-version": (
         "return [BackendManifest(name='x', impl='x:X', api_min='one')]",
-        "asks for the contract 'one'; write MAJOR.MINOR",
+        "asks for contract version 'one'; write MAJOR.MINOR",
     ),
 }
 
@@ -245,9 +245,9 @@ def test_what_a_plugin_prints_is_not_what_a_command_prints(
 # ── The version of the contract ─────────────────────────────────────────────────────────────────
 
 RANGES = {
-    "too-new": ("api_min='1.7'", "it needs the contract 1.7 or a later one; this perfuse has 1.0"),
-    "next-major": ("api_min='2.0'", "it needs the contract 2.0"),
-    "too-old": ("api_max='0.9'", "it was made for the contract up to 0.9"),
+    "too-new": ("api_min='1.7'", "it needs contract version 1.7 or later; this perfuse has 1.0"),
+    "next-major": ("api_min='2.0'", "it needs contract version 2.0"),
+    "too-old": ("api_max='0.9'", "it was made for contract versions up to 0.9"),
 }
 
 

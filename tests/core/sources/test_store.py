@@ -204,7 +204,7 @@ def test_nothing_of_somebody_else_s_is_replaced(tmp_path: Path) -> None:
     before = sorted(path.name for path in tmp_path.iterdir())
     for name in ("f.txt", "folder", "link", "pipe"):
         with (
-            pytest.raises(InputError, match=f"{tmp_path}.* was to be written; what is there is"),
+            pytest.raises(InputError, match=f"{tmp_path}.* was to be written; it is .* already"),
             atomic_folder(tmp_path / name, replaces=lambda folder: (folder / "ours").exists()),
         ):
             raise AssertionError("the work was begun")

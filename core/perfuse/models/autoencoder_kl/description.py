@@ -1,4 +1,4 @@
-"""What a checkpoint says of an autoencoder, and the latents that it makes, without torch."""
+"""The config, the components and the latents of ``AutoencoderKL``, without torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,12 +43,12 @@ class AutoencoderKLConfig(ModelConfig):
 
     @property
     def downscale(self) -> int:
-        """How many pixels a latent spans in height and in width."""
+        """Pixels per latent, in height and in width."""
         return int(2 ** (len(self.block_out_channels) - 1))
 
 
 def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
-    """The two halves of an autoencoder. The encoder gives moments; the host draws the sample."""
+    """An autoencoder's encoder and decoder. The encoder returns moments; the host samples."""
     vae = AutoencoderKLConfig.from_dict(config)
     channels = vae.latent_channels
     encoder = Signature(
@@ -91,10 +91,10 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
 
 
 def latents(config: Mapping[str, Any], inner: LatentSpec | None) -> ScaledLatents:
-    """How a pipeline's latents relate to those of an autoencoder of this configuration.
+    """The latents of a pipeline whose autoencoder has this config.
 
     Raises:
-        CheckpointError: means or deviations that are not one a latent channel.
+        CheckpointError: the number of means or deviations is not that of the latent channels.
     """
     vae = AutoencoderKLConfig.from_dict(config)
     for name, values in (("latents_mean", vae.latents_mean), ("latents_std", vae.latents_std)):

@@ -14,17 +14,17 @@ __all__ = ["ScaledLatents"]
 
 @dataclass(frozen=True, kw_only=True)
 class ScaledLatents(LatentSpec):
-    """Latents that are brought to about unit variance by numbers of the autoencoder's config.
+    """Latents scaled to about unit variance by constants in the autoencoder's config.
 
-    The pipeline's latent is ``(z - mean) / std * scaling_factor`` where mean and std are given, and
-    ``(z - shift_factor) * scaling_factor`` where they are not.
+    The pipeline's latent is ``(z - mean) / std * scaling_factor`` if mean and std are given, and
+    ``(z - shift_factor) * scaling_factor`` otherwise.
     """
 
     kind: ClassVar[str] = "AutoencoderKL"
 
     scaling_factor: float
     shift_factor: float = 0.0
-    #: One number a channel.
+    #: One number per channel.
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 

@@ -105,7 +105,7 @@ class Decoder(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Residual blocks, then a step up; no skip connections."""
+    """Residual blocks, then upsampling; no skip connections."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, layers: int, resnets: Resnets, upsample: bool
@@ -148,7 +148,7 @@ class AutoencoderKL(Model):
         )
 
     def encode_moments(self, sample: Tensor) -> Tensor:
-        """[B, C, H, W] to means and log-variances [B, 2L, h, w]. The host draws the sample."""
+        """[B, C, H, W] to means and log-variances [B, 2L, h, w]; the host samples from them."""
         output: Tensor = self.quant_conv(self.encoder(sample))
         return output
 
@@ -168,7 +168,7 @@ class VaeEncoder(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.encoder, self.quant_conv = model.encoder, _or_identity(model.quant_conv)
-        self.whole = lambda: model  # no child: the other half is neither captured nor copied
+        self.whole = lambda: model  # not a submodule: the other half is not captured or copied
 
     def forward(self, sample: Tensor) -> tuple[Tensor]:
         return (self.quant_conv(self.encoder(sample)),)
@@ -197,6 +197,6 @@ def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Modul
 
 
 def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
-    """The flat face of one half of an autoencoder: ours or Diffusers'."""
+    """The flat module of one half of an autoencoder of perfuse or Diffusers."""
     whole = native(AutoencoderKL, spec, model)
     return VaeEncoder(whole) if spec.role == Role.LATENT_ENCODER else VaeDecoder(whole)

@@ -1,4 +1,4 @@
-"""What a checkpoint says of a CLIP text encoder, without torch."""
+"""The config and the description of CLIP text encoders, without torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ PLAIN, PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
 
 @dataclass(frozen=True, kw_only=True)
 class ClipTextConfig:
-    """The fields of Transformers' ``CLIPTextConfig`` that decide shapes."""
+    """The fields of Transformers' ``CLIPTextConfig`` that determine shapes."""
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -29,10 +29,10 @@ class ClipTextConfig:
 
 
 def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
-    """A CLIP text encoder: the last states, the states before the last layer, and the pooled one.
+    """A CLIP text encoder: last hidden states, penultimate hidden states and the pooled output.
 
-    Stable Diffusion XL takes the states before the last layer; a graph cannot choose at run time,
-    so it gives both.
+    Stable Diffusion XL uses the penultimate states. A captured graph has fixed outputs, so it
+    returns both.
     """
     return _clip(PLAIN, "pooler_output", "hidden_size", name, folder, config)
 
@@ -40,7 +40,7 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
 def describe_projected(
     name: str, folder: str, config: Mapping[str, Any]
 ) -> tuple[ComponentSpec, ...]:
-    """The same with the pooled state projected into the space that CLIP shares with pictures."""
+    """A CLIP text encoder whose pooled output is projected into CLIP's joint embedding space."""
     return _clip(PROJECTED, "text_embeds", "projection_dim", name, folder, config)
 
 
@@ -59,7 +59,7 @@ def _clip(
         longest = int(config.get("max_position_embeddings", 77))
     except (TypeError, ValueError) as exc:
         raise CheckpointError(
-            f"{folder}/config.json was read as a CLIP text encoder's; {exc} is "
+            f"{folder}/config.json was read as that of a CLIP text encoder; {exc} is "
             "malformed in it. Take the file from the checkpoint again."
         ) from exc
     return (

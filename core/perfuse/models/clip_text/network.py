@@ -1,4 +1,4 @@
-"""Transformers' CLIP text encoders behind a flat face."""
+"""Transformers' CLIP text encoders as flat modules."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -34,17 +34,17 @@ def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Modul
 
 
 def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
-    """The flat face of one of Transformers' models."""
+    """The flat module of one of Transformers' models."""
     return ClipText(model, spec.signature.output_names[-1])
 
 
 def load_text_encoder(
     class_name: str, config: Mapping[str, Any], weights: Weights, dtype: torch.dtype | None
 ) -> nn.Module:
-    """Transformers' CLIP text encoder, its weights memory-mapped where their dtype is ``dtype``.
+    """Transformers' CLIP text encoder; weights already in ``dtype`` stay memory-mapped.
 
     Raises:
-        CheckpointError: the class or its config is not one that Transformers takes.
+        CheckpointError: perfuse does not load the class, or Transformers refuses its config.
         WeightsError: tensors are missing, unexpected or of another shape.
     """
     if class_name not in (PLAIN, PROJECTED):
@@ -54,13 +54,13 @@ def load_text_encoder(
         )
     import transformers
 
-    # The dtype that a config records is that of the file it was saved with, not the one asked for.
+    # A config records the dtype of the weights that it was saved with, not the one asked for.
     fields = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")}
     try:
         settings = transformers.CLIPTextConfig.from_dict({**fields, "attn_implementation": "sdpa"})
         with torch.device("meta"):
             model: nn.Module = getattr(transformers, class_name)(settings)
-    except Exception as exc:  # Transformers' own checks raise their own kinds, by version
+    except Exception as exc:  # Transformers' versions raise different classes
         raise CheckpointError(
             f"The config.json in {weights.folder} was read as a {class_name}'s; Transformers "
             f"{transformers.__version__} said: {' '.join(str(exc).split())}. Take the file from "
@@ -73,9 +73,9 @@ def load_text_encoder(
 
 
 def _clip_names(expected: Iterable[str]) -> Rename:
-    """Accepts names with and without ``text_model.``: Transformers 5 saves CLIPTextModel without.
+    """Accept names with and without ``text_model.``: Transformers 5 saves CLIPTextModel without.
 
-    ``position_ids``, which are only a range, were saved before Transformers 4.31.
+    ``position_ids`` are dropped: Transformers saved them before 4.31, and they are only a range.
     """
     known, prefix = set(expected), "text_model."
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of an unconditional UNet, without torch."""
+"""The config and the description of ``UNet2DModel``, without torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ __all__ = ["UNet2DConfig", "class_labels", "describe", "latents"]
 
 @dataclass(frozen=True, kw_only=True)
 class UNet2DConfig(ModelConfig):
-    """An unconditional (or class-conditional) UNet. Here ``attention_head_dim`` is a head's size."""
+    """An unconditional or class-conditional UNet. ``attention_head_dim`` is the size of a head."""
 
     class_name: ClassVar[str] = "UNet2DModel"
 
@@ -76,7 +76,7 @@ class UNet2DConfig(ModelConfig):
 
     @property
     def downscale(self) -> int:
-        """How many times smaller the innermost block is; sizes must be multiples of it."""
+        """The downsampling factor of the innermost block; sizes must be multiples of it."""
         return int(2 ** (len(self.block_out_channels) - 1))
 
 
@@ -108,7 +108,7 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
 
 
 def class_labels(kind: str | None, width: int) -> TensorSpec:
-    """The input of a model that is conditioned on a class."""
+    """The class input of a class-conditional model."""
     if kind is None:
         return TensorSpec(name="class_labels", dtype="int64", shape=("batch",))
     if kind == "timestep":
@@ -117,7 +117,7 @@ def class_labels(kind: str | None, width: int) -> TensorSpec:
 
 
 def latents(config: Mapping[str, Any], inner: LatentSpec | None) -> LatentSpec:
-    """Those of the pipeline's autoencoder; where it has none, the picture itself."""
+    """The latents of the pipeline's autoencoder; without one, pixels."""
     if inner is not None:
         return inner
     return PixelLatents(channels=UNet2DConfig.from_dict(config).in_channels)

@@ -27,13 +27,13 @@ from perfuse.sources.weights import Weights
 
 @dataclass(frozen=True)
 class UNetOutput:
-    """What a UNet predicts, shaped like its sample."""
+    """A UNet's prediction, of the shape of its sample."""
 
     sample: Tensor
 
 
 class UNet2DModel(Model):
-    """Predicts noise (or what its scheduler wants) from a noisy picture and a timestep."""
+    """Predicts noise (or whatever its scheduler expects) from a noisy picture and a timestep."""
 
     config_class: ClassVar[type[UNet2DConfig]] = UNet2DConfig
     config: UNet2DConfig
@@ -181,7 +181,7 @@ class UNet2DModel(Model):
             sample = block(sample, skips, time)
         sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
         if config.time_embedding_type == "fourier":
-            # A score model's output is divided by its noise level.
+            # Score models (Song et al. 2021) divide the output by the noise level.
             sample = sample / timesteps[:, None, None, None]
         return UNetOutput(sample) if return_dict else (sample,)
 
@@ -206,5 +206,5 @@ def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Modul
 
 
 def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
-    """The flat face of a model: ours or Diffusers'."""
+    """The flat module of a UNet of perfuse or Diffusers."""
     return UNet2D(native(UNet2DModel, spec, model))

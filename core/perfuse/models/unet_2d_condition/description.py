@@ -1,4 +1,4 @@
-"""What a checkpoint says of a text-conditioned UNet, without torch."""
+"""The config and the description of ``UNet2DConditionModel``, without torch."""
 
 import dataclasses
 import re
@@ -194,10 +194,10 @@ def _inputs(unet: UNet2DConditionConfig) -> tuple[TensorSpec, ...]:
 
 
 def _pooled_and_ids(unet: UNet2DConditionConfig, pooled: Iterable[int]) -> list[TensorSpec]:
-    """SD XL's pooled text and sizes, which the config gives in one number.
+    """SDXL's pooled text and time ids, whose widths the config gives only as a sum.
 
-    The base model has six ids, the refiner five: the config does not say which. It is what makes the
-    pooled text as wide as one of the pipeline's encoders gives it.
+    The base model has six ids, the refiner five; the config does not say which. The right number is
+    the one that leaves a width for the pooled text that one of the pipeline's encoders has.
     """
     each = unet.addition_time_embed_dim or 0
     width = unet.projection_class_embeddings_input_dim or 0
@@ -210,7 +210,7 @@ def _pooled_and_ids(unet: UNet2DConditionConfig, pooled: Iterable[int]) -> list[
 
 
 def fit(spec: ComponentSpec, others: Mapping[str, ComponentSpec]) -> ComponentSpec:
-    """The description with what only the pipeline's other components tell."""
+    """Choose the number of time ids by the widths of the pipeline's text encoders."""
     unet = UNet2DConditionConfig.from_dict(spec.config)
     if unet.addition_embed_type != "text_time":
         return spec
@@ -228,7 +228,7 @@ def fit(spec: ComponentSpec, others: Mapping[str, ComponentSpec]) -> ComponentSp
 
 
 def _with_size(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Before diffusers 0.9 configs gave a size of 32 for models of 64; Diffusers corrects them."""
+    """Correct ``sample_size``: before diffusers 0.9, configs said 32 for models trained at 64."""
     version = re.match(r"0\.(\d+)", str(config.get("_diffusers_version", "")))
     size = config.get("sample_size")
     if version is None or int(version[1]) >= 9 or not isinstance(size, int) or size >= 64:

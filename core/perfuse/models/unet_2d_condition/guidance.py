@@ -13,7 +13,7 @@ __all__ = ["guidance_embedding", "host_inputs"]
 def host_inputs(
     spec: ComponentSpec, sizes: Mapping[str, int], guidance: float | None
 ) -> dict[str, Any]:
-    """The guidance scale for a consistency model, embedded, [batch, W]."""
+    """The embedded guidance scale of a latent consistency model, float32 [batch, W]."""
     condition = spec.signature.input("timestep_cond")
     if condition is None:
         return {}

@@ -260,7 +260,7 @@ class UNet2DConditionModel(Model):
                 ``image_embeds`` for Kandinsky.
             down_block_additional_residuals: A ControlNet's, one a skip connection.
             mid_block_additional_residual: A ControlNet's, for the middle.
-            encoder_attention_mask: [B, S], 1 for tokens to look at, 0 for padding.
+            encoder_attention_mask: [B, S], 1 for tokens to attend to, 0 for padding.
             return_dict: ``False`` for a one-element tuple.
         """
         added = added_cond_kwargs if added_cond_kwargs is not None else {}
@@ -380,5 +380,5 @@ def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Modul
 
 
 def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
-    """The flat face of a model: ours or Diffusers'."""
+    """The flat module of a UNet of perfuse or Diffusers."""
     return UNet2DCondition(native(UNet2DConditionModel, spec, model), spec.signature.input_names)

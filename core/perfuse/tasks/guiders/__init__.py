@@ -1,6 +1,6 @@
-"""Guiders: a file each, found by the class that it defines. Importing this imports none.
+"""Guidance methods (guiders): one file each. Importing this package imports none of them.
 
-A guider is picked with ``pipe(…, guider=…)``; a task makes the usual one of ``guidance_scale``.
+Pass one as ``pipe(…, guider=…)``; by default a task makes one from ``guidance_scale``.
 """
 
 import re

@@ -17,7 +17,7 @@ _POSITIVE = Branch(name="positive", condition="positive")
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierFreeGuidance(Guider):
-    """Away from the prediction without the prompt, towards the one with it.
+    """``u + g (c - u)``: from the unconditional prediction ``u`` past the conditional one ``c``.
 
     >>> import numpy as np
     >>> moment = Moment(index=0, total=10, timestep=999.0)
@@ -26,16 +26,16 @@ class ClassifierFreeGuidance(Guider):
     array([[4.]])
     """
 
-    #: At 1 the prediction with the prompt is taken as it is; with the original formulation at 0.
+    #: ``g``. No guidance, so one denoiser call a step, at 1; with the original formulation at 0.
     guidance_scale: float = 7.5
-    #: How far to pull the result back to the spread of the conditional prediction, 0 to 1
+    #: How far to rescale the result to the standard deviation of the conditional prediction, 0 to 1
     #: (Lin et al. 2023, arXiv:2305.08891, section 3.4).
     guidance_rescale: float = 0.0
-    #: ``c + g (c - u)``, as the paper writes it, in place of ``u + g (c - u)``.
+    #: Whether to use ``c + g (c - u)``, as in the paper, instead of ``u + g (c - u)``.
     use_original_formulation: bool = False
-    #: The part of the steps, 0 to 1, before which there is no guidance.
+    #: The fraction of the steps, 0 to 1, at which guidance starts.
     start: float = 0.0
-    #: The part of the steps from which on there is none (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+    #: The fraction at which guidance stops (Kynkäänniemi et al. 2024, arXiv:2404.07724).
     stop: float = 1.0
 
     def __post_init__(self) -> None:
@@ -74,7 +74,13 @@ class ClassifierFreeGuidance(Guider):
 
 
 def rescaled(guided: Array, conditional: Array, amount: float) -> Array:
-    """A guided prediction pulled back to the spread of the conditional one, by an amount 0 to 1."""
+    """Rescale a guided prediction [B, …] to the conditional one's standard deviation.
+
+    Args:
+        guided: The guided prediction.
+        conditional: The prediction with the prompt, of the same shape.
+        amount: 0 for ``guided`` as it is, 1 for the full rescaling.
+    """
     if amount <= 0.0:
         return guided
     full = guided * (std(conditional) / std(guided))

@@ -12,7 +12,7 @@ __all__ = ["EmbeddedGuidance"]
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddedGuidance(Guider):
-    """For a denoiser that was distilled to take the scale as an input: one branch."""
+    """For a guidance-distilled denoiser, which takes the scale as an input: one branch."""
 
     guidance_scale: float = 7.5
 
