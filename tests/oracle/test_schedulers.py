@@ -635,8 +635,8 @@ def test_learned_variance(kind: str) -> None:
     ],
 )
 def test_start_in_the_middle(short: str, config: dict[str, Any]) -> None:
-    for count in (8, 20):
-        order = scheduler_class(SHORT[short]).order
+    order = scheduler_class(SHORT[short]).order
+    for count in (8,) if order == 2 else (8, 20):
         for start in (order, 3 * order, (count - 1) * order):
             compare(SHORT[short], config, count, start=start)
 
@@ -882,7 +882,7 @@ KARRAS = sorted(n for n in SCHEDULERS if scheduler_class(n).family or scheduler_
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [(a, b) for i, a in enumerate(KARRAS) for k, b in enumerate(KARRAS) if (i + k) % 3 == 0],
+    [(a, b) for i, a in enumerate(KARRAS) for k, b in enumerate(KARRAS) if (i + k) % 5 == 0],
 )
 @pytest.mark.slow
 def test_switching_classes(first: str, second: str) -> None:

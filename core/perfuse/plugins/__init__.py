@@ -1,4 +1,4 @@
-"""Plugins: found by entry point, asked for manifests, survived where they are broken."""
+"""Plugins: finding them, reading their manifests, and reporting broken ones without failing."""
 
 from perfuse.contract.hooks import (
     API_VERSION,

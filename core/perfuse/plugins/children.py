@@ -1,6 +1,6 @@
-"""Processes of their own for code that may hang or die: each with a time limit, none outlives this one.
+"""Child processes for plugin code that may hang or crash, each with a time limit.
 
-What they run is ``perfuse.plugins.probe``.
+They run ``perfuse.plugins.probe``, and all end with this process.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = ["APART", "TIMEOUT", "Children", "Ended"]
 
-#: Seconds that a process may take. Engines are large, and a disk may be cold.
+#: Time limit of a process, in seconds: importing a large engine from a cold disk is slow.
 TIMEOUT = 60.0
-#: Set in such a process: plugins are imported in it, and not in a further one.
+#: Set in a child process, so that it imports plugins itself and starts no further child.
 APART = "PERFUSE_APART"
-#: As many as run at the same time; an engine may take some hundred megabytes.
+#: How many processes run at the same time; each may need some hundred megabytes.
 _AT_ONCE = 4
-#: Lines of a process's output that are kept where it fails.
+#: How many lines of a failed process's output are kept.
 _KEPT = 12
 
 _A = TypeVar("_A")
@@ -35,22 +35,22 @@ _B = TypeVar("_B")
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """What a process left behind."""
+    """The result of a child process."""
 
-    #: ``None`` where it ended before it had one.
+    #: ``None`` if it ended without one.
     answer: dict[str, Any] | None
     #: The last step that it began.
     step: str
-    #: Why it is to be called crashed; ``None`` where it ended as it should.
+    #: Why it counts as crashed; ``None`` if it ended normally.
     crash: str | None
     seconds: float
-    #: The last lines of what it printed, on either stream.
+    #: The last lines that it printed, on either stream.
     output: list[str]
 
 
 @dataclass
 class Children:
-    """The processes that run now: to be ended with this one."""
+    """The child processes that are running, so that they can be ended with this one."""
 
     running: set["subprocess.Popen[bytes]"] = field(default_factory=set)
     closed: bool = False
@@ -59,7 +59,7 @@ class Children:
     def map(self, function: Callable[[_A], _B], values: Iterable[_A]) -> list[_B]:
         """Call a function that runs processes for each value, several at a time.
 
-        Whatever interrupts this, an exception or Ctrl-C, ends all of them first.
+        An exception or Ctrl-C ends all running processes first.
         """
         from concurrent.futures import ThreadPoolExecutor  # most often there is nothing to run
 
@@ -73,16 +73,16 @@ class Children:
     def run(
         self, request: Mapping[str, Any], *, timeout: float, plugin: str | None = None
     ) -> Ended:
-        """Answer a request in a process of its own.
+        """Answer a request in a child process.
 
         Args:
-            request: What ``perfuse.plugins.probe`` takes.
-            timeout: Seconds after which it is ended.
-            plugin: The key of the one to import; those that are allowed by default.
+            request: A request of ``perfuse.plugins.probe``.
+            timeout: Seconds after which the process is killed.
+            plugin: The key of the plugin to import; all allowed plugins by default.
         """
         try:
             return self._run(request, timeout, plugin)
-        except OSError as exc:  # no Python to be started, no folder for its answer
+        except OSError as exc:  # Python cannot be started, or no temporary folder be made
             crash = f"no process could be started: {exc.strerror or exc}"
             return Ended(answer=None, step="starting", crash=crash, seconds=0.0, output=[])
 
@@ -135,7 +135,7 @@ class Children:
             return process
 
     def end(self) -> None:
-        """End them all, and let no other begin."""
+        """Kill all processes, and refuse to start others."""
         with self.lock:
             self.closed = True
             for process in list(self.running):
@@ -143,7 +143,7 @@ class Children:
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """End a process, and where the system has process groups also those that it started."""
+    """Kill a process and, if the system has process groups, those that it started."""
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -152,7 +152,7 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _command(answer: Path, request: Mapping[str, Any]) -> list[str]:
-    # -P: not what lies in the folder it is called from. faulthandler: where a dead process was.
+    # -P: do not import from the working folder. faulthandler: print where a process crashed.
     options = ["-P", "-u", "-X", "faulthandler"]
     return [
         sys.executable,
@@ -165,9 +165,9 @@ def _command(answer: Path, request: Mapping[str, Any]) -> list[str]:
 
 
 def _environment(plugin: str | None) -> dict[str, str]:
-    """That of this process, with its module path, and one plugin where one is named."""
+    """This process's environment and module path, with ``plugin``, if given, as the only one."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
-    environment.pop("PERFUSE_STRICT", None)  # what is wrong is to be told, not raised
+    environment.pop("PERFUSE_STRICT", None)  # report faults instead of raising
     environment[APART] = "1"
     if plugin is not None:
         environment["PERFUSE_PLUGINS"] = plugin
@@ -184,7 +184,7 @@ def _crash(status: int) -> str | None:
 
 
 def _read_lines(answer: Path) -> list[dict[str, Any]]:
-    """What a process wrote down; the last line of a dead one may be half a line."""
+    """The JSON lines that a process wrote; a crash may leave the last line incomplete."""
     lines = []
     for line in answer.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

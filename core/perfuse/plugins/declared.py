@@ -1,8 +1,8 @@
-"""What each plugin declares: its manifests, read in a process of its own and kept.
+"""The manifests of each plugin, read in a child process and cached.
 
-They are read anew when the plugin's version or one of its files changes. So listing plugins, and
-drawing with one of them, runs no other plugin's code: what hangs or dies when it is imported is a
-row. Plugins that come with perfuse are imported here, which is quicker than to look for a record.
+They are read again when the plugin's version or one of its files changes. Listing plugins, or using
+one, therefore runs no other plugin's code, and a plugin whose import hangs or crashes is only
+reported. Plugins that come with perfuse are imported directly, which is faster than the cache.
 """
 
 import importlib.util
@@ -28,11 +28,11 @@ from perfuse.plugins.manifests import HOOKS, Answer, from_plain, read_answer, to
 
 __all__ = ["Again", "Declaration", "Failed", "Here", "Told", "declarations", "tell"]
 
-#: Which of the kept declarations are read again all the same.
+#: Which cached declarations to read again: none, the failed ones, or all.
 Again = Literal["none", "failed", "all"]
-#: Seconds for which it is kept that a plugin cannot be imported.
+#: Seconds for which a failed import is cached.
 _FAILED_FOR = 3600.0
-#: Files of a plugin that failed that are looked at for changes.
+#: The most files of a failed plugin that are watched for changes.
 _MOST_FILES = 500
 
 
@@ -40,16 +40,16 @@ class Declaration(Protocol):
     """A plugin that can be asked for its manifests."""
 
     def ask(self, hook: str) -> Answer | None:
-        """Its answer to a hook; ``None`` where it does not implement it.
+        """The plugin's answer to a hook; ``None`` if it does not implement the hook.
 
         Raises:
-            PluginError: what is wrong with the answer.
+            PluginError: the hook failed, or its answer breaks the contract.
         """
 
 
 @dataclass(frozen=True)
 class Here:
-    """A plugin that was imported in this process: it is asked when its answer is needed."""
+    """A plugin that is imported in this process; its hooks are called when needed."""
 
     plugin: object
 
@@ -58,7 +58,7 @@ class Here:
         """Import a plugin.
 
         Raises:
-            PluginError: it cannot be imported, or breaks the contract.
+            PluginError: the plugin cannot be imported, or breaks the contract.
         """
         try:
             with quiet():
@@ -84,7 +84,7 @@ class Here:
 
 
 def _why(exc: BaseException) -> str:
-    """What a plugin raised, on one line. Ctrl-C goes on, but where nobody can have pressed it."""
+    """What a plugin raised, on one line. Ctrl-C is raised again, except in a child process."""
     if isinstance(exc, KeyboardInterrupt) and APART not in os.environ:
         raise exc
     return str(exc) if type(exc) is PluginError else said(exc)
@@ -92,10 +92,10 @@ def _why(exc: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Told:
-    """A plugin that another process imported: what it answered there."""
+    """The answers of a plugin that a child process imported."""
 
     answers: Mapping[str, Answer]
-    #: Hook to what was wrong with its answer.
+    #: Hook to the fault in its answer.
     faults: Mapping[str, str]
 
     def ask(self, hook: str) -> Answer | None:
@@ -106,7 +106,7 @@ class Told:
 
 @dataclass(frozen=True)
 class Failed:
-    """A plugin that cannot be asked."""
+    """A plugin that cannot be used."""
 
     #: ``"broken"`` or ``"crashed"``.
     state: str
@@ -116,12 +116,12 @@ class Failed:
 def declarations(
     entries: Sequence[Entry], *, again: Again = "none", timeout: float = TIMEOUT
 ) -> list[Declaration | Failed]:
-    """What each plugin declares, or why it cannot be asked.
+    """What each plugin declares, or why it cannot be used.
 
     Args:
-        entries: The plugins, each of which may run.
-        again: Which of those that are kept are read again: none, those that failed, or all.
-        timeout: Seconds that a plugin may take.
+        entries: The plugins to read, none of them disabled.
+        again: Which cached declarations to read again: none, the failed ones, or all.
+        timeout: Seconds that reading one plugin may take.
     """
     found: list[Declaration | Failed | None] = [
         _load(entry) if _is_ours(entry) or APART in os.environ else _kept(entry, again)
@@ -136,7 +136,7 @@ def declarations(
 
 
 def _is_ours(entry: Entry) -> bool:
-    """Whether it comes with perfuse: its plugins import nothing but manifests."""
+    """Whether the plugin comes with perfuse; such a plugin imports only manifests."""
     return entry.distribution == "perfuse"
 
 
@@ -148,7 +148,7 @@ def _load(entry: Entry) -> Declaration | Failed:
 
 
 def _kept(entry: Entry, again: Again) -> Declaration | Failed | None:
-    """What is kept of a plugin; ``None`` where that is nothing, or is to be read again."""
+    """A plugin's cached declaration; ``None`` if there is none, or it is to be read again."""
     if again == "all":
         return None
     if (value := _record(entry).read()) is not None:
@@ -179,7 +179,7 @@ def _record(entry: Entry) -> Record:
 
 
 def _record_of_failure(entry: Entry) -> Record:
-    """What is missing may come with a library, a distribution or a variable."""
+    """The cache record of a failed import, invalid once a library or a variable changes."""
     record = _record(entry)
     return Record(
         names=("failed", *record.names[1:]),
@@ -188,7 +188,7 @@ def _record_of_failure(entry: Entry) -> Record:
 
 
 def _path_times() -> list[Any]:
-    """When something was last installed."""
+    """The modification times of the folders on ``sys.path``: when something was installed."""
     return [[path, os.stat(path).st_mtime_ns] for path in sys.path if os.path.isdir(path)]
 
 
@@ -198,13 +198,13 @@ def _decoded(value: Mapping[str, Any]) -> Declaration | None:
         for hook, answer in answers.items():
             read_answer(hook, answer)
         faults = {str(hook): str(fault) for hook, fault in value["faults"].items()}
-    except Exception:  # noqa: BLE001 - it is no record of ours
+    except Exception:  # noqa: BLE001 - the cache file is foreign or damaged
         return None
     return Told(answers, faults)
 
 
 def _read(children: Children, entry: Entry, timeout: float) -> Declaration | Failed:
-    """Read a plugin in a process of its own, and keep what it says."""
+    """Read a plugin's manifests in a child process, and cache them."""
     ended = children.run({"declare": entry.key}, timeout=timeout, plugin=entry.key)
     found, record, failure = _found(ended), _record(entry), _record_of_failure(entry)
     answer = dict(ended.answer or {})
@@ -226,7 +226,7 @@ def _found(ended: Ended) -> Declaration | Failed:
         return Failed("crashed", f"{ended.crash}, while {ended.step}")
     if "reason" in ended.answer:
         return Failed("broken", str(ended.answer["reason"]))
-    return _decoded(ended.answer) or Failed("broken", "what it declares is no plain data")
+    return _decoded(ended.answer) or Failed("broken", "its manifests are not plain data")
 
 
 def _source_files(module: str) -> list[str]:
@@ -245,7 +245,7 @@ def _source_files(module: str) -> list[str]:
 
 
 def tell(entry: Entry) -> dict[str, Any]:
-    """What a plugin declares as plain data: what `declarations` asks another process for."""
+    """What a plugin declares, as plain data; `declarations` calls this in a child process."""
     before = set(sys.modules)
     try:
         plugin = Here.load(entry.point.load)
@@ -267,7 +267,7 @@ def tell(entry: Entry) -> dict[str, Any]:
 
 
 def _rests(entry: Entry, before: Collection[str]) -> dict[str, Any]:
-    """On what importing a plugin brought in; its version is compared already."""
+    """The files and distributions that importing the plugin loaded, for the cache record."""
     rests = loaded_modules([entry.point.module.partition(".")[0]], since=before).to_dict()
     rests["distributions"].pop(entry.distribution, None)
     return rests

@@ -1,6 +1,6 @@
-"""Plugins that a person has switched off: a small file in the user's configuration folder.
+"""Disabled plugins: a small file in the user's configuration folder.
 
-Nothing here imports a plugin, so that one which takes the process down can be switched off.
+Nothing here imports a plugin, so that even one that crashes the process can be disabled.
 """
 
 import os
@@ -19,7 +19,7 @@ _REMEDY = "Make the folder writable, or name another one in PERFUSE_CONFIG."
 
 
 def config_folder() -> Path:
-    """Where what a person has set lives: ``PERFUSE_CONFIG``, or the platform's folder for it."""
+    """The user's configuration folder: ``PERFUSE_CONFIG``, or the platform's default."""
     configured = os.environ.get("PERFUSE_CONFIG")
     if configured:
         return Path(configured).expanduser()
@@ -29,12 +29,12 @@ def config_folder() -> Path:
 
 
 def key(distribution: str, name: str) -> str:
-    """``DISTRIBUTION:NAME`` of an entry point, which no other one of the environment has."""
+    """``DISTRIBUTION:NAME`` of an entry point, unique in an environment."""
     return f"{_canonical(distribution)}:{name}"
 
 
 def is_named(whole: str, names: Iterable[str]) -> bool:
-    """Whether a key is among the names, or its entry point's or its distribution's name is."""
+    """Whether the names contain a key, or the name of its entry point or distribution."""
     return any(_is_of(whole, name) for name in names)
 
 
@@ -48,7 +48,7 @@ def _canonical(distribution: str) -> str:
 
 
 def read_disabled() -> frozenset[str]:
-    """The keys of what is switched off; none where there is no file.
+    """The keys of the disabled plugins; none if there is no file.
 
     Raises:
         ConfigError: the file is damaged.
@@ -59,22 +59,22 @@ def read_disabled() -> frozenset[str]:
     keys = read_json(path, error=ConfigError, remedy=_AGAIN).get("disabled")
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise ConfigError(
-            f"{shown(path)} was to say which plugins are disabled; it holds no list of names, "
+            f"{shown(path)} was read for the disabled plugins; it holds no list of names, "
             f'{{"disabled": […]}}. {_AGAIN}'
         )
     return frozenset(keys)
 
 
 def switch(name: str, installed: Collection[str], *, on: bool) -> list[str]:
-    """Switch an entry point, or every one of a distribution, and write that down.
+    """Enable or disable a plugin, or every plugin of a distribution, and save that.
 
     Args:
-        name: Its name, its distribution's or its key.
-        installed: The keys of those that are installed.
-        on: Whether to switch it on, or off.
+        name: The plugin's name, its distribution's name, or its key.
+        installed: The keys of the installed plugins.
+        on: Whether to enable it.
 
     Returns:
-        The keys of what was switched.
+        The keys of the plugins that were enabled or disabled.
 
     Raises:
         InputError: nothing of this name is installed.
@@ -88,7 +88,7 @@ def switch(name: str, installed: Collection[str], *, on: bool) -> list[str]:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / f".{_FILE}.lock"):
             before = read_disabled()
-            # What is off can be switched on after it was uninstalled, too.
+            # A disabled plugin can be enabled even after it was uninstalled.
             known = before.union(installed) if on else installed
             keys = sorted(whole for whole in known if _is_of(whole, name))
             if not keys:

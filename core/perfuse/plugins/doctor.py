@@ -1,7 +1,7 @@
-"""Looks at every plugin and every backend from outside: what hangs or dies is a row.
+"""Examines every plugin and backend in child processes; one that hangs or crashes is reported.
 
-Nothing here imports a plugin; ``perfuse.plugins.probe`` does, in processes with a time limit. What
-a backend answered is kept until a version, a driver or the environment changes.
+Nothing here imports a plugin; ``perfuse.plugins.probe`` does, in processes with a time limit. A
+backend's answer is cached until a version, a driver or the environment changes.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,7 +18,7 @@ from perfuse.plugins.kept import Record, Rests, surroundings
 
 __all__ = ["TIMEOUT", "examine"]
 
-#: The states in which an answer is kept; what was broken or crashed is asked again.
+#: The states in which an answer is cached; broken or crashed backends are asked again.
 _LASTING = ("available", "unavailable")
 
 
@@ -29,22 +29,22 @@ def examine(
     thorough: bool = True,
     refresh: bool = False,
 ) -> dict[str, list[dict[str, Any]]]:
-    """Every plugin and every backend, each backend asked in a process of its own.
+    """List every plugin and every backend, with each backend asked in a child process.
 
     Args:
-        names: Backends to ask; all of them by default.
+        names: The backends to ask; all of them by default.
         timeout: Seconds that a process may take.
-        thorough: Whether to ask what the backends support, and to keep what they print.
-        refresh: Whether to ask those again whose answer is kept; what is thorough does.
+        thorough: Whether to ask also what the backends support, and to include what they print.
+        refresh: Whether to ignore cached answers; ``thorough`` always does.
 
     Returns:
-        ``plugins`` and ``backends``, rows of plain data. A plugin that cannot be used is among the
-        backends too. A row whose devices were found earlier has ``found``: the time, in seconds
-        since 1970.
+        ``plugins`` and ``backends``, rows of plain data. A plugin that cannot be used is listed
+        among the backends too. A row with cached devices has ``found``: the time they were found,
+        in seconds since 1970.
 
     Raises:
-        BackendNotFoundError: a name is none.
-        ConfigError: the file that says what is disabled is damaged.
+        BackendNotFoundError: a name is not that of a backend.
+        ConfigError: the file of disabled plugins is damaged.
     """
     refresh = refresh or thorough
     host = PluginHost(allowed_plugins(), again="all" if refresh else "failed", timeout=timeout)
@@ -84,7 +84,7 @@ def _record(row: Mapping[str, Any], manifest: BackendManifest) -> Record:
 
 
 def _is_answer(kept: Mapping[str, Any]) -> bool:
-    """Whether what is kept is what a backend may have answered."""
+    """Whether a cached value has the form of a backend's answer."""
     answer = kept.get("answer")
     return (
         isinstance(answer, dict)

@@ -1,8 +1,7 @@
-"""The plugin host: what the plugins of this environment bring, and what is wrong with the rest.
+"""The plugin host: what the plugins of this environment bring, and the faults of broken ones.
 
-A plugin is imported when something of it is asked for by name; what it brings is known from its
-manifests, which are kept. Core's own architectures, schedulers and pipelines come through the same
-hooks as anyone's.
+A plugin is imported only when something of it is asked for by name; its manifests are cached. Core's
+own architectures, schedulers and pipelines come through the same hooks as those of plugins.
 """
 
 import importlib
@@ -71,12 +70,12 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-#: What core itself brings, found as a plugin is: by a text.
+#: Core's own plugin, named by import path as any other plugin is.
 _CORE = "perfuse.builtin"
 
 
 class PluginHost:
-    """The plugins of this environment, those that work and those that do not."""
+    """The plugins of this environment, usable or not."""
 
     def __init__(
         self,
@@ -85,15 +84,15 @@ class PluginHost:
         again: Again = "none",
         timeout: float = TIMEOUT,
     ) -> None:
-        """Learn what the plugins declare, from what is kept of each where that holds.
+        """Read what the plugins declare, from the cache where it is valid.
 
         Args:
-            allow: Names of plugins or of distributions; every other one is disabled.
-            again: Which of what is kept is read again: none, that of plugins that failed, or all.
-            timeout: Seconds that a plugin may take where it is read.
+            allow: Names of plugins or distributions; all others are disabled. ``None`` allows all.
+            again: Which cached declarations to read again: none, the failed ones, or all.
+            timeout: Seconds that reading one plugin may take.
 
         Raises:
-            ConfigError: the file that says what is disabled is damaged.
+            ConfigError: the file of disabled plugins is damaged.
         """
         self._answers: dict[str, list[tuple[str, Answer]]] = {}
         self._plugins: dict[str, Declaration] = {"perfuse": Here(importlib.import_module(_CORE))}
@@ -108,7 +107,7 @@ class PluginHost:
                 self.rows.append(_not_there(name))
 
     def _take(self, row: PluginRow, declared: Declaration | Failed) -> PluginRow:
-        """The row of a plugin that may be used, where it can be."""
+        """Register a plugin that is not disabled, and return its row: loaded, or why not."""
         if isinstance(declared, Failed):
             return replace(
                 row,
@@ -120,7 +119,7 @@ class PluginHost:
         return replace(row, state="loaded")
 
     def _ask(self, hook: str) -> list[tuple[str, Answer]]:
-        """Each plugin's answer to a hook; what is wrong with one must not stop another."""
+        """Each plugin's answer to a hook; a fault of one plugin does not affect the others."""
         if hook not in self._answers:
             self._answers[hook] = list(self._asked(hook))
         return self._answers[hook]
@@ -136,14 +135,14 @@ class PluginHost:
                 yield name, answer
 
     def _spoil(self, name: str, reason: str, *, state: str = "broken", remedy: str = "") -> None:
-        """Say on a plugin's row what is wrong with it. The first thing that was stays."""
+        """Note a plugin's fault on its row, unless the row has one already."""
         for i, row in enumerate(self.rows):
             if row.name == name and row.state == "loaded":
                 line = " ".join(reason.split())
                 self.rows[i] = replace(row, state=state, reason=line, remedy=remedy or _remedy(row))
 
     def _manifests(self, hook: str, kind: type[_T]) -> Iterator[tuple[str, _T]]:
-        """Each manifest that this host can take, with the plugin that brought it."""
+        """Each manifest of a supported contract version, with the plugin that brought it."""
         for name, manifests in self._ask(hook):
             for manifest in manifests:
                 try:
@@ -158,7 +157,7 @@ class PluginHost:
                     yield name, manifest
 
     def _by_name(self, named: Iterable[tuple[str, str, _T]], what: str) -> dict[str, _T]:
-        """The first plugin to take a name keeps it; the next is a row."""
+        """Name to item. On a collision the first plugin wins; the later is reported broken."""
         found: dict[str, tuple[str, _T]] = {}
         for plugin, name, value in named:
             owner, _ = found.setdefault(name, (plugin, value))
@@ -167,48 +166,48 @@ class PluginHost:
         return {name: value for name, (_, value) in found.items()}
 
     def backends(self) -> dict[str, BackendManifest]:
-        """Every backend by name, installed engine or not; the first plugin to take a name keeps it."""
+        """Every backend by name, with or without its engine. The first plugin keeps a name."""
         pairs = self._manifests("perfuse_backends", BackendManifest)
         return self._by_name(((plugin, m.name, m) for plugin, m in pairs), "backend")
 
     def exporters(self) -> dict[str, ExporterManifest]:
-        """Every exporter by format; the first plugin to take a format keeps it."""
+        """Every exporter by format. The first plugin keeps a format."""
         pairs = self._manifests("perfuse_exporters", ExporterManifest)
         return self._by_name(((plugin, m.format, m) for plugin, m in pairs), "exporter for")
 
     def architectures(self) -> dict[str, Architecture]:
-        """Every architecture by class name; core's are core's."""
+        """Every architecture by class name. Plugins cannot replace core's."""
         hook = "perfuse_architectures"
         pairs: Iterator[tuple[str, Architecture]] = self._manifests(hook, kind_of(hook))
         return self._by_name(((plugin, m.class_name, m) for plugin, m in pairs), "architecture")
 
     def pipelines(self) -> dict[str, PipelineManifest]:
-        """Every pipeline class by name; core's are core's."""
+        """Every pipeline class by name. Plugins cannot replace core's."""
         pairs = self._manifests("perfuse_pipelines", PipelineManifest)
         return self._by_name(((plugin, m.class_name, m) for plugin, m in pairs), "pipeline")
 
     def transforms(self) -> dict[str, TransformManifest]:
-        """Every transform by name; the first plugin to take a name keeps it."""
+        """Every transform by name. The first plugin keeps a name."""
         pairs = self._manifests("perfuse_transforms", TransformManifest)
         return self._by_name(((plugin, m.name, m) for plugin, m in pairs), "transform")
 
     def readers(self) -> dict[str, ReaderManifest]:
-        """Every layout that is read, by name; the first plugin to take a name keeps it."""
+        """Every folder layout with a reader, by name. The first plugin keeps a name."""
         pairs = self._manifests("perfuse_readers", ReaderManifest)
         return self._by_name(((plugin, m.name, m) for plugin, m in pairs), "reader")
 
     def sources(self) -> dict[str, SourceManifest]:
-        """Every kind of source, by name; the first plugin to take a name keeps it."""
+        """Every kind of source by name. The first plugin keeps a name."""
         pairs = self._manifests("perfuse_sources", SourceManifest)
         return self._by_name(((plugin, m.name, m) for plugin, m in pairs), "source")
 
     def guiders(self) -> dict[str, GuiderManifest]:
-        """Every way of guidance that plugins bring, by name; the first to take a name keeps it."""
+        """Every guidance method of plugins by name. The first plugin keeps a name."""
         pairs = self._manifests("perfuse_guiders", GuiderManifest)
         return self._by_name(((plugin, m.name, m) for plugin, m in pairs), "guider")
 
     def schedulers(self) -> dict[str, str]:
-        """Every scheduler class by name; core's are core's."""
+        """Import path of every scheduler class by name. Plugins cannot replace core's."""
         answers = self._ask("perfuse_schedulers")
         named = (
             (plugin, name, where)
@@ -219,7 +218,7 @@ class PluginHost:
         return self._by_name(named, "scheduler")
 
     def ask_all(self) -> None:
-        """Ask every hook, so that ``rows`` tells of each one that fails."""
+        """Call every hook, so that ``rows`` shows each fault."""
         self.backends()
         self.exporters()
         self.architectures()
@@ -231,7 +230,7 @@ class PluginHost:
         self.guiders()
 
     def brought_by(self, name: str, hook: str = "perfuse_backends") -> PluginRow | None:
-        """The row of the plugin that a backend, or what another hook brings, is from."""
+        """The row of the plugin that brings a backend, or, with ``hook``, another item."""
         for owner, manifests in self._answers.get(hook, ()):
             names = (getattr(m, "name", None) or getattr(m, "format", None) for m in manifests)
             if name in names:
@@ -239,9 +238,9 @@ class PluginHost:
         return None
 
     def listing(self) -> dict[str, list[dict[str, Any]]]:
-        """What is there, as plain data and without an engine: ``plugins`` and ``backends``.
+        """``plugins`` and ``backends`` as rows of plain data, without importing an engine.
 
-        A plugin that cannot be used is among the backends too: it may have brought one.
+        A plugin that cannot be used is listed among the backends too: it might bring one.
         """
         self.ask_all()
         backends = []
@@ -272,20 +271,20 @@ class PluginHost:
         return {"plugins": [asdict(row) for row in self.rows], "backends": backends}
 
     def interpreters(self, name: str) -> list[str]:
-        """The backends that are here and compute what a backend's engine would."""
+        """The usable backends that interpret the programs of this backend."""
         found = self.backends().items()
         return [n for n, m in found if m.interprets == name and standing(m)[0] == "available"]
 
     def _exports(self, format: str) -> bool:
-        """Whether an exporter for the format is here, with the tools that it needs."""
+        """Whether an exporter for the format and the packages that it needs are installed."""
         manifest = self.exporters().get(format)
         return manifest is not None and not missing_modules(manifest.requires)
 
     def check(self) -> None:
-        """Refuse to go on where anything is wrong with any plugin.
+        """Raise if any plugin or backend is at fault.
 
         Raises:
-            PluginError: it names every plugin and backend at fault.
+            PluginError: the message names every plugin and backend at fault.
         """
         check_rows(self.listing()["backends"])
 
@@ -295,7 +294,7 @@ class PluginHost:
         Raises:
             BackendNotFoundError: no plugin offers it.
             EngineMissingError: its engine is not installed.
-            BackendError: two distributions that are installed spoil each other's files.
+            BackendError: two installed distributions overwrite each other's files.
             PluginError: its class cannot be imported.
         """
         backends = self.backends()
@@ -321,7 +320,7 @@ class PluginHost:
                 + (f"To interpret its files here: --backend {others[0]}" if others else "")
             )
         if state != "available":
-            raise BackendError(f"Backend {name!r} was asked for; {reason}. Mend that: {remedy}")
+            raise BackendError(f"Backend {name!r} was asked for; {reason}. To repair it: {remedy}")
         from perfuse.contract.backend import Backend
 
         loaded = _instantiate(manifest.impl, Backend, f"backend {name!r}")  # type: ignore[type-abstract]
@@ -354,7 +353,7 @@ class PluginHost:
         """The transform of a name.
 
         Raises:
-            InputError: no plugin offers it, or what it needs is not installed.
+            InputError: no plugin offers it, or a package that it needs is not installed.
             PluginError: its class cannot be imported.
         """
         transforms = self.transforms()
@@ -375,11 +374,11 @@ class PluginHost:
         return _instantiate(manifest.impl, Transform, f"transform {name!r}")  # type: ignore[type-abstract]
 
     def source(self, name: str, rest: str) -> "Source":
-        """The source of a kind that a plugin opens: ``NAME:REST``.
+        """Open ``NAME:REST`` with the plugin of that kind of source.
 
         Raises:
-            InputError: what it needs is not installed.
-            PluginError: what opens it cannot be imported, or returns something else.
+            InputError: a package that the plugin needs is not installed.
+            PluginError: the plugin's function cannot be imported, or returns no ``Source``.
         """
         manifest = self.sources()[name]
         if missing := missing_modules(manifest.requires):
@@ -399,14 +398,17 @@ class PluginHost:
                 f"{said(exc)}. Update or uninstall its plugin."
             ) from exc
         if not isinstance(source, Source):
-            raise PluginError(f"{manifest.impl} opened {name}:{rest} as {source!r}, no Source.")
+            raise PluginError(
+                f"Model {name}:{rest} was to be opened by {manifest.impl}, which returned "
+                f"{source!r}, not a Source. Update or uninstall its plugin."
+            )
         return source
 
     def reader(self, name: str) -> "Reader":
-        """The reader of a layout.
+        """The reader of a folder layout.
 
         Raises:
-            InputError: what it needs is not installed.
+            InputError: a package that it needs is not installed.
             PluginError: its class cannot be imported.
         """
         manifest = self.readers()[name]
@@ -449,20 +451,23 @@ def _instantiate(reference: str, kind: type[_T], what: str) -> _T:
             "Update or uninstall its plugin."
         ) from exc
     if not isinstance(instance, kind):
-        raise PluginError(f"The {what} is {reference}, which is not a {kind.__name__}.")
+        raise PluginError(
+            f"The {what} is {reference}, which is not a {kind.__name__}. Update or uninstall its "
+            "plugin."
+        )
     return instance
 
 
 @lru_cache(maxsize=1)
 def host() -> PluginHost:
-    """The host of this process.
+    """The plugin host of this process.
 
-    ``PERFUSE_PLUGINS``, if set, names those to load; ``PERFUSE_STRICT=1`` refuses any that is
-    broken, incompatible or in conflict.
+    ``PERFUSE_PLUGINS``, if set, names the plugins to load; ``PERFUSE_STRICT=1`` makes a broken,
+    incompatible or conflicting plugin an error.
 
     Raises:
         PluginError: a plugin is at fault and ``PERFUSE_STRICT`` is set.
-        ConfigError: the file that says what is disabled is damaged.
+        ConfigError: the file of disabled plugins is damaged.
     """
     found = PluginHost(allowed_plugins())
     if is_strict():

@@ -1,4 +1,4 @@
-"""Importing what a manifest names, and saying what went wrong with it."""
+"""Importing what a manifest names, and describing what went wrong."""
 
 import importlib
 import sys
@@ -14,8 +14,8 @@ _printing = threading.RLock()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """While a plugin's code runs: what it prints is no part of what a command prints."""
-    with _printing, redirect_stdout(sys.stderr):  # two threads would restore each other's
+    """Send what a plugin's code prints to standard error, away from a command's output."""
+    with _printing, redirect_stdout(sys.stderr):  # the lock: redirecting is not thread-safe
         yield
 
 
@@ -27,9 +27,9 @@ def resolve(reference: str) -> Callable[..., Any]:
 
 
 def said(exc: BaseException) -> str:
-    """What an exception of somebody else's says, on one line."""
+    """An exception from third-party code as one line: its class and the first line of its text."""
     try:
         text = str(exc)
-    except Exception:  # noqa: BLE001 - it is somebody else's
+    except Exception:  # noqa: BLE001 - its __str__ is third-party code, too
         text = ""
     return f"{type(exc).__name__}: {text}".splitlines()[0].removesuffix(": ")

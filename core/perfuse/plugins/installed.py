@@ -1,4 +1,4 @@
-"""The plugins that are installed, by their entry points alone: nothing here imports one."""
+"""The installed plugins, read from their entry points without importing them."""
 
 import importlib.metadata
 import os
@@ -28,13 +28,13 @@ GROUP = "perfuse.v1"
 #: Entry points that name click commands.
 COMMANDS = "perfuse.commands"
 _MAJOR = re.compile(r"perfuse\.v\d+")
-#: What ``PERFUSE_STRICT`` turns into errors. To be switched off, or not installed, is no fault.
+#: The states that ``PERFUSE_STRICT`` turns into errors; disabled or not installed are no faults.
 FAULTS = ("broken", "crashed", "incompatible", "conflict")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """An entry point with what its distribution says of itself, which is read once."""
+    """An entry point with the name and version of its distribution."""
 
     point: EntryPoint
     distribution: str
@@ -52,7 +52,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class PluginRow:
-    """One entry point and what became of it."""
+    """One entry point and its state."""
 
     name: str
     distribution: str
@@ -64,7 +64,7 @@ class PluginRow:
     remedy: str = ""
 
     def as_backend(self) -> dict[str, Any]:
-        """The row among those of the backends, for a plugin that cannot be used."""
+        """The plugin as a row of the list of backends, if it cannot be used."""
         return {
             "backend": self.name,
             "state": self.state,
@@ -82,10 +82,10 @@ class PluginRow:
 
 
 def check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to go on where anything is wrong with any plugin or backend.
+    """Raise if any plugin or backend is at fault.
 
     Raises:
-        PluginError: it names every one that is at fault.
+        PluginError: the message names every plugin and backend at fault.
     """
     faults = [
         f"{row['backend']} of {row['distribution']} {row['version']} ({row['state']}: "
@@ -95,7 +95,7 @@ def check_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     ]
     if faults:
         raise PluginError(
-            f"PERFUSE_STRICT allows no plugin that is at fault; {', '.join(faults)}. Mend or "
+            f"PERFUSE_STRICT allows no plugin that is at fault; {', '.join(faults)}. Repair or "
             "disable them (perfuse plugin disable NAME), or unset PERFUSE_STRICT."
         )
 
@@ -106,7 +106,7 @@ def entry_points() -> list[Entry]:
     found = _read(points.select(group=GROUP))
     ours = {entry.key for entry in found}
     for group in sorted(g for g in points.groups if _MAJOR.fullmatch(g) and g != GROUP):
-        # A plugin may be made for several majors; this host takes the one for its own.
+        # A plugin may support several major versions; take the entry point for this one.
         found += [entry for entry in _read(points.select(group=group)) if entry.key not in ours]
     return found
 
@@ -125,7 +125,7 @@ def _read(points: Iterable[EntryPoint]) -> list[Entry]:
             known[id(point.dist)] = _name_and_version(point)
         name, version = known[id(point.dist)]
         found.append(Entry(point=point, distribution=name, version=version))
-    # The first to take a name keeps it: no plugin takes one of ours, whatever it is called.
+    # perfuse's own come first and the first keeps a name, so no plugin can take one of perfuse's.
     return sorted(
         found,
         key=lambda entry: (entry.distribution != "perfuse", entry.name, entry.key),
@@ -140,16 +140,16 @@ def _name_and_version(point: EntryPoint) -> tuple[str, str]:
 
 
 def survey(allow: Collection[str] | None = None) -> list[tuple[Entry, PluginRow]]:
-    """Every entry point with what can be said of it without importing it.
+    """Every entry point with its state, found without importing it.
 
     Args:
-        allow: Names of plugins or of distributions; every other one is disabled.
+        allow: Names of plugins or distributions; all others are disabled. ``None`` allows all.
 
     Raises:
-        ConfigError: the file that says what is disabled is damaged.
+        ConfigError: the file of disabled plugins is damaged.
     """
     off = read_disabled()
-    taken = {"perfuse"}  # what core itself brings goes by this name
+    taken = {"perfuse"}  # the name of core's own plugin
     found = []
     for entry in entry_points():
         state, reason, remedy = _standing(entry, allow, off, taken)
@@ -170,7 +170,7 @@ def survey(allow: Collection[str] | None = None) -> list[tuple[Entry, PluginRow]
 def _standing(
     entry: Entry, allow: Collection[str] | None, off: Collection[str], taken: set[str]
 ) -> tuple[str, str, str]:
-    """State, reason and remedy of an entry point that nobody has imported."""
+    """State, reason and remedy of an entry point, without importing it."""
     if allow is not None and not is_named(entry.key, allow):
         return "disabled", "it is not in PERFUSE_PLUGINS", "add it there"
     if entry.key in off:
@@ -194,7 +194,7 @@ def is_strict() -> bool:
     """Whether ``PERFUSE_STRICT`` is set.
 
     Raises:
-        ConfigError: to something that is neither yes nor no.
+        ConfigError: its value is neither yes nor no.
     """
     value = os.environ.get("PERFUSE_STRICT", "").strip().lower()
     if value in ("1", "true", "yes", "on"):
@@ -205,7 +205,7 @@ def is_strict() -> bool:
 
 
 def allowed_plugins() -> list[str] | None:
-    """What ``PERFUSE_PLUGINS`` names; ``None`` where it is not set and all are allowed."""
+    """The plugins that ``PERFUSE_PLUGINS`` names; ``None`` if it is not set: all are allowed."""
     allowed = os.environ.get("PERFUSE_PLUGINS")
     if allowed is None:
         return None

@@ -1,7 +1,7 @@
-"""What was found out about plugins, kept in the cache until something that it rests on changes.
+"""The cache of findings about plugins, each valid until something it depends on changes.
 
-A record is a JSON file. One that is damaged, foreign or out of date is as good as none, and where
-the cache cannot be written nothing is kept: it is found out again.
+A record is a JSON file. A damaged, foreign or outdated record is ignored; if the cache cannot be
+written, findings are made anew each time.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from perfuse.sources.store import cache_folder
 __all__ = ["Record", "Rests", "forget_all", "loaded_modules", "surroundings"]
 
 _FORMAT = "perfuse-plugin-record 1"
-#: Device nodes of accelerators: their number, their kind and who may use them.
+#: Device nodes of accelerators, whose number, kind and permissions a record depends on.
 _NODES = (
     "/dev/dri/*",
     "/dev/nvidia*",
@@ -38,10 +38,10 @@ _NODES = (
     "/dev/davinci*",
     "/dev/apex_*",
 )
-#: What changes when a driver is installed: the table of libraries, and what the drivers say.
+#: Files that change when a driver is installed: the library cache, and driver versions.
 _DRIVERS = ("/etc/ld.so.cache", "/etc/OpenCL/vendors", "/etc/vulkan/icd.d")
 _DRIVER_VERSIONS = ("/proc/driver/nvidia/version", "/sys/module/*/version")
-#: A variable with one of these in its name may hide a device, or bring one.
+#: Environment variables with one of these in their name may hide or add a device.
 _WORDS = re.compile(
     "PATH|DEVICE|VISIBLE|PLATFORM|DRIVER|LIBRARY|CUDA|GPU|NPU|TPU|CORES|ROC|HIP|HSA|SYCL|ONEAPI"
     "|OPENCL|OCL_|VULKAN|VK_|ZE_|LD_|PYTHON"
@@ -50,7 +50,7 @@ _WORDS = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Rests:
-    """What an answer rests on beside its surroundings."""
+    """The files and distributions that a finding depends on, besides the environment."""
 
     #: Path to modification time in nanoseconds and size.
     files: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class Rests:
 
     @classmethod
     def on(cls, files: Iterable[str], distributions: Iterable[str] = ()) -> "Rests":
-        """On files and distributions as they are now."""
+        """The current state of these files and distributions."""
         stamps = {file: _stamp(file) for file in files}
         return cls(
             files={file: stamp for file, stamp in stamps.items() if stamp is not None},
@@ -74,7 +74,7 @@ class Rests:
         return {"files": dict(self.files), "distributions": dict(self.distributions)}
 
     def hold(self) -> bool:
-        """Whether all of it is as it was."""
+        """Whether none of it has changed."""
         return all(_stamp(file) == list(was) for file, was in self.files.items()) and all(
             _version(name) == was for name, was in self.distributions.items()
         )
@@ -89,7 +89,7 @@ def _stamp(file: str) -> list[int] | None:
 
 
 def _version(distribution: str) -> str | None:
-    """The installed version; ``None`` where it is not installed."""
+    """The installed version; ``None`` if the distribution is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except (importlib.metadata.PackageNotFoundError, ValueError, KeyError):
@@ -98,11 +98,11 @@ def _version(distribution: str) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One thing that is kept, by what it is about."""
+    """One cached finding, identified by its subject."""
 
-    #: What the file is named after: a kind, a name, and whatever tells two of them apart.
+    #: The file's name is made from this: a kind, a name, and whatever makes it unique.
     names: tuple[str, ...]
-    #: Gives what must be equal for the record to hold, as plain data. Asked where there is one.
+    #: Returns plain data that must be equal for the record to be valid; called if there is one.
     basis: Callable[[], Mapping[str, Any]]
 
     @property
@@ -112,7 +112,7 @@ class Record:
         return _folder() / f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
 
     def read(self) -> Mapping[str, Any] | None:
-        """The value, with the time it was written under ``"written"``; ``None`` where none holds."""
+        """The value, with the time it was written as ``"written"``; ``None`` if none is valid."""
         try:
             data = read_json(self.path)
             if data["format"] != _FORMAT or data["basis"] != _plain(self.basis()):
@@ -124,7 +124,7 @@ class Record:
         return {**value, "written": written} if holds and written <= time.time() else None
 
     def write(self, value: Mapping[str, Any], rests: Rests) -> None:
-        """Keep a value, where the cache can be written."""
+        """Write a value, if the cache can be written."""
         data = {
             "format": _FORMAT,
             "basis": _plain(self.basis()),
@@ -147,7 +147,7 @@ def _folder() -> Path:
 
 
 def forget_all() -> None:
-    """Remove everything that is kept of plugins."""
+    """Remove every cached finding about plugins."""
     for path in _folder().glob("*.json"):
         with contextlib.suppress(OSError):
             path.unlink()
@@ -156,15 +156,15 @@ def forget_all() -> None:
 
 
 def _plain(basis: Mapping[str, Any]) -> Any:
-    """As it comes back from JSON."""
+    """The value as it comes back from JSON."""
     return json.loads(json.dumps(basis))
 
 
 def surroundings(words: Iterable[str] = ()) -> dict[str, Any]:
-    """What decides which devices an engine finds, beside its own files; plain data.
+    """What determines which devices an engine finds, besides its own files; plain data.
 
     Args:
-        words: Variables with one of these in their name count, too.
+        words: Environment variables with one of these in their name are included, too.
     """
     system = os.uname() if hasattr(os, "uname") else sys.getwindowsversion()  # type: ignore[attr-defined]
     return {
@@ -188,7 +188,7 @@ def _variables(words: Iterable[str]) -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(os.environ.items())
-        if not name.startswith("XDG_")  # of the session
+        if not name.startswith("XDG_")  # these differ between login sessions
         and (_WORDS.search(name) or any(part in name for part in own))
     }
 
@@ -210,11 +210,11 @@ def _read_start(path: str) -> str:
 
 
 def loaded_modules(own: Iterable[str], *, since: Collection[str] = ()) -> Rests:
-    """What the modules of this process come from: distributions, and files that none owns.
+    """Where this process's modules come from: distributions, and files outside of any.
 
     Args:
-        own: Top-level modules whose files count whatever owns them.
-        since: Names of modules that do not count.
+        own: Top-level modules whose files are included even if a distribution owns them.
+        since: Names of modules to leave out.
     """
     own = set(own)
     owners = importlib.metadata.packages_distributions()

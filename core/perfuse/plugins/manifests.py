@@ -1,4 +1,4 @@
-"""Answers to hooks: checked as they come from a plugin, and as plain data for another process."""
+"""Answers of plugins to hooks: checking them, and turning them into plain data and back."""
 
 import dataclasses
 import importlib
@@ -21,7 +21,7 @@ from perfuse.errors import PluginError
 
 __all__ = ["HOOKS", "Answer", "from_plain", "kind_of", "read_answer", "to_plain"]
 
-#: Manifests; or, for ``perfuse_schedulers``, class names with where each is.
+#: Manifests; or, for ``perfuse_schedulers``, class name to import path.
 Answer: TypeAlias = tuple[Any, ...] | Mapping[str, str]
 
 _KINDS: Mapping[str, type] = MappingProxyType(
@@ -46,7 +46,7 @@ def kind_of(hook: str) -> type:
 
 
 def read_answer(hook: str, answer: Any) -> Answer:
-    """What a plugin answered to a hook, checked.
+    """Check a plugin's answer to a hook, and return it.
 
     Raises:
         PluginError: it is not what the hook returns, or a manifest's field is not what it should be.
@@ -74,7 +74,7 @@ def _read_schedulers(answer: Any) -> Mapping[str, str]:
 
 
 def to_plain(value: Any) -> Any:
-    """A manifest, or what is in one, as JSON can hold it.
+    """A manifest, or a value in one, as JSON can hold it.
 
     Raises:
         PluginError: it holds something that is no plain data.
@@ -102,7 +102,7 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(data: Any) -> Any:
-    """What `to_plain` was given.
+    """Undo `to_plain`.
 
     Raises:
         PluginError: it is not what `to_plain` returns.

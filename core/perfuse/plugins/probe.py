@@ -1,4 +1,4 @@
-"""What ``perfuse doctor`` runs in a process of its own: it may hang or die, and nothing is lost.
+"""The child process of ``perfuse doctor`` and of the plugin cache: it may hang or crash safely.
 
 ``python -m perfuse.plugins.probe ANSWER REQUEST``: the request is JSON, the answer a file of JSON lines.
 Each step is written down before it is taken, so that whoever waits knows which one was the last.
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
         if "declare" in request:
             say(step="importing it, or asking it for its manifests")
             say(answer=_declare(request["declare"]))
-            os._exit(0)  # what a plugin leaves running does not matter here
+            os._exit(0)  # do not wait for threads that a plugin left running
         try:
             answer = _probe(request["backend"], request["thorough"], say)
         except BaseException as exc:  # noqa: BLE001 - an engine may raise anything
@@ -95,14 +95,14 @@ def _probe(name: str, thorough: bool, say: Say) -> dict[str, Any]:
 
 
 def _versions(modules: Sequence[str]) -> dict[str, str]:
-    """The distributions that brought an engine's modules, each with its version."""
+    """The distributions of an engine's modules, each with its version."""
     owners = importlib.metadata.packages_distributions()
     names = [name for module in modules for name in owners.get(module.partition(".")[0], ())]
     return {name: importlib.metadata.version(name) for name in dict.fromkeys(names)}
 
 
 def _supported(backend: "Backend", device: "Device") -> dict[str, str]:
-    """Precision to what the backend says of the bundled model's denoiser."""
+    """Precision to the backend's support level for the bundled model's denoiser."""
     from perfuse.contract.backend import Request
     from perfuse.shapes import CHECKPOINT
     from perfuse.sources.checkpoint import Checkpoint

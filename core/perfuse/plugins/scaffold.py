@@ -1,4 +1,4 @@
-"""Writes a plugin to begin with: a distribution that installs, runs and passes conformance as it is."""
+"""Writes a plugin template: a distribution that installs, runs and passes conformance as it is."""
 
 import re
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from perfuse.sources.store import atomic_folder, locked
 
 __all__ = ["new_plugin", "plugin_files"]
 
-#: The name that the template is written with, in each of the forms that it takes there.
+#: The placeholder name in the template, in each of its spellings.
 _WRITTEN = re.compile("acme-npu|acme_npu|AcmeNpu")
-#: Keeps tools that look at a repository's code from taking the template for some.
+#: The suffix of template files, so that linters and test runners ignore them.
 _SUFFIX = ".in"
 _NAME = re.compile("[a-z][a-z0-9]*(-[a-z0-9]+)*")
-#: With a longer one, lines of the template would be too long.
+#: The longest name; a longer one would make lines of the template too long.
 _LONGEST = 24
 
 

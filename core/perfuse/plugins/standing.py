@@ -1,4 +1,4 @@
-"""Whether a backend can be used here, by what is installed; nothing of it is imported."""
+"""Whether a backend can be used, judged by what is installed, without importing it."""
 
 import importlib.metadata
 import importlib.util
@@ -13,7 +13,7 @@ _SYSTEMS = {"darwin": "macOS", "linux": "Linux", "win32": "Windows"}
 
 
 def standing(manifest: BackendManifest) -> tuple[str, str, str]:
-    """State, reason and remedy of a backend, by what is installed; imports nothing."""
+    """State, reason and remedy of a backend, by what is installed, without importing it."""
     if manifest.platforms and sys.platform not in manifest.platforms:
         systems = " or ".join(_SYSTEMS.get(name, name) for name in manifest.platforms)
         here = _SYSTEMS.get(sys.platform, sys.platform)
@@ -31,21 +31,21 @@ def standing(manifest: BackendManifest) -> tuple[str, str, str]:
 
 
 def missing_modules(names: Sequence[str]) -> list[str]:
-    """Those modules that are not installed. Nothing is imported but the packages they are in."""
+    """The modules that are not installed. Imports only the parent packages of dotted names."""
     return [name for name in names if not _is_installed(name)]
 
 
 def not_installed(missing: Sequence[str]) -> str:
-    """Says of modules that they are not installed."""
+    """A sentence part: which modules are not installed."""
     return f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
 
 
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # the package that it would be in
+    except ModuleNotFoundError:  # its parent package is not installed
         return False
-    except Exception:  # noqa: BLE001 - what is wrong with it is told where it is used
+    except Exception:  # noqa: BLE001 - it is installed; using it will report what is wrong
         return True
 
 

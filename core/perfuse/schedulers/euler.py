@@ -153,7 +153,7 @@ class EulerDiscreteScheduler(ScaledLevels):
                     update=(at + (levels[i + 1] - hat) * derivative,),
                     denoised=level_x0(prediction, sigma),
                     second=x0,
-                    draws=hat > sigma,
+                    draws=bool(hat > sigma),
                     input_scale=float(scales[i]),
                     noising=(1.0, float(sigma)),
                 )
