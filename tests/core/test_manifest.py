@@ -91,7 +91,7 @@ def test_is_artifact(folder: Path, tmp_path: Path) -> None:
         ("{}", "version"),
         ("\xff", "perfuse.json"),
         ("3", "object"),
-        ('{"version": 1}', "pipeline"),
+        ('{"version": 2}', "pipeline"),
         ("[" * 100_000, "Export the model again"),
     ],
 )
@@ -103,7 +103,7 @@ def test_what_is_no_manifest(folder: Path, text: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None, 1.5])
+@pytest.mark.parametrize("version", [1, 3, 0, "1", None, 1.5])
 def test_another_version(folder: Path, version: Any) -> None:
     change(folder, "version", value=version)
     with pytest.raises(ArtifactError, match="version.*this perfuse reads 1.*Update perfuse"):

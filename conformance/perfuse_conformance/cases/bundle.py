@@ -20,7 +20,7 @@ __all__ = ["FORMAT", "Bundle", "BundleError", "hash_of", "write_bundle"]
 
 FORMAT = "perfuse-bundle"
 #: Of the layout below.
-VERSION = 1
+VERSION = 2
 _INDEX = "bundle.json"
 _MANIFEST_KEYS = {"format", "version", "suite", "model", "seed", "reference", "spec", "files"}
 
@@ -82,9 +82,10 @@ class Bundle:
             raise BundleError(f"{path} is not a golden bundle. Name the folder of one.")
         if not _MANIFEST_KEYS <= index.keys() or not isinstance(index["version"], int):
             raise BundleError(f"{path} lacks fields of a bundle. Record it again.")
-        if index["version"] > VERSION:
+        if index["version"] != VERSION:
+            remedy = "Update perfuse" if index["version"] > VERSION else "Record the bundle again"
             raise BundleError(
-                f"{path} has version {index['version']}; this suite reads {VERSION}. Update perfuse."
+                f"{path} has version {index['version']}; this suite reads {VERSION}. {remedy}."
             )
         for name, expected in index["files"].items():
             file = inside(folder, name)

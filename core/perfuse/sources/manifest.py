@@ -17,7 +17,7 @@ from perfuse.sources.plain import from_plain, to_plain
 __all__ = ["MANIFEST", "ExportedComponent", "Manifest", "inside", "is_artifact", "tool_versions"]
 
 MANIFEST = "perfuse.json"
-_VERSION = 1
+_VERSION = 2
 
 
 def is_artifact(folder: Path) -> bool:
