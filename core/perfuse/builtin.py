@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from perfuse.contract.architecture import Architecture
-from perfuse.contract.hooks import PipelineManifest, TransformManifest, hookimpl
+from perfuse.contract.hooks import GuiderManifest, PipelineManifest, TransformManifest, hookimpl
 
 
 @hookimpl
@@ -31,6 +31,17 @@ def perfuse_schedulers() -> Mapping[str, str]:
 def perfuse_transforms() -> Sequence[TransformManifest]:
     """The transforms that core brings."""
     return tuple(_gathered("perfuse.transforms", "TRANSFORMS", packages=False))
+
+
+@hookimpl
+def perfuse_guiders() -> Sequence[GuiderManifest]:
+    """The guidance methods, each by the name of its file."""
+    room = "perfuse.tasks.guiders"
+    return [
+        GuiderManifest(name=file.replace("_", "-"), impl=f"{room}.{file}:{class_name}")
+        for file, classes in importlib.import_module(room).FILES.items()
+        for class_name in classes
+    ]
 
 
 @hookimpl

@@ -106,7 +106,7 @@ def test_what_is_no_manifest(folder: Path, text: str, words: str) -> None:
 @pytest.mark.parametrize("version", [1, 3, 0, "1", None, 1.5])
 def test_another_version(folder: Path, version: Any) -> None:
     change(folder, "version", value=version)
-    with pytest.raises(ArtifactError, match="version.*this perfuse reads 1.*Update perfuse"):
+    with pytest.raises(ArtifactError, match="version.*this perfuse reads 2.*Update perfuse"):
         Manifest.read(folder)
 
 

@@ -199,7 +199,14 @@ def test_a_guider(plugin: Any, checkpoint: Make) -> None:
 
     model = checkpoint("words")
     negative = {**GIVEN, "negative_prompt": "a green square"}
-    three = drawn(model, {**negative, "guider": Three()})
+    three = drawn(model, {**negative, "guider": Three(away=1.25)})
+    assert (drawn(model, {**negative, "guider": "three:away=1.25"}) == three).all()
+    with pytest.raises(InputError, match="the option far; it has guidance_scale, away"):
+        drawn(model, {**negative, "guider": "three:far=1"})
+    with pytest.raises(
+        InputError, match="'four' was asked for; there are classifier-free, .*three"
+    ):
+        drawn(model, {**negative, "guider": "four"})
     # Without words as the negative prompt, it is what the usual guidance of that scale draws.
     usual = drawn(model, {**GIVEN, "guider": ClassifierFreeGuidance(guidance_scale=4.0)})
     alone = drawn(model, {**GIVEN, "guider": Three(away=0.0)})

@@ -1,10 +1,10 @@
 """Finding transforms by name, reading their options, and applying them to a plan."""
 
 import dataclasses
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from perfuse.contract.fields import read_fields, split_named
 from perfuse.contract.transform import Plan, Transform
 from perfuse.errors import InputError, PerfuseError, PluginError
 from perfuse.plugins import host, said
@@ -39,53 +39,11 @@ def find_transforms(texts: Sequence[str]) -> tuple[Chosen, ...]:
 
 
 def _find(text: str) -> Chosen:
-    name, colon, rest = text.partition(":")
+    name, given = split_named(text, what="Transform")
     transform = host().transform(name)
     transform.name = name
-    given = {}
-    for part in rest.split(",") if colon else ():
-        key, equals, value = part.partition("=")
-        if not equals or key in given:
-            raise InputError(
-                f"Transform {text!r} was asked for; options are written NAME:key=value,key=value."
-            )
-        given[key.strip()] = value.strip()
-    return Chosen(transform=transform, options=_options(transform, given), text=text)
-
-
-def _options(transform: Transform, given: Mapping[str, str]) -> Any:
-    """The transform's options, each text parsed as its field's type."""
-    kind = transform.Options
-    hints = typing.get_type_hints(kind)
-    known = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-    for name in given:
-        if name not in known:
-            raise InputError(
-                f"Transform {transform.name!r} was given the option {name}; it has "
-                f"{', '.join(known) or 'none'}."
-            )
-    return kind(**{name: _read(transform, name, known[name], v) for name, v in given.items()})
-
-
-_READERS: Mapping[Any, Any] = {
-    int: int,
-    float: float,
-    str: str,
-    bool: {"true": True, "false": False}.__getitem__,
-}
-
-
-def _read(transform: Transform, name: str, kind: Any, text: str) -> Any:
-    choices = [one for one in typing.get_args(kind) if one is not type(None)] or [kind]
-    for choice in choices:
-        try:
-            return _READERS[choice](text)
-        except (ValueError, KeyError):
-            continue
-    wanted = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
-    raise InputError(
-        f"Transform {transform.name!r} was given {name}={text}; {name} is of type {wanted}."
-    )
+    options: Any = read_fields(transform.Options, given, of=f"Transform {name!r}")
+    return Chosen(transform=transform, options=options, text=text)
 
 
 def applied(plan: Plan, transforms: Sequence[Chosen], *, exported: Sequence[str] = ()) -> Plan:

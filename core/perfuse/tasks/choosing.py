@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from perfuse.contract.fields import read_fields, split_named
+from perfuse.contract.guider import Guider
 from perfuse.contract.hooks import PipelineManifest
 from perfuse.contract.spec import PipelineSpec
 from perfuse.contract.steps import Task
 from perfuse.errors import CheckpointError, InputError, PluginError
-from perfuse.plugins import host, resolve, said
+from perfuse.plugins import host, missing_modules, resolve, said
 
-__all__ = ["choose", "pipeline_manifest", "tasks_of"]
+__all__ = ["choose", "find_guider", "pipeline_manifest", "tasks_of"]
 
 
 def pipeline_manifest(class_name: str) -> PipelineManifest:
@@ -73,3 +75,32 @@ def choose(tasks: Mapping[str, Task], given: Mapping[str, Any], asked: str | Non
     there = {name for name, value in given.items() if value is not None}
     fitting = [t for t in tasks.values() if t.required <= there <= set(t.inputs)]
     return max(fitting or list(tasks.values())[:1], key=lambda task: len(task.required & there))
+
+
+def find_guider(text: str) -> Guider:
+    """The guider that ``NAME`` or ``NAME:key=value,key=value`` names.
+
+    Raises:
+        InputError: no plugin offers it, a package that it needs is missing, or it has no such option.
+        PluginError: it cannot be imported, or is no guider.
+    """
+    name, given = split_named(text, what="Guider")
+    known = host().guiders()
+    if name not in known:
+        raise InputError(f"Guider {name!r} was asked for; there are {', '.join(sorted(known))}.")
+    manifest = known[name]
+    if missing := missing_modules(manifest.requires):
+        raise InputError(
+            f"Guider {name!r} was asked for; {', '.join(missing)} is missing. "
+            f"Run: {manifest.install or 'pip install ' + ' '.join(missing)}"
+        )
+    try:
+        kind = resolve(manifest.impl)
+    except Exception as exc:
+        raise PluginError(
+            f"Guider {name!r} is {manifest.impl}; loading it raised {said(exc)}. Update or uninstall "
+            "its plugin."
+        ) from exc
+    if not (isinstance(kind, type) and issubclass(kind, Guider)):
+        raise PluginError(f"Guider {name!r} is {manifest.impl}, which is not a Guider.")
+    return read_fields(kind, given, of=f"Guider {name!r}")

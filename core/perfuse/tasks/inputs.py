@@ -24,7 +24,11 @@ GUIDANCE = {
     "guidance_rescale": Input(
         default=0.0, kind=float, option="--guidance-rescale", help="0 to 1, against overexposure."
     ),
-    "guider": Input(help="A perfuse.Guider instead of the default guidance."),
+    "guider": Input(
+        kind=str,
+        option="--guider",
+        help="A guidance method instead of the default one: NAME:key=value.",
+    ),
 }
 NOISE = {
     "seed": Input(

@@ -11,6 +11,7 @@ from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Tools
 from perfuse.errors import InputError
+from perfuse.tasks.choosing import find_guider
 from perfuse.tasks.guiders import ClassifierFreeGuidance, EmbeddedGuidance
 
 __all__ = ["Prompt", "conditions_of", "encode", "guider_for", "read_texts", "repeat"]
@@ -32,9 +33,11 @@ def guider_for(tools: Tools, guider: Any, scale: float, rescale: float) -> Guide
     Raises:
         InputError: ``guider`` is no ``Guider``, or a scale is not a number in its range.
     """
+    if isinstance(guider, str):
+        return find_guider(guider)
     if guider is not None:
         if not isinstance(guider, Guider):
-            raise InputError(f"guider must be a perfuse.Guider; got {guider!r}.")
+            raise InputError(f"guider must be a perfuse.Guider or its name; got {guider!r}.")
         return guider
     usual: Guider = ClassifierFreeGuidance(guidance_scale=scale, guidance_rescale=rescale)
     if tools.spec.denoiser.guidance == "embedded":

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 _CLASS = re.compile(r"^class ([A-Z]\w*)\(Guider\):", re.MULTILINE)
 
-__getattr__, __dir__ = lazy(
-    __name__,
-    {
-        file.stem: _CLASS.findall(file.read_text(encoding="utf-8"))
-        for file in sorted(Path(__file__).parent.glob("*.py"))
-    },
-)
+#: File to the guiders that it defines.
+FILES = {
+    file.stem: tuple(_CLASS.findall(file.read_text(encoding="utf-8")))
+    for file in sorted(Path(__file__).parent.glob("*.py"))
+}
+
+__getattr__, __dir__ = lazy(__name__, FILES)
