@@ -139,6 +139,11 @@ def test_nothing_heavy_is_imported() -> None:
         "loaded = [m for m in sys.modules if m.startswith('perfuse.schedulers.')]\n"
         "assert not loaded, loaded\n"
         "[scheduler_class(n)().schedule(4) for n in SCHEDULERS]\n"
+        "import numpy\n"
+        "scheduler = scheduler_class('euler')()\n"
+        "scheduler.set_timesteps(4)\n"
+        "arrays = (scheduler.timesteps, scheduler.sigmas, scheduler.betas)\n"
+        "assert all(isinstance(a, numpy.ndarray) for a in arrays)\n"
         "heavy = {'torch', 'scipy', 'diffusers', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
