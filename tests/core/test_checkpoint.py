@@ -750,3 +750,10 @@ class TestHub:
         message = ask("http://127.0.0.1:9")["error"]
         assert "cannot be reached" in message
         assert "Name a folder" in message
+
+
+def test_a_scheduler_s_setting_that_is_text(copy_of: Callable[[str], Path]) -> None:
+    model = copy_of("tiny")
+    edit_json(model / "scheduler" / "scheduler_config.json", beta_start="small")
+    with pytest.raises(CheckpointError, match="scheduler_config.json was read as the config of a DDPM"):
+        Checkpoint.open(model)

@@ -324,7 +324,7 @@ def _read_scheduler(path: Path, class_name: str, kind: PipelineManifest) -> dict
         )
     try:
         return corrected(config, kind)
-    except (InputError, ArithmeticError, AttributeError, LookupError, TypeError) as exc:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
         raise CheckpointError(
             f"{file} was read as the config of a {class_name}: {exc} {AGAIN}"
         ) from exc

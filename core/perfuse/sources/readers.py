@@ -102,7 +102,7 @@ def with_scheduler(source: Source, config: Mapping[str, Any]) -> Source:
     kind = host().pipelines()[source.spec.class_name]
     try:
         scheduler = corrected(config, kind)
-    except (InputError, ArithmeticError, AttributeError, LookupError, TypeError) as exc:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
         raise CheckpointError(
             f"The scheduler {config.get('_class_name')} was to be used with {source.model}; its "
             f"config cannot be used: {exc} Name another checkpoint to take it from."
