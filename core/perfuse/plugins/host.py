@@ -1,7 +1,7 @@
 """The plugin host: what the plugins of this environment bring, and the faults of broken ones.
 
-A plugin is imported only when something of it is asked for by name; its manifests are cached. Core's
-own architectures, schedulers and pipelines come through the same hooks as those of plugins.
+A plugin is imported only when something of it is asked for by name; its manifests are cached.
+Core's own architectures, schedulers and pipelines come through the same hooks as those of plugins.
 """
 
 import importlib
