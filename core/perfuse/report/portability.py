@@ -254,7 +254,7 @@ def _captured(component: Component, limits: Limits | None) -> _Graph:
 
     from perfuse.capture import build, replace_tensors, trace
 
-    # A component whose precision is refused is checked further in its default precision.
+    # If the target lacks the precision, the other checks are made in float32.
     known = limits is None or component.precision in limits.precisions
     dtype: torch.dtype = getattr(torch, component.precision if known else "float32")
 
