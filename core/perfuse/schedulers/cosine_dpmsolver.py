@@ -58,7 +58,7 @@ class CosineDPMSolverSettings:
 
 
 class CosineDPMSolverMultistepScheduler(EDMLevels):
-    """One model call a step; the model is told the angle of its level, of a right one."""
+    """One model call a step; the timestep is the angle of the noise level, 1 for a right angle."""
 
     Settings = CosineDPMSolverSettings
     second = None
@@ -99,7 +99,7 @@ class CosineDPMSolverMultistepScheduler(EDMLevels):
         for i in range(begin, n):
             outputs: list[Linear] = [M, *(slot(k) for k in range(1, s.solver_order))]
             order = 1 if i == begin or (i == n - 1 and final) else s.solver_order
-            with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
+            with np.errstate(all="ignore"):  # the schedule refuses non-finite values
                 update = solver.multistep(outputs, points[i - order + 1 : i + 2], s.solver_type)
             rows.append(
                 Row(

@@ -110,7 +110,7 @@ class EDMDPMSolverMultistepScheduler(EDMLevels):
                     "algorithm_type 'sde-dpmsolver++' has no third order here, in Diffusers "
                     "neither. Use solver_order=2."
                 )
-            with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
+            with np.errstate(all="ignore"):  # the schedule refuses non-finite values
                 update = solver.multistep(outputs, points[i - order + 1 : i + 2], s.solver_type)
             rows.append(
                 Row(

@@ -27,7 +27,7 @@ class EDMEulerSettings(EDMSettings):
 
 
 class EDMEulerScheduler(EDMLevels):
-    """One model call a step; the model is told log(sigma) / 4."""
+    """One model call a step; the model's timestep is log(sigma) / 4."""
 
     Settings = EDMEulerSettings
     family = KARRAS
