@@ -76,15 +76,19 @@ class CosineDPMSolverMultistepScheduler(EDMLevels):
     def _untimed(self) -> Grid:
         levels = self._descent(linspace32(0, 1, self.settings.num_train_timesteps))
         sigmas = np.append(levels, np.float32(0))
-        return Grid(timesteps=self._told(levels), sigmas=sigmas, steps=None)
+        return Grid(timesteps=self._model_timesteps(levels), sigmas=sigmas, steps=None)
 
     def _grid(self, request: Request) -> Grid:
         s = self.settings
         levels = self._descent(linspace32(0, 1, request.count))
         last = np.float32(s.sigma_min if s.final_sigmas_type == "sigma_min" else 0)
-        return Grid(timesteps=self._told(levels), sigmas=np.append(levels, last), steps=len(levels))
+        return Grid(
+            timesteps=self._model_timesteps(levels),
+            sigmas=np.append(levels, last),
+            steps=len(levels),
+        )
 
-    def _told(self, levels: Float32s) -> Float32s:
+    def _model_timesteps(self, levels: Float32s) -> Float32s:
         angles = np.arctan(levels, dtype=np.float64).astype(np.float32)
         shares: Float32s = angles / np.float32(np.pi) * np.float32(2)
         return shares

@@ -86,7 +86,7 @@ class EDMLevels(NoiseLevels):
     def _init_noise_sigma(self, grid: Grid) -> float:
         return float((self.settings.sigma_max**2 + 1) ** 0.5)
 
-    def _told(self, levels: Float32s) -> Float32s:
+    def _model_timesteps(self, levels: Float32s) -> Float32s:
         """The timesteps that the model is given for these noise levels."""
         quarter: Float32s = np.float32(0.25) * log32(levels)
         return quarter
@@ -97,7 +97,7 @@ class EDMLevels(NoiseLevels):
 
     def precondition_noise(self, sigma: Any) -> Any:
         """The timestep that the model is given for this noise level."""
-        return self._told(host(sigma).astype(np.float32))
+        return self._model_timesteps(host(sigma).astype(np.float32))
 
     def precondition_outputs(self, sample: Array, model_output: Array, sigma: Any) -> Array:
         """The clean sample that the model's output predicts."""
