@@ -44,11 +44,11 @@ class CoreML(Backend):
     """Runs Core ML programs on a Mac. Whatever touches Core ML is in ``engine.py``."""
 
     name: ClassVar[str] = "coreml"
-    #: Those of the exporter, for what is exported on the way.
+    #: The exporter's options, for components that have to be exported first.
     options: ClassVar[Options] = OPTIONS
 
     def devices(self) -> Sequence[Device]:
-        """The compute units that Core ML can be told to use, its own choice first."""
+        """The compute units that Core ML can be restricted to; its own choice comes first."""
         return tuple(
             Device(name=name, description=what, precisions=_PRECISIONS)
             for name, what in _UNITS.items()
@@ -124,7 +124,7 @@ class _Model:
 
 
 def _compiled(package: Path, name: str, store: ArtifactStore) -> Path:
-    """The package compiled for this system, from the store where it was compiled before."""
+    """The package compiled for this system, taken from the store if it was compiled before."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*")):
         if path.is_file():
@@ -153,7 +153,7 @@ def _failed(what: str, exc: Exception) -> ExecutionError:
 
 
 def _units(asked: str | None) -> str:
-    """The compute units of a device's name; Core ML's own choice where none is asked for."""
+    """The compute units of a device name; Core ML's own choice for ``None``."""
     units = "ALL" if asked is None else asked.upper()
     if units not in _UNITS:
         raise DeviceNotFoundError(

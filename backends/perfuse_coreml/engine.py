@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["compile_package", "load", "plan", "version"]
 
-#: The first macOS that tells where it is going to run an operation.
+#: The first macOS version that reports on which device an operation will run.
 _PLANS = (14, 4)
 
 

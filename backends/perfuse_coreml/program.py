@@ -32,7 +32,7 @@ class Predictor(Protocol):
 
 
 class CoreMLProgram(Program):
-    """A component's packages, run in order: what the first gives, the second takes, by name.
+    """A component's packages, run in order; outputs of one are inputs of the next, by name.
 
     An input becomes what the file declares for it: float16 where it says so, which rounds a
     timestep between 512 and 1024 to a half.
@@ -135,7 +135,7 @@ class CoreMLProgram(Program):
         return np.ascontiguousarray(array, dtype=dtype)
 
     def report(self) -> ExecutionReport:
-        """What the engine said when the files were loaded, and what they round."""
+        """What the engine reported when the files were loaded, and where they round."""
         return self._report
 
     def close(self) -> None:

@@ -128,7 +128,7 @@ class StableHloProgram(Program):
 def _check_borders(
     component: Component, inputs: Mapping[str, Any], outputs: Mapping[str, Any], path: Path
 ) -> None:
-    """See that a program takes and gives what the component's signature says, in its size."""
+    """Check that a program's inputs and outputs match the component's signature and sizes."""
     signature = component.signature
     for kind, specs, found in (
         ("takes", signature.inputs, inputs),
@@ -145,12 +145,12 @@ def _check_borders(
 
 
 def compiled_in(store: ArtifactStore) -> Path | None:
-    """Where a store keeps what XLA compiles; ``None`` where nothing can be written."""
+    """The store's folder for XLA's compiled programs; ``None`` if it cannot be written."""
     return store.shared(_COMPILED)
 
 
 def _compiled(lowered: Any, options: Mapping[str, Any], cache: Path | None) -> Any:
-    """Compile, or take what was compiled before; damaged files of that are put away first."""
+    """Compile, or load from XLA's cache; damaged cache files are removed first."""
     jax = import_jax()
     from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
@@ -174,7 +174,7 @@ def _compiled(lowered: Any, options: Mapping[str, Any], cache: Path | None) -> A
 
 
 def _precision(notes: Mapping[str, Any], asked: str) -> str:
-    """What the products are computed in: the weights' precision, or what they are cast to."""
+    """The precision of matrix products: that of the weights, or what they are cast to."""
     if notes.get("auto_cast", "none") != "none":
         return CAST_TYPES.get(notes.get("auto_cast_type", ""), asked)
     return str(notes.get("precision", asked))

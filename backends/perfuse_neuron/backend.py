@@ -1,4 +1,4 @@
-"""Loads what was compiled for AWS Neuron onto the NeuronCores of this machine.
+"""Loads programs compiled for AWS Neuron onto the NeuronCores of this machine.
 
 Never executed: no instance was at hand. ``runtime`` and ``perfuse_exporters.neuron.sdk`` hold every
 call that only an instance can answer.
@@ -56,7 +56,7 @@ class Neuron(Backend):
     """NeuronCores. A device is a core's number, as this process counts them."""
 
     name: ClassVar[str] = "neuron"
-    #: Its own, and the exporter's for what is exported on the way.
+    #: Its own options, and the exporter's for components that have to be exported first.
     options: ClassVar[Options] = {**_OWN, **OPTIONS}
 
     def devices(self) -> Sequence[Device]:

@@ -81,7 +81,7 @@ class NeuronProgram(Program):
             )
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
-        """Run once; float32 in and out where it is floating-point.
+        """Run once; floating-point inputs and outputs are float32.
 
         Raises:
             InputError: the arrays do not fit the signature, or have another size than the file.
@@ -142,7 +142,7 @@ class NeuronProgram(Program):
         runtime.place_weights(self._model, self._on[0])
 
     def report(self) -> ExecutionReport:
-        """The cores, and what the file says that it was compiled to compute in."""
+        """The cores, and the precision that the file was compiled for."""
         cast, to = self._neuron.get("auto_cast"), str(self._neuron.get("auto_cast_type"))
         width = _TYPES.get(str(self._neuron.get("float_dtype", "fp32")), "float32")
         precision = _TYPES.get(to, to) if cast not in (None, "none") else width

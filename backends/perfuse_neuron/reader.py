@@ -88,7 +88,7 @@ def _read(folder: Path) -> Artifact:
         spec=spec,
         components={name: exported for name, (_, exported) in read.items()},
         source={"model": str(folder), "layout": "optimum-neuron"},
-        # Nobody wrote down their sums; what is computed from the file itself vouches for nothing.
+        # Their checksums were never recorded; one computed now from the file would prove nothing.
         files={},
         tools={},
     )
@@ -145,6 +145,6 @@ def _spec(name: str, config: Mapping[str, Any], neuron: Mapping[str, Any]) -> Co
 
 
 def _precision(neuron: Mapping[str, Any]) -> str:
-    """What its matrix products are computed in, as one of the precisions that can be asked for."""
+    """The precision of its matrix products, as one of ``PRECISIONS``."""
     cast = neuron.get("auto_cast") not in (None, "none")
     return _CASTS.get(str(neuron.get("auto_cast_type" if cast else "float_dtype")), "float32")

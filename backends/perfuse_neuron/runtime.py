@@ -15,7 +15,7 @@ __all__ = ["load", "place_weights", "said"]
 
 
 def load(path: Path, on: Sequence[int]) -> Any:
-    """A compiled program on some cores. TorchScript: call this for no file that nobody vouches for.
+    """Load a compiled program onto cores. It is TorchScript, which can run code: trusted files only!
 
     Args:
         path: A ``model.neuron``.
@@ -39,5 +39,5 @@ def place_weights(model: Any, core: int) -> None:
 
 
 def said(exc: BaseException) -> str:
-    """The last line of what the runtime said: the ones before are of TorchScript's call stack."""
+    """The last line of the runtime's error; those before are TorchScript's call stack."""
     return (str(exc).strip().splitlines() or [type(exc).__name__])[-1]

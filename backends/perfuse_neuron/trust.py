@@ -16,7 +16,7 @@ __all__ = ["check_trust"]
 
 
 def check_trust(path: Path, trusted: Collection[str]) -> None:
-    """Refuse a file that nobody vouches for, before anything in it is read.
+    """Refuse a file that is not trusted, before anything in it is read.
 
     Args:
         path: ``{folder}/{component}/model.neuron``.

@@ -45,7 +45,7 @@ class OnnxRuntime(Backend):
         return providers.devices(onnxruntime.get_available_providers())
 
     def supports(self, request: Request) -> Support:
-        """Every component in float32; in float16 with what that means on the device."""
+        """Every component in float32; in float16 with the device's restrictions."""
         device = (request.device or "cpu").lower()
         if request.precision == "float32":
             return Support(level=SupportLevel.FULL)

@@ -35,7 +35,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Border:
-    """One input or output of a graph, and the tensor of the signature that it stands for."""
+    """One input or output of a graph, with its tensor in the signature."""
 
     #: The signature's name.
     name: str
@@ -43,7 +43,7 @@ class Border:
     node: str
     #: The graph's dtype.
     dtype: np.dtype[Any]
-    #: The graph's sizes; ``None`` where it takes any.
+    #: The graph's sizes; ``None`` for an axis that takes any size.
     shape: tuple[int | None, ...]
 
 
@@ -108,7 +108,7 @@ def _border(tensor: TensorSpec, node: Any, where: str) -> Border:
 
 
 def converter(border: Border, tensor: TensorSpec) -> Callable[[Any], Array]:
-    """A function that makes what a caller passes into what the graph takes; cheap if it is."""
+    """A function that converts a caller's array to the graph's dtype; cheap if none is needed."""
     rank_0 = border.shape == () and len(tensor.shape) == 1
 
     def convert(value: Any) -> Array:

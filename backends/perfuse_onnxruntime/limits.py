@@ -7,7 +7,7 @@ _CPU_FALLBACK = (
     "operators that a provider lacks run on the CPU; --option cpu_fallback=false refuses"
 )
 
-#: By device. Each provider but the CPU's differs from build to build in what it has kernels for.
+#: By device. Except for the CPU's, a provider's kernels differ between builds.
 LIMITS = {
     "cpu": Limits(
         precisions={

@@ -18,9 +18,9 @@ from perfuse_onnxruntime.borders import Array
 __all__ = ["OnnxProgram"]
 
 Shapes = tuple[tuple[int, ...], ...]
-#: Sets of output buffers kept for a shape; past it memory is allocated for the call.
+#: Sets of output buffers to keep per shape; beyond that, memory is allocated for each call.
 _KEPT = 3
-#: Shapes that buffers are kept for.
+#: How many shapes to keep buffers for.
 _SHAPES = 8
 
 
@@ -49,7 +49,7 @@ class OnnxProgram(Program):
         ]
         self._binding = session.io_binding()
         self._bound: dict[str, Array] = {}
-        # Other exporters fix sizes, too, and no manifest says so.
+        # Files of other exporters may have fixed sizes, and they have no manifest.
         static = {**self._declared_sizes(), **component.static}
         self._component = dataclasses.replace(component, static=static)
         self.signature = self._component.signature
@@ -77,7 +77,7 @@ class OnnxProgram(Program):
         binding, bound = self._binding, self._bound
         for name, node, convert in self._converters:
             array = convert(inputs[name])
-            # The same memory as at the last call is bound already, whatever it holds now.
+            # The memory of the last call is bound already; its content may have changed.
             if bound.get(node) is not array:
                 binding.bind_cpu_input(node, array)
                 bound[node] = array
@@ -125,7 +125,7 @@ class OnnxProgram(Program):
         }
 
     def _output_shapes(self, dims: Mapping[str, int], inputs: Mapping[str, Array]) -> Shapes:
-        """The shapes of the outputs: from the signature, or where it cannot tell, from a run."""
+        """The shapes of the outputs: from the signature, or, if it does not fix them, from a run."""
         resolved = [tensor.resolve(dims) for tensor in self.signature.outputs]
         if all(isinstance(size, int) for shape in resolved for size in shape):
             return tuple(tuple(int(size) for size in shape) for shape in resolved)
@@ -177,7 +177,7 @@ class _Pool:
         self._references = 0
 
     def take(self) -> list[tuple[Array, Any]]:
-        """An array for each output that nobody else holds, and the engine's view of it."""
+        """For each output a buffer that no caller holds, and the engine's view of it."""
         for i, buffers in enumerate(self._sets):
             # A caller's reference, a view of it or a binding as an input all count.
             if all(sys.getrefcount(array) <= self._references for array, _ in buffers):
@@ -202,7 +202,7 @@ class _Pool:
 
 
 def _widen(array: Array) -> Array:
-    """What a program returns is float32 where it is floating-point, and never the buffer."""
+    """A copy of an output for the caller, in float32 if it is floating-point."""
     return array.astype(np.float32) if array.dtype.kind == "f" else array.copy()
 
 

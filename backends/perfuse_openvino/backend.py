@@ -33,7 +33,7 @@ __all__ = ["OpenVino"]
 #: Ours to OpenVINO's name of a type, and to that of a device that computes in it.
 _HINTS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _CAPABILITIES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
-#: Names for others: OpenVINO's own choice among them, and several at once.
+#: Virtual devices: OpenVINO's own choice, or several devices at once.
 _VIRTUAL = ("AUTO", "HETERO", "MULTI")
 #: In the store, so that ``perfuse cache`` lists and clears it.
 _COMPILED = "openvino-compiled"
@@ -52,7 +52,7 @@ class OpenVino(Backend):
     options: ClassVar[Options] = {"cache": ("true", "false"), "threads": range(1, 1025)}
 
     def devices(self) -> Sequence[Device]:
-        """What OpenVINO lists, in its order; its own choice among them, AUTO, comes last."""
+        """The devices that OpenVINO lists, in its order, then AUTO, its own choice among them."""
         core = _core()
         found = [
             Device(
@@ -74,7 +74,7 @@ class OpenVino(Backend):
         return found
 
     def supports(self, request: Request) -> Support:
-        """By what the device says of itself; half-precision weights run wider where they must."""
+        """By the device's reported capabilities; half-precision weights may run in float32."""
         if request.precision not in _HINTS:
             return Support(
                 level=SupportLevel.UNSUPPORTED,
@@ -88,7 +88,7 @@ class OpenVino(Backend):
                 reason=f"{device} computes in {', '.join(_precisions(device))}.",
             )
         if _needs_sizes(device, request.component, request.static):
-            # The host then makes a program for each size that is asked for.
+            # The host then prepares a program for each size.
             return Support(
                 level=SupportLevel.UNSUPPORTED, reason=f"{device} runs one size a program."
             )
@@ -131,7 +131,7 @@ def _needs_sizes(device: str, spec: ComponentSpec, static: Mapping[str, int]) ->
 
 
 def _device(asked: str | None) -> str:
-    """OpenVINO's spelling of a device; its first one where none is asked for.
+    """OpenVINO's spelling of a device name; its first device for ``None``.
 
     Raises:
         DeviceNotFoundError: OpenVINO does not list it.
@@ -170,7 +170,7 @@ def _precisions(device: str) -> tuple[str, ...]:
 
 
 def _arithmetic(device: str, precision: str) -> str | None:
-    """What the device computes in; ``None`` where it has nothing as precise.
+    """The type that the device computes in; ``None`` if it has none as precise.
 
     Asked for float16, a CPU without it would take bfloat16, which keeps three bits fewer.
     """
@@ -216,8 +216,8 @@ def _compile(
         try:
             return _core().compile_model(str(path), device, cached)
         except RuntimeError:
-            # A damaged or unwritable cache must not stop the run: once more without it, and what
-            # is wrong with the model itself is said then.
+            # A damaged or unwritable cache must not stop the run: compile again without it. A fault
+            # of the model itself raises then.
             _forget(folder)
     try:
         return _core().compile_model(str(path), device, properties)

@@ -11,7 +11,7 @@ _SPAN = re.compile(rb'<data [^>]*?\boffset="(\d+)" size="(\d+)"')
 
 
 def check_files(path: Path, component: str) -> None:
-    """See that the XML is whole and that the weights file holds all that it refers to.
+    """Check that the XML is complete and that the weights file holds everything it refers to.
 
     Raises:
         ArtifactError: a file is missing, cut off or empty.

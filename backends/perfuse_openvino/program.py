@@ -116,7 +116,7 @@ class OpenVinoProgram(Program):
         return np.asarray(found, dtype=dtype)
 
     def report(self) -> ExecutionReport:
-        """What OpenVINO says that it runs, read back from the compiled model."""
+        """What really runs, read back from the compiled model's properties."""
         import openvino
 
         if self._compiled is None:

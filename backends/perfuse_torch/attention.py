@@ -1,4 +1,4 @@
-"""Attention in slices of the queries: the same numbers with less memory at once."""
+"""Sliced attention: computes slices of the queries in turn, for the same result in less memory."""
 
 from collections.abc import Mapping
 from math import ceil

@@ -66,7 +66,7 @@ class Torch(Backend):
         return found
 
     def supports(self, request: Request) -> Support:
-        """Everything that the device computes in; what nobody has executed it on is unknown."""
+        """Every precision of the device; untested on devices that perfuse has not run on."""
         device = self._device(request.device)
         entry = device_of(device.type)
         if request.precision not in _precisions(entry):
@@ -102,11 +102,11 @@ class Torch(Backend):
                 f"{', '.join(_precisions(entry))}."
             )
         for setting in entry.tf32:
-            # Off unless asked for: ten bits of mantissa are not float32.
+            # TF32 is off unless asked for: its 10-bit mantissa is not float32.
             where, _, attribute = setting.rpartition(".")
             setattr(resolve(where), attribute, options["tf32"])
         dtype = _DTYPES[component.precision]
-        # The module may be the user's own; what has the place and the dtype already is shared.
+        # The module may be the user's own: tensors with this device and dtype are shared.
         module = replace_tensors(
             component.build(),
             lambda tensor: _moved(
@@ -202,7 +202,7 @@ class TorchProgram(Program):
             with torch.inference_mode(), self._attention:
                 outputs = self._run(self._module, tensors)
             self._after_call()
-            # What fails on a device is often told only here, where its results are waited for.
+            # Devices often report errors only here, when their results are waited for.
             return {
                 name: tensor.float() if keep else to_numpy(tensor)
                 for name, tensor in zip(self.signature.output_names, outputs, strict=True)
@@ -254,12 +254,12 @@ class TorchProgram(Program):
 
 
 def _function(name: str) -> Callable[..., Any]:
-    """What a table's entry names; nothing where it names nothing."""
+    """The function that an entry of the device table names; one that does nothing if empty."""
     return resolve(name) if name else lambda *given: None
 
 
 def _attention(entry: TorchDevice) -> AbstractContextManager[Any]:
-    """What a call is made in: attention in slices where the device wants that."""
+    """The context of a call: slices attention on devices that need it."""
     memory = host_memory()
     short = memory is not None and memory < entry.slice_attention_below
     most = entry.limits.max_elements if entry.limits.slices_attention else None
@@ -269,7 +269,7 @@ def _attention(entry: TorchDevice) -> AbstractContextManager[Any]:
 
 
 def _fallbacks(entry: TorchDevice) -> tuple[str, ...]:
-    """That torch may compute on the CPU: it does not say what."""
+    """A note that torch may compute some operators on the CPU; torch does not report which."""
     variable = entry.fallback_variable
     if not variable or os.environ.get(variable) != "1":
         return ()

@@ -24,9 +24,9 @@ _WIDE = {"float64": "", "complex64": "", "complex128": ""}
 
 @dataclass(frozen=True, kw_only=True)
 class TorchDevice:
-    """A kind of device. Functions are named ``"module:function"`` and called on that device alone."""
+    """A kind of device. Functions are import paths, ``"module:function"``, called only on it."""
 
-    #: What stands before the colon: ``"cuda"``, ``"mps"``.
+    #: The name before the colon: ``"cuda"``, ``"mps"``.
     kind: str
     #: What it can take, for the portability report and for the backend.
     limits: Limits
@@ -46,13 +46,13 @@ class TorchDevice:
     after_call: str = ""
     #: Waits until a device has computed everything; empty where nothing is left to wait for.
     synchronize: str = ""
-    #: Gives memory back that is kept for later; empty where none is.
+    #: Frees torch's cached memory; empty if the device has no such cache.
     empty_cache: str = ""
     #: Settings that must be off for float32 to be float32: ``"module:object.attribute"``.
     tf32: tuple[str, ...] = ()
     #: With this environment variable at 1, torch computes on the CPU what the device lacks.
     fallback_variable: str = ""
-    #: Field to the document that says so; those of ``limits`` are in it.
+    #: Name of a field above to the document that it was taken from; ``limits`` has its own.
     sources: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -147,7 +147,7 @@ _MPS = TorchDevice(
     fallback_variable="PYTORCH_ENABLE_MPS_FALLBACK",
     sources={
         "has_bfloat16": "https://github.com/pytorch/pytorch/pull/119641",
-        # The guide asks for a warm-up pass too, with PyTorch 1.13 alone, which perfuse does not take.
+        # The guide's warm-up pass is for PyTorch 1.13 only, which perfuse does not support.
         "copies_async": "https://github.com/pytorch/pytorch/issues/189690",
         "slice_attention_below": _DIFFUSERS_MPS,
         "attention_slices": f"{_DIFFUSERS_MPS}#attention-slicing",

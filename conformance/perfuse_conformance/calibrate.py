@@ -1,4 +1,4 @@
-"""``python -m perfuse_conformance.calibrate``: measures what right engines reach."""
+"""``python -m perfuse_conformance.calibrate``: measures the errors of reference engines."""
 
 from perfuse_conformance.runner.calibrate import main
 

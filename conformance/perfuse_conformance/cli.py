@@ -137,7 +137,7 @@ def _single(
     as_json: bool,
     **settings: Any,
 ) -> bool:
-    """Some cases alone: their numbers, and whether all that were executed are right."""
+    """Run single cases: print their numbers, and return whether all that ran passed."""
     from perfuse_conformance.report.single import judge_single, lines_of
 
     if report is not None or expectations is not None:
@@ -159,7 +159,7 @@ def _single(
 
 
 def _good(run: Run) -> bool:
-    """Nothing failed, and the level that was asked for is granted: what did not run grants none."""
+    """Whether nothing failed and the requested level is granted; cases that did not run grant none."""
     failed = any(result.status.failed for result in run.results)
     return not failed and run.claim.level == run.run["level"]
 
@@ -233,7 +233,7 @@ def _write_report(runs: Sequence[Run], folders: Sequence[Path], report: Path) ->
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="A new folder."
 )
 def record(target: str, model: str | None, level: str, seed: int, output: Path) -> None:
-    """Write a golden bundle: what the reference computes, for those who cannot run it."""
+    """Write a golden bundle: the reference's results, for machines that cannot compute them."""
     from perfuse_conformance.reference.record import record as write
 
     bundle = write(path_of(model), output, target=target, level=level, seed=seed)

@@ -1,4 +1,4 @@
-"""For the authors of backends: the suite's cases as pytest tests, with the same results.
+"""The suite's cases as pytest tests, for authors of backends.
 
 from perfuse_conformance import BackendConformance
 
@@ -109,7 +109,7 @@ class Judged:
         return self._session
 
     def _path(self, model: str | None) -> str | None:
-        """A model beside the test file, or what else the name means."""
+        """A model's path relative to the test file if it exists, else the name unchanged."""
         if model is not None and (self._folder / model).exists():
             return str(self._folder / model)
         return model
@@ -121,7 +121,7 @@ class Judged:
         return self._cases
 
     def result(self, case: "Case") -> "Result":
-        """The result of one case, with what the expectations file says of it."""
+        """The result of one case, with its entry in the expectations file applied."""
         from perfuse_conformance.judge.expectations import expect_one
 
         if case.id not in self._results:

@@ -78,7 +78,7 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mac]:
     monkeypatch.setattr(engine, "load", stand_in.load)
     monkeypatch.setattr(engine, "plan", lambda compiled, units: {"NeuralEngine": 9, "CPU": 1})
     host_module = import_module("perfuse.plugins.host")  # the name in the package is the function
-    monkeypatch.setattr(host_module, "standing", lambda manifest: ("available", "", ""))
+    monkeypatch.setattr(host_module, "availability", lambda manifest: ("available", "", ""))
     yield stand_in
 
 

@@ -755,5 +755,7 @@ class TestHub:
 def test_a_scheduler_s_setting_that_is_text(copy_of: Callable[[str], Path]) -> None:
     model = copy_of("tiny")
     edit_json(model / "scheduler" / "scheduler_config.json", beta_start="small")
-    with pytest.raises(CheckpointError, match="scheduler_config.json was read as the config of a DDPM"):
+    with pytest.raises(
+        CheckpointError, match="scheduler_config.json was read as the config of a DDPM"
+    ):
         Checkpoint.open(model)

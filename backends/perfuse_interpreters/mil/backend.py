@@ -36,11 +36,11 @@ class CoreMLInterpreter(Backend):
     """Exports a component to Core ML, and computes the saved file in PyTorch."""
 
     name: ClassVar[str] = "coreml-interpreter"
-    #: Those of the exporter, for what is exported on the way.
+    #: The exporter's options, for components that have to be exported first.
     options: ClassVar[Options] = OPTIONS
 
     def devices(self) -> Sequence[Device]:
-        """The processor of this machine, whatever it is."""
+        """One device: the CPU of this machine."""
         return (
             Device(
                 name=_CPU,
@@ -67,7 +67,7 @@ class CoreMLInterpreter(Backend):
         return Support(level=SupportLevel.FULL)
 
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
-        """Export the component if it is not a file yet, and read what was saved.
+        """Export the component if it is not exported yet, and read the saved model.
 
         Options: those of the Core ML exporter, for a component that comes from a checkpoint.
 

@@ -1,4 +1,4 @@
-"""MIL's compressed constants: functions that expand what a weight was packed into.
+"""MIL's compressed constants: functions that decompress weights.
 
 They run once, when a program is read. Source: coremltools' documentation of MIL, ``constexpr_ops.py``
 of iOS 16 and ``compression.py`` of iOS 18.

@@ -69,7 +69,7 @@ class MilPredictor:
         }
 
     def _check_described(self, features: Any, types: Mapping[str, TensorType]) -> None:
-        """What a model is described with must be what its function takes, or gives."""
+        """Check that the model's description matches its function's inputs and outputs."""
         described = {one.name: _dtype(one.type.multiArrayType) for one in features}
         typed = {name: type_.dtype for name, type_ in types.items()}
         if described != typed:
@@ -106,7 +106,7 @@ class MilPredictor:
             )
         for name, array in inputs.items():
             self._sizes[name].check(array, self._path)
-        # Copies: what a caller does with its arrays afterwards changes nothing here.
+        # Copies, so that the caller may modify the arrays afterwards.
         given = {name: torch.tensor(array) for name, array in inputs.items()}
         with torch.no_grad():
             found = self._run(self._function, given)
@@ -160,6 +160,6 @@ class _Sizes:
 
 
 def _dtype(array: Any) -> str:
-    """Numpy's name of what a described array holds."""
+    """The numpy dtype name of an array in the model's description."""
     numbers = type(array).DESCRIPTOR.enum_types_by_name["ArrayDataType"].values_by_number
     return numbers[array.dataType].name.lower() if array.dataType in numbers else "unknown"

@@ -23,7 +23,7 @@ _TABLE: dict[str, Callable[..., Any]] = {}
 #: MIL's name of an operation to its function, which takes MIL's parameters by name.
 OPERATIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(_TABLE)
 
-#: What is computed with in a wider type, which holds each of its values exactly.
+#: Types that are computed in a wider type, which holds each of their values exactly.
 _WIDER = {torch.float16: torch.float32, torch.uint16: torch.int32}
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -44,7 +44,7 @@ def _computes(function: _Function) -> _Function:
         numbers = [value for value in _flat(operands) if value.dtype != torch.bool]
         own = numbers[0].dtype if numbers else torch.bool
         result = function(**{name: _widened(value) for name, value in operands.items()})
-        # A comparison's result is no number, and stays what it is.
+        # The result of a comparison is boolean and is not rounded.
         return result.to(own) if result.dtype == _WIDER.get(own) else result
 
     _TABLE[function.__name__.strip("_")] = rounded
@@ -615,7 +615,7 @@ def _no_batch(batch_dims: Tensor | int) -> None:
         raise _refused("batch_dims", _int(batch_dims))
 
 
-# Indices are always validated: what Core ML would read out of bounds, nobody knows.
+# Indices are always validated: Core ML's out-of-bounds behaviour is undefined.
 
 
 @_moves

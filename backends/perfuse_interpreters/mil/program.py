@@ -36,7 +36,7 @@ class TensorType:
 
     #: As MIL calls it: ``"float16"``, ``"int32"``, ``"uint6"``, ``"string"``.
     dtype: str
-    #: ``None`` for a size that is known when it runs.
+    #: ``None`` for a size that is known only at run time.
     shape: tuple[int | None, ...]
 
     def fits(self, value: Any) -> bool:
@@ -55,7 +55,7 @@ class TensorType:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One operation, bound to what computes it."""
+    """One operation, bound to the function that computes it."""
 
     #: MIL's name of the operation.
     type: str
@@ -199,7 +199,7 @@ class Reader:
                     f"{operation.type} that gives {where} takes {len(names)} values as {parameter}"
                 )
             given[parameter] = tuple(names) if parameter in _LISTS else names[0]
-        # Before iOS 18, what a compressed constant is made of stands in its attributes.
+        # Before iOS 18, the parts of a compressed constant are stored in its attributes.
         for parameter, value in operation.attributes.items():
             if parameter == "name":
                 continue
@@ -230,7 +230,7 @@ class Reader:
             yield output.name, self._type(output.type, output.name)
 
     def results(self, step: Step, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Run one operation, and hold what it gives against what the program declares.
+        """Run one operation, and check its results against the types that the program declares.
 
         Raises:
             ArtifactError: the operation cannot be computed, or gives something else.
@@ -297,7 +297,7 @@ class Reader:
                 array = np.frombuffer(held, type_.dtype)
             else:
                 array = np.array(held, type_.dtype)
-            # A copy: what the message holds is not for torch to write to.
+            # A copy, because the message's memory is read-only.
             return torch.from_numpy(np.array(array.reshape(shape)))
         except (TypeError, ValueError, OverflowError) as exc:
             raise self._malformed(
@@ -346,7 +346,7 @@ def _names(step: Step) -> Iterator[str]:
 def _used(
     constants: Mapping[str, Any], steps: list[Step], outputs: tuple[str, ...]
 ) -> dict[str, Any]:
-    """The constants that a step takes: what others were expanded from need not be kept."""
+    """The constants that operations use, without the compressed ones they were expanded from."""
     wanted = {name for step in steps for name in _names(step)} | set(outputs)
     return {name: value for name, value in constants.items() if name in wanted}
 

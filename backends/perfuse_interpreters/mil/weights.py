@@ -34,7 +34,7 @@ _STORED = ("float16", "float32", "uint8", "int8", "int16", "uint16", "int32", "u
 
 
 class WeightFile:
-    """A weight file, mapped into memory: what is not used is not read."""
+    """A memory-mapped weight file: only weights that are used are read."""
 
     def __init__(self, path: Path) -> None:
         """Check the header.

@@ -1,1 +1,1 @@
-"""What is asked: probes, draws and cases, the models that are asked about, and what was recorded of them."""
+"""The suite's cases: probes, draws, the models that they run on, and golden bundles."""

@@ -1,4 +1,4 @@
-"""Golden bundles: what the reference computed, with everything that is needed to ask another.
+"""Golden bundles: the reference's inputs and results, to compare another backend with.
 
 A folder with ``bundle.json`` and safetensors files. Whoever has one can judge a backend without
 PyTorch and without the device that the reference ran on.
@@ -133,7 +133,7 @@ class Bundle:
 
     @cached_property
     def _keys(self) -> Mapping[str, str]:
-        """Every tensor's name to the file that holds it."""
+        """Tensor name to the file that holds it."""
         from safetensors import safe_open
 
         keys: dict[str, str] = {}
@@ -171,7 +171,7 @@ def write_bundle(
     files = {}
     for stem, arrays in tensors.items():
         name = f"{stem}.safetensors"
-        # safetensors writes memory as it lies, whatever the strides.
+        # safetensors writes raw memory and ignores strides, so make arrays contiguous.
         whole = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
         save_file(whole, folder / name)
         files[name] = sha256(folder / name)

@@ -1,4 +1,4 @@
-"""What is asked of a backend: probes of its components, pictures that it draws, cases made of them.
+"""The catalogue of cases: probes of components, pictures to draw, and the cases made of them.
 
 A probe is a few calls of one component with inputs that follow from its name; a draw is a whole
 pipeline run. Both are plain data: the reference records what is right, a worker what a backend says.
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 LEVELS = ("L0", "L1", "L2", "L3")
-#: What a claim may add to its level, and what that says.
+#: Suffix of a claimed level to its meaning.
 PROFILES: Mapping[str, str] = MappingProxyType(
     {
         "dyn": "one program takes any batch and size",
@@ -51,7 +51,7 @@ Arrays = dict[str, "np.ndarray[Any, np.dtype[Any]]"]
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Calls of one component, all with the same sizes."""
+    """A probe: calls of one component, all with the same sizes."""
 
     #: ``"unet/late"``.
     id: str
@@ -70,7 +70,7 @@ class Probe:
     symbolic_only: bool = False
     #: Also asked in half precision.
     halves: bool = False
-    #: Every item of the batch has the same sample, as guidance has it.
+    #: Whether every item of the batch has the same sample, as with guidance.
     guided: bool = False
     #: Every size that follows from the picture's, for inputs that are computed of them.
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -110,7 +110,7 @@ Capabilities = Mapping[tuple[str, str, str], Capability]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One thing that is asked, and where it counts."""
+    """One test case, and the level that it counts for."""
 
     id: str
     level: str
@@ -124,7 +124,7 @@ class Case:
     mode: str | None = None
     #: The probe or the draw.
     subject: str | None = None
-    #: The backend says that it cannot.
+    #: The backend declares that it does not support the case.
     declined: str | None = None
 
 
@@ -147,7 +147,7 @@ def _all_sizes(spec: PipelineSpec, component: ComponentSpec) -> dict[str, dict[s
     """
     height, width = spec.default_size
     scale = spec.latents.downscale
-    # A denoiser's text is as long as the text encoders', which alone say how long that can be.
+    # The length of a denoiser's text states is limited by the text encoders.
     known = [c.dim("sequence").maximum for c in spec.components.values()]
     lengths = [length for length in known if length is not None]
     longest = min(lengths, default=77)
@@ -228,7 +228,7 @@ def _denoiser_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Itera
     yield probe("wide", "wide", 741.0)
     yield probe("item-timesteps", "wide", (900.0, 100.5))
     yield probe("guided", "wide", 601.0, 221.0, guided=True)
-    # Steps of a long schedule lie this near: what was kept from the last one is then nearly right.
+    # As near as steps of a long schedule, where a result kept from the last step is nearly right.
     yield probe("near-steps", "usual", 520.0, 515.0, 510.0, 505.0)
     yield probe("same-twice", "usual", 441.0, 441.0, 441.0, manner="same")
     yield probe("reused-memory", "usual", 441.0, 421.0, 421.0, manner="reused")
@@ -268,7 +268,7 @@ def _picture_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterat
 
 
 def inputs_of(component: ComponentSpec, probe: Probe, *, seed: int = 0) -> list[Arrays]:
-    """The arrays of each call. They follow from the probe's id and the seed alone."""
+    """The input arrays of each call, determined by the probe's id and the seed."""
     calls: list[Arrays] = []
     for index, about in enumerate(probe.calls):
         number = 0 if probe.manner == "same" else index
@@ -278,7 +278,7 @@ def inputs_of(component: ComponentSpec, probe: Probe, *, seed: int = 0) -> list[
             tensor.name: _array(component, tensor, probe, about, random)
             for tensor in component.signature.inputs
         }
-        # An embedded guidance scale is drawn as any condition is: all kinds of them are asked.
+        # An embedded guidance scale is random as any other condition.
         computed = host_inputs(component, {**probe.sizes, **probe.dims}, None)
         tables = {name: array for name, array in computed.items() if _is_table(component, name)}
         calls.append({**drawn, **tables})
@@ -286,7 +286,7 @@ def inputs_of(component: ComponentSpec, probe: Probe, *, seed: int = 0) -> list[
 
 
 def _is_table(component: ComponentSpec, name: str) -> bool:
-    """Whether an input that the host computes follows from sizes alone: it has no batch."""
+    """Whether a host input has no batch axis, so that it depends on sizes only."""
     tensor = component.signature.input(name)
     return tensor is not None and "batch" not in tensor.shape
 
@@ -330,7 +330,7 @@ def _ids(component: ComponentSpec, shape: tuple[int, ...], tokens: int, random: 
 
 
 def draws_of(spec: PipelineSpec, *, seed: int = 0) -> dict[str, Draw]:
-    """Every picture that is drawn, by id. A seed of its own gives each other noise."""
+    """Every picture to draw, by id, each with its own seed."""
     draws = _word_draws(spec, seed) if spec.tokenizers else _plain_draws(spec, seed)
     return {draw.id: draw for draw in draws}
 
@@ -357,7 +357,7 @@ def _word_draws(spec: PipelineSpec, seed: int) -> Iterator[Draw]:
         yield Draw(id="lcm-weak", scheduler="lcm", inputs=inputs(1, 4, 1.5))
         return
     negative = {"negative_prompt": "a green square"}
-    # Guidance of 1 runs one branch: the loop's own latents are what the denoiser is given.
+    # A guidance scale of 1 runs one branch: the denoiser gets the loop's latents unchanged.
     yield Draw(id="ddim", scheduler="ddim", inputs=inputs(0, 10, 7.5), forced=True, halves=True)
     yield Draw(id="ddim-unguided", scheduler="ddim", inputs=inputs(1, 10, 1.0), forced=True)
     yield Draw(
@@ -405,7 +405,7 @@ def _plain_draws(spec: PipelineSpec, seed: int) -> Iterator[Draw]:
 def cases_of(
     spec: PipelineSpec, capabilities: Capabilities, precisions: tuple[str, ...], level: str
 ) -> list[Case]:
-    """The cases up to a level, for what a backend declares of itself.
+    """The cases up to a level, for the devices and precisions that a backend declares.
 
     Args:
         spec: The model.

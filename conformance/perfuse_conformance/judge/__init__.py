@@ -1,1 +1,1 @@
-"""Verdicts: what was found, held to limits and to what was expected."""
+"""Verdicts: results compared with limits and with the expectations file."""

@@ -68,7 +68,7 @@ class Expectation:
     link: str
     #: The last day.
     expires: datetime.date
-    #: Only with this model: what was given as ``--model``, or the last part of its path.
+    #: Applies only to this model: the value of ``--model``, or the last part of its path.
     model: str | None = None
     #: Only on this device, as the backend names it.
     device: str | None = None
@@ -123,7 +123,7 @@ def apply(
     level: str = LEVELS[-1],
     waivers: Expectations | None = None,
 ) -> tuple[list[Result], list[str]]:
-    """Say of each result whether it was expected.
+    """Mark each result as expected or not.
 
     A failure with a valid entry becomes ``XFAIL``, or ``WAIVED`` where the suite grants it; a case
     that passes in spite of one becomes ``XPASS``.
@@ -177,7 +177,7 @@ def apply(
 
 
 def expected(run: Run, path: Path | None) -> tuple[Run, list[str]]:
-    """A run with what a plugin's file says of it, and the level that this leaves.
+    """A run with a plugin's expectations file applied, and the level that results.
 
     Args:
         run: Every case of its level.
@@ -205,7 +205,7 @@ def expected(run: Run, path: Path | None) -> tuple[Run, list[str]]:
 def expect_one(
     result: Result, path: Path | None, *, model: str, device: str, backend: str = ""
 ) -> Result:
-    """One result with what a plugin's file says of it; the arguments are those of ``apply``.
+    """One result with a plugin's expectations file applied; arguments as of ``apply``.
 
     Raises:
         ConfigError: as ``read_expectations``.

@@ -1,4 +1,4 @@
-"""What level the results grant, and what stands between them and the next."""
+"""The level that results grant, and the cases that block the next one."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from perfuse_conformance.judge.results import Claim, Result, Status
 
 __all__ = ["MEANING", "claim_of"]
 
-#: What each level says, in a sentence.
+#: The meaning of each level, in a sentence.
 MEANING: Mapping[str, str] = {
     "none": "not even the host can rely on it",
     "L0": "the host can rely on it: it lists, refuses and cleans up as it should",

@@ -1,4 +1,4 @@
-"""Distances between what a backend computed and the truth, and between pictures. Plain functions.
+"""Metrics: distances between a backend's results and the truth, and between pictures.
 
 All compute in float64. An array with NaN or infinity in it has the distance NaN, which is within no
 limit; arrays of different shapes, or of no elements, are an ``InputError``. Pictures are arrays

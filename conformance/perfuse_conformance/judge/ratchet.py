@@ -1,4 +1,4 @@
-"""Checks the suite's limits: none grows, goes or is far from what was observed without being seen.
+"""Checks the suite's limits: none is raised, removed or far from the observed errors unnoticed.
 
 ``python -m perfuse_conformance.ratchet`` prints a line an offence and exits with 1 if there is one;
 with ``--release`` it prints the ``[released]`` table that the limits of now make.

@@ -26,7 +26,7 @@ __all__ = [
     "results_schema",
 ]
 
-#: A minor version adds fields; a major one changes what is there.
+#: A minor version adds fields; a major one changes existing ones.
 SCHEMA_VERSION = "1.1"
 
 
@@ -57,11 +57,11 @@ class Status(StrEnum):
     FAIL_UNREFUSED = "FAIL_UNREFUSED"
     FAIL_TIMEOUT = "FAIL_TIMEOUT"
     FAIL_CRASH = "FAIL_CRASH"
-    #: It fails, and the expectations file says so.
+    #: It fails, as the expectations file declares.
     XFAIL = "XFAIL"
-    #: It passes, and the expectations file says that it fails.
+    #: It passes, but the expectations file declares a failure.
     XPASS = "XPASS"
-    #: It fails as expected, and the suite's maintainers let it pass.
+    #: It fails as expected, and the suite's maintainers waived it.
     WAIVED = "WAIVED"
     #: Something is not on this machine: the device, the engine, a measure's weights.
     ENV_MISSING = "ENV_MISSING"
@@ -91,7 +91,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A number that was measured, and what it was held against."""
+    """A measured number and its limit."""
 
     #: ``rmse_ratio``, ``snr_db``, ``psnr_db``, ``ssim``, ``flip``, ``lpips``, ``agreement``.
     name: str
@@ -146,18 +146,18 @@ class Result:
     #: What differed, by how much, where; for a person.
     reason: str = ""
     component: str | None = None
-    #: The precision that was asked for, and the one that the backend says it ran.
+    #: The precision that was requested, and the one that the backend reports.
     precision: str | None = None
     executed_precision: str | None = None
     #: The worst of all outputs and calls.
     metrics: tuple[Metric, ...] = ()
-    #: For several calls in a row, as in a trajectory: the error of each over what is allowed.
+    #: For a sequence of calls, as in a trajectory: each call's error divided by its limit.
     curve: tuple[float | None, ...] = ()
     #: The call with the worst error, and the output.
     worst_call: int | None = None
     worst_output: str | None = None
     fallbacks: tuple[str, ...] = ()
-    #: SHA-256 of the inputs: two backends with the same id and hash were asked the same.
+    #: SHA-256 of the inputs: equal id and hash mean that two backends got equal inputs.
     input_sha256: str = ""
     #: Seconds to prepare the program (0 where it was there already) and to run the case.
     prepare_s: float = 0.0
@@ -196,7 +196,7 @@ class Run:
     #: ``target``, ``distribution``, ``version``, ``engine``, ``device``, ``description``; and
     #: ``interprets``: the backend whose programs were computed without its hardware, or nothing.
     backend: Mapping[str, str]
-    #: ``"unet/float32/symbolic"`` to what ``supports`` said: ``level`` and ``reason``.
+    #: ``"unet/float32/symbolic"`` to the answer of ``supports``: ``level`` and ``reason``.
     capabilities: Mapping[str, Mapping[str, str]]
     claim: Claim
     results: tuple[Result, ...]
@@ -250,7 +250,7 @@ _EMPTY: tuple[Any, ...] = ("", (), {})
 
 
 def _slim(result: dict[str, Any]) -> dict[str, Any]:
-    """Without what a case does not have, so that a file of hundreds stays readable."""
+    """The result as plain data without empty fields, so that large files stay readable."""
     return {
         name: value for name, value in result.items() if value is not None and value not in _EMPTY
     }

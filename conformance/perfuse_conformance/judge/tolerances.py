@@ -22,7 +22,7 @@ __all__ = ["TOLERANCES", "Limit", "Tolerances", "TolerancesError", "error_of"]
 #: The one file.
 TOLERANCES = Path(__file__).with_name("tolerances.toml")
 
-#: Metrics by what they call good: the least, or the most.
+#: Metrics by direction: lower is better, or higher is better.
 _BOUNDS = {
     "rmse_ratio": "max",
     "flip": "max",
@@ -51,7 +51,7 @@ class Limit:
     #: ``"max"`` or ``"min"``, as in ``Metric``.
     bound: str
     limit: float
-    #: For a ratio: what is added below it, relative to the truth's root mean square.
+    #: For a ratio: the term added to its denominator, relative to the truth's root mean square.
     floor: float = 0.0
     #: A value nobody need do better than, e.g. the PSNR of rounding to 8 bits. ``None``: there is
     #: none, a smaller error is always a better one.
@@ -91,7 +91,7 @@ class Tolerances:
     """Every limit of a version of the suite."""
 
     version: str
-    #: Of the file's bytes: results with the same one were judged alike.
+    #: The SHA-256 of the file: results with equal values were judged by equal limits.
     sha256: str
     entries: tuple[Limit, ...]
 

@@ -1,4 +1,4 @@
-"""Makes verdicts: what a worker returned, against a bundle's truth, by the suite's limits."""
+"""Judges results: compares a worker's answers with a bundle's truth, by the suite's limits."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,7 +41,7 @@ class Measured:
 
 
 def begin(case: Case, bundle: Bundle | None) -> Result:
-    """A result with what a case says of itself."""
+    """A result with the fields of its case filled in."""
     sha = ""
     if bundle is not None and case.subject in bundle.index["probes"]:
         sha = str(bundle.index["probes"][case.subject]["sha256"])
@@ -61,7 +61,7 @@ def fail(result: Result, status: Status, code: str, reason: str) -> Result:
 
 
 def raised(result: Result, error: Mapping[str, Any]) -> Result:
-    """The result of a case in which something was raised, by what it was."""
+    """The result of a case that raised, by the class of the exception."""
     said = f"{error['type']}: {error['message']}"
     if not error["ours"]:
         code = "system-exit" if error["type"] == "SystemExit" else "foreign-exception"
@@ -251,7 +251,7 @@ def _value(limit: Limit, array: Any, exact: Any, own: float | None) -> float:
 
 
 def _used(metric: Metric) -> float:
-    """How much of its limit a metric uses up; what could not be computed is beyond any."""
+    """The fraction of its limit that a metric uses; infinite if it could not be computed."""
     if metric.limit is not None and metric.value is None:
         return math.inf
     return metric.used or 0.0
@@ -377,7 +377,7 @@ PICTURE_MEASURES: Mapping[str, tuple[Callable[[Any, Any], float], Callable[..., 
 
 
 def judge_same(result: Result, first: Arrays, second: Arrays, tolerances: Tolerances) -> Result:
-    """The verdict on drawing the same a second time."""
+    """The verdict on drawing the same picture twice."""
     assert result.precision is not None
     metrics_ = _same([first, second], None, tolerances.limits("repeat", result.precision))
     result = replace(result, metrics=metrics_)
@@ -416,7 +416,7 @@ def _with(result: Result, measured: Measured) -> Result:
 
 
 def _verdict(result: Result, case: Case, answer: Mapping[str, Any]) -> Result:
-    """Pass or mismatch by the metrics, then what is to be said of how it ran."""
+    """Pass or mismatch by the metrics, then notes on how it ran."""
     if not all(metric.fits for metric in result.metrics):
         where = f" at call {result.worst_call + 1}" if result.worst_call is not None else ""
         return fail(

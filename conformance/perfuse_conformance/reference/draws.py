@@ -1,4 +1,4 @@
-"""Runs one draw on a pipeline and keeps what every step gave."""
+"""Draws one picture with a pipeline and records the result of every step."""
 
 from typing import Any
 

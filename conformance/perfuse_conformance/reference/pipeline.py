@@ -29,10 +29,10 @@ class Float64Program(Program):
                 "has no torch module. Name the checkpoint, or a golden bundle with --golden."
             )
         self.signature = component.signature
-        # Apple's GPUs have no float64; the truth is the same wherever it is computed.
+        # On the CPU, because Apple's GPUs have no float64.
         self._device = device = "cpu" if device.startswith("mps") else device
         self._module = copy.deepcopy(component.build()).double().to(device)
-        #: Each call since the last ``clear``: what it was given and its float64 outputs.
+        #: Each call since the last ``clear``: its inputs and its float64 outputs.
         self.calls: list[tuple[Arrays, Arrays]] = []
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
@@ -63,7 +63,7 @@ class Float64Program(Program):
 
 
 def _everything_wide() -> Any:
-    """A mode in which what asks torch for float32 is given float64."""
+    """A torch mode that replaces requests for float32 by float64."""
     import torch
     from torch.overrides import TorchFunctionMode
 

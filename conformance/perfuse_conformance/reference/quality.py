@@ -1,4 +1,4 @@
-"""Quality: how often a model draws what was asked, by a checker that needs no weights."""
+"""Quality: how often a picture matches its prompt, by a checker that needs no weights."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def has_captions(spec: PipelineSpec, model: str | None) -> bool:
 
 
 def caption_verdicts(pipe: DiffusionPipeline) -> list[bool]:
-    """For each held-out caption, whether the picture shows it."""
+    """For each held-out caption, whether its picture matches it."""
     scenes = held_out()[:COUNT]
 
     def paint(captions: list[str], seed: int) -> Any:

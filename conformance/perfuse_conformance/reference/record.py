@@ -46,7 +46,7 @@ __all__ = ["bundle_for", "record"]
 REFERENCE = "torch:cpu"
 #: How often a draw is repeated with its first noise changed in the last bits.
 _NUDGES = 2
-#: Raised with every change of what is recorded, so that the cache's bundles are made anew.
+#: Increased with every change of what is recorded, so that cached bundles are made anew.
 _RECORDED = 4
 
 Watch = Callable[[str], None]
@@ -92,7 +92,7 @@ def bundle_for(
     transforms: Sequence[str] = (),
     watch: Watch = lambda message: None,
 ) -> Bundle:
-    """The bundle of a model in the cache, recorded the first time it is asked for."""
+    """The bundle of a model in the cache, recorded on first use."""
     source = Planned.of(open_model(model), transforms)
     prints = {name: source.component(name).fingerprint for name in source.spec.components}
     key = {
@@ -128,7 +128,7 @@ def _record(
     spec = source.spec
     placement = f"{target.backend}:{device}"
     truth = ReferencePipeline.from_pretrained(model, backend=placement, transforms=transforms)
-    # A reference has float32, or says why not.
+    # A reference must support float32, or the error says why it does not.
     own = {
         precision: DiffusionPipeline.from_pretrained(
             model, backend=placement, precision=precision, transforms=transforms
@@ -174,7 +174,7 @@ def _record(
 
 
 def _supported(spec: PipelineSpec, target: Target, precision: str) -> bool:
-    """Whether the reference has a precision at all, so that its own error can be told."""
+    """Whether the reference supports a precision, so that its own error can be measured."""
     backend = host().backend(target.backend)
     devices = {device.name: device for device in backend.devices()}
     device = devices.get(target.device or "cpu")

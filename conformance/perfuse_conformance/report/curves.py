@@ -25,7 +25,7 @@ class Mark:
 class Curve:
     """One backend's errors."""
 
-    #: Which of the page's styles it is drawn in.
+    #: The style class in the page's CSS.
     style: int
     label: str
     #: The stretches without a gap: each the ``points`` of an SVG polyline.

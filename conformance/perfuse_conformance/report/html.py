@@ -59,14 +59,14 @@ def write_report(runs: Sequence[Run], folder: Path, pictures_from: Sequence[Path
     )
     path = folder / "index.html"
     with atomic_file(path) as partial:
-        # A backend's message may hold what no encoding has.
+        # A backend's message may hold lone surrogates, which cannot be encoded.
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 
 @lru_cache(maxsize=1)
 def environment() -> "Environment":
-    """Where templates are found; whatever they are given is escaped."""
+    """The environment of the templates, which escapes all values."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

@@ -66,7 +66,7 @@ def _entry(run: Run) -> dict[str, Any]:
 
 
 def merge(data: Mapping[str, Any], newer: Mapping[str, Any]) -> dict[str, Any]:
-    """The data with newer entries in the place of those of the same model and target."""
+    """The data with newer entries replacing those of the same model and target."""
     entries = {(e["model"], e["target"]): e for e in [*data["entries"], *newer["entries"]]}
     return {
         "schema_version": _VERSION,
@@ -112,7 +112,7 @@ def _levels(entry: Mapping[str, Any]) -> dict[str, Counter[Status]]:
 
 
 def render_matrix(data: Mapping[str, Any]) -> str:
-    """Draw the data: an SVG for light and for dark, the same for the same data."""
+    """Draw the data as SVG, for light and dark themes; equal data gives equal files."""
     from perfuse_conformance.report.html import environment
 
     template = environment().get_template("matrix.svg.jinja")
@@ -120,7 +120,7 @@ def render_matrix(data: Mapping[str, Any]) -> str:
 
 
 def _layout(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Where everything stands, in pixels."""
+    """The layout of the drawing, in pixels."""
     entries = data["entries"]
     targets = list(dict.fromkeys(entry["target"] for entry in entries))
     models = list(dict.fromkeys(entry["model"] for entry in entries))

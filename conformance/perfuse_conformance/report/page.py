@@ -41,12 +41,12 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One case, and what became of it in each run."""
+    """One case, with its result in each run."""
 
     #: Of the page, from 1.
     number: int
     id: str
-    #: The id without what its group says already.
+    #: The id without the part that the group's name repeats.
     name: str
     #: As many as there are runs; ``None`` where the run does not have the case.
     cells: tuple[Result | None, ...]
@@ -60,14 +60,14 @@ class Row:
 
     @property
     def inputs(self) -> str | None:
-        """The SHA-256 of the inputs, where all runs were given the same."""
+        """The SHA-256 of the inputs, if it is the same in all runs."""
         found = {cell.input_sha256 for cell in self.cells if cell is not None}
         return found.pop() if len(found) == 1 else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A group of rows and its summary, a run each."""
+    """A group of rows, with a summary per run."""
 
     group: Group
     rows: tuple[Row, ...]
@@ -76,7 +76,7 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Results of one run that went wrong in the same way."""
+    """Results of one run that failed in the same way."""
 
     run: int
     look: Look
@@ -86,7 +86,7 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """One drawn picture, by the reference and by several backends."""
+    """One picture, drawn by the reference and by several backends."""
 
     model: str
     row: Row
@@ -111,7 +111,7 @@ class Ability:
     component: str
     precision: str
     mode: str
-    #: What ``supports`` said, and the number of its reason below the table.
+    #: The answer of ``supports``, and the number of its reason below the table.
     cells: tuple[tuple[str, int | None] | None, ...]
 
 
@@ -133,7 +133,7 @@ class Page:
 
     @property
     def facts(self) -> tuple[dict[str, str], ...]:
-        """What each run says of its backend, its machine and itself."""
+        """Facts about each run: its backend, its machine, its options."""
         return tuple(map(_facts, self.runs))
 
     @property
@@ -211,7 +211,7 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def _plain(value: Any) -> str:
-    """Anything that a host says of itself, in one line."""
+    """A value of the host's description, in one line."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):

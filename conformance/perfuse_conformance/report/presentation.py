@@ -1,4 +1,4 @@
-"""How results are said to a person: a symbol, a word and a kind for each status; claims, numbers."""
+"""Results as text: a symbol, a word and a kind for each status; claims and numbers."""
 
 import math
 import shlex
@@ -49,12 +49,12 @@ class Look:
 
     symbol: str
     word: str
-    #: One of :data:`KINDS`: what the colour is chosen by.
+    #: One of :data:`KINDS`, which determines the colour.
     kind: str
     meaning: str
 
 
-#: Worst first; the first one that a group of cases holds is the group's.
+#: Worst first; a group of cases has the status of its worst case.
 KINDS: Mapping[str, str] = MappingProxyType(
     {
         "bad": "failed",
@@ -151,7 +151,7 @@ _GROUPS = {
 
 
 def group_of(result: Result) -> Group:
-    """A component's own cases together; those of whole pipelines by what is asked."""
+    """Group the cases of a component; group those of whole pipelines by kind."""
     kind = result.id.partition("/")[0]
     own = result.component if kind in ("component", "refusal", "contract") else None
     return Group(level=result.level, name=own if own is not None else kind)
@@ -207,7 +207,7 @@ _ABILITIES = {
 
 
 def ability_look(level: str) -> tuple[str, str]:
-    """Symbol and kind of what ``supports`` said."""
+    """Symbol and kind for an answer of ``supports``."""
     return _ABILITIES.get(level, ("?", "absent"))
 
 
@@ -304,7 +304,7 @@ def log_said(log: str, lines: int = 15) -> str:
 
 
 def again_said(run: Run, result: Result) -> str:
-    """The command that asks a case again, with what the run's own was given beside the backend."""
+    """The command that runs a case again, with the same options as the run."""
     try:
         words = shlex.split(run.run["command"])
     except ValueError:  # whoever wrote the results wrote no command line

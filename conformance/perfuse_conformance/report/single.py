@@ -1,4 +1,4 @@
-"""Asks a few cases again, by their ids: what an author does while mending one."""
+"""Runs a few cases by their ids, for an author who is repairing one."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches

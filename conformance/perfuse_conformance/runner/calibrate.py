@@ -1,4 +1,4 @@
-"""Measures what right engines reach, so that limits can be set from it.
+"""Measures the errors of engines that are known to be right, to set limits from.
 
 ``python -m perfuse_conformance.calibrate FOLDER`` runs the suite itself on engines that are taken to
 be right, with several models and seeds, and prints of every judged metric what 95 of 100 cases were
@@ -120,7 +120,7 @@ def _observed(key: Key, group: Sequence[Reading]) -> Observed:
 
 
 def updated(text: str, found: Mapping[Key, Observed], evidence: str) -> str:
-    """The text of the file of limits with what was observed in the entries that were measured."""
+    """The text of the limits file, updated with the errors that were measured."""
     lines = []
     entry: dict[str, str] = {}
     for line in text.splitlines():
@@ -141,7 +141,7 @@ def updated(text: str, found: Mapping[Key, Observed], evidence: str) -> str:
 
 
 def _rounded(seen: Observed) -> float:
-    """Three digits of the error, never on the better side of what was seen."""
+    """The error rounded to three digits, always towards worse."""
     metric, value = seen.key[2], seen.p95
     if value == 0 or error_of(metric, value) == 0:
         return value
@@ -200,7 +200,7 @@ def _halves(session: Session, cases: Sequence[Case]) -> Iterator[Case]:
 
 
 def _evidence(runs: Sequence[Run]) -> str:
-    """What was run, on what, in a line."""
+    """One line about some runs: their engines, models and number of seeds."""
     engines = sorted({f"{run.backend['target']} ({run.backend['engine']})" for run in runs})
     models = sorted({run.run["model"] for run in runs})
     seeds = max(int(run.run["seed"]) for run in runs) + 1
@@ -264,7 +264,7 @@ def _by_target(found: Sequence[Reading], seen: Mapping[Key, Observed]) -> Iterat
 def main(
     folder: Path, targets: str, models: str, seeds: int, level: str, only: str, update: bool
 ) -> None:
-    """Run the suite on right engines; keep each run's results in FOLDER, and read what is there."""
+    """Run the suite on reference engines; results are written to FOLDER, and reused from it."""
     folder.mkdir(parents=True, exist_ok=True)
     _make_runs(folder, targets.split(","), models.split(","), seeds, level, only)
     runs = [read_results(path) for path in sorted(folder.glob("*.json"))]

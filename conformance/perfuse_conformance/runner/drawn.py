@@ -1,4 +1,4 @@
-"""Keeps the pictures of a run beside its results: of each draw the worst one, and what differs."""
+"""Saves a run's pictures with its results: the worst of each draw, and its difference image."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -49,7 +49,7 @@ def _save(drawn: Drawn, folder: Path) -> dict[str, str]:
 
 
 def _bytes(picture: Any) -> Any:
-    """[H, W, C] in [0, 1] as bytes; what is not finite is black."""
+    """[H, W, C] in [0, 1] as bytes; non-finite values are black."""
     return np.round(np.clip(np.nan_to_num(picture), 0, 1) * 255).astype(np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""The cases of L0: what the host must be able to rely on. They need no device."""
+"""The cases of level L0: the contract that the host relies on. They need no device."""
 
 import json
 import subprocess

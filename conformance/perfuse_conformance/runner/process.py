@@ -24,9 +24,9 @@ class Answer:
     """What a worker answered; ``value`` is ``None`` where something was raised."""
 
     value: Mapping[str, Any] | None
-    #: ``type``, ``bases``, ``ours``, ``message`` of what was raised.
+    #: ``type``, ``bases``, ``ours``, ``message`` of the exception.
     error: Mapping[str, Any] | None = None
-    #: What was written to standard output meanwhile.
+    #: What the worker wrote to standard output during the request.
     printed: str = ""
     #: Settings of the process that are otherwise than before.
     changed: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class WorkerProcess:
             "out": str(self.out),
             "printed": str(folder / "stdout.txt"),
         }
-        # The same for every process that takes another's place, whatever happens here meanwhile.
+        # Taken once, so that every restarted process gets the same.
         self._environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -144,7 +144,7 @@ class WorkerProcess:
             text = self._log.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return ""
-        # Python ends the account of a crash with every module it has; where it was stands before.
+        # faulthandler prints the stack first, then a long list of modules: leave the list out.
         lines = [line for line in text.splitlines() if not line.startswith("Extension modules:")]
         text = "\n".join(lines)
         crash = text.rfind("Fatal Python error")
@@ -176,7 +176,7 @@ class WorkerProcess:
 
 
 def _read(process: "subprocess.Popen[str]", lines: "queue.SimpleQueue[str]") -> None:
-    """Pass lines on; an empty one says that there are no more."""
+    """Pass lines on; an empty line marks the end."""
     assert process.stdout is not None
     try:
         for line in process.stdout:

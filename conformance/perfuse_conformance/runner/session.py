@@ -1,4 +1,4 @@
-"""Runs the suite: asks a worker case by case, has each answer judged, and says what level that grants."""
+"""Runs the suite: sends cases to a worker, judges each answer, and derives the level."""
 
 import datetime
 import platform
@@ -75,7 +75,7 @@ class Session:
     golden: Path | None = None
     #: Those to ask in; all that the device declares by default. The others' profiles stay open.
     precisions: tuple[str, ...] = ()
-    #: Transforms to put on, in the reference as well.
+    #: Transforms to apply, to the reference as well.
     transforms: tuple[str, ...] = ()
     seed: int = 0
     #: Seconds that a case may take; preparing its program comes on top.
@@ -144,7 +144,7 @@ class Session:
     # What is asked
 
     def cases(self) -> list[Case]:
-        """The cases for what the backend declares; asks it, the first time."""
+        """The cases for what the backend declares; asks the backend on first use."""
         precisions = self._declared()
         if not self.device:  # nothing can be executed; the host's cases say why
             return cases_of(self.spec, {}, precisions, "L0")
@@ -256,7 +256,7 @@ class Session:
             return result
 
     def _recorded(self, case: Case) -> bool:
-        """Whether the bundle holds what a case is judged by, the reference's own error included."""
+        """Whether the bundle has the reference results of a case, with the reference's error."""
         if case.kind in ("host", "contract", "quality"):
             return True
         table = "draws" if case.kind in ("draw", "repeat") else "probes"
@@ -481,7 +481,7 @@ class Session:
 
 
 def _order(case: Case) -> tuple[Any, ...]:
-    """By level, and so that cases with the same program stand together."""
+    """Sort cases by level, with cases of the same program adjacent."""
     kinds = ("host", "refusal", "component", "contract", "forced", "draw", "repeat", "quality")
     return (
         case.level,
@@ -512,7 +512,7 @@ def _calls_in(path: Path) -> list[Arrays]:
 
 
 def _mannered(result: Result, answer: Answer) -> Result:
-    """The result, failed where the backend printed or changed what is not its own."""
+    """The result; failed if the backend printed or changed process settings."""
     if result.status.failed:
         return result
     if answer.printed:
@@ -613,7 +613,7 @@ def open_session(
 
 def run_of(session: Session, results: Sequence[Result], command: str) -> Run:
     """The results with all that is to be said of who was measured, how and where."""
-    # What the host's cases alone are judged by needs no reference, and it takes long to record one.
+    # L0 cases need no reference, which takes long to record.
     judged = any(result.level != "L0" for result in results)
     reference = session.bundle.reference if judged else {"target": "none", "engine": "needed"}
     return Run(

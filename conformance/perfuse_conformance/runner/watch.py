@@ -1,4 +1,4 @@
-"""Watches what a backend does besides its work: torch's operators, and the process's settings."""
+"""Detects side effects of a backend: use of torch's operators, changed process settings."""
 
 import os
 import random
@@ -108,7 +108,7 @@ class GlobalState:
         ]
 
     def restore(self, output: int) -> None:
-        """Put back what the next case would stumble over; standard output goes to a descriptor."""
+        """Restore settings for the next case, and redirect standard output to a descriptor."""
         if _output() != self.output:
             os.dup2(output, 1)
         os.chdir(self.folder)
@@ -121,7 +121,7 @@ class GlobalState:
 
 
 def _output() -> tuple[int, int] | None:
-    """What standard output is; ``None`` where it is closed."""
+    """What identifies standard output's file; ``None`` if it is closed."""
     try:
         found = os.fstat(1)
     except OSError:

@@ -35,7 +35,7 @@ from perfuse_conformance.runner.watch import GlobalState, TorchWatch
 
 __all__ = ["main"]
 
-#: Seconds that a request may go on for when nobody waits for its answer.
+#: Seconds that a request may continue after its caller has stopped waiting.
 _GRACE = 5.0
 
 #: How an engine that is PyTorch begins its name.
@@ -43,7 +43,7 @@ _TORCH = ("torch", "pytorch")
 
 
 class _WatchedStore(ArtifactStore):
-    """The cache, and what was not in it."""
+    """The export cache, with a record of cache misses."""
 
     def get_or_make(
         self, label: str, key: Mapping[str, object], make: Callable[[Path], None]
@@ -55,13 +55,13 @@ class _WatchedStore(ArtifactStore):
         return super().get_or_make(label, key, noted)
 
     def taken(self) -> list[str]:
-        """The labels of what was made since the last time it was asked."""
+        """The labels of exports made since the last call of this method."""
         made: list[str] = self.__dict__.pop("made", [])
         return made
 
 
 class Worker:
-    """One backend and one model; programs are kept until another one is asked for."""
+    """One backend and one model; a program is kept until a different one is needed."""
 
     def __init__(
         self, target: Target, model: str | None, out: Path, transforms: Sequence[str] = ()
@@ -98,7 +98,7 @@ class Worker:
     # Requests
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Do what a request says. Whatever is raised is the backend's or perfuse's own."""
+        """Run a request. Errors are those of the backend or of perfuse."""
         do: Callable[..., dict[str, Any]] = getattr(self, f"do_{request['do']}")
         return do(**{name: value for name, value in request.items() if name != "do"})
 
@@ -164,7 +164,7 @@ class Worker:
         return {"prepare_s": self._prepared_s}
 
     def do_call(self, bundle: str, probe: str, precision: str, static: bool) -> dict[str, Any]:
-        """Make the calls of a probe, and leave what they returned in the file."""
+        """Run the calls of a probe, and write their results to the file."""
         opened = self._opened(bundle)
         meta = opened.index["probes"][probe]
         name = meta["component"]
@@ -251,7 +251,7 @@ class Worker:
         drawn = run_draw(pipe, draws_of(pipe.spec, seed=self._opened(bundle).seed)[draw])
         spent = time.perf_counter() - began
         _save([drawn], self._out)
-        # Nothing that is drawn from noise is encoded: asking would prepare it.
+        # No task that starts from noise uses the encoder, and using it would prepare it.
         parts = pipe.spec.components.items()
         used = [name for name, spec in parts if spec.role != Role.LATENT_ENCODER]
         reports = {name: _report(pipe.program(name)) for name in used}
@@ -293,14 +293,14 @@ class Worker:
         return self.source.component(name, precision=precision, static=dict(static))
 
     def _is_torch(self, program: Program) -> bool:
-        """Whether PyTorch is to compute it: as the engine, or as what an interpreter is written in."""
+        """Whether PyTorch may compute the result: it is the engine, or an interpreter uses it."""
         manifest = host().backends()[self.target.backend]
         if manifest.interprets and "torch" in manifest.requires:
             return True
         return program.report().engine.lower().startswith(_TORCH)
 
     def release(self) -> None:
-        """Close what is held."""
+        """Close the program."""
         if self._program is not None:
             _, program = self._program
             self._program = None
@@ -325,7 +325,7 @@ class Worker:
 
 
 def _arranged(calls: list[Arrays], manner: str) -> Iterator[Arrays]:
-    """Each call's arrays, in memory of its own or in the same every time."""
+    """Each call's arrays, in new memory or in the same memory each time."""
     if manner == "views":  # the same numbers, laid out otherwise
         yield from ({name: np.asfortranarray(a) for name, a in call.items()} for call in calls)
         return
@@ -340,7 +340,7 @@ def _arranged(calls: list[Arrays], manner: str) -> Iterator[Arrays]:
 
 
 def _taken(returned: Any, torch: bool, call: int, notes: list[str]) -> Arrays:
-    """A copy of what a call returned; what it should not have returned becomes a note.
+    """A copy of a call's results; unexpected ones become notes.
 
     Tensors are for programs that say on which device arrays may stay.
     """
@@ -380,7 +380,7 @@ def _save(outputs: list[Arrays], path: Path) -> None:
 
 
 def _said(exc: BaseException) -> dict[str, Any]:
-    """An exception as plain data: its own name, those of its bases, and what it says."""
+    """An exception as plain data: the names of its class and bases, and its message."""
     return {
         "type": type(exc).__name__,
         "bases": [base.__name__ for base in type(exc).__mro__],

@@ -1,4 +1,4 @@
-"""``perfuse cache``: the exports made on the way."""
+"""``perfuse cache``: the cache of exports."""
 
 import json
 

@@ -21,9 +21,9 @@ __all__ = [
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-#: Every command that prints can print for a program.
+#: For every command that prints: output for programs.
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-#: Every command that works for long tells what it does on standard error.
+#: For every command that runs for long and reports progress on standard error.
 QUIET = click.option("--quiet", is_flag=True, help="Say nothing while working but warnings.")
 TRANSFORM = click.option(
     "--transform", "transforms", multiple=True, help="An acceleration that a plugin brings."
@@ -31,7 +31,7 @@ TRANSFORM = click.option(
 
 
 def option(name: str, **settings: Any) -> Callable[[_F], _F]:
-    """An option that the environment can give too, as ``PERFUSE_NAME``."""
+    """An option that can also be set by an environment variable, ``PERFUSE_NAME``."""
     return click.option(name, envvar=variable(name), **settings)
 
 
@@ -60,15 +60,15 @@ def model_options(command: _F) -> _F:
 
 
 def model_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a command's values that open a model, under the names that Python gives them."""
+    """A command's option values that open a model, by their Python argument names."""
     return {name: given[name] for name in _MODEL_NAMES}
 
 
 def read_options(options: tuple[str, ...]) -> dict[str, str]:
-    """Switches, each written NAME=VALUE.
+    """Parse options written NAME=VALUE.
 
     Raises:
-        InputError: one is not.
+        InputError: one is written otherwise.
     """
     pairs = [option.partition("=") for option in options]
     wrong = [name for name, equals, _ in pairs if not equals]
@@ -78,7 +78,7 @@ def read_options(options: tuple[str, ...]) -> dict[str, str]:
 
 
 def size_text(count: int) -> str:
-    """A number of bytes for a person: ``12.3 MB``."""
+    """A number of bytes as text: ``12.3 MB``."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000 or unit == "GB":

@@ -42,7 +42,7 @@ _BESIDE = "beside the output"
 
 
 class _Generate(Configured):
-    """Takes the options of every task; those of plugins' tasks where one is asked for."""
+    """A command with the options of all tasks; of plugins' tasks only if one of theirs is given."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         own = super().get_params(ctx)
@@ -144,11 +144,11 @@ def generate(
         click.echo(watch.summary(_where(pipe)), err=True)
 
 
-# --- what is asked for ------------------------------------------------------------------------
+# --- inputs -----------------------------------------------------------------------------------
 
 
 def _read(origin: Path, flags: frozenset[str]) -> "Metadata":
-    """What a picture was drawn from; what is opened because of it is said."""
+    """A picture's metadata; prints what will be opened because of it."""
     from perfuse.arrays.metadata import read
 
     again = read(origin)
@@ -172,7 +172,7 @@ def _read(origin: Path, flags: frozenset[str]) -> "Metadata":
 def _opened(
     given: Mapping[str, Any], flags: frozenset[str], again: "Metadata | None"
 ) -> "DiffusionPipeline":
-    """The pipeline: as the picture says where there is one, and a flag does not say otherwise."""
+    """The pipeline, from the picture's metadata if there is any, overridden by flags."""
     from perfuse.run.pipeline import DiffusionPipeline
     from perfuse.schedulers import scheduler_class
 
@@ -195,9 +195,9 @@ def _opened(
 
 
 def _opening(again: "Metadata", flags: frozenset[str]) -> dict[str, Any]:
-    """What opens the model of a picture, but for what a flag puts another thing in place of."""
+    """The arguments that open a picture's model, without those that a flag overrides."""
     same: dict[str, Any] = {"precision": again.precision, "transforms": again.transforms}
-    if "backend" not in flags:  # switches are those of one backend
+    if "backend" not in flags:  # options belong to a backend
         same |= {"backend": again.backend, "options": again.options}
     if "model" not in flags:
         model = None if again.model == "shapes" else again.model
@@ -207,12 +207,12 @@ def _opening(again: "Metadata", flags: frozenset[str]) -> dict[str, Any]:
     return same
 
 
-#: The flags that put another scheduler in the place of a picture's.
+#: The flags that override a picture's scheduler.
 _OTHERS = frozenset({"scheduler", "scheduler_from", "model"})
 
 
 def _scheduler(again: "Metadata") -> "Scheduler":
-    """The scheduler of a picture, which anybody may have written."""
+    """The scheduler in a picture's metadata, which is untrusted."""
     from perfuse.schedulers import scheduler_from_config
 
     wrong = (ValueError, TypeError, ArithmeticError, AttributeError, LookupError, MemoryError)
@@ -233,7 +233,7 @@ def _inputs(
     options: tuple[TaskOption, ...],
     again: "Metadata | None",
 ) -> "tuple[Task, dict[str, Any]]":
-    """The task to run, and what it is given."""
+    """The task to run, and its inputs."""
     if again is None:
         task, inputs = fitting(pipe.tasks, prompt, given, flags, options=options)
     else:
@@ -255,7 +255,7 @@ def _inputs(
 
 
 def _check_recorded(task: "Task", inputs: Mapping[str, Any], again: "Metadata") -> None:
-    """Raise ``InputError`` for what a picture says and the task cannot take."""
+    """Raise ``InputError`` for metadata that the task cannot take."""
     lost = [name for name in again.unrecorded if name not in inputs]
     if lost:
         raise InputError(
@@ -269,7 +269,7 @@ def _check_recorded(task: "Task", inputs: Mapping[str, Any], again: "Metadata") 
                 f"The picture was to be drawn again; it was given {safe(name)}, and {task.name} "
                 f"takes {', '.join(task.inputs)}. Use the perfuse that wrote it."
             )
-        # Texts, and lists of numbers such as timesteps; a task checks its numbers itself.
+        # Strings, and lists of numbers such as timesteps; a task checks its numbers itself.
         values = value if isinstance(value, list) else [value]
         kind = str if one is not None and one.kind is str else int | float
         listed = one is not None and one.kind is None
@@ -280,7 +280,7 @@ def _check_recorded(task: "Task", inputs: Mapping[str, Any], again: "Metadata") 
             )
 
 
-# --- drawing ----------------------------------------------------------------------------------
+# --- running ----------------------------------------------------------------------------------
 
 
 def _previewed(
@@ -291,7 +291,7 @@ def _previewed(
     path: Path,
     every: int | None,
 ) -> "Iterator[Event]":
-    """The same events; from time to time, the present guess of the pictures is put into a file."""
+    """Pass on the events; every few steps, write a preview of the pictures to a file."""
     from perfuse.run.preview import decoded, guess
 
     writable = True
@@ -305,7 +305,7 @@ def _previewed(
 
 
 def _write_preview(images: "list[Image]", path: Path) -> bool:
-    """Put pictures side by side into a file; whether that could be done."""
+    """Write pictures side by side into one file; return whether it worked."""
     from PIL import Image
 
     from perfuse.arrays.pictures import save_png
@@ -316,17 +316,17 @@ def _write_preview(images: "list[Image]", path: Path) -> bool:
         sheet.paste(image, (sum(widths[:i]), 0))
     try:
         save_png(sheet, path)
-    except InputError as exc:  # the pictures themselves may yet be written
+    except InputError as exc:  # the final pictures may still be written
         warnings.warn(f"There are no more previews: {exc}", stacklevel=2)
         return False
     return True
 
 
-# --- where it goes ----------------------------------------------------------------------------
+# --- output files -----------------------------------------------------------------------------
 
 
 def _check_output(output: Path, as_json: bool) -> None:
-    """Say before the work, not after it, that the picture cannot be written."""
+    """Fail before the work, not after it, if the picture cannot be written."""
     if output != _STDOUT:
         _check_writable("--output", output)
     elif as_json:
@@ -352,7 +352,7 @@ def _check_writable(flag: str, path: Path) -> None:
 
 
 def _is_replaceable(path: Path) -> bool:
-    """Whether it is a picture, or an empty file."""
+    """Whether an existing file is a picture or empty, so that it may be replaced."""
     from PIL import Image
 
     if not path.is_file():
@@ -386,7 +386,7 @@ def _preview_path(asked: str | None, output: Path) -> Path | None:
 def _wanted(
     images: "list[Image]", flags: frozenset[str], again: "Metadata | None"
 ) -> "list[Image]":
-    """All pictures; of a call that drew several, the one that is drawn again."""
+    """The pictures to write: all, or with ``--from`` only the one that the file was."""
     if again is None or again.pictures != len(images) or "num_images" in flags:
         return images
     return [images[again.picture]]
@@ -410,7 +410,7 @@ def _save(images: "list[Image]", output: Path, *, metadata: bool) -> list[Path]:
         _check_writable("--output", path)
     try:
         return save_pngs(images, paths, metadata=metadata)
-    except InputError as exc:  # the line was checked before the work: now it is the disk
+    except InputError as exc:  # the path was checked before the work, so the disk failed
         raise PerfuseError(str(exc)) from exc
 
 
@@ -420,11 +420,11 @@ def _numbered(output: Path, count: int) -> list[Path]:
     return [output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(count)]
 
 
-# --- what is said of it -----------------------------------------------------------------------
+# --- messages ---------------------------------------------------------------------------------
 
 
 def _where(pipe: "DiffusionPipeline") -> dict[str, str]:
-    """For each component that ran: the target that was asked for, and what ran it."""
+    """Component to its target and what really ran it: device, precision, engine."""
     found = {}
     for name, program in pipe.programs().items():
         report = program.report()

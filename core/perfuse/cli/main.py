@@ -28,18 +28,18 @@ __all__ = ["main"]
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends the work in the same way: everything that was begun is cleaned up."""
+    """Raised on SIGTERM, so that it is handled as Ctrl-C is and unfinished work is cleaned up."""
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Have SIGTERM raise ``_Terminated`` in the block."""
+    """Make SIGTERM raise ``_Terminated`` in the ``with`` block."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise _Terminated
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
+        yield  # only the main thread may set a signal handler
         return
     before = signal.signal(signal.SIGTERM, stop)
     try:
@@ -49,9 +49,10 @@ def _terminable() -> Iterator[None]:
 
 
 class _Group(click.Group):
-    """Ends every error of ours in one line on standard error, and a status that tells its kind.
+    """Prints every perfuse error as one line on standard error; the exit status tells its kind.
 
-    Further commands come from the entry points of ``perfuse.commands``: ``name = "module:command"``.
+    Plugins add commands by entry points of the group ``perfuse.commands``:
+    ``name = "module:command"``.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -69,7 +70,7 @@ class _Group(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list for --help, for which no plugin is imported."""
+        """The list of commands for --help, without importing a plugin."""
         from perfuse.plugins.installed import command_entries
 
         said = {
@@ -89,7 +90,7 @@ class _Group(click.Group):
             ctx.exit(1)
         except KeyboardInterrupt as exc:
             click.echo("perfuse: interrupted; nothing half done was kept.", err=True)
-            # What a shell gives for a process that the signal ended.
+            # The status that a shell reports for a process ended by the signal.
             ctx.exit(128 + (signal.SIGTERM if isinstance(exc, _Terminated) else signal.SIGINT))
         except PerfuseError as exc:
             click.echo(f"perfuse: {_line(exc)}", err=True)
@@ -98,10 +99,10 @@ class _Group(click.Group):
 
 
 def _load_command(entry: "Entry") -> click.Command:
-    """A plugin's command.
+    """Load a plugin's command.
 
     Raises:
-        PluginError: it cannot be imported, or is no command.
+        PluginError: the command cannot be imported, or is not a click command.
     """
     try:
         command = entry.point.load()
@@ -133,7 +134,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
 
 
 def _line(message: object) -> str:
-    """On one line, and nothing that a terminal would obey: an engine's words, a file's, may be in it."""
+    """A message on one line, with control sequences escaped: it may quote an engine or a file."""
     return safe(" ".join(str(message).splitlines()))
 
 

@@ -1,4 +1,4 @@
-"""``perfuse.toml``: defaults for the command line. A flag beats the environment, which beats it."""
+"""``perfuse.toml``: defaults for the command line, overridden by the environment and by flags."""
 
 import tomllib
 from collections.abc import Callable, Mapping
@@ -27,13 +27,13 @@ _KNOWN = {
 
 
 def known_settings(*, plugins: bool = False) -> dict[str, type]:
-    """What ``perfuse.toml`` may set, and the type of each; with what the plugins' tasks take too."""
+    """The settings of ``perfuse.toml`` and their types, including inputs of the plugins' tasks."""
     options = {option.parameter: option.kind for option in task_options(plugins=plugins)}
     return {**_KNOWN, **{name: str if kind is Path else kind for name, kind in options.items()}}
 
 
 class Configured(click.Command):
-    """A command whose options can come from ``perfuse.toml`` too."""
+    """A command whose options can also be set in ``perfuse.toml``."""
 
     def make_context(
         self,
@@ -42,7 +42,7 @@ class Configured(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        if not {"-h", "--help"} & set(args):  # help is there whatever the file holds
+        if not {"-h", "--help"} & set(args):  # help works even with a broken file
             extra["default_map"] = read_settings(
                 Path.cwd(), known_settings, more=lambda: known_settings(plugins=True)
             )
@@ -55,7 +55,7 @@ def read_settings(
     *,
     more: Callable[[], Mapping[str, type]] = dict,
 ) -> dict[str, Any]:
-    """The ``[pipeline]`` table of the nearest ``perfuse.toml``, from a folder upwards; or nothing.
+    """The ``[pipeline]`` table of the nearest ``perfuse.toml``, from a folder upwards, or empty.
 
     Args:
         folder: Where to begin to look.
@@ -63,7 +63,7 @@ def read_settings(
         more: Gives others, that take longer to find; called where the file has one not known.
 
     Raises:
-        ConfigError: the file does not parse, or holds a setting that there is not.
+        ConfigError: the file does not parse, or has an unknown setting.
     """
     path = next((p / SETTINGS for p in (folder, *folder.parents) if (p / SETTINGS).is_file()), None)
     if path is None:
@@ -71,11 +71,13 @@ def read_settings(
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
-        raise ConfigError(f"{path} was to be read as TOML: {exc}. Mend or remove it.") from exc
+        raise ConfigError(f"{path} was to be read as TOML: {exc}. Repair or remove it.") from exc
     settings = data.get("pipeline", {})
     others = sorted(set(data) - {"pipeline"})
     if others:
-        raise ConfigError(f"{path} has {', '.join(others)}; it may have [pipeline] alone.")
+        raise ConfigError(
+            f"{path} has {', '.join(others)}; only [pipeline] is known. Remove the rest."
+        )
     if not isinstance(settings, dict):
         raise ConfigError(f"{path} sets pipeline to {settings!r}; write a table, [pipeline].")
     types = known()

@@ -1,4 +1,4 @@
-"""The options of ``perfuse generate`` that are inputs of a task, made from what tasks declare."""
+"""The options of ``perfuse generate`` that are inputs of tasks, made from the tasks' inputs."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ __all__ = ["TaskOption", "fitting", "task_options"]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskOption:
-    """An input that tasks take, as an option of the command line."""
+    """An input of tasks as a command-line option."""
 
-    #: As a person writes it: ``--steps``.
+    #: The flag: ``--steps``.
     flag: str
-    #: What the input is called in Python, by the tasks that have it.
+    #: The input's names in Python; tasks may differ.
     names: tuple[str, ...]
     #: ``int``, ``float``, ``str``, ``bool``, or ``Path`` for a picture.
     kind: type
@@ -30,7 +30,7 @@ class TaskOption:
 
     @property
     def parameter(self) -> str:
-        """What click and ``perfuse.toml`` call it: ``num_images``."""
+        """The name in click and in ``perfuse.toml``: ``num_images``."""
         return self.flag.removeprefix("--").replace("-", "_")
 
     def name_in(self, task: "Task") -> str | None:
@@ -38,7 +38,7 @@ class TaskOption:
         return next((name for name in self.names if name in task.inputs), None)
 
     def made(self) -> click.Option:
-        """The option as click has it; the environment can give it too."""
+        """The click option, which the environment can also set."""
         switch = self.kind is bool
         flags = f"{self.flag}/--no-{self.flag.removeprefix('--')}" if switch else self.flag
         kind: Any = click.Path(path_type=Path) if self.kind is Path else self.kind
@@ -52,7 +52,7 @@ class TaskOption:
 
 
 def task_options(*, plugins: bool = False) -> tuple[TaskOption, ...]:
-    """The options of perfuse's own tasks, and where asked those of the plugins' too.
+    """The options of perfuse's own tasks and, if asked, of plugins' tasks.
 
     A plugin whose task cannot be loaded has none; ``perfuse backends`` says why.
     """
@@ -64,7 +64,7 @@ def task_options(*, plugins: bool = False) -> tuple[TaskOption, ...]:
     for reference in dict.fromkeys(task for m in manifests for task in m.tasks.values()):
         try:
             tasks.append(resolve(reference))
-        except Exception:  # noqa: BLE001,S112 - anybody's module, and it says so where it is asked for
+        except Exception:  # noqa: BLE001,S112 - a plugin's fault, reported when its task is used
             continue
     return _options(tasks)
 
@@ -99,7 +99,7 @@ def fitting(
     recorded: Mapping[str, Any] | None = None,
     usual: str | None = None,
 ) -> "tuple[Task, dict[str, Any]]":
-    """The task that a command line fits, and the inputs for it.
+    """The task that fits the command line's options, and its inputs.
 
     Args:
         tasks: Those of the pipeline.
@@ -112,7 +112,7 @@ def fitting(
         usual: The task to prefer where it fits.
 
     Raises:
-        InputError: no task takes what was given on the command line.
+        InputError: no task takes the options that were given.
     """
     fits: dict[str, tuple[Task, dict[str, Any]]] = {}
     refusals = []
@@ -129,7 +129,7 @@ def fitting(
     if usual in fits:
         return fits[usual]
     ready = [pair for pair in fits.values() if pair[0].required <= pair[1].keys()]
-    # Where none is ready, the first says what it needs.
+    # If none has all it needs, the first raises an error that names what is missing.
     return max(ready or list(fits.values())[:1], key=lambda pair: len(pair[0].required))
 
 

@@ -1,4 +1,4 @@
-"""What is shown while a command works, and how long each part of it took."""
+"""The progress display of a command, and the time that each part of it took."""
 
 import sys
 import time
@@ -20,23 +20,23 @@ class _Display(Protocol):
 
 
 class Watch:
-    """Keeps the time of a command's steps, and of the work on components that happens in them."""
+    """Measures a command's steps, and separately the work on components inside them."""
 
     def __init__(self, display: _Display | None) -> None:
         self._display = display
         self._began = self._mark = time.perf_counter()
         self._steps: dict[str, float] = {}
         self._work: dict[str, dict[str, float]] = {}
-        #: What is going on, the outermost first, each with the seconds of other work inside it.
+        #: The work in progress, the outermost first, each with the seconds of other work inside it.
         self._open: list[tuple[Progress, float]] = [(Progress(message=""), 0.0)]
 
     def begin(self, message: str, *, done: int = 0, total: int | None = None) -> None:
-        """Show what the command does from now on."""
+        """Show what the command does now."""
         self._open[0] = (Progress(message=message, done=done, total=total), self._open[0][1])
         self._show(self._open[0][0])
 
     def lap(self, step: str) -> None:
-        """The time since the last lap was spent on a step, but for the work on components."""
+        """Add the time since the last lap, without the work on components, to a step."""
         now = time.perf_counter()
         progress, inside = self._open[0]
         self._steps[step] = self._steps.get(step, 0.0) + max(now - self._mark - inside, 0.0)
@@ -44,7 +44,7 @@ class Watch:
         self._mark = now
 
     def follow(self, task: "Task", events: "Iterable[Event]") -> "Iterator[Event]":
-        """The events of a task, each shown, its time taken."""
+        """Pass on the events of a task, with each shown and timed."""
         names = [node.name for node in task.steps]
         self.begin(_words(names[0]))
         for event in events:
@@ -57,7 +57,7 @@ class Watch:
                 self.begin(_words(following[0]))
 
     def heard(self, progress: Progress) -> None:
-        """Take note of what ``perfuse.progress`` reports."""
+        """Record a report of ``perfuse.progress``."""
         if progress.seconds is not None:
             self._close(progress, progress.seconds)
         elif progress.stage:
@@ -68,7 +68,7 @@ class Watch:
 
     def _close(self, progress: Progress, seconds: float) -> None:
         inside = 0.0
-        while len(self._open) > 1:  # what failed inside it was never closed
+        while len(self._open) > 1:  # nested work that failed was never closed
             begun, inside = self._open.pop()
             if (begun.stage, begun.subject) == (progress.stage, progress.subject):
                 break
@@ -82,7 +82,7 @@ class Watch:
             self._display.show(progress.message, progress.done, progress.total)
 
     def seconds(self) -> dict[str, object]:
-        """The seconds of each step, of the work on each component, and of all."""
+        """The seconds of each step, of the work on each component, and in total."""
         return {
             "total": round(time.perf_counter() - self._began, 4),
             "steps": {name: round(seconds, 4) for name, seconds in self._steps.items()},
@@ -93,7 +93,7 @@ class Watch:
         }
 
     def summary(self, ran: Mapping[str, str] | None = None) -> str:
-        """The same for a person: a line a component, then the steps.
+        """The times as text: one line per component, then the steps.
 
         Args:
             ran: Where each component ran, in words.
@@ -108,7 +108,7 @@ class Watch:
 
 
 def _times(seconds: Mapping[str, float]) -> str:
-    """What took long enough to be seen."""
+    """The times that are long enough to be shown."""
     return ", ".join(
         f"{name.replace('_', ' ')} {s:.1f} s" for name, s in seconds.items() if s > 0.05
     )
@@ -120,7 +120,7 @@ def _words(step: str) -> str:
 
 @contextmanager
 def watching(*, show: bool) -> Iterator[Watch]:
-    """Take the times of the block; where ``show``, with a bar if standard error is a terminal."""
+    """Measure the ``with`` block; if ``show``, with a progress bar on a terminal."""
     with ExitStack() as stack:
         display = stack.enter_context(_bar()) if show and sys.stderr.isatty() else None
         watch = Watch(display)
@@ -143,7 +143,7 @@ def _bar() -> Iterator[_Display]:
     from rich.text import Text
 
     class Left(ProgressColumn):
-        """How much is done and the time left, where that is known; else the time so far."""
+        """The share done and the time left, if known; else the time so far."""
 
         def render(self, task: Task) -> Text:
             if task.total is None:
@@ -161,7 +161,7 @@ def _bar() -> Iterator[_Display]:
                 self._shown, self._bar = "", bars.add_task("", total=None)
 
             def show(self, message: str, done: int, total: int | None) -> None:
-                if message != self._shown:  # other work has another pace
+                if message != self._shown:  # restart the estimate for different work
                     bars.remove_task(self._bar)
                     self._shown = message
                     self._bar = bars.add_task(escape(message), total=total)

@@ -10,10 +10,10 @@ from perfuse.contract.hooks import (
     TransformManifest,
     hookimpl,
 )
+from perfuse.plugins.availability import missing_modules
 from perfuse.plugins.host import PluginHost, host
 from perfuse.plugins.importing import resolve, said
 from perfuse.plugins.installed import PluginRow
-from perfuse.plugins.standing import missing_modules
 
 __all__ = [
     "API_VERSION",

@@ -1,7 +1,7 @@
 """The plugin host: what the plugins of this environment bring, and the faults of broken ones.
 
-A plugin is imported only when something of it is asked for by name; its manifests are cached. Core's
-own architectures, schedulers and pipelines come through the same hooks as those of plugins.
+A plugin is imported only when something of it is asked for by name; its manifests are cached.
+Core's own architectures, schedulers and pipelines come through the same hooks as those of plugins.
 """
 
 import importlib
@@ -32,6 +32,7 @@ from perfuse.errors import (
     PerfuseError,
     PluginError,
 )
+from perfuse.plugins.availability import availability, missing_modules, not_installed
 from perfuse.plugins.children import TIMEOUT
 from perfuse.plugins.declared import Again, Declaration, Failed, Here, declarations
 from perfuse.plugins.disabled import is_named
@@ -44,7 +45,6 @@ from perfuse.plugins.installed import (
     survey,
 )
 from perfuse.plugins.manifests import Answer, kind_of
-from perfuse.plugins.standing import missing_modules, not_installed, standing
 
 if TYPE_CHECKING:
     from perfuse.contract.backend import Backend
@@ -245,7 +245,7 @@ class PluginHost:
         self.ask_all()
         backends = []
         for name, manifest in sorted(self.backends().items()):
-            state, reason, remedy = standing(manifest)
+            state, reason, remedy = availability(manifest)
             interpreters = self.interpreters(name)
             if state != "available" and interpreters:
                 hint = f"to interpret its files here: --backend {interpreters[0]}"
@@ -273,7 +273,7 @@ class PluginHost:
     def interpreters(self, name: str) -> list[str]:
         """The usable backends that interpret the programs of this backend."""
         found = self.backends().items()
-        return [n for n, m in found if m.interprets == name and standing(m)[0] == "available"]
+        return [n for n, m in found if m.interprets == name and availability(m)[0] == "available"]
 
     def _exports(self, format: str) -> bool:
         """Whether an exporter for the format and the packages that it needs are installed."""
@@ -310,7 +310,7 @@ class PluginHost:
                 + " `perfuse backends` lists them all."
             )
         manifest = backends[name]
-        state, reason, remedy = standing(manifest)
+        state, reason, remedy = availability(manifest)
         if state == "not installed":
             raise EngineMissingError(f"Backend {name!r} was asked for; {reason}. Run: {remedy}")
         if state == "unavailable":

@@ -152,7 +152,7 @@ def survey(allow: Collection[str] | None = None) -> list[tuple[Entry, PluginRow]
     taken = {"perfuse"}  # the name of core's own plugin
     found = []
     for entry in entry_points():
-        state, reason, remedy = _standing(entry, allow, off, taken)
+        state, reason, remedy = _state_of(entry, allow, off, taken)
         row = PluginRow(
             name=entry.name,
             distribution=entry.distribution,
@@ -167,7 +167,7 @@ def survey(allow: Collection[str] | None = None) -> list[tuple[Entry, PluginRow]
     return found
 
 
-def _standing(
+def _state_of(
     entry: Entry, allow: Collection[str] | None, off: Collection[str], taken: set[str]
 ) -> tuple[str, str, str]:
     """State, reason and remedy of an entry point, without importing it."""

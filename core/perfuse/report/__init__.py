@@ -1,1 +1,1 @@
-"""What is told about models, targets and backends."""
+"""Reports about models, targets and backends."""

@@ -1,4 +1,4 @@
-"""What ``perfuse backends`` and ``perfuse doctor`` print."""
+"""The output of ``perfuse backends`` and ``perfuse doctor``."""
 
 import textwrap
 import time
@@ -12,12 +12,12 @@ __all__ = ["print_backends", "print_examined"]
 #: A row of ``perfuse.plugins.doctor.examine``.
 Row = Mapping[str, Any]
 _HEADINGS = ("target", "state", "here", "what")
-#: With less room than this the last column says nothing.
+#: The least width at which the last column is printed.
 _LEAST = 12
 
 
 def print_backends(rows: Sequence[Row]) -> None:
-    """The rows of ``perfuse backends`` for a person: a line a target, then the reasons in full."""
+    """The rows of ``perfuse backends`` as text: one line per target, then the reasons in full."""
     to = console()
     width = line_width(to)
     for line in (*_table(rows, width), *_reasons(rows, width), *_age(rows)):
@@ -45,7 +45,7 @@ def _lines(row: Row) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _here(row: Row) -> str:
-    """What can be done on this machine: three words for three things."""
+    """What works on this machine for a backend: ``exported``, ``interpreted``, ``executed``."""
     words = ["exported"] if row["exports"] else []
     if row["interpreters"] or (row["interprets"] and row["state"] == "available"):
         words.append("interpreted")
@@ -55,7 +55,7 @@ def _here(row: Row) -> str:
 
 
 def _reasons(rows: Sequence[Row], width: int | None) -> Iterator[str]:
-    """Why what is not available is not; once for all that have the same reason."""
+    """Why backends are not available; those with the same reason are named together."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row["reason"]:
@@ -70,7 +70,7 @@ def _reasons(rows: Sequence[Row], width: int | None) -> Iterator[str]:
 
 
 def _wrapped(text: str, width: int | None, indent: str) -> list[str]:
-    """Lines that are broken between words alone, so that a command or an address stays whole."""
+    """Wrap lines only between words, so that a command or an address stays whole."""
     if width is None:
         return [indent + text]
     return textwrap.wrap(
@@ -84,7 +84,7 @@ def _wrapped(text: str, width: int | None, indent: str) -> list[str]:
 
 
 def _age(rows: Sequence[Row]) -> Iterator[str]:
-    """Since when the oldest of what is kept is."""
+    """How old the oldest cached answer is."""
     found = [row["found"] for row in rows if "found" in row]
     if found:
         yield ""
@@ -99,7 +99,7 @@ def _ago(seconds: float) -> str:
 
 
 def print_examined(rows: Sequence[Row]) -> None:
-    """The rows of ``perfuse doctor`` for a person."""
+    """The rows of ``perfuse doctor`` as text."""
     from rich.text import Text
 
     to = console()

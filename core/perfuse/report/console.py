@@ -1,4 +1,4 @@
-"""How text comes onto a terminal: what plugins, devices and files say is shown, never obeyed."""
+"""Printing on a terminal; control sequences in text from plugins, devices and files are escaped."""
 
 import sys
 from typing import TYPE_CHECKING, TextIO
@@ -10,7 +10,7 @@ __all__ = ["console", "cut", "line_width", "safe"]
 
 
 def safe(text: object) -> str:
-    """A text of somebody else's on one line: control characters are escaped, so nothing happens.
+    """Untrusted text on one line, with control characters escaped.
 
     >>> safe("red \\x1b[31m, and a second\\nline")
     'red \\\\x1b[31m, and a second\\\\nline'
@@ -21,14 +21,14 @@ def safe(text: object) -> str:
 
 
 def cut(text: str, width: int) -> str:
-    """A text that takes at most so many columns; that something is missing is seen."""
+    """Text cut to at most so many columns, with a mark where it is cut."""
     from rich.cells import cell_len, set_cell_size
 
     return text if cell_len(text) <= width else set_cell_size(text, max(0, width - 1)) + "…"
 
 
 def console(*, stderr: bool = False, wrap: bool = False) -> "Console":
-    """What everything for a person is printed with.
+    """The console that all readable output is printed with.
 
     Text is taken as it is: ``[bold]`` is six characters. What the terminal's encoding does not have
     becomes a question mark.
@@ -44,7 +44,7 @@ def console(*, stderr: bool = False, wrap: bool = False) -> "Console":
 
 
 def line_width(to: "Console") -> int | None:
-    """Columns that a line may take; ``None`` where the output is no terminal and has no end."""
+    """Columns that a line may take; ``None`` if the output is not a terminal: no limit."""
     import os
 
     return to.width if to.is_terminal or os.environ.get("COLUMNS", "").isdecimal() else None

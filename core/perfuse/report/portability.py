@@ -1,4 +1,4 @@
-"""What a model needs, held against what a target can take, without the target: no engine is imported.
+"""Compares what a model needs with what a target supports; needs neither target nor engine.
 
 A backend says what its devices take in a ``Limits``, which its manifest names; ``report`` reads it,
 captures each component's graph and says of each what fits, what perfuse changes, and what does not
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Finding", "examine", "limits_of", "read_bytes", "report", "verdicts"]
 
-#: For a finding that is about all components together.
+#: The component of a finding about all components together.
 TOGETHER = "together"
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _UNITS = {"": 1, "B": 1}
@@ -43,7 +43,7 @@ _UNITS |= {f"{unit}IB": 1024**i for i, unit in enumerate("KMGT", 1)}
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that was looked at, of one component."""
+    """The result of one check of one component."""
 
     component: str
     #: ``precision``, ``dtypes``, ``operators``, ``rank``, ``elements``, ``sizes``, ``batch``,
@@ -51,23 +51,23 @@ class Finding:
     topic: str
     #: ``fits``, ``changed`` (perfuse does something about it), ``refused`` or ``unknown``.
     standing: str
-    #: What the model has there.
+    #: What the model has.
     found: str
-    #: What perfuse does about it, or what a person can.
+    #: What perfuse does about it, or what the user can do.
     action: str = ""
-    #: The document that the limit is from.
+    #: The document that gives the limit.
     source: str = ""
 
 
 def limits_of(target: Target) -> tuple[str, Limits | None]:
-    """What is known of a target's device: its full name, and its limits if the backend says any.
+    """A target's full name, and the limits of its device if the backend declares any.
 
     A target without a device stands for the first that the backend's limits name.
 
     Raises:
         BackendNotFoundError: no plugin offers the backend.
         DeviceNotFoundError: the limits name no such device.
-        PluginError: what the manifest names cannot be read, or is not limits by device.
+        PluginError: the manifest's ``limits`` cannot be imported, or are not limits by device.
     """
     manifest = _manifest(target.backend)
     if not manifest.limits:
@@ -116,7 +116,7 @@ def report(
     batch: int | None = None,
     memory: int | None = None,
 ) -> list[Finding]:
-    """What a target would say to each component of a model. Weights are mapped, none is read.
+    """Check each component of a model against a target. Weights are mapped, but not read.
 
     Args:
         source: A checkpoint or an exported folder.
@@ -129,9 +129,9 @@ def report(
 
     Raises:
         BackendNotFoundError: no plugin offers the backend.
-        DeviceNotFoundError: nothing is known of such a device.
-        PluginError: the plugin's limits cannot be read.
-        InputError: a size or the precision is not one that the model can take.
+        DeviceNotFoundError: the backend declares no limits for such a device.
+        PluginError: the plugin's limits cannot be imported.
+        InputError: the model cannot take a size or the precision.
     """
     from perfuse.run.pipeline import DiffusionPipeline
 
@@ -144,7 +144,7 @@ def report(
     for name, spec in pipe.spec.components.items():
         component = pipe.component(name, static=static[name])
         usual = {**pipe.usual_sizes(name), "batch": spec.branches}
-        # Where sizes are fixed anyway, the graph of one is captured, which is far faster.
+        # If the target fixes sizes anyway, capture with fixed sizes, which is far faster.
         fixed = limits is not None and limits.fixed_sizes
         sized = {dim: usual[dim] for dim in spec.signature.dims} if fixed else {}
         graph = _captured(replace(component, static={**sized, **component.static}), limits)
@@ -169,7 +169,7 @@ def examine(
     usual: Mapping[str, int],
     memory: int | None = None,
 ) -> list[Finding]:
-    """What a target would say to one component.
+    """Check one component against a target.
 
     Args:
         component: With the dimensions to fix, its precision, and its module or its files.
@@ -179,8 +179,8 @@ def examine(
 
     Raises:
         BackendNotFoundError: no plugin offers the backend.
-        DeviceNotFoundError: nothing is known of such a device.
-        PluginError: the plugin's limits cannot be read.
+        DeviceNotFoundError: the backend declares no limits for such a device.
+        PluginError: the plugin's limits cannot be imported.
     """
     _, limits = limits_of(target)
     graph = _captured(component, limits)
@@ -191,7 +191,7 @@ def examine(
 
 
 def verdicts(findings: Iterable[Finding]) -> dict[str, str]:
-    """For each component ``runs``, ``runs with changes``, ``does not run`` or ``unknown``."""
+    """Component to ``runs``, ``runs with changes``, ``does not run`` or ``unknown``."""
     each: dict[str, list[Finding]] = {}
     for finding in findings:
         each.setdefault(finding.component, []).append(finding)
@@ -208,10 +208,10 @@ def _verdict(findings: Sequence[Finding]) -> str:
 
 
 def read_bytes(text: str) -> int:
-    """The number of bytes that ``"8GB"`` or ``"512 MiB"`` says.
+    """Read a number of bytes: ``"8GB"`` or ``"512 MiB"``.
 
     Raises:
-        InputError: it is not a number and a unit.
+        InputError: the text is not a number and a unit.
     """
     number = text.strip().rstrip("BIKMGTbikmgt ")
     unit = text.strip()[len(number) :].strip().upper()
@@ -235,13 +235,13 @@ def _finding(
 
 @dataclass(frozen=True, kw_only=True)
 class _Graph:
-    """A component's captured graph, or why there is none."""
+    """A component's captured graph, or the reason why there is none."""
 
     program: "ExportedProgram | None" = None
     failure: str = ""
-    #: Whether nothing can be exported of it either.
+    #: Whether it cannot be exported either.
     refused: bool = False
-    #: Bytes of its weights in the component's precision, where torch could say.
+    #: Bytes of its weights in the component's precision, if known.
     weights: int | None = None
 
 
@@ -254,12 +254,12 @@ def _captured(component: Component, limits: Limits | None) -> _Graph:
 
     from perfuse.capture import build, replace_tensors, trace
 
-    # What is refused for its precision is looked at as it is without it.
+    # If the target lacks the precision, the other checks are made in float32.
     known = limits is None or component.precision in limits.precisions
     dtype: torch.dtype = getattr(torch, component.precision if known else "float32")
 
     def stand_in(tensor: "torch.Tensor") -> "torch.Tensor":
-        # Memory that nobody touches takes no room.
+        # Memory that is never touched is never allocated.
         return torch.empty(tensor.shape, dtype=dtype) if tensor.is_floating_point() else tensor
 
     hollow = replace_tensors(build(component), stand_in)
@@ -294,7 +294,7 @@ def _examined(
 
 
 def _format(component: Component, manifest: BackendManifest) -> Finding:
-    """Whether a backend loads what an exported folder holds."""
+    """Whether a backend loads the formats of an exported folder."""
     formats = ", ".join(component.files)
     if set(component.files) & set(manifest.formats):
         return _finding(component.name, "format", "fits", formats)
@@ -337,7 +337,7 @@ def _operators(component: Component, manifest: BackendManifest, graph: _Graph) -
 
 
 def _exporter(formats: Sequence[str]) -> tuple[Exporter | None, str]:
-    """The exporter of the first format that there is one for, its tools installed or not."""
+    """The exporter of the first of several formats that has one, with or without its packages."""
     exporters = host().exporters()
     known = [exporters[format] for format in formats if format in exporters]
     if not known:
@@ -384,7 +384,7 @@ def _kept(component: Component, asked: str) -> Finding:
 def _tensors(
     component: Component, limits: Limits, graph: _Graph, sizes: Mapping[str, int]
 ) -> Iterator[Finding]:
-    """Dtypes, ranks and numbers of elements: of the graph, or of the signature without one."""
+    """Check dtypes, ranks and element counts of the graph, or without one of the signature."""
     name, signature = component.name, component.spec.signature
     faces = {t.dtype for t in (*signature.inputs, *signature.outputs)}
     dtypes = {component.precision if dtype == "float" else dtype for dtype in faces}
@@ -408,7 +408,7 @@ def _tensors(
 
 
 def _values(program: "ExportedProgram") -> Iterator["torch.Tensor"]:
-    """The tensors of a graph, as torch.export traced them: shape and dtype, no content."""
+    """The fake tensors of a captured graph: shape and dtype, without content."""
     import torch
 
     for node in program.graph.nodes:
@@ -454,7 +454,7 @@ def _elements(
 def _numbers(
     component: Component, program: "ExportedProgram", sizes: Mapping[str, int]
 ) -> Callable[[Any], int]:
-    """What a size of the graph, a number or a symbol, is where the dimensions have these sizes."""
+    """A function from a size in the graph, a number or a symbol, to its value for these sizes."""
     known: dict[Any, int] = {}
     values: dict[Any, int] = {}
     inputs = program.graph_signature.user_inputs

@@ -1,4 +1,4 @@
-"""What ``perfuse inspect`` prints."""
+"""The output of ``perfuse inspect``."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ _MARKS = {"fits": "", "changed": "*", "refused": "no", "unknown": "?"}
 
 
 def print_findings(model: str, target: str, findings: "Sequence[Finding]", executed: str) -> None:
-    """What ``perfuse inspect --for`` found, for a person."""
+    """Print the findings of ``perfuse inspect --for`` as text."""
     from rich.table import Table
     from rich.text import Text
 
@@ -39,7 +39,7 @@ def print_findings(model: str, target: str, findings: "Sequence[Finding]", execu
 
 
 def print_spec(source: "Source") -> None:
-    """A pipeline's spec for a person."""
+    """Print a pipeline's spec as text."""
     from rich.text import Text
 
     spec, to = source.spec, console()
@@ -80,7 +80,7 @@ def _schedule(config: Any) -> str:
 
 
 def print_metadata(path: str, metadata: "Metadata") -> None:
-    """What a picture was drawn from and with, for a person."""
+    """Print a picture's metadata as text."""
     from rich.text import Text
 
     to, rows = console(), [row for row in _metadata_rows(metadata) if row[1]]

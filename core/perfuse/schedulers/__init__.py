@@ -39,7 +39,7 @@ _OTHERS = {"Schedule": "table", "Scheduler": "base", "calculate_shift": "sigmas"
 
 @dataclass(frozen=True, kw_only=True)
 class _File:
-    """What a scheduler's file says of itself."""
+    """The declarations in a scheduler's file."""
 
     module: str
     class_name: str

@@ -71,7 +71,7 @@ class Grid:
     """The steps chosen: Diffusers' ``timesteps`` and ``sigmas`` arrays."""
 
     timesteps: npt.NDArray[Any]
-    """int64 or float32 [n]: what the model is told."""
+    """int64 or float32 [n]: the timesteps that the model is given."""
     sigmas: npt.NDArray[np.float32] | None = None
     """float32 [n + 1]: the noise levels between which the steps go."""
     steps: int | None
@@ -184,12 +184,12 @@ class Scheduler(Configured, ABC):
     # What a scheduler defines.
 
     def _checked(self, settings: Any) -> Any:
-        """The settings, or an error that says which of them cannot be used."""
+        """The settings; ``InputError`` if one cannot be used."""
         return settings
 
     @abstractmethod
     def _prepare(self) -> None:
-        """Compute what depends on the settings alone."""
+        """Compute everything that depends only on the settings."""
 
     @abstractmethod
     def _untimed(self) -> Grid:
@@ -318,7 +318,7 @@ class Scheduler(Configured, ABC):
 
     @property
     def begin_index(self) -> int | None:
-        """Where ``set_begin_index`` said to start."""
+        """The first step, as set with ``set_begin_index``."""
         return self._begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:

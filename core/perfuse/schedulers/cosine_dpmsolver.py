@@ -58,7 +58,7 @@ class CosineDPMSolverSettings:
 
 
 class CosineDPMSolverMultistepScheduler(EDMLevels):
-    """One model call a step; the model is told the angle of its level, of a right one."""
+    """One model call a step; the timestep is the angle of the noise level, 1 for a right angle."""
 
     Settings = CosineDPMSolverSettings
     second = None
@@ -76,15 +76,19 @@ class CosineDPMSolverMultistepScheduler(EDMLevels):
     def _untimed(self) -> Grid:
         levels = self._descent(linspace32(0, 1, self.settings.num_train_timesteps))
         sigmas = np.append(levels, np.float32(0))
-        return Grid(timesteps=self._told(levels), sigmas=sigmas, steps=None)
+        return Grid(timesteps=self._model_timesteps(levels), sigmas=sigmas, steps=None)
 
     def _grid(self, request: Request) -> Grid:
         s = self.settings
         levels = self._descent(linspace32(0, 1, request.count))
         last = np.float32(s.sigma_min if s.final_sigmas_type == "sigma_min" else 0)
-        return Grid(timesteps=self._told(levels), sigmas=np.append(levels, last), steps=len(levels))
+        return Grid(
+            timesteps=self._model_timesteps(levels),
+            sigmas=np.append(levels, last),
+            steps=len(levels),
+        )
 
-    def _told(self, levels: Float32s) -> Float32s:
+    def _model_timesteps(self, levels: Float32s) -> Float32s:
         angles = np.arctan(levels, dtype=np.float64).astype(np.float32)
         shares: Float32s = angles / np.float32(np.pi) * np.float32(2)
         return shares
@@ -99,7 +103,7 @@ class CosineDPMSolverMultistepScheduler(EDMLevels):
         for i in range(begin, n):
             outputs: list[Linear] = [M, *(slot(k) for k in range(1, s.solver_order))]
             order = 1 if i == begin or (i == n - 1 and final) else s.solver_order
-            with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
+            with np.errstate(all="ignore"):  # the schedule refuses non-finite values
                 update = solver.multistep(outputs, points[i - order + 1 : i + 2], s.solver_type)
             rows.append(
                 Row(

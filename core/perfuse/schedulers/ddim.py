@@ -81,7 +81,7 @@ class DDIMScheduler(WithVelocity):
         prediction = self.settings.prediction_type
         a, a_next = self._alpha(t), self._alpha(after)
         one = np.float32(1)
-        with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
+        with np.errstate(all="ignore"):  # the schedule refuses non-finite values
             variance = (one - a_next) / (one - a) * (one - a / a_next)
             deviation = np.sqrt(variance) * np.float32(eta)  # eq. 16
             direction = np.sqrt(one - a_next - np.square(deviation))

@@ -94,7 +94,7 @@ class DDIMInverseScheduler(VariancePreserving):
         for i, step in enumerate(t.tolist()):
             signal, sigma = np.sqrt(a[i]), np.sqrt(one - a[i])
             convert, x0 = converted(s.prediction_type, signal, sigma, s.clip_sample)
-            with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
+            with np.errstate(all="ignore"):  # the schedule refuses non-finite values
                 epsilon = epsilon_of(s.prediction_type, signal, sigma)
             rows.append(
                 Row(

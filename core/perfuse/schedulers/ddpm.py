@@ -92,7 +92,7 @@ class DDPMScheduler(WithVelocity):
         a = self._alpha(t)
         a_next = np.where(after >= 0, self._alpha(after), np.float32(1))
         one = np.float32(1)
-        with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
+        with np.errstate(all="ignore"):  # the schedule refuses non-finite values
             alpha_t = a / a_next
             beta_t = one - alpha_t
             # The posterior's mean (Ho et al. 2020, eq. 7).

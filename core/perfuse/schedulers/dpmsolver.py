@@ -71,7 +71,7 @@ class DPMSolverSettings(BetaSettings):
     final_sigmas_type: str = "zero"
     """Where the last step ends: zero, or sigma_min."""
     lambda_min_clipped: float = -math.inf
-    """Leave out the training timesteps whose half log-SNR lies below this."""
+    """Leave out the training timesteps whose half log-SNR is below this."""
     variance_type: str | None = None
     """learned or learned_range: the output's second half of channels is not used."""
     timestep_spacing: str = "linspace"
@@ -181,7 +181,7 @@ class DPMSolverMultistepScheduler(MultistepLevels):
             convert, m0, x0 = self._conversion(points[i], levels[i])
             outputs = [m0, *(slot(k) for k in range(1, s.solver_order))]
             order = self._order_at(i, i - begin, n)
-            with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
+            with np.errstate(all="ignore"):  # the schedule refuses non-finite values
                 update = solver.multistep(outputs, points[i - order + 1 : i + 2], s.solver_type)
             rows.append(
                 Row(

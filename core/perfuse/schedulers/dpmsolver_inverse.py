@@ -63,7 +63,7 @@ class DPMSolverInverseSettings(BetaSettings):
     flow_shift: float = 1.0
     """Moves a flow's levels towards noise."""
     lambda_min_clipped: float = -math.inf
-    """Leave out the training timesteps whose half log-SNR lies below this."""
+    """Leave out the training timesteps whose half log-SNR is below this."""
     variance_type: str | None = None
     """learned or learned_range: the output's second half of channels is not used."""
     timestep_spacing: str = "linspace"
@@ -164,7 +164,7 @@ class DPMSolverMultistepInverseScheduler(MultistepLevels):
                     f"algorithm_type {s.algorithm_type!r} has no third order upwards, in Diffusers "
                     "neither. Use solver_order=2."
                 )
-            with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
+            with np.errstate(all="ignore"):  # the schedule refuses non-finite values
                 update = solver.multistep(outputs, points[i - order + 1 : i + 2], s.solver_type)
             rows.append(
                 Row(

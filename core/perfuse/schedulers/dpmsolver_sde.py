@@ -49,7 +49,7 @@ class DPMSolverSDESettings(BetaSettings):
     use_beta_sigmas: bool = False
     """Descend by a beta distribution; needs scipy."""
     noise_sampler_seed: int | None = None
-    """The seed of the noise of ``step``; None: noise that nobody can draw again."""
+    """The seed of the noise of ``step``; None for random noise."""
     timestep_spacing: str = "linspace"
     """linspace, leading or trailing."""
     steps_offset: int = 0

@@ -68,7 +68,7 @@ class DPMSolverSinglestepSettings(BetaSettings):
     final_sigmas_type: str = "zero"
     """Where the last step ends: zero, or sigma_min."""
     lambda_min_clipped: float = -math.inf
-    """Leave out the training timesteps whose half log-SNR lies below this."""
+    """Leave out the training timesteps whose half log-SNR is below this."""
     variance_type: str | None = None
     """learned or learned_range: the output's second half of channels is not used."""
     use_dynamic_shifting: bool = False
@@ -181,7 +181,7 @@ class DPMSolverSinglestepScheduler(MultistepLevels):
             outputs: list[Linear] = [M, *_PAST]
             order = min(orders[i], i - begin + 1)
             x = X if order == 1 else _SAVED
-            with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
+            with np.errstate(all="ignore"):  # the schedule refuses non-finite values
                 update = solver.singlestep(x, outputs, points[i - order + 1 : i + 2], s.solver_type)
             rows.append(
                 Row(

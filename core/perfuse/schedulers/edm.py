@@ -86,8 +86,8 @@ class EDMLevels(NoiseLevels):
     def _init_noise_sigma(self, grid: Grid) -> float:
         return float((self.settings.sigma_max**2 + 1) ** 0.5)
 
-    def _told(self, levels: Float32s) -> Float32s:
-        """What the model is told of these levels."""
+    def _model_timesteps(self, levels: Float32s) -> Float32s:
+        """The timesteps that the model is given for these noise levels."""
         quarter: Float32s = np.float32(0.25) * log32(levels)
         return quarter
 
@@ -96,11 +96,11 @@ class EDMLevels(NoiseLevels):
         return sample * self._input_scale(np.float32(host(sigma)))
 
     def precondition_noise(self, sigma: Any) -> Any:
-        """What the model is told of this level."""
-        return self._told(host(sigma).astype(np.float32))
+        """The timestep that the model is given for this noise level."""
+        return self._model_timesteps(host(sigma).astype(np.float32))
 
     def precondition_outputs(self, sample: Array, model_output: Array, sigma: Any) -> Array:
-        """The clean sample that the model's output stands for."""
+        """The clean sample that the model's output predicts."""
         terms = dict(self._denoised(np.float32(host(sigma)), self.settings.prediction_type).terms)
         return sample * terms.get(X.terms[0][0], 0.0) + model_output * terms.get(
             OUT.terms[0][0], 0.0

@@ -84,14 +84,14 @@ class EDMDPMSolverMultistepScheduler(EDMLevels):
     def _untimed(self) -> Grid:
         levels = self._falling(self.settings.num_train_timesteps)
         sigmas = np.append(levels, np.float32(0))
-        return Grid(timesteps=self._told(levels), sigmas=sigmas, steps=None)
+        return Grid(timesteps=self._model_timesteps(levels), sigmas=sigmas, steps=None)
 
     def _grid(self, request: Request) -> Grid:
         s = self.settings
         levels = self._falling(request.count)
         last = np.float32(s.sigma_min if s.final_sigmas_type == "sigma_min" else 0)
         sigmas = np.append(levels, last)
-        return Grid(timesteps=self._told(levels), sigmas=sigmas, steps=len(levels))
+        return Grid(timesteps=self._model_timesteps(levels), sigmas=sigmas, steps=len(levels))
 
     def _falling(self, count: int) -> Float32s:
         return self._descent(linspace32(0, 1, count))
@@ -110,7 +110,7 @@ class EDMDPMSolverMultistepScheduler(EDMLevels):
                     "algorithm_type 'sde-dpmsolver++' has no third order here, in Diffusers "
                     "neither. Use solver_order=2."
                 )
-            with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
+            with np.errstate(all="ignore"):  # the schedule refuses non-finite values
                 update = solver.multistep(outputs, points[i - order + 1 : i + 2], s.solver_type)
             rows.append(
                 Row(

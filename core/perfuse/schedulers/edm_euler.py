@@ -27,7 +27,7 @@ class EDMEulerSettings(EDMSettings):
 
 
 class EDMEulerScheduler(EDMLevels):
-    """One model call a step; the model is told log(sigma) / 4."""
+    """One model call a step; the model's timestep is log(sigma) / 4."""
 
     Settings = EDMEulerSettings
     family = KARRAS
@@ -52,7 +52,7 @@ class EDMEulerScheduler(EDMLevels):
         levels = self._descent(ramp)
         last = levels[-1] if self.settings.final_sigmas_type == "sigma_min" else np.float32(0)
         return Grid(
-            timesteps=self._told(levels),
+            timesteps=self._model_timesteps(levels),
             sigmas=np.append(levels, last),
             steps=len(levels),
         )

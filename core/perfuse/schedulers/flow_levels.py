@@ -89,7 +89,7 @@ class FlowLevels(NoiseLevels):
             levels = time_shift(levels, mu, s.time_shift_type)
         else:
             levels = flow_shift(levels, self._shift)
-        if s.shift_terminal:  # zero stands for none here, as in Diffusers
+        if s.shift_terminal:  # zero means none, as in Diffusers
             levels = stretch_to_terminal(levels, s.shift_terminal)
         return self._descend(levels, len(levels))
 

@@ -91,7 +91,7 @@ def draw(array: Any, generator: Any, dtype: Any = None) -> Any:
         if one is None or isinstance(one, torch.Generator):
             return _randn(torch, shape, one, array.device, dtype)
         if isinstance(one, list) and all(isinstance(g, torch.Generator) for g in one):
-            noise_for(generator=one, batch=shape[0])  # says so if they are too few
+            noise_for(generator=one, batch=shape[0])  # raises if they are too few
             rows = [_randn(torch, (1, *shape[1:]), g, array.device, dtype) for g in one]
             return torch.cat(rows)
     return like(noise_for(generator=generator, batch=shape[0]).normal(shape), array)

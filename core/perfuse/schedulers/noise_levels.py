@@ -31,7 +31,7 @@ def one_descent(settings: Any) -> None:
     if len(asked) > 1:
         raise InputError(f"{' and '.join(asked)} are both set. Set at most one of them.")
     if asked == ["use_beta_sigmas"]:
-        beta_sigmas(0.1, 1.0, 1)  # says that scipy is missing now rather than in a loop
+        beta_sigmas(0.1, 1.0, 1)  # raises now, not in the loop, if scipy is missing
 
 
 def descent(settings: Any) -> str | None:

@@ -67,7 +67,7 @@ class SASolverSettings(BetaSettings):
     flow_shift: float = 1.0
     """Moves a flow's levels towards noise."""
     lambda_min_clipped: float = -math.inf
-    """Leave out the training timesteps whose half log-SNR lies below this."""
+    """Leave out the training timesteps whose half log-SNR is below this."""
     variance_type: str | None = None
     """learned or learned_range: the output's second half of channels is not used."""
     timestep_spacing: str = "linspace"
@@ -138,7 +138,7 @@ class SASolverScheduler(MultistepLevels):
         rows, corrector_order = [], 0
         for i in range(begin, n):
             t, sample = int(grid.timesteps[i]), X
-            with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
+            with np.errstate(all="ignore"):  # the schedule refuses non-finite values
                 if i > begin:
                     tau = self.tau_func(int(grid.timesteps[i - 1]))
                     sample = solver.correct(i, corrector_order, tau, [M, *past])

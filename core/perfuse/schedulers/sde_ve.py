@@ -59,7 +59,7 @@ class LangevinSchedule(Schedule):
 
 
 class ScoreSdeVeScheduler(Scheduler):
-    """The model is told the noise level itself; it answers with the score, -n / sigma.
+    """The model is given the noise level itself, and returns the score, -n / sigma.
 
     The table has ``correct_steps`` and one model calls a step. Its last step adds no noise: what
     Diffusers' pipeline shows is ``prev_sample_mean``.
@@ -73,7 +73,7 @@ class ScoreSdeVeScheduler(Scheduler):
     sigmas = TensorView()
     """The level at each timestep."""
     discrete_sigmas = TensorView()
-    """The levels of training, rising, as many as ``set_sigmas`` was told."""
+    """The noise levels of training, ascending, as many as ``set_sigmas`` was given."""
 
     def _prepare(self) -> None:
         pass

@@ -39,7 +39,7 @@ class Row:
     """One step of the table."""
 
     timestep: float
-    """What the model is told; fractional where the scheduler's are."""
+    """The timestep that the model is given; fractional for some schedulers."""
     update: tuple[Linear, ...]
     """The new state, one combination per slot; slot 0 is the sample."""
     denoised: Linear

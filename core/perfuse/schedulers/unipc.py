@@ -162,7 +162,7 @@ class UniPCMultistepScheduler(MultistepLevels):
             levels = time_shift(levels, mu, s.time_shift_type)
         else:
             levels = flow_shift(levels, s.flow_shift)
-        if s.shift_terminal:  # zero stands for none here, as in Diffusers
+        if s.shift_terminal:  # zero means none, as in Diffusers
             levels = stretch_to_terminal(levels, s.shift_terminal)
         if abs(levels[0] - 1) < 1e-6:  # at level one nothing is left of the signal: lambda = -inf
             levels = levels.copy()
@@ -180,7 +180,7 @@ class UniPCMultistepScheduler(MultistepLevels):
         rows, order = [], 0
         for i in range(begin, n):
             sample = X
-            with np.errstate(all="ignore"):  # what is not finite is refused by the schedule
+            with np.errstate(all="ignore"):  # the schedule refuses non-finite values
                 if i > begin and i - 1 not in s.disable_corrector:
                     sample = solver.correct(i, order, past)
                 order = min(s.solver_order, n - i) if s.lower_order_final else s.solver_order

@@ -70,7 +70,7 @@ class VariancePreserving(Scheduler):
         total = len(self._alphas_cumprod)
         if t.size and t.max() >= total:
             raise InputError(
-                f"Timestep {int(t.max())} lies past the {total} that the model was trained with. "
+                f"Timestep {int(t.max())} is past the {total} that the model was trained with. "
                 "Use fewer steps or steps_offset=0."
             )
         return np.where(t >= 0, self._alphas_cumprod[np.maximum(t, 0)], self._final_alpha)

@@ -1,4 +1,4 @@
-"""A saved Core ML package: cut in two, and signed with what it was made as."""
+"""Edits a saved Core ML package: splits it in two, and writes its metadata."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def bisect(package: Path) -> list[Path]:
 
 
 def sign(package: Path, metadata: Mapping[str, str]) -> None:
-    """Say in the package what it is; take the date and the random identifiers out of it."""
+    """Write the package's metadata, and remove the date and the random identifiers."""
     from coremltools.proto import Model_pb2
 
     spec: Any = Model_pb2.Model()
@@ -49,7 +49,7 @@ def sign(package: Path, metadata: Mapping[str, str]) -> None:
 
 
 def _identify(path: Path) -> None:
-    """Give the package's items identifiers of what they are, in place of random ones."""
+    """Replace the random identifiers of the package's items by ones made from their paths."""
     manifest = json.loads(path.read_text(encoding="utf-8"))
     items = manifest["itemInfoEntries"]
     names = {old: str(uuid.uuid5(uuid.NAMESPACE_URL, item["path"])) for old, item in items.items()}

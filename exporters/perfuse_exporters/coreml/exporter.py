@@ -187,7 +187,7 @@ def _opened(component: Component) -> Component:
 
 @contextmanager
 def _coremltools(component: Component) -> Iterator[Any]:
-    """The module, for a block in which it says nothing and its errors are ours."""
+    """Import coremltools for a ``with`` block, with logging off and its errors as ours."""
     ct = import_coremltools()
     try:
         with quiet() as heard, exact():
@@ -274,7 +274,7 @@ def _in_half(component: Component) -> Callable[[Any], bool]:
 
 
 def _attention(block: Any) -> set[Any]:
-    """Softmax, the products around it, and what scales a product's inputs."""
+    """Softmax, the matrix products around it, and the operations that scale their inputs."""
     products = ("matmul", "einsum", "scaled_dot_product_attention")
     found = {op for op in block.operations if op.op_type in (*products, "softmax")}
     scaled = (value.op for op in found for value in _inputs(op))
@@ -299,7 +299,7 @@ def _leading_to(block: Any, kinds: tuple[str, ...]) -> set[Any]:
 
 
 def _said(exc: Exception, heard: list[str]) -> str:
-    """The first line of what coremltools said, with the operator that it logged."""
+    """The first line of coremltools' error, with the operator that it logged."""
     line = next((line.strip() for line in str(exc).splitlines() if line.strip()), repr(exc))
     stopped = [match[1] for text in heard if (match := re.search(r"converting '(.+?)' op", text))]
     return f"{stopped[-1]}: {line}" if stopped and stopped[-1] not in line else line

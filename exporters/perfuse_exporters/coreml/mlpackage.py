@@ -1,4 +1,4 @@
-"""What a saved Core ML model says of itself: its files, its inputs, its outputs, its precision.
+"""Reads the description of a saved Core ML model: files, inputs, outputs, precision.
 
 Of a ``.mlpackage`` the program is read, of a compiled ``.mlmodelc`` the ``metadata.json`` beside
 it. Nothing is run, evaluated or loaded into an engine.
@@ -43,7 +43,7 @@ class Interface:
     outputs: Tensors
     #: For an input of a list of shapes, those.
     listed: Mapping[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
-    #: What whoever made it noted in it.
+    #: The metadata that its author wrote into it.
     notes: Mapping[str, str] = field(default_factory=dict)
     #: What it computes in: ``"float16"`` where any operation does.
     precision: str
@@ -72,7 +72,7 @@ def parts_of(main: Path) -> list[Path]:
 
 
 def read_model(package: Path) -> tuple[Any, Path]:
-    """The model of an ``.mlpackage``, and the folder that ``@model_path`` stands for in it.
+    """The model of an ``.mlpackage``, and the folder that ``@model_path`` refers to.
 
     Returns:
         A ``CoreML.Specification.Model`` that holds an ML Program, and the folder of its file.

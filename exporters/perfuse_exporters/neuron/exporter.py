@@ -31,7 +31,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     #: Which float32 operations are cast: none, those of the matrix engine, all.
     "auto_cast": ("none", "matmult", "all"),
     "auto_cast_type": ("bf16", "fp16", "tf32", "fp8_e4m3"),
-    #: The instances that the program is for; those of this machine where it has devices.
+    #: The instance type to compile for; by default this machine's, if it has Neuron devices.
     "instance_type": ("inf2", "trn1", "trn1n", "trn2"),
     #: Weights that are not part of the program can be replaced without compiling again.
     "inline_weights_to_neff": ("true", "false"),
@@ -47,7 +47,7 @@ _RECORD, _LOGS = "compiled.json", "neuronx-cc-logs"
 
 
 def settings_of(component: Component) -> dict[str, str]:
-    """Every switch of the exporter for a component; ``instance_type`` only where it was given.
+    """All options of the exporter for a component; ``instance_type`` only if it was given.
 
     Raises:
         ExportError: its precision is none that the compiler can cast to.
@@ -62,7 +62,7 @@ def settings_of(component: Component) -> dict[str, str]:
 
 
 def traced(component: Component) -> "nn.Module":
-    """The module that the compiler is given, in float32: a copy around the same weights.
+    """The module to compile, in float32: a copy that shares the weights.
 
     Tracing moves parameters to another device and back, and the module may be the user's own.
     """
@@ -78,7 +78,7 @@ def traced(component: Component) -> "nn.Module":
 
 
 class NeuronExporter(Exporter):
-    """Writes what optimum-neuron and perfuse load on Inferentia and Trainium.
+    """Writes files that optimum-neuron and perfuse load on Inferentia and Trainium.
 
     A compiled graph is kept in the cache under its graph, sizes and options and the compiler's
     version, and under its weights where these are part of it: the text encoders of a second size,
@@ -130,7 +130,7 @@ class NeuronExporter(Exporter):
         return files
 
     def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
-        """What the compiler's documentation refuses; see ``lint.lint`` for what it changes.
+        """Operators that the compiler documents as unsupported; see ``lint.lint`` for changed ones.
 
         That every size must be fixed is ``fixed``, and no finding about one operator.
         """
@@ -158,7 +158,7 @@ def _check_sizes(component: Component) -> None:
 
 
 def _compiled(component: Component, settings: Mapping[str, str], path: Path) -> None:
-    """Write the compiled component to a path: from the cache, or compiled now and kept there."""
+    """Write the compiled component to a path: from the cache, or compiled now and cached."""
     apart = settings["inline_weights_to_neff"] == "false"
     module = traced(component)
     inputs = _inputs(component)
@@ -237,7 +237,7 @@ def _compile(
 
 
 def _arguments(component: Component, settings: Mapping[str, str]) -> list[str]:
-    """neuronx-cc's, as optimum-neuron gives them, less what only makes a file load faster."""
+    """neuronx-cc's arguments, as optimum-neuron's, without those that only speed up loading."""
     arguments = ["--auto-cast", settings["auto_cast"]]
     if settings["auto_cast"] != "none":
         arguments += ["--auto-cast-type", settings["auto_cast_type"]]

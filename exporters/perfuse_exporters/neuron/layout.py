@@ -25,7 +25,7 @@ __all__ = [
 MODEL, CONFIG = "model.neuron", "config.json"
 
 _LAST = ("text_embeds", "time_ids", "image_embeds")
-#: A dimension of ours, and the key that holds its size.
+#: A dimension's name in perfuse, and the key in ``config.json`` that holds its size.
 _STATIC = {
     "batch": "static_batch_size",
     "sequence": "static_sequence_length",
@@ -34,7 +34,7 @@ _STATIC = {
     "latent_height": "static_height",
     "latent_width": "static_width",
 }
-#: A class, its kind here, and what the layout calls its model type.
+#: A model class, its kind here, and its model type in the layout.
 _PROJECTED = "CLIPTextModelWithProjection"
 _CLASSES = {
     "UNet2DConditionModel": ("unet", "unet"),
@@ -88,7 +88,7 @@ def named_outputs(spec: ComponentSpec, outputs: Any) -> dict[str, Any]:
 def neuron_config(
     component: Component, settings: Mapping[str, str], compiler_version: str
 ) -> dict[str, Any]:
-    """``config.json`` of a component: its own, and what it was compiled for.
+    """``config.json`` of a component: its own config with the compilation settings.
 
     ``static_vae_scale_factor``, which a denoiser's has, too, needs another component.
 

@@ -1,4 +1,4 @@
-"""Looks through a captured graph for what the Neuron compiler documents that it does not take.
+"""Checks a captured graph for what the Neuron compiler documents as unsupported.
 
 It compiles nothing. ``operators`` holds what is documented, and where.
 """
@@ -27,7 +27,7 @@ from perfuse_exporters.neuron.operators import (
 __all__ = ["Finding", "lint"]
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-#: Checks that torch.export leaves in a graph; they are no part of what is computed.
+#: Assertions that torch.export leaves in a graph; they compute nothing.
 _CHECKS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async")
 
 
@@ -140,7 +140,7 @@ def _found(node: Node, kind: str, reason: str) -> Finding:
 
 
 def _name(node: Node) -> str | None:
-    """A computing operator's name without its overload; ``None`` for what computes no tensor."""
+    """An operator's name without its overload; ``None`` for a node that computes no tensor."""
     if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
         return None
     space, _, name = node.target._schema.name.partition("::")
@@ -157,7 +157,7 @@ def _made(node: Node) -> list[Tensor]:
 
 
 def _decided(node: Node) -> set[str]:
-    """The sizes of what a node returns that only its values decide: torch calls them u0, u1, …"""
+    """A node's data-dependent output sizes, which torch calls u0, u1, …"""
     sizes = (str(size) for value in _made(node) for size in value.shape)
     return {size for size in sizes if size.startswith("u")}
 

@@ -1,4 +1,4 @@
-"""What AWS documents of the operators and types that the Neuron compiler takes. Data alone.
+"""The operators and types that the Neuron compiler supports, by AWS's documentation. Data only.
 
 Three pages name operators: the compiler's list, which is of XLA's operators and old; its error
 codes, which say what it takes of some that the list leaves out; and the targets of custom calls.
@@ -150,12 +150,12 @@ FLOATING = ("float32", "float16", "bfloat16")
 #: "The output tensor size limit of 4GB was exceeded": NCC_EVRF024. In bytes.
 LARGEST_OUTPUT = 4 * 2**30
 
-#: What ``--native-int64`` says of every other operation on 64-bit integers.
+#: The documentation of ``--native-int64`` on all other operations on 64-bit integers.
 AS_INT32 = (
     "the compiler computes 64-bit integers in 32 bits (--native-int64=default), which is exact "
     "below 2^31"
 )
-#: XLA operators without integers: what ``--implicit-integer-downcast`` says of them.
+#: XLA operators without integer support, by the documentation of ``--implicit-integer-downcast``.
 INTEGER_AS_FLOAT: Mapping[str, str] = {
     **dict.fromkeys(
         ("Dot", "DotGeneral"),

@@ -1,4 +1,4 @@
-"""What only AWS's SDK answers: the calls of torch-neuronx that compile, and what is installed.
+"""The parts that need AWS's Neuron SDK: compiling with torch-neuronx, and checks of its install.
 
 Nothing here has been executed: the SDK is not on PyPI, and no instance was at hand. The calls are as
 https://awsdocs-neuron.readthedocs-hosted.com/en/latest/frameworks/torch/torch-neuronx describes them
@@ -47,7 +47,7 @@ MACHINE = Path("/sys/devices/virtual/dmi/id/product_name")
 
 
 def runtime_missing() -> str | None:
-    """What of the SDK a program cannot run without and is not here, and what to do; or ``None``."""
+    """The parts of the SDK that are missing to run a program, and the remedy; or ``None``."""
     if importlib.util.find_spec("torch_neuronx") is None:
         return f"torch_neuronx is not installed. Run: {INSTALL}"
     if importlib.util.find_spec("libneuronxla") is None:
@@ -84,7 +84,7 @@ def compiler_missing(target: str | None) -> str | None:
 
 
 def cores() -> int:
-    """How many NeuronCores this process may use, by the driver and by what the runtime is told.
+    """How many NeuronCores this process may use, by the driver and the runtime's settings.
 
     With ``--logical-nc-config=2``, trn2's default, a program takes two of them.
 
@@ -165,7 +165,7 @@ def save(model: Any, path: Path) -> None:
 
 
 def read(path: Path) -> Any:
-    """A compiled program, not yet on a core. TorchScript: for no file that nobody vouches for."""
+    """Read a compiled program. It is TorchScript, which can run code: trusted files only."""
     import torch
 
     load: Any = torch.jit.load

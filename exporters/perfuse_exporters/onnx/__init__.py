@@ -1,1 +1,1 @@
-"""Graphs for ONNX Runtime, and whatever else reads ONNX."""
+"""The ONNX exporter, for ONNX Runtime and other engines that read ONNX."""

@@ -70,7 +70,7 @@ class OnnxExporter(Exporter):
 
         dtype = torch.float16 if component.precision == "float16" else torch.float32
         module = build(component)
-        # Memory that nobody touches takes no room, so a stand-in costs nothing whatever its size.
+        # Memory that is never touched is never allocated, so a stand-in of any size is free.
         hollow = replace_tensors(module, lambda tensor: _stand_in(tensor, dtype))
         program = trace(component, hollow, dtype)
         say(f"Lowering {component.name} to ONNX")
@@ -90,7 +90,7 @@ class OnnxExporter(Exporter):
         return write(model, weights, folder)
 
     def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
-        """What the converter refuses, and what no graph of ours may hold."""
+        """Operators that the converter refuses, or that perfuse's graphs must not hold."""
         from onnxscript import optimizer  # noqa: F401 - without it, everything would be refused
         from torch import nn
 
@@ -113,7 +113,7 @@ class OnnxExporter(Exporter):
 def _stand_in(tensor: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
     import torch
 
-    # Whole numbers are positions and tables, which may decide what the graph looks like.
+    # Integers are positions and tables, whose values may determine the graph's structure.
     return torch.empty(tensor.shape, dtype=dtype) if tensor.is_floating_point() else tensor
 
 
@@ -169,7 +169,7 @@ def _quiet() -> "Iterator[None]":
 
 
 def _simplify(model: "ir.Model", weights: "dict[ir.Value, Weight]") -> None:
-    """Fold constants and take out what does nothing, without looking at a weight.
+    """Fold constants and remove nodes without effect, without reading weights.
 
     Meanwhile the weights are inputs of the graph: what is not known cannot be folded or merged.
     """
@@ -192,13 +192,13 @@ def _simplify(model: "ir.Model", weights: "dict[ir.Value, Weight]") -> None:
             graph.initializers[str(value.name)] = value
         else:
             del weights[value]
-    # What the folded nodes alone used.
+    # Initializers that only the folded nodes used.
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]
 
 
 def _fold_into_weights(graph: "ir.Graph", weights: "dict[ir.Value, Weight]") -> None:
-    """Turn what is done to a weight alone into a change that is made when it is written."""
+    """Apply operations whose only input is a weight when the weight is written, not in the graph."""
     import onnx_ir as ir
 
     names = {value.name for value in weights}
@@ -319,7 +319,7 @@ def _separate_outputs(graph: "ir.Graph") -> None:
 
 
 def _check(model: "ir.Model", component: Component) -> None:
-    """Refuse what engines cannot run, or run differently from each other."""
+    """Refuse operators that engines cannot run, or that they run differently."""
     import onnx_ir as ir
 
     found = {node.op_type for node in model.graph if node.op_type in _FORBIDDEN}

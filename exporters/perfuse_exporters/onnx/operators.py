@@ -78,7 +78,7 @@ def _attention(
     transposed = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
     query = op.Mul(query, op.Constant(value=ir.tensor(np.array(factor, dtype=dtype))))
     scores = op.MatMul(query, transposed)
-    # The lowest number and not minus infinity, of which a fully masked row would make NaN.
+    # The lowest finite number, because minus infinity in a fully masked row would give NaN.
     lowest = op.Constant(value=ir.tensor(np.array(np.finfo(dtype).min, dtype=dtype)))
     if is_causal:
         size = op.Shape(scores, start=-2)

@@ -26,7 +26,7 @@ _MADV_PAGEOUT = 21
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Weight:
-    """What an initializer of the graph holds: a tensor of the module, changed on the way."""
+    """The content of an initializer: a tensor of the module, with changes made when written."""
 
     source: "torch.Tensor"
     dtype: "ir.DataType"

@@ -1,4 +1,4 @@
-"""The ``openvino`` module, without its telemetry; and what its exceptions say."""
+"""Importing ``openvino`` without its telemetry, and shortening its error messages."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ __all__ = ["import_openvino", "said"]
 
 
 def import_openvino() -> Any:
-    """The ``openvino`` module, imported so that it tells nobody.
+    """Import ``openvino`` with its telemetry switched off.
 
     Importing OpenVINO reports the import, and every conversion, to Google Analytics unless the user
     has opted out. Without its telemetry package it uses a stub of its own, and starts sooner.
@@ -33,7 +33,7 @@ def _hidden(module: str) -> Iterator[None]:
 
 
 def said(exc: Exception) -> str:
-    """OpenVINO's own words on one line, without where in its sources they come from."""
+    """OpenVINO's error message on one line, without the locations in its sources."""
     lines = [line.strip() for line in str(exc).splitlines()]
     own = [line for line in lines if line and not line.startswith("Exception from")]
     return " ".join(own[:2]).rstrip(".") or repr(exc)

@@ -105,7 +105,7 @@ def _stored_in(dtype: "torch.dtype", module: "nn.Module") -> "nn.Module":
     from perfuse.capture import replace_tensors
 
     class Upcast(nn.Module):
-        """Casts each weight where it is used. OpenVINO keeps it as it is stored, and the cast."""
+        """Casts each weight where it is used: OpenVINO keeps its stored dtype, and the cast."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -193,7 +193,7 @@ def _phases(model: "ov.Model") -> "list[ov.Node]":
 
 
 def _repeats_nothing(op: "ov.Node") -> bool:
-    """Whether a Broadcast only restates a shape: torch repeats no axis but one known to be 1."""
+    """Whether a Broadcast changes nothing: torch only repeats axes of known size 1."""
     before, after = (port.get_partial_shape() for port in (op.input_value(0), op.output(0)))
     if before.rank.is_dynamic or before.rank != after.rank:
         return False

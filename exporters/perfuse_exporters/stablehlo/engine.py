@@ -13,7 +13,7 @@ _settings_lock = RLock()
 
 
 def import_jax() -> Any:
-    """The ``jax`` module, imported so that it changes and says nothing.
+    """Import ``jax`` without changing global settings and without its log messages.
 
     Importing JAX 0.10 draws from numpy's global generator (``jax._src.clusters.k8s_cluster``), and
     whatever the process has seeded would go on elsewhere. Its runtime logs to standard error.

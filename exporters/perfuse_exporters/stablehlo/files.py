@@ -22,7 +22,7 @@ MODEL, WEIGHTS = "model.stablehlo", "model.safetensors"
 
 #: The names of dtypes in a .safetensors file, https://huggingface.co/docs/safetensors.
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "bool": "BOOL"}
-#: After the program, where flatbuffers do not look: this and the SHA-256 of what is before it.
+#: Written after the program, where flatbuffers ignores it, with the SHA-256 of the program.
 #: MLIR's reader ends the process on some damaged files, and reads others as another program.
 _SEAL = b"perfuse\0"
 _CALL = re.compile(r"custom_call\W+([\w.$@]+)")
@@ -30,7 +30,7 @@ _CALL = re.compile(r"custom_call\W+([\w.$@]+)")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Loaded:
-    """A program and where its weights are; nothing is compiled and no weight is in memory."""
+    """A program and the files of its weights, with nothing compiled or loaded."""
 
     #: ``jax.export.Exported``: takes the weights and the inputs, each a dict, and gives a dict.
     exported: Any
@@ -60,7 +60,7 @@ def sealed(program: bytes | bytearray) -> bytes:
 
 
 def _unsealed(path: Path) -> bytearray:
-    """The program of a file that is as it was written.
+    """The program of a file, after a check of its SHA-256.
 
     Raises:
         ArtifactError: the file is missing, cut off, changed, or another tool's.
@@ -124,7 +124,7 @@ def load(main: Path) -> Loaded:
 
 
 def _checked_weights(path: Path, wanted: Mapping[str, Any]) -> dict[str, str]:
-    """See that a file holds these weights and no others; return its notes."""
+    """Check that a file holds exactly these weights; return its metadata."""
     with _opened(path) as file:
         names = set(file.keys())
         if names != set(wanted):

@@ -30,7 +30,7 @@ _KEPT = (
     torch.ops.aten.scaled_dot_product_attention.default,
     torch.ops.aten.silu.default,
 )
-#: Arguments that say where memory lies, which a program does not.
+#: Arguments about devices and memory layout, which a program does not have.
 _PLACES = ("device", "layout", "pin_memory", "memory_format", "non_blocking")
 #: The operators whose dtype is an argument: the one that the graph gives them.
 _MAKERS = (
@@ -81,7 +81,7 @@ class Casting:
 
 
 def decomposed(program: "ExportedProgram") -> "ExportedProgram":
-    """The graph in core ATen, but for the composites that are kept whole."""
+    """The graph in core ATen, except for composite operators that are not decomposed."""
     table: Any = torch.export.default_decompositions()
     for op in _KEPT:
         table.pop(op, None)
@@ -199,7 +199,7 @@ def lowered(
 
 
 def _evaluated(node: Node, values: Mapping[Node, Any], casting: Casting) -> Any:
-    """What a node computes, in the dtypes that torch gives it, rounded as the casting says."""
+    """Compute a node in torch's dtypes, rounded as the casting option requires."""
     args = map_arg(node.args, values.__getitem__)
     given = {name: arg for name, arg in node.kwargs.items() if name not in _PLACES}
     kwargs: dict[str, Any] = dict(map_arg(given, values.__getitem__))

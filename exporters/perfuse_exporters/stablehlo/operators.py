@@ -23,7 +23,7 @@ Cast = Callable[[Operand], Operand]
 _EXACT = lax.Precision.HIGHEST
 
 
-# Products: what --auto-cast=matmult is about. Each takes the cast of its operands first.
+# Products, which --auto-cast=matmult affects. Each takes the cast of its operands first.
 
 
 def _dot(cast: Cast, left: Operand, right: Operand, contract: Any, batch: Any = ((), ())) -> Any:
@@ -115,7 +115,7 @@ def _attention(
     return _dot(cast, weights, value, ((last,), (last - 1,)), (axes, axes))
 
 
-#: Their results are float32 whatever the operands are, and are then rounded once.
+#: Operators computed in float32 for any operand dtype, and then rounded once.
 PRODUCTS: Mapping[str, Callable[..., Operand]] = {
     "aten.addmm.default": _addmm,
     "aten.bmm.default": _bmm,
@@ -338,7 +338,7 @@ def _split(x: Operand, sizes: Sequence[int], axis: int = 0) -> list[Operand]:
 
 
 def _embedding(weight: Operand, ids: Operand, padding_idx: int = -1, *unused: bool) -> Operand:
-    """Rows of a table; an id that is not in it gives what is not a number, and the host says so."""
+    """Rows of a table. An id out of range gives NaN, which the host reports as an error."""
     return weight.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
@@ -356,7 +356,7 @@ def _pad(x: Operand, edges: Sequence[int], value: float = 0) -> Operand:
 def _upsample_nearest2d(
     x: Operand, size: Sequence[int] | None, scale: Sequence[float] | None = None
 ) -> Operand:
-    """Each pixel of the result is the one at the same place, rounded down."""
+    """Nearest-neighbour resize; source coordinates are rounded down."""
     for axis in (2, 3):
         old = x.shape[axis]
         new = size[axis - 2] if size else int(old * (scale or ())[axis - 2])

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from perfuse.contract.hooks import BackendManifest
 
-__all__ = ["missing_modules", "not_installed", "standing"]
+__all__ = ["availability", "missing_modules", "not_installed"]
 
 _SYSTEMS = {"darwin": "macOS", "linux": "Linux", "win32": "Windows"}
 
 
-def standing(manifest: BackendManifest) -> tuple[str, str, str]:
+def availability(manifest: BackendManifest) -> tuple[str, str, str]:
     """State, reason and remedy of a backend, by what is installed, without importing it."""
     if manifest.platforms and sys.platform not in manifest.platforms:
         systems = " or ".join(_SYSTEMS.get(name, name) for name in manifest.platforms)
