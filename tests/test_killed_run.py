@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,11 +72,15 @@ def passed(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def wait_for(*paths: Path) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     until = time.monotonic() + 120
-    while not all(path.exists() and path.read_text() for path in paths):
+    while not condition():
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def wait_for(*paths: Path) -> None:
+    wait_until(lambda: all(path.exists() and path.read_text() for path in paths))
 
 
 def alive(pid: int) -> bool:
@@ -102,7 +107,7 @@ def test_the_next_run_ends_what_a_killed_one_left(project: Path) -> None:
     passed(start(project, "test_passes.py"))
     assert not left.exists()
     assert list(temporary.glob("perfuse-tests-*")) == []
-    assert not any(map(alive, pids))
+    wait_until(lambda: not any(map(alive, pids)))  # the system takes a moment to bury them
     first.communicate()  # its workers, too, have let go of the pipe
 
 
