@@ -13,7 +13,7 @@ from perfuse.schedulers import SCHEDULERS
 ROOT = Path(__file__).parents[2]
 
 _TEXT = """
-    " Architecture Artifact ArtifactStore Backend BackendManifest Branch Checkpoint Choice
+    Architecture Artifact ArtifactStore Backend BackendManifest Branch Checkpoint Choice
     ClassifierFreeGuidance Component ComponentSpec Device DiffusionPipeline Dim EmbeddedGuidance
     Event ExecutionReport Exporter ExporterManifest Guider GuiderManifest Input LatentSpec
     Limits Loop Moment NoGuidance NoiseSource PerfuseError PipelineManifest PipelineOutput
