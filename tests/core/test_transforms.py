@@ -99,6 +99,7 @@ def test_a_transform_leaves_the_user_s_module_as_it_is(install: Install, checkpo
     assert (plain(**given).images == draw(checkpoint("tiny"))).all()
 
 
+@pytest.mark.export
 def test_the_cache_keeps_both(install: Install, checkpoint: Make, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
@@ -118,6 +119,7 @@ def test_the_cache_keeps_both(install: Install, checkpoint: Make, tmp_path: Path
     assert (last == plain).all()
 
 
+@pytest.mark.export
 def test_an_export_keeps_what_was_rewritten(
     install: Install, checkpoint: Make, tmp_path: Path
 ) -> None:

@@ -281,6 +281,7 @@ def test_verify_is_for_exports(checkpoint: Make) -> None:
     assert "only exported folders record the checksums of their" in result.stderr
 
 
+@pytest.mark.slow
 def test_backends() -> None:
     known = {"PERFUSE_PLUGINS": "torch,onnxruntime,openvino"}
     rows = read_json(perfuse("backends", "--json", **known))["backends"]

@@ -341,6 +341,7 @@ def test_what_was_missing_may_have_come(
     assert row(PluginHost(["needy"]), "needy").state == "loaded"
 
 
+@pytest.mark.slow
 def test_drawing_with_another_backend_is_not_affected(install: Install, tmp_path: Path) -> None:
     """In a process of its own, with all of them installed."""
     pytest.importorskip("torch")

@@ -368,6 +368,7 @@ def test_an_allowed_plugin_that_is_not_there_is_a_row(install: Install) -> None:
     )
 
 
+@pytest.mark.slow
 def test_listing_ten_plugins_imports_no_engine(install: Install) -> None:
     for i in range(10):
         site = good(install, f"sound{i}")
@@ -445,6 +446,7 @@ def test_in_tree_backends_say_which_format_they_load() -> None:
     assert formats == {"torch": (), "onnxruntime": ("onnx",), "openvino": ("openvino",)}
 
 
+@pytest.mark.slow
 def test_the_command_line_lists_them_and_lives(install: Install) -> None:
     """In a process of its own, with every broken plugin installed at once."""
     for name, (code, _) in BROKEN.items():

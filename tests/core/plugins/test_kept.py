@@ -48,6 +48,7 @@ def backends(*arguments: str, command: str = "backends") -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_second_time_nobody_is_asked(log: Path) -> None:
     first, second = backends(), backends()
     assert asked(log) == 1
@@ -177,6 +178,7 @@ def test_clearing_the_cache_forgets_it(log: Path, cache: Path) -> None:
     assert asked(log) == 2
 
 
+@pytest.mark.slow
 def test_no_engine_is_loaded_the_second_time(tmp_path: Path, cache: Path) -> None:
     """In a process of its own: neither an engine nor a plugin of somebody else's."""
     program = (
