@@ -39,11 +39,34 @@ def _example(component: Component, tensor: TensorSpec, dtype: torch.dtype) -> Te
     return torch.full(shape, 0.5, dtype=_DTYPES.get(tensor.dtype, dtype))
 
 
+# Sizes that no two dimensions share, so that capture cannot take one for another, and that stay
+# whole and above 1 when a network halves them. The tensors are never computed with.
+_CHOSEN = (2, 96, 64, 80, 112, 48, 144, 176)
+
+
+def _units(component: Component, dim: str) -> int:
+    """The size to capture a dimension with, in units of its multiple."""
+    given = component.spec.dim(dim).example
+    if given is not None:
+        return given
+    dims = component.spec.signature.dims
+    taken = {component.spec.dim(name).example for name in dims}
+    free = [size for size in _CHOSEN if size not in taken]
+    unsaid = [name for name in dims if component.spec.dim(name).example is None]
+    return free[unsaid.index(dim)]
+
+
+def _smallest(component: Component, dim: str) -> int:
+    known = component.spec.dim(dim)
+    if known.smallest is not None:
+        return known.smallest
+    return 1 if known.example is not None else max(_units(component, dim) // 2, 1)
+
+
 def _size(component: Component, dim: str) -> int:
     if dim in component.static:
         return component.static[dim]
-    known = component.spec.dim(dim)
-    return known.example * known.multiple
+    return _units(component, dim) * component.spec.dim(dim).multiple
 
 
 def dynamic_shapes(component: Component) -> tuple[Mapping[int, Any], ...]:
@@ -59,7 +82,7 @@ def dynamic_shapes(component: Component) -> tuple[Mapping[int, Any], ...]:
         multiple, maximum = known.multiple, known.maximum
         unit = Dim(
             f"{name}_unit" if multiple > 1 else name,
-            min=known.smallest,
+            min=_smallest(component, name),
             max=maximum // multiple if maximum is not None else None,
         )
         dims[name] = unit * multiple if multiple > 1 else unit

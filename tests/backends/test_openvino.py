@@ -25,7 +25,7 @@ from perfuse.errors import (
 )
 from perfuse.sources.checkpoint import Checkpoint
 from perfuse.sources.store import ArtifactStore
-from perfuse.spec import ComponentSpec, Signature, TensorSpec
+from perfuse.spec import ComponentSpec, Dim, Signature, TensorSpec
 from perfuse_exporters.openvino.exporter import OpenVinoExporter
 from perfuse_openvino.backend import OpenVino
 
@@ -67,8 +67,7 @@ SPEC = ComponentSpec(
         ),
         outputs=(_float("out_sample", "batch", 4, "latent_height", "latent_width"),),
     ),
-    multiples={"latent_height": 2},
-    maximums={"latent_width": 256},
+    dims={"latent_height": Dim(multiple=2), "latent_width": Dim(maximum=256)},
 )
 
 

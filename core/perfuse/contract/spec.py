@@ -138,11 +138,12 @@ class Dim:
     #: The largest size.
     maximum: int | None = None
     #: The size to capture the graph with, in units of ``multiple``; different for each dimension of
-    #: a component.
-    example: int = 8
+    #: a component. ``None`` lets capture choose one.
+    example: int | None = None
     #: The least size that capture may assume, in units of ``multiple``. Above 1 where needed:
-    #: torch.export specialises on a size of 1, also where a network halves a size down to 1.
-    smallest: int = 1
+    #: torch.export specialises on a size of 1, also where a network halves a size down to 1. ``None``
+    #: for 1 where an example is given, and for half of the size that capture chooses otherwise.
+    smallest: int | None = None
 
 
 _ANY = Dim()
@@ -155,7 +156,7 @@ class ComponentSpec:
     #: ``"text_encoder"``, ``"unet"``, ``"vae_encoder"``, ``"vae_decoder"``, …
     name: str
     #: What it is for: one of the values in ``Role``.
-    role: str
+    role: str = Role.OTHER
     #: The checkpoint's class for it, e.g. ``"UNet2DConditionModel"``.
     class_name: str
     #: Its folder in the checkpoint; two components may share one, as the two halves of a VAE do.

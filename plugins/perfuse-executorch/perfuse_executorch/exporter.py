@@ -26,8 +26,9 @@ DESCRIPTION = "model.json"
 
 def open_dims(component: Component) -> tuple[str, ...]:
     """The dimensions without a size and without a largest one."""
-    known = {*component.static, *component.spec.maximums}
-    return tuple(dim for dim in component.spec.signature.dims if dim not in known)
+    spec = component.spec
+    bounded = {name for name, dim in spec.dims.items() if dim.maximum is not None}
+    return tuple(d for d in spec.signature.dims if d not in bounded and d not in component.static)
 
 
 class ExecuTorchExporter(Exporter):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from perfuse import DiffusionPipeline
+from perfuse import DiffusionPipeline, Dim
 from perfuse.backend import Component, Program, Request, SupportLevel
 from perfuse.errors import (
     ArtifactError,
@@ -114,7 +114,10 @@ def test_precisions(prepare: Prepare, tiny: Component) -> None:
 
 def test_sizes_up_to_the_largest(component: Find, prepare: Prepare) -> None:
     found = component("sd1", "text_encoder", static={})
-    spec = dataclasses.replace(found.spec, maximums={"batch": 3, "sequence": 77})
+    spec = dataclasses.replace(
+        found.spec,
+        dims={"batch": Dim(example=2, maximum=3), "sequence": Dim(example=7, maximum=77)},
+    )
     bounded = dataclasses.replace(found, spec=spec)
     assert ExecuTorch().supports(Request(component=spec, precision="float32")).works
     program, reference = prepare(bounded), prepare(bounded, "torch")
