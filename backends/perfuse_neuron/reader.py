@@ -135,7 +135,8 @@ def _spec(name: str, config: Mapping[str, Any], neuron: Mapping[str, Any]) -> Co
         spec = {spec.name: spec for spec in describe(class_name, part, part, config)}[name]
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
         raise ArtifactError(
-            f"{name}/{CONFIG} was read as a {class_name}'s, which gave {exc!r}. Copy it again."
+            f"{name}/{CONFIG} was read as the config of a {class_name}; reading it raised {exc!r}. "
+            "Copy it again."
         ) from exc
     if treated_as(class_name) != "text" or neuron.get("output_hidden_states"):
         return spec

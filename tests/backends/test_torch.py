@@ -128,7 +128,7 @@ def test_the_loop_reads_nothing_back(checkpoint: Path, scheduler: str) -> None:
     rounds = 0
     events = pipe.stream("a red circle", num_inference_steps=4, seed=0, output_type="latent")
     for event in events:
-        if event.step == "place":
+        if event.step == "place_inputs":
             reads.__enter__()
         if event.step == "denoise":
             rounds = event.total

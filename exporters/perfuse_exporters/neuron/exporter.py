@@ -124,7 +124,7 @@ class NeuronExporter(Exporter):
         for name, component in components.items():
             if halves and treated_as(component.spec.class_name) == "unet":
                 config = json.loads((folder / name / CONFIG).read_text(encoding="utf-8"))
-                scale = latents_of(halves[0].spec.config).downscale
+                scale = latents_of({one.name: one.spec for one in halves}).downscale
                 config["neuron"]["static_vae_scale_factor"] = scale
                 _write_json(folder / name / CONFIG, config)
         return files

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from perfuse import DiffusionPipeline
+from perfuse import ArtifactStore, DiffusionPipeline
 from perfuse.errors import DeviceNotFoundError, ExecutionError, ExportError, InputError
 from perfuse.progress import Progress, reporting
 
@@ -37,8 +37,9 @@ def reference() -> np.ndarray:
 
 
 @pytest.fixture
-def pipe() -> Iterator[DiffusionPipeline]:
-    pipe = DiffusionPipeline.from_pretrained(backend="openreg")
+def pipe(tmp_path: Path) -> Iterator[DiffusionPipeline]:
+    store = ArtifactStore(tmp_path)  # what other tests exported would not be exported again
+    pipe = DiffusionPipeline.from_pretrained(backend="openreg", store=store)
     yield pipe
     pipe.close()
     assert used() == [0, 0]

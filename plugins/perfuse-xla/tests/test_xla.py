@@ -81,8 +81,11 @@ def test_what_it_refuses(unet: Component, prepare: Prepare) -> None:
     assert issubclass(DeviceNotFoundError, BackendError)
 
 
-def test_what_is_compiled_is_kept(unet: Component, prepare: Prepare) -> None:
+def test_what_is_compiled_is_kept(
+    unet: Component, prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the store, where a damaged file is put away; JAX's own setting is as it was."""
+    monkeypatch.setenv("PERFUSE_CACHE", str(tmp_path))
     given = {"sample": np.ones((2, 3, 8, 6), np.float32), "timestep": np.ones(2, np.float32)}
     folder = ArtifactStore.default().root / "xla-compiled"
 

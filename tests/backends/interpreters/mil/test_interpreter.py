@@ -234,7 +234,7 @@ def test_an_operation_that_cannot_be_computed_is_named(convolution, tmp_path):
         block = model.mlProgram.functions["main"].inputs[0].type.tensorType
         block.dimensions[1].constant.size = 3
     with pytest.raises(
-        ArtifactError, match=r"conv, which gives features, cannot be computed: Given"
+        ArtifactError, match=r"conv, which gives features, cannot be computed: RuntimeError: Given"
     ):
         MilPredictor(package)({"x": normal((1, 3, 8, 8))})
 
