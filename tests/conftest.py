@@ -70,8 +70,8 @@ def made_once() -> Callable[..., Path]:
         with filelock.FileLock(folder.parent / f".{name}.lock"):
             if not folder.exists():
                 with atomic_folder(folder) as partial:
-                    make(partial / "whole")
-        return folder / "whole"
+                    make(partial / name)
+        return folder / name
 
     return made
 

@@ -93,7 +93,7 @@ def test_a_module_of_the_same_weights_and_another_config(checkpoint: Make) -> No
         config = json.loads((checkpoint("tiny") / "unet" / "config.json").read_text("utf-8"))
         pipe.unet = perfuse.models.UNet2DModel.from_config({**config, **changed})
         pipe.unet.load_state_dict(weights)
-        prints.add(_fingerprint(pipe._component("unet")))
+        prints.add(_fingerprint(pipe.component("unet")))
     assert len(prints) == 4
 
 

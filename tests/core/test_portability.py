@@ -27,7 +27,6 @@ from perfuse.contract.limits import Limits
 from perfuse.errors import DeviceNotFoundError, InputError, PerfuseError, PluginError
 from perfuse.plugins import host, resolve
 from perfuse.report.portability import Finding, examine, limits_of, read_bytes, report, verdicts
-from perfuse.report.tables import weight_sizes
 from perfuse.run.pipeline import DiffusionPipeline
 from perfuse.sources.opening import open_model
 from perfuse.sources.store import ArtifactStore
@@ -107,10 +106,10 @@ def cases(checkpoint: Make) -> Iterator[Case]:
     for kind in MODELS or ["tiny"]:
         pipe = DiffusionPipeline.from_pretrained(None if kind == "shapes" else checkpoint(kind))
         for name, spec in pipe.spec.components.items():
-            usual = pipe._usual_sizes(spec)
+            usual = pipe.usual_sizes(spec.name)
             for precision, static in itertools.product(PRECISIONS, ({}, usual)):
                 if MODELS or (precision, bool(static)) in (("float32", True), ("bfloat16", True)):
-                    one = pipe._component(name, static=static)
+                    one = pipe.component(name, static=static)
                     one = dataclasses.replace(one, precision=precision)
                     size = "one size" if static else "any size"
                     yield f"{kind} {name} {precision} {size}", one, usual
@@ -181,15 +180,15 @@ def test_weights_that_do_not_fit(memory: str, limit: Any, checkpoint: Make, tmp_
     pytest.importorskip("perfuse_openreg")
     limit("openreg", {"*": Limits(precisions={"float32": ""}, fixed_sizes=True)})
     pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"))
-    usual = pipe._usual_sizes(pipe.spec.components["unet"])
-    component = pipe._component("unet", static=usual)
+    usual = pipe.usual_sizes("unet")
+    component = pipe.component("unet", static=usual)
     target = Target(backend="openreg", device="0", options={"memory": memory})
     findings = examine(component, target, usual=usual, memory=read_bytes(memory))
     failure = runs(component, target, usual, tmp_path)
     assert bool(failure) == (memory == "0.02MB"), failure
     assert (verdicts(findings)["unet"] == "does not run") == bool(failure)
     # Any size is run too, by making a program a size: the host's part, so only the report's here.
-    open_sizes = examine(pipe._component("unet"), target, usual=usual)
+    open_sizes = examine(pipe.component("unet"), target, usual=usual)
     assert verdicts(open_sizes)["unet"] == "runs with changes"
     assert found(open_sizes, "sizes")[0][2].endswith("one program a size, kept two at a time")
 
@@ -217,12 +216,12 @@ def test_limits_say_what_the_backend_says(
     pytest.importorskip("openvino")
     monkeypatch.setattr("perfuse_openvino.backend._core", _Core)
     pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"))
-    usual = pipe._usual_sizes(pipe.spec.components["unet"])
+    usual = pipe.usual_sizes("unet")
     backend = host().backend("openvino")
     for device, precision in itertools.product(_Core.capabilities, PRECISIONS):
         target = Target(backend="openvino", device=device)
         open_sizes, one_size = (
-            dataclasses.replace(pipe._component("unet", static=static), precision=precision)
+            dataclasses.replace(pipe.component("unet", static=static), precision=precision)
             for static in ({}, usual)
         )
         request = Request(component=open_sizes.spec, precision=precision, device=device)
@@ -315,7 +314,7 @@ def test_dtypes_ranks_and_elements(limit: Any) -> None:
 def test_attention_that_is_too_large_is_sliced_on_mps(checkpoint: Make) -> None:
     """Scores of 65536 by 65536 are 2^32; a little more is more than MPS holds."""
     pipe = DiffusionPipeline.from_pretrained(checkpoint("sd1"))
-    component = pipe._component("vae_decoder")
+    component = pipe.component("vae_decoder")
     for side, standing in ((256, "fits"), (260, "changed"), (40000, "refused")):
         usual = {"batch": 1, "latent_height": side, "latent_width": side}
         findings = examine(component, Target.parse("torch:mps"), usual=usual)
@@ -361,7 +360,7 @@ def test_the_memory_is_for_all_components_together(checkpoint: Make) -> None:
     source, target = open_model(checkpoint("sd1")), Target.parse("torch:cpu")
     weights = found(report(source, target), "weights")
     assert [row[0] for row in weights] == ["unknown"]
-    total = sum(weight_sizes(source).values())
+    total = sum(source.weight_bytes().values())
     assert weights[0][1] == f"{total / 1e6:.1f} MB of weights"
     fits = report(source, target, memory=total)
     assert set(verdicts(fits).values()) == {"runs"}
@@ -372,7 +371,7 @@ def test_the_memory_is_for_all_components_together(checkpoint: Make) -> None:
 @pytest.mark.export
 def test_weights_are_counted_in_the_precision(checkpoint: Make) -> None:
     source, target = open_model(checkpoint("tiny")), Target.parse("torch:cpu")
-    (size,) = weight_sizes(source).values()
+    (size,) = source.weight_bytes().values()
     half = report(source, target, precision="float16", memory=size // 2)
     full = report(source, target, memory=size // 2)
     assert verdicts(half)["unet"] == "runs"

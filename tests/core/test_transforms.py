@@ -240,5 +240,5 @@ def test_a_pipeline_class_that_cannot_be_run(install: Install, copy_of: Make) ->
     from perfuse.plugins import host
 
     host.cache_clear()
-    with pytest.raises(PluginError, match="task of a TheirPipeline is plugin_theirs:TSAK"):
+    with pytest.raises(PluginError, match="task of TheirPipeline is plugin_theirs:TSAK"):
         draw(model)

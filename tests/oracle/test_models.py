@@ -18,7 +18,7 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 import perfuse.models as ours
-from perfuse.models.loading import load_text_encoder
+from perfuse.models.clip_text.network import load_text_encoder
 from perfuse.sources.weights import Weights
 from perfuse_conformance.checkpoints import ddpm_config, make_checkpoint, randomise, unet_config
 

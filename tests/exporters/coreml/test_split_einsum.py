@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from perfuse import PipelineSpec, PixelLatents, Plan
 from perfuse.backend import Component
 from perfuse.capture import capture
 from perfuse.errors import ExportError, InputError
@@ -97,18 +98,30 @@ def component(module: Any, class_name: str = "UNet2DConditionModel") -> Componen
 
 @pytest.mark.export
 def test_the_transforms_are_found_and_rewrite_the_unet_alone() -> None:
-    transforms = find_transforms(["split_einsum", "split_einsum_v2"])
+    transforms = [one.transform for one in find_transforms(["split_einsum", "split_einsum_v2"])]
     assert [type(one) for one in transforms] == [SplitEinsum, SplitEinsumV2]
     assert transforms[1].queries == 512
     unet = component(make())
-    build = transforms[0].component(unet).build
+    (spec,) = describe("UNet2DModel", "other", "other", ddpm_config())
+    other = Component(spec=spec, build=lambda: pytest.fail("it was built"))
+    before = Plan(
+        spec=PipelineSpec(
+            class_name="SomePipeline",
+            tasks=(),
+            components={"unet": unet.spec, "other": spec},
+            scheduler={},
+            latents=PixelLatents(),
+        ),
+        components={"unet": unet, "other": other},
+        tasks={},
+    )
+    after = transforms[0].apply(before, None)
+    build = after.components["unet"].build
     assert build is not None
     with torch.no_grad():
         (got,), (want,) = build()(*inputs()), unet.build()(*inputs())  # type: ignore[misc]
     assert (got - want).abs().max() < 1e-5 * want.abs().max()
-    (spec,) = describe("UNet2DModel", "unet", "unet", ddpm_config())
-    other = Component(spec=spec, build=lambda: pytest.fail("it was built"))
-    assert transforms[0].component(other) is other
+    assert after.components["other"] is other
 
 
 def test_a_module_without_transformers_is_refused() -> None:

@@ -15,7 +15,7 @@ import perfuse.models.building
 from perfuse import DiffusionPipeline
 from perfuse.backend import Component
 from perfuse.capture import capture
-from perfuse.sources.checkpoint import Checkpoint
+from perfuse.run.sizes import shapes_of
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_exporters.neuron.exporter import NeuronExporter
 from perfuse_exporters.neuron.lint import Finding, lint
@@ -121,9 +121,9 @@ def test_open_sizes_are_named_as_the_signature_names_them() -> None:
 def _fixed(folder: Path) -> dict[str, Component]:
     """Every component at the size that an export of the checkpoint would have."""
     pipe = DiffusionPipeline.from_pretrained(folder, backend="torch:cpu")
-    source = Checkpoint.open(folder)
-    shapes = pipe._shapes([(None, None)], None, fixed=True)
-    return {name: source.component(name, static=static) for name, (static, _) in shapes.items()}
+    each = [pipe.fixed_dims(*pipe.spec.default_size, None)]
+    shapes = shapes_of(pipe.spec, each, fixed=True)
+    return {name: pipe.component(name, static=static) for name, (static, _) in shapes.items()}
 
 
 @pytest.mark.parametrize("name", ["unet", "vae_decoder"])
