@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn
 
-import perfuse.models.building
+import perfuse.models.clip_text.network
 from perfuse import DiffusionPipeline
 from perfuse.backend import Component
 from perfuse.capture import capture
@@ -139,11 +139,11 @@ def test_a_text_encoder_has_integers_and_nothing_else(checkpoint: Callable[[str]
     assert {one.kind for one in found} == {"int64"}
     names = {"aten.embedding", "aten.arange", "aten.add", "aten.le", "aten.index"}
     assert {one.what for one in found} == names
-    lines = inspect.getsource(perfuse.models.building).splitlines()
+    lines = inspect.getsource(perfuse.models.clip_text.network).splitlines()
     for one in found:
         ours, _, theirs = one.where.partition(" ")
         path, _, line = ours.partition(":")
-        assert path == "perfuse/models/components.py"
+        assert path == "perfuse/models/clip_text/network.py"
         assert "self.model(input_ids=input_ids" in lines[int(line) - 1]
         assert theirs.startswith("(transformers/models/clip/modeling_clip.py:")
 
