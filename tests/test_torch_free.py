@@ -80,10 +80,11 @@ def test_inspect(exported: Export) -> None:
     assert set(json.loads(done.stdout)["exported"]) >= {"unet", "text_encoder", "vae_decoder"}
 
 
-def test_a_checkpoint_needs_torch_and_says_so(checkpoint: Make, tmp_path: Path) -> None:
+def test_a_checkpoint_needs_torch_and_says_so(copy_of: Make, tmp_path: Path) -> None:
     """On torch and, because it must first be exported, on an engine."""
+    model = copy_of("words")  # which no other test has exported
     output = tmp_path / "picture.png"
-    given = ("generate", "red", "--model", checkpoint("words"), "--output", output)
+    given = ("generate", "red", "--model", model, "--output", output)
     for backend in ("torch", "onnxruntime"):
         done = run(BLOCKED, *given, "--backend", backend)
         assert done.returncode == 1

@@ -1,6 +1,6 @@
 """The suite finds every mutant out, by the case and at the level that the catalogue names."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -22,9 +22,11 @@ CAUGHT = {entry.name: entry.caught for entry in CATALOGUE if entry.caught is not
 class InThisProcess:
     """A worker without its process: the numbers are the same, and torch is imported once for all."""
 
-    def __init__(self, target: Target, model: str | None, folder: Path) -> None:
+    def __init__(
+        self, target: Target, model: str | None, folder: Path, transforms: Sequence[str] = ()
+    ) -> None:
         self.out = folder / "out.npz"
-        self._worker = Worker(target, model, self.out)
+        self._worker = Worker(target, model, self.out, transforms)
 
     def ask(self, request: Mapping[str, Any], timeout: float) -> Answer:
         return Answer(value=self._worker.answer(request))
