@@ -65,7 +65,7 @@ def test_the_second_time_nothing_is_compiled(pipe: DiffusionPipeline) -> None:
     pipe(**GIVEN)
     heard: list[Progress] = []
     with reporting(heard.append):
-        again = DiffusionPipeline.from_pretrained(backend="openreg")
+        again = DiffusionPipeline.from_pretrained(backend="openreg", store=pipe.store)
         again(**GIVEN)
         again.close()
     stages = {progress.stage for progress in heard}
