@@ -15,9 +15,9 @@ MODELS = shapes random-sd random-sdxl
 demo: $(VENV)/all
 	$(BIN)/python -m perfuse.shapes.demo --output demo.png
 
-# While you work: what can be tested without exporting a model or measuring an engine.
+# While you work: the core's tests that need no export, no engine, no process of their own.
 quick: $(VENV)/dev
-	$(PYTEST) -m "not export and not slow" --ignore-glob="*/conformance/engines" tests
+	$(PYTEST) -m "not export and not slow" --ignore=tests/core/plugins tests/core tests/conformance/judge tests/test_arrows.py
 
 # What the first run exports and records, the second finds.
 test: export PERFUSE_TEST_CACHE = build/tests
