@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from perfuse.errors import PerfuseError
-from perfuse.sources import atomic_file
+from perfuse.sources import write_file
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -224,8 +224,7 @@ class Run:
     def write(self, path: Path) -> None:
         """Write ``results.json``; it is whole or absent."""
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        with atomic_file(path) as partial:
-            partial.write_text(text + "\n", encoding="utf-8")
+        write_file(path, text + "\n")
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

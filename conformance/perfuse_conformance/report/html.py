@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfuse.sources import atomic_file
+from perfuse.sources import write_file
 from perfuse_conformance.judge.results import Run
 from perfuse_conformance.report import presentation as said
 from perfuse_conformance.report.page import page_of
@@ -58,9 +58,8 @@ def write_report(runs: Sequence[Run], folder: Path, pictures_from: Sequence[Path
         )
     )
     path = folder / "index.html"
-    with atomic_file(path) as partial:
-        # A backend's message may hold lone surrogates, which cannot be encoded.
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    # A backend's message may hold lone surrogates, which cannot be encoded.
+    write_file(path, text.encode("utf-8", errors="backslashreplace"))
     return path
 
 

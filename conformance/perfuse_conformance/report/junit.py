@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perfuse.sources import atomic_file
+from perfuse.sources import replacing
 from perfuse_conformance.judge.results import Result, Run, Status
 from perfuse_conformance.report.presentation import LOOKS, metric_said
 
@@ -34,7 +34,7 @@ def write_junit(runs: Sequence[Run], path: Path) -> None:
     xml = JUnitXml("perfuse conformance")
     for run in runs:
         xml.add_testsuite(_suite(run))
-    with atomic_file(path) as partial:
+    with replacing(path) as partial:
         xml.write(str(partial), pretty=True)
 
 

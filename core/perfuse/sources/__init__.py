@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from perfuse.sources.files import open_file as open_file
     from perfuse.sources.files import read_json as read_json
     from perfuse.sources.files import read_text as read_text
+    from perfuse.sources.files import replacing as replacing
     from perfuse.sources.files import write_file as write_file
     from perfuse.sources.files import write_json as write_json
     from perfuse.sources.manifest import MANIFEST as MANIFEST
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from perfuse.sources.readers import scheduler_config as scheduler_config
     from perfuse.sources.readers import with_scheduler as with_scheduler
     from perfuse.sources.store import ArtifactStore as ArtifactStore
-    from perfuse.sources.store import atomic_file as atomic_file
     from perfuse.sources.store import atomic_folder as atomic_folder
     from perfuse.sources.store import locked as locked
     from perfuse.sources.tokenizer import Tokenizer as Tokenizer
@@ -56,6 +56,7 @@ __getattr__, __dir__ = lazy(
             "open_file",
             "read_json",
             "read_text",
+            "replacing",
             "write_file",
             "write_json",
         ),
@@ -70,7 +71,6 @@ __getattr__, __dir__ = lazy(
         ),
         "store": (
             "ArtifactStore",
-            "atomic_file",
             "atomic_folder",
             "locked",
         ),

@@ -19,7 +19,7 @@ from perfuse.sources.files import shown
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["ArtifactStore", "atomic_file", "atomic_folder", "cache_folder", "locked"]
+__all__ = ["ArtifactStore", "atomic_folder", "cache_folder", "locked"]
 
 _PARTIAL = ".partial-"
 _HEX = "[0-9a-f]"
@@ -74,21 +74,6 @@ def atomic_folder(final: Path, *, replaces: Callable[[Path], bool] | None = None
         raise _unwritable(final, exc) from exc
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def atomic_file(final: Path) -> Iterator[Path]:
-    """A temporary file name beside ``final``, renamed to it when the ``with`` block succeeds.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    partial = _beside(final)
-    try:
-        yield partial
-        os.replace(partial, final)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check_replaceable(final: Path, replaces: Callable[[Path], bool] | None) -> None:

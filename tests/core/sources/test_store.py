@@ -12,7 +12,6 @@ import pytest
 from perfuse.errors import ExportError, InputError
 from perfuse.sources.store import (
     ArtifactStore,
-    atomic_file,
     atomic_folder,
     cache_folder,
     locked,
@@ -319,15 +318,3 @@ def test_place_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert cache_folder().name == "perfuse"
     if os.uname().sysname == "Linux":
         assert cache_folder() == tmp_path / "perfuse"
-
-
-def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    with atomic_file(path) as partial:
-        partial.write_text("one", "utf-8")
-        assert not path.exists()
-    with pytest.raises(KeyboardInterrupt), atomic_file(path) as partial:
-        partial.write_text("tw", "utf-8")
-        raise KeyboardInterrupt
-    assert path.read_text("utf-8") == "one"
-    assert list(tmp_path.iterdir()) == [path]
