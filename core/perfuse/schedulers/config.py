@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, ClassVar, Literal, Self, overload
 import numpy as np
 
 from perfuse.errors import CheckpointError, InputError
+from perfuse.sources.files import write_file
 
 __all__ = [
     "CONFIG_NAME",
@@ -139,16 +139,7 @@ def write_config(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> P
     """Write ``scheduler_config.json``, whole or not at all."""
     target = Path(folder) / CONFIG_NAME
     target.parent.mkdir(parents=True, exist_ok=True)
-    text = to_json(config)
-    handle, name = tempfile.mkstemp(prefix=f".{CONFIG_NAME}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_file(target, to_json(config))
     return target
 
 
