@@ -2,8 +2,6 @@
 
 import importlib.metadata
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from perfuse.errors import CheckpointError, WeightsError
 from perfuse.models.config import check_types
+from perfuse.sources.files import replacing, write_file
 from perfuse.sources.model_index import read_json
 from perfuse.sources.weights import Weights, variants
 
@@ -175,13 +174,14 @@ def save_model(model: "Model", folder: Path) -> None:
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / _WEIGHTS, lambda path: save_file(state, path, metadata={"format": "pt"}))
-        _replace(folder / _CONFIG, lambda path: Path(path).write_text(text, encoding="utf-8"))
     except OSError as exc:
         raise CheckpointError(
             f"{type(model).__name__} was to be saved to {folder}; the system said: "
             f"{exc.strerror or exc}. Free space or choose another folder."
         ) from exc
+    with replacing(folder / _WEIGHTS, error=CheckpointError) as partial:
+        save_file(state, partial, metadata={"format": "pt"})
+    write_file(folder / _CONFIG, text, error=CheckpointError)
 
 
 def _version() -> str:
@@ -189,16 +189,3 @@ def _version() -> str:
         return importlib.metadata.version("perfuse")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"  # run from its sources, without having been installed
-
-
-def _replace(target: Path, write: Callable[[str], object]) -> None:
-    """Write a temporary file beside ``target``, then rename it."""
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(handle)
-    try:
-        write(name)
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
