@@ -178,7 +178,9 @@ def replacing(
         target, mode = _place(path)
         partial = target.parent / f".{target.name[:60]}-{uuid.uuid4().hex[:8]}.partial"
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+        mode = stat.S_IMODE(os.stat(partial).st_mode)
         yield partial
+        os.chmod(partial, mode)  # the block may have put another file there, as safetensors does
         with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, target)

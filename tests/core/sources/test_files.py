@@ -171,3 +171,12 @@ def test_paths_in_messages() -> None:
     assert shown("\udcff") == "'\\udcff'"
     assert len(shown("x" * 4000)) < 200
     assert json.dumps(shown("é" * 200))
+
+
+def test_a_library_that_renames_into_place_keeps_the_permissions(tmp_path: Path) -> None:
+    write_file(tmp_path / "plain", "x")
+    with replacing(tmp_path / "renamed") as partial:
+        other = tmp_path / "other"
+        other.touch(mode=0o600)
+        other.replace(partial)
+    assert (tmp_path / "renamed").stat().st_mode == (tmp_path / "plain").stat().st_mode
