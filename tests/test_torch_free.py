@@ -1,6 +1,7 @@
 """Exported folders run where neither torch nor any exporter's tool can be imported."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,9 +41,12 @@ BLOCKED = "torch,transformers,onnx,onnxscript,onnx_ir,diffusers,accelerate,scipy
 FORMATS = {"onnxruntime": "onnx", "openvino": "openvino"}
 
 
-def run(blocked: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run(
+    blocked: str, *arguments: object, **environment: object
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", PROGRAM, blocked, *map(str, arguments)],
+        env={**os.environ, **{name: str(value) for name, value in environment.items()}},
         check=False,
         capture_output=True,
         text=True,
@@ -80,13 +84,13 @@ def test_inspect(exported: Export) -> None:
     assert set(json.loads(done.stdout)["exported"]) >= {"unet", "text_encoder", "vae_decoder"}
 
 
-def test_a_checkpoint_needs_torch_and_says_so(copy_of: Make, tmp_path: Path) -> None:
+def test_a_checkpoint_needs_torch_and_says_so(checkpoint: Make, tmp_path: Path) -> None:
     """On torch and, because it must first be exported, on an engine."""
-    model = copy_of("words")  # which no other test has exported
     output = tmp_path / "picture.png"
-    given = ("generate", "red", "--model", model, "--output", output)
+    given = ("generate", "red", "--model", checkpoint("words"), "--output", output)
     for backend in ("torch", "onnxruntime"):
-        done = run(BLOCKED, *given, "--backend", backend)
+        # An empty cache: what another test has exported would be found by its content.
+        done = run(BLOCKED, *given, "--backend", backend, PERFUSE_CACHE=tmp_path / "cache")
         assert done.returncode == 1
         (line,) = done.stderr.splitlines()
         assert "torch" in line
