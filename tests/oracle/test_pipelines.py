@@ -2,9 +2,7 @@
 
 import json
 import shutil
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,86 +13,12 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from tests.oracle.pairs import LATENTS, PICTURES, Pair, make_gentle, stack
+
 import perfuse
-from perfuse import DiffusionPipeline
 from perfuse_conformance.checkpoints import edit_json, make_checkpoint, randomise, unet_config
 
 pytestmark = pytest.mark.slow
-
-LATENTS, PICTURES = 1e-4, 1
-
-#: What a trained model's prediction has and a random one's has not: about the noise's own size.
-GENTLE = 0.05
-
-diffusers.utils.logging.set_verbosity_error()
-diffusers.utils.logging.disable_progress_bar()
-
-
-def make_gentle(folder: Path, *, factor: float = GENTLE) -> Path:
-    """Scale the UNet's last layer, so that latents stay within what trained models have."""
-    from safetensors.torch import load_file, save_file
-
-    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights = load_file(path)
-    for name in ("conv_out.weight", "conv_out.bias"):
-        weights[name] = weights[name] * factor
-    save_file(weights, path, metadata={"format": "pt"})
-    return folder
-
-
-@dataclass
-class Pair:
-    """A pipeline of ours and Diffusers' of the same checkpoint."""
-
-    ours: Any
-    theirs: Any
-
-    @classmethod
-    def open(cls, folder: Path, class_name: str, **settings: Any) -> "Pair":
-        theirs = getattr(diffusers, class_name).from_pretrained(folder, **settings)
-        theirs.set_progress_bar_config(disable=True)
-        return cls(DiffusionPipeline.from_pretrained(folder, backend="torch:cpu"), theirs)
-
-    def run(
-        self, output_type: str, seed: Any = 0, *, own: Any = (), **inputs: Any
-    ) -> tuple[Any, Any]:
-        """Both results; ``own`` are our inputs that Diffusers calls otherwise."""
-        generator = (
-            [torch.Generator().manual_seed(one) for one in seed]
-            if isinstance(seed, list)
-            else torch.Generator().manual_seed(seed)
-        )
-        inputs = {"num_inference_steps": 4, "output_type": output_type, **inputs}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            theirs = self.theirs(**inputs, generator=generator).images
-            ours = self.ours(**{**inputs, **dict(own)}, seed=seed).images
-        return ours, theirs
-
-    def check(self, seed: Any = 0, **inputs: Any) -> Any:
-        """The latents agree; return ours."""
-        ours, theirs = self.run("latent", seed, **inputs)
-        theirs = theirs.numpy()
-        assert isinstance(ours, np.ndarray)
-        assert ours.dtype == np.float32
-        assert ours.shape == theirs.shape
-        assert ours.std() > 0.01  # something was drawn
-        assert np.abs(theirs).max() < 100  # in a range where the tolerance means something
-        assert np.abs(ours - theirs).max() <= LATENTS
-        return ours
-
-    def check_pictures(self, seed: Any = 0, **inputs: Any) -> np.ndarray:
-        """The pictures agree; return ours."""
-        ours, theirs = (stack(images) for images in self.run("pil", seed, **inputs))
-        assert ours.shape == theirs.shape
-        assert ours.std() > 5
-        assert np.abs(ours - theirs).max() <= PICTURES
-        return ours
-
-
-def stack(images: Any) -> np.ndarray:
-    """PIL pictures as int16 [B, H, W, C], so that differences do not wrap around."""
-    return np.stack([np.asarray(image) for image in images]).astype(np.int16)
 
 
 @pytest.fixture(scope="module")

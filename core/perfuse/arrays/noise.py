@@ -155,6 +155,16 @@ class BatchNoise:
             )
         return np.concatenate([source.normal((1, *shape[1:])) for source in self.sources])
 
+    def first(self, shape: tuple[int, ...]) -> Float32:
+        """Draw as ``normal`` does for the first ``shape[0]`` pictures alone, float32.
+
+        Raises `InputError` if there are fewer sources than that, and more than one.
+        """
+        if len(self.sources) == 1:
+            return self.normal(shape)
+        few = BatchNoise(sources=self.sources[: shape[0]], seeds=self.seeds[: shape[0]])
+        return few.normal(shape)
+
 
 def noise_source(given: Any, mode: str = "torch-cpu") -> Noise:
     """Make something to draw from out of a seed, a ``torch.Generator`` or a source made before.

@@ -49,13 +49,13 @@ def place(array: Array, torch_device: str | None) -> Array:
     return (array.float() if array.is_floating_point() else array).to(torch_device)
 
 
-def concatenate(arrays: list[Array]) -> Array:
-    """Along the first axis; all of one kind."""
+def concatenate(arrays: list[Array], axis: int = 0) -> Array:
+    """Along an axis, the first by default; all of one kind."""
     if is_torch(arrays[0]):
         import torch
 
-        return torch.cat(arrays)
-    return np.concatenate(arrays)
+        return torch.cat(arrays, dim=axis)
+    return np.concatenate(arrays, axis=axis)
 
 
 def join_features(arrays: list[Array]) -> Array:

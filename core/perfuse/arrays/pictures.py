@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from perfuse.arrays.operations import is_torch, to_numpy
 from perfuse.errors import InputError, NonFiniteError
 from perfuse.sources.files import replacing
 
@@ -87,14 +88,14 @@ def preprocess(
 
     A PIL image becomes RGB and is resized with the Lanczos filter. An array is HW, HWC or NHWC,
     uint8, or floats in [0, 1] (in [-1, 1], if any is negative), and is resized to the nearest
-    pixel. Without ``height`` and ``width`` it is as large as the first picture, rounded down to
+    pixel; so is a torch tensor, HW, CHW or NCHW. Without ``height`` and ``width`` it is as large as the first picture, rounded down to
     ``multiple``, the VAE's scale factor. Raises `InputError` for anything that is not a picture,
     and for a size that ``multiple`` does not divide.
     """
     images = _checked_list(image)
     if _are_arrays(images):
         x = _stack_arrays(images)
-        x = _resize_nearest(x, *_size(x.shape[1:3], height, width, multiple))
+        x = resize_nearest(x, *_size(x.shape[1:3], height, width, multiple))
     else:
         size = _size((images[0].height, images[0].width), height, width, multiple)
         x = np.stack([_lanczos(one.convert("RGB"), size) for one in images])
@@ -119,7 +120,7 @@ def preprocess_mask(
         x = _stack_arrays([_unit_mask(one) for one in images])
         if x.shape[-1] != 1:
             raise InputError(f"A mask has one channel; this one has {x.shape[-1]}. Make it grey.")
-        x = _resize_nearest(x, *_size(x.shape[1:3], height, width, multiple))
+        x = resize_nearest(x, *_size(x.shape[1:3], height, width, multiple))
     else:
         size = _size((images[0].height, images[0].width), height, width, multiple)
         grey = [np.asarray(_resized(one, size).convert("L")) for one in images]
@@ -149,6 +150,7 @@ def _checked_list(given: Any) -> list[Any]:
     from PIL.Image import Image
 
     images = list(given) if isinstance(given, (list, tuple)) else [given]
+    images = [_channels_last(one) if is_torch(one) else one for one in images]
     if not images:
         raise InputError("No picture was given. Give a PIL image, an array, or a list of them.")
     for image in images:
@@ -156,10 +158,16 @@ def _checked_list(given: Any) -> list[Any]:
             images[0], Image
         ):
             raise InputError(
-                f"A {type(image).__name__} was given as a picture. Give PIL images, or numpy "
-                "arrays HWC or NHWC (a torch tensor: .permute(0, 2, 3, 1).numpy()), not both."
+                f"A {type(image).__name__} was given as a picture. Give PIL images, numpy arrays "
+                "HWC or NHWC, or torch tensors CHW or NCHW, all of one kind."
             )
     return images
+
+
+def _channels_last(tensor: Any) -> NDArray[Any]:
+    """A torch tensor HW, CHW or NCHW as an array with the channels last."""
+    array = to_numpy(tensor)
+    return array if array.ndim < 3 else np.moveaxis(array, -3, -1)
 
 
 def _are_arrays(images: list[Any]) -> bool:
@@ -224,7 +232,7 @@ def _lanczos(image: "Image", size: tuple[int, int]) -> NDArray[np.uint8]:
     return np.asarray(_resized(image, size))
 
 
-def _resize_nearest(x: Float32, height: int, width: int) -> Float32:
+def resize_nearest(x: Float32, height: int, width: int) -> Float32:
     """Resize NHWC as ``torch.nn.functional.interpolate`` does in its mode "nearest"."""
 
     def source(found: int, asked: int) -> NDArray[np.intp]:

@@ -5,6 +5,11 @@ from perfuse.contract.hooks import PipelineManifest
 __all__ = ["PIPELINES"]
 
 _TEXT = {"text-to-image": "perfuse.tasks.text_to_image:TEXT_TO_IMAGE"}
+_IMAGE = {"image-to-image": "perfuse.tasks.image_to_image:IMAGE_TO_IMAGE"}
+_INPAINT = {"inpainting": "perfuse.tasks.inpainting:INPAINTING"}
+_ROOM = "perfuse.tasks.consistency"
+_TEXT_FEW = {"text-to-image": f"{_ROOM}:CONSISTENCY_TEXT_TO_IMAGE"}
+_IMAGE_FEW = {"image-to-image": f"{_ROOM}:CONSISTENCY_IMAGE_TO_IMAGE"}
 _NEEDS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 _CLIPPED = {"steps_offset": 1, "clip_sample": False}
@@ -14,36 +19,37 @@ _CONSISTENCY = {"num_inference_steps": 4, "guidance_scale": 8.5}
 PIPELINES = (
     PipelineManifest(
         class_name="StableDiffusionPipeline",
-        tasks=_TEXT,
+        tasks={**_TEXT, **_IMAGE, **_INPAINT},
         needs=_NEEDS,
         unused=_UNUSED,
         corrects=_CLIPPED,
     ),
     PipelineManifest(
         class_name="StableDiffusionImg2ImgPipeline",
-        tasks=_TEXT,
+        tasks=_IMAGE,
         needs=_NEEDS,
         unused=_UNUSED,
         corrects=_CLIPPED,
     ),
     PipelineManifest(
         class_name="StableDiffusionInpaintPipeline",
-        tasks=_TEXT,
+        tasks=_INPAINT,
         needs=_NEEDS,
         unused=_UNUSED,
         corrects=_SKIPPED,
     ),
     PipelineManifest(
         class_name="LatentConsistencyModelPipeline",
-        tasks=_TEXT,
+        tasks={**_TEXT_FEW, **_IMAGE_FEW},
         needs=_NEEDS,
         unused=_UNUSED,
         defaults=_CONSISTENCY,
     ),
     PipelineManifest(
         class_name="LatentConsistencyModelImg2ImgPipeline",
-        tasks=_TEXT,
+        tasks=_IMAGE_FEW,
         needs=_NEEDS,
         unused=_UNUSED,
+        defaults=_CONSISTENCY,
     ),
 )

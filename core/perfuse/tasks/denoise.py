@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from perfuse.contract.steps import Loop, State, Tools, step
 from perfuse.errors import InputError, NonFiniteError
 from perfuse.models.registry import host_inputs
 from perfuse.schedulers import Schedule
+from perfuse.tasks.part import Part
 
 __all__ = [
+    "CHANNELS",
     "advance",
     "check_count",
     "check_output_type",
@@ -75,14 +78,24 @@ def prepare_schedule(
     sigmas: Any,
     eta: float,
     mu: float | None = None,
+    strength: float | None = None,
+    denoising_start: float | None = None,
+    denoising_end: float | None = None,
 ) -> State:
     """The scheduler's steps. Runs after the size is known, because ``mu`` may depend on it."""
     given = timesteps is not None or sigmas is not None
     more: dict[str, Any] = {} if mu is None else {"mu": mu}
-    schedule = tools.scheduler.schedule(
-        None if given else num_inference_steps, timesteps=timesteps, sigmas=sigmas, eta=eta, **more
+    steps = None if given else num_inference_steps
+    make = partial(
+        tools.scheduler.schedule,
+        steps,
+        timesteps=timesteps,
+        sigmas=sigmas,
+        eta=eta,
+        **more,
     )
-    return {"schedule": schedule}
+    part = Part(strength=strength, start=denoising_start, end=denoising_end)
+    return {"schedule": part.of(make, tools.scheduler, steps)}
 
 
 def draw_latents(
@@ -118,6 +131,10 @@ def draw_latents(
 
 
 # Conditions
+
+#: A condition of this name is no input of the denoiser: its channels, [pictures, C, h, w], follow
+#: those of the sample, as a mask or a picture does in models made for editing.
+CHANNELS = "channels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +185,7 @@ def _batches(
 ) -> Batches:
     spec = tools.spec.denoiser
     batched = {t.name for t in spec.signature.inputs if t.shape and t.shape[0] == "batch"}
+    batched.add(CHANNELS)
     inputs = {}
     for branch in guider.branches:
         if branch.condition not in conditions:
@@ -266,6 +284,8 @@ def _ask(
     pictures = len(sample)
     if len(names) > 1:
         sample = concatenate([sample] * len(names))
+    if CHANNELS in inputs:
+        sample = concatenate([sample, inputs[CHANNELS]], axis=1)
     known = program.signature.input_names
     given = {name: array for name, array in inputs.items() if name in known}
     out = program(sample=sample, timestep=timesteps[: len(sample)], **given)["out_sample"]

@@ -34,15 +34,17 @@ def _check_states(tools: Tools, name: str, states: Array) -> None:
         raise InputError(f"{name} must be an array [batch, sequence, {width}]; got {found}.")
 
 
-def _check_model(tools: Tools) -> None:
-    """Raise ``InputError`` for a model that needs more than text, such as an inpainting one."""
-    spec = tools.spec
-    taken, channels = spec.denoiser.signature.inputs[0].shape[1], spec.latents.channels
-    if taken != channels:  # an inpainting model also takes a mask and a picture
+@step(outputs=())
+def check_model(tools: Tools) -> State:
+    """Refuse a model that needs more than text, such as an inpainting one."""
+    taken, channels = tools.spec.denoiser.signature.inputs[0].shape[1], tools.spec.latents.channels
+    if taken != channels:
         raise InputError(
-            f"text-to-image was asked for; this denoiser takes {taken} channels and the latents "
-            f"have {channels}: it is made for inpainting or editing. Use another checkpoint."
+            f"A picture from text was asked for; this denoiser takes {taken} channels and the latents "
+            f"have {channels}: it is made for inpainting or editing. Give image= and mask_image=, "
+            "or use another checkpoint."
         )
+    return {}
 
 
 @step(outputs=("prompts", "negatives", "count", "guider"))
@@ -60,7 +62,6 @@ def read_prompts(
 ) -> State:
     """Check the inputs before anything is prepared."""
     check_output_type(output_type)
-    _check_model(tools)
     if (prompt is None) == (prompt_embeds is None):
         raise InputError(
             "prompt and prompt_embeds were given both, or neither. Give exactly one of them."
@@ -168,6 +169,7 @@ TEXT_TO_IMAGE = Task(
         **OUTPUT,
     },
     steps=(
+        check_model,
         read_prompts,
         check_size,
         prepare_schedule,

@@ -6,7 +6,7 @@ of a picture (micro-conditioning), which the UNet was trained with.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from perfuse.errors import InputError
 from perfuse.tasks.text import Prompt, conditions_of, encode, read_texts
 from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
 
-__all__ = ["TEXT_TO_IMAGE_XL"]
+__all__ = ["TEXT_TO_IMAGE_XL", "Size", "check_pairs", "ids_of"]
 
 Size = tuple[int, int] | None
 
@@ -46,11 +46,12 @@ def _second(given: Prompt, name: str, first: list[str]) -> list[str]:
     return texts * (len(first) if len(texts) == 1 else 1)
 
 
-def _check_pair(name: str, pair: Size) -> None:
-    """Raise ``InputError`` unless the pair is ``None`` or two whole numbers."""
-    fits = isinstance(pair, list | tuple) and len(pair) == 2
-    if pair is not None and not (fits and all(isinstance(size, int) for size in pair)):
-        raise InputError(f"{name} must be two whole numbers, height first; got {pair!r}.")
+def check_pairs(**pairs: Size) -> None:
+    """Raise ``InputError`` unless each pair is ``None`` or two whole numbers."""
+    for name, pair in pairs.items():
+        fits = isinstance(pair, list | tuple) and len(pair) == 2
+        if pair is not None and not (fits and all(isinstance(size, int) for size in pair)):
+            raise InputError(f"{name} must be two whole numbers, height first; got {pair!r}.")
 
 
 @step(outputs=("time_ids",))
@@ -61,17 +62,35 @@ def read_sizes(
     original_size: Size,
     crops_coords_top_left: tuple[int, int],
     target_size: Size,
+    negative_original_size: Size,
+    negative_crops_coords_top_left: tuple[int, int],
+    negative_target_size: Size,
 ) -> State:
-    """SDXL's time ids, float32 [1, 6]: original size, crop (top, left), target size, in pixels."""
-    _check_pair("original_size", original_size)
-    _check_pair("crops_coords_top_left", crops_coords_top_left)
-    _check_pair("target_size", target_size)
-    sizes = (
-        *(original_size or (height, width)),
-        *crops_coords_top_left,
-        *(target_size or (height, width)),
+    """SDXL's time ids by condition, float32 [1, 6]: original size, crop, target size, in pixels."""
+    check_pairs(
+        original_size=original_size,
+        crops_coords_top_left=crops_coords_top_left,
+        target_size=target_size,
+        negative_original_size=negative_original_size,
+        negative_crops_coords_top_left=negative_crops_coords_top_left,
+        negative_target_size=negative_target_size,
     )
-    return {"time_ids": np.asarray([sizes], dtype=np.float32)}
+    size = (height, width)
+    positive = (*(original_size or size), *crops_coords_top_left, *(target_size or size))
+    negative = positive
+    if negative_original_size is not None and negative_target_size is not None:
+        negative = (
+            *negative_original_size,
+            *negative_crops_coords_top_left,
+            *negative_target_size,
+        )
+    return {"time_ids": ids_of(positive, negative)}
+
+
+def ids_of(positive: Sequence[float], negative: Sequence[float]) -> dict[str, Array]:
+    """Time ids by condition, float32 [1, N]."""
+    of = {"positive": positive, "negative": negative, "empty": negative}
+    return {name: np.asarray([ids], dtype=np.float32) for name, ids in of.items()}
 
 
 @step(outputs=("conditions",))
@@ -88,7 +107,7 @@ def encode_prompt(
     negative_pooled_prompt_embeds: Array | None,
     num_images_per_prompt: int,
     guider: Guider,
-    time_ids: Array,
+    time_ids: Mapping[str, Array],
 ) -> State:
     """Text states, pooled text and time ids, each [pictures, …], by condition of the guider."""
     if (prompt_embeds is None) != (pooled_prompt_embeds is None):
@@ -120,8 +139,10 @@ def encode_prompt(
     wanted = {branch.condition for branch in guider.branches}
     encoded: dict[str, Mapping[str, Array]] = {"positive": positive}
     encoded |= {name: others[name]() for name in others if name in wanted}
-    ids = np.repeat(time_ids, count, axis=0)
-    with_ids = {name: {**arrays, "time_ids": ids} for name, arrays in encoded.items()}
+    with_ids = {
+        name: {**arrays, "time_ids": np.repeat(time_ids[name], count, axis=0)}
+        for name, arrays in encoded.items()
+    }
     return {"conditions": conditions_of(with_ids, num_images_per_prompt)}
 
 
@@ -133,6 +154,16 @@ _MORE = {
     "original_size": Input(help="Original height and width in pixels, as a condition."),
     "crops_coords_top_left": Input(default=(0, 0), help="Crop (top, left) in pixels, a condition."),
     "target_size": Input(help="Target height and width in pixels, as a condition."),
+    "negative_original_size": Input(help="The same for the negative condition."),
+    "negative_crops_coords_top_left": Input(
+        default=(0, 0), help="The same for the negative condition."
+    ),
+    "negative_target_size": Input(help="The same for the negative condition."),
+    "denoising_end": Input(
+        kind=float,
+        option="--denoising-end",
+        help="Stop at this share of the noise, for a refiner to go on; with output_type='latent'.",
+    ),
 }
 
 TEXT_TO_IMAGE_XL = (
