@@ -231,11 +231,13 @@ class PipelineSpec:
     latents: LatentSpec
     #: Tokenizer name to its folder in the checkpoint.
     tokenizers: Mapping[str, str] = field(default_factory=FrozenDict)
+    #: The configs of further schedulers by name: ``low_res_scheduler`` of an upscaling model.
+    schedulers: Mapping[str, Mapping[str, Any]] = field(default_factory=FrozenDict)
     #: Scalars of ``model_index.json``, e.g. ``force_zeros_for_empty_prompt``.
     options: Mapping[str, Any] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:
-        for name in ("components", "scheduler", "tokenizers", "options"):
+        for name in ("components", "scheduler", "schedulers", "tokenizers", "options"):
             object.__setattr__(self, name, FrozenDict(getattr(self, name)))
 
     def having(self, role: str) -> tuple[ComponentSpec, ...]:

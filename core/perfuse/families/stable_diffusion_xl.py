@@ -7,6 +7,7 @@ __all__ = ["PIPELINES"]
 _TEXT = {"text-to-image": "perfuse.tasks.text_to_image_xl:TEXT_TO_IMAGE_XL"}
 _IMAGE = {"image-to-image": "perfuse.tasks.image_to_image_xl:IMAGE_TO_IMAGE_XL"}
 _INPAINT = {"inpainting": "perfuse.tasks.image_to_image_xl:INPAINTING_XL"}
+_EDIT = {"instruct-pix2pix": "perfuse.tasks.instruct_pix2pix:INSTRUCT_PIX2PIX_XL"}
 _NEEDS = ("unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler")  # the refiner has no other
 _UNUSED = ("feature_extractor", "image_encoder")
 
@@ -16,5 +17,6 @@ PIPELINES = tuple(
         "StableDiffusionXLPipeline": {**_TEXT, **_IMAGE, **_INPAINT},
         "StableDiffusionXLImg2ImgPipeline": _IMAGE,
         "StableDiffusionXLInpaintPipeline": _INPAINT,
+        "StableDiffusionXLInstructPix2PixPipeline": _EDIT,
     }.items()
 )

@@ -278,7 +278,12 @@ def _read_spec(path: Path, index: Mapping[str, Any], entries: Mapping[str, str])
         class_name=class_name,
         tasks=tuple(kind.tasks),
         components=components,
-        scheduler=_read_scheduler(path, entries["scheduler"], kind),
+        scheduler=_read_scheduler(path, "scheduler", entries["scheduler"], kind),
+        schedulers={
+            name: _read_scheduler(path, name, found, None)
+            for name, found in entries.items()
+            if name != "scheduler" and kind_of(name, found) == "scheduler"
+        },
         latents=latents,
         tokenizers=tokenizers,
         options={
@@ -310,9 +315,11 @@ def _read_component(path: Path, name: str, class_name: str) -> tuple[ComponentSp
         ) from exc
 
 
-def _read_scheduler(path: Path, class_name: str, kind: PipelineManifest) -> dict[str, Any]:
+def _read_scheduler(
+    path: Path, name: str, class_name: str, kind: PipelineManifest | None
+) -> dict[str, Any]:
     """``scheduler_config.json`` with its class, corrected as Diffusers' pipeline does."""
-    folder = folder_of(path, "scheduler", SCHEDULER)
+    folder = folder_of(path, name, SCHEDULER)
     file = check_inside(path / folder / SCHEDULER, path)
     config = {**read_json(file), "_class_name": class_name}
     known = host().schedulers()
@@ -323,7 +330,7 @@ def _read_scheduler(path: Path, class_name: str, kind: PipelineManifest) -> dict
             "one by a plugin: hook perfuse_schedulers."
         )
     try:
-        return corrected(config, kind)
+        return config if kind is None else corrected(config, kind)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
         raise CheckpointError(
             f"{file} was read as the config of a {class_name}: {exc} {AGAIN}"
