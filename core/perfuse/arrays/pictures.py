@@ -98,7 +98,7 @@ def preprocess(
         x = resize_nearest(x, *_size(x.shape[1:3], height, width, multiple))
     else:
         size = _size((images[0].height, images[0].width), height, width, multiple)
-        x = np.stack([_lanczos(one.convert("RGB"), size) for one in images])
+        x = np.stack([_lanczos(_rgb(one), size) for one in images])
         x = x.astype(np.float32) / np.float32(255)
     if x.min() >= 0:
         x = 2 * x - 1
@@ -137,7 +137,7 @@ def open_picture(path: str | Path) -> "Image":
 
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return _rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as exc:
         raise InputError(f"There is no picture at {path}. Check the path.") from exc
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
@@ -226,6 +226,17 @@ def _resized(image: "Image", size: tuple[int, int]) -> "Image":
     from PIL.Image import Resampling
 
     return image.resize((size[1], size[0]), resample=Resampling.LANCZOS)
+
+
+def _rgb(image: "Image") -> "Image":
+    """As RGB, without transparency; 16 bits become 8, where Pillow would cut at 255."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        scaled = values // 256 if values.max(initial=0) > 255 else values
+        image = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _lanczos(image: "Image", size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -336,7 +336,7 @@ class Task:
         missing = [name for name, value in state.items() if value is REQUIRED]
         if missing:
             told = "; ".join(f"{name}: {self.inputs[name].help}" for name in missing)
-            raise InputError(f"{self.name} needs {told.removesuffix(': ')}.")
+            raise InputError(f"{self.name} needs {told.rstrip(': .')}.")
         for name, value in given.items():
             self.inputs[name].check(name, value)
         yield from _run(self.steps, tools, state)
