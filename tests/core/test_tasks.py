@@ -38,9 +38,7 @@ def pipes(checkpoint: Make) -> Callable[[str], DiffusionPipeline]:
 
 def test_the_tasks_of_every_class_are_there() -> None:
     manifests = host().pipelines().values()
-    found = {
-        (name, resolve(where).name) for one in manifests for name, where in one.tasks.items()
-    }
+    found = {(name, resolve(where).name) for one in manifests for name, where in one.tasks.items()}
     assert found
     assert all(name == own for name, own in found)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.oracle.test_pipelines import Pair, make_gentle
+from PIL import Image
+from tests.oracle.pairs import Pair, make_gentle
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -52,6 +53,20 @@ def test_pag_is_diffusers_sdxl_pipeline(tmp_path: Path) -> None:
     assert np.abs(pair.check(prompt="a red circle", pag_scale=0.0) - pag).max() > 1e-3
 
 
+def test_pag_draws_after_pictures(sd: Pair) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    mask = Image.new("L", image.size)
+    mask.paste(255, (8, 8, 32, 24))
+    given = {"prompt": "a red circle", "image": image, "strength": 0.8}
+    after = sd.like("StableDiffusionPAGImg2ImgPipeline").check(**given)
+    usual = sd.like("StableDiffusionPAGImg2ImgPipeline").check(**given, pag_scale=0.0)
+    assert np.abs(after - usual).max() > 1e-3
+    inpainting = sd.like("StableDiffusionPAGInpaintPipeline")
+    size = {"height": 32, "width": 32}
+    masked = inpainting.check(**given, mask_image=mask, **size)
+    assert np.abs(masked - after).max() > 1e-3
+
+
 def predicted(pair: Pair, kind: str, layers: str, amount: float = 0.0) -> np.ndarray:
     """What a worse version of our UNet predicts."""
     worse = Perturbation(kind=kind, layers=(layers,), amount=amount)
@@ -73,7 +88,8 @@ def theirs(pair: Pair, unet: Any) -> np.ndarray:
     with torch.no_grad():
         given = inputs(pair)
         out = unet(given.pop("sample"), given.pop("timestep"), **given).sample
-    return out.numpy()
+    array: np.ndarray = out.numpy()
+    return array
 
 
 FIRST = "mid_block.attentions.0.transformer_blocks"

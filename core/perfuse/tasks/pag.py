@@ -1,6 +1,6 @@
-"""Text to image with perturbed-attention guidance (Ahn et al. 2024, arXiv:2403.17377).
+"""Tasks with perturbed-attention guidance by default (Ahn et al. 2024, arXiv:2403.17377).
 
-The tasks of Diffusers' PAG pipelines: ``PAGGuidance`` with their arguments.
+They are the tasks of Diffusers' PAG pipelines: ``PAGGuidance`` with their arguments.
 """
 
 import dataclasses
@@ -8,10 +8,20 @@ from typing import Any
 
 from perfuse.contract.steps import Input, State, Task, Tools, step
 from perfuse.tasks.guiders.pag import PAGGuidance
+from perfuse.tasks.image_to_image import IMAGE_TO_IMAGE
+from perfuse.tasks.image_to_image_xl import IMAGE_TO_IMAGE_XL, INPAINTING_XL
+from perfuse.tasks.inpainting import INPAINTING
 from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
 from perfuse.tasks.text_to_image_xl import TEXT_TO_IMAGE_XL
 
-__all__ = ["TEXT_TO_IMAGE_PAG", "TEXT_TO_IMAGE_XL_PAG"]
+__all__ = [
+    "IMAGE_TO_IMAGE_PAG",
+    "IMAGE_TO_IMAGE_XL_PAG",
+    "INPAINTING_PAG",
+    "INPAINTING_XL_PAG",
+    "TEXT_TO_IMAGE_PAG",
+    "TEXT_TO_IMAGE_XL_PAG",
+]
 
 
 @step(outputs=("guider",))
@@ -55,4 +65,8 @@ def _with_pag(task: Task) -> Task:
 
 
 TEXT_TO_IMAGE_PAG = _with_pag(TEXT_TO_IMAGE)
+IMAGE_TO_IMAGE_PAG = _with_pag(IMAGE_TO_IMAGE)
+INPAINTING_PAG = _with_pag(INPAINTING)
 TEXT_TO_IMAGE_XL_PAG = _with_pag(TEXT_TO_IMAGE_XL)
+IMAGE_TO_IMAGE_XL_PAG = _with_pag(IMAGE_TO_IMAGE_XL)
+INPAINTING_XL_PAG = _with_pag(INPAINTING_XL)
