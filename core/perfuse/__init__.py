@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from perfuse.contract.guider import Branch as Branch
     from perfuse.contract.guider import Guider as Guider
     from perfuse.contract.guider import Moment as Moment
+    from perfuse.contract.guider import Perturbation as Perturbation
     from perfuse.contract.hooks import BackendManifest as BackendManifest
     from perfuse.contract.hooks import ExporterManifest as ExporterManifest
     from perfuse.contract.hooks import GuiderManifest as GuiderManifest
@@ -72,9 +73,24 @@ if TYPE_CHECKING:
     from perfuse.sources.checkpoint import Checkpoint as Checkpoint
     from perfuse.sources.store import ArtifactStore as ArtifactStore
     from perfuse.sources.tokenizer import Tokenizer as Tokenizer
+    from perfuse.tasks.guiders import AdaptiveProjectedGuidance as AdaptiveProjectedGuidance
+    from perfuse.tasks.guiders import AdaptiveProjectedMixGuidance as AdaptiveProjectedMixGuidance
+    from perfuse.tasks.guiders import AutoGuidance as AutoGuidance
     from perfuse.tasks.guiders import ClassifierFreeGuidance as ClassifierFreeGuidance
+    from perfuse.tasks.guiders import (
+        ClassifierFreeZeroStarGuidance as ClassifierFreeZeroStarGuidance,
+    )
     from perfuse.tasks.guiders import EmbeddedGuidance as EmbeddedGuidance
+    from perfuse.tasks.guiders import FrequencyDecoupledGuidance as FrequencyDecoupledGuidance
+    from perfuse.tasks.guiders import MagnitudeAwareGuidance as MagnitudeAwareGuidance
     from perfuse.tasks.guiders import NoGuidance as NoGuidance
+    from perfuse.tasks.guiders import PAGGuidance as PAGGuidance
+    from perfuse.tasks.guiders import PerturbedAttentionGuidance as PerturbedAttentionGuidance
+    from perfuse.tasks.guiders import SkipLayerGuidance as SkipLayerGuidance
+    from perfuse.tasks.guiders import SmoothedEnergyGuidance as SmoothedEnergyGuidance
+    from perfuse.tasks.guiders import (
+        TangentialClassifierFreeGuidance as TangentialClassifierFreeGuidance,
+    )
 
 __version__ = "0.1.0"
 
@@ -99,6 +115,7 @@ __getattr__, __dir__ = lazy(
             "Branch",
             "Guider",
             "Moment",
+            "Perturbation",
         ),
         "contract.hooks": (
             "BackendManifest",

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from perfuse.arrays.noise import NoiseSource as NoiseSource
     from perfuse.arrays.noise import noise_for as noise_for
     from perfuse.arrays.operations import concatenate as concatenate
+    from perfuse.arrays.operations import dot as dot
     from perfuse.arrays.operations import is_torch as is_torch
     from perfuse.arrays.operations import join_features as join_features
     from perfuse.arrays.operations import place as place
@@ -22,6 +23,7 @@ __getattr__, __dir__ = lazy(
     {
         "operations": (
             "concatenate",
+            "dot",
             "is_torch",
             "join_features",
             "place",

@@ -10,6 +10,7 @@ from perfuse.contract.spec import Array
 
 __all__ = [
     "concatenate",
+    "dot",
     "is_torch",
     "join_features",
     "place",
@@ -65,6 +66,20 @@ def join_features(arrays: list[Array]) -> Array:
 
         return torch.cat(arrays, dim=-1)
     return np.concatenate(arrays, axis=-1)
+
+
+def dot(a: Array, b: Array, axes: tuple[int, ...] | None = None) -> Array:
+    """The inner product of each item of two batches, [B, …] to [B, 1, …].
+
+    Args:
+        a: A batch.
+        b: Another of its shape.
+        axes: The axes to sum over; all but the first by default.
+    """
+    axes = tuple(range(1, a.ndim)) if axes is None else axes
+    if is_torch(a):
+        return (a * b).sum(dim=axes, keepdim=True)
+    return (a * b).sum(axis=axes, keepdims=True, dtype=np.float64).astype(a.dtype)
 
 
 def zeros_like(array: Array) -> Array:

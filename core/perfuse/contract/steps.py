@@ -24,6 +24,7 @@ from perfuse.errors import InputError
 
 if TYPE_CHECKING:
     from perfuse.contract.backend import Program
+    from perfuse.contract.guider import Perturbation
     from perfuse.contract.spec import PipelineSpec
     from perfuse.schedulers import Scheduler
     from perfuse.sources.tokenizer import Tokenizer
@@ -58,6 +59,9 @@ class Tools(Protocol):
 
     def program(self, component: str) -> "Program":
         """The program of a component, prepared on its target on first use."""
+
+    def entry(self, perturbation: "Perturbation") -> str:
+        """The name of the component that is a worse version of the denoiser."""
 
     def tokenizer(self, name: str) -> "Tokenizer": ...
 

@@ -11,12 +11,14 @@ from typing import Any, Self
 
 from perfuse.contract.backend import Program
 from perfuse.contract.component import Component
+from perfuse.contract.guider import Perturbation
 from perfuse.contract.source import Source
 from perfuse.contract.spec import PipelineSpec
 from perfuse.contract.steps import Event, Task
 from perfuse.contract.target import PRECISIONS, Placement, Target
 from perfuse.contract.transform import Plan
 from perfuse.errors import InputError
+from perfuse.models.registry import perturbed
 from perfuse.plugins import host
 from perfuse.progress import working
 from perfuse.run.export import component_options, export_pipeline
@@ -82,6 +84,7 @@ class DiffusionPipeline:
         self._programs: dict[str, Program] = {}
         self._models: dict[str, Any] = {}  # by attribute: models that the user set or may change
         self._tokenizers: dict[str, Tokenizer] = {}
+        self._perturbed: dict[str, Perturbation] = {}  # worse versions that guiders asked for
         self._plan: Plan | None = None
 
     @classmethod
@@ -164,13 +167,17 @@ class DiffusionPipeline:
         """What will run: the source's components and tasks after all transforms."""
         if self._plan is None:
             plan = plan_of(self._source, self._spec, precision=self.precision, models=self._models)
-            self._plan = applied(plan, self._transforms, exported=self._source.transforms)
+            plan = applied(plan, self._transforms, exported=self._source.transforms)
+            for one in self._perturbed.values():
+                denoiser = plan.components[plan.spec.denoiser.name]
+                plan = plan.with_component(perturbed(denoiser, one))
+            self._plan = plan
         return self._plan
 
     @property
     def spec(self) -> PipelineSpec:
         """The description of what will run. Without transforms, reading it opens no weights."""
-        return self.plan.spec if self._transforms else self._spec
+        return self.plan.spec if self._transforms or self._perturbed else self._spec
 
     @property
     def tasks(self) -> Mapping[str, Task]:
@@ -266,6 +273,32 @@ class DiffusionPipeline:
                 program = self._programs[component] = self._prepare(component)
         return program
 
+    def entry(self, perturbation: Perturbation) -> str:
+        """The name of the component that is a worse version of the denoiser; made on first use.
+
+        Raises:
+            InputError: the denoiser is exported, or a program, or has no worse versions.
+        """
+        name, denoiser = perturbation.entry, self.spec.denoiser.name
+        if name in self.spec.components:
+            return name
+        if self._source.format is not None:
+            raise InputError(
+                f"A guider asked for {name}, a worse version of {denoiser}; {self._source.model} was "
+                "exported without it. Export the checkpoint again with --transform "
+                f"'{perturbation.text}'."
+            )
+        component = self.plan.components[denoiser]
+        if component.build is None:
+            raise InputError(
+                f"A guider asked for a worse version of {denoiser}, which was replaced by a program. "
+                "Use a guider that needs none, such as classifier-free."
+            )
+        perturbed(component, perturbation)  # refuses before anything changes
+        self._perturbed[name] = perturbation
+        self._plan = None
+        return name
+
     @property
     def source(self) -> Source:
         """The source that the pipeline was opened from."""
@@ -300,13 +333,14 @@ class DiffusionPipeline:
         if isinstance(replaced, Program):
             return replaced
         target = target_of(self.placement, self.spec, name)
+        described = self.spec.components[name]
         used = {target_of(self.placement, self.spec, n).backend for n in self.spec.components}
         options = options_for(
             target,
             self._options,
             host().backend(target.backend),
             len(used) > 1,
-            component=name,
+            component=described.entry_of if described.entry_of is not None else name,
         )
         target = dataclasses.replace(target, options=options)
         return prepare(
@@ -408,8 +442,10 @@ class DiffusionPipeline:
         else:
             self._spec = respecified(spec, part, model)
             self._models[part] = model
+        planned = self._plan.spec.components.values() if self._plan is not None else ()
+        entries = [one.name for one in planned if one.entry_of in names]
         self._plan = None
-        for name in names:
+        for name in (*names, *entries):
             program = self._programs.pop(name, None)
             if program is not None and program is not model:
                 program.close()
@@ -545,7 +581,9 @@ class DiffusionPipeline:
         """The spec with the current scheduler's config."""
         config = dict(self.scheduler.config)
         config["_class_name"] = type(self.scheduler).__name__
-        return dataclasses.replace(self.spec, scheduler=config)
+        # What guiders asked for on the way is no part of an export; a transform adds that.
+        kept = {n: one for n, one in self.spec.components.items() if n not in self._perturbed}
+        return dataclasses.replace(self.spec, scheduler=config, components=kept)
 
     def fixed_dims(
         self, height: int | None, width: int | None, batch: int | None

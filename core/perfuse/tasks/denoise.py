@@ -1,7 +1,7 @@
 """The steps that tasks share: schedule, initial noise, denoising loop, decoding."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -197,7 +197,13 @@ def _batches(
         sizes = {**tools.spec.latents.dims(*size), **_sizes(spec, own), "batch": pictures}
         own |= host_inputs(spec, sizes, guider.embedded)
         inputs[branch.name] = {name: place(array, device) for name, array in own.items()}
-    return Batches(branches=guider.branches, inputs=inputs, batched=frozenset(batched))
+    branches = tuple(
+        branch
+        if branch.perturbation is None
+        else replace(branch, entry=tools.entry(branch.perturbation))
+        for branch in guider.branches
+    )
+    return Batches(branches=branches, inputs=inputs, batched=frozenset(batched))
 
 
 def _sizes(spec: ComponentSpec, inputs: Mapping[str, Array]) -> dict[str, int]:
@@ -221,7 +227,17 @@ def moment_of(schedule: Schedule, index: int) -> Moment:
     )
 
 
-@step(outputs=("samples", "previous_samples", "predictions", "prediction", "batches", "timesteps"))
+@step(
+    outputs=(
+        "samples",
+        "previous_samples",
+        "predictions",
+        "prediction",
+        "memory",
+        "batches",
+        "timesteps",
+    )
+)
 def place_inputs(
     tools: Tools,
     latents: Array,
@@ -242,6 +258,7 @@ def place_inputs(
         "previous_samples": None,
         "predictions": None,
         "prediction": None,
+        "memory": None,
         "batches": batches,
         "timesteps": place(timesteps, device),
     }
@@ -292,12 +309,19 @@ def _ask(
     return {name: out[i * pictures : (i + 1) * pictures] for i, name in enumerate(names)}
 
 
-@step(outputs=("prediction",))
+@step(outputs=("prediction", "memory"))
 def guide(
-    tools: Tools, index: int, schedule: Schedule, predictions: Mapping[str, Array], guider: Guider
+    tools: Tools,
+    index: int,
+    schedule: Schedule,
+    predictions: Mapping[str, Array],
+    guider: Guider,
+    memory: Any,
 ) -> State:
-    """Combine the branches' predictions into one."""
-    return {"prediction": guider.combine(predictions, moment_of(schedule, index))}
+    """Combine the branches' predictions into one; ``memory`` is what the guider keeps of a run."""
+    moment = moment_of(schedule, index)
+    prediction, memory = guider.combine_with_memory(predictions, moment, memory)
+    return {"prediction": prediction, "memory": memory}
 
 
 @step(outputs=("samples", "previous_samples"))
