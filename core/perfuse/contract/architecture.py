@@ -36,5 +36,7 @@ class Architecture:
     #: ``(spec, sizes, guidance) -> {input: array}``: inputs that follow from the sizes of a call
     #: and the guidance scale alone: position tables, ids, masks, an embedded scale.
     host_inputs: str = ""
+    #: For a class that holds several models, in the folders ``NAME``, ``NAME_1``, …: their class.
+    each: str = ""
     #: The library that ``model_index.json`` names for the class.
     library: str = "diffusers"
