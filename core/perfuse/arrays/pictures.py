@@ -26,6 +26,7 @@ __all__ = [
     "png_bytes",
     "preprocess",
     "preprocess_mask",
+    "preprocess_unit",
     "save_png",
     "save_pngs",
     "to_pictures",
@@ -92,16 +93,31 @@ def preprocess(
     ``multiple``, the VAE's scale factor. Raises `InputError` for anything that is not a picture,
     and for a size that ``multiple`` does not divide.
     """
+    x = preprocess_unit(image, height, width, multiple=multiple)
+    return 2 * x - 1 if x.min() >= 0 else x
+
+
+def preprocess_unit(
+    image: Any,
+    height: int | None = None,
+    width: int | None = None,
+    *,
+    multiple: int = 8,
+    channels: int = 3,
+) -> Float32:
+    """Bring a picture or a list of them to float32 NCHW in [0, 1], as a ControlNet reads them.
+
+    As `preprocess`, without the last change of range. A PIL image becomes grey for one channel.
+    """
     images = _checked_list(image)
     if _are_arrays(images):
         x = _stack_arrays(images)
         x = resize_nearest(x, *_size(x.shape[1:3], height, width, multiple))
     else:
         size = _size((images[0].height, images[0].width), height, width, multiple)
-        x = np.stack([_lanczos(one.convert("RGB"), size) for one in images])
-        x = x.astype(np.float32) / np.float32(255)
-    if x.min() >= 0:
-        x = 2 * x - 1
+        mode = "L" if channels == 1 else "RGB"
+        x = np.stack([_lanczos(one.convert(mode), size) for one in images])
+        x = (x if x.ndim == 4 else x[..., None]).astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
 
 

@@ -25,6 +25,10 @@ PIPELINES = (
         tasks={**_TEXT, **_IMAGE, **_INPAINT},
         needs=_NEEDS,
         unused=_UNUSED,
+        addable={
+            "controlnet": "StableDiffusionControlNetPipeline",
+            "adapter": "StableDiffusionAdapterPipeline",
+        },
         corrects=_CLIPPED,
     ),
     PipelineManifest(

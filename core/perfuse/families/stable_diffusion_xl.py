@@ -11,8 +11,15 @@ _EDIT = {"instruct-pix2pix": "perfuse.tasks.instruct_pix2pix:INSTRUCT_PIX2PIX_XL
 _NEEDS = ("unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler")  # the refiner has no other
 _UNUSED = ("feature_extractor", "image_encoder")
 
+_ADDABLE = {
+    "controlnet": "StableDiffusionXLControlNetPipeline",
+    "adapter": "StableDiffusionXLAdapterPipeline",
+}
+
 PIPELINES = tuple(
-    PipelineManifest(class_name=class_name, tasks=tasks, needs=_NEEDS, unused=_UNUSED)
+    PipelineManifest(
+        class_name=class_name, tasks=tasks, needs=_NEEDS, unused=_UNUSED, addable=_ADDABLE
+    )
     for class_name, tasks in {
         "StableDiffusionXLPipeline": {**_TEXT, **_IMAGE, **_INPAINT},
         "StableDiffusionXLImg2ImgPipeline": _IMAGE,

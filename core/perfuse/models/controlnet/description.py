@@ -11,9 +11,7 @@ from perfuse.models.unet_2d_condition.description import (
     UNet2DConditionConfig,
     conditions,
     residuals,
-)
-from perfuse.models.unet_2d_condition.description import (
-    fit_ids as fit,
+    with_ids,
 )
 
 __all__ = ["ControlNetConfig", "describe", "fit"]
@@ -88,6 +86,11 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
     return (described(name, folder, net, config, (picture,), outputs),)
 
 
+def fit(spec: ComponentSpec, others: Mapping[str, ComponentSpec]) -> ComponentSpec:
+    """Choose the number of time ids as the denoiser does."""
+    return with_ids(spec, ControlNetConfig.from_dict(spec.config), others)
+
+
 def described(
     name: str,
     folder: str,
@@ -109,9 +112,7 @@ def described(
                 *conditions(net),
                 *pictures,
                 # Times the residuals, in their order: so one graph serves all scales and modes.
-                TensorSpec(
-                    name="residual_scales", dtype="float32", shape=("batch", len(outputs))
-                ),
+                TensorSpec(name="residual_scales", dtype="float32", shape=("batch", len(outputs))),
             ),
             outputs=outputs,
         ),

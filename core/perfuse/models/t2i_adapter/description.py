@@ -32,7 +32,9 @@ class T2IAdapterConfig(ModelConfig):
         last = len(self.channels) - 1
         if self.adapter_type == "full_adapter_xl":  # it halves once alone
             steps = (1, 2)  # the levels that change the width
-            inputs = [self.channels[i - 1] if i in steps else w for i, w in enumerate(self.channels)]
+            inputs = [
+                self.channels[i - 1] if i in steps else w for i, w in enumerate(self.channels)
+            ]
             return tuple((a, b, i == 2) for i, (a, b) in enumerate(_pairs(inputs, self.channels)))
         widths = self.channels
         first = widths[0]
@@ -67,7 +69,9 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
             folder=folder,
             config=config,
             signature=Signature(
-                inputs=(floating("control_image", "batch", adapter.in_channels, "height", "width"),),
+                inputs=(
+                    floating("control_image", "batch", adapter.in_channels, "height", "width"),
+                ),
                 outputs=tuple(_outputs(adapter)),
             ),
             dims={

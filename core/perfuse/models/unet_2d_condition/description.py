@@ -17,8 +17,8 @@ __all__ = [
     "conditions",
     "describe",
     "fit",
-    "fit_ids",
     "residuals",
+    "with_ids",
 ]
 
 
@@ -252,8 +252,8 @@ _AXES = ("height", "width")
 
 def fit(spec: ComponentSpec, others: Mapping[str, ComponentSpec]) -> ComponentSpec:
     """Complete the inputs: time ids by the text encoders' widths, residuals by the controls."""
-    spec = fit_ids(spec, others)
     unet = UNet2DConditionConfig.from_dict(spec.config)
+    spec = with_ids(spec, unet, others)
     taken = {tensor.name: tensor for tensor in (*residuals(unet), *_features(unet))}
     given: dict[str, TensorSpec] = {}
     for control in others.values():
@@ -289,9 +289,10 @@ def _check_control(
         )
 
 
-def fit_ids(spec: ComponentSpec, others: Mapping[str, ComponentSpec]) -> ComponentSpec:
+def with_ids(
+    spec: ComponentSpec, unet: UNet2DConditionConfig, others: Mapping[str, ComponentSpec]
+) -> ComponentSpec:
     """Choose the number of time ids by the widths of the pipeline's text encoders."""
-    unet = UNet2DConditionConfig.from_dict(spec.config)
     if unet.addition_embed_type != "text_time":
         return spec
     encoders = [c.signature for c in others.values() if c.role == Role.TEXT_ENCODER]
