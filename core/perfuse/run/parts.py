@@ -123,7 +123,7 @@ def _described(part: str, name: str, model: Any) -> tuple[ComponentSpec, ...]:
         config: Mapping[str, Any] = read_json(file)
         class_name, where = str(config.get("_class_name", "")), file
     else:
-        own = getattr(model, "config", None)
+        own: Any = getattr(model, "config", None)
         class_name, where = type(model).__name__, None
         config = dict(own.to_dict() if hasattr(own, "to_dict") else own or {})
     if not is_known(class_name) or not config:

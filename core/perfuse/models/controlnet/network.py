@@ -1,5 +1,6 @@
 """ControlNet (Zhang et al. 2023, arXiv:2302.05543)."""
 
+import itertools
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
@@ -33,7 +34,7 @@ class PictureEmbedding(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(inputs, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
-        for narrow, wide in zip(widths, widths[1:], strict=False):
+        for narrow, wide in itertools.pairwise(widths):
             self.blocks.append(nn.Conv2d(narrow, narrow, 3, padding=1))
             self.blocks.append(nn.Conv2d(narrow, wide, 3, padding=1, stride=2))
         self.conv_out = zeroed(nn.Conv2d(widths[-1], channels, 3, padding=1))

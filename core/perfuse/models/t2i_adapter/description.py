@@ -51,7 +51,8 @@ class T2IAdapterConfig(ModelConfig):
     @property
     def total_downscale_factor(self) -> int:
         """Pixels for each position of the last level."""
-        return self.downscale_factor * 2 ** sum(halves for *_, halves in self.levels)
+        halvings = sum(halves for *_, halves in self.levels)
+        return self.downscale_factor << halvings
 
 
 def _pairs(inputs: Any, outputs: Any) -> Any:

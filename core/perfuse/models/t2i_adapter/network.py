@@ -25,7 +25,8 @@ class Resnet(nn.Module):
         self.block2 = nn.Conv2d(channels, channels, kernel, padding=kernel // 2)
 
     def forward(self, states: Tensor) -> Tensor:
-        return states + self.block2(F.relu(self.block1(states)))
+        change: Tensor = self.block2(F.relu(self.block1(states)))
+        return states + change
 
 
 class Level(nn.Module):
