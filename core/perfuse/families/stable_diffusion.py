@@ -36,6 +36,7 @@ PIPELINES = (
         tasks=_IMAGE,
         needs=_NEEDS,
         unused=_UNUSED,
+        addable={"controlnet": "StableDiffusionControlNetImg2ImgPipeline"},
         corrects=_CLIPPED,
     ),
     PipelineManifest(
@@ -43,6 +44,7 @@ PIPELINES = (
         tasks=_INPAINT,
         needs=_NEEDS,
         unused=_UNUSED,
+        addable={"controlnet": "StableDiffusionControlNetInpaintPipeline"},
         corrects=_SKIPPED,
     ),
     PipelineManifest(

@@ -13,7 +13,7 @@ from perfuse.errors import InputError
 from perfuse.tasks.guiders.numbers import check_number
 from perfuse.tasks.text import repeat
 
-__all__ = ["one_each", "pictures_for", "read_scales", "size_from_control", "take_image"]
+__all__ = ["cropped", "one_each", "pictures_for", "read_scales", "size_from_control", "take_image"]
 
 
 @step(outputs=("control_image",))
@@ -111,6 +111,15 @@ def pictures_for(
         _repeated(_read(one, net, size), net, prompts, times)
         for one, net in zip(each, nets, strict=True)
     ]
+
+
+def cropped(given: Any, box: Any, size: tuple[int, int]) -> Any:
+    """A PIL picture, or each of a list, cropped to a part of it; anything else as it is."""
+    from perfuse.arrays.masks import filled
+
+    if isinstance(given, list | tuple):
+        return [cropped(one, box, size) for one in given]
+    return filled(given.crop(box), size[1], size[0]) if hasattr(given, "crop") else given
 
 
 def _named(nets: Sequence[ComponentSpec]) -> str:

@@ -12,12 +12,31 @@ from perfuse.contract.control import Call, Control
 from perfuse.contract.spec import Array, ComponentSpec, Role
 from perfuse.contract.steps import REQUIRED, Input, Picture, State, Task, Tools, step
 from perfuse.errors import InputError
-from perfuse.tasks.control import one_each, pictures_for, read_scales, size_from_control, take_image
+from perfuse.tasks.control import (
+    cropped,
+    one_each,
+    pictures_for,
+    read_scales,
+    size_from_control,
+    take_image,
+)
 from perfuse.tasks.guiders.numbers import check_fraction
+from perfuse.tasks.image_to_image import IMAGE_TO_IMAGE
+from perfuse.tasks.image_to_image_xl import IMAGE_TO_IMAGE_XL, INPAINTING_XL
+from perfuse.tasks.inpainting import INPAINTING
 from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
 from perfuse.tasks.text_to_image_xl import TEXT_TO_IMAGE_XL
 
-__all__ = ["CONTROLNET_TO_IMAGE", "CONTROLNET_TO_IMAGE_XL", "ControlNet", "with_controlnet"]
+__all__ = [
+    "CONTROLNET_IMAGE_TO_IMAGE",
+    "CONTROLNET_IMAGE_TO_IMAGE_XL",
+    "CONTROLNET_INPAINTING",
+    "CONTROLNET_INPAINTING_XL",
+    "CONTROLNET_TO_IMAGE",
+    "CONTROLNET_TO_IMAGE_XL",
+    "ControlNet",
+    "with_controlnet",
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,14 +133,17 @@ def read_controls(
     num_images_per_prompt: int,
     height: int,
     width: int,
+    box: Any = None,
 ) -> State:
-    """A control for each ControlNet."""
+    """A control for each ControlNet; of a part of a picture, for the same part."""
     nets = nets_of(tools)
     strengths = read_scales(controlnet_conditioning_scale, nets, "controlnet_conditioning_scale")
     starts = one_each(control_guidance_start, nets, "control_guidance_start")
     stops = one_each(control_guidance_end, nets, "control_guidance_end")
     for start, stop in zip(starts, stops, strict=True):
         _check_interval(start, stop)
+    if box is not None:
+        control_image = cropped(control_image, box, (height, width))
     pictures = pictures_for(
         control_image, nets, prompts=count, times=num_images_per_prompt, size=(height, width)
     )
@@ -184,10 +206,11 @@ _PICTURE = Input(
 )
 
 
-def with_controlnet(task: Task) -> Task:
+def with_controlnet(task: Task, **defaults: Any) -> Task:
     """A task that starts from a picture, with ``control_image`` as one more: to follow."""
     inputs = {**task.inputs, "control_image": _PICTURE, **_INPUTS}
-    return replace(task, inputs=inputs).insert(read_controls, before="prepare_schedule")
+    changed = replace(task, inputs=inputs).insert(read_controls, before="prepare_schedule")
+    return changed.with_defaults(defaults)
 
 
 def _from_text(task: Task) -> Task:
@@ -203,3 +226,10 @@ def _from_text(task: Task) -> Task:
 
 CONTROLNET_TO_IMAGE = _from_text(TEXT_TO_IMAGE)
 CONTROLNET_TO_IMAGE_XL = _from_text(TEXT_TO_IMAGE_XL)
+
+# The defaults are those of Diffusers' pipelines, which differ from one another.
+_SCALE = "controlnet_conditioning_scale"
+CONTROLNET_IMAGE_TO_IMAGE = with_controlnet(IMAGE_TO_IMAGE, **{_SCALE: 0.8})
+CONTROLNET_INPAINTING = with_controlnet(INPAINTING, **{_SCALE: 0.5})
+CONTROLNET_IMAGE_TO_IMAGE_XL = with_controlnet(IMAGE_TO_IMAGE_XL, strength=0.8, **{_SCALE: 0.8})
+CONTROLNET_INPAINTING_XL = with_controlnet(INPAINTING_XL, guidance_scale=5.0)
