@@ -1,8 +1,9 @@
 """ControlNet (Zhang et al. 2023, arXiv:2302.05543)."""
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,39 @@ class ControlNetModel(UNet2DConditionModel):
             self.controlnet_down_blocks.extend(_output(width) for _ in range(states))
         self.controlnet_mid_block = _output(widths[-1])
         self.mid_block = self._mid_block(resnets)
+
+    @classmethod
+    def from_unet(
+        cls,
+        unet: UNet2DConditionModel,
+        controlnet_conditioning_channel_order: str = "rgb",
+        conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256),
+        load_weights_from_unet: bool = True,
+        conditioning_channels: int = 3,
+    ) -> Self:
+        """A ControlNet to train for a UNet: a copy of its first half, which adds nothing yet.
+
+        Args:
+            unet: The UNet.
+            controlnet_conditioning_channel_order: ``"rgb"`` or ``"bgr"``.
+            conditioning_embedding_out_channels: Widths of the layers that read the picture; each
+                after the first halves it, so that it comes down to the latents' size.
+            load_weights_from_unet: ``False`` for weights at random.
+            conditioning_channels: Channels of the picture.
+        """
+        known = {field.name for field in dataclasses.fields(cls.config_class)}
+        shared = known - cls.config_class.absent
+        fields = {name: v for name, v in unet.config.to_dict().items() if name in shared}
+        net = cls(
+            **fields,
+            controlnet_conditioning_channel_order=controlnet_conditioning_channel_order,
+            conditioning_embedding_out_channels=conditioning_embedding_out_channels,
+            conditioning_channels=conditioning_channels,
+        )
+        if load_weights_from_unet:
+            own = net.state_dict()
+            net.load_state_dict({n: t for n, t in unet.state_dict().items() if n in own}, strict=False)
+        return net
 
     def _build_picture_embedding(self) -> None:
         config = self.config
