@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from perfuse.arrays.operations import place as place
     from perfuse.arrays.operations import std as std
     from perfuse.arrays.operations import to_numpy as to_numpy
+    from perfuse.arrays.operations import zeros as zeros
     from perfuse.arrays.operations import zeros_like as zeros_like
     from perfuse.arrays.pictures import open_picture as open_picture
     from perfuse.arrays.pictures import save_png as save_png
@@ -29,6 +30,7 @@ __getattr__, __dir__ = lazy(
             "place",
             "std",
             "to_numpy",
+            "zeros",
             "zeros_like",
         ),
         "pictures": (

@@ -16,6 +16,7 @@ __all__ = [
     "place",
     "std",
     "to_numpy",
+    "zeros",
     "zeros_like",
 ]
 
@@ -87,6 +88,11 @@ def zeros_like(array: Array) -> Array:
     if is_torch(array):
         return array.new_zeros(array.shape)
     return np.zeros_like(array)
+
+
+def zeros(shape: tuple[int, ...], like: Array) -> Array:
+    """Zeros of a shape, of the kind, dtype and place of another array."""
+    return like.new_zeros(shape) if is_torch(like) else np.zeros(shape, dtype=like.dtype)
 
 
 def std(array: Array) -> Array:

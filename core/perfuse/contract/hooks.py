@@ -99,6 +99,8 @@ class PipelineManifest:
     needs: tuple[str, ...]
     #: Entries that such a checkpoint may have and that no task here runs.
     unused: tuple[str, ...] = ()
+    #: Components that a user may add to such a pipeline: name to the class that it is with one.
+    addable: Mapping[str, Any] = field(default_factory=dict)
     #: Defaults of this class for inputs of its tasks.
     defaults: Mapping[str, Any] = field(default_factory=dict)
     #: Scheduler settings that Diffusers corrects in outdated checkpoints: each name with the value

@@ -25,6 +25,10 @@ PIPELINES = (
         tasks={**_TEXT, **_IMAGE, **_INPAINT},
         needs=_NEEDS,
         unused=_UNUSED,
+        addable={
+            "controlnet": "StableDiffusionControlNetPipeline",
+            "adapter": "StableDiffusionAdapterPipeline",
+        },
         corrects=_CLIPPED,
     ),
     PipelineManifest(
@@ -32,6 +36,7 @@ PIPELINES = (
         tasks=_IMAGE,
         needs=_NEEDS,
         unused=_UNUSED,
+        addable={"controlnet": "StableDiffusionControlNetImg2ImgPipeline"},
         corrects=_CLIPPED,
     ),
     PipelineManifest(
@@ -39,6 +44,7 @@ PIPELINES = (
         tasks=_INPAINT,
         needs=_NEEDS,
         unused=_UNUSED,
+        addable={"controlnet": "StableDiffusionControlNetInpaintPipeline"},
         corrects=_SKIPPED,
     ),
     PipelineManifest(

@@ -11,8 +11,24 @@ _EDIT = {"instruct-pix2pix": "perfuse.tasks.instruct_pix2pix:INSTRUCT_PIX2PIX_XL
 _NEEDS = ("unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler")  # the refiner has no other
 _UNUSED = ("feature_extractor", "image_encoder")
 
+_CONTROLNET = "StableDiffusionXLControlNet"
+_ADDABLE = {
+    "StableDiffusionXLPipeline": {
+        "controlnet": f"{_CONTROLNET}Pipeline",
+        "adapter": "StableDiffusionXLAdapterPipeline",
+    },
+    "StableDiffusionXLImg2ImgPipeline": {"controlnet": f"{_CONTROLNET}Img2ImgPipeline"},
+    "StableDiffusionXLInpaintPipeline": {"controlnet": f"{_CONTROLNET}InpaintPipeline"},
+}
+
 PIPELINES = tuple(
-    PipelineManifest(class_name=class_name, tasks=tasks, needs=_NEEDS, unused=_UNUSED)
+    PipelineManifest(
+        class_name=class_name,
+        tasks=tasks,
+        needs=_NEEDS,
+        unused=_UNUSED,
+        addable=_ADDABLE.get(class_name, {}),
+    )
     for class_name, tasks in {
         "StableDiffusionXLPipeline": {**_TEXT, **_IMAGE, **_INPAINT},
         "StableDiffusionXLImg2ImgPipeline": _IMAGE,

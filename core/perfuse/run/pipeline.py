@@ -23,6 +23,7 @@ from perfuse.plugins import host
 from perfuse.progress import working
 from perfuse.run.export import component_options, export_pipeline
 from perfuse.run.options import check_scopes, options_for
+from perfuse.run.parts import addable, extended
 from perfuse.run.placing import check_placement, natural_backend, target_of
 from perfuse.run.plan import parts_of, plan_of, respecified, without
 from perfuse.run.preparing import prepare
@@ -136,6 +137,11 @@ class DiffusionPipeline:
             offline=offline,
             scheduler_from=scheduler_from,
         )
+        added = {n: one for n, one in components.items() if n in addable(source.spec)}
+        added = {name: one for name, one in added.items() if one is not None}
+        if added:
+            source = extended(source, added, variant=variant, offline=offline)
+            components = {n: one for n, one in components.items() if n not in added}
         natural = partial(natural_backend, source)
         placement = Placement.parse(backend if backend is not None else natural(), default=natural)
         pipe = cls(
@@ -411,6 +417,8 @@ class DiffusionPipeline:
             object.__setattr__(self, name, value)
         elif name in self._source.spec.tokenizers:
             self._set_tokenizer(name, value)
+        elif value is not None and name in addable(self._source.spec):
+            self._extend(name, value)
         elif name in parts_of(self._source.spec):
             self._replace(name, value)
         else:
@@ -449,6 +457,18 @@ class DiffusionPipeline:
             program = self._programs.pop(name, None)
             if program is not None and program is not model:
                 program.close()
+
+    def _extend(self, part: str, model: Any) -> None:
+        """Add a component, as one that ``from_pretrained`` is given."""
+        former, now = self._source.spec, self._spec
+        self._source = extended(self._source, {part: model})
+        spec = self._source.spec
+        for name in parts_of(former).keys() - parts_of(now).keys():
+            spec = without(spec, name)  # as the user left it
+        for name, replaced in self._models.items():
+            spec = respecified(spec, name, replaced)
+        self._spec, self._plan = spec, None
+        self.close()
 
     # Other targets, and exports
 

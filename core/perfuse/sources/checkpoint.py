@@ -226,6 +226,9 @@ class FromCheckpoint(Recipe):
     #: The dtype to build in if the weights are stored in several.
     precision: str
 
+    def with_spec(self, spec: ComponentSpec) -> "FromCheckpoint":
+        return dataclasses.replace(self, spec=spec)
+
     def __call__(self) -> "nn.Module":
         import torch
 
@@ -295,6 +298,12 @@ def _read_spec(path: Path, index: Mapping[str, Any], entries: Mapping[str, str])
 
 
 def _read_component(path: Path, name: str, class_name: str) -> tuple[ComponentSpec, ...]:
+    architecture = host().architectures().get(class_name)
+    if architecture is not None and architecture.each:
+        names = [name]
+        while (path / f"{name}_{len(names)}").is_dir():
+            names.append(f"{name}_{len(names)}")
+        return tuple(one for n in names for one in _read_component(path, n, architecture.each))
     folder = folder_of(path, name, CONFIG)
     file = check_inside(path / folder / CONFIG, path)
     config = read_json(file)

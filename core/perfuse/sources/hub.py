@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from perfuse.errors import CheckpointError
+from perfuse.plugins import host
 from perfuse.sources.model_index import (
     CONFIG,
     INDEX,
@@ -16,7 +17,7 @@ from perfuse.sources.model_index import (
 )
 from perfuse.sources.weights import choose, variants
 
-__all__ = ["check_variant", "from_hub", "is_hub_id", "scheduler_from_hub"]
+__all__ = ["check_variant", "from_hub", "is_hub_id", "model_from_hub", "scheduler_from_hub"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -50,7 +51,7 @@ def _wanted(
         folder, _, name = file.rpartition("/")
         folders.setdefault(folder, []).append(name)
     wanted = []
-    for name, class_name in entries.items():
+    for name, class_name in _each(entries, folders):
         if name in unused:
             continue
         folder = name if name in folders else ""
@@ -63,6 +64,17 @@ def _wanted(
             keep = {SCHEDULER} if kind == "scheduler" else set(FILES)
         wanted += [f"{folder}/{file}".lstrip("/") for file in names if file in keep]
     return wanted
+
+
+def _each(entries: Mapping[str, str], folders: Collection[str]) -> Iterable[tuple[str, str]]:
+    """The entries, and the folders ``NAME_1``, … of those that hold several models."""
+    known = host().architectures()
+    for name, class_name in entries.items():
+        yield name, class_name
+        architecture = known.get(class_name)
+        if architecture is not None and architecture.each:
+            more = re.compile(rf"{re.escape(name)}_\d+")
+            yield from ((one, architecture.each) for one in folders if more.fullmatch(one))
 
 
 def from_hub(
@@ -107,6 +119,35 @@ def from_hub(
             "or run once with a connection to huggingface.co and without HF_HUB_OFFLINE."
         ) from exc
     return index.parent, index.parent.name
+
+
+def model_from_hub(model: str, variant: str | None, offline: bool | None) -> Path:
+    """The folder, in the Hub's cache, of a repository that holds one model.
+
+    Raises:
+        CheckpointError: there is no such repository, or no model in it, or the Hub cannot be
+            reached and the cache lacks it.
+    """
+    from huggingface_hub import HfApi, constants, hf_hub_download
+
+    alone = constants.HF_HUB_OFFLINE if offline is None else offline
+    try:
+        config = Path(hf_hub_download(model, CONFIG, local_files_only=alone))
+        commit = config.parent.name
+        if not alone:
+            info = HfApi().model_info(model, revision=commit)
+            names = [one.rfilename for one in info.siblings or () if "/" not in one.rfilename]
+            choice = choose(names, variant, where=model)
+            for file in (*choice.files, *filter(None, [choice.index])):
+                hf_hub_download(model, file, revision=commit)
+    except CheckpointError:
+        raise
+    except Exception as exc:  # requests, httpx, the system's own: the library has no one root
+        raise _hub_error(exc, model) or CheckpointError(
+            f"Model {model} was asked for; there is no such folder, and the Hub cannot be reached "
+            f"({type(exc).__name__}) or its cache lacks it. Name a folder, or run once online."
+        ) from exc
+    return config.parent
 
 
 def scheduler_from_hub(model: str, offline: bool | None) -> Path:

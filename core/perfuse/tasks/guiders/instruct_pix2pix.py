@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from perfuse.contract.guider import Branch, Guider, Moment
 from perfuse.contract.spec import Array
-from perfuse.tasks.guiders.classifier_free import rescaled
+from perfuse.tasks.guiders.contrast import rescaled
 from perfuse.tasks.guiders.numbers import check_fraction, check_number
 
 __all__ = ["InstructPix2PixGuidance"]
