@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 import perfuse
+from perfuse.plugins import host
 from perfuse.schedulers import SCHEDULERS
 
 ROOT = Path(__file__).parents[2]
 
 _TEXT = """
-    Architecture Artifact ArtifactStore Backend BackendManifest Branch Checkpoint Choice
+    Architecture Artifact ArtifactStore AutoModel AutoPipelineForImage2Image
+    AutoPipelineForInpainting AutoPipelineForText2Image Backend BackendManifest Branch Checkpoint Choice
     ClassifierFreeGuidance Component ComponentSpec Device DiffusionPipeline Dim EmbeddedGuidance
     Event ExecutionReport Exporter ExporterManifest Guider GuiderManifest Input LatentSpec
     Limits Loop Moment NoGuidance NoiseSource PerfuseError PipelineManifest PipelineOutput
@@ -22,7 +24,8 @@ _TEXT = """
     TensorSpec Tools Tokenizer Transform TransformManifest When exported hookimpl step
 """
 TYPED = _TEXT.split()
-NAMES = [*TYPED, *SCHEDULERS]  # a scheduler is a file of its room, and no list names it
+#: A scheduler is a file of its room, a pipeline class is made of its manifest: no list names them.
+NAMES = [*TYPED, *SCHEDULERS, *host().pipelines()]
 
 
 def test_names_are_pinned() -> None:
