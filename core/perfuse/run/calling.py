@@ -4,13 +4,14 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from perfuse.arrays import is_torch
+from perfuse.arrays import is_torch, place
 from perfuse.contract.hooks import PipelineManifest
 from perfuse.contract.steps import Event, Task
 from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.run.output import PipelineOutput
 from perfuse.run.parts import Parts
+from perfuse.run.placing import torch_device
 from perfuse.run.progress_bar import progress_bar
 from perfuse.run.record import recorded
 from perfuse.run.tools import PipelineTools
@@ -215,9 +216,10 @@ class Calling(Parts):
         else:
             raise InputError(f"{task.name} encodes no prompts: it has no step encode_prompt.")
         conditions = state["conditions"]
+        device = torch_device(self.target(self.spec.denoiser.name))
         keys = ("encoder_hidden_states", "text_embeds") if pooled else ("encoder_hidden_states",)
         return tuple(
-            _owned(conditions[name][key]) if name in conditions else None
+            _owned(conditions[name][key], device) if name in conditions else None
             for key in keys
             for name in ("positive", "negative")
         )
@@ -251,9 +253,10 @@ _XL_ORDER = (
 )
 
 
-def _owned(array: Any) -> Any:
-    """A tensor that its owner may write to and differentiate through, which a program's is not."""
-    return array.clone() if is_torch(array) else array
+def _owned(array: Any, device: str | None) -> Any:
+    """An array on the denoiser's device, whose owner may write to it, as to a program's he may not."""
+    placed = place(array, device)
+    return placed.clone() if is_torch(placed) else placed
 
 
 def _interrupted(tools: Any) -> bool:

@@ -154,7 +154,19 @@ class Parts:
 
     def model(self, name: str) -> Any:
         """The model of an attribute, only to be read: the pipeline goes on as it was."""
-        return self._models[name] if name in self._models else self._opened(name)
+        if name in self._models:
+            return self._models[name]
+        from perfuse.models.building import unwrap
+
+        first = parts_of(self._spec)[name][0]
+        return unwrap(self._source.component(first, precision=self.precision))
+
+    def asks(self, setting: str, of_model: str) -> bool:
+        """Whether a setting of the pipeline is on, or one of a model that the user read or set."""
+        models = self._models.values()
+        return bool(getattr(self, setting)) or any(
+            getattr(model, of_model, False) is True for model in models
+        )
 
     def target(self, component: str) -> Target:
         """The target that a component runs on."""
@@ -200,6 +212,7 @@ class Parts:
             BackendError: its target cannot run it.
             ExportError: it could not be exported to its target's format.
         """
+        self._adopt()
         program = self._programs.get(component)
         if program is None:
             if self._one_at_a_time:
@@ -352,9 +365,21 @@ class Parts:
         from perfuse.models.building import unwrap
 
         first = parts_of(self._spec)[name][0]
-        part = self._source.component(first, precision=self.precision)
         device = torch_device(self.target(first))
-        return unwrap(part) if device is None else unwrap(part).to(device)
+        shared, key = self._programs.shared.modules, (name, self.precision, device)
+        if key not in shared:
+            module = unwrap(self._source.component(first, precision=self.precision))
+            shared[key] = module if device is None else module.to(device)
+        return shared[key]
+
+    def _adopt(self) -> None:
+        """Run the modules that were read from a pipeline that this one shares its models with."""
+        for (name, precision, device), module in self._programs.shared.modules.items():
+            names = parts_of(self._spec).get(name)
+            if names is None or name in self._models or precision != self.precision:
+                continue
+            if torch_device(self.target(names[0])) == device:
+                self._replace(name, module)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_") or name in ("scheduler", "task") or "_plan" not in self.__dict__:

@@ -1,6 +1,7 @@
 """Prepared programs, shared by the pipelines that were made of one another."""
 
 from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 from perfuse.contract.backend import Program
 
@@ -13,6 +14,9 @@ class Shared:
     def __init__(self) -> None:
         self._programs: dict[Hashable, Program] = {}
         self._users: dict[Hashable, int] = {}
+        #: Torch modules that a user reads, by attribute, precision and device: whichever pipeline
+        #: they are read from, they are the same, and run in all of them.
+        self.modules: dict[tuple[str, str | None, str | None], Any] = {}
 
     def take(self, key: Hashable, make: Callable[[], Program]) -> Program:
         """The program of a key, made unless another pipeline has it already."""

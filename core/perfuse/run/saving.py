@@ -15,6 +15,9 @@ from perfuse.sources.model_index import INDEX
 
 __all__ = ["index_of", "save", "save_tokenizer"]
 
+#: The version of Diffusers whose layout is written; it opens no inpainting pipeline without one.
+_FORMAT = "0.35.0"
+
 
 def save(pipe: Parts, folder: Path) -> None:
     """Write ``model_index.json`` and a folder for each model, tokenizer and the scheduler.
@@ -64,7 +67,7 @@ def _save_others(pipe: Parts, folder: Path) -> None:
 def index_of(pipe: Parts) -> dict[str, Any]:
     """The content of ``model_index.json``: each component's library and class, and the settings."""
     spec = pipe.spec
-    index: dict[str, Any] = {"_class_name": pipe.class_name, "_diffusers_version": "0.35.0"}
+    index: dict[str, Any] = {"_class_name": pipe.class_name, "_diffusers_version": _FORMAT}
     before = dict(getattr(pipe.source, "index", {}))
     for component in spec.components.values():
         if component.entry_of is None:

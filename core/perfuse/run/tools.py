@@ -31,12 +31,12 @@ class PipelineTools:
     @property
     def vae_tiling(self) -> bool:
         """Whether pictures are decoded and encoded in tiles."""
-        return bool(self._pipe.vae_tiling)
+        return self._pipe.asks("vae_tiling", "use_tiling")
 
     @property
     def vae_slicing(self) -> bool:
         """Whether they are decoded and encoded one by one."""
-        return bool(self._pipe.vae_slicing)
+        return self._pipe.asks("vae_slicing", "use_slicing")
 
     def program(self, component: str) -> Program:
         """The program of a component, prepared on its target on first use."""
