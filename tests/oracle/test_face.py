@@ -18,9 +18,10 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from tests.oracle.pairs import make_gentle
+
 import perfuse
 from perfuse.plugins import host
-from tests.oracle.test_pipelines import make_gentle
 
 pytestmark = pytest.mark.slow
 

@@ -50,7 +50,9 @@ def load_image(
             f"{image} cannot be read as a picture: {exc}. Give a whole PNG, JPEG or WebP file."
         ) from exc
     except Image.DecompressionBombError as exc:
-        raise InputError(f"{image} has too many pixels to be read: {exc}. Make it smaller.") from exc
+        raise InputError(
+            f"{image} has too many pixels to be read: {exc}. Make it smaller."
+        ) from exc
     return opened.convert("RGB") if convert_method is None else convert_method(opened)
 
 

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 __all__ = ["VaeImageProcessor"]
 
 
+class _Settings(dict[str, Any]):
+    """Settings that are read as entries and as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(f"An image processor has no setting {name!r}.")
+        return self[name]
+
+
 class VaeImageProcessor:
     """Turns pictures into what a VAE takes, and what it gives into pictures.
 
@@ -46,27 +55,31 @@ class VaeImageProcessor:
             do_normalize: Whether to bring [0, 1] to [-1, 1].
             do_binarize: Whether to cut at a half: for masks.
             do_convert_rgb: Of no effect: pictures become RGB in any case.
-            do_convert_grayscale: Whether pictures become grey.
+            do_convert_grayscale: Whether pictures become grey: of masks, together with
+                ``do_binarize``.
 
         Raises:
-            InputError: another filter was asked for.
+            InputError: another filter was asked for, or grey pictures that are no masks.
         """
+        if do_convert_grayscale != do_binarize:
+            raise InputError(
+                "do_binarize and do_convert_grayscale make a mask together; one was given alone. "
+                "Give both or neither."
+            )
         if resample != "lanczos":
             raise InputError(f"resample={resample!r} was given; pictures are resized by lanczos.")
-        self.config = {
-            "do_resize": do_resize,
-            "vae_scale_factor": vae_scale_factor,
-            "vae_latent_channels": vae_latent_channels,
-            "resample": resample,
-            "do_normalize": do_normalize,
-            "do_binarize": do_binarize,
-            "do_convert_rgb": do_convert_rgb,
-            "do_convert_grayscale": do_convert_grayscale,
-        }
+        self.config = _Settings(
+            do_resize=do_resize,
+            vae_scale_factor=vae_scale_factor,
+            vae_latent_channels=vae_latent_channels,
+            resample=resample,
+            do_normalize=do_normalize,
+            do_binarize=do_binarize,
+            do_convert_rgb=do_convert_rgb,
+            do_convert_grayscale=do_convert_grayscale,
+        )
 
-    def preprocess(
-        self, image: Any, height: int | None = None, width: int | None = None
-    ) -> Any:
+    def preprocess(self, image: Any, height: int | None = None, width: int | None = None) -> Any:
         """Pictures as float32 [B, C, H, W]: in [-1, 1], or for a mask 0 and 1.
 
         Args:
@@ -79,22 +92,13 @@ class VaeImageProcessor:
             InputError: it is no picture, or has a size that the scale factor does not divide.
         """
         factor = self.config["vae_scale_factor"] if self.config["do_resize"] else 1
-        if is_torch(image) and image.ndim == 4 and image.shape[1] == self._latent_channels:
-            return image
-        given = _channels_last(image)
+        if is_torch(image) and image.ndim == 4:
+            if image.shape[1] == self.config["vae_latent_channels"]:
+                return image
         if self.config["do_binarize"]:
-            array = preprocess_mask(given, height, width, multiple=factor)
-            return _shown(array)
-        if self.config["do_convert_grayscale"]:
-            given = [one.convert("L").convert("RGB") for one in given]
-        array = preprocess(given, height, width, multiple=factor)
-        if self.config["do_convert_grayscale"]:
-            array = array[:, :1]
+            return _shown(preprocess_mask(image, height, width, multiple=factor))
+        array = preprocess(image, height, width, multiple=factor)
         return _shown(array if self.config["do_normalize"] else array / 2 + np.float32(0.5))
-
-    @property
-    def _latent_channels(self) -> int:
-        return int(self.config["vae_latent_channels"])
 
     def postprocess(
         self, image: Any, output_type: str = "pil", do_denormalize: list[bool] | None = None
@@ -114,7 +118,9 @@ class VaeImageProcessor:
         if output_type == "latent":
             return image
         if output_type not in ("pil", "np", "pt"):
-            raise InputError(f"output_type {output_type!r} was asked for; use pil, np, pt or latent.")
+            raise InputError(
+                f"output_type {output_type!r} was asked for; use pil, np, pt or latent."
+            )
         signed = do_denormalize or [self.config["do_normalize"]] * len(image)
         array = to_numpy(image)
         array = np.stack([x if s else x * 2 - 1 for x, s in zip(array, signed, strict=True)])
@@ -159,16 +165,6 @@ class VaeImageProcessor:
     def denormalize(images: Any) -> Any:
         """[-1, 1] to [0, 1], clamped."""
         return (images * 0.5 + 0.5).clip(0, 1)
-
-
-def _channels_last(image: Any) -> Any:
-    """Tensors as the arrays that ``preprocess`` takes; anything else as a list."""
-    images = list(image) if isinstance(image, list | tuple) else [image]
-    return [
-        np.moveaxis(to_numpy(one), -3, -1) if is_torch(one) and one.ndim > 2 else
-        to_numpy(one) if is_torch(one) else one
-        for one in images
-    ]
 
 
 def _shown(array: Any) -> Any:

@@ -144,19 +144,19 @@ ARGUMENTS = {
 }
 #: Pipeline classes that also return whether a safety checker objected to the pictures.
 CHECKED = frozenset(
-    """
-    StableDiffusionPipeline
-    StableDiffusionImg2ImgPipeline
-    StableDiffusionInpaintPipeline
-    StableDiffusionUpscalePipeline
-    StableDiffusionInstructPix2PixPipeline
-    StableDiffusionImageVariationPipeline
-    StableDiffusionControlNetPipeline
-    StableDiffusionControlNetImg2ImgPipeline
-    StableDiffusionControlNetInpaintPipeline
-    LatentConsistencyModelPipeline
-    LatentConsistencyModelImg2ImgPipeline
-    """.split()
+    (
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionUpscalePipeline",
+        "StableDiffusionInstructPix2PixPipeline",
+        "StableDiffusionImageVariationPipeline",
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionControlNetImg2ImgPipeline",
+        "StableDiffusionControlNetInpaintPipeline",
+        "LatentConsistencyModelPipeline",
+        "LatentConsistencyModelImg2ImgPipeline",
+    )
 )
 
 

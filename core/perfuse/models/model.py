@@ -108,7 +108,9 @@ class Model(nn.Module):
         from perfuse.models.loading import save_model
 
         if not safe_serialization:
-            raise InputError("safe_serialization=False was given; weights are written as safetensors.")
+            raise InputError(
+                "safe_serialization=False was given; weights are written as safetensors."
+            )
         save_model(self, Path(folder))
 
     @staticmethod

@@ -40,15 +40,17 @@ class Assembled(Source):
             for spec in describe(kind, name, name, _config(module))
         ]
         components = fitted({spec.name: spec for spec in specs})
-        scheduler = modules.get("scheduler")
-        config = dict(getattr(scheduler, "config", {}))
-        if scheduler is not None:
-            config["_class_name"] = type(scheduler).__name__
+        schedulers = {
+            name: {**one.config, "_class_name": type(one).__name__}
+            for name, one in modules.items()
+            if _is_scheduler(one)
+        }
         spec = PipelineSpec(
             class_name=class_name,
             tasks=tasks,
             components=components,
-            scheduler=config,
+            scheduler=schedulers.pop("scheduler", {}),
+            schedulers=schedulers,
             latents=latents_of(components),
             tokenizers={name: name for name, one in modules.items() if _is_tokenizer(one)},
         )
@@ -71,7 +73,7 @@ class Assembled(Source):
     @property
     def others(self) -> dict[str, Any]:
         """The objects that are neither, without the scheduler."""
-        known = {*self.models, *self.tokenizers, "scheduler"}
+        known = {*self.models, *self.tokenizers, *self.spec.schedulers, "scheduler"}
         return {n: one for n, one in self.modules.items() if n not in known}
 
     def component(
@@ -109,6 +111,10 @@ def _class_of(module: Any) -> str | None:
 def _config(module: Any) -> dict[str, Any]:
     config = module.config
     return dict(config.to_dict() if hasattr(config, "to_dict") else config)
+
+
+def _is_scheduler(value: Any) -> bool:
+    return hasattr(value, "set_timesteps") and hasattr(value, "config")
 
 
 def _is_tokenizer(value: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from perfuse.arrays import is_torch, place
 from perfuse.contract.hooks import PipelineManifest
@@ -71,7 +71,9 @@ class Calling(Parts):
             chosen, callback_on_step_end, callback_on_step_end_tensor_inputs or ("latents",)
         )
         if callback is not None or callback_steps is not None:
-            chosen = self._with_callback(chosen, _legacy(callback, callback_steps or 1), ("latents",))
+            chosen = self._with_callback(
+                chosen, _legacy(callback, callback_steps or 1), ("latents",)
+            )
         state: Mapping[str, Any] = {}
         with _Bar(self._progress_bar_config) as bar:
             for event in self._run(chosen, given):
@@ -288,7 +290,7 @@ class _Bar:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._settings, self._bar = settings, None
 
-    def __enter__(self) -> "_Bar":
+    def __enter__(self) -> Self:
         return self
 
     def show(self, event: Event) -> None:

@@ -11,8 +11,8 @@ from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.run.export import component_options, export_pipeline
 from perfuse.run.parts import Parts
-from perfuse.run.sizes import shapes_of
 from perfuse.run.saving import save_tokenizer
+from perfuse.run.sizes import shapes_of
 
 __all__ = ["export"]
 

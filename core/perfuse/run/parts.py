@@ -311,7 +311,8 @@ class Parts:
     def _known(self) -> dict[str, list[str]]:
         """The names of all components, tokenizers and the scheduler, also of removed ones."""
         source = self._source.spec
-        others: dict[str, list[str]] = {n: [] for n in (*source.tokenizers, "scheduler")}
+        names = (*source.tokenizers, *source.schedulers, "scheduler")
+        others: dict[str, list[str]] = {name: [] for name in names}
         return {**parts_of(source), **others}
 
     def _optional(self) -> tuple[str, ...]:
@@ -346,6 +347,8 @@ class Parts:
         parts = parts_of(self._spec)
         if name in self._spec.tokenizers:
             return self._tokenizer(name)
+        if name in self._spec.schedulers:
+            return scheduler_from_config(self._spec.schedulers[name])
         if name not in parts:
             if name in self._known():
                 return None  # it was removed
@@ -386,6 +389,8 @@ class Parts:
             object.__setattr__(self, name, value)
         elif name in self._source.spec.tokenizers:
             self._set_tokenizer(name, value)
+        elif name in self._source.spec.schedulers:
+            self._set_scheduler(name, value)
         elif name in parts_of(self._source.spec):
             self._replace(name, value)
         elif name in self._others:
@@ -401,6 +406,16 @@ class Parts:
         else:
             ours = isinstance(tokenizer, PromptTokenizer)
             self._tokenizers[name] = tokenizer.ours if ours else tokenizer
+
+    def _set_scheduler(self, name: str, scheduler: Any) -> None:
+        """Replace a further scheduler, such as that of an upscaling model's noise."""
+        ours = _ours(scheduler)
+        if ours is None:
+            raise InputError(f"{name} was set to None; {self._spec.class_name} needs it.")
+        config = {**ours.config, "_class_name": type(ours).__name__}
+        schedulers = {**self._spec.schedulers, name: config}
+        self._spec = dataclasses.replace(self._spec, schedulers=schedulers)
+        self._plan = None
 
     def _replace(self, part: str, model: Any) -> None:
         """Replace the model of an attribute; the spec follows the new model's config.

@@ -11,7 +11,6 @@ from typing import Any, Self
 from perfuse.contract.source import Source
 from perfuse.contract.target import PRECISIONS, Placement
 from perfuse.errors import InputError
-from perfuse.plugins import host
 from perfuse.run.arguments import Opening, dtype_name, read_arguments
 from perfuse.run.assembled import Assembled
 from perfuse.run.classes import as_class, manifest_of, named_class

@@ -41,10 +41,16 @@ def save(pipe: Parts, folder: Path) -> None:
         model.save_pretrained(folder / name)
     for name in pipe.spec.tokenizers:
         save_tokenizer(pipe, name, folder / name)
-    if pipe.scheduler is not None:
-        pipe.scheduler.save_pretrained(folder / "scheduler")
+    for name in schedulers_of(pipe):
+        getattr(pipe, name).save_pretrained(folder / name)
     _save_others(pipe, folder)
     write_file(folder / INDEX, json.dumps(index_of(pipe), indent=2) + "\n")
+
+
+def schedulers_of(pipe: Parts) -> tuple[str, ...]:
+    """The attributes that hold schedulers."""
+    usual = () if pipe.scheduler is None else ("scheduler",)
+    return (*pipe.spec.schedulers, *usual)
 
 
 def save_tokenizer(pipe: Parts, name: str, folder: Path) -> None:
@@ -55,10 +61,10 @@ def save_tokenizer(pipe: Parts, name: str, folder: Path) -> None:
 
 def _save_others(pipe: Parts, folder: Path) -> None:
     """Copy what no task runs from the checkpoint, and save what the user registered."""
-    checkpoint = getattr(pipe.source, "path", None)
     for name in getattr(pipe.source, "ignored", ()):
-        if (Path(checkpoint) / name).is_dir():
-            shutil.copytree(Path(checkpoint) / name, folder / name, dirs_exist_ok=True)
+        kept = Path(getattr(pipe.source, "path", "")) / name
+        if kept.is_dir():
+            shutil.copytree(kept, folder / name, dirs_exist_ok=True)
     for name, one in pipe.others.items():
         if hasattr(one, "save_pretrained"):
             one.save_pretrained(folder / name)
@@ -75,8 +81,8 @@ def index_of(pipe: Parts) -> dict[str, Any]:
     for name in spec.tokenizers:
         said = before.get(name)
         index[name] = list(said) if said else _described(getattr(pipe, name), "transformers")
-    if pipe.scheduler is not None:
-        index["scheduler"] = ["diffusers", type(pipe.scheduler).__name__]
+    for name in schedulers_of(pipe):
+        index[name] = ["diffusers", type(getattr(pipe, name)).__name__]
     for name in getattr(pipe.source, "ignored", ()):
         index[name] = list(before[name])
     for name, one in pipe.others.items():

@@ -132,7 +132,9 @@ class Switches(Calling):
         if self._one_at_a_time:
             self.close()
 
-    def enable_layerwise_casting(self, storage_dtype: Any = None, compute_dtype: Any = None) -> None:
+    def enable_layerwise_casting(
+        self, storage_dtype: Any = None, compute_dtype: Any = None
+    ) -> None:
         """Store the denoiser's weights in a smaller type than is computed in.
 
         Args:

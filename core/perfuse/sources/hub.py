@@ -151,11 +151,14 @@ def component_from_hub(
     try:
         config = Path(get(f"{where}{CONFIG}"))
         if not alone:
-            info = HfApi(token=hub.get("token")).model_info(model, revision=_commit_of(config, where))
+            info = HfApi(token=hub.get("token")).model_info(
+                model, revision=_commit_of(config, where)
+            )
             names = [
                 file.rfilename.removeprefix(where)
                 for file in info.siblings or ()
-                if file.rfilename.startswith(where) and "/" not in file.rfilename.removeprefix(where)
+                if file.rfilename.startswith(where)
+                and "/" not in file.rfilename.removeprefix(where)
             ]
             choice = choose(names, variant, where=asked)
             for name in (*choice.files, *((choice.index,) if choice.index is not None else ())):

@@ -26,11 +26,15 @@ class Encoding(dict[str, Any]):
         try:
             return self[name]
         except KeyError:
-            raise AttributeError(f"This encoding has no {name!r}; it has {', '.join(self)}.") from None
+            raise AttributeError(
+                f"This encoding has no {name!r}; it has {', '.join(self)}."
+            ) from None
 
     def to(self, device: Any) -> "Encoding":
         """The encoding with its torch tensors on a device."""
-        return Encoding({n: one.to(device) if hasattr(one, "to") else one for n, one in self.items()})
+        return Encoding(
+            {n: one.to(device) if hasattr(one, "to") else one for n, one in self.items()}
+        )
 
 
 class PromptTokenizer:
@@ -74,7 +78,9 @@ class PromptTokenizer:
                 tensor.
         """
         if return_tensors not in (None, "pt", "np"):
-            raise InputError(f"return_tensors={return_tensors!r} was given; use 'pt', 'np' or None.")
+            raise InputError(
+                f"return_tensors={return_tensors!r} was given; use 'pt', 'np' or None."
+            )
         if padding not in (False, True, "longest", "max_length", "do_not_pad"):
             raise InputError(
                 f"padding={padding!r} was given; use 'max_length', 'longest', True or False."
@@ -114,13 +120,15 @@ class PromptTokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens of one text, without special ones."""
-        return self.convert_ids_to_tokens(self.ours.ids(text, special=False))
+        return [self.ours.token_of(one) for one in self.ours.ids(text, special=False)]
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False, **how: Any) -> str:
         """The text of token ids, given as a list, an array or a tensor."""
         return self.ours.decode(_listed(token_ids), skip_special_tokens=skip_special_tokens)
 
-    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **how: Any) -> list[str]:
+    def batch_decode(
+        self, sequences: Any, skip_special_tokens: bool = False, **how: Any
+    ) -> list[str]:
         """The text of each row of token ids."""
         return [self.decode(row, skip_special_tokens) for row in sequences]
 

@@ -26,9 +26,8 @@ _CONDITIONS = {
     "add_time_ids": ("", "time_ids"),
     "negative_add_time_ids": ("negative", "time_ids"),
 }
-_OTHERS = ("mask", "masked_image_latents")
 #: The tensors that a callback can be given.
-TENSORS = ("latents", *_CONDITIONS, *_OTHERS)
+TENSORS = ("latents", *_CONDITIONS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,10 +67,8 @@ def with_callback(task: Task, call: Call, names: Sequence[str]) -> Task:
         schedule: Schedule,
         batches: Batches,
         guider: Guider,
-        mask: Array = None,
-        masked_image_latents: Array = None,
     ) -> State:
-        there = {"latents": samples[0], "mask": mask, "masked_image_latents": masked_image_latents}
+        there = {"latents": samples[0]}
         there |= {name: _shown(batches, name) for name in names if name in _CONDITIONS}
         time = _timestep(schedule, index, like=samples[0])
         answer = call(index, time, {name: there[name] for name in names})
@@ -83,17 +80,11 @@ def with_callback(task: Task, call: Call, names: Sequence[str]) -> Task:
         for name in _CONDITIONS:
             if name in changed:
                 batches = _with(batches, name, changed[name])
-        return {
-            "samples": samples,
-            "batches": batches,
-            "guider": _rescaled(guider, answer.guidance_scale),
-            "mask": changed.get("mask", mask),
-            "masked_image_latents": changed.get("masked_image_latents", masked_image_latents),
-        }
+        scaled = _rescaled(guider, answer.guidance_scale)
+        return {"samples": samples, "batches": batches, "guider": scaled}
 
-    outputs = ("samples", "batches", "guider", *(n for n in _OTHERS if n in task.known))
     loop = _loop(task)
-    step = Step(name="call_back", run=call_back, outputs=outputs)
+    step = Step(name="call_back", run=call_back, outputs=("samples", "batches", "guider"))
     return task.replace(loop.name, dataclasses.replace(loop, steps=(*loop.steps, step)))
 
 
