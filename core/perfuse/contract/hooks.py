@@ -97,6 +97,8 @@ class PipelineManifest:
     tasks: Mapping[str, str]
     #: Entries of ``model_index.json`` that such a checkpoint must have.
     needs: tuple[str, ...]
+    #: Entries that such a checkpoint may have, and that a user may add or leave out.
+    optional: tuple[str, ...] = ()
     #: Entries that such a checkpoint may have and that no task here runs.
     unused: tuple[str, ...] = ()
     #: Components that a user may add to such a pipeline: name to the class that it is with one.
@@ -108,6 +110,11 @@ class PipelineManifest:
     corrects: Mapping[str, Any] = field(default_factory=dict)
     #: The scheduler class that replaces the checkpoint's, as the Diffusers pipeline does.
     scheduler: str | None = None
+    #: The names of a call's arguments in Diffusers' order, for those given by position; by default
+    #: the inputs of the first task.
+    arguments: tuple[str, ...] = ()
+    #: What a call returns with ``return_dict=False``.
+    returns: tuple[str, ...] = ("images",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,14 @@ class Tools(Protocol):
     @property
     def scheduler(self) -> "Scheduler": ...
 
+    @property
+    def vae_tiling(self) -> bool:
+        """Whether to decode and encode pictures in tiles."""
+
+    @property
+    def vae_slicing(self) -> bool:
+        """Whether to decode and encode the pictures of a batch one by one."""
+
     def program(self, component: str) -> "Program":
         """The program of a component, prepared on its target on first use."""
 
@@ -188,6 +196,8 @@ class Loop:
     name: str
     over: str
     steps: tuple["Node", ...]
+    #: Asked with the pipeline before each iteration: the loop ends where it is true.
+    stops: Callable[[Any], bool] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,6 +394,8 @@ def _reads(run: Callable[..., Any], state: State) -> dict[str, Any]:
 def _loop(loop: Loop, tools: Any, state: dict[str, Any]) -> Iterator[Event]:
     total = len(state[loop.over])
     for index in range(total):
+        if loop.stops is not None and loop.stops(tools):
+            break
         for node in loop.steps:
             state["index"] = index  # an inner loop overwrites it
             if isinstance(node, Step):

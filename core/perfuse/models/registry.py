@@ -24,6 +24,7 @@ __all__ = [
     "is_known",
     "latents_class",
     "latents_of",
+    "network",
     "own",
     "perturbed",
 ]
@@ -39,6 +40,15 @@ def own() -> Iterator[Architecture]:
 def is_known(class_name: str) -> bool:
     """Whether core or a plugin has an architecture of this class name."""
     return class_name in host().architectures()
+
+
+def network(class_name: str) -> Any:
+    """The torch class of one of core's models; ``None`` if core has no class of this name."""
+    for architecture in own():
+        if architecture.class_name == class_name:
+            module = importlib.import_module(architecture.build.partition(":")[0])
+            return getattr(module, class_name, None)
+    return None
 
 
 def find(class_name: str, *, asked: str) -> Architecture:

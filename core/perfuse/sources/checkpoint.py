@@ -75,6 +75,8 @@ class Checkpoint(Source):
         revision: str | None = None,
         variant: str | None = None,
         offline: bool | None = None,
+        hub: Mapping[str, Any] | None = None,
+        unknown_as: str | None = None,
     ) -> Self:
         """Open a local folder or a Hub repository, which is downloaded if it is not in the cache.
 
@@ -83,13 +85,15 @@ class Checkpoint(Source):
             revision: Branch, tag or commit of a Hub repository.
             variant: Weights to prefer where a component has them, for example ``"fp16"``.
             offline: ``True`` reads only the Hub's cache; by default as ``HF_HUB_OFFLINE`` says.
+            hub: Other arguments of ``huggingface_hub``: ``cache_dir``, ``token``.
+            unknown_as: A class that no plugin knows and that the checkpoint may name all the same.
 
         Raises:
             CheckpointError: the model does not exist, or cannot be read.
             WeightsError: no component has the variant, or there are no safetensors weights.
         """
         try:
-            return cls._open(model, revision, variant, offline)
+            return cls._open(model, revision, variant, offline, hub or {}, unknown_as)
         except OSError as exc:
             raise CheckpointError(
                 f"Model {str(model)!r} was asked for; the system said: {exc.strerror or exc}. "
@@ -103,14 +107,16 @@ class Checkpoint(Source):
         revision: str | None,
         variant: str | None,
         offline: bool | None,
+        hub: Mapping[str, Any],
+        unknown_as: str | None,
     ) -> Self:
         asked, commit = str(model), None
         path = Path(model).expanduser()
         if not path.exists() and is_hub_id(model):
-            path, commit = from_hub(asked, revision, variant, offline)
+            path, commit = from_hub(asked, revision, variant, offline, hub)
         index = read_index(path, asked)
         entries = entries_of(index, path / INDEX)
-        spec = _read_spec(path, index, entries)
+        spec = _read_spec(path, index, entries, unknown_as)
         folders = {component.folder for component in spec.components.values()}
         check_variant({f: names_in(path / f) for f in folders}, variant, asked)
         return cls(
@@ -246,9 +252,17 @@ class FromCheckpoint(Recipe):
             ) from exc
 
 
-def _read_spec(path: Path, index: Mapping[str, Any], entries: Mapping[str, str]) -> PipelineSpec:
+def _read_spec(
+    path: Path,
+    index: Mapping[str, Any],
+    entries: Mapping[str, str],
+    unknown_as: str | None,
+) -> PipelineSpec:
     pipelines = host().pipelines()
     class_name = class_of(index)
+    if class_name is not None and class_name == unknown_as and class_name not in pipelines:
+        own = PipelineManifest(class_name=class_name, tasks={}, needs=())
+        pipelines = {**pipelines, class_name: own}
     if class_name is None or class_name not in pipelines:
         raise CheckpointError(
             f"{path / INDEX} says that the pipeline is {class_name!r}, which perfuse does not "

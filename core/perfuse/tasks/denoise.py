@@ -435,12 +435,16 @@ def pictures_of(tools: Tools, latents: Array, height: int, width: int) -> Array:
 def finish(tools: Tools, decoded: Array, output_type: str) -> State:
     """Convert pictures [B, C, H, W] in about [-1, 1] to ``output_type``.
 
+    Latents stay torch tensors where the denoiser runs on a torch device.
+
     Raises:
         NonFiniteError: the array holds NaN or infinity.
     """
     from perfuse.arrays import pictures
 
     array = to_numpy(decoded)
+    if output_type == "pt":
+        return {"images": place(pictures.to_unit(array).transpose(0, 3, 1, 2), _device(decoded))}
     if output_type != "latent":
         to = pictures.to_unit if output_type == "np" else pictures.to_pil
         return {"images": to(array)}
@@ -449,10 +453,15 @@ def finish(tools: Tools, decoded: Array, output_type: str) -> State:
             f"The result holds {np.count_nonzero(~np.isfinite(array))} values that are NaN or "
             f"infinite, of {array.size}. Try --precision float32, or other settings."
         )
-    return {"images": array}
+    return {"images": decoded.clone() if is_torch(decoded) else array}
+
+
+def _device(array: Array) -> str:
+    """The torch device of an array; the CPU for one of numpy."""
+    return str(array.device) if is_torch(array) else "cpu"
 
 
 def check_output_type(output_type: str) -> None:
     """Raise ``InputError`` for an unknown ``output_type``."""
-    if output_type not in ("pil", "np", "latent"):
-        raise InputError(f"output_type {output_type!r} was asked for; use pil, np or latent.")
+    if output_type not in ("pil", "np", "pt", "latent"):
+        raise InputError(f"output_type {output_type!r} was asked for; use pil, np, pt or latent.")

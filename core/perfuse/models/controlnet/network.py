@@ -111,7 +111,9 @@ class ControlNetModel(UNet2DConditionModel):
         )
         if load_weights_from_unet:
             own = net.state_dict()
-            net.load_state_dict({n: t for n, t in unet.state_dict().items() if n in own}, strict=False)
+            net.load_state_dict(
+                {n: t for n, t in unet.state_dict().items() if n in own}, strict=False
+            )
         return net
 
     def _build_picture_embedding(self) -> None:
