@@ -19,7 +19,7 @@ _TEXT = """
     AutoPipelineForText2Image Backend BackendManifest Branch Checkpoint Choice
     ClassifierFreeGuidance ClassifierFreeZeroStarGuidance Component ComponentSpec Device
     DiffusionPipeline Dim EmbeddedGuidance Event ExecutionReport Exporter ExporterManifest
-    FrequencyDecoupledGuidance Guider GuiderManifest Input LatentSpec Limits Loop
+    FrequencyDecoupledGuidance Guider GuiderManifest Input InstructPix2PixGuidance LatentSpec Limits Loop
     MagnitudeAwareGuidance Moment NoGuidance NoiseSource PAGGuidance PerfuseError Perturbation
     PerturbedAttentionGuidance PipelineManifest PipelineOutput PipelineSpec PixelLatents Placement
     Plan Program Reader ReaderManifest Recipe Request Role Schedule Scheduler Signature
