@@ -45,6 +45,8 @@ def test_the_worse_version_follows_a_denoiser_that_is_replaced(checkpoint: Make)
     assert np.abs(after - before).max() > 1e-3
     fresh = DiffusionPipeline.from_pretrained(checkpoint("words"), unet=other)
     assert (drawn(fresh, guider=PAG) == after).all()
+    pipe.unet = None
+    assert "perturbed_identity_up" not in pipe.spec.components
 
 
 def test_a_program_has_no_worse_version(checkpoint: Make) -> None:
