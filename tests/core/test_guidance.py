@@ -109,7 +109,9 @@ def test_what_a_guider_remembers_is_the_runs() -> None:
     """The same guider begins anew with each run."""
     guider = AdaptiveProjectedGuidance(adaptive_projected_guidance_momentum=0.5)
     draw = np.random.default_rng(0)
-    steps = [{n: draw.normal(size=(1, 4, 4, 4)) for n in ("negative", "positive")} for _ in "12"]
+    steps = [
+        {n: draw.normal(size=(1, 4, 4, 4)) for n in ("negative", "positive")} for _ in range(2)
+    ]
 
     def run() -> list[Any]:
         memory, found = None, []
