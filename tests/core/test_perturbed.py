@@ -80,9 +80,12 @@ def test_entries_have_names_that_are_files() -> None:
         entry("identity", "mid", "up_blocks.0"),
         entry("blur", "mid", amount=1.5),
         entry("blur", "mid", amount=-1.0),
+        entry("blur", "mid", amount=1.5000001),
         entry("blur", "mid"),
+        entry("skip", "mid", "block"),
+        entry("skip", "mid_block"),
     }
-    assert len(names) == 7
+    assert len(names) == 10
     assert all(name.isidentifier() for name in names)
 
 
