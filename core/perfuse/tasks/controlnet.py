@@ -202,6 +202,7 @@ _PICTURE = Input(
     default=REQUIRED,
     kind=Picture,
     option="--control-image",
+    several=True,
     help="The picture to follow: edges, depth, poses, as the ControlNet was trained.",
 )
 
