@@ -58,7 +58,7 @@ def inspect(
         return
     source = open_model(**model_of(model))
     if added := added_to(model):
-        from perfuse.run.parts import extended
+        from perfuse.run.adding import extended
 
         source = extended(source, added)
     if verify:

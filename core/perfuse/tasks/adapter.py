@@ -101,7 +101,7 @@ _PICTURE = Input(
 
 
 def _with_adapter(task: Task) -> Task:
-    inputs = {"image": _PICTURE, **task.inputs, **_INPUTS}
+    inputs = {"prompt": task.inputs["prompt"], "image": _PICTURE, **task.inputs, **_INPUTS}
     return (
         replace(task, inputs=inputs, steps=(take_image, *task.steps))
         .insert(size_from_control, before="check_size")

@@ -216,7 +216,7 @@ def with_controlnet(task: Task, **defaults: Any) -> Task:
 
 def _from_text(task: Task) -> Task:
     """Text to image, where the picture to follow is the only one."""
-    inputs = {"image": _PICTURE, **task.inputs, **_INPUTS}
+    inputs = {"prompt": task.inputs["prompt"], "image": _PICTURE, **task.inputs, **_INPUTS}
     steps = (take_image, *task.steps)
     return (
         replace(task, inputs=inputs, steps=steps)
