@@ -10,6 +10,7 @@ from perfuse.cli.common import (
     JSON,
     QUIET,
     TRANSFORM,
+    added_to,
     model_of,
     model_options,
     option,
@@ -59,7 +60,7 @@ def export(
     with watching(show=not quiet) as watch:
         watch.begin("Opening the model")
         pipe = DiffusionPipeline.from_pretrained(
-            **model_of(model), precision=precision, transforms=transforms
+            **model_of(model), **added_to(model), precision=precision, transforms=transforms
         )
         watch.lap("open")
         watch.begin(f"Exporting to {format}")

@@ -16,6 +16,7 @@ from perfuse.cli.common import (
     JSON,
     QUIET,
     TRANSFORM,
+    added_to,
     model_of,
     model_options,
     option,
@@ -178,6 +179,7 @@ def _opened(
 
     opening = {
         **model_of(given),
+        **added_to(given),
         "backend": given["backend"],
         "precision": given["precision"],
         "options": read_options(given["options"]),
