@@ -97,6 +97,8 @@ class PipelineManifest:
     tasks: Mapping[str, str]
     #: Entries of ``model_index.json`` that such a checkpoint must have.
     needs: tuple[str, ...]
+    #: Entries that such a checkpoint may have, and that a user may add or leave out.
+    optional: tuple[str, ...] = ()
     #: Entries that such a checkpoint may have and that no task here runs.
     unused: tuple[str, ...] = ()
     #: Defaults of this class for inputs of its tasks.

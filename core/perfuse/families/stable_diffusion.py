@@ -11,7 +11,8 @@ _ROOM = "perfuse.tasks.consistency"
 _TEXT_FEW = {"text-to-image": f"{_ROOM}:CONSISTENCY_TEXT_TO_IMAGE"}
 _IMAGE_FEW = {"image-to-image": f"{_ROOM}:CONSISTENCY_IMAGE_TO_IMAGE"}
 _NEEDS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+_OPTIONAL = ("safety_checker", "feature_extractor")
+_UNUSED = ("image_encoder",)
 _CLIPPED = {"steps_offset": 1, "clip_sample": False}
 _SKIPPED = {"steps_offset": 1, "skip_prk_steps": True}
 _CONSISTENCY = {"num_inference_steps": 4, "guidance_scale": 8.5}
@@ -21,6 +22,7 @@ PIPELINES = (
         class_name="StableDiffusionPipeline",
         tasks={**_TEXT, **_IMAGE, **_INPAINT},
         needs=_NEEDS,
+        optional=_OPTIONAL,
         unused=_UNUSED,
         corrects=_CLIPPED,
     ),
@@ -28,6 +30,7 @@ PIPELINES = (
         class_name="StableDiffusionImg2ImgPipeline",
         tasks=_IMAGE,
         needs=_NEEDS,
+        optional=_OPTIONAL,
         unused=_UNUSED,
         corrects=_CLIPPED,
     ),
@@ -35,6 +38,7 @@ PIPELINES = (
         class_name="StableDiffusionInpaintPipeline",
         tasks=_INPAINT,
         needs=_NEEDS,
+        optional=_OPTIONAL,
         unused=_UNUSED,
         corrects=_SKIPPED,
     ),
@@ -42,6 +46,7 @@ PIPELINES = (
         class_name="LatentConsistencyModelPipeline",
         tasks={**_TEXT_FEW, **_IMAGE_FEW},
         needs=_NEEDS,
+        optional=_OPTIONAL,
         unused=_UNUSED,
         defaults=_CONSISTENCY,
     ),
@@ -49,6 +54,7 @@ PIPELINES = (
         class_name="LatentConsistencyModelImg2ImgPipeline",
         tasks=_IMAGE_FEW,
         needs=_NEEDS,
+        optional=_OPTIONAL,
         unused=_UNUSED,
         defaults=_CONSISTENCY,
     ),

@@ -22,16 +22,17 @@ from perfuse.progress import working
 from perfuse.run.export import component_options, export_pipeline
 from perfuse.run.options import check_scopes, options_for
 from perfuse.run.placing import check_placement, natural_backend, target_of
-from perfuse.run.plan import parts_of, plan_of, respecified, without
+from perfuse.run.plan import added, parts_of, plan_of, respecified, without
 from perfuse.run.preparing import prepare
 from perfuse.run.record import recorded
+from perfuse.run.safety import FEATURE_EXTRACTOR, REQUIRES, check_parts, processor_config, with_requirement
 from perfuse.run.sizes import fixed_dims, shapes_of, usual_sizes
 from perfuse.run.transforms import applied, find_transforms, rewriting
 from perfuse.schedulers import Scheduler, scheduler_from_config
 from perfuse.sources.opening import SchedulerFrom, open_model
 from perfuse.sources.store import ArtifactStore
 from perfuse.sources.tokenizer import Tokenizer
-from perfuse.tasks.choosing import choose, tasks_of
+from perfuse.tasks.choosing import choose, pipeline_manifest, tasks_of
 
 __all__ = ["DiffusionPipeline", "PipelineOutput"]
 
@@ -143,12 +144,14 @@ class DiffusionPipeline:
             options=options,
             transforms=transforms,
         )
+        pipe._spec = with_requirement(pipe._spec, components.pop(REQUIRES, None))
         for name, component in components.items():
             if name not in pipe._known():
                 raise InputError(
                     f"{name}= was given; {pipe._spec.class_name} has {', '.join(pipe._known())}."
                 )
             setattr(pipe, name, component)
+        check_parts(source.spec, pipe._spec)
         check_placement(source, pipe.spec, placement)
         check_scopes(
             options or {},
@@ -344,10 +347,11 @@ class DiffusionPipeline:
     # Components as attributes
 
     def _known(self) -> dict[str, list[str]]:
-        """The names of all components, tokenizers and the scheduler, also of removed ones."""
+        """The names of all that the pipeline has or may have, with those of their components."""
         source = self._source.spec
-        others: dict[str, list[str]] = {n: [] for n in (*source.tokenizers, "scheduler")}
-        return {**parts_of(source), **others}
+        optional = pipeline_manifest(source.class_name).optional
+        names = (*optional, *source.tokenizers, *source.processors, "scheduler")
+        return {**{name: [] for name in names}, **parts_of(source)}
 
     def __getattr__(self, name: str) -> Any:
         # Only called for what is not an ordinary attribute: a component's model, or a tokenizer.
@@ -356,9 +360,13 @@ class DiffusionPipeline:
         parts = parts_of(self._spec)
         if name in self._spec.tokenizers:
             return self.tokenizer(name)
+        if name in self._spec.processors:
+            from perfuse.arrays.image_processor import ImageProcessor
+
+            return ImageProcessor.from_config(self._spec.processors[name])
         if name not in parts:
             if name in self._known():
-                return None  # it was removed
+                return None  # it was removed, or never there
             raise AttributeError(
                 f"{self._spec.class_name} has no {name!r}; it has {', '.join(self._known())}"
             )
@@ -377,7 +385,9 @@ class DiffusionPipeline:
             object.__setattr__(self, name, value)
         elif name in self._source.spec.tokenizers:
             self._set_tokenizer(name, value)
-        elif name in parts_of(self._source.spec):
+        elif name == FEATURE_EXTRACTOR and name in self._known():
+            self._set_processor(name, value)
+        elif name in self._known():
             self._replace(name, value)
         else:
             object.__setattr__(self, name, value)
@@ -390,6 +400,13 @@ class DiffusionPipeline:
         else:
             self._tokenizers[name] = tokenizer
 
+    def _set_processor(self, name: str, processor: Any) -> None:
+        known = {n: config for n, config in self._spec.processors.items() if n != name}
+        if processor is not None:
+            known[name] = processor_config(processor)
+        self._spec = dataclasses.replace(self._spec, processors=known)
+        self._plan = None
+
     def _replace(self, part: str, model: Any) -> None:
         """Replace the model of an attribute; the spec follows the new model's config.
 
@@ -397,16 +414,16 @@ class DiffusionPipeline:
             CheckpointError: the model's class cannot take its config.
             InputError: the model has other components than the one that it replaces.
         """
-        names = parts_of(self._source.spec)[part]
         spec = self._spec
-        if part not in parts_of(spec):  # it was removed before
+        names = parts_of(self._source.spec).get(part) or parts_of(spec).get(part, [])
+        if part not in parts_of(spec) and names:  # it was removed before
             back = {name: self._source.spec.components[name] for name in names}
             spec = dataclasses.replace(spec, components={**spec.components, **back})
         if model is None:
             self._spec = without(spec, part)
             self._models.pop(part, None)
         else:
-            self._spec = respecified(spec, part, model)
+            self._spec = respecified(spec, part, model) if names else added(spec, part, model)
             self._models[part] = model
         self._plan = None
         for name in names:

@@ -8,6 +8,7 @@ from perfuse.errors import CheckpointError
 from perfuse.sources.model_index import (
     CONFIG,
     INDEX,
+    PROCESSOR,
     SCHEDULER,
     entries_of,
     kind_of,
@@ -60,7 +61,7 @@ def _wanted(
             index = (choice.index,) if choice.index is not None else ()
             keep = {CONFIG, *choice.files, *index}
         else:
-            keep = {SCHEDULER} if kind == "scheduler" else set(FILES)
+            keep = {"scheduler": {SCHEDULER}, "processor": {PROCESSOR}}.get(kind, set(FILES))
         wanted += [f"{folder}/{file}".lstrip("/") for file in names if file in keep]
     return wanted
 

@@ -19,6 +19,7 @@ from perfuse.tasks.denoise import (
     prepare_schedule,
 )
 from perfuse.tasks.inputs import GUIDANCE, NOISE, OUTPUT, SIZE, STEPS
+from perfuse.tasks.safety import check_safety
 from perfuse.tasks.text import Prompt, conditions_of, encode, guider_for, read_texts
 
 __all__ = ["TEXT_TO_IMAGE", "prepare_latents", "read_prompts"]
@@ -177,6 +178,7 @@ TEXT_TO_IMAGE = Task(
         prepare_latents,
         *denoise_loop,
         decode,
+        check_safety,
         finish,
     ),
 )
