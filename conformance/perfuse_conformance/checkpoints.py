@@ -9,6 +9,7 @@ from perfuse_conformance.cases.checkpoints import (
     randomise,
     unet_config,
     vae_config,
+    write_checker,
     write_json,
     write_tokenizer,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "randomise",
     "unet_config",
     "vae_config",
+    "write_checker",
     "write_json",
     "write_tokenizer",
 ]

@@ -22,7 +22,13 @@ from perfuse.sources.checkpoint import Checkpoint
 from perfuse.sources.manifest import is_artifact
 from perfuse.sources.plain import from_plain, to_plain
 from perfuse.spec import PipelineSpec, PixelLatents
-from perfuse_conformance.checkpoints import KINDS, edit_json, make_checkpoint, write_json
+from perfuse_conformance.checkpoints import (
+    KINDS,
+    edit_json,
+    make_checkpoint,
+    write_checker,
+    write_json,
+)
 
 
 @pytest.fixture(scope="session")
@@ -102,10 +108,9 @@ class TestSpec:
     def test_unused_parts_are_noted(self, sd: Path) -> None:
         edit_json(
             sd / "model_index.json",
-            safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
-            feature_extractor=["transformers", "CLIPImageProcessor"],
+            image_encoder=["transformers", "CLIPVisionModelWithProjection"],
         )
-        assert Checkpoint.open(sd).ignored == ("feature_extractor", "safety_checker")
+        assert Checkpoint.open(sd).ignored == ("image_encoder",)
 
     def test_latent_statistics(self, sd: Path) -> None:
         mean, std = [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]
@@ -631,9 +636,7 @@ def hub(sd: Path) -> Iterator[Hub]:
     (sd / "unet" / "openvino_model.xml").write_bytes(b"never read")
     half = sd / "unet" / "diffusion_pytorch_model.fp16.safetensors"
     shutil.copyfile(sd / "unet" / "diffusion_pytorch_model.safetensors", half)
-    (sd / "safety_checker").mkdir()
-    (sd / "safety_checker" / "model.safetensors").write_bytes(b"never read")
-    edit_json(sd / INDEX, safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    write_checker(sd)
     server = Hub(sd)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -687,7 +690,10 @@ class TestHub:
         answer = ask(hub.url)
         assert answer["revision"] == COMMIT
         assert set(hub.asked) == {
+            "feature_extractor/preprocessor_config.json",
             "model_index.json",
+            "safety_checker/config.json",
+            "safety_checker/model.safetensors",
             "scheduler/scheduler_config.json",
             "text_encoder/config.json",
             "text_encoder/model.safetensors",

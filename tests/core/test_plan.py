@@ -259,5 +259,5 @@ def test_manifests_of_pipelines_say_what_no_task_runs() -> None:
     from perfuse.plugins import host
 
     manifests = host().pipelines()
-    assert "safety_checker" in manifests["StableDiffusionPipeline"].unused
+    assert "feature_extractor" in manifests["StableDiffusionXLPipeline"].unused
     assert all(isinstance(one, PipelineManifest) for one in manifests.values())

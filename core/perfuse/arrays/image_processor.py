@@ -93,7 +93,7 @@ class ImageProcessor:
         given = list(images) if isinstance(images, list | tuple) else [images]
         if not given:
             raise InputError("No picture was given. Give a PIL image, or a list of them.")
-        made = [self._made(as_image(image).convert("RGB")) for image in given]
+        made = [self._made(_opaque(as_image(image))) for image in given]
         if len({one.shape for one in made}) != 1:
             sizes = ", ".join(f"{one.shape[2]} x {one.shape[1]}" for one in made)
             raise InputError(f"The pictures differ in size: {sizes}. Give pictures of one size.")
@@ -108,7 +108,7 @@ class ImageProcessor:
         """One picture, float32 [3, H, W]."""
         if self.size is not None:
             height, width = self._resized(image.height, image.width)
-            image = image.resize((width, height), resample=self.resample)  # type: ignore[arg-type]
+            image = image.resize((width, height), resample=self.resample)
         pixels: NDArray[Any] = np.asarray(image)
         if self.crop is not None:
             pixels = _centre(pixels, *self.crop)
@@ -116,7 +116,8 @@ class ImageProcessor:
             pixels = pixels.astype(np.float64) * self.factor  # rounded once, as Transformers does
         pixels = pixels.astype(np.float32)
         if self.mean is not None and self.std is not None:
-            pixels = (pixels - np.float32(self.mean)) / np.float32(self.std)
+            mean, std = (np.asarray(one, dtype=np.float32) for one in (self.mean, self.std))
+            pixels = (pixels - mean) / std
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
@@ -127,6 +128,16 @@ class ImageProcessor:
         return (long, self.size) if width <= height else (self.size, long)
 
 
+def _opaque(image: "Image") -> "Image":
+    """As RGB, on white where it is transparent."""
+    from PIL import Image as Pillow
+
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    white = Pillow.new("RGBA", image.size, (255, 255, 255, 255))
+    return Pillow.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
 def _edge(size: Any) -> int | tuple[int, int]:
     if isinstance(size, Mapping) and "shortest_edge" in size:
         size = size["shortest_edge"]
@@ -134,7 +145,7 @@ def _edge(size: Any) -> int | tuple[int, int]:
 
 
 def _pair(size: Any) -> tuple[int, int]:
-    if isinstance(size, int):
+    if not isinstance(size, Mapping):
         size = {"height": size, "width": size}
     return _positive(size["height"]), _positive(size["width"])
 

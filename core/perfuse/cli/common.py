@@ -9,11 +9,13 @@ from perfuse.errors import InputError
 
 __all__ = [
     "JSON",
+    "NO_CHECKER",
     "QUIET",
     "TRANSFORM",
     "model_of",
     "model_options",
     "option",
+    "parts_of",
     "read_options",
     "size_text",
     "variable",
@@ -27,6 +29,13 @@ JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on 
 QUIET = click.option("--quiet", is_flag=True, help="Say nothing while working but warnings.")
 TRANSFORM = click.option(
     "--transform", "transforms", multiple=True, help="An acceleration that a plugin brings."
+)
+
+#: For every command that opens a model to draw with, or to export.
+NO_CHECKER = click.option(
+    "--no-safety-checker",
+    is_flag=True,
+    help="Without the model's safety checker, which blackens pictures that it objects to.",
 )
 
 
@@ -62,6 +71,11 @@ def model_options(command: _F) -> _F:
 def model_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """A command's option values that open a model, by their Python argument names."""
     return {name: given[name] for name in _MODEL_NAMES}
+
+
+def parts_of(no_safety_checker: bool) -> dict[str, Any]:
+    """The components that a command line takes out, as arguments of ``from_pretrained``."""
+    return {"safety_checker": None} if no_safety_checker else {}
 
 
 def read_options(options: tuple[str, ...]) -> dict[str, str]:

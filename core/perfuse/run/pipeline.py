@@ -25,7 +25,13 @@ from perfuse.run.placing import check_placement, natural_backend, target_of
 from perfuse.run.plan import added, parts_of, plan_of, respecified, without
 from perfuse.run.preparing import prepare
 from perfuse.run.record import recorded
-from perfuse.run.safety import FEATURE_EXTRACTOR, REQUIRES, check_parts, processor_config, with_requirement
+from perfuse.run.safety import (
+    FEATURE_EXTRACTOR,
+    REQUIRES,
+    check_parts,
+    processor_config,
+    with_requirement,
+)
 from perfuse.run.sizes import fixed_dims, shapes_of, usual_sizes
 from perfuse.run.transforms import applied, find_transforms, rewriting
 from perfuse.schedulers import Scheduler, scheduler_from_config

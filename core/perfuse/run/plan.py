@@ -61,9 +61,7 @@ def without(spec: PipelineSpec, part: str) -> PipelineSpec:
     kept = {name: one for name, one in spec.components.items() if one.part != part}
     tokenizers = {name: folder for name, folder in spec.tokenizers.items() if name != part}
     processors = {name: config for name, config in spec.processors.items() if name != part}
-    return dataclasses.replace(
-        spec, components=kept, tokenizers=tokenizers, processors=processors
-    )
+    return dataclasses.replace(spec, components=kept, tokenizers=tokenizers, processors=processors)
 
 
 def respecified(spec: PipelineSpec, part: str, model: Any) -> PipelineSpec:

@@ -59,7 +59,7 @@ def unsafe(special: NDArray[np.float32], concepts: NDArray[np.float32]) -> list[
     """
     near = (special.round(3) > 0).any(axis=1, keepdims=True)
     scores = (concepts + near * _STRICTER).round(3)
-    return [bool(one) for one in (scores > 0).any(axis=1)]
+    return [bool((one > 0).any()) for one in scores]
 
 
 def _blackened(decoded: Array, found: list[bool]) -> Array:
@@ -67,6 +67,4 @@ def _blackened(decoded: Array, found: list[bool]) -> Array:
     if not any(found):
         return decoded
     black = zeros_like(decoded[:1]) - 1
-    return concatenate(
-        [black if one else decoded[i : i + 1] for i, one in enumerate(found)]
-    )
+    return concatenate([black if one else decoded[i : i + 1] for i, one in enumerate(found)])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.building import load_native, native
-from perfuse.models.clip_vision.network import CLIPVisionModelWithProjection, VisionTransformer
+from perfuse.models.clip_vision.transformer import VisionTransformer, current_name
 from perfuse.models.model import Model
 from perfuse.models.safety_checker.description import CONCEPTS, SPECIAL, SafetyCheckerConfig
 from perfuse.sources.weights import Weights
@@ -48,8 +48,7 @@ class StableDiffusionSafetyChecker(Model):
     @staticmethod
     def rename(name: str) -> str | None:
         """Before version 5, Transformers saved the vision model one level deeper."""
-        flat = name.replace("vision_model.vision_model.", "vision_model.", 1)
-        return CLIPVisionModelWithProjection.rename(flat)
+        return current_name(name.replace("vision_model.vision_model.", "vision_model.", 1))
 
 
 def _unit(rows: Tensor) -> Tensor:
