@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 Make = Callable[[str], Path]
-GIVEN = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 0}
+GIVEN: dict[str, Any] = {"prompt": "a red circle", "num_inference_steps": 2, "seed": 0}
 
 
 def make_picky(folder: Path) -> None:

@@ -26,7 +26,7 @@ from perfuse.tasks.safety import unsafe
 from perfuse_conformance.checkpoints import edit_json, randomise
 
 Make = Callable[[str], Path]
-GIVEN = {"prompt": ["a red circle", "a blue square"], "num_inference_steps": 2}
+GIVEN: dict[str, Any] = {"prompt": ["a red circle", "a blue square"], "num_inference_steps": 2}
 
 diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()

@@ -138,10 +138,9 @@ def write_index(spec: PipelineSpec, folder: Path) -> None:
         config = folder / place / "tokenizer_config.json"
         said = read_json(config) if config.is_file() else {}
         index[name] = entry(str(said.get("tokenizer_class", "CLIPTokenizer")), "transformers")
-    for name, config in spec.processors.items():
-        index[name] = entry(
-            str(config.get("image_processor_type", IMAGE_PROCESSOR)), "transformers"
-        )
+    for name, settings in spec.processors.items():
+        kind = settings.get("image_processor_type", IMAGE_PROCESSOR)
+        index[name] = entry(str(kind), "transformers")
     index["scheduler"] = entry(str(spec.scheduler["_class_name"]), "diffusers")
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

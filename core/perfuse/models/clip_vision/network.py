@@ -36,21 +36,6 @@ class CLIPVisionModelWithProjection(Model):
         return current_name(name)
 
 
-def build(self) -> None:
-        config = self.config
-        self.vision_model = VisionTransformer(config)
-        self.visual_projection = nn.Linear(config.hidden_size, config.projection_dim, bias=False)
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        pooled, states = self.vision_model(pixel_values)
-        return self.visual_projection(pooled), states
-
-    @staticmethod
-    def rename(name: str) -> str | None:
-        """Positions are only a range; Transformers saved them before 4.31."""
-        return None if name.endswith("embeddings.position_ids") else name
-
-
 def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
     """The flat module of a checkpoint's component."""
     return load_native(CLIPVisionModelWithProjection, spec, weights, dtype)
