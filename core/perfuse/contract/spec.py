@@ -45,6 +45,8 @@ class Role:
     LATENT_DECODER = "latent_decoder"
     #: Pictures to states or embeddings.
     IMAGE_ENCODER = "image_encoder"
+    #: An embedding or states of images to ``image_tokens``, which a denoiser attends to.
+    IMAGE_PROJECTION = "image_projection"
     #: ``clip_input``, pictures as an image processor makes them, to ``special_scores`` and
     #: ``concept_scores``: above zero where a picture is nearer to a concept than is allowed.
     SAFETY_CHECKER = "safety_checker"

@@ -11,8 +11,7 @@ _ROOM = "perfuse.tasks.consistency"
 _TEXT_FEW = {"text-to-image": f"{_ROOM}:CONSISTENCY_TEXT_TO_IMAGE"}
 _IMAGE_FEW = {"image-to-image": f"{_ROOM}:CONSISTENCY_IMAGE_TO_IMAGE"}
 _NEEDS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_OPTIONAL = ("safety_checker", "feature_extractor")
-_UNUSED = ("image_encoder",)
+_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 _CLIPPED = {"steps_offset": 1, "clip_sample": False}
 _SKIPPED = {"steps_offset": 1, "skip_prk_steps": True}
 _CONSISTENCY = {"num_inference_steps": 4, "guidance_scale": 8.5}
@@ -23,7 +22,6 @@ PIPELINES = (
         tasks={**_TEXT, **_IMAGE, **_INPAINT},
         needs=_NEEDS,
         optional=_OPTIONAL,
-        unused=_UNUSED,
         corrects=_CLIPPED,
     ),
     PipelineManifest(
@@ -31,7 +29,6 @@ PIPELINES = (
         tasks=_IMAGE,
         needs=_NEEDS,
         optional=_OPTIONAL,
-        unused=_UNUSED,
         corrects=_CLIPPED,
     ),
     PipelineManifest(
@@ -39,7 +36,6 @@ PIPELINES = (
         tasks=_INPAINT,
         needs=_NEEDS,
         optional=_OPTIONAL,
-        unused=_UNUSED,
         corrects=_SKIPPED,
     ),
     PipelineManifest(
@@ -47,7 +43,6 @@ PIPELINES = (
         tasks={**_TEXT_FEW, **_IMAGE_FEW},
         needs=_NEEDS,
         optional=_OPTIONAL,
-        unused=_UNUSED,
         defaults=_CONSISTENCY,
     ),
     PipelineManifest(
@@ -55,7 +50,6 @@ PIPELINES = (
         tasks=_IMAGE_FEW,
         needs=_NEEDS,
         optional=_OPTIONAL,
-        unused=_UNUSED,
         defaults=_CONSISTENCY,
     ),
 )

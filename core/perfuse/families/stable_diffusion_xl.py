@@ -8,10 +8,10 @@ _TEXT = {"text-to-image": "perfuse.tasks.text_to_image_xl:TEXT_TO_IMAGE_XL"}
 _IMAGE = {"image-to-image": "perfuse.tasks.image_to_image_xl:IMAGE_TO_IMAGE_XL"}
 _INPAINT = {"inpainting": "perfuse.tasks.image_to_image_xl:INPAINTING_XL"}
 _NEEDS = ("unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler")  # the refiner has no other
-_UNUSED = ("feature_extractor", "image_encoder")
+_OPTIONAL = ("feature_extractor", "image_encoder")
 
 PIPELINES = tuple(
-    PipelineManifest(class_name=class_name, tasks=tasks, needs=_NEEDS, unused=_UNUSED)
+    PipelineManifest(class_name=class_name, tasks=tasks, needs=_NEEDS, optional=_OPTIONAL)
     for class_name, tasks in {
         "StableDiffusionXLPipeline": {**_TEXT, **_IMAGE, **_INPAINT},
         "StableDiffusionXLImg2ImgPipeline": _IMAGE,

@@ -20,6 +20,7 @@ from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.progress import working
 from perfuse.run.export import component_options, export_pipeline
+from perfuse.run.image_prompts import ImagePrompts, with_adapters
 from perfuse.run.options import check_scopes, options_for
 from perfuse.run.placing import check_placement, natural_backend, target_of
 from perfuse.run.plan import added, parts_of, plan_of, respecified, without
@@ -53,7 +54,7 @@ class PipelineOutput:
     seeds: tuple[int | None, ...]
 
 
-class DiffusionPipeline:
+class DiffusionPipeline(ImagePrompts):
     """A pipeline that is ready to run; make one with ``from_pretrained``.
 
     Components are attributes, as in Diffusers. Set one to a torch module or a ``Program`` to
@@ -173,13 +174,14 @@ class DiffusionPipeline:
         """What will run: the source's components and tasks after all transforms."""
         if self._plan is None:
             plan = plan_of(self._source, self._spec, precision=self.precision, models=self._models)
+            plan = with_adapters(plan, self._adapters, self.precision)
             self._plan = applied(plan, self._transforms, exported=self._source.transforms)
         return self._plan
 
     @property
     def spec(self) -> PipelineSpec:
         """The description of what will run. Without transforms, reading it opens no weights."""
-        return self.plan.spec if self._transforms else self._spec
+        return self.plan.spec if self._transforms or self._adapters else self._spec
 
     @property
     def tasks(self) -> Mapping[str, Task]:

@@ -1,5 +1,6 @@
 """CLIP's image encoder."""
 
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from perfuse.models.clip_vision.transformer import VisionTransformer, current_na
 from perfuse.models.model import Model
 from perfuse.sources.weights import Weights
 
-__all__ = ["CLIPVisionModelWithProjection", "build", "wrap"]
+__all__ = ["CLIPVisionModelWithProjection", "build", "load", "wrap"]
 
 
 class CLIPVisionModelWithProjection(Model):
@@ -44,3 +45,13 @@ def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Modul
 def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
     """The flat module of an image encoder of perfuse or Transformers."""
     return native(CLIPVisionModelWithProjection, spec, model)
+
+
+def load(folder: Path) -> nn.Module:
+    """The image encoder in a folder of its own, as adapters come with.
+
+    Raises:
+        CheckpointError: the folder or its config cannot be read.
+        WeightsError: tensors are missing, unexpected, misshapen or damaged.
+    """
+    return CLIPVisionModelWithProjection.from_pretrained(folder)
