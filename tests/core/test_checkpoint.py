@@ -1,6 +1,7 @@
 """Reading checkpoints: what is found, what is refused and in which words, folders and the Hub."""
 
 import copy
+import dataclasses
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ from urllib.parse import unquote
 import pytest
 
 from perfuse.errors import CheckpointError, InputError, WeightsError
+from perfuse.plugins import host
 from perfuse.sources.checkpoint import Checkpoint
 from perfuse.sources.manifest import is_artifact
 from perfuse.sources.plain import from_plain, to_plain
@@ -105,12 +107,13 @@ class TestSpec:
         )
         subprocess.run([sys.executable, "-c", code], check=True)
 
-    def test_unused_parts_are_noted(self, sd: Path) -> None:
-        edit_json(
-            sd / "model_index.json",
-            image_encoder=["transformers", "CLIPVisionModelWithProjection"],
-        )
-        assert Checkpoint.open(sd).ignored == ("image_encoder",)
+    def test_unused_parts_are_noted(self, sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        name = "StableDiffusionPipeline"
+        known = {**host().pipelines()}
+        known[name] = dataclasses.replace(known[name], unused=("scorer",))
+        monkeypatch.setattr(type(host()), "pipelines", lambda self: known)
+        edit_json(sd / "model_index.json", scorer=["acme", "Scorer"])
+        assert Checkpoint.open(sd).ignored == ("scorer",)
 
     def test_latent_statistics(self, sd: Path) -> None:
         mean, std = [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]

@@ -13,7 +13,6 @@ from perfuse.plugins import host, resolve
 from perfuse.tasks.choosing import tasks_of
 from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
 from perfuse.tasks.text_to_image_xl import TEXT_TO_IMAGE_XL
-from perfuse.tasks.unconditional import UNCONDITIONAL
 from perfuse_conformance.checkpoints import edit_json, unet_config
 
 torch = pytest.importorskip("torch")
@@ -38,9 +37,7 @@ def pipes(checkpoint: Make) -> Callable[[str], DiffusionPipeline]:
 
 def test_the_tasks_of_every_class_are_there() -> None:
     manifests = host().pipelines().values()
-    found = {
-        (name, resolve(where).name) for one in manifests for name, where in one.tasks.items()
-    }
+    found = {(name, resolve(where).name) for one in manifests for name, where in one.tasks.items()}
     assert found
     assert all(name == own for name, own in found)
 

@@ -10,7 +10,6 @@ from perfuse.contract.component import Component
 from perfuse.contract.spec import PipelineSpec, Role
 from perfuse.contract.transform import Plan
 from perfuse.errors import InputError, WeightsError
-from perfuse.run.safety import FEATURE_EXTRACTOR
 from perfuse.tasks.image_prompt import SCALES
 
 if TYPE_CHECKING:
@@ -93,7 +92,9 @@ class ImagePrompts:
         from perfuse.models.ip_adapter.description import ImageAdapter, prompted
 
         files = _listed(weight_name)
-        models, folders = (_as_many(one, len(files)) for one in (_listed(model), _listed(subfolder)))
+        models, folders = (
+            _as_many(one, len(files)) for one in (_listed(model), _listed(subfolder))
+        )
         fetch = _Fetch(revision=revision, offline=local_files_only)
         adapters = tuple(
             ImageAdapter.read(fetch.file(str(m), str(f), str(n)))
@@ -186,7 +187,9 @@ def _by_layer(scale: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[floa
         counts[one.part, one.block] = max(counts.get((one.part, one.block), 0), one.attention + 1)
     known = {part: {f"block_{b}" for p, b in counts if p == part} for part in _PARTS}
     for part, inner in scale.items():
-        unknown = set(inner) - known[part] if part in known and isinstance(inner, Mapping) else set()
+        unknown = (
+            set(inner) - known[part] if part in known and isinstance(inner, Mapping) else set()
+        )
         if part not in known or (part == "mid" and isinstance(inner, Mapping)) or unknown:
             there = "; ".join(f"{p}: {', '.join(sorted(b))}" for p, b in known.items() if b)
             raise InputError(f"The scale names {part}: {inner!r}; the denoiser has {there}.")

@@ -25,7 +25,9 @@ SCALES = "ip_adapter_scale"
 _MASKS = "ip_adapter_masks"
 
 IMAGE_PROMPT = {
-    "ip_adapter_image": Input(help="An image prompt, or a list: one, or several, for each adapter."),
+    "ip_adapter_image": Input(
+        help="An image prompt, or a list: one, or several, for each adapter."
+    ),
     "ip_adapter_image_embeds": Input(
         help="For each adapter its images' embeddings [2, N, D], those of no image first."
     ),
@@ -53,7 +55,10 @@ def encode_image_prompt(
     """
     adapters = tools.spec.having(Role.IMAGE_PROJECTION)
     masks = _masks_given(cross_attention_kwargs)
-    given = {"ip_adapter_image": ip_adapter_image, "ip_adapter_image_embeds": ip_adapter_image_embeds}
+    given = {
+        "ip_adapter_image": ip_adapter_image,
+        "ip_adapter_image_embeds": ip_adapter_image_embeds,
+    }
     there = [name for name, value in given.items() if value is not None]
     if not adapters:
         if there or masks is not None:
@@ -126,8 +131,10 @@ def _of_images(tools: Tools, adapters: Sequence[ComponentSpec], images: Any) -> 
         )
     program = tools.program(encoders[0].name)
     processor = ImageProcessor.from_config(config["feature_extractor"])
-    pairs = []
-    for adapter, own in zip(adapters, _for_each(images, len(adapters), "ip_adapter_image"), strict=True):
+    pairs: list[Pair] = []
+    for adapter, own in zip(
+        adapters, _for_each(images, len(adapters), "ip_adapter_image"), strict=True
+    ):
         (wanted,) = adapter.signature.inputs
         pixels = processor(own).pixel_values
         # No image is a black one to an encoder's states, and a zero embedding to the rest.
@@ -135,7 +142,9 @@ def _of_images(tools: Tools, adapters: Sequence[ComponentSpec], images: Any) -> 
         if wanted.name != "image_embeds":
             shown[False] = np.zeros_like(pixels)
         seen = {
-            real: to_numpy(program(pixel_values=place(one, program.torch_device))[wanted.name])[None]
+            real: to_numpy(program(pixel_values=place(one, program.torch_device))[wanted.name])[
+                None
+            ]
             for real, one in shown.items()
         }
         seen.setdefault(False, np.zeros_like(seen[True]))
@@ -146,7 +155,7 @@ def _of_images(tools: Tools, adapters: Sequence[ComponentSpec], images: Any) -> 
 
 def _of_embeddings(adapters: Sequence[ComponentSpec], given: Any, absent: bool) -> list[Pair]:
     """What each adapter projects, as the caller gave it: that of no image first, if it is needed."""
-    pairs = []
+    pairs: list[Pair] = []
     for adapter, one in zip(
         adapters, _for_each(given, len(adapters), "ip_adapter_image_embeds"), strict=True
     ):

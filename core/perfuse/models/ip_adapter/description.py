@@ -97,7 +97,7 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
     try:
         with safe_open(file, framework="np") as opened:
-            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+            return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - no dict
     except (OSError, SafetensorError) as exc:
         raise WeightsError(
             f"{file} cannot be read as an IP-Adapter's safetensors file: {exc}. Download it again."
@@ -164,9 +164,7 @@ def projection(adapter: ImageAdapter, index: int) -> ComponentSpec:
         config={"kind": adapter.kind},
         signature=Signature(
             inputs=(floating(adapter.takes, *shape),),
-            outputs=(
-                floating("image_tokens", "batch", adapter.tokens or "states", adapter.width),
-            ),
+            outputs=(floating("image_tokens", "batch", adapter.tokens or "states", adapter.width),),
         ),
         dims={"batch": Dim(example=2), **({"states": Dim(example=9)} if states else {})},
     )

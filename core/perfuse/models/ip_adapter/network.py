@@ -62,7 +62,9 @@ class FullProjection(nn.Module):
 
 def _two_layers(shapes: Mapping[str, torch.Size]) -> nn.Sequential:
     inner, inputs = shapes["proj.0.weight"]
-    return nn.Sequential(nn.Linear(inputs, inner), nn.GELU(), nn.Linear(inner, shapes["proj.2.weight"][0]))
+    return nn.Sequential(
+        nn.Linear(inputs, inner), nn.GELU(), nn.Linear(inner, shapes["proj.2.weight"][0])
+    )
 
 
 class PerceiverAttention(nn.Module):
@@ -78,7 +80,10 @@ class PerceiverAttention(nn.Module):
     def forward(self, states: Tensor, queries: Tensor) -> Tensor:
         queries = self.norm2(queries)
         key, value = self.to_kv(torch.cat([self.norm1(states), queries], dim=1)).chunk(2, dim=-1)
-        split = (one.unflatten(-1, (-1, _HEAD)).transpose(1, 2) for one in (self.to_q(queries), key, value))
+        split = (
+            one.unflatten(-1, (-1, _HEAD)).transpose(1, 2)
+            for one in (self.to_q(queries), key, value)
+        )
         attended = F.scaled_dot_product_attention(*split)
         output: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
         return output
@@ -104,7 +109,8 @@ class Resampler(nn.Module):
     def forward(self, penultimate_hidden_state: Tensor) -> tuple[Tensor]:
         states = self.proj_in(penultimate_hidden_state)
         queries = self.latents.expand(states.shape[0], -1, -1)
-        for attend, feed in self.layers:  # type: ignore[misc]  # each holds two modules
+        for layer in self.layers:
+            attend, feed = layer.children()
             queries = attend(states, queries) + queries
             queries = feed(queries) + queries
         return (self.norm_out(self.proj_out(queries)),)
@@ -148,7 +154,7 @@ def _tensors(file: Path, prefix: str) -> dict[str, Tensor]:
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as opened:
-        names = [name for name in opened.keys() if name.startswith(prefix)]
+        names = [name for name in opened.keys() if name.startswith(prefix)]  # noqa: SIM118 - no dict
         return {name.removeprefix(prefix): opened.get_tensor(name) for name in names}
 
 
@@ -186,7 +192,9 @@ class Prompts(NamedTuple):
 class PromptedAttention(nn.Module):
     """Cross-attention to the text, and to the images with keys and values of their own."""
 
-    def __init__(self, text: Attention, index: int, level: int, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(
+        self, text: Attention, index: int, level: int, pairs: Sequence[tuple[Tensor, Tensor]]
+    ) -> None:
         super().__init__()
         self.heads, self.upcast, self.index, self.level = text.heads, text.upcast, index, level
         self.to_q, self.to_k, self.to_v, self.to_out = text.to_q, text.to_k, text.to_v, text.to_out
@@ -217,11 +225,13 @@ class PromptedAttention(nn.Module):
             query, key, value = query.float(), key.float(), value.float()
             bias = bias.float() if bias is not None else None
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        return attended.transpose(1, 2).flatten(2).to(dtype)
+        output: Tensor = attended.transpose(1, 2).flatten(2).to(dtype)
+        return output
 
     def _split(self, projected: Tensor) -> Tensor:
-        split: Tensor = projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
-        return split
+        """[B, N, heads * d] to [B, heads, N, d]."""
+        each: Tensor = projected.unflatten(-1, (self.heads, -1))  # type: ignore[no-untyped-call]
+        return each.transpose(1, 2)
 
 
 def _linear(weight: Tensor) -> nn.Linear:
@@ -272,7 +282,10 @@ def attached(
     states = [_tensors(adapter.file, "ip_adapter.") for adapter in adapters]
     dtype = next(model.parameters()).dtype
     for index, where in enumerate(cross_attentions(config.to_dict())):
-        pairs = [_pair(state, 2 * index + 1, dtype, adapter.file) for state, adapter in zip(states, adapters, strict=True)]
+        pairs = [
+            _pair(state, 2 * index + 1, dtype, adapter.file)
+            for state, adapter in zip(states, adapters, strict=True)
+        ]
         block = _layer(model, where)
         if block.only_cross_attention:
             raise InputError(
@@ -289,7 +302,9 @@ def _layer(model: Any, where: CrossAttention) -> Any:
     return attention.transformer_blocks[where.layer]
 
 
-def _pair(state: Mapping[str, Tensor], number: int, dtype: torch.dtype, file: Path) -> tuple[Tensor, Tensor]:
+def _pair(
+    state: Mapping[str, Tensor], number: int, dtype: torch.dtype, file: Path
+) -> tuple[Tensor, Tensor]:
     names = [f"{number}.to_{which}_ip.weight" for which in "kv"]
     if missing := [name for name in names if name not in state]:
         raise WeightsError(f"{file} has no ip_adapter.{missing[0]}. Download the file again.")
