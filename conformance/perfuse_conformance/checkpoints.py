@@ -3,6 +3,8 @@
 from perfuse_conformance.cases.checkpoints import (
     KINDS,
     WORDS,
+    adapter_config,
+    controlnet_config,
     ddpm_config,
     edit_json,
     make_checkpoint,
@@ -17,6 +19,8 @@ from perfuse_conformance.cases.checkpoints import (
 __all__ = [
     "KINDS",
     "WORDS",
+    "adapter_config",
+    "controlnet_config",
     "ddpm_config",
     "edit_json",
     "make_checkpoint",

@@ -6,11 +6,13 @@
 (64, 64)
 
 Importing perfuse imports neither torch nor an engine; each name below is loaded on first use, and so
-is each scheduler: ``from perfuse import EulerDiscreteScheduler``. A type checker sees such a class
-when it is imported from its own file: ``from perfuse.schedulers.euler import ...``.
+is each scheduler, each pipeline class and each model: ``from perfuse import EulerDiscreteScheduler,
+StableDiffusionPipeline, UNet2DConditionModel``. A type checker sees such a class when it is imported
+from its own file: ``from perfuse.schedulers.euler import ...``.
 """
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from perfuse._lazy import lazy
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from perfuse.contract.guider import Branch as Branch
     from perfuse.contract.guider import Guider as Guider
     from perfuse.contract.guider import Moment as Moment
+    from perfuse.contract.guider import Perturbation as Perturbation
     from perfuse.contract.hooks import BackendManifest as BackendManifest
     from perfuse.contract.hooks import ExporterManifest as ExporterManifest
     from perfuse.contract.hooks import GuiderManifest as GuiderManifest
@@ -63,6 +66,10 @@ if TYPE_CHECKING:
     from perfuse.contract.transform import Plan as Plan
     from perfuse.contract.transform import Transform as Transform
     from perfuse.errors import PerfuseError as PerfuseError
+    from perfuse.models.auto import AutoModel as AutoModel
+    from perfuse.run.auto import AutoPipelineForImage2Image as AutoPipelineForImage2Image
+    from perfuse.run.auto import AutoPipelineForInpainting as AutoPipelineForInpainting
+    from perfuse.run.auto import AutoPipelineForText2Image as AutoPipelineForText2Image
     from perfuse.run.export import exported as exported
     from perfuse.run.pipeline import DiffusionPipeline as DiffusionPipeline
     from perfuse.run.pipeline import PipelineOutput as PipelineOutput
@@ -72,13 +79,28 @@ if TYPE_CHECKING:
     from perfuse.sources.checkpoint import Checkpoint as Checkpoint
     from perfuse.sources.store import ArtifactStore as ArtifactStore
     from perfuse.sources.tokenizer import Tokenizer as Tokenizer
+    from perfuse.tasks.guiders import AdaptiveProjectedGuidance as AdaptiveProjectedGuidance
+    from perfuse.tasks.guiders import AdaptiveProjectedMixGuidance as AdaptiveProjectedMixGuidance
+    from perfuse.tasks.guiders import AutoGuidance as AutoGuidance
     from perfuse.tasks.guiders import ClassifierFreeGuidance as ClassifierFreeGuidance
+    from perfuse.tasks.guiders import (
+        ClassifierFreeZeroStarGuidance as ClassifierFreeZeroStarGuidance,
+    )
     from perfuse.tasks.guiders import EmbeddedGuidance as EmbeddedGuidance
+    from perfuse.tasks.guiders import FrequencyDecoupledGuidance as FrequencyDecoupledGuidance
+    from perfuse.tasks.guiders import MagnitudeAwareGuidance as MagnitudeAwareGuidance
     from perfuse.tasks.guiders import NoGuidance as NoGuidance
+    from perfuse.tasks.guiders import PAGGuidance as PAGGuidance
+    from perfuse.tasks.guiders import PerturbedAttentionGuidance as PerturbedAttentionGuidance
+    from perfuse.tasks.guiders import SkipLayerGuidance as SkipLayerGuidance
+    from perfuse.tasks.guiders import SmoothedEnergyGuidance as SmoothedEnergyGuidance
+    from perfuse.tasks.guiders import (
+        TangentialClassifierFreeGuidance as TangentialClassifierFreeGuidance,
+    )
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__ = lazy(
+_get, __dir__ = lazy(
     __name__,
     {
         "contract.architecture": ("Architecture",),
@@ -99,6 +121,7 @@ __getattr__, __dir__ = lazy(
             "Branch",
             "Guider",
             "Moment",
+            "Perturbation",
         ),
         "contract.hooks": (
             "BackendManifest",
@@ -147,6 +170,12 @@ __getattr__, __dir__ = lazy(
         ),
         "arrays.noise": ("NoiseSource",),
         "errors": ("PerfuseError",),
+        "models.auto": ("AutoModel",),
+        "run.auto": (
+            "AutoPipelineForImage2Image",
+            "AutoPipelineForInpainting",
+            "AutoPipelineForText2Image",
+        ),
         "run.export": ("exported",),
         "run.pipeline": (
             "DiffusionPipeline",
@@ -157,5 +186,21 @@ __getattr__, __dir__ = lazy(
         "sources.store": ("ArtifactStore",),
         "sources.tokenizer": ("Tokenizer",),
     },
-    rooms=("schedulers", "tasks.guiders"),
+    rooms=("schedulers", "tasks.guiders", "run.pipelines"),
 )
+
+
+def __getattr__(name: str) -> Any:
+    """A name of the table above, or a model by its class name, which is not in ``__all__``.
+
+    Models are torch modules, and ``from perfuse import *`` loads no torch.
+    """
+    try:
+        return _get(name)
+    except AttributeError:
+        found = None
+        if name[0].isupper() and not name.isupper():
+            found = import_module("perfuse.models.registry").network(name)
+        if found is None:
+            raise
+        return found

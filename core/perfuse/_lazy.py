@@ -33,10 +33,9 @@ def lazy(
         if name == "__all__":
             return names()
         where = modules.get(name)
-        if where is None and not name.startswith("_") and name in names():
-            where = next(
-                room for room in rooms if name in import_module(f"{package}.{room}").__all__
-            )
+        if where is None and name[0].isupper() and not name.isupper():
+            held = (room for room in rooms if name in import_module(f"{package}.{room}").__all__)
+            where = next(held, None)
         if where is None:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(f"{package}.{where}"), name)

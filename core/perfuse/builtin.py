@@ -47,7 +47,9 @@ def perfuse_guiders() -> Sequence[GuiderManifest]:
 @hookimpl
 def perfuse_pipelines() -> Sequence[PipelineManifest]:
     """The pipeline classes that core runs."""
-    return tuple(_gathered("perfuse.families", "PIPELINES", packages=False))
+    complete = importlib.import_module("perfuse.families.arguments").with_arguments
+    found = _gathered("perfuse.families", "PIPELINES", packages=False)
+    return tuple(complete(manifest) for manifest in found)
 
 
 def _gathered(package: str, attribute: str, *, packages: bool) -> Iterator[Any]:

@@ -33,7 +33,8 @@ def example_inputs(component: Component, dtype: torch.dtype) -> tuple[Tensor, ..
 
 
 def _example(component: Component, tensor: TensorSpec, dtype: torch.dtype) -> Tensor:
-    shape = tuple(_size(component, dim) if isinstance(dim, str) else dim for dim in tensor.shape)
+    sizes = {dim: _size(component, dim) for dim in component.spec.signature.dims}
+    shape = tuple(int(size) for size in tensor.resolve(sizes))
     if tensor.dtype == "int64":
         return torch.ones(shape, dtype=torch.int64)
     return torch.full(shape, 0.5, dtype=_DTYPES.get(tensor.dtype, dtype))
@@ -86,10 +87,23 @@ def dynamic_shapes(component: Component) -> tuple[Mapping[int, Any], ...]:
             max=maximum // multiple if maximum is not None else None,
         )
         dims[name] = unit * multiple if multiple > 1 else unit
+    dims |= _following(component)
     return tuple(
         {axis: dims[dim] for axis, dim in enumerate(tensor.shape) if dim in dims}
         for tensor in component.spec.signature.inputs
     )
+
+
+def _following(component: Component) -> dict[str, Any]:
+    """The dimensions that follow from others: for torch.export, which divides none, their own."""
+    found = {dim for tensor in component.spec.signature.inputs for dim in tensor.shape}
+    dims = {}
+    for dim in sorted(str(dim) for dim in found if "/" in str(dim)):
+        name, divisor = dim.split("/")
+        if name not in component.static:
+            least = _smallest(component, name) * component.spec.dim(name).multiple
+            dims[dim] = Dim(f"{name}_over_{divisor}", min=-(-least // int(divisor)))
+    return dims
 
 
 def capture(component: Component, dtype: torch.dtype = torch.float32) -> ExportedProgram:

@@ -8,21 +8,28 @@ from pathlib import Path
 import pytest
 
 import perfuse
+from perfuse.plugins import host
 from perfuse.schedulers import SCHEDULERS
 
 ROOT = Path(__file__).parents[2]
 
 _TEXT = """
-    Architecture Artifact ArtifactStore Backend BackendManifest Branch Checkpoint Choice
-    ClassifierFreeGuidance Component ComponentSpec Device DiffusionPipeline Dim EmbeddedGuidance
-    Event ExecutionReport Exporter ExporterManifest Guider GuiderManifest Input LatentSpec
-    Limits Loop Moment NoGuidance NoiseSource PerfuseError PipelineManifest PipelineOutput
-    PipelineSpec PixelLatents Placement Plan Program Reader ReaderManifest Recipe Request Role
-    Schedule Scheduler Signature Source SourceManifest Step Support SupportLevel Target Task
-    TensorSpec Tools Tokenizer Transform TransformManifest When exported hookimpl step
+    AdaptiveProjectedGuidance AdaptiveProjectedMixGuidance Architecture Artifact ArtifactStore
+    AutoGuidance AutoModel AutoPipelineForImage2Image AutoPipelineForInpainting
+    AutoPipelineForText2Image Backend BackendManifest Branch Checkpoint Choice
+    ClassifierFreeGuidance ClassifierFreeZeroStarGuidance Component ComponentSpec Device
+    DiffusionPipeline Dim EmbeddedGuidance Event ExecutionReport Exporter ExporterManifest
+    FrequencyDecoupledGuidance Guider GuiderManifest Input LatentSpec Limits Loop
+    MagnitudeAwareGuidance Moment NoGuidance NoiseSource PAGGuidance PerfuseError Perturbation
+    PerturbedAttentionGuidance PipelineManifest PipelineOutput PipelineSpec PixelLatents Placement
+    Plan Program Reader ReaderManifest Recipe Request Role Schedule Scheduler Signature
+    SkipLayerGuidance SmoothedEnergyGuidance Source SourceManifest Step Support SupportLevel
+    TangentialClassifierFreeGuidance Target Task TensorSpec Tokenizer Tools Transform
+    TransformManifest When exported hookimpl step
 """
 TYPED = _TEXT.split()
-NAMES = [*TYPED, *SCHEDULERS]  # a scheduler is a file of its room, and no list names it
+#: A scheduler is a file of its room, a pipeline class is made of its manifest: no list names them.
+NAMES = [*TYPED, *SCHEDULERS, *host().pipelines()]
 
 
 def test_names_are_pinned() -> None:

@@ -72,8 +72,8 @@ class Pair:
     def check(self, seed: Any = 0, **inputs: Any) -> Any:
         """The latents agree; return ours."""
         ours, theirs = self.run("latent", seed, **inputs)
-        theirs = theirs.numpy()
-        assert isinstance(ours, np.ndarray)
+        assert isinstance(ours, torch.Tensor)
+        ours, theirs = ours.numpy(), theirs.numpy()
         assert ours.dtype == np.float32
         assert ours.shape == theirs.shape
         assert ours.std() > 0.01  # something was drawn

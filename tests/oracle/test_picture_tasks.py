@@ -1,5 +1,6 @@
 """Tasks that start from a picture, against Diffusers': same checkpoint, same seed, same picture."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ pytest.importorskip("transformers")
 from PIL import Image
 from tests.oracle.pairs import Pair, make_gentle
 
-from perfuse_conformance.checkpoints import make_checkpoint
+from perfuse import DiffusionPipeline
+from perfuse_conformance.checkpoints import edit_json, make_checkpoint, randomise
 
 pytestmark = pytest.mark.slow
 
@@ -124,3 +126,106 @@ def test_xl_inpainting(pairs: dict[str, Pair]) -> None:
     given = {"prompt": "a circle", "image": picture(), "mask_image": mask()}
     pair.check(3, **given)
     pair.check(3, **given, strength=0.6, height=16, width=24)
+
+
+def test_xl_refiner(tmp_path: Path) -> None:
+    """One text encoder, and five time ids of which the last is the aesthetic score."""
+    folder = variant_of("sdxl", tmp_path, "StableDiffusionXLImg2ImgPipeline")
+    index = folder / "model_index.json"
+    removed: dict[str, Any] = {name: [None, None] for name in ("text_encoder", "tokenizer")}
+    edit_json(index, **removed, requires_aesthetics_score=True)
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    width = json.loads((folder / "text_encoder_2" / "config.json").read_text())
+    config |= {
+        "cross_attention_dim": width["hidden_size"],
+        "projection_class_embeddings_input_dim": width["projection_dim"]
+        + 5 * config["addition_time_embed_dim"],
+    }
+    write_unet(folder, config)
+    pair = Pair.open(folder, "StableDiffusionXLImg2ImgPipeline", add_watermarker=False)
+    given = {"prompt": "a circle", "image": picture(), "strength": 0.6}
+    best = pair.check(3, **given, aesthetic_score=9.0, negative_aesthetic_score=1.0)
+    assert np.abs(best - pair.check(3, **given)).max() > 1e-4
+
+
+# ── Models made for editing ─────────────────────────────────────────────────────────────────────
+
+
+def variant_of(kind: str, folder: Path, class_name: str, **unet: Any) -> Path:
+    """A checkpoint of another class, with another UNet."""
+    made = make_checkpoint(folder / kind, kind)
+    edit_json(made / "model_index.json", _class_name=class_name)
+    if unet:
+        config = json.loads((made / "unet" / "config.json").read_text())
+        write_unet(made, config | unet)
+    return make_gentle(made)
+
+
+def write_unet(folder: Path, config: dict[str, Any]) -> None:
+    import perfuse.models
+
+    fields = {name: value for name, value in config.items() if not name.startswith("_")}
+    randomise(perfuse.models.UNet2DConditionModel(**fields)).save_pretrained(folder / "unet")
+    make_gentle(folder)
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_inpainting_with_a_model_made_for_it(tmp_path: Path, strength: float) -> None:
+    folder = variant_of("sd1", tmp_path, "StableDiffusionInpaintPipeline", in_channels=9)
+    pair = Pair.open(folder, "StableDiffusionInpaintPipeline")
+    given = {"prompt": "a circle", "image": picture(), "mask_image": mask()}
+    pair.check(3, **given, strength=strength)
+    if strength == 1.0:
+        whole = {"image": picture(size=(48, 40)), "mask_image": mask((48, 40))}
+        drawn = pair.check_pictures(3, prompt="a circle", **whole, padding_mask_crop=3)
+        original = np.asarray(whole["image"]).astype(np.int16)
+        kept = np.asarray(whole["mask_image"]) == 0
+        assert (drawn[0][kept] == original[kept]).all()
+
+
+def test_editing_by_an_instruction(tmp_path: Path) -> None:
+    folder = variant_of("sd1", tmp_path, "StableDiffusionInstructPix2PixPipeline", in_channels=8)
+    pair = Pair.open(folder, "StableDiffusionInstructPix2PixPipeline")
+    given = {"prompt": "a circle", "image": picture(size=(24, 16))}
+    three = pair.check(3, **given, image_guidance_scale=1.2, guidance_scale=5.0)
+    one = pair.check(3, **given, image_guidance_scale=0.5)
+    assert np.abs(three - one).max() > 1e-3
+
+
+def test_xl_editing_by_an_instruction(tmp_path: Path) -> None:
+    name = "StableDiffusionXLInstructPix2PixPipeline"
+    folder = variant_of("sdxl", tmp_path, name, in_channels=8)
+    pair = Pair.open(folder, name, add_watermarker=False)
+    pair.check(3, prompt="a circle", image=picture(), guidance_rescale=0.5, height=16, width=16)
+
+
+def test_depth_to_image(tmp_path: Path) -> None:
+    folder = variant_of("sd1", tmp_path, "StableDiffusionPipeline", in_channels=5)
+    models = diffusers.StableDiffusionPipeline.from_pretrained(folder).components
+    for unused in ("safety_checker", "feature_extractor", "image_encoder"):
+        models.pop(unused)
+    theirs = diffusers.StableDiffusionDepth2ImgPipeline(
+        **models, depth_estimator=None, feature_extractor=None
+    )
+    theirs.set_progress_bar_config(disable=True)
+    edit_json(folder / "model_index.json", _class_name="StableDiffusionDepth2ImgPipeline")
+    ours = DiffusionPipeline.from_pretrained(folder, backend="torch:cpu")
+    depth = torch.rand(1, 20, 20, generator=torch.Generator().manual_seed(1))
+    Pair(ours, theirs).check(3, prompt="a circle", image=picture(), depth_map=depth, strength=0.7)
+
+
+def test_upscaling(tmp_path: Path) -> None:
+    changes = {"in_channels": 7, "num_class_embeds": 1000}
+    folder = variant_of("sd1", tmp_path, "StableDiffusionPipeline", **changes)
+    models = diffusers.StableDiffusionPipeline.from_pretrained(folder).components
+    for unused in ("safety_checker", "feature_extractor", "image_encoder"):
+        models.pop(unused)
+    theirs = diffusers.StableDiffusionUpscalePipeline(
+        **models, low_res_scheduler=diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2")
+    )
+    theirs.set_progress_bar_config(disable=True)
+    theirs.save_pretrained(folder / "whole")
+    ours = DiffusionPipeline.from_pretrained(folder / "whole", backend="torch:cpu")
+    pair = Pair(ours, theirs)
+    pair.check(3, prompt="a circle", image=picture(size=(8, 12)), noise_level=50)
+    assert pair.run("pil", prompt="a circle", image=picture(size=(8, 12)))[0][0].size == (16, 24)

@@ -12,6 +12,8 @@ from typing import Any
 __all__ = [
     "KINDS",
     "WORDS",
+    "adapter_config",
+    "controlnet_config",
     "ddpm_config",
     "edit_json",
     "make_checkpoint",
@@ -23,7 +25,7 @@ __all__ = [
     "write_tokenizer",
 ]
 
-KINDS = ("sd1", "sd1-checked", "sd2", "sdxl", "lcm", "ddpm")
+KINDS = ("sd1", "sd1-checked", "sd2", "sdxl", "lcm", "ddpm", "control")
 
 WORDS = ["a", "the", "red", "green", "blue", "circle", "square", "on", "white", "background"]
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -32,18 +34,21 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 def make_checkpoint(folder: Path, kind: str = "sd1", *, seed: int = 0) -> Path:
     """Write a checkpoint: Stable Diffusion 1, 2 (v-prediction) or XL, LCM, DDPM. Return its folder.
 
-    ``sd1-checked`` has a safety checker, which objects to nothing, and a smaller UNet.
+    ``sd1-checked`` has a safety checker, which objects to nothing, and a smaller UNet; ``control`` is
+    Stable Diffusion 1 with two ControlNets.
+
     Pictures are 16×16 (latents 8×8), text states 32 wide (XL: 64), prompts 77 tokens.
     """
-    writers = {
+    write = {
         "sd1": _sd1,
         "sd1-checked": _checked,
         "sd2": _sd2,
         "sdxl": _sdxl,
         "lcm": _lcm,
         "ddpm": _ddpm,
-    }
-    return writers[kind](Path(folder), seed)
+        "control": _control,
+    }[kind]
+    return write(Path(folder), seed)
 
 
 def randomise(module: Any, seed: int = 0) -> Any:
@@ -85,6 +90,16 @@ def unet_config(**fields: Any) -> dict[str, Any]:
         "attention_head_dim": 4,
         **fields,
     }
+
+
+def controlnet_config(unet: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
+    """A ControlNet for a UNet of this config; the checkpoints here have two pixels a latent."""
+    kept = {n: value for n, value in unet.items() if n not in ("sample_size", "up_block_types")}
+    return {**kept, "conditioning_embedding_out_channels": [8, 16], **fields}
+
+
+def adapter_config(**fields: Any) -> dict[str, Any]:
+    return {"channels": [32, 64], "num_res_blocks": 1, "downscale_factor": 2, **fields}
 
 
 def vae_config(**fields: Any) -> dict[str, Any]:
@@ -191,6 +206,19 @@ def _lcm(folder: Path, seed: int) -> Path:
         index,
         _class_name="LatentConsistencyModelPipeline",
         scheduler=["diffusers", "LCMScheduler"],
+    )
+    return folder
+
+
+def _control(folder: Path, seed: int) -> Path:
+    _sd1(folder, seed)
+    for i, name in enumerate(("controlnet", "controlnet_1")):
+        config = controlnet_config(unet_config())
+        _write_model(folder / name, "ControlNetModel", config, seed + 4 + i)
+    edit_json(
+        folder / "model_index.json",
+        _class_name="StableDiffusionControlNetPipeline",
+        controlnet=["diffusers", "MultiControlNetModel"],
     )
     return folder
 

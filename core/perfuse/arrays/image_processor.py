@@ -3,8 +3,10 @@
 The numbers are those of Transformers' ``CLIPImageProcessor`` with Pillow, without Transformers.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from perfuse.arrays.pictures import as_image
 from perfuse.errors import CheckpointError, InputError
+from perfuse.sources.files import write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -80,6 +83,29 @@ class ImageProcessor:
                 "Take the file from the checkpoint again."
             ) from exc
 
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as ``preprocessor_config.json`` has them."""
+        size, crop = self.size, self.crop
+        edge = {"shortest_edge": size} if isinstance(size, int) else _written(size)
+        return {
+            "image_processor_type": "CLIPImageProcessor",
+            "do_resize": size is not None,
+            "do_center_crop": crop is not None,
+            "do_rescale": self.factor is not None,
+            "do_normalize": self.mean is not None,
+            "resample": self.resample,
+            **({"size": edge} if size is not None else {}),
+            **({"crop_size": _written(crop)} if crop is not None else {}),
+            **({"rescale_factor": self.factor} if self.factor is not None else {}),
+            **({"image_mean": list(self.mean)} if self.mean is not None else {}),
+            **({"image_std": list(self.std)} if self.std is not None else {}),
+        }
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``preprocessor_config.json``."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_json(Path(folder) / "preprocessor_config.json", self.to_dict())
+
     def __call__(self, images: Any, return_tensors: str | None = None) -> Features:
         """Pictures as ``pixel_values``.
 
@@ -126,6 +152,10 @@ class ImageProcessor:
             return self.size if self.size is not None else (height, width)
         long = int(self.size * max(height, width) / min(height, width))
         return (long, self.size) if width <= height else (self.size, long)
+
+
+def _written(size: tuple[int, int] | None) -> dict[str, int]:
+    return {} if size is None else {"height": size[0], "width": size[1]}
 
 
 def _opaque(image: "Image") -> "Image":

@@ -195,7 +195,9 @@ def noise_for(
     """Choose the noise for ``batch`` pictures from what the user gave.
 
     One seed or generator makes one stream for the whole batch; a list makes one stream for each
-    picture. With neither, a seed is taken from the operating system, and ``.seeds`` tells which.
+    picture. With neither, and where ``torch.manual_seed`` was called, noise is drawn from torch's
+    own stream, as Diffusers draws it; otherwise a seed is taken from the operating system, and
+    ``.seeds`` tells which.
     Raises `InputError` if both are given, or if a list is not as long as the batch.
 
     >>> noise_for([3, 4], batch=2).seeds
@@ -204,7 +206,8 @@ def noise_for(
     if seed is not None and generator is not None:
         raise InputError("Both a seed and a generator were given. Give one of them.")
     if seed is None and generator is None:
-        seed = fresh_seed()
+        generator = _seeded_by_hand() if mode == "torch-cpu" else None
+        seed = fresh_seed() if generator is None else None
     word = "seed" if generator is None else "generator"
     given: Any = seed if generator is None else generator
     each = isinstance(given, (list, tuple, range))
@@ -215,6 +218,18 @@ def noise_for(
         )
     sources = tuple(noise_source(one, mode) for one in (given if each else (given,)))
     return BatchNoise(sources=sources, seeds=tuple(getattr(s, "seed", None) for s in sources))
+
+
+def _seeded_by_hand() -> Any:
+    """Torch's global generator, if ``torch.manual_seed`` was called; ``None`` otherwise.
+
+    Nothing in torch says so. But a process begins with a seed of 53 or more random bits, and people
+    write short ones: a seed of at most 32 bits was chosen by somebody.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "initial_seed") or torch.initial_seed() >= 2**32:
+        return None
+    return torch.default_generator
 
 
 def fresh_seed() -> int:

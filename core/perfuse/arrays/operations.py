@@ -10,11 +10,13 @@ from perfuse.contract.spec import Array
 
 __all__ = [
     "concatenate",
+    "dot",
     "is_torch",
     "join_features",
     "place",
     "std",
     "to_numpy",
+    "zeros",
     "zeros_like",
 ]
 
@@ -67,11 +69,30 @@ def join_features(arrays: list[Array]) -> Array:
     return np.concatenate(arrays, axis=-1)
 
 
+def dot(a: Array, b: Array, axes: tuple[int, ...] | None = None) -> Array:
+    """The inner product of each item of two batches, [B, …] to [B, 1, …].
+
+    Args:
+        a: A batch.
+        b: Another of its shape.
+        axes: The axes to sum over; all but the first by default.
+    """
+    axes = tuple(range(1, a.ndim)) if axes is None else axes
+    if is_torch(a):
+        return (a * b).sum(dim=axes, keepdim=True)
+    return (a * b).sum(axis=axes, keepdims=True, dtype=np.float64).astype(a.dtype)
+
+
 def zeros_like(array: Array) -> Array:
     """Zeros of the same shape, kind and place."""
     if is_torch(array):
         return array.new_zeros(array.shape)
     return np.zeros_like(array)
+
+
+def zeros(shape: tuple[int, ...], like: Array) -> Array:
+    """Zeros of a shape, of the kind, dtype and place of another array."""
+    return like.new_zeros(shape) if is_torch(like) else np.zeros(shape, dtype=like.dtype)
 
 
 def std(array: Array) -> Array:

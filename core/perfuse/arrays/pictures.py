@@ -26,6 +26,7 @@ __all__ = [
     "png_bytes",
     "preprocess",
     "preprocess_mask",
+    "preprocess_unit",
     "save_png",
     "save_pngs",
     "to_pictures",
@@ -88,9 +89,25 @@ def preprocess(
 
     A PIL image becomes RGB and is resized with the Lanczos filter. An array is HW, HWC or NHWC,
     uint8, or floats in [0, 1] (in [-1, 1], if any is negative), and is resized to the nearest
-    pixel; so is a torch tensor, HW, CHW or NCHW. Without ``height`` and ``width`` it is as large as the first picture, rounded down to
-    ``multiple``, the VAE's scale factor. Raises `InputError` for anything that is not a picture,
-    and for a size that ``multiple`` does not divide.
+    pixel; so is a torch tensor, HW, CHW or NCHW. Without ``height`` and ``width`` it is as large as
+    the first picture, rounded down to ``multiple``, the VAE's scale factor. Raises `InputError` for
+    anything that is not a picture, and for a size that ``multiple`` does not divide.
+    """
+    x = preprocess_unit(image, height, width, multiple=multiple)
+    return 2 * x - 1 if x.min() >= 0 else x
+
+
+def preprocess_unit(
+    image: Any,
+    height: int | None = None,
+    width: int | None = None,
+    *,
+    multiple: int = 8,
+    channels: int = 3,
+) -> Float32:
+    """Bring a picture or a list of them to float32 NCHW in [0, 1], as a ControlNet reads them.
+
+    As `preprocess`, without the last change of range. A PIL image becomes grey for one channel.
     """
     images = _checked_list(image)
     if _are_arrays(images):
@@ -98,10 +115,9 @@ def preprocess(
         x = resize_nearest(x, *_size(x.shape[1:3], height, width, multiple))
     else:
         size = _size((images[0].height, images[0].width), height, width, multiple)
-        x = np.stack([_lanczos(one.convert("RGB"), size) for one in images])
-        x = x.astype(np.float32) / np.float32(255)
-    if x.min() >= 0:
-        x = 2 * x - 1
+        mode = "L" if channels == 1 else "RGB"
+        x = np.stack([_lanczos(_rgb(one).convert(mode), size) for one in images])
+        x = (x if x.ndim == 4 else x[..., None]).astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
 
 
@@ -137,7 +153,7 @@ def open_picture(path: str | Path) -> "Image":
 
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return _rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as exc:
         raise InputError(f"There is no picture at {path}. Check the path.") from exc
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
@@ -226,6 +242,17 @@ def _resized(image: "Image", size: tuple[int, int]) -> "Image":
     from PIL.Image import Resampling
 
     return image.resize((size[1], size[0]), resample=Resampling.LANCZOS)
+
+
+def _rgb(image: "Image") -> "Image":
+    """As RGB, without transparency; 16 bits become 8, where Pillow would cut at 255."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        scaled = values // 256 if values.max(initial=0) > 255 else values
+        image = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def _lanczos(image: "Image", size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -36,5 +36,10 @@ class Architecture:
     #: ``(spec, sizes, guidance) -> {input: array}``: inputs that follow from the sizes of a call
     #: and the guidance scale alone: position tables, ids, masks, an embedded scale.
     host_inputs: str = ""
+    #: ``(module, kind, layers, amount) -> nn.Module``: a worse version of a denoiser, for guidance; a
+    #: ``perfuse.Perturbation`` says what is changed. Empty if there is none.
+    perturb: str = ""
+    #: For a class that holds several models, in the folders ``NAME``, ``NAME_1``, …: their class.
+    each: str = ""
     #: The library that ``model_index.json`` names for the class.
     library: str = "diffusers"

@@ -25,6 +25,10 @@ class Recipe(ABC):
     def __call__(self) -> "nn.Module":
         """Make it."""
 
+    def with_spec(self, spec: ComponentSpec) -> "Recipe":
+        """The recipe of the same module with the inputs and outputs of another description."""
+        return self
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exported(Recipe):
@@ -46,6 +50,9 @@ class Rewritten(Recipe):
     before: Recipe
     rewrite: "Callable[..., nn.Module]"
     arguments: tuple[Any, ...] = ()
+
+    def with_spec(self, spec: ComponentSpec) -> "Recipe":
+        return replace(self, before=self.before.with_spec(spec))
 
     def __call__(self) -> "nn.Module":
         # The module may be the user's own: share its tensors, copy its structure.
@@ -95,6 +102,11 @@ class Component:
     def signature(self) -> Signature:
         """The signature with the fixed dimensions filled in."""
         return self.spec.signature.resolve(self.static)
+
+    def with_spec(self, spec: ComponentSpec) -> "Component":
+        """The component as another description has it: with inputs more or less, for one."""
+        build = self.build.with_spec(spec) if self.build is not None else None
+        return replace(self, spec=spec, build=build)
 
     def with_options(self, options: Mapping[str, str]) -> "Component":
         """The component with these exporter options added.

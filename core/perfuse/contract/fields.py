@@ -1,6 +1,7 @@
 """Settings written as text, ``NAME:key=value,key=value``, read as the fields of a dataclass."""
 
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -15,6 +16,9 @@ _READERS: Mapping[Any, Any] = {
     float: float,
     str: str,
     bool: {"true": True, "false": False}.__getitem__,
+    tuple[int, ...]: lambda text: tuple(int(part) for part in text.split("+")),
+    tuple[float, ...]: lambda text: tuple(float(part) for part in text.split("+")),
+    tuple[str, ...]: lambda text: tuple(text.split("+")),
 }
 
 
@@ -44,7 +48,7 @@ def read_fields(kind: type[_T], given: Mapping[str, str], *, of: str) -> _T:
     """An instance of a dataclass, each text parsed as its field's type.
 
     Args:
-        kind: A dataclass of numbers, texts and truth values.
+        kind: A dataclass of numbers, texts, truth values and tuples, written ``1+2+3``.
         given: Field to text.
         of: Whose settings they are, for the message: ``"Transform 'thirds'"``.
 
@@ -62,11 +66,18 @@ def read_fields(kind: type[_T], given: Mapping[str, str], *, of: str) -> _T:
 
 
 def _read(name: str, kind: Any, text: str, of: str) -> Any:
-    choices = [one for one in typing.get_args(kind) if one is not type(None)] or [kind]
+    several = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    choices = [one for one in typing.get_args(kind) if one is not type(None)] if several else [kind]
     for choice in choices:
         try:
             return _READERS[choice](text)
         except (ValueError, KeyError):
             continue
-    wanted = " or ".join(getattr(choice, "__name__", str(choice)) for choice in choices)
+    wanted = " or ".join(_named(choice) for choice in choices)
     raise InputError(f"{of} was given {name}={text}; {name} is of type {wanted}.")
+
+
+def _named(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        return f"{_named(typing.get_args(kind)[0])}+{_named(typing.get_args(kind)[0])}"
+    return getattr(kind, "__name__", str(kind))

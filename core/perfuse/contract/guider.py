@@ -1,13 +1,42 @@
 """Guidance: which conditions the denoiser runs with at a step, and how predictions combine."""
 
+import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Branch", "Guider", "Moment"]
+__all__ = ["Branch", "Guider", "Moment", "Perturbation"]
 
 Array = Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perturbation:
+    """A worse version of the denoiser: the same weights, with some of its layers changed."""
+
+    #: What is changed: a word that the denoiser's architecture knows (``Architecture.perturb``).
+    kind: str
+    #: The layers, each by a part of its name or a regular expression: ``("mid",)``.
+    layers: tuple[str, ...]
+    #: How much, where the kind has degrees.
+    amount: float = 0.0
+
+    @property
+    def entry(self) -> str:
+        """The name of its component; a word and, for what is no word, a hash."""
+        words = [self.kind, *self.layers, *([f"{self.amount:g}"] if self.amount else [])]
+        name = "_".join(words)
+        if not re.fullmatch(r"\w+", name):
+            name = f"{self.kind}_{hashlib.sha256(repr(words).encode()).hexdigest()[:8]}"
+        return f"perturbed_{name}"
+
+    @property
+    def text(self) -> str:
+        """The transform that adds it to a pipeline, and so to an export."""
+        amount = f",amount={self.amount:g}" if self.amount else ""
+        return f"perturbed:kind={self.kind},layers={'+'.join(self.layers)}{amount}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +49,8 @@ class Branch:
     condition: str
     #: The denoiser's other entry to run (``ComponentSpec.entry_of``); ``None`` for the denoiser.
     entry: str | None = None
+    #: A worse version of the denoiser to run; the pipeline makes it, as another entry.
+    perturbation: Perturbation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +91,16 @@ class Guider(ABC):
     @abstractmethod
     def combine(self, predictions: Mapping[str, Array], moment: Moment) -> Array:
         """Combine the predictions of the branches that ran, each float32 [pictures, …]."""
+
+    def combine_with_memory(
+        self, predictions: Mapping[str, Array], moment: Moment, memory: Any
+    ) -> tuple[Array, Any]:
+        """Combine the predictions, and say what to remember until the next step.
+
+        For a guider whose result depends on earlier steps; a run of the loop begins with a memory of
+        ``None``. By default nothing is remembered, and ``combine`` is called.
+        """
+        return self.combine(predictions, moment), memory
 
     @property
     def embedded(self) -> float | None:

@@ -101,6 +101,8 @@ class PipelineManifest:
     optional: tuple[str, ...] = ()
     #: Entries that such a checkpoint may have and that no task here runs.
     unused: tuple[str, ...] = ()
+    #: Components that a user may add to such a pipeline: name to the class that it is with one.
+    addable: Mapping[str, Any] = field(default_factory=dict)
     #: Defaults of this class for inputs of its tasks.
     defaults: Mapping[str, Any] = field(default_factory=dict)
     #: Scheduler settings that Diffusers corrects in outdated checkpoints: each name with the value
@@ -108,6 +110,11 @@ class PipelineManifest:
     corrects: Mapping[str, Any] = field(default_factory=dict)
     #: The scheduler class that replaces the checkpoint's, as the Diffusers pipeline does.
     scheduler: str | None = None
+    #: The names of a call's arguments in Diffusers' order, for those given by position; by default
+    #: the inputs of the first task.
+    arguments: tuple[str, ...] = ()
+    #: What a call returns with ``return_dict=False``.
+    returns: tuple[str, ...] = ("images",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,12 +63,28 @@ class TensorSpec:
     #: ``"float32"``, ``"int64"``, …; ``"float"`` is the component's precision inside the graph, and
     #: float32 in the arrays that a program takes and returns.
     dtype: str
-    #: For each axis its size, or the name of a symbolic dimension: ``"batch"``, ``"height"``.
+    #: For each axis its size, or the name of a symbolic dimension: ``"batch"``, ``"height"``. A
+    #: dimension that follows from another is written ``"latent_height/4"``: a quarter, rounded up.
     shape: tuple[int | str, ...]
 
     def resolve(self, dims: Mapping[str, int]) -> tuple[int | str, ...]:
         """The shape with the dimensions in ``dims`` replaced by their sizes."""
-        return tuple(dims.get(d, d) if isinstance(d, str) else d for d in self.shape)
+        return tuple(_resolved(d, dims) if isinstance(d, str) else d for d in self.shape)
+
+
+def _wanted(dim: int | str, size: int, dims: dict[str, int]) -> int | str:
+    """The size that an axis must have; one that is not known yet is ``size`` from now on."""
+    if isinstance(dim, str):
+        return _resolved(dim, dims) if "/" in dim else dims.setdefault(dim, size)
+    return dim
+
+
+def _resolved(dim: str, dims: Mapping[str, int]) -> int | str:
+    """The size of a dimension, or of one that follows from another; its name if not known."""
+    name, _, divisor = dim.partition("/")
+    if name not in dims:
+        return dim
+    return -(-dims[name] // int(divisor)) if divisor else dims[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,9 +104,9 @@ class Signature:
 
     @property
     def dims(self) -> tuple[str, ...]:
-        """The names of the symbolic dimensions of the inputs, in order of appearance."""
+        """The symbolic dimensions of the inputs that follow from no other, in order of appearance."""
         names = (d for tensor in self.inputs for d in tensor.shape if isinstance(d, str))
-        return tuple(dict.fromkeys(names))
+        return tuple(dict.fromkeys(name for name in names if "/" not in name))
 
     def input(self, name: str) -> TensorSpec | None:
         """The input of this name, or ``None``."""
@@ -120,7 +136,7 @@ class Signature:
         for tensor in self.inputs:
             shape = tuple(inputs[tensor.name].shape)
             fits = len(shape) == len(tensor.shape) and all(
-                (dims.setdefault(want, size) if isinstance(want, str) else want) == size
+                _wanted(want, size, dims) == size
                 for want, size in zip(tensor.shape, shape, strict=True)
             )
             if not fits:
@@ -239,11 +255,14 @@ class PipelineSpec:
     #: Image processor name to its ``preprocessor_config.json``: how pictures are made ready for the
     #: components that look at them.
     processors: Mapping[str, Mapping[str, Any]] = field(default_factory=FrozenDict)
+    #: The configs of further schedulers by name: ``low_res_scheduler`` of an upscaling model.
+    schedulers: Mapping[str, Mapping[str, Any]] = field(default_factory=FrozenDict)
     #: Scalars of ``model_index.json``, e.g. ``force_zeros_for_empty_prompt``.
     options: Mapping[str, Any] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:
-        for name in ("components", "scheduler", "tokenizers", "processors", "options"):
+        names = ("components", "scheduler", "schedulers", "tokenizers", "processors", "options")
+        for name in names:
             object.__setattr__(self, name, FrozenDict(getattr(self, name)))
 
     def having(self, role: str) -> tuple[ComponentSpec, ...]:

@@ -24,6 +24,7 @@ from perfuse.errors import InputError
 
 if TYPE_CHECKING:
     from perfuse.contract.backend import Program
+    from perfuse.contract.guider import Perturbation
     from perfuse.contract.spec import PipelineSpec
     from perfuse.schedulers import Scheduler
     from perfuse.sources.tokenizer import Tokenizer
@@ -56,8 +57,19 @@ class Tools(Protocol):
     @property
     def scheduler(self) -> "Scheduler": ...
 
+    @property
+    def vae_tiling(self) -> bool:
+        """Whether to decode and encode pictures in tiles."""
+
+    @property
+    def vae_slicing(self) -> bool:
+        """Whether to decode and encode the pictures of a batch one by one."""
+
     def program(self, component: str) -> "Program":
         """The program of a component, prepared on its target on first use."""
+
+    def entry(self, perturbation: "Perturbation") -> str:
+        """The name of the component that is a worse version of the denoiser."""
 
     def tokenizer(self, name: str) -> "Tokenizer": ...
 
@@ -184,6 +196,8 @@ class Loop:
     name: str
     over: str
     steps: tuple["Node", ...]
+    #: Asked with the pipeline before each iteration: the loop ends where it is true.
+    stops: Callable[[Any], bool] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,7 +350,7 @@ class Task:
         missing = [name for name, value in state.items() if value is REQUIRED]
         if missing:
             told = "; ".join(f"{name}: {self.inputs[name].help}" for name in missing)
-            raise InputError(f"{self.name} needs {told.removesuffix(': ')}.")
+            raise InputError(f"{self.name} needs {told.rstrip(': .')}.")
         for name, value in given.items():
             self.inputs[name].check(name, value)
         yield from _run(self.steps, tools, state)
@@ -380,6 +394,8 @@ def _reads(run: Callable[..., Any], state: State) -> dict[str, Any]:
 def _loop(loop: Loop, tools: Any, state: dict[str, Any]) -> Iterator[Event]:
     total = len(state[loop.over])
     for index in range(total):
+        if loop.stops is not None and loop.stops(tools):
+            break
         for node in loop.steps:
             state["index"] = index  # an inner loop overwrites it
             if isinstance(node, Step):

@@ -12,6 +12,9 @@ _TEXT_FEW = {"text-to-image": f"{_ROOM}:CONSISTENCY_TEXT_TO_IMAGE"}
 _IMAGE_FEW = {"image-to-image": f"{_ROOM}:CONSISTENCY_IMAGE_TO_IMAGE"}
 _NEEDS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+_EDIT = {"instruct-pix2pix": "perfuse.tasks.instruct_pix2pix:INSTRUCT_PIX2PIX"}
+_DEPTH = {"depth-to-image": "perfuse.tasks.depth_to_image:DEPTH_TO_IMAGE"}
+_UPSCALE = {"upscale": "perfuse.tasks.upscale:UPSCALE"}
 _CLIPPED = {"steps_offset": 1, "clip_sample": False}
 _SKIPPED = {"steps_offset": 1, "skip_prk_steps": True}
 _CONSISTENCY = {"num_inference_steps": 4, "guidance_scale": 8.5}
@@ -22,6 +25,10 @@ PIPELINES = (
         tasks={**_TEXT, **_IMAGE, **_INPAINT},
         needs=_NEEDS,
         optional=_OPTIONAL,
+        addable={
+            "controlnet": "StableDiffusionControlNetPipeline",
+            "adapter": "StableDiffusionAdapterPipeline",
+        },
         corrects=_CLIPPED,
     ),
     PipelineManifest(
@@ -29,6 +36,7 @@ PIPELINES = (
         tasks=_IMAGE,
         needs=_NEEDS,
         optional=_OPTIONAL,
+        addable={"controlnet": "StableDiffusionControlNetImg2ImgPipeline"},
         corrects=_CLIPPED,
     ),
     PipelineManifest(
@@ -36,6 +44,7 @@ PIPELINES = (
         tasks=_INPAINT,
         needs=_NEEDS,
         optional=_OPTIONAL,
+        addable={"controlnet": "StableDiffusionControlNetInpaintPipeline"},
         corrects=_SKIPPED,
     ),
     PipelineManifest(
@@ -51,5 +60,25 @@ PIPELINES = (
         needs=_NEEDS,
         optional=_OPTIONAL,
         defaults=_CONSISTENCY,
+    ),
+    PipelineManifest(
+        class_name="StableDiffusionInstructPix2PixPipeline",
+        tasks=_EDIT,
+        needs=_NEEDS,
+        optional=_OPTIONAL,
+    ),
+    PipelineManifest(
+        class_name="StableDiffusionDepth2ImgPipeline",
+        tasks=_DEPTH,
+        needs=_NEEDS,
+        unused=("depth_estimator", "feature_extractor"),
+        corrects=_CLIPPED,
+    ),
+    PipelineManifest(
+        class_name="StableDiffusionUpscalePipeline",
+        tasks=_UPSCALE,
+        needs=(*_NEEDS, "low_res_scheduler"),
+        optional=("safety_checker", "feature_extractor"),
+        unused=("watermarker",),
     ),
 )

@@ -7,7 +7,6 @@ Each folder here owns an architecture: ``ARCHITECTURES`` in its ``__init__`` say
 description is, which needs no torch, and where its network.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from perfuse._lazy import lazy
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from perfuse.models.attention import BasicTransformerBlock as BasicTransformerBlock
     from perfuse.models.attention import FeedForward as FeedForward
     from perfuse.models.attention import Transformer2DModel as Transformer2DModel
+    from perfuse.models.auto import AutoModel as AutoModel
     from perfuse.models.autoencoder_kl.latents import ScaledLatents as ScaledLatents
     from perfuse.models.building import wrap as wrap
     from perfuse.models.loading import load_state as load_state
@@ -35,6 +35,7 @@ _get, __dir__ = lazy(
             "host_inputs",
             "latents_of",
         ),
+        "auto": ("AutoModel",),
         "autoencoder_kl.latents": ("ScaledLatents",),
         "attention": (
             "GEGLU",
@@ -54,17 +55,9 @@ def __getattr__(name: str) -> Any:
     try:
         return _get(name)
     except AttributeError:
-        found = None if name.startswith("_") else _network(name)
+        from perfuse.models.registry import network
+
+        found = None if name.startswith("_") else network(name)
         if found is None:
             raise
         return found
-
-
-def _network(class_name: str) -> Any:
-    from perfuse.models.registry import own
-
-    for architecture in own():
-        if architecture.class_name == class_name:
-            network = import_module(architecture.build.partition(":")[0])
-            return getattr(network, class_name, None)
-    return None

@@ -137,7 +137,10 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = FeedForward(channels)
 
-    def forward(self, hidden: Tensor, context: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        self, hidden: Tensor, context: Tensor, bias: Tensor | None, size: torch.Size
+    ) -> Tensor:
+        """Attend within [B, H * W, C]; ``size`` is (H, W), for blocks that know of places."""
         first = context if self.only_cross_attention else None
         hidden = self.attn1(self.norm1(hidden), first) + hidden
         hidden = self.attn2(self.norm2(hidden), context, bias) + hidden
@@ -192,7 +195,7 @@ class Transformer2DModel(nn.Module):
         if self.linear_projection:
             hidden = self.proj_in(hidden)
         for block in self.transformer_blocks:
-            hidden = block(hidden, context, bias)
+            hidden = block(hidden, context, bias, size)
         if self.linear_projection:
             hidden = self.proj_out(hidden)
         hidden = _unflatten(hidden, size)

@@ -4,6 +4,7 @@ A component's module is *flat*: it takes the tensors of the component's signatur
 returns a tuple of its outputs. The reference path runs this module; ``torch.export`` captures it.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -43,6 +44,9 @@ class Given(Recipe):
 
     spec: ComponentSpec
     module: nn.Module
+
+    def with_spec(self, spec: ComponentSpec) -> "Given":
+        return dataclasses.replace(self, spec=spec)
 
     def __call__(self) -> nn.Module:
         return wrap(self.spec, self.module).eval()

@@ -7,7 +7,7 @@ import dataclasses
 import types
 import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -52,6 +52,38 @@ class ModelConfig:
         """The configuration as plain data, with the class name under ``_class_name``."""
         fields = {f.name: _thawed(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return {"_class_name": self.class_name, **fields}
+
+    # A config reads as a dictionary too, as Diffusers' do.
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.keys():
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of a field, or ``default`` if there is no such field."""
+        return getattr(self, name) if name in self.keys() else default
+
+    def keys(self) -> list[str]:
+        """The names of the fields."""
+        return [field.name for field in dataclasses.fields(self)]
+
+    def values(self) -> list[Any]:
+        """The fields' values."""
+        return [getattr(self, name) for name in self.keys()]
+
+    def items(self) -> list[tuple[str, Any]]:
+        """The fields' names and values."""
+        return [(name, getattr(self, name)) for name in self.keys()]
 
     def per_block(self, name: str) -> tuple[Any, ...]:
         """A field as one value per block, whether it is given so or as one value for all.

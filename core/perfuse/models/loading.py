@@ -2,14 +2,15 @@
 
 import importlib.metadata
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from perfuse.errors import CheckpointError, WeightsError
+from perfuse.errors import CheckpointError, InputError, WeightsError
 from perfuse.models.config import check_types
 from perfuse.sources.files import replacing, write_file
 from perfuse.sources.model_index import read_json
@@ -18,7 +19,7 @@ from perfuse.sources.weights import Weights, variants
 if TYPE_CHECKING:
     from perfuse.models.model import Model
 
-__all__ = ["Rename", "load_model", "load_state", "save_model"]
+__all__ = ["Rename", "component_folder", "load_model", "load_state", "save_model"]
 
 _CONFIG = "config.json"
 _LISTED = 10
@@ -118,6 +119,46 @@ def _fill_buffers(module: nn.Module, where: str) -> None:
             f"{where} has tensors that no file holds and that perfuse cannot compute: "
             f"{_some(left)}. Please report this, with the version of transformers."
         )
+
+
+def component_folder(
+    model: str | os.PathLike[str], subfolder: str | None, settings: dict[str, Any]
+) -> Path:
+    """The folder of one model: on this machine, or in the Hub's cache.
+
+    Args:
+        model: A folder, or OWNER/NAME.
+        subfolder: The model's folder in it.
+        settings: Arguments of Diffusers' ``from_pretrained``; those on where files come from are
+            taken out.
+
+    Raises:
+        CheckpointError: there is no such repository, or it cannot be reached.
+        InputError: pickles were asked for.
+    """
+    from perfuse.sources.hub import component_from_hub, is_hub_id
+
+    names = ("cache_dir", "token", "force_download")
+    hub = {name: settings.pop(name) for name in names if settings.get(name) is not None}
+    revision, alone = settings.pop("revision", None), settings.pop("local_files_only", None)
+    for name in ("cache_dir", "token", "force_download", "low_cpu_mem_usage", "proxies"):
+        settings.pop(name, None)
+    if settings.pop("use_safetensors", None) is False:
+        raise InputError(
+            "use_safetensors=False was given; perfuse reads safetensors alone, because a pickle can "
+            "run any code. Convert the model: save_pretrained in Diffusers writes safetensors."
+        )
+    path = Path(model).expanduser()
+    if not path.exists() and is_hub_id(os.fspath(model)):
+        return component_from_hub(
+            os.fspath(model),
+            subfolder,
+            revision=revision,
+            variant=settings.get("variant"),
+            offline=alone or None,
+            hub=hub,
+        )
+    return path / subfolder if subfolder is not None else path
 
 
 def load_model(

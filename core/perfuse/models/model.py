@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from perfuse.errors import InputError
 from perfuse.models.config import ModelConfig
 
 _ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -52,27 +53,66 @@ class Model(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         subfolder: str | None = None,
         variant: str | None = None,
-        torch_dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        **settings: Any,
     ) -> Self:
-        """Load ``config.json`` and the safetensors weights of a component's folder.
+        """Load ``config.json`` and the safetensors weights of a component.
+
+        Args:
+            pretrained_model_name_or_path: A component's folder, or with ``subfolder`` a
+                checkpoint's; or a Hub id.
+            subfolder: The component's folder in it.
+            variant: Weight files to take: ``"fp16"``.
+            torch_dtype: Of the weights; by default float32, as in Diffusers.
+            **settings: Diffusers' others: ``revision``, ``local_files_only``, ``cache_dir``,
+                ``token``, ``device_map`` …
 
         Raises:
             CheckpointError: the folder or its config cannot be read.
             WeightsError: tensors are missing, unexpected, misshapen or damaged.
+            InputError: a setting is unknown.
         """
-        from perfuse.models.loading import load_model
+        from perfuse.models.loading import component_folder, load_model
 
-        path = Path(folder) / subfolder if subfolder is not None else Path(folder)
-        return load_model(cls, path, variant=variant, dtype=torch_dtype)
+        where = pretrained_model_name_or_path
+        path = component_folder(where, subfolder, settings)
+        device = settings.pop("device_map", None)
+        dtype = settings.pop("dtype", None) if torch_dtype is None else torch_dtype
+        if settings:
+            raise InputError(
+                f"{cls.__name__}.from_pretrained was given {', '.join(settings)}, which it does not "
+                "take. For another config: from_config({**config, field: value})."
+            )
+        if isinstance(dtype, str):
+            dtype = None if dtype == "auto" else getattr(torch, dtype)
+        model = load_model(cls, path, variant=variant, dtype=dtype)
+        return model if device is None else model.to(device)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def enable_layerwise_casting(self, *_: Any, **__: Any) -> None:
+        """Refused: a pipeline stores weights in another type than it computes in.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            f"{type(self).__name__}.enable_layerwise_casting was called. Call the pipeline's, "
+            "pipe.enable_layerwise_casting(storage_dtype=…), which every backend can follow."
+        )
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], *, safe_serialization: bool = True
+    ) -> None:
         """Write ``config.json`` and the weights, named as Diffusers and Transformers name them."""
         from perfuse.models.loading import save_model
 
+        if not safe_serialization:
+            raise InputError(
+                "safe_serialization=False was given; weights are written as safetensors."
+            )
         save_model(self, Path(folder))
 
     @staticmethod

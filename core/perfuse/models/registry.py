@@ -3,10 +3,13 @@
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from perfuse.contract.architecture import Architecture
+from perfuse.contract.component import Component
+from perfuse.contract.guider import Perturbation
 from perfuse.contract.latents import LatentSpec, PixelLatents
 from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.errors import CheckpointError, InputError
@@ -21,7 +24,9 @@ __all__ = [
     "is_known",
     "latents_class",
     "latents_of",
+    "network",
     "own",
+    "perturbed",
 ]
 
 
@@ -35,6 +40,15 @@ def own() -> Iterator[Architecture]:
 def is_known(class_name: str) -> bool:
     """Whether core or a plugin has an architecture of this class name."""
     return class_name in host().architectures()
+
+
+def network(class_name: str) -> Any:
+    """The torch class of one of core's models; ``None`` if core has no class of this name."""
+    for architecture in own():
+        if architecture.class_name == class_name:
+            module = importlib.import_module(architecture.build.partition(":")[0])
+            return getattr(module, class_name, None)
+    return None
 
 
 def find(class_name: str, *, asked: str) -> Architecture:
@@ -118,6 +132,31 @@ def host_inputs(
         return {}
     given: dict[str, Any] = resolve(architecture.host_inputs)(spec, sizes, guidance)
     return given
+
+
+def perturbed(component: Component, perturbation: Perturbation) -> Component:
+    """A worse version of a denoiser: another entry, over the same weights.
+
+    Raises:
+        InputError: the denoiser's architecture has no worse versions.
+    """
+    spec = component.spec
+    architecture = _architecture(spec)
+    if architecture is None or not architecture.perturb:
+        raise InputError(
+            f"A guider asked for a worse version of {spec.name}, by {perturbation.kind!r}; a "
+            f"{spec.class_name} has none. Use a guider that needs none, such as classifier-free."
+        )
+    # Its branch runs by itself: for one picture its batch is 1.
+    guidance = spec.guidance if spec.guidance != "branches" else ""
+    own = replace(spec, name=perturbation.entry, entry_of=spec.name, guidance=guidance)
+    settings = (perturbation.kind, perturbation.layers, perturbation.amount)
+    return replace(component, spec=own).rebuilt(_perturb, architecture.perturb, *settings)
+
+
+def _perturb(module: Any, how: str, *settings: Any) -> Any:
+    """Call a function by its import path: it imports torch, and this module does not."""
+    return resolve(how)(module, *settings)
 
 
 def latents_class(kind: str) -> type[LatentSpec]:

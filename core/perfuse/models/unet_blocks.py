@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from perfuse.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 
@@ -96,15 +97,33 @@ class DownBlock(Block):
         time: Tensor | None = None,
         context: Tensor | None = None,
         bias: Tensor | None = None,
+        feature: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
+        """Run the block. A T2I-Adapter's ``feature`` comes before downsampling if it attends."""
         states = []
         for i, resnet in enumerate(self.resnets):
             hidden = self.attend(i, resnet(hidden, time), context, bias)
             states.append(hidden)
+        if feature is not None and self.attentions is not None:
+            hidden = states[-1] = hidden + resized(feature, hidden)
         if self.downsamplers is not None:
             hidden = self.downsamplers[0](hidden, time)
             states.append(hidden)
+        if feature is not None and self.attentions is None:
+            hidden = states[-1] = hidden + resized(feature, hidden)
         return hidden, states
+
+
+def resized(residual: Tensor, like: Tensor) -> Tensor:
+    """What is to be added to ``like``, at its height and width: in a graph for any size, by name.
+
+    The two have one size in every call; but torch.export cannot know that a size of its own is
+    half of another, rounded up, and would fix both.
+    """
+    size = like.shape[-2:]
+    if all(isinstance(one, int) for one in (*residual.shape[-2:], *size)):
+        return residual
+    return F.interpolate(residual, size=size, mode="nearest")
 
 
 class MidBlock(Block):
@@ -210,6 +229,7 @@ __all__ = [
     "UpBlock",
     "conv_down",
     "conv_up",
+    "resized",
     "resnet_down",
     "resnet_up",
 ]

@@ -136,7 +136,7 @@ def report(
     from perfuse.run.pipeline import DiffusionPipeline
 
     _, limits = limits_of(target)
-    pipe = DiffusionPipeline(source, placement=Placement(default=target), precision=precision)
+    pipe = DiffusionPipeline.of(source, placement=Placement(default=target), precision=precision)
     static = pipe.fixed_dims(height, width, batch)
     stored = source.weight_bytes()
     findings: list[Finding] = []

@@ -152,9 +152,7 @@ class ImagePrompts:
         changed = [pipe._spec.denoiser.name]
         changed += [f"image_projection_{i}" for i in range(len(self._adapters))]
         for name in changed:
-            program = pipe._programs.pop(name, None)
-            if program is not None:
-                program.close()
+            pipe._programs.release(name)
         self._adapters = adapters
         self._scaled(scales)
 

@@ -6,7 +6,7 @@ from perfuse.contract.target import Placement, Target
 from perfuse.errors import BackendError, InputError
 from perfuse.plugins import host
 
-__all__ = ["check_placement", "natural_backend", "target_of"]
+__all__ = ["check_placement", "natural_backend", "target_of", "torch_device"]
 
 
 def natural_backend(source: Source) -> str:
@@ -35,6 +35,17 @@ def target_of(placement: Placement, spec: PipelineSpec, component: str) -> Targe
     """The target of a component; another entry of a component runs where that component does."""
     described = spec.components[component]
     return placement[described.entry_of if described.entry_of is not None else component]
+
+
+def torch_device(target: Target) -> str | None:
+    """The torch device that a target's modules are on; ``None`` for an engine that has none.
+
+    Raises:
+        BackendError: the target's engine is not installed.
+    """
+    if host().backends()[target.backend].formats:
+        return None
+    return target.device or host().backend(target.backend).devices()[0].name
 
 
 def check_placement(source: Source, spec: PipelineSpec, placement: Placement) -> None:

@@ -38,7 +38,7 @@ def plan_of(
     def component(one: ComponentSpec) -> Component:
         asked, model = precision_of(one, precision), models.get(one.part)
         if model is None:
-            return dataclasses.replace(source.component(one.name, precision=asked), spec=one)
+            return source.component(one.name, precision=asked).with_spec(one)
         if isinstance(model, Program):
             return Component(spec=one, precision=asked or "float32")
         from perfuse.models.building import Given

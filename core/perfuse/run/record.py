@@ -14,7 +14,7 @@ from perfuse.arrays.metadata import Metadata, Ran, Value, attach
 from perfuse.contract.steps import REQUIRED, Event, Task
 
 if TYPE_CHECKING:
-    from perfuse.run.pipeline import DiffusionPipeline
+    from perfuse.run.parts import Parts
     from perfuse.schedulers import Scheduler
 
 __all__ = ["recorded"]
@@ -24,7 +24,7 @@ _APART = ("seed", "generator", "output_type")
 
 
 def recorded(
-    pipe: "DiffusionPipeline", task: Task, given: Mapping[str, Any], events: Iterable[Event]
+    pipe: "Parts", task: Task, given: Mapping[str, Any], events: Iterable[Event]
 ) -> Iterator[Event]:
     """Pass on the events of a call, with metadata attached to the PIL pictures in them.
 
@@ -40,9 +40,7 @@ def recorded(
         yield event
 
 
-def _attach(
-    pipe: "DiffusionPipeline", task: Task, given: Mapping[str, Any], state: Mapping[str, Any]
-) -> None:
+def _attach(pipe: "Parts", task: Task, given: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     images = state["images"]
     if not isinstance(images, list):
         return  # arrays cannot carry metadata
@@ -53,7 +51,7 @@ def _attach(
 
 
 def _metadata(
-    pipe: "DiffusionPipeline", task: Task, given: Mapping[str, Any], state: Mapping[str, Any]
+    pipe: "Parts", task: Task, given: Mapping[str, Any], state: Mapping[str, Any]
 ) -> Metadata:
     """The metadata that all pictures of a call share; ``_attach`` adds the index and the size."""
     inputs, unrecorded = _inputs(task, given)
@@ -105,7 +103,7 @@ def _model(source: Any) -> str:
     return "./shapes" if source.model == "shapes" and not bundled else str(source.model)
 
 
-def _components(pipe: "DiffusionPipeline") -> dict[str, Ran]:
+def _components(pipe: "Parts") -> dict[str, Ran]:
     found = {}
     for name, program in pipe.programs().items():
         report = program.report()

@@ -1,6 +1,5 @@
 """What opening a pipeline does about its safety checker."""
 
-import dataclasses
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -8,18 +7,17 @@ from typing import Any
 from perfuse.contract.spec import PipelineSpec, Role
 from perfuse.errors import InputError
 
-__all__ = ["FEATURE_EXTRACTOR", "REQUIRES", "check_parts", "processor_config", "with_requirement"]
+__all__ = ["FEATURE_EXTRACTOR", "check_parts", "is_processor", "processor_config"]
 
 FEATURE_EXTRACTOR = "feature_extractor"
 #: The setting of ``model_index.json`` that says whether to warn where there is no checker.
 REQUIRES = "requires_safety_checker"
 
 
-def with_requirement(spec: PipelineSpec, required: bool | None) -> PipelineSpec:
-    """The spec with ``requires_safety_checker`` as the caller gave it; ``None`` for not at all."""
-    if required is None:
-        return spec
-    return dataclasses.replace(spec, options={**spec.options, REQUIRES: bool(required)})
+def is_processor(value: Any) -> bool:
+    """Whether it is an image processor: perfuse's, or one of Transformers'."""
+    kinds = ("ImageProcessor", "FeatureExtractor", "ImageProcessorPil", "ImageProcessorFast")
+    return hasattr(value, "to_dict") and type(value).__name__.endswith(kinds)
 
 
 def check_parts(before: PipelineSpec, spec: PipelineSpec) -> None:

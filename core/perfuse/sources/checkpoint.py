@@ -76,6 +76,8 @@ class Checkpoint(Source):
         revision: str | None = None,
         variant: str | None = None,
         offline: bool | None = None,
+        hub: Mapping[str, Any] | None = None,
+        unknown_as: str | None = None,
     ) -> Self:
         """Open a local folder or a Hub repository, which is downloaded if it is not in the cache.
 
@@ -84,13 +86,15 @@ class Checkpoint(Source):
             revision: Branch, tag or commit of a Hub repository.
             variant: Weights to prefer where a component has them, for example ``"fp16"``.
             offline: ``True`` reads only the Hub's cache; by default as ``HF_HUB_OFFLINE`` says.
+            hub: Other arguments of ``huggingface_hub``: ``cache_dir``, ``token``.
+            unknown_as: A class that no plugin knows and that the checkpoint may name all the same.
 
         Raises:
             CheckpointError: the model does not exist, or cannot be read.
             WeightsError: no component has the variant, or there are no safetensors weights.
         """
         try:
-            return cls._open(model, revision, variant, offline)
+            return cls._open(model, revision, variant, offline, hub or {}, unknown_as)
         except OSError as exc:
             raise CheckpointError(
                 f"Model {str(model)!r} was asked for; the system said: {exc.strerror or exc}. "
@@ -104,14 +108,16 @@ class Checkpoint(Source):
         revision: str | None,
         variant: str | None,
         offline: bool | None,
+        hub: Mapping[str, Any],
+        unknown_as: str | None,
     ) -> Self:
         asked, commit = str(model), None
         path = Path(model).expanduser()
         if not path.exists() and is_hub_id(model):
-            path, commit = from_hub(asked, revision, variant, offline)
+            path, commit = from_hub(asked, revision, variant, offline, hub)
         index = read_index(path, asked)
         entries = entries_of(index, path / INDEX)
-        spec = _read_spec(path, index, entries)
+        spec = _read_spec(path, index, entries, unknown_as)
         folders = {component.folder for component in spec.components.values()}
         check_variant({f: names_in(path / f) for f in folders}, variant, asked)
         return cls(
@@ -228,6 +234,9 @@ class FromCheckpoint(Recipe):
     #: The dtype to build in if the weights are stored in several.
     precision: str
 
+    def with_spec(self, spec: ComponentSpec) -> "FromCheckpoint":
+        return dataclasses.replace(self, spec=spec)
+
     def __call__(self) -> "nn.Module":
         import torch
 
@@ -245,9 +254,17 @@ class FromCheckpoint(Recipe):
             ) from exc
 
 
-def _read_spec(path: Path, index: Mapping[str, Any], entries: Mapping[str, str]) -> PipelineSpec:
+def _read_spec(
+    path: Path,
+    index: Mapping[str, Any],
+    entries: Mapping[str, str],
+    unknown_as: str | None,
+) -> PipelineSpec:
     pipelines = host().pipelines()
     class_name = class_of(index)
+    if class_name is not None and class_name == unknown_as and class_name not in pipelines:
+        own = PipelineManifest(class_name=class_name, tasks={}, needs=())
+        pipelines = {**pipelines, class_name: own}
     if class_name is None or class_name not in pipelines:
         raise CheckpointError(
             f"{path / INDEX} says that the pipeline is {class_name!r}, which perfuse does not "
@@ -285,7 +302,12 @@ def _read_spec(path: Path, index: Mapping[str, Any], entries: Mapping[str, str])
         class_name=class_name,
         tasks=tuple(kind.tasks),
         components=components,
-        scheduler=_read_scheduler(path, entries["scheduler"], kind),
+        scheduler=_read_scheduler(path, "scheduler", entries["scheduler"], kind),
+        schedulers={
+            name: _read_scheduler(path, name, found, None)
+            for name, found in entries.items()
+            if name != "scheduler" and kind_of(name, found) == "scheduler"
+        },
         latents=latents,
         tokenizers=tokenizers,
         processors=processors,
@@ -298,6 +320,12 @@ def _read_spec(path: Path, index: Mapping[str, Any], entries: Mapping[str, str])
 
 
 def _read_component(path: Path, name: str, class_name: str) -> tuple[ComponentSpec, ...]:
+    architecture = host().architectures().get(class_name)
+    if architecture is not None and architecture.each:
+        names = [name]
+        while (path / f"{name}_{len(names)}").is_dir():
+            names.append(f"{name}_{len(names)}")
+        return tuple(one for n in names for one in _read_component(path, n, architecture.each))
     folder = folder_of(path, name, CONFIG)
     file = check_inside(path / folder / CONFIG, path)
     config = read_json(file)
@@ -318,9 +346,11 @@ def _read_component(path: Path, name: str, class_name: str) -> tuple[ComponentSp
         ) from exc
 
 
-def _read_scheduler(path: Path, class_name: str, kind: PipelineManifest) -> dict[str, Any]:
+def _read_scheduler(
+    path: Path, name: str, class_name: str, kind: PipelineManifest | None
+) -> dict[str, Any]:
     """``scheduler_config.json`` with its class, corrected as Diffusers' pipeline does."""
-    folder = folder_of(path, "scheduler", SCHEDULER)
+    folder = folder_of(path, name, SCHEDULER)
     file = check_inside(path / folder / SCHEDULER, path)
     config = {**read_json(file), "_class_name": class_name}
     known = host().schedulers()
@@ -331,7 +361,7 @@ def _read_scheduler(path: Path, class_name: str, kind: PipelineManifest) -> dict
             "one by a plugin: hook perfuse_schedulers."
         )
     try:
-        return corrected(config, kind)
+        return config if kind is None else corrected(config, kind)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
         raise CheckpointError(
             f"{file} was read as the config of a {class_name}: {exc} {AGAIN}"

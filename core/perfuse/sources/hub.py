@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from perfuse.errors import CheckpointError
+from perfuse.plugins import host
 from perfuse.sources.model_index import (
     CONFIG,
     INDEX,
@@ -17,7 +20,14 @@ from perfuse.sources.model_index import (
 )
 from perfuse.sources.weights import choose, variants
 
-__all__ = ["check_variant", "file_from_hub", "from_hub", "is_hub_id", "scheduler_from_hub"]
+__all__ = [
+    "check_variant",
+    "component_from_hub",
+    "file_from_hub",
+    "from_hub",
+    "is_hub_id",
+    "scheduler_from_hub",
+]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -51,7 +61,7 @@ def _wanted(
         folder, _, name = file.rpartition("/")
         folders.setdefault(folder, []).append(name)
     wanted = []
-    for name, class_name in entries.items():
+    for name, class_name in _each(entries, folders):
         if name in unused:
             continue
         folder = name if name in folders else ""
@@ -66,10 +76,27 @@ def _wanted(
     return wanted
 
 
+def _each(entries: Mapping[str, str], folders: Collection[str]) -> Iterable[tuple[str, str]]:
+    """The entries, and the folders ``NAME_1``, … of those that hold several models."""
+    known = host().architectures()
+    for name, class_name in entries.items():
+        yield name, class_name
+        architecture = known.get(class_name)
+        if architecture is not None and architecture.each:
+            more = re.compile(rf"{re.escape(name)}_\d+")
+            yield from ((one, architecture.each) for one in folders if more.fullmatch(one))
+
+
 def from_hub(
-    model: str, revision: str | None, variant: str | None, offline: bool | None
+    model: str,
+    revision: str | None,
+    variant: str | None,
+    offline: bool | None,
+    hub: Mapping[str, Any],
 ) -> tuple[Path, str]:
     """The snapshot of a repository in the Hub's cache, downloaded if needed, and its commit.
+
+    ``hub`` holds further arguments of ``hf_hub_download``: ``cache_dir``, ``token`` …
 
     Raises:
         CheckpointError: there is no such repository, revision or variant, or the Hub cannot be
@@ -82,17 +109,18 @@ def from_hub(
     if not (constants.HF_HUB_OFFLINE if offline is None else offline):
         try:
             # First, because without a connection it fails at once, not after half a minute.
-            info = HfApi().model_info(model, revision=revision)
-            index = Path(hf_hub_download(model, INDEX, revision=revision))
+            api = HfApi(token=hub.get("token"))
+            info = api.model_info(model, revision=revision)
+            index = Path(hf_hub_download(model, INDEX, revision=revision, **hub))
             commit = index.parent.name  # the other files are taken from the same commit
             if info.sha != commit:
-                info = HfApi().model_info(model, revision=commit)
+                info = api.model_info(model, revision=commit)
             contents = read_json(index)
             entries = entries_of(contents, index)
             files = [file.rfilename for file in info.siblings or ()]
             check_variant(_by_component(files, entries), variant, asked)
             for file in _wanted(files, entries, unused_of(contents), variant):
-                hf_hub_download(model, file, revision=commit)
+                hf_hub_download(model, file, revision=commit, **hub)
             return index.parent, commit
         except CheckpointError:
             raise
@@ -101,7 +129,8 @@ def from_hub(
                 raise error from exc
             reason = f"the Hub cannot be reached ({type(exc).__name__}) and its cache lacks it"
     try:
-        index = Path(hf_hub_download(model, INDEX, revision=revision, local_files_only=True))
+        only = {**hub, "local_files_only": True, "force_download": False}
+        index = Path(hf_hub_download(model, INDEX, revision=revision, **only))
     except Exception as exc:  # as above
         raise CheckpointError(
             f"Model {asked} was asked for; there is no such folder, and {reason}. Name a folder, "
@@ -131,6 +160,68 @@ def file_from_hub(model: str, file: str, *, revision: str | None, offline: bool 
             f"{file} was to be taken from {model}; there is no such folder, and the Hub gave no such "
             f"file: {type(exc).__name__}. Name a folder, or a repository that has it."
         ) from exc
+
+
+def component_from_hub(
+    model: str,
+    subfolder: str | None,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    offline: bool | None = None,
+    hub: Mapping[str, Any],
+) -> Path:
+    """The folder of one model of a repository, in the Hub's cache: its config and its weights.
+
+    Args:
+        model: OWNER/NAME.
+        subfolder: The model's folder in the repository; ``None`` for the repository itself.
+        revision: Branch, tag or commit.
+        variant: Weights to prefer.
+        offline: ``True`` reads only the cache.
+        hub: Further arguments of ``hf_hub_download``.
+
+    Raises:
+        CheckpointError: the repository or the folder is not there, or cannot be reached.
+        WeightsError: there are no safetensors weights.
+    """
+    from huggingface_hub import HfApi, constants, hf_hub_download
+
+    where = f"{subfolder}/" if subfolder else ""
+    asked = f"{model}/{where}" if where else model
+    alone = constants.HF_HUB_OFFLINE if offline is None else offline
+    get = partial(hf_hub_download, model, revision=revision, local_files_only=alone, **hub)
+    try:
+        config = Path(get(f"{where}{CONFIG}"))
+        if not alone:
+            info = HfApi(token=hub.get("token")).model_info(
+                model, revision=_commit_of(config, where)
+            )
+            names = [
+                file.rfilename.removeprefix(where)
+                for file in info.siblings or ()
+                if file.rfilename.startswith(where)
+                and "/" not in file.rfilename.removeprefix(where)
+            ]
+            choice = choose(names, variant, where=asked)
+            for name in (*choice.files, *((choice.index,) if choice.index is not None else ())):
+                get(f"{where}{name}")
+        return config.parent
+    except CheckpointError:
+        raise
+    except Exception as exc:  # requests, httpx, the system's own: the library has no one root
+        if (error := _hub_error(exc, asked)) is not None:
+            raise error from exc
+        raise CheckpointError(
+            f"{asked} was asked for; there is no such folder, it is not in the Hub's cache, and "
+            f"{'this is offline' if alone else f'the Hub cannot be reached ({type(exc).__name__})'}."
+            " Name a folder, or run once with a connection to huggingface.co."
+        ) from exc
+
+
+def _commit_of(config: Path, where: str) -> str:
+    """The commit of a snapshot's file, from its path in the cache."""
+    return (config.parent.parent if where else config.parent).name
 
 
 def scheduler_from_hub(model: str, offline: bool | None) -> Path:

@@ -26,6 +26,8 @@ def open_model(
     variant: str | None = None,
     offline: bool | None = None,
     scheduler_from: SchedulerFrom | None = None,
+    hub: Mapping[str, Any] | None = None,
+    unknown_as: str | None = None,
 ) -> Source:
     """Open a model.
 
@@ -37,6 +39,9 @@ def open_model(
         variant: Weight files to prefer, e.g. ``"fp16"``.
         offline: ``True`` reads only the Hub's cache.
         scheduler_from: Where to take the scheduler from instead.
+        hub: Other arguments of ``huggingface_hub``: ``cache_dir``, ``token``, ``force_download``.
+        unknown_as: The class of the user's own that a checkpoint may name: it is read as one that
+            has any components, and no tasks.
 
     Raises:
         CheckpointError: the model does not exist, or cannot be read.
@@ -60,7 +65,14 @@ def open_model(
         from perfuse.sources.checkpoint import Checkpoint  # not for an export, which starts sooner
 
         where = CHECKPOINT if model is None else model
-        found = Checkpoint.open(where, revision=revision, variant=variant, offline=offline)
+        found = Checkpoint.open(
+            where,
+            revision=revision,
+            variant=variant,
+            offline=offline,
+            hub=hub,
+            unknown_as=unknown_as,
+        )
         # The bundled model by its name, because its path differs between machines.
         source = found if model is not None else dataclasses.replace(found, model="shapes")
     return source if scheduler is None else with_scheduler(source, scheduler)

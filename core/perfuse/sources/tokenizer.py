@@ -140,9 +140,40 @@ class Tokenizer:
             truncated.append(cut)
         return self._stack(rows, tuple(truncated), length if padding else max(map(len, rows)))
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Turn token ids back into text, including special tokens."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=False)
+    def ids(self, text: str, *, max_length: int | None = None, special: bool = True) -> list[int]:
+        """The token ids of one text, cut to ``max_length`` if one is given.
+
+        ``special`` says whether its first and last token are those that begin and end a prompt.
+        Raises `InputError` for what is not text.
+        """
+        (prompt,) = _checked_texts([text])
+        if special and max_length is not None:
+            return self._encode(prompt, max_length)[0]
+        found: list[int] = self._backend.encode(prompt, add_special_tokens=special).ids
+        return found if max_length is None else found[:max_length]
+
+    @property
+    def pads_left(self) -> bool:
+        """Whether prompts are filled up at their beginning."""
+        return self._pad_left
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token; that of the unknown one if it has none."""
+        found: int | None = self._backend.token_to_id(token)
+        return self._id_of("unk_token") if found is None else found
+
+    def token_of(self, token_id: int) -> str:
+        """The token of an id; the empty string if there is none."""
+        return self._backend.id_to_token(token_id) or ""
+
+    def vocabulary(self) -> dict[str, int]:
+        """Every token with its id, added ones too."""
+        found: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
+        return found
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Turn token ids back into text, including special tokens unless they are to be left out."""
+        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
         # The byte-level decoder does not know the end-of-word mark and leaves it in the text.
         return text if self._word_end is None else text.replace(self._word_end, " ").strip()
 

@@ -22,9 +22,24 @@ if TYPE_CHECKING:
     from perfuse.tasks.denoise import place_inputs as place_inputs
     from perfuse.tasks.denoise import predict as predict
     from perfuse.tasks.denoise import prepare_schedule as prepare_schedule
+    from perfuse.tasks.guiders import AdaptiveProjectedGuidance as AdaptiveProjectedGuidance
+    from perfuse.tasks.guiders import AdaptiveProjectedMixGuidance as AdaptiveProjectedMixGuidance
+    from perfuse.tasks.guiders import AutoGuidance as AutoGuidance
     from perfuse.tasks.guiders import ClassifierFreeGuidance as ClassifierFreeGuidance
+    from perfuse.tasks.guiders import (
+        ClassifierFreeZeroStarGuidance as ClassifierFreeZeroStarGuidance,
+    )
     from perfuse.tasks.guiders import EmbeddedGuidance as EmbeddedGuidance
+    from perfuse.tasks.guiders import FrequencyDecoupledGuidance as FrequencyDecoupledGuidance
+    from perfuse.tasks.guiders import MagnitudeAwareGuidance as MagnitudeAwareGuidance
     from perfuse.tasks.guiders import NoGuidance as NoGuidance
+    from perfuse.tasks.guiders import PAGGuidance as PAGGuidance
+    from perfuse.tasks.guiders import PerturbedAttentionGuidance as PerturbedAttentionGuidance
+    from perfuse.tasks.guiders import SkipLayerGuidance as SkipLayerGuidance
+    from perfuse.tasks.guiders import SmoothedEnergyGuidance as SmoothedEnergyGuidance
+    from perfuse.tasks.guiders import (
+        TangentialClassifierFreeGuidance as TangentialClassifierFreeGuidance,
+    )
     from perfuse.tasks.inputs import GUIDANCE as GUIDANCE
     from perfuse.tasks.inputs import NOISE as NOISE
     from perfuse.tasks.inputs import OUTPUT as OUTPUT

@@ -1,15 +1,16 @@
 """The steps that tasks share: schedule, initial noise, denoising loop, decoding."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from perfuse.arrays import concatenate, is_torch, place, to_numpy
+from perfuse.arrays import concatenate, is_torch, place, to_numpy, zeros
 from perfuse.arrays.noise import BatchNoise
 from perfuse.contract.backend import Program
+from perfuse.contract.control import Call, Control
 from perfuse.contract.guider import Branch, Guider, Moment
 from perfuse.contract.latents import PixelLatents
 from perfuse.contract.spec import Array, ComponentSpec, Role
@@ -197,7 +198,13 @@ def _batches(
         sizes = {**tools.spec.latents.dims(*size), **_sizes(spec, own), "batch": pictures}
         own |= host_inputs(spec, sizes, guider.embedded)
         inputs[branch.name] = {name: place(array, device) for name, array in own.items()}
-    return Batches(branches=guider.branches, inputs=inputs, batched=frozenset(batched))
+    branches = tuple(
+        branch
+        if branch.perturbation is None
+        else replace(branch, entry=tools.entry(branch.perturbation))
+        for branch in guider.branches
+    )
+    return Batches(branches=branches, inputs=inputs, batched=frozenset(batched))
 
 
 def _sizes(spec: ComponentSpec, inputs: Mapping[str, Array]) -> dict[str, int]:
@@ -221,7 +228,17 @@ def moment_of(schedule: Schedule, index: int) -> Moment:
     )
 
 
-@step(outputs=("samples", "previous_samples", "predictions", "prediction", "batches", "timesteps"))
+@step(
+    outputs=(
+        "samples",
+        "previous_samples",
+        "predictions",
+        "prediction",
+        "memory",
+        "batches",
+        "timesteps",
+    )
+)
 def place_inputs(
     tools: Tools,
     latents: Array,
@@ -242,6 +259,7 @@ def place_inputs(
         "previous_samples": None,
         "predictions": None,
         "prediction": None,
+        "memory": None,
         "batches": batches,
         "timesteps": place(timesteps, device),
     }
@@ -256,16 +274,19 @@ def predict(
     timesteps: Array,
     batches: Batches,
     guider: Guider,
+    controls: Sequence[Control] = (),
 ) -> State:
     """The denoiser's prediction for each branch that runs at this step, each [pictures, …]."""
-    running = guider.running(moment_of(schedule, index))
+    moment = moment_of(schedule, index)
+    running = guider.running(moment)
     sample = schedule.scale_input(index, samples[0])
     predictions: dict[str, Array] = {}
     for entry, names in batches.groups(running):
         program = tools.program(entry if entry is not None else tools.spec.denoiser.name)
         together = _fits(program, len(names) * len(sample)) and batches.alike(names)
         for group in [names] if together else [(name,) for name in names]:
-            predictions |= _ask(program, sample, timesteps[index], batches.joined(group), group)
+            call = _call(moment, sample, timesteps[index], batches, group)
+            predictions |= _ask(tools, program, call, controls)
     return {"predictions": predictions}
 
 
@@ -274,30 +295,81 @@ def _fits(program: Program, items: int) -> bool:
     return program.max_batch is None or items <= program.max_batch
 
 
-def _ask(
-    program: Program,
-    sample: Array,
-    timesteps: Array,
-    inputs: Mapping[str, Array],
-    names: tuple[str, ...],
-) -> dict[str, Array]:
+def _call(
+    moment: Moment, sample: Array, timesteps: Array, batches: Batches, names: tuple[str, ...]
+) -> Call:
     pictures = len(sample)
     if len(names) > 1:
         sample = concatenate([sample] * len(names))
+    return Call(
+        moment=moment,
+        sample=sample,
+        timesteps=timesteps[: len(sample)],
+        inputs=batches.joined(names),
+        branches=tuple({one.name: one for one in batches.branches}[name] for name in names),
+        pictures=pictures,
+    )
+
+
+def _ask(
+    tools: Tools, program: Program, call: Call, controls: Sequence[Control]
+) -> dict[str, Array]:
+    known = program.signature.input_names
+    inputs = {**call.inputs, **_controlled(tools, program, call, controls)}
+    given = {name: array for name, array in inputs.items() if name in known}
+    sample = call.sample
     if CHANNELS in inputs:
         sample = concatenate([sample, inputs[CHANNELS]], axis=1)
-    known = program.signature.input_names
-    given = {name: array for name, array in inputs.items() if name in known}
-    out = program(sample=sample, timestep=timesteps[: len(sample)], **given)["out_sample"]
-    return {name: out[i * pictures : (i + 1) * pictures] for i, name in enumerate(names)}
+    out = program(sample=sample, timestep=call.timesteps, **given)["out_sample"]
+    parts = enumerate(call.branches)
+    return {one.name: out[i * call.pictures : (i + 1) * call.pictures] for i, one in parts}
 
 
-@step(outputs=("prediction",))
+def _controlled(
+    tools: Tools, program: Program, call: Call, controls: Sequence[Control]
+) -> dict[str, Array]:
+    """What the controls give together; zeros where they could and do not."""
+    total: dict[str, Array] = {}
+    for control in controls:
+        for name, array in control.inputs(tools, call).items():
+            total[name] = total[name] + array if name in total else array
+    spec = tools.spec
+    names = {one.name for net in spec.having(Role.CONTROL) for one in net.signature.outputs}
+    sizes = _sizes(spec.denoiser, {"sample": call.sample})
+    for tensor in program.signature.inputs:
+        if tensor.name in names:
+            shape = tuple(int(size) for size in tensor.resolve(sizes))
+            total[tensor.name] = _of_shape(shape, total.get(tensor.name), call.sample, tensor.name)
+    return total
+
+
+def _of_shape(shape: tuple[int, ...], given: Array | None, like: Array, name: str) -> Array:
+    """What controls give, or zeros; one value a channel becomes one for all positions."""
+    if given is None:
+        return zeros(shape, like)
+    if tuple(given.shape) == shape:
+        return given
+    if tuple(given.shape) == (*shape[:2], 1, 1):
+        return zeros(shape, like) + given
+    raise InputError(
+        f"The denoiser takes {name} of shape {shape}; the model that gives it gave "
+        f"{tuple(given.shape)}. Use one that was made for this family of checkpoints."
+    )
+
+
+@step(outputs=("prediction", "memory"))
 def guide(
-    tools: Tools, index: int, schedule: Schedule, predictions: Mapping[str, Array], guider: Guider
+    tools: Tools,
+    index: int,
+    schedule: Schedule,
+    predictions: Mapping[str, Array],
+    guider: Guider,
+    memory: Any,
 ) -> State:
-    """Combine the branches' predictions into one."""
-    return {"prediction": guider.combine(predictions, moment_of(schedule, index))}
+    """Combine the branches' predictions into one; ``memory`` is what the guider keeps of a run."""
+    moment = moment_of(schedule, index)
+    prediction, memory = guider.combine_with_memory(predictions, moment, memory)
+    return {"prediction": prediction, "memory": memory}
 
 
 @step(outputs=("samples", "previous_samples"))
@@ -363,12 +435,16 @@ def pictures_of(tools: Tools, latents: Array, height: int, width: int) -> Array:
 def finish(tools: Tools, decoded: Array, output_type: str) -> State:
     """Convert pictures [B, C, H, W] in about [-1, 1] to ``output_type``.
 
+    Latents stay torch tensors where the denoiser runs on a torch device.
+
     Raises:
         NonFiniteError: the array holds NaN or infinity.
     """
     from perfuse.arrays import pictures
 
     array = to_numpy(decoded)
+    if output_type == "pt":
+        return {"images": place(pictures.to_unit(array).transpose(0, 3, 1, 2), _device(decoded))}
     if output_type != "latent":
         to = pictures.to_unit if output_type == "np" else pictures.to_pil
         return {"images": to(array)}
@@ -377,10 +453,15 @@ def finish(tools: Tools, decoded: Array, output_type: str) -> State:
             f"The result holds {np.count_nonzero(~np.isfinite(array))} values that are NaN or "
             f"infinite, of {array.size}. Try --precision float32, or other settings."
         )
-    return {"images": array}
+    return {"images": decoded.clone() if is_torch(decoded) else array}
+
+
+def _device(array: Array) -> str:
+    """The torch device of an array; the CPU for one of numpy."""
+    return str(array.device) if is_torch(array) else "cpu"
 
 
 def check_output_type(output_type: str) -> None:
     """Raise ``InputError`` for an unknown ``output_type``."""
-    if output_type not in ("pil", "np", "latent"):
-        raise InputError(f"output_type {output_type!r} was asked for; use pil, np or latent.")
+    if output_type not in ("pil", "np", "pt", "latent"):
+        raise InputError(f"output_type {output_type!r} was asked for; use pil, np, pt or latent.")

@@ -39,5 +39,5 @@ NOISE = {
     "latents": Input(help="Unit noise [B, C, h, w] instead of noise from the seed."),
 }
 OUTPUT = {
-    "output_type": Input(default="pil", kind=str, help="pil, np or latent."),
+    "output_type": Input(default="pil", kind=str, help="pil, np, pt or latent."),
 }

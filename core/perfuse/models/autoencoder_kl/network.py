@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.models.attention import SpatialAttention
 from perfuse.models.autoencoder_kl.description import AutoencoderKLConfig
+from perfuse.models.autoencoder_kl.distribution import DiagonalGaussian
 from perfuse.models.building import load_native, native
 from perfuse.models.embeddings import activation
 from perfuse.models.model import Model
+from perfuse.models.outputs import ModelOutput
 from perfuse.models.unet_blocks import DownBlock, MidBlock, Resnets, conv_down, conv_up
 from perfuse.sources.weights import Weights
 
@@ -124,10 +126,17 @@ class DecoderBlock(nn.Module):
 
 
 @dataclass(frozen=True)
-class DecoderOutput:
+class DecoderOutput(ModelOutput):
     """A decoded picture."""
 
     sample: Tensor
+
+
+@dataclass(frozen=True)
+class EncoderOutput(ModelOutput):
+    """An encoded picture: the distribution of its latents."""
+
+    latent_dist: DiagonalGaussian
 
 
 class AutoencoderKL(Model):
@@ -138,6 +147,7 @@ class AutoencoderKL(Model):
 
     def build(self) -> None:
         config, latents = self.config, self.config.latent_channels
+        self.use_tiling, self.use_slicing = False, False
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quant_conv = (
@@ -147,19 +157,55 @@ class AutoencoderKL(Model):
             nn.Conv2d(latents, latents, 1) if config.use_post_quant_conv else nn.Identity()
         )
 
+    def enable_tiling(self, use_tiling: bool = True) -> None:
+        """Have pipelines that run this model decode and encode large pictures in tiles."""
+        self.use_tiling = use_tiling
+
+    def disable_tiling(self) -> None:
+        """Have them decode and encode pictures as a whole."""
+        self.use_tiling = False
+
+    def enable_slicing(self) -> None:
+        """Have pipelines that run this model decode and encode pictures one by one."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Have them decode and encode the pictures of a batch together."""
+        self.use_slicing = False
+
     def encode_moments(self, sample: Tensor) -> Tensor:
         """[B, C, H, W] to means and log-variances [B, 2L, h, w]; the host samples from them."""
         output: Tensor = self.quant_conv(self.encoder(sample))
         return output
 
-    def decode(self, latents: Tensor) -> DecoderOutput:
-        """[B, L, h, w], already divided by the scaling factor, to [B, C, H, W]."""
-        return DecoderOutput(self.decoder(self.post_quant_conv(latents)))
+    def encode(
+        self, x: Tensor, return_dict: bool = True
+    ) -> EncoderOutput | tuple[DiagonalGaussian]:
+        """[B, C, H, W] in [-1, 1] to the distribution of unscaled latents, to sample from."""
+        latents = DiagonalGaussian(self.encode_moments(x))
+        return EncoderOutput(latents) if return_dict else (latents,)
 
-    def forward(self, sample: Tensor) -> DecoderOutput:
-        """Encode to the mean and decode again."""
-        mean, _ = self.encode_moments(sample).chunk(2, dim=1)
-        return self.decode(mean)
+    def decode(
+        self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+    ) -> DecoderOutput | tuple[Tensor]:
+        """[B, L, h, w], already divided by the scaling factor, to [B, C, H, W].
+
+        ``generator`` is of no use: nothing is drawn.
+        """
+        sample = self.decoder(self.post_quant_conv(z))
+        return DecoderOutput(sample) if return_dict else (sample,)
+
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Encode, to the mean or to a sample, and decode again."""
+        latents = DiagonalGaussian(self.encode_moments(sample))
+        drawn = latents.sample(generator) if sample_posterior else latents.mode()
+        return self.decode(drawn, return_dict)
 
 
 class VaeEncoder(nn.Module):

@@ -250,6 +250,13 @@ class PromptedDenoiser(nn.Module):
         self.text = names.index("encoder_hidden_states")
         self.adapters = adapters
 
+    @property
+    def model(self) -> nn.Module:
+        """The denoiser itself, for whatever else rewrites it."""
+        model = self.inner.model
+        assert isinstance(model, nn.Module)
+        return model
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor]:
         own = list(inputs[: len(inputs) - 3 * self.adapters])
         more = inputs[len(own) :]

@@ -11,6 +11,7 @@ from perfuse.models.attention import SpatialAttention
 from perfuse.models.building import load_native, native
 from perfuse.models.embeddings import FourierFeatures, TimestepEmbedding, Timesteps
 from perfuse.models.model import Model, as_batch
+from perfuse.models.outputs import ModelOutput
 from perfuse.models.unet_2d.description import UNet2DConfig
 from perfuse.models.unet_blocks import (
     DownBlock,
@@ -26,7 +27,7 @@ from perfuse.sources.weights import Weights
 
 
 @dataclass(frozen=True)
-class UNetOutput:
+class UNetOutput(ModelOutput):
     """A UNet's prediction, of the shape of its sample."""
 
     sample: Tensor

@@ -11,5 +11,6 @@ ARCHITECTURES = (
         host_inputs=f"{__name__}.guidance:host_inputs",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        perturb="perfuse.models.perturbed:perturb",
     ),
 )

@@ -7,11 +7,19 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature, TensorSpec
+from perfuse.errors import CheckpointError
 from perfuse.models.config import ModelConfig
 from perfuse.models.shapes import TIMESTEP, floating, pair
 from perfuse.models.unet_2d.description import class_labels
 
-__all__ = ["UNet2DConditionConfig", "describe", "fit"]
+__all__ = [
+    "UNet2DConditionConfig",
+    "conditions",
+    "describe",
+    "fit",
+    "residuals",
+    "with_ids",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +160,7 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
             folder=folder,
             config=config,
             signature=Signature(
-                inputs=_inputs(unet),
+                inputs=conditions(unet),
                 outputs=(
                     floating(
                         "out_sample", "batch", unet.out_channels, "latent_height", "latent_width"
@@ -171,7 +179,8 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
     )
 
 
-def _inputs(unet: UNet2DConditionConfig) -> tuple[TensorSpec, ...]:
+def conditions(unet: UNet2DConditionConfig) -> tuple[TensorSpec, ...]:
+    """The sample, the timestep and all that the model is conditioned on."""
     text_width = unet.encoder_hid_dim or unet.per_block("cross_attention_dim")[0]
     inputs = [
         floating("sample", "batch", unet.in_channels, "latent_height", "latent_width"),
@@ -209,9 +218,81 @@ def _pooled_and_ids(unet: UNet2DConditionConfig, pooled: Iterable[int]) -> list[
     ]
 
 
+def residuals(unet: UNet2DConditionConfig) -> tuple[TensorSpec, ...]:
+    """What a ControlNet adds to a UNet: one for each skip connection, and one for its middle."""
+    last = len(unet.block_out_channels) - 1
+    levels = [(unet.block_out_channels[0], 0)]
+    for i, width in enumerate(unet.block_out_channels):
+        levels += [(width, i)] * unet.per_block("layers_per_block")[i]
+        levels += [(width, i + 1)] if i < last else []
+    down = [_at_level(f"down_residual_{k}", *level) for k, level in enumerate(levels)]
+    return (*down, _at_level("mid_residual", unet.block_out_channels[-1], last))
+
+
+def _features(unet: UNet2DConditionConfig) -> tuple[TensorSpec, ...]:
+    """What a T2I-Adapter adds: one for each block of the first half, and one for the middle."""
+    last = len(unet.block_out_channels) - 1
+    levels = [
+        (width, i if kind == "CrossAttnDownBlock2D" else min(i + 1, last))
+        for i, (kind, width) in enumerate(
+            zip(unet.down_block_types, unet.block_out_channels, strict=True)
+        )
+    ]
+    levels.append((unet.block_out_channels[-1], last))
+    return tuple(_at_level(f"adapter_feature_{k}", *level) for k, level in enumerate(levels))
+
+
+def _at_level(name: str, channels: int, halvings: int) -> TensorSpec:
+    sizes = (f"latent_{axis}/{2**halvings}" if halvings else f"latent_{axis}" for axis in _AXES)
+    return floating(name, "batch", channels, *sizes)
+
+
+_AXES = ("height", "width")
+
+
 def fit(spec: ComponentSpec, others: Mapping[str, ComponentSpec]) -> ComponentSpec:
-    """Choose the number of time ids by the widths of the pipeline's text encoders."""
+    """Complete the inputs: time ids by the text encoders' widths, residuals by the controls."""
     unet = UNet2DConditionConfig.from_dict(spec.config)
+    spec = with_ids(spec, unet, others)
+    taken = {tensor.name: tensor for tensor in (*residuals(unet), *_features(unet))}
+    given: dict[str, TensorSpec] = {}
+    for control in others.values():
+        if control.role == Role.CONTROL:
+            _check_control(spec, control, taken)
+            given |= {one.name: taken[one.name] for one in control.signature.outputs}
+    own = (tensor for tensor in spec.signature.inputs if tensor.name not in taken)
+    signature = dataclasses.replace(spec.signature, inputs=(*own, *given.values()))
+    return dataclasses.replace(spec, signature=signature)
+
+
+def _check_control(
+    spec: ComponentSpec, control: ComponentSpec, taken: Mapping[str, TensorSpec]
+) -> None:
+    """Raise ``CheckpointError`` for a control that was made for another kind of denoiser."""
+    wrong = ""
+    texts = [one.signature.input("encoder_hidden_states") for one in (control, spec)]
+    widths = [tensor.shape[-1] for tensor in texts if tensor is not None]
+    if len(set(widths)) > 1:
+        wrong = f"reads text states of width {widths[0]}, and {spec.name} of width {widths[1]}"
+    gives = {tensor.name: tensor.shape[1] for tensor in control.signature.outputs}
+    for name, channels in gives.items():
+        there = taken[name].shape[1] if name in taken else "no"
+        if not wrong and there != channels:
+            wrong = f"gives {name} with {channels} channels, and {spec.name} takes {there} there"
+    missing = [name for name in taken if "residual" in name and name not in gives]
+    if not wrong and "mid_residual" in gives and missing:
+        wrong = f"gives no {missing[0]}, which {spec.name} takes"
+    if wrong:
+        raise CheckpointError(
+            f"{control.name} {wrong}: it was made for another model. Use one that was made for "
+            "this family of checkpoints."
+        )
+
+
+def with_ids(
+    spec: ComponentSpec, unet: UNet2DConditionConfig, others: Mapping[str, ComponentSpec]
+) -> ComponentSpec:
+    """Choose the number of time ids by the widths of the pipeline's text encoders."""
     if unet.addition_embed_type != "text_time":
         return spec
     encoders = [c.signature for c in others.values() if c.role == Role.TEXT_ENCODER]

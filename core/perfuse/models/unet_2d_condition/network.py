@@ -30,6 +30,7 @@ from perfuse.models.unet_blocks import (
     UpBlock,
     conv_down,
     conv_up,
+    resized,
     resnet_down,
     resnet_up,
 )
@@ -56,14 +57,7 @@ class UNet2DConditionModel(Model):
             if config.time_embedding_act_fn is not None
             else None
         )
-        resnets = Resnets(
-            time_channels=time_channels * (2 if config.class_embeddings_concat else 1),
-            groups=config.norm_num_groups or 32,
-            eps=config.norm_eps,
-            act_fn=config.act_fn,
-            dropout=config.dropout,
-            scale_shift=config.resnet_time_scale_shift == "scale_shift",
-        )
+        resnets = self._resnets(time_channels)
         self.down_blocks = nn.ModuleList(self._down_block(i, resnets) for i in range(len(widths)))
         self.mid_block = self._mid_block(resnets) if config.mid_block_type is not None else None
         self.up_blocks = nn.ModuleList(self._up_block(i, resnets) for i in range(len(widths)))
@@ -71,6 +65,17 @@ class UNet2DConditionModel(Model):
         self.conv_act = activation(config.act_fn)
         kernel = config.conv_out_kernel
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, kernel, padding=(kernel - 1) // 2)
+
+    def _resnets(self, time_channels: int) -> Resnets:
+        config = self.config
+        return Resnets(
+            time_channels=time_channels * (2 if config.class_embeddings_concat else 1),
+            groups=config.norm_num_groups or 32,
+            eps=config.norm_eps,
+            act_fn=config.act_fn,
+            dropout=config.dropout,
+            scale_shift=config.resnet_time_scale_shift == "scale_shift",
+        )
 
     def _build_time(self) -> tuple[int, int]:
         config, width = self.config, self.config.block_out_channels[0]
@@ -245,6 +250,7 @@ class UNet2DConditionModel(Model):
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
         down_block_additional_residuals: Sequence[Tensor] | None = None,
         mid_block_additional_residual: Tensor | None = None,
+        down_intrablock_additional_residuals: Sequence[Tensor] | None = None,
         encoder_attention_mask: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNetOutput | tuple[Tensor]:
@@ -260,6 +266,8 @@ class UNet2DConditionModel(Model):
                 ``image_embeds`` for Kandinsky.
             down_block_additional_residuals: A ControlNet's, one a skip connection.
             mid_block_additional_residual: A ControlNet's, for the middle.
+            down_intrablock_additional_residuals: A T2I-Adapter's, one a block of the first half;
+                one more is for the middle.
             encoder_attention_mask: [B, S], 1 for tokens to attend to, 0 for padding.
             return_dict: ``False`` for a one-element tuple.
         """
@@ -275,17 +283,21 @@ class UNet2DConditionModel(Model):
         )
         context = self._context(encoder_hidden_states, added)
 
+        features = list(down_intrablock_additional_residuals or ())
         sample = self.conv_in(sample)
         skips = [sample]
         for block in self.down_blocks:
-            sample, states = block(sample, time, context, bias)
+            feature = features.pop(0) if features else None
+            sample, states = block(sample, time, context, bias, feature)
             skips.extend(states)
         if down_block_additional_residuals is not None:
-            skips = [a + b for a, b in zip(skips, down_block_additional_residuals, strict=True)]
+            pairs = zip(skips, down_block_additional_residuals, strict=True)
+            skips = [skip + resized(residual, skip) for skip, residual in pairs]
         if self.mid_block is not None:
             sample = self.mid_block(sample, time, context, bias)
-        if mid_block_additional_residual is not None:
-            sample = sample + mid_block_additional_residual
+        for residual in (*features, mid_block_additional_residual):
+            if residual is not None:
+                sample = sample + resized(residual, sample)
         for block in self.up_blocks:
             sample = block(sample, skips, time, context, bias)
         sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
@@ -368,8 +380,19 @@ class UNet2DCondition(nn.Module):
             for name in ("text_embeds", "time_ids", "image_embeds")
             if name in named
         }
+        down = [named.pop(name) for name in self.names if name.startswith("down_residual")]
+        features = [named.pop(name) for name in self.names if name.startswith("adapter_feature")]
+        if down:
+            named["mid_block_additional_residual"] = named.pop("mid_residual")
         output: tuple[Tensor] = self.model(
-            sample, timestep, text, added_cond_kwargs=added, return_dict=False, **named
+            sample,
+            timestep,
+            text,
+            added_cond_kwargs=added,
+            down_block_additional_residuals=down or None,
+            down_intrablock_additional_residuals=features or None,
+            return_dict=False,
+            **named,
         )
         return output
 

@@ -10,13 +10,33 @@ from typing import TYPE_CHECKING
 from perfuse._lazy import lazy
 
 if TYPE_CHECKING:
+    from perfuse.tasks.guiders.apg import AdaptiveProjectedGuidance as AdaptiveProjectedGuidance
+    from perfuse.tasks.guiders.apg_mix import (
+        AdaptiveProjectedMixGuidance as AdaptiveProjectedMixGuidance,
+    )
+    from perfuse.tasks.guiders.auto_guidance import AutoGuidance as AutoGuidance
+    from perfuse.tasks.guiders.cfg_zero_star import (
+        ClassifierFreeZeroStarGuidance as ClassifierFreeZeroStarGuidance,
+    )
     from perfuse.tasks.guiders.classifier_free import (
         ClassifierFreeGuidance as ClassifierFreeGuidance,
     )
     from perfuse.tasks.guiders.embedded import EmbeddedGuidance as EmbeddedGuidance
+    from perfuse.tasks.guiders.fdg import FrequencyDecoupledGuidance as FrequencyDecoupledGuidance
+    from perfuse.tasks.guiders.mambo_g import MagnitudeAwareGuidance as MagnitudeAwareGuidance
     from perfuse.tasks.guiders.none import NoGuidance as NoGuidance
+    from perfuse.tasks.guiders.pag import PAGGuidance as PAGGuidance
+    from perfuse.tasks.guiders.perturbed_attention import (
+        PerturbedAttentionGuidance as PerturbedAttentionGuidance,
+    )
+    from perfuse.tasks.guiders.seg import SmoothedEnergyGuidance as SmoothedEnergyGuidance
+    from perfuse.tasks.guiders.slg import SkipLayerGuidance as SkipLayerGuidance
+    from perfuse.tasks.guiders.tcfg import (
+        TangentialClassifierFreeGuidance as TangentialClassifierFreeGuidance,
+    )
 
-_CLASS = re.compile(r"^class ([A-Z]\w*)\(Guider\):", re.MULTILINE)
+#: A guider's name ends in Guidance; what several share is a class of another name.
+_CLASS = re.compile(r"^class ([A-Z]\w*Guidance)\(", re.MULTILINE)
 
 #: File to the guiders that it defines.
 FILES = {

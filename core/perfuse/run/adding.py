@@ -1,0 +1,209 @@
+"""Further components that a user adds to a pipeline: ControlNets, T2I-Adapters."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perfuse.contract.component import Component
+from perfuse.contract.source import Source
+from perfuse.contract.spec import ComponentSpec, PipelineSpec
+from perfuse.errors import CheckpointError, InputError
+from perfuse.models.registry import describe, fitted, is_known, latents_of
+from perfuse.plugins import host
+from perfuse.sources.model_index import CONFIG, read_json
+from perfuse.sources.tokenizer import Tokenizer
+from perfuse.tasks.choosing import pipeline_manifest
+
+__all__ = ["Extended", "addable", "extended", "with_added"]
+
+
+def addable(spec: PipelineSpec) -> Collection[str]:
+    """The names of the components that may be added to a pipeline."""
+    return tuple(pipeline_manifest(spec.class_name).addable)
+
+
+def with_added(
+    source: Source,
+    given: Mapping[str, Any],
+    *,
+    variant: str | None = None,
+    offline: bool | None = None,
+) -> tuple[Source, dict[str, Any]]:
+    """The source with those of the components given that may be added, and the other ones."""
+    names = addable(source.spec) if source.spec.class_name in host().pipelines() else ()
+    parts = {name: one for name, one in given.items() if name in names and one is not None}
+    rest = {name: one for name, one in given.items() if name not in parts}
+    return extended(source, parts, variant=variant, offline=offline) if parts else source, rest
+
+
+def extended(
+    source: Source,
+    parts: Mapping[str, Any],
+    *,
+    variant: str | None = None,
+    offline: bool | None = None,
+) -> Source:
+    """The source with further components, as the pipeline class that has them.
+
+    Args:
+        source: A checkpoint, or another source of torch modules.
+        parts: Component name to a model, to its folder or Hub id, or to a list of these.
+        variant: Weight files to prefer in folders.
+        offline: Use only what the Hub's cache holds.
+
+    Raises:
+        CheckpointError: a folder cannot be read, or the model was made for another denoiser.
+        InputError: a value is none of these, or the source is exported already.
+    """
+    spec = source.spec
+    if parts and source.format is not None:
+        raise InputError(
+            f"{', '.join(parts)} was to be added to {source.model}, which is exported already. "
+            "Open the checkpoint with it, and export that."
+        )
+    models: dict[str, Any] = dict(source.models) if isinstance(source, Extended) else {}
+    for part, given in parts.items():
+        former = [name for name, one in spec.components.items() if _is(one.part, part)]
+        kept = {name: one for name, one in spec.components.items() if name not in former}
+        models = {name: model for name, model in models.items() if name not in former}
+        found = _found(part, given, variant, offline)
+        models |= {name: model for name, (_, model) in found.items()}
+        components = fitted({**kept, **{name: one for name, (one, _) in found.items()}})
+        class_name = str(pipeline_manifest(spec.class_name).addable[part])
+        spec = dataclasses.replace(
+            spec,
+            class_name=class_name,
+            tasks=tuple(pipeline_manifest(class_name).tasks),
+            components=components,
+            latents=latents_of(components),
+        )
+    inner = source.inner if isinstance(source, Extended) else source
+    return Extended(
+        inner=inner,
+        model=inner.model,
+        revision=inner.revision,
+        spec=spec,
+        models=models,
+        variant=variant,
+    )
+
+
+def _is(name: str, part: str) -> bool:
+    """Whether ``name`` is ``part``, or one of several: ``controlnet_1``."""
+    head, _, number = name.rpartition("_")
+    return name == part or (head == part and number.isdigit())
+
+
+def _found(
+    part: str, given: Any, variant: str | None, offline: bool | None
+) -> dict[str, tuple[ComponentSpec, Any]]:
+    """Component name to its description, and its model or its folder."""
+    # Diffusers' containers of several hold them in ``nets`` or ``adapters``.
+    several = getattr(given, "nets", None) or getattr(given, "adapters", None)
+    each = list(several) if several is not None else given
+    each = list(each) if isinstance(each, list | tuple) else [each]
+    if not each:
+        raise InputError(f"{part}=[] was given; give a model, its folder or Hub id, or several.")
+    found: dict[str, tuple[ComponentSpec, Any]] = {}
+    for i, one in enumerate(each):
+        name = f"{part}_{i}" if i else part
+        model = _folder(one, variant, offline) if isinstance(one, str | os.PathLike) else one
+        (spec,) = _described(part, name, model)
+        found[name] = (spec, model)
+    return found
+
+
+def _folder(given: "str | os.PathLike[str]", variant: str | None, offline: bool | None) -> Path:
+    from perfuse.sources.hub import component_from_hub, is_hub_id
+
+    path = Path(given).expanduser()
+    if not path.exists() and is_hub_id(given):
+        return component_from_hub(str(given), None, variant=variant, offline=offline, hub={})
+    if not (path / CONFIG).is_file():
+        raise CheckpointError(
+            f"A model in {str(given)!r} was asked for; there is no {path / CONFIG}. Name the folder "
+            "of one model, or a Hub repository as OWNER/NAME."
+        )
+    return path
+
+
+def _described(part: str, name: str, model: Any) -> tuple[ComponentSpec, ...]:
+    if isinstance(model, Path):
+        file = model / CONFIG
+        config: Mapping[str, Any] = read_json(file)
+        class_name, where = str(config.get("_class_name", "")), file
+    else:
+        own: Any = getattr(model, "config", None)
+        class_name, where = type(model).__name__, None
+        config = dict(own.to_dict() if hasattr(own, "to_dict") else own or {})
+    if not is_known(class_name) or not config:
+        raise InputError(
+            f"{part}={model!r} was given; a model with a config, its folder or Hub id, or a list of "
+            "these was expected."
+        )
+    return describe(class_name, name, name, config, where=where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extended(Source):
+    """A source with further components, which are the user's models or come from folders."""
+
+    inner: Source
+    model: str
+    revision: str | None
+    spec: PipelineSpec
+    #: Component name to a torch module, or to a folder of weights.
+    models: Mapping[str, Any]
+    #: The variant of weights to prefer.
+    variant: str | None
+
+    def component(
+        self, name: str, *, precision: str | None = None, static: Mapping[str, int] | None = None
+    ) -> Component:
+        spec = self.spec.components.get(name)
+        if spec is None or name not in self.models:
+            one = self.inner.component(name, precision=precision, static=static)
+            return one if spec is None else one.with_spec(spec)
+        spec.check_dims(static or {})
+        made = Component(spec=spec, precision=precision or "float32", static=static or {})
+        model = self.models[name]
+        if not isinstance(model, Path):
+            from perfuse.models.building import Given
+
+            return dataclasses.replace(made, build=Given(spec=spec, module=model))
+        from perfuse.sources.checkpoint import FromCheckpoint
+        from perfuse.sources.weights import Weights
+
+        weights = Weights.open(model, variant=self.variant, root=model)
+        key = [spec.name, spec.class_name, dict(spec.config), weights.fingerprint]
+        return dataclasses.replace(
+            made,
+            build=FromCheckpoint(spec=spec, weights=weights, precision=made.precision),
+            fingerprint=hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest(),
+        )
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        return self.inner.tokenizer(name)
+
+    def files(self) -> Mapping[str, Path]:
+        return self.inner.files()
+
+    def weight_bytes(self) -> Mapping[str, int]:
+        from perfuse.sources.weights import Weights
+
+        sizes = dict(self.inner.weight_bytes())
+        for name, model in self.models.items():
+            sizes[name] = (
+                Weights.open(model, variant=self.variant, root=model).total_bytes
+                if isinstance(model, Path)
+                else sum(one.numel() * one.element_size() for one in model.parameters())
+            )
+        return sizes
+
+    def with_spec(self, spec: PipelineSpec) -> "Extended":
+        return dataclasses.replace(self, spec=spec)

@@ -1,0 +1,88 @@
+"""Pipelines by task: the class that fits a model, as Diffusers' ``AutoPipelineFor…`` choose it."""
+
+import os
+from typing import Any, ClassVar, NoReturn
+
+from perfuse.contract.source import Source
+from perfuse.run.arguments import read_arguments
+from perfuse.run.classes import named_class, relative
+from perfuse.run.pipeline import DiffusionPipeline
+from perfuse.sources.opening import open_model
+
+__all__ = [
+    "AutoPipelineForImage2Image",
+    "AutoPipelineForInpainting",
+    "AutoPipelineForText2Image",
+]
+
+
+class _AutoPipeline:
+    """Chooses a pipeline class by a model's own class and the task."""
+
+    task: ClassVar[str]
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self._refuse()
+
+    @classmethod
+    def _refuse(cls) -> NoReturn:
+        raise TypeError(
+            f"{cls.__name__} makes pipelines of other classes: use {cls.__name__}.from_pretrained "
+            "or from_pipe."
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str] | Source | None = None,
+        **settings: Any,
+    ) -> DiffusionPipeline:
+        """Open a model as the class of its family for the task.
+
+        Args:
+            pretrained_model_name_or_path: As for ``DiffusionPipeline.from_pretrained``.
+            **settings: As there.
+
+        Raises:
+            InputError: no class of the model's family has the task.
+        """
+        asked = read_arguments(settings)
+        offline = settings.get("offline")
+        source = open_model(
+            pretrained_model_name_or_path,
+            revision=settings.pop("revision", None),
+            variant=settings.pop("variant", None),
+            offline=asked.offline if offline is None else offline,
+            scheduler_from=settings.pop("scheduler_from", None),
+            hub=asked.hub,
+        )
+        kind = named_class(DiffusionPipeline, relative(source.spec.class_name, cls.task))
+        return kind.from_pretrained(source, **settings)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **settings: Any) -> DiffusionPipeline:
+        """A pipeline for the task that shares the models of another one.
+
+        Raises:
+            InputError: no class of the pipeline's family has the task.
+        """
+        kind = named_class(DiffusionPipeline, relative(pipeline.spec.class_name, cls.task))
+        return kind.from_pipe(pipeline, **settings)
+
+
+class AutoPipelineForText2Image(_AutoPipeline):
+    """Opens a model as the text-to-image class of its family."""
+
+    task = "text-to-image"
+
+
+class AutoPipelineForImage2Image(_AutoPipeline):
+    """Opens a model as the image-to-image class of its family."""
+
+    task = "image-to-image"
+
+
+class AutoPipelineForInpainting(_AutoPipeline):
+    """Opens a model as the inpainting class of its family."""
+
+    task = "inpainting"

@@ -1,0 +1,305 @@
+"""Calling a pipeline, with the arguments and results of Diffusers' pipelines."""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+from perfuse.arrays import is_torch, place
+from perfuse.contract.hooks import PipelineManifest
+from perfuse.contract.steps import Event, Task
+from perfuse.errors import InputError
+from perfuse.plugins import host
+from perfuse.run.output import PipelineOutput
+from perfuse.run.parts import Parts
+from perfuse.run.placing import torch_device
+from perfuse.run.progress_bar import progress_bar
+from perfuse.run.record import recorded
+from perfuse.run.tools import PipelineTools
+from perfuse.tasks.callback import Answer, stoppable, with_callback
+from perfuse.tasks.choosing import choose
+
+__all__ = ["Calling"]
+
+Callback = Callable[[Any, int, Any, dict[str, Any]], Mapping[str, Any] | None]
+
+
+class Calling(Parts):
+    """A pipeline's call, its progress bar, and what a callback reads and sets."""
+
+    _progress_bar_config: dict[str, Any]
+    _guidance_scale: float | None = None
+    _num_timesteps: int = 0
+    _interrupt: bool = False
+
+    def __call__(
+        self,
+        *arguments: Any,
+        task: str | None = None,
+        return_dict: bool = True,
+        callback_on_step_end: Callback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
+        callback: Callable[[int, Any, Any], None] | None = None,
+        callback_steps: int | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Run the pipeline's task. Its inputs are named as in Diffusers.
+
+        Args:
+            *arguments: Inputs by position, in the order of the Diffusers class: a prompt first,
+                for a task that takes text.
+            task: The task's name; by default the task that fits the inputs given.
+            return_dict: Whether to return a ``PipelineOutput``, or a tuple of Diffusers' results.
+            callback_on_step_end: ``(pipe, index, timestep, tensors) -> tensors``, called after each
+                step; what it returns is used from there on. It may set ``pipe._interrupt``.
+            callback_on_step_end_tensor_inputs: The tensors that it is given; the latents by
+                default.
+            callback: Deprecated, as in Diffusers: ``(index, timestep, latents)``.
+            callback_steps: Deprecated: after how many steps that is called.
+            **inputs: See ``pipe.task.inputs``.
+
+        Returns:
+            A ``PipelineOutput``.
+
+        Raises:
+            InputError: an input cannot be used.
+            BackendError: a target cannot run a component, or failed.
+            ExportError: a component could not be exported to its target's format.
+            NonFiniteError: the result holds NaN.
+        """
+        chosen, given = self._chosen(arguments, inputs, task)
+        chosen = self._with_callback(
+            chosen, callback_on_step_end, callback_on_step_end_tensor_inputs or ("latents",)
+        )
+        if callback is not None or callback_steps is not None:
+            chosen = self._with_callback(
+                chosen, _legacy(callback, callback_steps or 1), ("latents",)
+            )
+        state: Mapping[str, Any] = {}
+        with _Bar(self._progress_bar_config) as bar:
+            for event in self._run(chosen, given):
+                state = event.state
+                bar.show(event)
+        result = PipelineOutput(
+            images=state["images"],
+            nsfw_content_detected=state.get("nsfw_content_detected"),
+            seeds=state["seeds"],
+        )
+        manifest = self._manifest()
+        returns = ("images",) if manifest is None else manifest.returns
+        return result if return_dict else tuple(getattr(result, name) for name in returns)
+
+    def stream(self, *arguments: Any, task: str | None = None, **inputs: Any) -> Iterator[Event]:
+        """Run as a call does, one step at a time: for progress, previews and cancelling.
+
+        Each event names its step and holds the state; the last one's has ``images``.
+        """
+        return self._run(*self._chosen(arguments, inputs, task))
+
+    def _run(self, task: Task, inputs: Mapping[str, Any]) -> Iterator[Event]:
+        self._interrupt = False
+        scale = inputs.get("guidance_scale")
+        usual = task.inputs.get("guidance_scale")
+        self._guidance_scale = usual.default if scale is None and usual is not None else scale
+        events = stoppable(task, _interrupted).run(PipelineTools(self), inputs)
+        for event in recorded(self, task, inputs, events):
+            if "schedule" in event.state:
+                self._num_timesteps = len(event.state["schedule"].timesteps)
+            yield event
+
+    def _manifest(self) -> PipelineManifest | None:
+        """The manifest of the pipeline's class; ``None`` for a class of the user's own."""
+        return host().pipelines().get(self._spec.class_name)
+
+    def _chosen(
+        self, arguments: Sequence[Any], inputs: Mapping[str, Any], asked: str | None
+    ) -> tuple[Task, dict[str, Any]]:
+        """The task of a call, and its inputs by name."""
+        manifest, tasks = self._manifest(), self.tasks
+        order = manifest.arguments if manifest is not None else ()
+        order = order or tuple(next(iter(tasks.values())).inputs)
+        if len(arguments) > len(order):
+            raise InputError(
+                f"{len(arguments)} inputs were given by position; {self._spec.class_name} takes "
+                f"{len(order)}: {', '.join(order)}."
+            )
+        by_position = dict(zip(order, arguments, strict=False))
+        if twice := [name for name in by_position if name in inputs]:
+            raise InputError(f"{', '.join(twice)} was given by position and by name. Give it once.")
+        given = {**by_position, **inputs}
+        known = {name for one in tasks.values() for name in one.inputs}
+        # ``None`` is without, also where perfuse has no such input.
+        given = {n: value for n, value in given.items() if n in known or value is not None}
+        return choose(tasks, given, asked), given
+
+    def _with_callback(self, task: Task, callback: Callback | None, names: Sequence[str]) -> Task:
+        if callback is None:
+            return task
+        names = getattr(callback, "tensor_inputs", names)
+
+        def call(index: int, timestep: Any, tensors: dict[str, Any]) -> Answer:
+            before = self._guidance_scale
+            returned = callback(self, index, timestep, tensors)
+            after = self._guidance_scale
+            return Answer(
+                tensors=returned if returned is not None else {},
+                guidance_scale=after if after != before else None,
+            )
+
+        return with_callback(task, call, names)
+
+    # What Diffusers' pipelines show while they run
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """The guidance scale of the last call; a callback changes it by ``_guidance_scale``."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the last call ran with and without the prompt."""
+        return self._guidance_scale is not None and self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """How many steps the last call had."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call that runs is to end after the current step; set ``_interrupt``."""
+        return self._interrupt
+
+    def set_progress_bar_config(self, **settings: Any) -> None:
+        """Set tqdm's settings: ``disable=True`` for no bar, ``desc``, ``leave`` …"""
+        self._progress_bar_config = settings
+
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
+        """A bar over an iterable, or one of ``total`` steps, for a loop of the caller's own.
+
+        Raises:
+            InputError: neither was given, or both.
+        """
+        if (iterable is None) == (total is None):
+            raise InputError("progress_bar takes either an iterable or total=.")
+        return progress_bar(iterable, total, self._progress_bar_config)
+
+    # Prompts
+
+    def encode_prompt(self, *arguments: Any, **inputs: Any) -> tuple[Any, ...]:
+        """Text states of prompts, with the arguments and results of the Diffusers class.
+
+        By position: ``prompt, [prompt_2,] device, num_images_per_prompt,
+        do_classifier_free_guidance, negative_prompt, [negative_prompt_2,] prompt_embeds,
+        negative_prompt_embeds …``
+
+        Returns:
+            ``(prompt_embeds, negative_prompt_embeds)``, and for Stable Diffusion XL the pooled two
+            as well. What was not asked for is ``None``.
+
+        Raises:
+            InputError: the pipeline encodes no prompts, or an argument cannot be used.
+        """
+        task = self.task
+        pooled = "pooled_prompt_embeds" in task.inputs
+        order = _XL_ORDER if pooled else _ORDER
+        given = {**dict(zip(order, arguments, strict=False)), **inputs}
+        given.pop("device", None)
+        for name in ("lora_scale", "clip_skip"):
+            if name not in task.inputs and given.get(name) is None:
+                given.pop(name, None)
+        guided = given.pop("do_classifier_free_guidance", True)
+        given["guidance_scale"] = 2.0 if guided else 1.0
+        given = {name: value for name, value in given.items() if value is not None}
+        state: Mapping[str, Any] = {}
+        for event in task.run(PipelineTools(self), given):
+            state = event.state
+            if event.step == "encode_prompt":
+                break
+        else:
+            raise InputError(f"{task.name} encodes no prompts: it has no step encode_prompt.")
+        conditions = state["conditions"]
+        device = torch_device(self.target(self.spec.denoiser.name))
+        keys = ("encoder_hidden_states", "text_embeds") if pooled else ("encoder_hidden_states",)
+        return tuple(
+            _owned(conditions[name][key], device) if name in conditions else None
+            for key in keys
+            for name in ("positive", "negative")
+        )
+
+
+_ORDER = (
+    "prompt",
+    "device",
+    "num_images_per_prompt",
+    "do_classifier_free_guidance",
+    "negative_prompt",
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "lora_scale",
+    "clip_skip",
+)
+_XL_ORDER = (
+    "prompt",
+    "prompt_2",
+    "device",
+    "num_images_per_prompt",
+    "do_classifier_free_guidance",
+    "negative_prompt",
+    "negative_prompt_2",
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+    "lora_scale",
+    "clip_skip",
+)
+
+
+def _owned(array: Any, device: str | None) -> Any:
+    """An array on the denoiser's device, whose owner may write to it, as to a program's he may not."""
+    placed = place(array, device)
+    return placed.clone() if is_torch(placed) else placed
+
+
+def _interrupted(tools: Any) -> bool:
+    return bool(tools.interrupt)
+
+
+def _legacy(callback: Callable[[int, Any, Any], None] | None, every: int) -> Callback | None:
+    """Diffusers' former callback as one of today's."""
+    warnings.warn(
+        "Passing callback and callback_steps is deprecated, as it is in Diffusers. Use "
+        "callback_on_step_end.",
+        FutureWarning,
+        stacklevel=3,
+    )
+    if callback is None:
+        return None
+
+    def call(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index % every == 0:
+            callback(index // getattr(pipe.scheduler, "order", 1), timestep, tensors["latents"])
+        return tensors
+
+    return call
+
+
+class _Bar:
+    """The bar of a call, made when its loop has begun."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings, self._bar = settings, None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def show(self, event: Event) -> None:
+        """Move on, if the event is an iteration of a loop."""
+        if event.total > 1 and self._bar is None:
+            self._bar = progress_bar(None, event.total, self._settings)
+        if self._bar is not None and event.total > 1:
+            self._bar.update()
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,544 @@
+"""The parts of a pipeline: models, tokenizers and scheduler as attributes, and their programs."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from perfuse.arrays.image_processor import ImageProcessor
+from perfuse.arrays.vae_image_processor import VaeImageProcessor
+from perfuse.contract.backend import Program
+from perfuse.contract.component import Component
+from perfuse.contract.guider import Perturbation
+from perfuse.contract.source import Source
+from perfuse.contract.spec import PipelineSpec, Role
+from perfuse.contract.steps import Task
+from perfuse.contract.target import Placement, Target
+from perfuse.contract.transform import Plan
+from perfuse.errors import InputError
+from perfuse.models.ip_adapter.description import ImageAdapter
+from perfuse.models.registry import perturbed
+from perfuse.plugins import host
+from perfuse.progress import working
+from perfuse.run.adding import addable, extended
+from perfuse.run.image_prompts import with_adapters
+from perfuse.run.options import options_for
+from perfuse.run.placing import target_of, torch_device
+from perfuse.run.plan import added, parts_of, plan_of, respecified, without
+from perfuse.run.preparing import prepare
+from perfuse.run.programs import Programs
+from perfuse.run.safety import FEATURE_EXTRACTOR, processor_config
+from perfuse.run.sizes import fixed_dims, usual_sizes
+from perfuse.run.tools import PipelineTools
+from perfuse.run.transforms import Chosen, applied, rewriting
+from perfuse.schedulers import Scheduler, scheduler_from_config
+from perfuse.sources.store import ArtifactStore
+from perfuse.sources.tokenizer import Tokenizer
+from perfuse.sources.tokenizer_face import PromptTokenizer, as_ours
+from perfuse.tasks.choosing import tasks_of
+
+__all__ = ["Parts"]
+
+#: Methods of Diffusers that perfuse leaves out, and what takes their place.
+_LEFT_OUT = {
+    "push_to_hub": "Save the pipeline, pipe.save_pretrained(folder), and upload the folder: "
+    "hf upload OWNER/NAME FOLDER.",
+}
+#: Attributes that a pipeline has unless the user, or a class of the user's, sets others.
+_DERIVED: Mapping[str, Callable[[PipelineSpec], Any]] = {
+    "vae_scale_factor": lambda spec: spec.latents.downscale,
+    "image_processor": lambda spec: VaeImageProcessor(vae_scale_factor=spec.latents.downscale),
+    "mask_processor": lambda spec: VaeImageProcessor(
+        vae_scale_factor=spec.latents.downscale,
+        do_normalize=False,
+        do_binarize=True,
+        do_convert_grayscale=True,
+    ),
+}
+#: Roles whose components run in turns within one step; they are kept prepared together.
+_TOGETHER = (Role.DENOISER, Role.CONTROL)
+
+
+class Parts:
+    """What a pipeline is made of. Models, tokenizers and the scheduler are attributes.
+
+    Set one to a torch module or a ``Program`` to replace it, or to ``None`` to remove it.
+    Attributes of other names are free for the user's own values.
+    """
+
+    _source: Source
+    _spec: PipelineSpec
+    placement: Placement
+    precision: str | None
+    _store: ArtifactStore | None
+    _scheduler: Scheduler | None
+    _transforms: tuple[Chosen, ...]
+    _options: dict[str, str]
+    _tasks: dict[str, Task]  # tasks that the user set
+    _programs: Programs
+    _models: dict[str, Any]  # by attribute: models that the user set or may change
+    _tokenizers: dict[str, Any]  # ours, or what the user set
+    _others: dict[str, Any]  # registered, and run by no task
+    _perturbed: dict[str, Perturbation]  # worse versions that guiders asked for
+    _adapters: tuple[ImageAdapter, ...]  # IP-Adapters
+    _one_at_a_time: bool
+    _plan: Plan | None
+
+    # Description
+
+    @property
+    def plan(self) -> Plan:
+        """What will run: the source's components and tasks after all transforms."""
+        if self._plan is None:
+            plan = plan_of(self._source, self._spec, precision=self.precision, models=self._models)
+            plan = with_adapters(plan, self._adapters, self.precision)
+            plan = applied(plan, self._transforms, exported=self._source.transforms)
+            for one in self._perturbed.values():
+                denoiser = plan.components[plan.spec.denoiser.name]
+                plan = plan.with_component(perturbed(denoiser, one))
+            self._plan = plan
+        return self._plan
+
+    @property
+    def spec(self) -> PipelineSpec:
+        """The description of what will run. Without transforms, reading it opens no weights."""
+        changed = self._transforms or self._perturbed or self._adapters
+        return self.plan.spec if changed else self._spec
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """The tasks of the pipeline by name; the first is the default."""
+        usual = self.plan.tasks if self._transforms else tasks_of(self._spec)
+        return {**usual, **self._tasks}
+
+    @property
+    def task(self) -> Task:
+        """The default task. Setting a task replaces the one of the same name."""
+        return next(iter(self.tasks.values()))
+
+    @task.setter
+    def task(self, task: Task) -> None:
+        self._tasks[task.name] = task
+
+    @property
+    def source(self) -> Source:
+        """The source that the pipeline was opened from."""
+        return self._source
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """The backends' options, as they were given."""
+        return dict(self._options)
+
+    @property
+    def transforms(self) -> tuple[str, ...]:
+        """The transforms, as they were given: ``"NAME"`` or ``"NAME:key=value"``."""
+        return tuple(chosen.text for chosen in self._transforms)
+
+    @property
+    def rewriting(self) -> tuple[str, ...]:
+        """Those of the transforms that change components, and not the tasks alone."""
+        plan = plan_of(self._source, self._spec, precision=self.precision, models=self._models)
+        return tuple(rewriting(plan, self._transforms))
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """The attributes whose models the user replaced, or has read and may have changed."""
+        return tuple(self._models)
+
+    @property
+    def store(self) -> ArtifactStore:
+        """The cache for exports that a backend needs."""
+        if self._store is None:
+            self._store = ArtifactStore.default()
+        return self._store
+
+    @property
+    def class_name(self) -> str:
+        """The class that ``model_index.json`` names when the pipeline is saved."""
+        return self._spec.class_name
+
+    @property
+    def others(self) -> Mapping[str, Any]:
+        """What was registered and is neither a known model, a tokenizer nor the scheduler."""
+        return dict(self._others)
+
+    @property
+    def optional(self) -> tuple[str, ...]:
+        """The names of what a pipeline of this class may have, and this one has not."""
+        there = {*parts_of(self._spec), *self._spec.processors, *self._others}
+        return tuple(name for name in self._optional() if name not in there)
+
+    def model(self, name: str) -> Any:
+        """The model of an attribute, only to be read: the pipeline goes on as it was."""
+        if name in self._models:
+            return self._models[name]
+        from perfuse.models.building import unwrap
+
+        first = parts_of(self._spec)[name][0]
+        return unwrap(self._source.component(first, precision=self.precision))
+
+    def asks(self, setting: str, of_model: str) -> bool:
+        """Whether a setting of the pipeline is on, or one of a model that the user read or set."""
+        models = self._models.values()
+        return bool(getattr(self, setting)) or any(
+            getattr(model, of_model, False) is True for model in models
+        )
+
+    def target(self, component: str) -> Target:
+        """The target that a component runs on."""
+        return target_of(self.placement, self.spec, component)
+
+    # Scheduler and tokenizers
+
+    @property
+    def scheduler(self) -> Any:
+        """The scheduler. A Diffusers scheduler may be set; perfuse's of the same class is used."""
+        return self._scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        self._scheduler = _ours(scheduler)
+
+    def prompt_tokenizer(self, name: str) -> Tokenizer:
+        """A tokenizer as the steps use it: texts to a ``TokenBatch``. Read on first use.
+
+        Raises:
+            InputError: the pipeline has no such tokenizer.
+        """
+        if name not in self._tokenizers:
+            if name not in self._spec.tokenizers:
+                raise InputError(
+                    f"{self._spec.class_name} has no {name}; give prompt_embeds, not prompt."
+                )
+            self._tokenizers[name] = self._source.tokenizer(name)
+        return as_ours(self._tokenizers[name])
+
+    def _tokenizer(self, name: str) -> Any:
+        """A tokenizer as the user sees it: called as Transformers' are."""
+        ours = self.prompt_tokenizer(name)
+        return PromptTokenizer(ours) if ours is self._tokenizers[name] else self._tokenizers[name]
+
+    # Programs
+
+    def program(self, component: str) -> Program:
+        """The program of a component, prepared on its target on first use.
+
+        Raises:
+            InputError: the pipeline has no such component.
+            BackendError: its target cannot run it.
+            ExportError: it could not be exported to its target's format.
+        """
+        self._adopt()
+        program = self._programs.get(component)
+        if program is None:
+            if self._one_at_a_time:
+                self._release_others(component)
+            with working("prepare", f"Preparing {component}", subject=component):
+                program = self._prepare(component)
+        return program
+
+    def entry(self, perturbation: Perturbation) -> str:
+        """The name of the component that is a worse version of the denoiser; made on first use.
+
+        Raises:
+            InputError: the denoiser is exported, or a program, or has no worse versions.
+        """
+        name, denoiser = perturbation.entry, self.spec.denoiser.name
+        if name in self.spec.components:
+            return name
+        if self._source.format is not None:
+            raise InputError(
+                f"A guider asked for {name}, a worse version of {denoiser}; {self._source.model} was "
+                "exported without it. Export the checkpoint again with --transform "
+                f"'{perturbation.text}'."
+            )
+        component = self.plan.components[denoiser]
+        if component.build is None:
+            raise InputError(
+                f"A guider asked for a worse version of {denoiser}, which was replaced by a program. "
+                "Use a guider that needs none, such as classifier-free."
+            )
+        perturbed(component, perturbation)  # refuses before anything changes
+        self._perturbed[name] = perturbation
+        self._plan = None
+        return name
+
+    @property
+    def perturbed(self) -> Mapping[str, Perturbation]:
+        """The worse versions of the denoiser that guiders asked for, by component."""
+        return dict(self._perturbed)
+
+    def programs(self) -> Mapping[str, Program]:
+        """The programs that are prepared so far, by component."""
+        return self._programs.all()
+
+    def close(self) -> None:
+        """Release every prepared program; those that another pipeline shares stay with it."""
+        for name in self._programs.all():
+            self._programs.release(name)
+
+    def _release_others(self, component: str) -> None:
+        """Release the programs that do not run in turns with a component."""
+
+        def stage(name: str) -> str:
+            spec = self.spec.components.get(name)
+            return "loop" if spec is not None and spec.role in _TOGETHER else name
+
+        for name in self._programs.all():
+            if stage(name) != stage(component):
+                self._programs.release(name)
+
+    def _prepare(self, name: str) -> Program:
+        component = self.component(name)
+        replaced = self._models.get(component.spec.part)
+        if isinstance(replaced, Program):
+            return self._programs.prepare(name, id(replaced), lambda: replaced)
+        target = target_of(self.placement, self.spec, name)
+        described = self.spec.components[name]
+        used = {target_of(self.placement, self.spec, n).backend for n in self.spec.components}
+        options = options_for(
+            target,
+            self._options,
+            host().backend(target.backend),
+            len(used) > 1,
+            component=described.entry_of if described.entry_of is not None else name,
+        )
+        target = dataclasses.replace(target, options=options)
+
+        def make() -> Program:
+            return prepare(
+                component,
+                target,
+                self.store,
+                usual=self.usual_sizes(name),
+                model=self._source.model,
+            )
+
+        return self._programs.prepare(name, (component, target), make)
+
+    def usual_sizes(self, name: str) -> dict[str, int]:
+        """The dimensions of a component for one picture of the checkpoint's default size."""
+        known = self.fixed_dims(*self.spec.default_size, 1)[name]
+        return usual_sizes(self.spec.components[name], known)
+
+    def fixed_dims(
+        self, height: int | None, width: int | None, batch: int | None
+    ) -> dict[str, dict[str, int]]:
+        """For each component, the dimensions to fix for a size in pixels.
+
+        Raises:
+            InputError: the model cannot take the size.
+        """
+
+        def lengths() -> list[int]:
+            return [self.prompt_tokenizer(n).model_max_length for n in self.spec.tokenizers]
+
+        return fixed_dims(PipelineTools(self), height, width, batch, lengths)
+
+    def component(self, name: str, *, static: Mapping[str, int] | None = None) -> Component:
+        """A component as it will run, with the dimensions in ``static`` fixed.
+
+        Raises:
+            InputError: the pipeline has no such component, or it cannot take such a size.
+        """
+        components = self.plan.components
+        if name not in components:
+            raise InputError(
+                f"{self._spec.class_name} needs {name} for this, and has "
+                f"{', '.join(components)}. Open it with that component, or give the component's "
+                "outputs as inputs, for example prompt_embeds."
+            )
+        component = components[name]
+        if static:
+            component.spec.check_dims(static)
+            component = dataclasses.replace(component, static=static)
+        return component
+
+    # Components as attributes
+
+    def _known(self) -> dict[str, list[str]]:
+        """The names of all that the pipeline has or may have, with those of their components."""
+        source = self._source.spec
+        manifest = host().pipelines().get(self._spec.class_name)
+        optional = () if manifest is None else manifest.optional
+        others = (*source.tokenizers, *source.processors, *source.schedulers, "scheduler")
+        return {**{name: [] for name in (*optional, *others)}, **parts_of(source)}
+
+    def _optional(self) -> tuple[str, ...]:
+        """The names of what a pipeline of this class may have, or be without."""
+        manifest = host().pipelines().get(self._spec.class_name)
+        return () if manifest is None else (*manifest.optional, *manifest.unused)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Every model, tokenizer and the scheduler by attribute, ``None`` where there is none.
+
+        Reading this loads the models. ``X.from_pipe(pipe)`` shares them without.
+        """
+        return {name: getattr(self, name) for name in (*self._known(), *self._unknown())}
+
+    def _unknown(self) -> tuple[str, ...]:
+        """The names of what only holds a value: optional parts, and others that were registered."""
+        return tuple(
+            name
+            for name in dict.fromkeys((*self._others, *self._optional()))
+            if name not in self._known()
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        # Only called for what is not an ordinary attribute: a component's model, or a tokenizer.
+        if name.startswith("_") or "_source" not in self.__dict__:
+            raise AttributeError(name)
+        if name in _LEFT_OUT:
+            raise AttributeError(f"{name} is left out of perfuse. {_LEFT_OUT[name]}")
+        if name in _DERIVED:
+            return _DERIVED[name](self._spec)
+        parts = parts_of(self._spec)
+        if name in self._spec.tokenizers:
+            return self._tokenizer(name)
+        if name in self._spec.processors:
+            return ImageProcessor.from_config(self._spec.processors[name])
+        if name in self._spec.schedulers:
+            return scheduler_from_config(self._spec.schedulers[name])
+        if name not in parts:
+            if name in self._known():
+                return None  # it was removed, or never there
+            if name in self._unknown():
+                return self._others.get(name)
+            raise AttributeError(
+                f"{self._spec.class_name} has no {name!r}; it has {', '.join(self._known())}"
+            )
+        if name not in self._models:
+            if self._source.format is not None:
+                return self.program(parts[name][0])
+            self._replace(name, self._opened(name))
+        return self._models[name]
+
+    def _opened(self, name: str) -> Any:
+        """The torch module of an attribute, which the user may change from here on."""
+        from perfuse.models.building import unwrap
+
+        first = parts_of(self._spec)[name][0]
+        device = torch_device(self.target(first))
+        shared, key = self._programs.shared.modules, (name, self.precision, device)
+        if key not in shared:
+            module = unwrap(self._source.component(first, precision=self.precision))
+            shared[key] = module if device is None else module.to(device)
+        return shared[key]
+
+    def _adopt(self) -> None:
+        """Run the modules that were read from a pipeline that this one shares its models with."""
+        for (name, precision, device), module in self._programs.shared.modules.items():
+            names = parts_of(self._spec).get(name)
+            if names is None or name in self._models or precision != self.precision:
+                continue
+            if torch_device(self.target(names[0])) == device:
+                self._replace(name, module)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_") or name in ("scheduler", "task") or "_plan" not in self.__dict__:
+            object.__setattr__(self, name, value)
+        elif name in self._source.spec.tokenizers:
+            self._set_tokenizer(name, value)
+        elif name in self._source.spec.schedulers:
+            self._set_scheduler(name, value)
+        elif value is not None and name in addable(self._source.spec):
+            self._extend(name, value)
+        elif name == FEATURE_EXTRACTOR and name in self._known():
+            self._set_processor(name, value)
+        elif name in self._known():
+            self._replace(name, value)
+        elif name in self._others:
+            self._others[name] = value
+        else:
+            object.__setattr__(self, name, value)
+
+    def _set_tokenizer(self, name: str, tokenizer: Any) -> None:
+        self._tokenizers.pop(name, None)
+        if tokenizer is None:
+            self._spec = without(self._spec, name)
+            self._plan = None
+        else:
+            ours = isinstance(tokenizer, PromptTokenizer)
+            self._tokenizers[name] = tokenizer.ours if ours else tokenizer
+
+    def _set_scheduler(self, name: str, scheduler: Any) -> None:
+        """Replace a further scheduler, such as that of an upscaling model's noise."""
+        ours = _ours(scheduler)
+        if ours is None:
+            raise InputError(f"{name} was set to None; {self._spec.class_name} needs it.")
+        config = {**ours.config, "_class_name": type(ours).__name__}
+        schedulers = {**self._spec.schedulers, name: config}
+        self._spec = dataclasses.replace(self._spec, schedulers=schedulers)
+        self._plan = None
+
+    def _set_processor(self, name: str, processor: Any) -> None:
+        known = {n: config for n, config in self._spec.processors.items() if n != name}
+        if processor is not None:
+            known[name] = processor_config(processor)
+        self._spec = dataclasses.replace(self._spec, processors=known)
+        self._plan = None
+
+    def _replace(self, part: str, model: Any) -> None:
+        """Replace the model of an attribute; the spec follows the new model's config.
+
+        Raises:
+            CheckpointError: the model's class cannot take its config.
+            InputError: the model has other components than the one that it replaces.
+        """
+        model = self._uncompiled(part, model)
+        spec = self._spec
+        names = parts_of(self._source.spec).get(part) or parts_of(spec).get(part, [])
+        if part not in parts_of(spec) and names:  # it was removed before
+            back = {name: self._source.spec.components[name] for name in names}
+            spec = dataclasses.replace(spec, components={**spec.components, **back})
+        if model is None:
+            self._spec = without(spec, part)
+            self._models.pop(part, None)
+        else:
+            self._spec = respecified(spec, part, model) if names else added(spec, part, model)
+            self._models[part] = model
+        planned = self._plan.spec.components.values() if self._plan is not None else ()
+        entries = [one.name for one in planned if one.entry_of in names]
+        self._plan = None
+        for name in (*names, *entries):
+            if self._programs.get(name) is not model:
+                self._programs.release(name)
+
+    def _extend(self, part: str, model: Any) -> None:
+        """Add a component, as one that ``from_pretrained`` is given."""
+        former, now = self._source.spec, self._spec
+        self._source = extended(self._source, {part: model})
+        spec = self._source.spec
+        for name in parts_of(former).keys() - parts_of(now).keys():
+            spec = without(spec, name)  # as the user left it
+        for name, replaced in self._models.items():
+            spec = respecified(spec, name, replaced)
+        self._spec, self._plan = spec, None
+        self.close()
+
+    def _uncompiled(self, part: str, model: Any) -> Any:
+        """The model inside one that ``torch.compile`` returned; its components are compiled then."""
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None:
+            return model
+        for name in parts_of(self._source.spec).get(part, [part]):
+            if "compile" in host().backend(self.placement[name].backend).options:
+                self._options[f"{name}.compile"] = "true"
+        return inner
+
+
+def _ours(scheduler: Any) -> Scheduler | None:
+    """The scheduler if it is perfuse's; for one of Diffusers, perfuse's of its class and config.
+
+    Raises:
+        InputError: it is no scheduler, or perfuse has no scheduler of its class.
+    """
+    if scheduler is None or isinstance(scheduler, Scheduler):
+        return scheduler
+    config = getattr(scheduler, "config", None)
+    if not isinstance(config, Mapping) or not hasattr(scheduler, "set_timesteps"):
+        raise InputError(
+            f"scheduler must be a scheduler of perfuse or Diffusers; got {scheduler!r}."
+        )
+    return scheduler_from_config({**config, "_class_name": type(scheduler).__name__})

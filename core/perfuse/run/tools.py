@@ -1,0 +1,54 @@
+"""What the steps of a task see of the pipeline that runs them."""
+
+from typing import TYPE_CHECKING, Any
+
+from perfuse.contract.backend import Program
+from perfuse.contract.spec import PipelineSpec
+from perfuse.schedulers import Scheduler
+from perfuse.sources.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from perfuse.run.parts import Parts
+
+__all__ = ["PipelineTools"]
+
+
+class PipelineTools:
+    """The ``Tools`` of a pipeline; its own attributes are the rest of the pipeline's."""
+
+    def __init__(self, pipe: "Parts") -> None:
+        self._pipe = pipe
+
+    @property
+    def spec(self) -> PipelineSpec:
+        return self._pipe.spec
+
+    @property
+    def scheduler(self) -> Scheduler:
+        scheduler: Scheduler = self._pipe.scheduler
+        return scheduler
+
+    @property
+    def vae_tiling(self) -> bool:
+        """Whether pictures are decoded and encoded in tiles."""
+        return self._pipe.asks("vae_tiling", "use_tiling")
+
+    @property
+    def vae_slicing(self) -> bool:
+        """Whether they are decoded and encoded one by one."""
+        return self._pipe.asks("vae_slicing", "use_slicing")
+
+    def program(self, component: str) -> Program:
+        """The program of a component, prepared on its target on first use."""
+        return self._pipe.program(component)
+
+    def tokenizer(self, name: str) -> Tokenizer:
+        """One of the pipeline's tokenizers.
+
+        Raises:
+            InputError: the pipeline has no such tokenizer.
+        """
+        return self._pipe.prompt_tokenizer(name)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipe, name)

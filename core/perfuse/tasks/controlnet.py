@@ -1,0 +1,235 @@
+"""Any task with one or more ControlNets (Zhang et al. 2023, arXiv:2302.05543)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from perfuse.arrays import concatenate, is_torch, place, zeros
+from perfuse.contract.backend import Program
+from perfuse.contract.control import Call, Control
+from perfuse.contract.spec import Array, ComponentSpec, Role
+from perfuse.contract.steps import REQUIRED, Input, Picture, State, Task, Tools, step
+from perfuse.errors import InputError
+from perfuse.tasks.control import (
+    cropped,
+    one_each,
+    pictures_for,
+    read_scales,
+    size_from_control,
+    take_image,
+)
+from perfuse.tasks.guiders.numbers import check_fraction
+from perfuse.tasks.image_to_image import IMAGE_TO_IMAGE
+from perfuse.tasks.image_to_image_xl import IMAGE_TO_IMAGE_XL, INPAINTING_XL
+from perfuse.tasks.inpainting import INPAINTING
+from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
+from perfuse.tasks.text_to_image_xl import TEXT_TO_IMAGE_XL
+
+__all__ = [
+    "CONTROLNET_IMAGE_TO_IMAGE",
+    "CONTROLNET_IMAGE_TO_IMAGE_XL",
+    "CONTROLNET_INPAINTING",
+    "CONTROLNET_INPAINTING_XL",
+    "CONTROLNET_TO_IMAGE",
+    "CONTROLNET_TO_IMAGE_XL",
+    "ControlNet",
+    "with_controlnet",
+]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ControlNet(Control):
+    """One net with its picture: it runs at the steps of its interval, and not at the others."""
+
+    component: str
+    #: The pictures to follow, [pictures, C, H, W] in [0, 1], on the component's device.
+    image: Array
+    #: Times each residual, in the order of the component's outputs.
+    scales: tuple[float, ...]
+    #: The fractions of the loop between which it runs.
+    start: float
+    stop: float
+    #: Whether it runs for the branches with the prompt alone.
+    positive_only: bool
+
+    def inputs(self, tools: Tools, call: Call) -> Mapping[str, Array]:
+        index, total = call.moment.index, call.moment.total
+        if index / total < self.start or (index + 1) / total > self.stop or not any(self.scales):
+            return {}
+        follows = [not self.positive_only or b.condition == "positive" for b in call.branches]
+        if not any(follows):
+            return {}
+        program = tools.program(self.component)
+        there = call.sample.device if is_torch(call.sample) else None
+        given = {
+            name: _chosen(array, follows, call.pictures)
+            for name, array in self._given(program, call).items()
+        }
+        items = len(given["sample"])
+        given["control_image"] = concatenate([self.image] * (items // call.pictures))
+        scales = np.repeat(np.asarray([self.scales], dtype=np.float32), items, axis=0)
+        given["residual_scales"] = place(scales, program.torch_device)
+        return {
+            name: _spread(place(array, there), follows, call.pictures)
+            for name, array in program(**given).items()
+        }
+
+    def _given(self, program: Program, call: Call) -> dict[str, Array]:
+        """The denoiser's inputs that the net takes too, on its device."""
+        given = {**call.inputs, "sample": call.sample, "timestep": call.timesteps}
+        return {
+            name: place(given[name], program.torch_device)
+            for name in program.signature.input_names
+            if name in given
+        }
+
+
+def _chosen(array: Array, follows: Sequence[bool], pictures: int) -> Array:
+    """The items [branches * pictures, …] of the branches that follow the picture."""
+    if all(follows):
+        return array
+    starts = [i * pictures for i, one in enumerate(follows) if one]
+    return concatenate([array[start : start + pictures] for start in starts])
+
+
+def _spread(array: Array, follows: Sequence[bool], pictures: int) -> Array:
+    """Undo ``_chosen``, with zeros for the other branches."""
+    if all(follows):
+        return array
+    nothing = zeros((pictures, *array.shape[1:]), array)
+    parts = iter(range(0, len(array), pictures))
+    return concatenate(
+        [array[(at := next(parts)) : at + pictures] if one else nothing for one in follows]
+    )
+
+
+def nets_of(tools: Tools) -> tuple[ComponentSpec, ...]:
+    """The controls that run at each step of the loop.
+
+    Raises:
+        InputError: there are none.
+    """
+    nets = tuple(n for n in tools.spec.having(Role.CONTROL) if n.signature.input("timestep"))
+    if not nets:
+        raise InputError(
+            f"{tools.spec.class_name} has no ControlNet here; it has "
+            f"{', '.join(tools.spec.components)}. Open it with one: "
+            "from_pretrained(MODEL, controlnet=FOLDER), or --controlnet FOLDER."
+        )
+    return nets
+
+
+@step(outputs=("controls",))
+def read_controls(
+    tools: Tools,
+    control_image: Any,
+    controlnet_conditioning_scale: Any,
+    guess_mode: bool,
+    control_guidance_start: Any,
+    control_guidance_end: Any,
+    count: int,
+    num_images_per_prompt: int,
+    height: int,
+    width: int,
+    box: Any = None,
+) -> State:
+    """A control for each ControlNet; of a part of a picture, for the same part."""
+    nets = nets_of(tools)
+    strengths = read_scales(controlnet_conditioning_scale, nets, "controlnet_conditioning_scale")
+    starts = one_each(control_guidance_start, nets, "control_guidance_start")
+    stops = one_each(control_guidance_end, nets, "control_guidance_end")
+    for start, stop in zip(starts, stops, strict=True):
+        _check_interval(start, stop)
+    if box is not None:
+        control_image = cropped(control_image, box, (height, width))
+    pictures = pictures_for(
+        control_image, nets, prompts=count, times=num_images_per_prompt, size=(height, width)
+    )
+    # As in Diffusers, a first net that gives one value a channel sets this for all.
+    positive_only = guess_mode or _pools(nets[0])
+    controls = []
+    for i, net in enumerate(nets):
+        level = np.full(len(net.signature.outputs), strengths[i], dtype=np.float32)
+        if positive_only and not _pools(net):
+            level *= np.logspace(-1, 0, len(level), dtype=np.float32)
+        control = ControlNet(
+            component=net.name,
+            image=place(pictures[i], tools.program(net.name).torch_device),
+            scales=tuple(float(one) for one in level),
+            start=starts[i],
+            stop=stops[i],
+            positive_only=positive_only,
+        )
+        controls.append(control)
+    return {"controls": tuple(controls)}
+
+
+def _check_interval(start: Any, stop: Any) -> None:
+    check_fraction("control_guidance_start", start)
+    check_fraction("control_guidance_end", stop)
+    if start >= stop:
+        raise InputError(
+            f"A ControlNet was to run from {start} to {stop} of the steps: control_guidance_start "
+            "must be less than control_guidance_end."
+        )
+
+
+def _pools(net: ComponentSpec) -> bool:
+    """Whether a net gives one value a channel, for all positions."""
+    return net.signature.outputs[0].shape[2:] == (1, 1)
+
+
+_INPUTS = {
+    "controlnet_conditioning_scale": Input(
+        default=1.0,
+        kind=float,
+        option="--control-scale",
+        help="How much the picture to follow counts; a list for several ControlNets.",
+    ),
+    "guess_mode": Input(
+        default=False, kind=bool, help="Follow the picture without a prompt; guidance 3 to 5."
+    ),
+    "control_guidance_start": Input(
+        default=0.0, kind=float, option="--control-start", help="Fraction of the steps, 0 to 1."
+    ),
+    "control_guidance_end": Input(
+        default=1.0, kind=float, option="--control-end", help="Fraction of the steps, 0 to 1."
+    ),
+}
+_PICTURE = Input(
+    default=REQUIRED,
+    kind=Picture,
+    option="--control-image",
+    help="The picture to follow: edges, depth, poses, as the ControlNet was trained.",
+)
+
+
+def with_controlnet(task: Task, **defaults: Any) -> Task:
+    """A task that starts from a picture, with ``control_image`` as one more: to follow."""
+    inputs = {**task.inputs, "control_image": _PICTURE, **_INPUTS}
+    changed = replace(task, inputs=inputs).insert(read_controls, before="prepare_schedule")
+    return changed.with_defaults(defaults)
+
+
+def _from_text(task: Task) -> Task:
+    """Text to image, where the picture to follow is the only one."""
+    inputs = {"image": _PICTURE, **task.inputs, **_INPUTS}
+    steps = (take_image, *task.steps)
+    return (
+        replace(task, inputs=inputs, steps=steps)
+        .insert(size_from_control, before="check_size")
+        .insert(read_controls, before="prepare_schedule")
+    )
+
+
+CONTROLNET_TO_IMAGE = _from_text(TEXT_TO_IMAGE)
+CONTROLNET_TO_IMAGE_XL = _from_text(TEXT_TO_IMAGE_XL)
+
+# The defaults are those of Diffusers' pipelines, which differ from one another.
+_SCALE = "controlnet_conditioning_scale"
+CONTROLNET_IMAGE_TO_IMAGE = with_controlnet(IMAGE_TO_IMAGE, **{_SCALE: 0.8})
+CONTROLNET_INPAINTING = with_controlnet(INPAINTING, **{_SCALE: 0.5})
+CONTROLNET_IMAGE_TO_IMAGE_XL = with_controlnet(IMAGE_TO_IMAGE_XL, strength=0.8, **{_SCALE: 0.8})
+CONTROLNET_INPAINTING_XL = with_controlnet(INPAINTING_XL, guidance_scale=5.0)

@@ -1,0 +1,136 @@
+"""Tasks that start from a picture: on engines, from an export without torch, and what they refuse."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from perfuse import DiffusionPipeline
+from perfuse.arrays.masks import blurred, crop_region, filled, overlaid
+from perfuse.arrays.noise import noise_for
+from perfuse.arrays.resampling import bicubic
+from perfuse.errors import InputError
+
+Make = Callable[[str], Path]
+Export = Callable[[str, str], Path]
+
+
+def picture(size: tuple[int, int] = (16, 16)) -> Image.Image:
+    small = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+
+
+def mask(size: tuple[int, int] = (16, 16)) -> Image.Image:
+    found = Image.new("L", size, 0)
+    found.paste(255, (8, 4, 14, 16))
+    return found
+
+
+@pytest.fixture(scope="module")
+def pipe(checkpoint: Make) -> DiffusionPipeline:
+    return DiffusionPipeline.from_pretrained(checkpoint("words"), backend="torch:cpu")
+
+
+@pytest.mark.parametrize(("format", "backend"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+def test_an_export_draws_from_pictures_as_the_checkpoint_does(
+    exported: Export, pipe: DiffusionPipeline, format: str, backend: str
+) -> None:
+    pytest.importorskip(backend)
+    other = DiffusionPipeline.from_pretrained(exported("words", format))
+    given: dict[str, Any] = {"num_inference_steps": 4, "seed": 3, "image": picture()}
+    for more in ({"strength": 0.6}, {"mask_image": mask()}):
+        a, b = (
+            np.asarray(one("a red circle", **given, **more).images[0]).astype(int)
+            for one in (pipe, other)
+        )
+        assert a.std() > 5
+        assert np.abs(a - b).max() <= 2
+
+
+def test_the_task_follows_from_the_inputs(pipe: DiffusionPipeline) -> None:
+    given = {"num_inference_steps": 2, "seed": 0, "output_type": "np"}
+    named = {
+        "text-to-image": {},
+        "image-to-image": {"image": picture()},
+        "inpainting": {"image": picture(), "mask_image": mask()},
+    }
+    for name, inputs in named.items():
+        chosen = pipe("red", **given, **inputs).images
+        asked = pipe("red", task=name, **given, **inputs).images
+        assert (chosen == asked).all()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"image": picture(), "strength": 0}, "strength 0 leaves none of the 2 steps"),
+        ({"image": picture(), "strength": 2}, "strength must be a number from 0 to 1; got 2"),
+        ({"image": picture(), "strength": "much"}, "strength must be a number"),
+        ({"image": picture((1, 1))}, "1 x 1 pixels, smaller"),
+        ({"image": "photo.png"}, "A str was given as a picture"),
+        ({"image": [picture()] * 3}, "3 images were given for 1 pictures"),
+        ({"mask_image": mask()}, "inpainting needs image"),
+        ({"image": picture(), "mask_image": mask(), "padding_mask_crop": -1}, "at least 0; got -1"),
+        (
+            {"image": picture((24, 16)), "mask_image": mask(), "padding_mask_crop": 1},
+            "the image is 24 x 16 pixels and the mask 16 x 16",
+        ),
+        (
+            {"image": picture(), "mask_image": Image.new("L", (16, 16)), "padding_mask_crop": 1},
+            "the mask is black",
+        ),
+    ],
+)
+def test_refused(pipe: DiffusionPipeline, inputs: dict[str, Any], words: str) -> None:
+    task = "inpainting" if "mask_image" in inputs else "image-to-image"
+    with pytest.raises(InputError, match=words):
+        pipe("red", task=task, num_inference_steps=2, seed=0, **inputs)
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "P", "LA", "I;16", "1", "CMYK"])
+def test_pictures_of_any_kind(pipe: DiffusionPipeline, kind: str) -> None:
+    given = picture().convert("L") if kind == "I;16" else picture()
+    one = Image.fromarray(np.asarray(given).astype(np.uint16) * 257) if kind == "I;16" else None
+    image = one if one is not None else given.convert(kind)
+    drawn = pipe("red", image=image, num_inference_steps=2, seed=0).images[0]
+    assert drawn.size == (16, 16)
+    if kind == "I;16":  # a 16-bit grey is as bright as the 8-bit one
+        plain = pipe("red", image=given, num_inference_steps=2, seed=0).images[0]
+        assert np.abs(np.asarray(drawn).astype(int) - np.asarray(plain)).max() <= 2
+
+
+def test_a_model_that_takes_other_channels_is_refused(pipe: DiffusionPipeline) -> None:
+    from perfuse.tasks.instruct_pix2pix import INSTRUCT_PIX2PIX
+
+    with pytest.raises(InputError, match="this denoiser takes 0 channels besides"):
+        list(INSTRUCT_PIX2PIX.run(pipe, {"prompt": "red", "image": picture()}))
+
+
+def test_the_first_pictures_noise_is_that_of_their_own_seeds() -> None:
+    alone, few = noise_for([3], batch=1), noise_for([3, 4], batch=2)
+    assert (alone.normal((1, 4, 2, 2)) == few.first((1, 4, 2, 2))).all()
+
+
+def test_masks() -> None:
+    region = crop_region(mask((32, 32)), 16, 16, pad=1)
+    assert region == (4, 3, 18, 17)
+    part = filled(picture((32, 16)), 16, 16)
+    assert part.size == (16, 16)
+    soft = np.asarray(blurred(mask((32, 32)), 2))
+    assert 0 < soft[10, 8] < 255
+    whole = overlaid(mask(), picture(), Image.new("RGB", (16, 16), "white"), None)
+    assert np.asarray(whole)[:4].tolist() == np.asarray(picture())[:4].tolist()
+    assert (np.asarray(whole)[8, 10] == 255).all()
+
+
+def test_bicubic_is_pytorch_s() -> None:
+    torch = pytest.importorskip("torch")
+    x = np.random.default_rng(0).random((2, 1, 9, 14), dtype=np.float32)
+    for size in ((4, 5), (20, 14), (9, 30)):
+        expected = torch.nn.functional.interpolate(
+            torch.from_numpy(x), size=size, mode="bicubic", align_corners=False
+        )
+        assert np.abs(bicubic(x, *size) - expected.numpy()).max() < 1e-5
