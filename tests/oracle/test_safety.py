@@ -18,6 +18,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from safetensors.torch import load_file, save_file
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+import perfuse
 from perfuse import DiffusionPipeline
 from perfuse.arrays.image_processor import ImageProcessor
 from perfuse.models.building import wrap
@@ -199,3 +200,18 @@ def test_processor(size: tuple[int, int], settings: dict[str, Any]) -> None:
     ours = ImageProcessor.from_config(settings)(picture).pixel_values
     assert ours.dtype == np.float32
     assert np.abs(ours - theirs).max() <= 1e-6
+
+
+def test_made_of_components_and_saved(copy_of: Make, tmp_path: Path) -> None:
+    """A pipeline made of Diffusers' components has their checker, and what it saves opens in both."""
+    folder = make_picky(copy_of("sd1-checked"))
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+    theirs.set_progress_bar_config(disable=True)
+    made = perfuse.StableDiffusionPipeline(**theirs.components)
+    with pytest.warns(UserWarning, match="objected to 1 of 2"):
+        assert made(**GIVEN, seed=0).nsfw_content_detected == [True, False]
+    DiffusionPipeline.from_pretrained(folder).save_pretrained(tmp_path / "saved")
+    again = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "saved")
+    again.set_progress_bar_config(disable=True)
+    out = again(**GIVEN, generator=torch.Generator().manual_seed(0))
+    assert out.nsfw_content_detected == [True, False]

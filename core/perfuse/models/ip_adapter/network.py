@@ -214,7 +214,8 @@ class PromptedAttention(nn.Module):
         batch, groups = images.tokens.shape[:2]
         tokens = images.tokens.flatten(0, 1)
         each = query[:, None].expand(-1, groups, -1, -1, -1).flatten(0, 1)
-        seen = self._attend(each, to_k(tokens), to_v(tokens), None).unflatten(0, (batch, groups))
+        flat = self._attend(each, to_k(tokens), to_v(tokens), None)
+        seen: Tensor = flat.unflatten(0, (batch, groups))  # type: ignore[no-untyped-call]
         mask = images.masks[:, self.level].flatten(1)[:, : query.shape[2], None]
         return (seen * (mask * images.scales[:, self.index, None, None])).sum(dim=1)
 
