@@ -58,6 +58,15 @@ def test_every_scheduler_is_listed() -> None:
     assert all(SHORT_NAMES[short] == name for short, name in rows.items())
 
 
+def test_every_guider_is_listed() -> None:
+    from perfuse.builtin import perfuse_guiders
+
+    page = (ROOT / "docs/guidance.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([\w-]+)` \| `(\w+)` \|", page, re.MULTILINE)
+    known = {(one.name, one.impl.partition(":")[2]) for one in perfuse_guiders()}
+    assert sorted(rows) == sorted(known)
+
+
 def test_levels_are_those_of_the_suite() -> None:
     from perfuse_conformance.judge.levels import MEANING
 

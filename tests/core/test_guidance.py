@@ -1,13 +1,28 @@
 """Guiders: which branches run at a step, and how their predictions become one."""
 
 import pickle
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
-from perfuse import ClassifierFreeGuidance, EmbeddedGuidance, Moment, NoGuidance
+import perfuse
+from perfuse import (
+    AdaptiveProjectedGuidance,
+    AutoGuidance,
+    ClassifierFreeGuidance,
+    EmbeddedGuidance,
+    FrequencyDecoupledGuidance,
+    Moment,
+    NoGuidance,
+    PAGGuidance,
+    PerturbedAttentionGuidance,
+    SmoothedEnergyGuidance,
+)
+from perfuse.builtin import perfuse_guiders
 from perfuse.errors import InputError
+from perfuse.tasks.choosing import find_guider
 
 MOMENT = Moment(index=0, total=10, timestep=999.0)
 
@@ -77,10 +92,80 @@ def test_torch_and_numpy_agree() -> None:
     assert np.abs(tensors.numpy() - combined(guider, drawn)).max() < 1e-5
 
 
-def test_guiders_are_plain_data() -> None:
-    for guider in (guidance(3.0, start=0.1), EmbeddedGuidance(), NoGuidance()):
-        assert pickle.loads(pickle.dumps(guider)) == guider
-        assert hash(guider) == hash(guider)
+@pytest.mark.parametrize("name", [one.name for one in perfuse_guiders()])
+def test_guiders_are_plain_data(name: str) -> None:
+    guider = find_guider(name)
+    assert pickle.loads(pickle.dumps(guider)) == guider == find_guider(name)
+    assert hash(guider) == hash(find_guider(name))
+    assert getattr(perfuse, type(guider).__name__) is type(guider)
+    names = [branch.name for branch in guider.branches]
+    for index in range(10):
+        running = guider.running(Moment(index=index, total=10, timestep=999.0 - index))
+        assert running
+        assert list(running) == [name for name in names if name in running]
+
+
+def test_what_a_guider_remembers_is_the_runs() -> None:
+    """The same guider begins anew with each run."""
+    guider = AdaptiveProjectedGuidance(adaptive_projected_guidance_momentum=0.5)
+    draw = np.random.default_rng(0)
+    steps = [
+        {n: draw.normal(size=(1, 4, 4, 4)) for n in ("negative", "positive")} for _ in range(2)
+    ]
+
+    def run() -> list[Any]:
+        memory, found = None, []
+        for both in steps:
+            out, memory = guider.combine_with_memory(both, MOMENT, memory)
+            found.append(out)
+        return found
+
+    first, second = run(), run()
+    assert np.array_equal(first, second)
+    assert np.array_equal(first[0], guider.combine(steps[0], MOMENT))
+    assert not np.allclose(first[1], guider.combine(steps[1], MOMENT))
+
+
+def test_settings_as_text() -> None:
+    assert find_guider("fdg:guidance_scales=9+4+2,start=0.1+0.2+0.3") == FrequencyDecoupledGuidance(
+        guidance_scales=(9.0, 4.0, 2.0), start=(0.1, 0.2, 0.3)
+    )
+    assert find_guider("fdg:parallel_weights=0.5") == FrequencyDecoupledGuidance(
+        parallel_weights=0.5
+    )
+    assert find_guider("pag:pag_applied_layers=mid+up_blocks.0") == PAGGuidance(
+        pag_applied_layers=("mid", "up_blocks.0")
+    )
+    axes = AdaptiveProjectedGuidance(adaptive_projected_guidance_norm_dim=(1, 2))
+    assert find_guider("apg:adaptive_projected_guidance_norm_dim=1+2") == axes
+    with pytest.raises(InputError, match=r"guidance_scales is of type float\+float"):
+        find_guider("fdg:guidance_scales=high")
+
+
+def test_diffusers_configs_name_layers() -> None:
+    where = "mid_block.attentions.0.transformer_blocks"
+    guider = PerturbedAttentionGuidance(
+        perturbed_guidance_config={"fqn": where, "indices": [1], "skip_attention_scores": True}
+    )
+    (layer,) = guider.perturbed_guidance_layers
+    assert re.search(layer, f"{where}.1.attn1")
+    assert not re.search(layer, f"{where}.10.attn1")
+    assert not re.search(layer, f"up.{where}.1")
+    with pytest.raises(InputError, match="name them: fqn"):
+        PerturbedAttentionGuidance(perturbed_guidance_config={"indices": [1], "fqn": "auto"})
+    with pytest.raises(InputError, match=r"dropout has to be 1\.0"):
+        AutoGuidance(auto_guidance_config={"indices": [1], "fqn": where, "dropout": 0.5})
+
+
+def test_pag_s_scale_falls_with_the_timestep() -> None:
+    guider = PAGGuidance(pag_scale=3.0, pag_adaptive_scale=0.01)
+    given = {
+        name: np.full((1, 1), i, np.float32) for i, name in enumerate(["positive", "perturbed"])
+    }
+    late = Moment(index=8, total=10, timestep=600.0)
+    assert "perturbed" in guider.running(MOMENT)
+    assert "perturbed" not in guider.running(late)
+    assert guider.combine(given, MOMENT) == pytest.approx(-(3.0 - 0.01))
 
 
 @pytest.mark.parametrize(
@@ -100,3 +185,38 @@ def test_guiders_are_plain_data() -> None:
 def test_what_cannot_be_used(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ClassifierFreeGuidance(**settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (AdaptiveProjectedGuidance, {"eta": "1"}, "eta must be a number"),
+        (
+            AdaptiveProjectedGuidance,
+            {"adaptive_projected_guidance_norm_dim": (0, 1)},
+            "axis 0, along which the pictures lie",
+        ),
+        (FrequencyDecoupledGuidance, {"start": (0.0, 0.1, 0.2)}, "start has 3 numbers"),
+        (FrequencyDecoupledGuidance, {"guidance_rescale_space": "x"}, "must be data or freq"),
+        (PAGGuidance, {"pag_scale": -1.0}, "pag_scale must be at least 0"),
+        (PAGGuidance, {"pag_applied_layers": 3}, "parts of the names of layers"),
+        (PAGGuidance, {"pag_applied_layers": "("}, "no regular expression"),
+        (SmoothedEnergyGuidance, {"seg_blur_sigma": 0.0}, "seg_blur_sigma must be larger than 0"),
+        (AutoGuidance, {"dropout": 0.3}, "a random part would be another on each engine"),
+        (
+            PerturbedAttentionGuidance,
+            {"perturbed_guidance_start": 0.5},
+            "perturbed_guidance_start must not be larger than perturbed_guidance_stop",
+        ),
+    ],
+)
+def test_what_other_guiders_cannot_use(kind: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        kind(**settings)
+
+
+def test_a_pyramid_of_more_levels_than_there_are_sizes() -> None:
+    guider = FrequencyDecoupledGuidance(guidance_scales=(3.0,) * 5)
+    both = {name: np.ones((1, 4, 8, 8), np.float32) for name in ("negative", "positive")}
+    with pytest.raises(InputError, match="5 guidance_scales were given, each for a level"):
+        guider.combine(both, MOMENT)

@@ -45,6 +45,8 @@ def test_the_worse_version_follows_a_denoiser_that_is_replaced(checkpoint: Make)
     assert np.abs(after - before).max() > 1e-3
     fresh = DiffusionPipeline.from_pretrained(checkpoint("words"), unet=other)
     assert (drawn(fresh, guider=PAG) == after).all()
+    pipe.unet = None
+    assert "perturbed_identity_up" not in pipe.spec.components
 
 
 def test_a_program_has_no_worse_version(checkpoint: Make) -> None:
@@ -78,9 +80,12 @@ def test_entries_have_names_that_are_files() -> None:
         entry("identity", "mid", "up_blocks.0"),
         entry("blur", "mid", amount=1.5),
         entry("blur", "mid", amount=-1.0),
+        entry("blur", "mid", amount=1.5000001),
         entry("blur", "mid"),
+        entry("skip", "mid", "block"),
+        entry("skip", "mid_block"),
     }
-    assert len(names) == 7
+    assert len(names) == 10
     assert all(name.isidentifier() for name in names)
 
 

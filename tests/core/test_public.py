@@ -19,13 +19,13 @@ _TEXT = """
     AutoPipelineForText2Image Backend BackendManifest Branch Checkpoint Choice
     ClassifierFreeGuidance ClassifierFreeZeroStarGuidance Component ComponentSpec Device
     DiffusionPipeline Dim EmbeddedGuidance Event ExecutionReport Exporter ExporterManifest
-    FrequencyDecoupledGuidance Guider GuiderManifest Input LatentSpec Limits Loop
-    MagnitudeAwareGuidance Moment NoGuidance NoiseSource PAGGuidance PerfuseError Perturbation
-    PerturbedAttentionGuidance PipelineManifest PipelineOutput PipelineSpec PixelLatents Placement
-    Plan Program Reader ReaderManifest Recipe Request Role Schedule Scheduler Signature
-    SkipLayerGuidance SmoothedEnergyGuidance Source SourceManifest Step Support SupportLevel
-    TangentialClassifierFreeGuidance Target Task TensorSpec Tokenizer Tools Transform
-    TransformManifest When exported hookimpl step
+    FrequencyDecoupledGuidance Guider GuiderManifest Input InstructPix2PixGuidance LatentSpec
+    Limits Loop MagnitudeAwareGuidance Moment NoGuidance NoiseSource PAGGuidance PerfuseError
+    Perturbation PerturbedAttentionGuidance PipelineManifest PipelineOutput PipelineSpec
+    PixelLatents Placement Plan Program Reader ReaderManifest Recipe Request Role Schedule
+    Scheduler Signature SkipLayerGuidance SmoothedEnergyGuidance Source SourceManifest Step
+    Support SupportLevel TangentialClassifierFreeGuidance Target Task TensorSpec Tokenizer Tools
+    Transform TransformManifest When exported hookimpl step
 """
 TYPED = _TEXT.split()
 #: A scheduler is a file of its room, a pipeline class is made of its manifest: no list names them.

@@ -12,6 +12,7 @@ __all__ = [
     "NO_CHECKER",
     "QUIET",
     "TRANSFORM",
+    "added_to",
     "model_of",
     "model_options",
     "option",
@@ -55,9 +56,21 @@ _MODEL = (
     option("--variant", help="Weight files to prefer, for example fp16."),
     option("--scheduler-from", help="A model or file to take the scheduler from."),
     option("--offline/--online", default=None, help="Use only what the Hub's cache holds."),
+    click.option(
+        "--controlnet",
+        multiple=True,
+        help="A ControlNet to draw with: its folder or Hub id; several times for several.",
+    ),
+    click.option(
+        "--adapter",
+        multiple=True,
+        help="A T2I-Adapter to draw with: its folder or Hub id; several times for several.",
+    ),
 )
 
 
+#: Components that these options add to the model.
+_ADDED = ("controlnet", "adapter")
 _MODEL_NAMES = ("model", "revision", "variant", "scheduler_from", "offline")
 
 
@@ -76,6 +89,11 @@ def model_of(given: Mapping[str, Any]) -> dict[str, Any]:
 def parts_of(no_safety_checker: bool) -> dict[str, Any]:
     """The components that a command line takes out, as arguments of ``from_pretrained``."""
     return {"safety_checker": None} if no_safety_checker else {}
+
+
+def added_to(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A command's option values that add components to the model."""
+    return {name: list(given[name]) for name in _ADDED if given[name]}
 
 
 def read_options(options: tuple[str, ...]) -> dict[str, str]:

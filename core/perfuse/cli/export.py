@@ -11,6 +11,7 @@ from perfuse.cli.common import (
     NO_CHECKER,
     QUIET,
     TRANSFORM,
+    added_to,
     model_of,
     model_options,
     option,
@@ -64,6 +65,7 @@ def export(
         watch.begin("Opening the model")
         pipe = DiffusionPipeline.from_pretrained(
             **model_of(model),
+            **added_to(model),
             precision=precision,
             transforms=transforms,
             **parts_of(no_safety_checker),

@@ -17,6 +17,7 @@ from perfuse.cli.common import (
     NO_CHECKER,
     QUIET,
     TRANSFORM,
+    added_to,
     model_of,
     model_options,
     option,
@@ -181,6 +182,7 @@ def _opened(
 
     opening = {
         **model_of(given),
+        **added_to(given),
         "backend": given["backend"],
         "precision": given["precision"],
         "options": read_options(given["options"]),

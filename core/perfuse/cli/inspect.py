@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from perfuse.cli.common import JSON, model_of, model_options, option
+from perfuse.cli.common import JSON, added_to, model_of, model_options, option
 from perfuse.cli.settings import Configured
 from perfuse.cli.watch import watching
 
@@ -57,6 +57,10 @@ def inspect(
         _inspect_picture(picture, as_json)
         return
     source = open_model(**model_of(model))
+    if added := added_to(model):
+        from perfuse.run.adding import extended
+
+        source = extended(source, added)
     if verify:
         source.verify()
     if target is not None:

@@ -27,6 +27,8 @@ class TaskOption:
     #: ``int``, ``float``, ``str``, ``bool``, or ``Path`` for a picture.
     kind: type
     help: str
+    #: Whether it may be given several times, for a list.
+    several: bool = False
 
     @property
     def parameter(self) -> str:
@@ -35,7 +37,9 @@ class TaskOption:
 
     def name_in(self, task: "Task") -> str | None:
         """The input's name in a task; ``None`` if it has none."""
-        return next((name for name in self.names if name in task.inputs), None)
+        inputs = task.inputs  # a name may be another option's in another task
+        own = (n for n in self.names if n in inputs and inputs[n].option == self.flag)
+        return next(own, None)
 
     def made(self) -> click.Option:
         """The click option, which the environment can also set."""
@@ -46,6 +50,7 @@ class TaskOption:
             [flags],
             type=None if switch else kind,
             default=None,
+            multiple=self.several,
             envvar=variable(self.flag),
             help=self.help,
         )
@@ -85,6 +90,7 @@ def _options(tasks: "Iterable[Task]") -> tuple[TaskOption, ...]:
                 names=tuple(dict.fromkeys(names)),
                 kind=before.kind if before is not None else kind,
                 help=before.help if before is not None else one.help,
+                several=before.several if before is not None else one.several,
             )
     return tuple(found.values())
 
@@ -143,7 +149,7 @@ def _inputs(
     inputs = {}
     for one in options:
         value, name = given.get(one.parameter), one.name_in(task)
-        if value is None:
+        if value is None or value == ():
             continue
         if name is not None:
             inputs[name] = _opened(value)
@@ -163,6 +169,9 @@ def _inputs(
 
 
 def _opened(value: Any) -> Any:
+    if isinstance(value, tuple):
+        each = [_opened(one) for one in value]
+        return each if len(each) > 1 else each[0]
     if not isinstance(value, Path):
         return value
     from perfuse.arrays.pictures import open_picture

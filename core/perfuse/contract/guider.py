@@ -25,17 +25,17 @@ class Perturbation:
 
     @property
     def entry(self) -> str:
-        """The name of its component; a word and, for what is no word, a hash."""
-        words = [self.kind, *self.layers, *([f"{self.amount:g}"] if self.amount else [])]
-        name = "_".join(words)
-        if not re.fullmatch(r"\w+", name):
-            name = f"{self.kind}_{hashlib.sha256(repr(words).encode()).hexdigest()[:8]}"
-        return f"perturbed_{name}"
+        """The name of its component; where the layers are not one word, with a hash."""
+        simple = self.amount == 0 and len(self.layers) == 1
+        if simple and re.fullmatch(r"[a-z]+ \w+", f"{self.kind} {self.layers[0]}", re.ASCII):
+            return f"perturbed_{self.kind}_{self.layers[0]}"
+        digest = hashlib.sha256(repr((self.kind, self.layers, self.amount)).encode())
+        return f"perturbed_{self.kind}_{digest.hexdigest()[:8]}"
 
     @property
     def text(self) -> str:
         """The transform that adds it to a pipeline, and so to an export."""
-        amount = f",amount={self.amount:g}" if self.amount else ""
+        amount = f",amount={self.amount!r}" if self.amount else ""
         return f"perturbed:kind={self.kind},layers={'+'.join(self.layers)}{amount}"
 
 

@@ -106,6 +106,8 @@ class Input:
     help: str = ""
     #: The command line's option, ``"--steps"``; empty for an input of the Python API alone.
     option: str = ""
+    #: Whether the option may be given several times, for a list.
+    several: bool = False
 
     def check(self, name: str, value: Any) -> None:
         """Raise ``InputError`` if a numeric input is not a number. The steps check all else."""

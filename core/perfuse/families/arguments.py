@@ -123,6 +123,35 @@ ARGUMENTS = {
             negative_pooled_prompt_embeds ip_adapter_image ip_adapter_image_embeds
             output_type
         """,
+        "StableDiffusionXLControlNetImg2ImgPipeline": """
+            prompt prompt_2 image control_image height width strength
+            num_inference_steps guidance_scale negative_prompt
+            negative_prompt_2 num_images_per_prompt eta generator latents
+            prompt_embeds negative_prompt_embeds pooled_prompt_embeds
+            negative_pooled_prompt_embeds ip_adapter_image
+            ip_adapter_image_embeds output_type
+        """,
+        "StableDiffusionXLControlNetInpaintPipeline": """
+            prompt prompt_2 image mask_image control_image height width
+            padding_mask_crop strength num_inference_steps denoising_start
+            denoising_end guidance_scale negative_prompt negative_prompt_2
+            num_images_per_prompt eta generator latents prompt_embeds
+            negative_prompt_embeds ip_adapter_image ip_adapter_image_embeds
+            pooled_prompt_embeds negative_pooled_prompt_embeds output_type
+        """,
+        "StableDiffusionAdapterPipeline": """
+            prompt image height width num_inference_steps timesteps sigmas
+            guidance_scale negative_prompt num_images_per_prompt eta generator
+            latents prompt_embeds negative_prompt_embeds output_type
+        """,
+        "StableDiffusionXLAdapterPipeline": """
+            prompt prompt_2 image height width num_inference_steps timesteps
+            sigmas denoising_end guidance_scale negative_prompt
+            negative_prompt_2 num_images_per_prompt eta generator latents
+            prompt_embeds negative_prompt_embeds pooled_prompt_embeds
+            negative_pooled_prompt_embeds ip_adapter_image
+            ip_adapter_image_embeds output_type
+        """,
         "LatentConsistencyModelPipeline": """
             prompt height width num_inference_steps original_inference_steps
             timesteps guidance_scale num_images_per_prompt generator latents

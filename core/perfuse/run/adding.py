@@ -23,8 +23,9 @@ __all__ = ["Extended", "addable", "extended", "with_added"]
 
 
 def addable(spec: PipelineSpec) -> Collection[str]:
-    """The names of the components that may be added to a pipeline."""
-    return tuple(pipeline_manifest(spec.class_name).addable)
+    """The names of the components that may be added to a pipeline; none if its class is the user's."""
+    manifest = host().pipelines().get(spec.class_name)
+    return () if manifest is None else tuple(manifest.addable)
 
 
 def with_added(
@@ -35,7 +36,7 @@ def with_added(
     offline: bool | None = None,
 ) -> tuple[Source, dict[str, Any]]:
     """The source with those of the components given that may be added, and the other ones."""
-    names = addable(source.spec) if source.spec.class_name in host().pipelines() else ()
+    names = addable(source.spec)
     parts = {name: one for name, one in given.items() if name in names and one is not None}
     rest = {name: one for name, one in given.items() if name not in parts}
     return extended(source, parts, variant=variant, offline=offline) if parts else source, rest

@@ -501,6 +501,8 @@ class Parts:
         planned = self._plan.spec.components.values() if self._plan is not None else ()
         entries = [one.name for one in planned if one.entry_of in names]
         self._plan = None
+        for name in entries:
+            self._perturbed.pop(name, None)  # made anew when a guider asks for it
         for name in (*names, *entries):
             if self._programs.get(name) is not model:
                 self._programs.release(name)

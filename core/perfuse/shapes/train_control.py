@@ -31,12 +31,12 @@ class Recipe:
     """Everything that decides what comes out."""
 
     seed: int = 0
-    scenes: int = 8000
+    scenes: int = 6000
     """How many pictures it learns from."""
     pairs: float = 0.15
     """Share of scenes with two objects."""
-    steps: int = 5000
-    batch: int = 16
+    steps: int = 1000
+    batch: int = 8
     rate: float = 1e-3
     vague: float = 0.7
     """Share of captions that do not say what shape and size an object has."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from perfuse.tasks.guiders import EmbeddedGuidance as EmbeddedGuidance
     from perfuse.tasks.guiders import FrequencyDecoupledGuidance as FrequencyDecoupledGuidance
+    from perfuse.tasks.guiders import InstructPix2PixGuidance as InstructPix2PixGuidance
     from perfuse.tasks.guiders import MagnitudeAwareGuidance as MagnitudeAwareGuidance
     from perfuse.tasks.guiders import NoGuidance as NoGuidance
     from perfuse.tasks.guiders import PAGGuidance as PAGGuidance

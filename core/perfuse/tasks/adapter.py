@@ -95,12 +95,13 @@ _PICTURE = Input(
     default=REQUIRED,
     kind=Picture,
     option="--control-image",
+    several=True,
     help="The picture to follow: edges, depth, poses, as the adapter was trained.",
 )
 
 
 def _with_adapter(task: Task) -> Task:
-    inputs = {"image": _PICTURE, **task.inputs, **_INPUTS}
+    inputs = {"prompt": task.inputs["prompt"], "image": _PICTURE, **task.inputs, **_INPUTS}
     return (
         replace(task, inputs=inputs, steps=(take_image, *task.steps))
         .insert(size_from_control, before="check_size")

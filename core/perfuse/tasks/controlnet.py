@@ -202,6 +202,7 @@ _PICTURE = Input(
     default=REQUIRED,
     kind=Picture,
     option="--control-image",
+    several=True,
     help="The picture to follow: edges, depth, poses, as the ControlNet was trained.",
 )
 
@@ -215,7 +216,7 @@ def with_controlnet(task: Task, **defaults: Any) -> Task:
 
 def _from_text(task: Task) -> Task:
     """Text to image, where the picture to follow is the only one."""
-    inputs = {"image": _PICTURE, **task.inputs, **_INPUTS}
+    inputs = {"prompt": task.inputs["prompt"], "image": _PICTURE, **task.inputs, **_INPUTS}
     steps = (take_image, *task.steps)
     return (
         replace(task, inputs=inputs, steps=steps)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     )
     from perfuse.tasks.guiders.embedded import EmbeddedGuidance as EmbeddedGuidance
     from perfuse.tasks.guiders.fdg import FrequencyDecoupledGuidance as FrequencyDecoupledGuidance
+    from perfuse.tasks.guiders.instruct_pix2pix import (
+        InstructPix2PixGuidance as InstructPix2PixGuidance,
+    )
     from perfuse.tasks.guiders.mambo_g import MagnitudeAwareGuidance as MagnitudeAwareGuidance
     from perfuse.tasks.guiders.none import NoGuidance as NoGuidance
     from perfuse.tasks.guiders.pag import PAGGuidance as PAGGuidance
