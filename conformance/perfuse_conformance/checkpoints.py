@@ -11,6 +11,7 @@ from perfuse_conformance.cases.checkpoints import (
     randomise,
     unet_config,
     vae_config,
+    write_checker,
     write_json,
     write_tokenizer,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "randomise",
     "unet_config",
     "vae_config",
+    "write_checker",
     "write_json",
     "write_tokenizer",
 ]

@@ -1,6 +1,7 @@
 """Reading checkpoints: what is found, what is refused and in which words, folders and the Hub."""
 
 import copy
+import dataclasses
 import json
 import os
 import pickle
@@ -18,11 +19,18 @@ from urllib.parse import unquote
 import pytest
 
 from perfuse.errors import CheckpointError, InputError, WeightsError
+from perfuse.plugins import host
 from perfuse.sources.checkpoint import Checkpoint
 from perfuse.sources.manifest import is_artifact
 from perfuse.sources.plain import from_plain, to_plain
 from perfuse.spec import PipelineSpec, PixelLatents
-from perfuse_conformance.checkpoints import KINDS, edit_json, make_checkpoint, write_json
+from perfuse_conformance.checkpoints import (
+    KINDS,
+    edit_json,
+    make_checkpoint,
+    write_checker,
+    write_json,
+)
 
 
 @pytest.fixture(scope="session")
@@ -99,13 +107,13 @@ class TestSpec:
         )
         subprocess.run([sys.executable, "-c", code], check=True)
 
-    def test_unused_parts_are_noted(self, sd: Path) -> None:
-        edit_json(
-            sd / "model_index.json",
-            safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
-            feature_extractor=["transformers", "CLIPImageProcessor"],
-        )
-        assert Checkpoint.open(sd).ignored == ("feature_extractor", "safety_checker")
+    def test_unused_parts_are_noted(self, sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        name = "StableDiffusionPipeline"
+        known = {**host().pipelines()}
+        known[name] = dataclasses.replace(known[name], unused=("scorer",))
+        monkeypatch.setattr(type(host()), "pipelines", lambda self: known)
+        edit_json(sd / "model_index.json", scorer=["acme", "Scorer"])
+        assert Checkpoint.open(sd).ignored == ("scorer",)
 
     def test_latent_statistics(self, sd: Path) -> None:
         mean, std = [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]
@@ -631,9 +639,7 @@ def hub(sd: Path) -> Iterator[Hub]:
     (sd / "unet" / "openvino_model.xml").write_bytes(b"never read")
     half = sd / "unet" / "diffusion_pytorch_model.fp16.safetensors"
     shutil.copyfile(sd / "unet" / "diffusion_pytorch_model.safetensors", half)
-    (sd / "safety_checker").mkdir()
-    (sd / "safety_checker" / "model.safetensors").write_bytes(b"never read")
-    edit_json(sd / INDEX, safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    write_checker(sd)
     server = Hub(sd)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -687,7 +693,10 @@ class TestHub:
         answer = ask(hub.url)
         assert answer["revision"] == COMMIT
         assert set(hub.asked) == {
+            "feature_extractor/preprocessor_config.json",
             "model_index.json",
+            "safety_checker/config.json",
+            "safety_checker/model.safetensors",
             "scheduler/scheduler_config.json",
             "text_encoder/config.json",
             "text_encoder/model.safetensors",

@@ -255,9 +255,9 @@ def test_weights_stored_in_fewer_bits(checkpoint: Make) -> None:
         )
 
 
-def test_manifests_of_pipelines_say_what_no_task_runs() -> None:
+def test_manifests_of_pipelines_say_what_is_optional() -> None:
     from perfuse.plugins import host
 
     manifests = host().pipelines()
-    assert "safety_checker" in manifests["StableDiffusionPipeline"].unused
+    assert "feature_extractor" in manifests["StableDiffusionXLPipeline"].optional
     assert all(isinstance(one, PipelineManifest) for one in manifests.values())

@@ -20,11 +20,12 @@ __all__ = [
     "randomise",
     "unet_config",
     "vae_config",
+    "write_checker",
     "write_json",
     "write_tokenizer",
 ]
 
-KINDS = ("sd1", "sd2", "sdxl", "lcm", "ddpm", "control")
+KINDS = ("sd1", "sd1-checked", "sd2", "sdxl", "lcm", "ddpm", "control")
 
 WORDS = ["a", "the", "red", "green", "blue", "circle", "square", "on", "white", "background"]
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -33,12 +34,14 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 def make_checkpoint(folder: Path, kind: str = "sd1", *, seed: int = 0) -> Path:
     """Write a checkpoint: Stable Diffusion 1, 2 (v-prediction) or XL, LCM, DDPM. Return its folder.
 
-    ``control`` is Stable Diffusion 1 with two ControlNets.
+    ``sd1-checked`` has a safety checker, which objects to nothing, and a smaller UNet; ``control`` is
+    Stable Diffusion 1 with two ControlNets.
 
     Pictures are 16×16 (latents 8×8), text states 32 wide (XL: 64), prompts 77 tokens.
     """
     write = {
         "sd1": _sd1,
+        "sd1-checked": _checked,
         "sd2": _sd2,
         "sdxl": _sdxl,
         "lcm": _lcm,
@@ -136,6 +139,54 @@ def _sd1(folder: Path, seed: int) -> Path:
     scheduler = {"_class_name": "DDIMScheduler", **_SCHEDULE, "clip_sample": False}
     scheduler["set_alpha_to_one"] = False
     _write_sd(folder, seed, unet_config(), scheduler)
+    return folder
+
+
+def _checked(folder: Path, seed: int) -> Path:
+    _sd1(folder, seed)
+    small = unet_config(
+        block_out_channels=[16],
+        down_block_types=["CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D"],
+        mid_block_type=None,
+    )
+    _write_model(folder / "unet", "UNet2DConditionModel", small, seed)
+    write_checker(folder, seed=seed + 3)
+    return folder
+
+
+def write_checker(folder: Path, *, seed: int = 0, threshold: float = 1.0) -> Path:
+    """Add a safety checker and its image processor to a checkpoint; pictures are 24×24 for it.
+
+    ``threshold`` is the middle of what a cosine is compared with: at 1 nothing is objected to.
+    """
+    import torch
+
+    import perfuse.models
+
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 24,
+        "patch_size": 8,
+    }
+    kind: Any = perfuse.models.StableDiffusionSafetyChecker
+    checker = randomise(kind(projection_dim=16, vision_config=vision), seed)
+    with torch.no_grad():
+        for parameter in (checker.concept_embeds_weights, checker.special_care_embeds_weights):
+            parameter += threshold
+    checker.save_pretrained(folder / "safety_checker")
+    processor = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 24}}
+    processor["crop_size"] = {"height": 24, "width": 24}
+    write_json(folder / "feature_extractor" / "preprocessor_config.json", processor)
+    edit_json(
+        folder / "model_index.json",
+        safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+        requires_safety_checker=True,
+    )
     return folder
 
 

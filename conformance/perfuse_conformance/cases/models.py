@@ -13,6 +13,7 @@ __all__ = ["RANDOM_MODELS", "path_of"]
 RANDOM_MODELS: Mapping[str, str] = MappingProxyType(
     {
         "random-sd": "sd1",
+        "random-sd-checked": "sd1-checked",
         "random-sd2": "sd2",
         "random-sdxl": "sdxl",
         "random-lcm": "lcm",

@@ -25,7 +25,7 @@ from perfuse_conformance.runner.session import Session, open_session, run_of
 __all__ = ["Observed", "Reading", "main", "observed", "readings", "updated"]
 
 TARGETS = "torch:cpu,onnxruntime:cpu,openvino:CPU"
-MODELS = "shapes,random-sd,random-sd2,random-sdxl,random-lcm,random-ddpm"
+MODELS = "shapes,random-sd,random-sd-checked,random-sd2,random-sdxl,random-lcm,random-ddpm"
 
 Key = tuple[str, str, str]
 

@@ -9,12 +9,14 @@ from perfuse.errors import InputError
 
 __all__ = [
     "JSON",
+    "NO_CHECKER",
     "QUIET",
     "TRANSFORM",
     "added_to",
     "model_of",
     "model_options",
     "option",
+    "parts_of",
     "read_options",
     "size_text",
     "variable",
@@ -28,6 +30,13 @@ JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on 
 QUIET = click.option("--quiet", is_flag=True, help="Say nothing while working but warnings.")
 TRANSFORM = click.option(
     "--transform", "transforms", multiple=True, help="An acceleration that a plugin brings."
+)
+
+#: For every command that opens a model to draw with, or to export.
+NO_CHECKER = click.option(
+    "--no-safety-checker",
+    is_flag=True,
+    help="Without the model's safety checker, which blackens pictures that it objects to.",
 )
 
 
@@ -75,6 +84,11 @@ def model_options(command: _F) -> _F:
 def model_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """A command's option values that open a model, by their Python argument names."""
     return {name: given[name] for name in _MODEL_NAMES}
+
+
+def parts_of(no_safety_checker: bool) -> dict[str, Any]:
+    """The components that a command line takes out, as arguments of ``from_pretrained``."""
+    return {"safety_checker": None} if no_safety_checker else {}
 
 
 def added_to(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,12 +8,14 @@ import click
 
 from perfuse.cli.common import (
     JSON,
+    NO_CHECKER,
     QUIET,
     TRANSFORM,
     added_to,
     model_of,
     model_options,
     option,
+    parts_of,
     read_options,
     size_text,
 )
@@ -32,6 +34,7 @@ __all__ = ["export"]
 @option("--height", type=int, help="Fix the height in pixels; by default any size.")
 @option("--width", type=int, help="Fix the width in pixels.")
 @TRANSFORM
+@NO_CHECKER
 @click.option("--batch", type=int, help="Fix the batch size of every component.")
 @click.option("--size", "sizes", multiple=True, help="HEIGHTxWIDTH, several times for several.")
 @click.option("--option", "options", multiple=True, help="An exporter's switch: palettize=6.")
@@ -45,6 +48,7 @@ def export(
     height: int | None,
     width: int | None,
     transforms: tuple[str, ...],
+    no_safety_checker: bool,
     batch: int | None,
     sizes: tuple[str, ...],
     options: tuple[str, ...],
@@ -60,7 +64,11 @@ def export(
     with watching(show=not quiet) as watch:
         watch.begin("Opening the model")
         pipe = DiffusionPipeline.from_pretrained(
-            **model_of(model), **added_to(model), precision=precision, transforms=transforms
+            **model_of(model),
+            **added_to(model),
+            precision=precision,
+            transforms=transforms,
+            **parts_of(no_safety_checker),
         )
         watch.lap("open")
         watch.begin(f"Exporting to {format}")

@@ -14,12 +14,14 @@ from click.core import ParameterSource
 
 from perfuse.cli.common import (
     JSON,
+    NO_CHECKER,
     QUIET,
     TRANSFORM,
     added_to,
     model_of,
     model_options,
     option,
+    parts_of,
     read_options,
 )
 from perfuse.cli.settings import Configured
@@ -72,6 +74,7 @@ def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
 @option("--scheduler", help="ddim, euler, dpm++, unipc, … instead of the checkpoint's.")
 @click.option("--option", "options", multiple=True, help="A backend's switch: compile=true.")
 @TRANSFORM
+@NO_CHECKER
 @click.option(
     "--from",
     "origin",
@@ -135,7 +138,7 @@ def generate(
     images = _wanted(state["images"], flags, again)
     paths = _save(images, output, metadata=not no_metadata)
     if as_json:
-        result = _result(pipe, images, paths, state["seeds"], inputs, watch)
+        result = _result(pipe, images, paths, state, inputs, watch)
         click.echo(json.dumps(result))
         return
     seeds = ", ".join(map(str, state["seeds"]))
@@ -184,6 +187,7 @@ def _opened(
         "precision": given["precision"],
         "options": read_options(given["options"]),
         "transforms": given["transforms"],
+        **parts_of(given["no_safety_checker"]),
     }
     if again is not None:
         opening |= {n: v for n, v in _opening(again, flags).items() if n not in flags}
@@ -440,7 +444,7 @@ def _result(
     pipe: "DiffusionPipeline",
     images: "list[Image]",
     paths: list[Path],
-    seeds: Iterable[int],
+    state: Mapping[str, Any],
     inputs: Mapping[str, Any],
     watch: Watch,
 ) -> dict[str, Any]:
@@ -451,7 +455,8 @@ def _result(
     reports = {name: program.report() for name, program in pipe.programs().items()}
     return {
         "pictures": [str(path) for path in paths],
-        "seeds": list(seeds),
+        "seeds": list(state["seeds"]),
+        "nsfw_content_detected": state.get("nsfw_content_detected"),
         "model": noted[0].model,
         "prompt": inputs.get("prompt"),
         "components": {

@@ -45,6 +45,11 @@ class Role:
     LATENT_DECODER = "latent_decoder"
     #: Pictures to states or embeddings.
     IMAGE_ENCODER = "image_encoder"
+    #: An embedding or states of images to ``image_tokens``, which a denoiser attends to.
+    IMAGE_PROJECTION = "image_projection"
+    #: ``clip_input``, pictures as an image processor makes them, to ``special_scores`` and
+    #: ``concept_scores``: above zero where a picture is nearer to a concept than is allowed.
+    SAFETY_CHECKER = "safety_checker"
     #: A ControlNet: the denoiser's inputs and a picture, to residuals for the denoiser.
     CONTROL = "control"
     OTHER = "other"
@@ -247,13 +252,17 @@ class PipelineSpec:
     latents: LatentSpec
     #: Tokenizer name to its folder in the checkpoint.
     tokenizers: Mapping[str, str] = field(default_factory=FrozenDict)
+    #: Image processor name to its ``preprocessor_config.json``: how pictures are made ready for the
+    #: components that look at them.
+    processors: Mapping[str, Mapping[str, Any]] = field(default_factory=FrozenDict)
     #: The configs of further schedulers by name: ``low_res_scheduler`` of an upscaling model.
     schedulers: Mapping[str, Mapping[str, Any]] = field(default_factory=FrozenDict)
     #: Scalars of ``model_index.json``, e.g. ``force_zeros_for_empty_prompt``.
     options: Mapping[str, Any] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:
-        for name in ("components", "scheduler", "schedulers", "tokenizers", "options"):
+        names = ("components", "scheduler", "schedulers", "tokenizers", "processors", "options")
+        for name in names:
             object.__setattr__(self, name, FrozenDict(getattr(self, name)))
 
     def having(self, role: str) -> tuple[ComponentSpec, ...]:

@@ -6,7 +6,7 @@ __all__ = ["PIPELINES"]
 
 _NEEDS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _NEEDS_XL = ("unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler")
-_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 _CLIPPED = {"steps_offset": 1, "clip_sample": False}
 _CONTROLNET = "perfuse.tasks.controlnet:CONTROLNET_"
 _ADAPTER = "perfuse.tasks.adapter:ADAPTER_"
@@ -23,7 +23,7 @@ _CONTROLNETS = tuple(
         class_name=class_name,
         tasks=tasks,
         needs=(*_NEEDS, "controlnet"),
-        unused=_UNUSED,
+        optional=_OPTIONAL,
         addable={"controlnet": class_name},
         corrects=_CLIPPED,
     )
@@ -38,7 +38,7 @@ _CONTROLNETS_XL = tuple(
         class_name=class_name,
         tasks=tasks,
         needs=(*_NEEDS_XL, "controlnet"),
-        unused=_UNUSED,
+        optional=_OPTIONAL,
         addable={"controlnet": class_name},
     )
     for class_name, tasks in {
@@ -52,7 +52,7 @@ _ADAPTERS = (
         class_name="StableDiffusionAdapterPipeline",
         tasks={"text-to-image": f"{_ADAPTER}TO_IMAGE"},
         needs=(*_NEEDS, "adapter"),
-        unused=_UNUSED,
+        optional=_OPTIONAL,
         addable={"adapter": "StableDiffusionAdapterPipeline"},
         corrects=_CLIPPED,
     ),
@@ -60,7 +60,7 @@ _ADAPTERS = (
         class_name="StableDiffusionXLAdapterPipeline",
         tasks={"text-to-image": f"{_ADAPTER}TO_IMAGE_XL"},
         needs=(*_NEEDS_XL, "adapter"),
-        unused=_UNUSED,
+        optional=_OPTIONAL,
         addable={"adapter": "StableDiffusionXLAdapterPipeline"},
     ),
 )

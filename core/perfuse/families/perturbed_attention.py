@@ -18,7 +18,7 @@ PIPELINES = (
             class_name=class_name,
             tasks=tasks,
             needs=("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
-            unused=("safety_checker", "feature_extractor", "image_encoder"),
+            optional=("safety_checker", "feature_extractor", "image_encoder"),
             corrects={"steps_offset": 1, "clip_sample": False},
         )
         for class_name, tasks in {
@@ -32,7 +32,7 @@ PIPELINES = (
             class_name=class_name,
             tasks=tasks,
             needs=("unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler"),
-            unused=("feature_extractor", "image_encoder"),
+            optional=("feature_extractor", "image_encoder"),
         )
         for class_name, tasks in {
             "StableDiffusionXLPAGPipeline": {**_TEXT_XL, **_IMAGE_XL, **_INPAINT_XL},

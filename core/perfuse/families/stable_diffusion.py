@@ -11,7 +11,7 @@ _ROOM = "perfuse.tasks.consistency"
 _TEXT_FEW = {"text-to-image": f"{_ROOM}:CONSISTENCY_TEXT_TO_IMAGE"}
 _IMAGE_FEW = {"image-to-image": f"{_ROOM}:CONSISTENCY_IMAGE_TO_IMAGE"}
 _NEEDS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 _EDIT = {"instruct-pix2pix": "perfuse.tasks.instruct_pix2pix:INSTRUCT_PIX2PIX"}
 _DEPTH = {"depth-to-image": "perfuse.tasks.depth_to_image:DEPTH_TO_IMAGE"}
 _UPSCALE = {"upscale": "perfuse.tasks.upscale:UPSCALE"}
@@ -24,7 +24,7 @@ PIPELINES = (
         class_name="StableDiffusionPipeline",
         tasks={**_TEXT, **_IMAGE, **_INPAINT},
         needs=_NEEDS,
-        unused=_UNUSED,
+        optional=_OPTIONAL,
         addable={
             "controlnet": "StableDiffusionControlNetPipeline",
             "adapter": "StableDiffusionAdapterPipeline",
@@ -35,7 +35,7 @@ PIPELINES = (
         class_name="StableDiffusionImg2ImgPipeline",
         tasks=_IMAGE,
         needs=_NEEDS,
-        unused=_UNUSED,
+        optional=_OPTIONAL,
         addable={"controlnet": "StableDiffusionControlNetImg2ImgPipeline"},
         corrects=_CLIPPED,
     ),
@@ -43,7 +43,7 @@ PIPELINES = (
         class_name="StableDiffusionInpaintPipeline",
         tasks=_INPAINT,
         needs=_NEEDS,
-        unused=_UNUSED,
+        optional=_OPTIONAL,
         addable={"controlnet": "StableDiffusionControlNetInpaintPipeline"},
         corrects=_SKIPPED,
     ),
@@ -51,21 +51,21 @@ PIPELINES = (
         class_name="LatentConsistencyModelPipeline",
         tasks={**_TEXT_FEW, **_IMAGE_FEW},
         needs=_NEEDS,
-        unused=_UNUSED,
+        optional=_OPTIONAL,
         defaults=_CONSISTENCY,
     ),
     PipelineManifest(
         class_name="LatentConsistencyModelImg2ImgPipeline",
         tasks=_IMAGE_FEW,
         needs=_NEEDS,
-        unused=_UNUSED,
+        optional=_OPTIONAL,
         defaults=_CONSISTENCY,
     ),
     PipelineManifest(
         class_name="StableDiffusionInstructPix2PixPipeline",
         tasks=_EDIT,
         needs=_NEEDS,
-        unused=_UNUSED,
+        optional=_OPTIONAL,
     ),
     PipelineManifest(
         class_name="StableDiffusionDepth2ImgPipeline",
@@ -78,6 +78,7 @@ PIPELINES = (
         class_name="StableDiffusionUpscalePipeline",
         tasks=_UPSCALE,
         needs=(*_NEEDS, "low_res_scheduler"),
-        unused=("safety_checker", "feature_extractor", "watermarker"),
+        optional=("safety_checker", "feature_extractor"),
+        unused=("watermarker",),
     ),
 )

@@ -9,7 +9,7 @@ _IMAGE = {"image-to-image": "perfuse.tasks.image_to_image_xl:IMAGE_TO_IMAGE_XL"}
 _INPAINT = {"inpainting": "perfuse.tasks.image_to_image_xl:INPAINTING_XL"}
 _EDIT = {"instruct-pix2pix": "perfuse.tasks.instruct_pix2pix:INSTRUCT_PIX2PIX_XL"}
 _NEEDS = ("unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler")  # the refiner has no other
-_UNUSED = ("feature_extractor", "image_encoder")
+_OPTIONAL = ("feature_extractor", "image_encoder")
 
 _CONTROLNET = "StableDiffusionXLControlNet"
 _ADDABLE = {
@@ -26,7 +26,7 @@ PIPELINES = tuple(
         class_name=class_name,
         tasks=tasks,
         needs=_NEEDS,
-        unused=_UNUSED,
+        optional=_OPTIONAL,
         addable=_ADDABLE.get(class_name, {}),
     )
     for class_name, tasks in {

@@ -63,7 +63,8 @@ def native(cls: type[Model], spec: ComponentSpec, model: nn.Module) -> nn.Module
     with torch.device("meta"):
         ours = cls.from_config(spec.config)
     try:
-        ours.load_state_dict(model.state_dict(), assign=True)
+        state = {cls.rename(name): tensor for name, tensor in model.state_dict().items()}
+        ours.load_state_dict({n: t for n, t in state.items() if n is not None}, assign=True)
     except RuntimeError:  # layers were added or removed: run the user's module as it is
         return model
     return ours.requires_grad_(False)

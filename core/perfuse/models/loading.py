@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Rename", "component_folder", "load_model", "load_state", "save_model"]
 
-_CONFIG, _WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+_CONFIG = "config.json"
 _LISTED = 10
 _M = TypeVar("_M", bound="Model")
 Shape = tuple[int, ...]
@@ -220,7 +220,7 @@ def save_model(model: "Model", folder: Path) -> None:
             f"{type(model).__name__} was to be saved to {folder}; the system said: "
             f"{exc.strerror or exc}. Free space or choose another folder."
         ) from exc
-    with replacing(folder / _WEIGHTS, error=CheckpointError) as partial:
+    with replacing(folder / model.weights_name, error=CheckpointError) as partial:
         save_file(state, partial, metadata={"format": "pt"})
     write_file(folder / _CONFIG, text, error=CheckpointError)
 

@@ -23,6 +23,8 @@ class Model(nn.Module):
     """
 
     config_class: ClassVar[type[ModelConfig]]
+    #: The file that ``save_pretrained`` writes the weights to.
+    weights_name: ClassVar[str] = "diffusion_pytorch_model.safetensors"
     config: ModelConfig
 
     def __init__(self, **fields: Any) -> None:
@@ -104,7 +106,7 @@ class Model(nn.Module):
     def save_pretrained(
         self, folder: str | os.PathLike[str], *, safe_serialization: bool = True
     ) -> None:
-        """Write ``config.json`` and ``diffusion_pytorch_model.safetensors``."""
+        """Write ``config.json`` and the weights, named as Diffusers and Transformers name them."""
         from perfuse.models.loading import save_model
 
         if not safe_serialization:
@@ -114,8 +116,8 @@ class Model(nn.Module):
         save_model(self, Path(folder))
 
     @staticmethod
-    def rename(name: str) -> str:
-        """The current name of a tensor that older checkpoints call ``name``.
+    def rename(name: str) -> str | None:
+        """The current name of a tensor that older checkpoints call ``name``; ``None`` drops it.
 
         Before Diffusers 0.12, attention over pixels had other parameter names.
         """

@@ -10,6 +10,7 @@ from perfuse.contract.spec import PipelineSpec
 from perfuse.errors import InputError
 from perfuse.models.registry import describe, fitted, is_known, latents_of
 from perfuse.run.classes import family_of
+from perfuse.run.safety import is_processor, processor_config
 from perfuse.sources.tokenizer import Tokenizer
 from perfuse.sources.tokenizer_face import PromptTokenizer, as_ours
 
@@ -53,6 +54,9 @@ class Assembled(Source):
             schedulers=schedulers,
             latents=latents_of(components),
             tokenizers={name: name for name, one in modules.items() if _is_tokenizer(one)},
+            processors={
+                name: processor_config(one) for name, one in modules.items() if is_processor(one)
+            },
         )
         return cls(model=f"a {family_of(class_name)} in memory", spec=spec, modules=modules)
 
@@ -73,7 +77,8 @@ class Assembled(Source):
     @property
     def others(self) -> dict[str, Any]:
         """The objects that are neither, without the scheduler."""
-        known = {*self.models, *self.tokenizers, *self.spec.schedulers, "scheduler"}
+        spec = self.spec
+        known = {*self.models, *self.tokenizers, *spec.processors, *spec.schedulers, "scheduler"}
         return {n: one for n, one in self.modules.items() if n not in known}
 
     def component(

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from perfuse.arrays.image_processor import ImageProcessor
 from perfuse.arrays.vae_image_processor import VaeImageProcessor
 from perfuse.contract.backend import Program
 from perfuse.contract.component import Component
@@ -14,15 +15,18 @@ from perfuse.contract.steps import Task
 from perfuse.contract.target import Placement, Target
 from perfuse.contract.transform import Plan
 from perfuse.errors import InputError
+from perfuse.models.ip_adapter.description import ImageAdapter
 from perfuse.models.registry import perturbed
 from perfuse.plugins import host
 from perfuse.progress import working
 from perfuse.run.adding import addable, extended
+from perfuse.run.image_prompts import with_adapters
 from perfuse.run.options import options_for
 from perfuse.run.placing import target_of, torch_device
-from perfuse.run.plan import parts_of, plan_of, respecified, without
+from perfuse.run.plan import added, parts_of, plan_of, respecified, without
 from perfuse.run.preparing import prepare
 from perfuse.run.programs import Programs
+from perfuse.run.safety import FEATURE_EXTRACTOR, processor_config
 from perfuse.run.sizes import fixed_dims, usual_sizes
 from perfuse.run.tools import PipelineTools
 from perfuse.run.transforms import Chosen, applied, rewriting
@@ -75,6 +79,7 @@ class Parts:
     _tokenizers: dict[str, Any]  # ours, or what the user set
     _others: dict[str, Any]  # registered, and run by no task
     _perturbed: dict[str, Perturbation]  # worse versions that guiders asked for
+    _adapters: tuple[ImageAdapter, ...]  # IP-Adapters
     _one_at_a_time: bool
     _plan: Plan | None
 
@@ -85,6 +90,7 @@ class Parts:
         """What will run: the source's components and tasks after all transforms."""
         if self._plan is None:
             plan = plan_of(self._source, self._spec, precision=self.precision, models=self._models)
+            plan = with_adapters(plan, self._adapters, self.precision)
             plan = applied(plan, self._transforms, exported=self._source.transforms)
             for one in self._perturbed.values():
                 denoiser = plan.components[plan.spec.denoiser.name]
@@ -95,7 +101,8 @@ class Parts:
     @property
     def spec(self) -> PipelineSpec:
         """The description of what will run. Without transforms, reading it opens no weights."""
-        return self.plan.spec if self._transforms or self._perturbed else self._spec
+        changed = self._transforms or self._perturbed or self._adapters
+        return self.plan.spec if changed else self._spec
 
     @property
     def tasks(self) -> Mapping[str, Task]:
@@ -158,7 +165,8 @@ class Parts:
     @property
     def optional(self) -> tuple[str, ...]:
         """The names of what a pipeline of this class may have, and this one has not."""
-        return tuple(name for name in self._unknown() if name not in self._others)
+        there = {*parts_of(self._spec), *self._spec.processors, *self._others}
+        return tuple(name for name in self._optional() if name not in there)
 
     def model(self, name: str) -> Any:
         """The model of an attribute, only to be read: the pipeline goes on as it was."""
@@ -349,14 +357,15 @@ class Parts:
     # Components as attributes
 
     def _known(self) -> dict[str, list[str]]:
-        """The names of all components, tokenizers and the scheduler, also of removed ones."""
+        """The names of all that the pipeline has or may have, with those of their components."""
         source = self._source.spec
-        names = (*source.tokenizers, *source.schedulers, "scheduler")
-        others: dict[str, list[str]] = {name: [] for name in names}
-        return {**parts_of(source), **others}
+        manifest = host().pipelines().get(self._spec.class_name)
+        optional = () if manifest is None else manifest.optional
+        others = (*source.tokenizers, *source.processors, *source.schedulers, "scheduler")
+        return {**{name: [] for name in (*optional, *others)}, **parts_of(source)}
 
     def _optional(self) -> tuple[str, ...]:
-        """The names of what a pipeline of this class may have, and no task of it runs."""
+        """The names of what a pipeline of this class may have, or be without."""
         manifest = host().pipelines().get(self._spec.class_name)
         return () if manifest is None else (*manifest.optional, *manifest.unused)
 
@@ -387,11 +396,13 @@ class Parts:
         parts = parts_of(self._spec)
         if name in self._spec.tokenizers:
             return self._tokenizer(name)
+        if name in self._spec.processors:
+            return ImageProcessor.from_config(self._spec.processors[name])
         if name in self._spec.schedulers:
             return scheduler_from_config(self._spec.schedulers[name])
         if name not in parts:
             if name in self._known():
-                return None  # it was removed
+                return None  # it was removed, or never there
             if name in self._unknown():
                 return self._others.get(name)
             raise AttributeError(
@@ -433,7 +444,9 @@ class Parts:
             self._set_scheduler(name, value)
         elif value is not None and name in addable(self._source.spec):
             self._extend(name, value)
-        elif name in parts_of(self._source.spec):
+        elif name == FEATURE_EXTRACTOR and name in self._known():
+            self._set_processor(name, value)
+        elif name in self._known():
             self._replace(name, value)
         elif name in self._others:
             self._others[name] = value
@@ -459,6 +472,13 @@ class Parts:
         self._spec = dataclasses.replace(self._spec, schedulers=schedulers)
         self._plan = None
 
+    def _set_processor(self, name: str, processor: Any) -> None:
+        known = {n: config for n, config in self._spec.processors.items() if n != name}
+        if processor is not None:
+            known[name] = processor_config(processor)
+        self._spec = dataclasses.replace(self._spec, processors=known)
+        self._plan = None
+
     def _replace(self, part: str, model: Any) -> None:
         """Replace the model of an attribute; the spec follows the new model's config.
 
@@ -467,16 +487,16 @@ class Parts:
             InputError: the model has other components than the one that it replaces.
         """
         model = self._uncompiled(part, model)
-        names = parts_of(self._source.spec)[part]
         spec = self._spec
-        if part not in parts_of(spec):  # it was removed before
+        names = parts_of(self._source.spec).get(part) or parts_of(spec).get(part, [])
+        if part not in parts_of(spec) and names:  # it was removed before
             back = {name: self._source.spec.components[name] for name in names}
             spec = dataclasses.replace(spec, components={**spec.components, **back})
         if model is None:
             self._spec = without(spec, part)
             self._models.pop(part, None)
         else:
-            self._spec = respecified(spec, part, model)
+            self._spec = respecified(spec, part, model) if names else added(spec, part, model)
             self._models[part] = model
         planned = self._plan.spec.components.values() if self._plan is not None else ()
         entries = [one.name for one in planned if one.entry_of in names]
@@ -504,7 +524,7 @@ class Parts:
         inner = getattr(model, "_orig_mod", None)
         if inner is None:
             return model
-        for name in parts_of(self._source.spec)[part]:
+        for name in parts_of(self._source.spec).get(part, [part]):
             if "compile" in host().backend(self.placement[name].backend).options:
                 self._options[f"{name}.compile"] = "true"
         return inner

@@ -16,11 +16,13 @@ from perfuse.run.arguments import Opening, dtype_name, read_arguments
 from perfuse.run.assembled import Assembled
 from perfuse.run.classes import as_class, manifest_of, named_class
 from perfuse.run.exporting import export
+from perfuse.run.image_prompts import ImagePrompts
 from perfuse.run.moving import moved_modules, read_where
 from perfuse.run.options import check_scopes
 from perfuse.run.output import PipelineOutput
 from perfuse.run.placing import check_placement, natural_backend, target_of, torch_device
 from perfuse.run.programs import Programs
+from perfuse.run.safety import check_parts
 from perfuse.run.saving import index_of, save
 from perfuse.run.switches import Switches
 from perfuse.run.transforms import find_transforms
@@ -32,7 +34,7 @@ from perfuse.sources.store import ArtifactStore
 __all__ = ["DiffusionPipeline", "PipelineOutput"]
 
 
-class DiffusionPipeline(Switches):
+class DiffusionPipeline(ImagePrompts, Switches):
     """A pipeline that is ready to run; make one with ``from_pretrained``.
 
     Components are attributes, as in Diffusers. Set one to a torch module or a ``Program`` to
@@ -96,6 +98,7 @@ class DiffusionPipeline(Switches):
         self._settings: dict[str, Any] = {}
         self._progress_bar_config = {}
         self._perturbed = {}
+        self._adapters = ()
         self._one_at_a_time = False
         self._plan = None
         return self
@@ -206,6 +209,7 @@ class DiffusionPipeline(Switches):
         else:
             pipe = cls.of(source, **settings)
             pipe._set_all(asked.components)
+        check_parts(source.spec, pipe._spec)
         check_placement(source, pipe.spec, pipe.placement)
         check_scopes(
             options or {},
@@ -291,6 +295,7 @@ class DiffusionPipeline(Switches):
         pipe.precision = asked.precision if asked.precision is not None else pipeline.precision
         pipe._scheduler = pipeline._scheduler
         pipe._store, pipe._transforms = pipeline._store, pipeline._transforms
+        pipe._adapters = pipeline._adapters
         for name in ("_options", "_models", "_tokenizers", "_others", "_settings"):
             object.__setattr__(pipe, name, dict(getattr(pipeline, name)))
         pipe._set_all(asked.components)

@@ -16,7 +16,7 @@ from perfuse.run.transforms import Chosen, applied, find_transforms
 from perfuse.sources.tokenizer import Tokenizer
 from perfuse.tasks.choosing import tasks_of
 
-__all__ = ["Planned", "parts_of", "plan_of", "precision_of", "respecified", "without"]
+__all__ = ["Planned", "added", "parts_of", "plan_of", "precision_of", "respecified", "without"]
 
 
 def plan_of(
@@ -57,10 +57,11 @@ def precision_of(spec: ComponentSpec, asked: str | None) -> str | None:
 
 
 def without(spec: PipelineSpec, part: str) -> PipelineSpec:
-    """The spec without a tokenizer, or without the components of a pipeline attribute."""
+    """The spec without a tokenizer, an image processor, or the components of an attribute."""
     kept = {name: one for name, one in spec.components.items() if one.part != part}
     tokenizers = {name: folder for name, folder in spec.tokenizers.items() if name != part}
-    return dataclasses.replace(spec, components=kept, tokenizers=tokenizers)
+    processors = {name: config for name, config in spec.processors.items() if name != part}
+    return dataclasses.replace(spec, components=kept, tokenizers=tokenizers, processors=processors)
 
 
 def respecified(spec: PipelineSpec, part: str, model: Any) -> PipelineSpec:
@@ -70,11 +71,9 @@ def respecified(spec: PipelineSpec, part: str, model: Any) -> PipelineSpec:
         CheckpointError: the model's class cannot take its config.
         InputError: the model has other components than the one that it replaces.
     """
-    config = getattr(model, "config", None)
-    class_name = type(model).__name__
-    if config is None or not is_known(class_name):
+    class_name, fields = _described(model)
+    if fields is None:
         return spec  # a program, or the user's own module with the same signature
-    fields = dict(config.to_dict() if hasattr(config, "to_dict") else config)
     former = [one for one in spec.components.values() if one.part == part]
     described = describe(class_name, part, former[0].folder, fields)
     names = [one.name for one in former]
@@ -85,6 +84,32 @@ def respecified(spec: PipelineSpec, part: str, model: Any) -> PipelineSpec:
         )
     components = fitted({**spec.components, **{one.name: one for one in described}})
     return dataclasses.replace(spec, components=components, latents=latents_of(components))
+
+
+def added(spec: PipelineSpec, part: str, model: Any) -> PipelineSpec:
+    """The spec with the components of a model that the pipeline did not have.
+
+    Raises:
+        CheckpointError: the model's class cannot take its config.
+        InputError: the model's class is unknown.
+    """
+    class_name, fields = _described(model)
+    if fields is None:
+        raise InputError(
+            f"{part} was to be a {class_name}, which perfuse does not know; {spec.class_name} has "
+            "no component there that it could stand in for. A plugin can add a class: hook "
+            "perfuse_architectures."
+        )
+    described = {one.name: one for one in describe(class_name, part, part, fields)}
+    return dataclasses.replace(spec, components=fitted({**spec.components, **described}))
+
+
+def _described(model: Any) -> tuple[str, dict[str, Any] | None]:
+    """A model's class and config; ``None`` for a class that perfuse does not know."""
+    config, class_name = getattr(model, "config", None), type(model).__name__
+    if config is None or not is_known(class_name):
+        return class_name, None
+    return class_name, dict(config.to_dict() if hasattr(config, "to_dict") else config)
 
 
 def parts_of(spec: PipelineSpec) -> dict[str, list[str]]:

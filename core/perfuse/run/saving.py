@@ -41,7 +41,7 @@ def save(pipe: Parts, folder: Path) -> None:
         model.save_pretrained(folder / name)
     for name in pipe.spec.tokenizers:
         save_tokenizer(pipe, name, folder / name)
-    for name in schedulers_of(pipe):
+    for name in (*pipe.spec.processors, *schedulers_of(pipe)):
         getattr(pipe, name).save_pretrained(folder / name)
     _save_others(pipe, folder)
     write_file(folder / INDEX, json.dumps(index_of(pipe), indent=2) + "\n")
@@ -81,6 +81,8 @@ def index_of(pipe: Parts) -> dict[str, Any]:
     for name in spec.tokenizers:
         said = before.get(name)
         index[name] = list(said) if said else _described(getattr(pipe, name), "transformers")
+    for name in spec.processors:
+        index[name] = ["transformers", "CLIPImageProcessor"]
     for name in schedulers_of(pipe):
         index[name] = ["diffusers", type(getattr(pipe, name)).__name__]
     for name in getattr(pipe.source, "ignored", ()):

@@ -27,6 +27,7 @@ from perfuse.sources.model_index import (
     AGAIN,
     CONFIG,
     INDEX,
+    PROCESSOR,
     SCHEDULER,
     class_of,
     entries_of,
@@ -209,11 +210,12 @@ class Checkpoint(Source):
         return dataclasses.replace(self, spec=spec)
 
     def files(self) -> dict[str, Path]:
-        """Tokenizers and scheduler."""
+        """Tokenizers, image processors and scheduler."""
         from perfuse.sources.tokenizer_files import FILES
 
         wanted: list[tuple[str, tuple[str, ...]]]
         wanted = [(folder, FILES) for folder in self.spec.tokenizers.values()]
+        wanted += [(folder_of(self.path, n, PROCESSOR), (PROCESSOR,)) for n in self.spec.processors]
         wanted.append((folder_of(self.path, "scheduler", SCHEDULER), (SCHEDULER,)))
         found = {
             (Path(folder) / name).as_posix(): self.path / folder / name
@@ -278,11 +280,16 @@ def _read_spec(
         )
     components: dict[str, ComponentSpec] = {}
     tokenizers: dict[str, str] = {}
+    processors: dict[str, dict[str, Any]] = {}
     for name, component_class in entries.items():
         if name in kind.unused or kind_of(name, component_class) == "scheduler":
             continue
         if kind_of(name, component_class) == "tokenizer":
             tokenizers[name] = folder_of(path, name, "tokenizer_config.json")
+            continue
+        if kind_of(name, component_class) == "processor":
+            file = path / folder_of(path, name, PROCESSOR) / PROCESSOR
+            processors[name] = read_json(check_inside(file, path))
             continue
         specs = _read_component(path, name, component_class)
         components |= {spec.name: spec for spec in specs}
@@ -303,6 +310,7 @@ def _read_spec(
         },
         latents=latents,
         tokenizers=tokenizers,
+        processors=processors,
         options={
             name: value
             for name, value in index.items()

@@ -11,6 +11,7 @@ from perfuse.plugins import host
 from perfuse.sources.model_index import (
     CONFIG,
     INDEX,
+    PROCESSOR,
     SCHEDULER,
     entries_of,
     kind_of,
@@ -19,7 +20,14 @@ from perfuse.sources.model_index import (
 )
 from perfuse.sources.weights import choose, variants
 
-__all__ = ["check_variant", "component_from_hub", "from_hub", "is_hub_id", "scheduler_from_hub"]
+__all__ = [
+    "check_variant",
+    "component_from_hub",
+    "file_from_hub",
+    "from_hub",
+    "is_hub_id",
+    "scheduler_from_hub",
+]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -63,7 +71,7 @@ def _wanted(
             index = (choice.index,) if choice.index is not None else ()
             keep = {CONFIG, *choice.files, *index}
         else:
-            keep = {SCHEDULER} if kind == "scheduler" else set(FILES)
+            keep = {"scheduler": {SCHEDULER}, "processor": {PROCESSOR}}.get(kind, set(FILES))
         wanted += [f"{folder}/{file}".lstrip("/") for file in names if file in keep]
     return wanted
 
@@ -129,6 +137,29 @@ def from_hub(
             "or run once with a connection to huggingface.co and without HF_HUB_OFFLINE."
         ) from exc
     return index.parent, index.parent.name
+
+
+def file_from_hub(model: str, file: str, *, revision: str | None, offline: bool | None) -> Path:
+    """One file of a repository, in the Hub's cache.
+
+    Raises:
+        CheckpointError: ``model`` is no OWNER/NAME, or the Hub has no such file or is out of reach.
+    """
+    if not is_hub_id(model):
+        raise CheckpointError(
+            f"{file} was to be taken from {model!r}; there is no such folder. Name a folder, or a Hub "
+            "repository as OWNER/NAME."
+        )
+    from huggingface_hub import constants, hf_hub_download
+
+    alone = constants.HF_HUB_OFFLINE if offline is None else offline
+    try:
+        return Path(hf_hub_download(model, file, revision=revision, local_files_only=alone))
+    except Exception as exc:  # requests, httpx, the system's own: the library has no one root
+        raise CheckpointError(
+            f"{file} was to be taken from {model}; there is no such folder, and the Hub gave no such "
+            f"file: {type(exc).__name__}. Name a folder, or a repository that has it."
+        ) from exc
 
 
 def component_from_hub(

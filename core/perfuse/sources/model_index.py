@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
+PROCESSOR, IMAGE_PROCESSOR = "preprocessor_config.json", "CLIPImageProcessor"
 AGAIN = "Download or save the checkpoint again."
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -137,6 +138,9 @@ def write_index(spec: PipelineSpec, folder: Path) -> None:
         config = folder / place / "tokenizer_config.json"
         said = read_json(config) if config.is_file() else {}
         index[name] = entry(str(said.get("tokenizer_class", "CLIPTokenizer")), "transformers")
+    for name, settings in spec.processors.items():
+        kind = settings.get("image_processor_type", IMAGE_PROCESSOR)
+        index[name] = entry(str(kind), "transformers")
     index["scheduler"] = entry(str(spec.scheduler["_class_name"]), "diffusers")
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
@@ -155,8 +159,11 @@ def class_of(index: Mapping[str, Any]) -> str | None:
 
 
 def kind_of(name: str, class_name: str) -> str:
+    """``"scheduler"``, ``"tokenizer"``, ``"processor"`` of pictures, or ``"component"``."""
     if name == "scheduler" or class_name.endswith("Scheduler"):
         return "scheduler"
+    if class_name.endswith(("ImageProcessor", "FeatureExtractor")):
+        return "processor"
     return "tokenizer" if "Tokenizer" in class_name else "component"
 
 

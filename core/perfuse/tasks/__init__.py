@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from perfuse.tasks.inputs import OUTPUT as OUTPUT
     from perfuse.tasks.inputs import SIZE as SIZE
     from perfuse.tasks.inputs import STEPS as STEPS
+    from perfuse.tasks.safety import check_safety as check_safety
     from perfuse.tasks.text import conditions_of as conditions_of
     from perfuse.tasks.text import encode as encode
     from perfuse.tasks.text import guider_for as guider_for
@@ -82,6 +83,7 @@ __getattr__, __dir__ = lazy(
             "SIZE",
             "STEPS",
         ),
+        "safety": ("check_safety",),
         "text": (
             "conditions_of",
             "encode",

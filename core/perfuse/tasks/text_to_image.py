@@ -18,7 +18,9 @@ from perfuse.tasks.denoise import (
     finish,
     prepare_schedule,
 )
+from perfuse.tasks.image_prompt import IMAGE_PROMPT, encode_image_prompt
 from perfuse.tasks.inputs import GUIDANCE, NOISE, OUTPUT, SIZE, STEPS
+from perfuse.tasks.safety import check_safety
 from perfuse.tasks.text import Prompt, conditions_of, encode, guider_for, read_texts
 
 __all__ = ["TEXT_TO_IMAGE", "prepare_latents", "read_prompts"]
@@ -166,6 +168,7 @@ TEXT_TO_IMAGE = Task(
         **NOISE,
         "prompt_embeds": Input(help="Text states [B, S, D] instead of a prompt."),
         "negative_prompt_embeds": Input(help="Text states instead of a negative prompt."),
+        **IMAGE_PROMPT,
         **OUTPUT,
     },
     steps=(
@@ -174,9 +177,11 @@ TEXT_TO_IMAGE = Task(
         check_size,
         prepare_schedule,
         encode_prompt,
+        encode_image_prompt,
         prepare_latents,
         *denoise_loop,
         decode,
+        check_safety,
         finish,
     ),
 )

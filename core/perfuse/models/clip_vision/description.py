@@ -1,0 +1,88 @@
+"""The config and the description of CLIP's image encoder, without torch."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature
+from perfuse.models.config import ModelConfig
+from perfuse.models.shapes import floating
+
+__all__ = ["ClipVisionConfig", "describe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipVisionConfig(ModelConfig):
+    """The fields of Transformers' ``CLIPVisionConfig`` that determine what is computed.
+
+    Transformers leaves values at their default out of the file.
+    """
+
+    class_name: ClassVar[str] = "CLIPVisionModelWithProjection"
+    model_type: ClassVar[str] = "clip_vision_model"
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    projection_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        self.check_choice("hidden_act", ("quick_gelu", "gelu"))
+        if not 0 < self.patch_size <= self.image_size:
+            raise self.error(f"patch_size is {self.patch_size}", f"1 to {self.image_size}")
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+            raise self.error(
+                f"num_attention_heads is {self.num_attention_heads}",
+                f"a number that divides hidden_size, {self.hidden_size}",
+            )
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
+        """Read a parsed ``config.json``, which also holds settings for training and generation."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in config.items() if name in known})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as Transformers writes it."""
+        fields = dataclasses.asdict(self)
+        return {"architectures": [self.class_name], "model_type": self.model_type, **fields}
+
+    @property
+    def tokens(self) -> int:
+        """The length of a picture's sequence: its patches and the class token."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
+    """CLIP's image encoder: the embedding in the space that pictures and texts share, and states.
+
+    An image prompt is made of one or the other, so that a captured graph returns both.
+    """
+    vision = ClipVisionConfig.from_dict(config)
+    size = vision.image_size
+    return (
+        ComponentSpec(
+            name=name,
+            role=Role.IMAGE_ENCODER,
+            class_name=vision.class_name,
+            folder=folder,
+            config=config,
+            signature=Signature(
+                inputs=(floating("pixel_values", "batch", vision.num_channels, size, size),),
+                outputs=(
+                    floating("image_embeds", "batch", vision.projection_dim),
+                    floating(
+                        "penultimate_hidden_state", "batch", vision.tokens, vision.hidden_size
+                    ),
+                ),
+            ),
+            dims={"batch": Dim(example=2)},
+        ),
+    )

@@ -1,0 +1,78 @@
+"""The config and the description of the safety checker, without torch."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature, TensorSpec
+from perfuse.models.clip_vision.description import ClipVisionConfig
+from perfuse.models.config import ModelConfig
+from perfuse.models.shapes import floating
+
+__all__ = ["CONCEPTS", "SPECIAL", "SafetyCheckerConfig", "describe"]
+
+#: How many concepts each table holds: those that blacken a picture, and those that lower the bar.
+CONCEPTS, SPECIAL = 17, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafetyCheckerConfig(ModelConfig):
+    """The fields of Transformers' ``CLIPConfig`` that concern pictures."""
+
+    class_name: ClassVar[str] = "StableDiffusionSafetyChecker"
+
+    projection_dim: int = 512
+    #: The fields of ``ClipVisionConfig``.
+    vision_config: Any = field(default_factory=dict)
+    #: The same, in files that Transformers wrote before 4.27; it wins over the other.
+    vision_config_dict: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("vision_config", "vision_config_dict"):
+            if not isinstance(getattr(self, name), Mapping | None):
+                raise self.error(f"{name} is {getattr(self, name)!r}", "an object")
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
+        """Read a parsed ``config.json``, which also describes a text encoder."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in config.items() if name in known})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as Transformers writes it."""
+        return {
+            "architectures": [self.class_name],
+            "model_type": "clip",
+            "projection_dim": self.projection_dim,
+            "vision_config": self.vision.to_dict(),
+        }
+
+    @property
+    def vision(self) -> ClipVisionConfig:
+        """The configuration of the image encoder."""
+        fields = {**(self.vision_config or {}), **(self.vision_config_dict or {})}
+        return ClipVisionConfig.from_dict(fields)
+
+
+def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
+    """The safety checker: how much nearer a picture is to each concept than that concept's bar."""
+    vision = SafetyCheckerConfig.from_dict(config).vision
+    size = vision.image_size
+    return (
+        ComponentSpec(
+            name=name,
+            role=Role.SAFETY_CHECKER,
+            class_name=SafetyCheckerConfig.class_name,
+            folder=folder,
+            config=config,
+            signature=Signature(
+                inputs=(floating("clip_input", "batch", vision.num_channels, size, size),),
+                outputs=(
+                    TensorSpec(name="special_scores", dtype="float32", shape=("batch", SPECIAL)),
+                    TensorSpec(name="concept_scores", dtype="float32", shape=("batch", CONCEPTS)),
+                ),
+            ),
+            dims={"batch": Dim(example=2)},
+        ),
+    )
