@@ -76,6 +76,13 @@ def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
 @TRANSFORM
 @NO_CHECKER
 @click.option(
+    "--embedding",
+    "embeddings",
+    metavar="FILE[:TOKEN]",
+    multiple=True,
+    help="A textual inversion, and its word in the prompt.",
+)
+@click.option(
     "--from",
     "origin",
     metavar="PICTURE",
@@ -193,11 +200,22 @@ def _opened(
         opening |= {n: v for n, v in _opening(again, flags).items() if n not in flags}
     scheduler = _scheduler(again) if again is not None and not flags & _OTHERS else None
     pipe = DiffusionPipeline.from_pretrained(**opening)
+    for text in given["embeddings"]:
+        file, token = _embedding(text)
+        pipe.load_textual_inversion(file, token=token)
     if scheduler is not None:
         pipe.scheduler = scheduler
     elif given["scheduler"] is not None and (again is None or "scheduler" in flags):
         pipe.scheduler = scheduler_class(given["scheduler"]).from_config(pipe.scheduler.config)
     return pipe
+
+
+def _embedding(text: str) -> tuple[str, str | None]:
+    """The file and the word of ``FILE[:TOKEN]``."""
+    file, colon, token = text.rpartition(":")
+    if not colon or not token or Path(text).exists() or len(file) < 2:  # one letter is a drive
+        return text, None
+    return file, token
 
 
 def _opening(again: "Metadata", flags: frozenset[str]) -> dict[str, Any]:

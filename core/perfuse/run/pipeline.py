@@ -24,7 +24,7 @@ from perfuse.run.placing import check_placement, natural_backend, target_of, tor
 from perfuse.run.programs import Programs
 from perfuse.run.safety import check_parts
 from perfuse.run.saving import index_of, save
-from perfuse.run.switches import Switches
+from perfuse.run.steering import Steering
 from perfuse.run.transforms import find_transforms
 from perfuse.schedulers import scheduler_from_config
 from perfuse.schedulers.config import Config
@@ -34,7 +34,7 @@ from perfuse.sources.store import ArtifactStore
 __all__ = ["DiffusionPipeline", "PipelineOutput"]
 
 
-class DiffusionPipeline(ImagePrompts, Switches):
+class DiffusionPipeline(ImagePrompts, Steering):
     """A pipeline that is ready to run; make one with ``from_pretrained``.
 
     Components are attributes, as in Diffusers. Set one to a torch module or a ``Program`` to
@@ -296,6 +296,7 @@ class DiffusionPipeline(ImagePrompts, Switches):
         pipe._scheduler = pipeline._scheduler
         pipe._store, pipe._transforms = pipeline._store, pipeline._transforms
         pipe._adapters = pipeline._adapters
+        pipe._learned = pipeline._learned
         for name in ("_options", "_models", "_tokenizers", "_others", "_settings"):
             object.__setattr__(pipe, name, dict(getattr(pipeline, name)))
         pipe._set_all(asked.components)
