@@ -19,7 +19,14 @@ from perfuse.sources.model_index import (
 )
 from perfuse.sources.weights import choose, variants
 
-__all__ = ["check_variant", "component_from_hub", "from_hub", "is_hub_id", "scheduler_from_hub"]
+__all__ = [
+    "check_variant",
+    "component_from_hub",
+    "file_from_hub",
+    "from_hub",
+    "is_hub_id",
+    "scheduler_from_hub",
+]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -43,7 +50,11 @@ def check_variant(folders: Mapping[str, Iterable[str]], variant: str | None, ask
 
 
 def _wanted(
-    files: Iterable[str], entries: Mapping[str, str], unused: Collection[str], variant: str | None
+    files: Iterable[str],
+    entries: Mapping[str, str],
+    unused: Collection[str],
+    variant: str | None,
+    held: Collection[str],
 ) -> list[str]:
     """The files of a repository that are needed to run it, without other formats and variants."""
     from perfuse.sources.tokenizer_files import FILES
@@ -58,7 +69,9 @@ def _wanted(
             continue
         folder = name if name in folders else ""
         names, kind = folders.get(folder, []), kind_of(name, class_name)
-        if kind == "component":
+        if kind == "component" and name in held:
+            keep = {CONFIG}
+        elif kind == "component":
             choice = choose(names, variant, where=name)
             index = (choice.index,) if choice.index is not None else ()
             keep = {CONFIG, *choice.files, *index}
@@ -85,10 +98,13 @@ def from_hub(
     variant: str | None,
     offline: bool | None,
     hub: Mapping[str, Any],
+    *,
+    held: Collection[str] = (),
 ) -> tuple[Path, str]:
     """The snapshot of a repository in the Hub's cache, downloaded if needed, and its commit.
 
-    ``hub`` holds further arguments of ``hf_hub_download``: ``cache_dir``, ``token`` …
+    Of components in ``held``, whose weights are elsewhere, only the configs. ``hub`` holds further
+    arguments of ``hf_hub_download``: ``cache_dir``, ``token`` …
 
     Raises:
         CheckpointError: there is no such repository, revision or variant, or the Hub cannot be
@@ -111,7 +127,7 @@ def from_hub(
             entries = entries_of(contents, index)
             files = [file.rfilename for file in info.siblings or ()]
             check_variant(_by_component(files, entries), variant, asked)
-            for file in _wanted(files, entries, unused_of(contents), variant):
+            for file in _wanted(files, entries, unused_of(contents), variant, held):
                 hf_hub_download(model, file, revision=commit, **hub)
             return index.parent, commit
         except CheckpointError:
@@ -206,6 +222,34 @@ def scheduler_from_hub(model: str, offline: bool | None) -> Path:
             f"A scheduler was to be taken from {model}; there is no such folder, and the Hub gave "
             f"no {file} of it: {type(exc).__name__}. Name a folder, or a repository that has one."
         ) from exc
+
+
+def file_from_hub(
+    model: str,
+    file: str,
+    revision: str | None,
+    offline: bool | None,
+    hub: Mapping[str, Any],
+) -> tuple[Path, str]:
+    """One file of a repository, in the Hub's cache, and its commit; ``hub`` as for ``from_hub``.
+
+    Raises:
+        CheckpointError: there is no such file, or the Hub cannot be reached and the cache lacks it.
+    """
+    from huggingface_hub import constants, hf_hub_download
+
+    alone = constants.HF_HUB_OFFLINE if offline is None else offline
+    try:
+        found = hf_hub_download(model, file, revision=revision, local_files_only=alone, **hub)
+    except Exception as exc:  # requests, httpx, the system's own: the library has no one root
+        reason = "it is not in the Hub's cache and this is offline" if alone else type(exc).__name__
+        raise CheckpointError(
+            f"The file {file} of {model} was asked for; the Hub did not give it: {reason}. Name a "
+            "file on this machine, or run once with a connection to huggingface.co and without "
+            "HF_HUB_OFFLINE."
+        ) from exc
+    path = Path(found)  # CACHE/models--OWNER--NAME/snapshots/COMMIT/FILE
+    return path, path.parents[file.count("/")].name
 
 
 def _by_component(files: Iterable[str], entries: Mapping[str, str]) -> dict[str, list[str]]:
