@@ -186,6 +186,7 @@ def _opened(
     """The pipeline, from the picture's metadata if there is any, overridden by flags."""
     from perfuse.run.pipeline import DiffusionPipeline
     from perfuse.schedulers import scheduler_class
+    from perfuse.sources.opening import open_model
 
     opening = {
         **model_of(given),
@@ -199,7 +200,10 @@ def _opened(
     if again is not None:
         opening |= {n: v for n, v in _opening(again, flags).items() if n not in flags}
     scheduler = _scheduler(again) if again is not None and not flags & _OTHERS else None
-    pipe = DiffusionPipeline.from_pretrained(**opening)
+    source = open_model(**model_of(opening))
+    settings = {name: value for name, value in opening.items() if name not in model_of(opening)}
+    added_with = {name: opening[name] for name in ("variant", "offline")}  # to components added
+    pipe = DiffusionPipeline.from_pretrained(source, **added_with, **settings)
     for text in given["embeddings"]:
         file, token = _embedding(text)
         pipe.load_textual_inversion(file, token=token)

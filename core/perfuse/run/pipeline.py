@@ -302,6 +302,57 @@ class DiffusionPipeline(ImagePrompts, Steering):
         pipe._set_all(asked.components)
         return pipe.to(asked.device) if asked.device is not None else pipe
 
+    @classmethod
+    def from_single_file(
+        cls,
+        file: str | os.PathLike[str],
+        *,
+        config: str | os.PathLike[str] | None = None,
+        tokenizer_from: str | os.PathLike[str] | None = None,
+        prediction_type: str | None = None,
+        extract_ema: bool = False,
+        revision: str | None = None,
+        offline: bool | None = None,
+        scheduler_from: SchedulerFrom | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Open a single-file checkpoint: safetensors in an original layout, or GGUF.
+
+        Args:
+            file: A file, its URL on the Hub, or OWNER/NAME/FILE. It is recognised by its tensors.
+            config: A checkpoint in Diffusers' layout, a folder or a Hub id: its configs, scheduler
+                and tokenizers are used, and its weights of models that the file has not.
+            tokenizer_from: A folder with CLIP's tokenizer, or with one folder for each tokenizer.
+            prediction_type: ``"epsilon"`` or ``"v_prediction"``, which no tensor tells.
+            extract_ema: Take the UNet's averages that training kept, where the file has them.
+            revision: Branch, tag or commit of a Hub repository.
+            offline: Use only what the Hub's cache holds.
+            scheduler_from: Where to take the scheduler from instead.
+            **settings: As for ``from_pretrained``. Models that are given need not be in the file.
+
+        Raises:
+            CheckpointError: the file's architecture is unknown, or it lacks a model.
+            WeightsError: it is a pickle or damaged.
+            InputError: an argument cannot be used.
+        """
+        from perfuse.sources.single_file import SingleFile
+
+        asked = read_arguments(settings)
+        source: Source = SingleFile.open(
+            file,
+            revision=revision,
+            offline=asked.offline if offline is None else offline,
+            config=config,
+            tokenizer_from=tokenizer_from,
+            prediction_type=prediction_type,
+            extract_ema=extract_ema,
+            given=asked.components,
+            hub=asked.hub,
+        )
+        return cls.from_pretrained(
+            source, offline=offline, scheduler_from=scheduler_from, **settings
+        )
+
     # Description
 
     def _class_of(self) -> str:
