@@ -102,7 +102,7 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"width": True}, "width must be a whole number; got True"),
     ({"height": "16"}, "height must be a whole number; got '16'"),
     ({"height": 0}, "height 0"),
-    ({"output_type": "jpeg"}, "'jpeg'.*pil, np or latent"),
+    ({"output_type": "jpeg"}, "'jpeg'.*pil, np, pt or latent"),
     ({"seed": 1.5}, r"1\.5"),
     ({"seed": "one"}, "'one'"),
     ({"seed": 1, "generator": torch.Generator()}, "seed and a generator"),
