@@ -223,7 +223,7 @@ def test_a_transform(plugin: Any, checkpoint: Make, tmp_path: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(model, transforms=[name])
     calls: list[int] = []
     unet = pipe.program("unet")
-    pipe._programs["unet"] = type(
+    counted = type(
         "Counted",
         (),
         {
@@ -235,6 +235,7 @@ def test_a_transform(plugin: Any, checkpoint: Make, tmp_path: Path) -> None:
             "report": lambda self: unet.report(),
         },
     )()
+    pipe._programs.prepare("unet", object(), lambda: counted)
     assert np.abs(pipe(**GIVEN, output_type="np").images - skipped).max() < 2e-3
     assert len(calls) == 2  # of four steps
     folder = pipe.export(tmp_path / "exported", to="onnx")
