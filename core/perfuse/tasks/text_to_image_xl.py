@@ -17,6 +17,7 @@ from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.errors import InputError
 from perfuse.tasks.text import Prompt, conditions_of, encode, read_texts
 from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
+from perfuse.tasks.watermark import watermark
 
 __all__ = ["TEXT_TO_IMAGE_XL", "Size", "check_pairs", "ids_of"]
 
@@ -171,4 +172,5 @@ TEXT_TO_IMAGE_XL = (
     .with_defaults({"guidance_scale": 5.0})
     .insert(read_sizes, before="encode_prompt")
     .replace("encode_prompt", encode_prompt)
+    .insert(watermark, before="finish")
 )
