@@ -11,7 +11,6 @@ from PIL import Image
 from perfuse import DiffusionPipeline
 from perfuse.arrays.masks import blurred, crop_region, filled, overlaid
 from perfuse.arrays.noise import noise_for
-from perfuse.arrays.resampling import bicubic
 from perfuse.errors import InputError
 
 Make = Callable[[str], Path]
@@ -124,13 +123,3 @@ def test_masks() -> None:
     whole = overlaid(mask(), picture(), Image.new("RGB", (16, 16), "white"), None)
     assert np.asarray(whole)[:4].tolist() == np.asarray(picture())[:4].tolist()
     assert (np.asarray(whole)[8, 10] == 255).all()
-
-
-def test_bicubic_is_pytorch_s() -> None:
-    torch = pytest.importorskip("torch")
-    x = np.random.default_rng(0).random((2, 1, 9, 14), dtype=np.float32)
-    for size in ((4, 5), (20, 14), (9, 30)):
-        expected = torch.nn.functional.interpolate(
-            torch.from_numpy(x), size=size, mode="bicubic", align_corners=False
-        )
-        assert np.abs(bicubic(x, *size) - expected.numpy()).max() < 1e-5

@@ -200,7 +200,7 @@ class Counted(Program):
 def _counted(checkpoint: Make, max_batch: int | None = None) -> tuple[DiffusionPipeline, Counted]:
     pipe = DiffusionPipeline.from_pretrained(checkpoint("words"), backend="torch:cpu")
     counted = Counted(pipe.program("unet"), max_batch)
-    pipe._programs["unet"] = counted
+    pipe._programs.prepare("unet", id(counted), lambda: counted)
     return pipe, counted
 
 

@@ -86,7 +86,7 @@ def test_defaults_of_a_class(
 def test_xl_differs_in_what_it_tells_the_denoiser_alone() -> None:
     plain = {node.name: node for node in TEXT_TO_IMAGE.steps}
     xl = {node.name: node for node in TEXT_TO_IMAGE_XL.steps}
-    assert set(xl) - set(plain) == {"read_sizes"}
+    assert set(xl) - set(plain) == {"read_sizes", "watermark"}
     assert [name for name in plain if xl[name] is not plain[name]] == ["encode_prompt"]
 
 
@@ -102,7 +102,7 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"width": True}, "width must be a whole number; got True"),
     ({"height": "16"}, "height must be a whole number; got '16'"),
     ({"height": 0}, "height 0"),
-    ({"output_type": "jpeg"}, "'jpeg'.*pil, np or latent"),
+    ({"output_type": "jpeg"}, "'jpeg'.*pil, np, pt or latent"),
     ({"seed": 1.5}, r"1\.5"),
     ({"seed": "one"}, "'one'"),
     ({"seed": 1, "generator": torch.Generator()}, "seed and a generator"),

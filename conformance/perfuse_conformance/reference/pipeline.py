@@ -91,5 +91,6 @@ class ReferencePipeline(DiffusionPipeline):
         if not isinstance(program, Float64Program):
             source = self.component(component)
             device = self.placement[component].device or "cpu"
-            program = self._programs[component] = Float64Program(source, device)
+            program = Float64Program(source, device)
+            self._programs.prepare(component, id(program), lambda: program)
         return program

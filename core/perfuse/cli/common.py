@@ -51,10 +51,16 @@ def variable(name: str) -> str:
 
 
 _MODEL = (
-    option("--model", help="A checkpoint's folder, an exported folder or a Hub id."),
+    option("--model", help="A checkpoint's folder or file, an exported folder or a Hub id."),
     option("--revision", help="Branch, tag or commit of a Hub repository."),
     option("--variant", help="Weight files to prefer, for example fp16."),
     option("--scheduler-from", help="A model or file to take the scheduler from."),
+    # Its variable would be the folder of perfuse's own settings.
+    click.option(
+        "--config", help="For a single file: a checkpoint that has what the file has not."
+    ),
+    option("--tokenizer-from", help="For a single file: a folder with CLIP's tokenizer."),
+    option("--prediction-type", help="For a single file: epsilon or v_prediction."),
     option("--offline/--online", default=None, help="Use only what the Hub's cache holds."),
     click.option(
         "--controlnet",
@@ -71,7 +77,16 @@ _MODEL = (
 
 #: Components that these options add to the model.
 _ADDED = ("controlnet", "adapter")
-_MODEL_NAMES = ("model", "revision", "variant", "scheduler_from", "offline")
+_MODEL_NAMES = (
+    "model",
+    "revision",
+    "variant",
+    "scheduler_from",
+    "config",
+    "tokenizer_from",
+    "prediction_type",
+    "offline",
+)
 
 
 def model_options(command: _F) -> _F:
@@ -82,8 +97,8 @@ def model_options(command: _F) -> _F:
 
 
 def model_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A command's option values that open a model, by their Python argument names."""
-    return {name: given[name] for name in _MODEL_NAMES}
+    """The values that open a model, among a command's options, by their Python argument names."""
+    return {name: given[name] for name in _MODEL_NAMES if name in given}
 
 
 def parts_of(no_safety_checker: bool) -> dict[str, Any]:

@@ -60,11 +60,14 @@ def export(
     """Write a model in an engine's format, to run without torch."""
     from perfuse.run.pipeline import DiffusionPipeline
     from perfuse.sources.manifest import Manifest
+    from perfuse.sources.opening import open_model
 
     with watching(show=not quiet) as watch:
         watch.begin("Opening the model")
         pipe = DiffusionPipeline.from_pretrained(
-            **model_of(model),
+            open_model(**model_of(model)),
+            variant=model["variant"],
+            offline=model["offline"],
             **added_to(model),
             precision=precision,
             transforms=transforms,

@@ -76,6 +76,13 @@ def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
 @TRANSFORM
 @NO_CHECKER
 @click.option(
+    "--embedding",
+    "embeddings",
+    metavar="FILE[:TOKEN]",
+    multiple=True,
+    help="A textual inversion, and its word in the prompt.",
+)
+@click.option(
     "--from",
     "origin",
     metavar="PICTURE",
@@ -89,6 +96,8 @@ def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
     show_default=True,
     help="The PNG to write; - for standard output.",
 )
+@click.option("--vae-tiling", is_flag=True, help="Decode and encode large pictures in tiles.")
+@click.option("--vae-slicing", is_flag=True, help="Decode and encode pictures one by one.")
 @click.option("--no-metadata", is_flag=True, help="Write the picture alone, not how it was made.")
 @click.option(
     "--preview",
@@ -179,6 +188,7 @@ def _opened(
     """The pipeline, from the picture's metadata if there is any, overridden by flags."""
     from perfuse.run.pipeline import DiffusionPipeline
     from perfuse.schedulers import scheduler_class
+    from perfuse.sources.opening import open_model
 
     opening = {
         **model_of(given),
@@ -192,12 +202,27 @@ def _opened(
     if again is not None:
         opening |= {n: v for n, v in _opening(again, flags).items() if n not in flags}
     scheduler = _scheduler(again) if again is not None and not flags & _OTHERS else None
-    pipe = DiffusionPipeline.from_pretrained(**opening)
+    source = open_model(**model_of(opening))
+    settings = {name: value for name, value in opening.items() if name not in model_of(opening)}
+    added_with = {name: opening[name] for name in ("variant", "offline")}  # to components added
+    pipe = DiffusionPipeline.from_pretrained(source, **added_with, **settings)
+    for text in given["embeddings"]:
+        file, token = _embedding(text)
+        pipe.load_textual_inversion(file, token=token)
+    pipe.vae_tiling, pipe.vae_slicing = given["vae_tiling"], given["vae_slicing"]
     if scheduler is not None:
         pipe.scheduler = scheduler
     elif given["scheduler"] is not None and (again is None or "scheduler" in flags):
         pipe.scheduler = scheduler_class(given["scheduler"]).from_config(pipe.scheduler.config)
     return pipe
+
+
+def _embedding(text: str) -> tuple[str, str | None]:
+    """The file and the word of ``FILE[:TOKEN]``."""
+    file, colon, token = text.rpartition(":")
+    if not colon or not token or Path(text).exists() or len(file) < 2:  # one letter is a drive
+        return text, None
+    return file, token
 
 
 def _opening(again: "Metadata", flags: frozenset[str]) -> dict[str, Any]:
@@ -254,15 +279,15 @@ def _inputs(
             recorded={**again.inputs, **seed},
             usual=again.task,
         )
-        _check_recorded(task, inputs, again)
+        _check_recorded(task, {**inputs, **dict.fromkeys(flags)}, again)
     if "prompt" in task.inputs and "prompt" not in inputs:
         raise InputError('This model draws from words: perfuse generate "a red circle".')
     return task, inputs
 
 
-def _check_recorded(task: "Task", inputs: Mapping[str, Any], again: "Metadata") -> None:
-    """Raise ``InputError`` for metadata that the task cannot take."""
-    lost = [name for name in again.unrecorded if name not in inputs]
+def _check_recorded(task: "Task", given: Mapping[str, Any], again: "Metadata") -> None:
+    """Raise ``InputError`` for metadata that the task cannot take, or that nothing is given for."""
+    lost = [name for name in again.unrecorded if name not in given]
     if lost:
         raise InputError(
             f"The picture was to be drawn again; it was drawn with {', '.join(lost)}, which a "

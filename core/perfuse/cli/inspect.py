@@ -72,6 +72,8 @@ def inspect(
             **to_plain(source.spec),
             "weight_bytes": dict(source.weight_bytes()),
         }
+        if source.layout is not None:
+            data["layout"] = source.layout
         if source.exported():
             data["exported"] = to_plain(source.exported())
         click.echo(json.dumps(data))

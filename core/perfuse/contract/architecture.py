@@ -41,5 +41,9 @@ class Architecture:
     perturb: str = ""
     #: For a class that holds several models, in the folders ``NAME``, ``NAME_1``, …: their class.
     each: str = ""
+    #: ``(name, shapes) -> perfuse.contract.original.Original | None``: reads the class from the
+    #: tensors of a single-file checkpoint, where it is a component of this name; ``None`` if they
+    #: are not this class's. A ``KeyError`` names a tensor that is missing.
+    original: str = ""
     #: The library that ``model_index.json`` names for the class.
     library: str = "diffusers"

@@ -24,6 +24,8 @@ class Source(ABC):
     spec: PipelineSpec
     #: The commit of a Hub repository; ``None`` for any other source.
     revision: str | None = None
+    #: What a file was recognised as by its tensors; ``None`` where the source says it itself.
+    layout: str | None = None
 
     @abstractmethod
     def component(

@@ -73,6 +73,9 @@ class Tools(Protocol):
 
     def tokenizer(self, name: str) -> "Tokenizer": ...
 
+    def add_transform(self, text: str) -> None:
+        """Rewrite the pipeline by a transform from now on, ``"NAME"`` or ``"NAME:key=value"``."""
+
 
 class _Required:
     """Marks an input that the caller must give."""

@@ -13,16 +13,29 @@ from torch import Tensor, nn
 from perfuse.errors import CheckpointError, InputError, WeightsError
 from perfuse.models.config import check_types
 from perfuse.sources.files import replacing, write_file
+from perfuse.sources.hub import file_from_hub, is_hub_id
+from perfuse.sources.layouts import UNET, VAE
 from perfuse.sources.model_index import read_json
+from perfuse.sources.original import NONE, OriginalFile, locate
 from perfuse.sources.weights import Weights, variants
 
 if TYPE_CHECKING:
     from perfuse.models.model import Model
 
-__all__ = ["Rename", "component_folder", "load_model", "load_state", "save_model"]
+__all__ = [
+    "Rename",
+    "component_folder",
+    "config_file",
+    "load_model",
+    "load_single_file",
+    "load_state",
+    "save_model",
+]
 
 _CONFIG = "config.json"
 _LISTED = 10
+#: Where a file of a whole pipeline keeps the models that are also kept alone.
+_PLACES = {"unet": UNET, "vae": VAE}
 _M = TypeVar("_M", bound="Model")
 Shape = tuple[int, ...]
 Rename = Callable[[str], str | None]
@@ -95,9 +108,11 @@ def _check(expected: Mapping[str, Shape], weights: Weights, where: str, rename: 
     }
     if any(kinds.values()):
         said = "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
+        told, remedy = "its config.json", "Take weights and config.json from one checkpoint."
+        if weights.views:
+            told, remedy = "what its config says", "Download the file again, or give its config."
         raise WeightsError(
-            f"The weights of {where} in {weights.folder} do not fit its config.json. {said}. "
-            "Take weights and config.json from one checkpoint."
+            f"The weights of {where} in {weights.folder} do not fit {told}. {said}. {remedy}"
         )
 
 
@@ -199,6 +214,60 @@ def load_model(
             "the checkpoint again."
         ) from exc
     load_state(model, weights, where=path.name, rename=cls.rename, dtype=dtype)
+    return model.eval()
+
+
+def config_file(
+    model: str | os.PathLike[str],
+    subfolder: str | None,
+    offline: bool | None,
+    hub: Mapping[str, Any] = NONE,
+) -> Path:
+    """The ``config.json`` of a model in a folder or a Hub repository.
+
+    Raises:
+        CheckpointError: the Hub does not give it.
+    """
+    name = f"{subfolder}/{_CONFIG}" if subfolder is not None else _CONFIG
+    path = Path(model).expanduser()
+    if path.exists() or not is_hub_id(model):
+        return path / name
+    return file_from_hub(str(model), name, None, offline, hub)[0]
+
+
+def load_single_file(
+    cls: type[_M],
+    file: str | os.PathLike[str],
+    place: Path | None,
+    fields: Mapping[str, Any],
+    *,
+    dtype: torch.dtype | None = None,
+    ema: bool = False,
+    revision: str | None = None,
+    offline: bool | None = None,
+    hub: Mapping[str, Any] = NONE,
+) -> _M:
+    """A model from a file in its original layout; ``place`` is its ``config.json``, if given.
+
+    Raises:
+        CheckpointError: the file does not hold such a model, or its config cannot be read.
+        WeightsError: the file is a pickle or damaged, or tensors are missing.
+    """
+    path, _ = locate(file, revision=revision, offline=offline, hub=hub)
+    stored = OriginalFile.open(path)
+    found = {n: stored.part(n, p, ema=ema and n == "unet") for n, p in _PLACES.items()}
+    part = next((p for p in found.values() if p and p.class_name == cls.__name__), None)
+    if part is None:
+        held = ", ".join(p.class_name for p in found.values() if p is not None)
+        raise CheckpointError(
+            f"{cls.__name__} was to be loaded from {path}, which has "
+            f"{held or 'no model in a layout that perfuse knows'}. Name another file."
+        )
+    config = {**(read_json(place) if place is not None else part.config), **fields}
+    check_types(cls.config_class, config, where=place or path)
+    with torch.device("meta"):
+        model = cls.from_config(config)
+    load_state(model, part.weights, where=cls.__name__, dtype=dtype)
     return model.eval()
 
 

@@ -92,6 +92,56 @@ class Model(nn.Module):
         model = load_model(cls, path, variant=variant, dtype=dtype)
         return model if device is None else model.to(device)
 
+    @classmethod
+    def from_single_file(
+        cls,
+        file: str | os.PathLike[str],
+        *,
+        config: str | os.PathLike[str] | None = None,
+        subfolder: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+        extract_ema: bool = False,
+        revision: str | None = None,
+        offline: bool | None = None,
+        **fields: Any,
+    ) -> Self:
+        """Load this model from a checkpoint in its original layout, a file or a part of one.
+
+        Args:
+            file: Safetensors or GGUF: a file, its URL on the Hub, or OWNER/NAME/FILE.
+            config: The folder or Hub id with the model's ``config.json``; by default the tensors
+                tell it, with what is usual where they do not: an autoencoder's ``scaling_factor``
+                of 0.18215.
+            subfolder: The folder in ``config``: ``"unet"``.
+            torch_dtype: float32 by default, however the tensors are stored.
+            extract_ema: Take the averages that training kept, where the file has them.
+            revision: Branch, tag or commit of a Hub repository.
+            offline: Use only what the Hub's cache holds.
+            **fields: Fields of the config that override it: ``scaling_factor=0.13025``. And
+                Diffusers' ``local_files_only``, ``cache_dir`` and ``token``.
+
+        Raises:
+            CheckpointError: the file does not hold this model, or its config cannot be read.
+            WeightsError: the file is a pickle or damaged, or tensors are missing.
+        """
+        from perfuse.models.loading import config_file, load_single_file
+
+        if offline is None:
+            offline = fields.pop("local_files_only", None)
+        hub: dict[str, Any] = {n: fields.pop(n) for n in ("cache_dir", "token") if n in fields}
+        place = None if config is None else config_file(config, subfolder, offline, hub)
+        return load_single_file(
+            cls,
+            file,
+            place,
+            fields,
+            dtype=torch_dtype,
+            ema=extract_ema,
+            revision=revision,
+            offline=offline,
+            hub=hub,
+        )
+
     def enable_layerwise_casting(self, *_: Any, **__: Any) -> None:
         """Refused: a pipeline stores weights in another type than it computes in.
 

@@ -11,6 +11,7 @@ from perfuse.contract.architecture import Architecture
 from perfuse.contract.component import Component
 from perfuse.contract.guider import Perturbation
 from perfuse.contract.latents import LatentSpec, PixelLatents
+from perfuse.contract.original import Original, Shapes
 from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.errors import CheckpointError, InputError
 from perfuse.models.config import check_types
@@ -25,6 +26,7 @@ __all__ = [
     "latents_class",
     "latents_of",
     "network",
+    "original",
     "own",
     "perturbed",
 ]
@@ -92,6 +94,32 @@ def describe(
         check_types(fields, config, where=where)
     specs: tuple[ComponentSpec, ...] = resolve(architecture.describe)(name, folder, config)
     return specs
+
+
+def original(name: str, shapes: Shapes) -> tuple[str, Original] | None:
+    """The class whose tensors these are in a single-file checkpoint, and what they tell of it.
+
+    Args:
+        name: The component that they are of a pipeline: ``"vae"``.
+        shapes: The tensors' names, without what stands before all of them, dtypes and shapes.
+
+    Raises:
+        CheckpointError: tensors of the class are missing.
+    """
+    for class_name, architecture in host().architectures().items():
+        if not architecture.original:
+            continue
+        try:
+            found: Original | None = resolve(architecture.original)(name, shapes)
+        except KeyError as exc:
+            raise CheckpointError(f"the {name}, a {class_name}, lacks {exc.args[0]}") from exc
+        except (ArithmeticError, AttributeError, IndexError, TypeError, ValueError) as exc:
+            raise CheckpointError(
+                f"the {name}, a {class_name}, has tensors of shapes that it cannot have: {exc}"
+            ) from exc
+        if found is not None:
+            return class_name, found
+    return None
 
 
 def fitted(components: Mapping[str, ComponentSpec]) -> dict[str, ComponentSpec]:

@@ -159,6 +159,13 @@ class MidBlock(Block):
         return hidden
 
 
+class Join(nn.Module):
+    """Puts a skip connection's channels behind those of the backbone."""
+
+    def forward(self, hidden: Tensor, skip: Tensor) -> Tensor:
+        return torch.cat([hidden, skip], dim=1)
+
+
 class UpBlock(Block):
     """Layers at one resolution, each concatenated with a skip connection, then upsampling."""
 
@@ -178,6 +185,7 @@ class UpBlock(Block):
         skips = [out_channels] * (layers - 1) + [in_channels]
         channels = [(a + b, out_channels) for a, b in zip(inputs, skips, strict=True)]
         self.fill(channels, resnet, attention)
+        self.join: nn.Module = Join()
         self.upsamplers = nn.ModuleList([upsample()]) if upsample is not None else None
 
     def forward(
@@ -190,7 +198,7 @@ class UpBlock(Block):
     ) -> Tensor:
         """Run the block; it pops its skip connections off the end of ``skips``."""
         for i, resnet in enumerate(self.resnets):
-            hidden = resnet(torch.cat([hidden, skips.pop()], dim=1), time)
+            hidden = resnet(self.join(hidden, skips.pop()), time)
             hidden = self.attend(i, hidden, context, bias)
         if self.upsamplers is not None:
             upsampler = self.upsamplers[0]
@@ -224,6 +232,7 @@ def resnet_up(resnet: Callable[..., ResnetBlock2D], channels: int) -> Callable[[
 __all__ = [
     "Block",
     "DownBlock",
+    "Join",
     "MidBlock",
     "Resnets",
     "UpBlock",

@@ -45,6 +45,8 @@ def print_spec(source: "Source") -> None:
     spec, to = source.spec, console()
     height, width = spec.default_size
     to.print(Text.assemble((safe(spec.class_name), "bold"), f"  {safe(source.model)}"))
+    if source.layout is not None:
+        to.print(f"layout     {safe(source.layout)}, recognised by its tensors")
     to.print(f"tasks      {safe(', '.join(spec.tasks))}")
     to.print(f"pictures   {width}×{height}, or other multiples of {spec.size_multiple}")
     scheduler = spec.scheduler.get("_class_name", "none named; give --scheduler-from")

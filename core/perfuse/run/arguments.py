@@ -42,6 +42,8 @@ _REFUSED = {
     "offload_folder": "Weights are mapped from their files and need no folder of their own.",
     "dduf_file": "Unpack the file and name the folder.",
     "output_loading_info": "A checkpoint that does not fit raises an error that says what does not.",
+    "original_config": "The tensors tell the model's shape. For another one give a checkpoint in "
+    "Diffusers' layout: config=FOLDER.",
     "disable_mmap": "Weights are always mapped from their files.",
 }
 

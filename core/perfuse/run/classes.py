@@ -77,19 +77,14 @@ def as_class(spec: PipelineSpec, manifest: PipelineManifest, *, model: str) -> P
         return spec
     there = {*parts_of(spec), *spec.tokenizers, *spec.schedulers, "scheduler"}
     missing = [name for name in manifest.needs if name not in there]
-    taken = {*manifest.needs, *manifest.optional, *manifest.unused, *manifest.addable}
+    taken = {*manifest.needs, *manifest.optional, *manifest.unused, "scheduler"}
     alike = family_of(spec.class_name) == family_of(manifest.class_name)
-    others = sorted(there - taken - {"scheduler"})
-    unknown = [one for one in others if not alike and _NUMBER.sub("", one) not in taken]
-    if missing or unknown:
-        said = " and ".join(
-            part
-            for part in (
-                f"has no {', '.join(missing)}" if missing else "",
-                f"has {', '.join(unknown)}, which that class does not take" if unknown else "",
-            )
-            if part
-        )
+    # ``controlnet_1`` is one of several that were added.
+    others = [n for n in sorted(there - taken) if _NUMBER.sub("", n) not in manifest.addable]
+    if missing or (others and not alike):
+        said = f"has {', '.join(others)}, which that class does not take"
+        if missing:
+            said = f"has no {', '.join(missing)}"
         raise InputError(
             f"{model} was to be opened as {manifest.class_name}; it is a {spec.class_name}: it {said}. "
             f"Open it as {spec.class_name}, or by DiffusionPipeline."

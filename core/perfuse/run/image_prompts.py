@@ -249,7 +249,7 @@ class _Fetch:
     def _from_hub(self, model: str, file: str) -> Path:
         from perfuse.sources.hub import file_from_hub
 
-        return file_from_hub(model, file, revision=self.revision, offline=self.offline)
+        return file_from_hub(model, file, self.revision, self.offline, {})[0]
 
 
 def _image_encoder(folder: Path) -> Any:

@@ -216,7 +216,8 @@ class Parts:
     def _tokenizer(self, name: str) -> Any:
         """A tokenizer as the user sees it: called as Transformers' are."""
         ours = self.prompt_tokenizer(name)
-        return PromptTokenizer(ours) if ours is self._tokenizers[name] else self._tokenizers[name]
+        known = self._tokenizers[name]
+        return PromptTokenizer(ours) if isinstance(known, Tokenizer) else known
 
     # Programs
 

@@ -24,7 +24,7 @@ from perfuse.run.placing import check_placement, natural_backend, target_of, tor
 from perfuse.run.programs import Programs
 from perfuse.run.safety import check_parts
 from perfuse.run.saving import index_of, save
-from perfuse.run.switches import Switches
+from perfuse.run.steering import Steering
 from perfuse.run.transforms import find_transforms
 from perfuse.schedulers import scheduler_from_config
 from perfuse.schedulers.config import Config
@@ -34,7 +34,7 @@ from perfuse.sources.store import ArtifactStore
 __all__ = ["DiffusionPipeline", "PipelineOutput"]
 
 
-class DiffusionPipeline(ImagePrompts, Switches):
+class DiffusionPipeline(ImagePrompts, Steering):
     """A pipeline that is ready to run; make one with ``from_pretrained``.
 
     Components are attributes, as in Diffusers. Set one to a torch module or a ``Program`` to
@@ -296,10 +296,62 @@ class DiffusionPipeline(ImagePrompts, Switches):
         pipe._scheduler = pipeline._scheduler
         pipe._store, pipe._transforms = pipeline._store, pipeline._transforms
         pipe._adapters = pipeline._adapters
+        pipe._learned = pipeline._learned
         for name in ("_options", "_models", "_tokenizers", "_others", "_settings"):
             object.__setattr__(pipe, name, dict(getattr(pipeline, name)))
         pipe._set_all(asked.components)
         return pipe.to(asked.device) if asked.device is not None else pipe
+
+    @classmethod
+    def from_single_file(
+        cls,
+        file: str | os.PathLike[str],
+        *,
+        config: str | os.PathLike[str] | None = None,
+        tokenizer_from: str | os.PathLike[str] | None = None,
+        prediction_type: str | None = None,
+        extract_ema: bool = False,
+        revision: str | None = None,
+        offline: bool | None = None,
+        scheduler_from: SchedulerFrom | None = None,
+        **settings: Any,
+    ) -> Self:
+        """Open a single-file checkpoint: safetensors in an original layout, or GGUF.
+
+        Args:
+            file: A file, its URL on the Hub, or OWNER/NAME/FILE. It is recognised by its tensors.
+            config: A checkpoint in Diffusers' layout, a folder or a Hub id: its configs, scheduler
+                and tokenizers are used, and its weights of models that the file has not.
+            tokenizer_from: A folder with CLIP's tokenizer, or with one folder for each tokenizer.
+            prediction_type: ``"epsilon"`` or ``"v_prediction"``, which no tensor tells.
+            extract_ema: Take the UNet's averages that training kept, where the file has them.
+            revision: Branch, tag or commit of a Hub repository.
+            offline: Use only what the Hub's cache holds.
+            scheduler_from: Where to take the scheduler from instead.
+            **settings: As for ``from_pretrained``. Models that are given need not be in the file.
+
+        Raises:
+            CheckpointError: the file's architecture is unknown, or it lacks a model.
+            WeightsError: it is a pickle or damaged.
+            InputError: an argument cannot be used.
+        """
+        from perfuse.sources.single_file import SingleFile
+
+        asked = read_arguments(settings)
+        source: Source = SingleFile.open(
+            file,
+            revision=revision,
+            offline=asked.offline if offline is None else offline,
+            config=config,
+            tokenizer_from=tokenizer_from,
+            prediction_type=prediction_type,
+            extract_ema=extract_ema,
+            given=asked.components,
+            hub=asked.hub,
+        )
+        return cls.from_pretrained(
+            source, offline=offline, scheduler_from=scheduler_from, **settings
+        )
 
     # Description
 

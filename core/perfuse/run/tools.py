@@ -50,5 +50,13 @@ class PipelineTools:
         """
         return self._pipe.prompt_tokenizer(name)
 
+    def add_transform(self, text: str) -> None:
+        """Rewrite the pipeline by a transform from now on.
+
+        Raises:
+            InputError: it is unknown, does not fit, or rewrites an exported component.
+        """
+        self._pipe.add_transform(text)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pipe, name)

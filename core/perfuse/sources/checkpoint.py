@@ -7,7 +7,7 @@ them are never run, and paths that lead out of their folder are refused.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from perfuse.sources.tokenizer import Tokenizer
 
-__all__ = ["Checkpoint", "corrected"]
+__all__ = ["Checkpoint", "corrected", "stored_component"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,34 +152,7 @@ class Checkpoint(Source):
             InputError: the component, the precision or a dimension is unknown.
             WeightsError: the component's weights are missing or damaged.
         """
-        spec = self.spec.components.get(name)
-        if spec is None:
-            raise InputError(
-                f"Component {name!r} was asked for; {self.model} has "
-                f"{', '.join(self.spec.components)}."
-            )
-        precision = "float32" if precision is None else precision
-        if precision not in PRECISIONS:
-            raise InputError(
-                f"Precision {precision!r} was asked for {name}; use one of {', '.join(PRECISIONS)}."
-            )
-        static = dict(static) if static is not None else {}
-        unknown = [dim for dim in static if dim not in spec.signature.dims]
-        if unknown:
-            raise InputError(
-                f"{name} has no dimension {', '.join(unknown)} to fix; it has "
-                f"{', '.join(spec.signature.dims)}."
-            )
-        spec.check_dims(static)
-        weights = self.weights(spec.folder)
-        key = [spec.name, spec.class_name, dict(spec.config), weights.fingerprint]
-        return Component(
-            spec=spec,
-            precision=precision,
-            static=static,
-            build=FromCheckpoint(spec=spec, weights=weights, precision=precision),
-            fingerprint=hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest(),
-        )
+        return stored_component(self, name, self.weights, precision, static)
 
     def tokenizer(self, name: str = "tokenizer") -> "Tokenizer":
         """One of the checkpoint's tokenizers.
@@ -223,6 +196,49 @@ class Checkpoint(Source):
             for name in names
         }
         return {name: check_inside(p, self.path) for name, p in found.items() if p.is_file()}
+
+
+def stored_component(
+    source: Source,
+    name: str,
+    weights_of: Callable[[str], Weights],
+    precision: str | None,
+    static: Mapping[str, int] | None,
+) -> Component:
+    """A component of a source, with the weights that ``weights_of(folder)`` gives.
+
+    Raises:
+        InputError: the component, the precision or a dimension is unknown.
+        WeightsError: the component's weights are missing or damaged.
+    """
+    spec = source.spec.components.get(name)
+    if spec is None:
+        raise InputError(
+            f"Component {name!r} was asked for; {source.model} has "
+            f"{', '.join(source.spec.components)}."
+        )
+    precision = "float32" if precision is None else precision
+    if precision not in PRECISIONS:
+        raise InputError(
+            f"Precision {precision!r} was asked for {name}; use one of {', '.join(PRECISIONS)}."
+        )
+    static = dict(static) if static is not None else {}
+    unknown = [dim for dim in static if dim not in spec.signature.dims]
+    if unknown:
+        raise InputError(
+            f"{name} has no dimension {', '.join(unknown)} to fix; it has "
+            f"{', '.join(spec.signature.dims)}."
+        )
+    spec.check_dims(static)
+    weights = weights_of(spec.folder)
+    key = [spec.name, spec.class_name, dict(spec.config), weights.fingerprint]
+    return Component(
+        spec=spec,
+        precision=precision,
+        static=static,
+        build=FromCheckpoint(spec=spec, weights=weights, precision=precision),
+        fingerprint=hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest(),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,11 @@ def check_variant(folders: Mapping[str, Iterable[str]], variant: str | None, ask
 
 
 def _wanted(
-    files: Iterable[str], entries: Mapping[str, str], unused: Collection[str], variant: str | None
+    files: Iterable[str],
+    entries: Mapping[str, str],
+    unused: Collection[str],
+    variant: str | None,
+    held: Collection[str],
 ) -> list[str]:
     """The files of a repository that are needed to run it, without other formats and variants."""
     from perfuse.sources.tokenizer_files import FILES
@@ -66,7 +70,9 @@ def _wanted(
             continue
         folder = name if name in folders else ""
         names, kind = folders.get(folder, []), kind_of(name, class_name)
-        if kind == "component":
+        if kind == "component" and name in held:
+            keep = {CONFIG}
+        elif kind == "component":
             choice = choose(names, variant, where=name)
             index = (choice.index,) if choice.index is not None else ()
             keep = {CONFIG, *choice.files, *index}
@@ -93,10 +99,13 @@ def from_hub(
     variant: str | None,
     offline: bool | None,
     hub: Mapping[str, Any],
+    *,
+    held: Collection[str] = (),
 ) -> tuple[Path, str]:
     """The snapshot of a repository in the Hub's cache, downloaded if needed, and its commit.
 
-    ``hub`` holds further arguments of ``hf_hub_download``: ``cache_dir``, ``token`` …
+    Of components in ``held``, whose weights are elsewhere, only the configs. ``hub`` holds further
+    arguments of ``hf_hub_download``: ``cache_dir``, ``token`` …
 
     Raises:
         CheckpointError: there is no such repository, revision or variant, or the Hub cannot be
@@ -119,7 +128,7 @@ def from_hub(
             entries = entries_of(contents, index)
             files = [file.rfilename for file in info.siblings or ()]
             check_variant(_by_component(files, entries), variant, asked)
-            for file in _wanted(files, entries, unused_of(contents), variant):
+            for file in _wanted(files, entries, unused_of(contents), variant, held):
                 hf_hub_download(model, file, revision=commit, **hub)
             return index.parent, commit
         except CheckpointError:
@@ -137,29 +146,6 @@ def from_hub(
             "or run once with a connection to huggingface.co and without HF_HUB_OFFLINE."
         ) from exc
     return index.parent, index.parent.name
-
-
-def file_from_hub(model: str, file: str, *, revision: str | None, offline: bool | None) -> Path:
-    """One file of a repository, in the Hub's cache.
-
-    Raises:
-        CheckpointError: ``model`` is no OWNER/NAME, or the Hub has no such file or is out of reach.
-    """
-    if not is_hub_id(model):
-        raise CheckpointError(
-            f"{file} was to be taken from {model!r}; there is no such folder. Name a folder, or a Hub "
-            "repository as OWNER/NAME."
-        )
-    from huggingface_hub import constants, hf_hub_download
-
-    alone = constants.HF_HUB_OFFLINE if offline is None else offline
-    try:
-        return Path(hf_hub_download(model, file, revision=revision, local_files_only=alone))
-    except Exception as exc:  # requests, httpx, the system's own: the library has no one root
-        raise CheckpointError(
-            f"{file} was to be taken from {model}; there is no such folder, and the Hub gave no such "
-            f"file: {type(exc).__name__}. Name a folder, or a repository that has it."
-        ) from exc
 
 
 def component_from_hub(
@@ -237,6 +223,39 @@ def scheduler_from_hub(model: str, offline: bool | None) -> Path:
             f"A scheduler was to be taken from {model}; there is no such folder, and the Hub gave "
             f"no {file} of it: {type(exc).__name__}. Name a folder, or a repository that has one."
         ) from exc
+
+
+def file_from_hub(
+    model: str,
+    file: str,
+    revision: str | None,
+    offline: bool | None,
+    hub: Mapping[str, Any],
+) -> tuple[Path, str]:
+    """One file of a repository, in the Hub's cache, and its commit; ``hub`` as for ``from_hub``.
+
+    Raises:
+        CheckpointError: there is no such file, or the Hub cannot be reached and the cache lacks it.
+    """
+    if not is_hub_id(model):
+        raise CheckpointError(
+            f"{file} was to be taken from {model!r}; there is no such folder. Name a folder, or a Hub "
+            "repository as OWNER/NAME."
+        )
+    from huggingface_hub import constants, hf_hub_download
+
+    alone = constants.HF_HUB_OFFLINE if offline is None else offline
+    try:
+        found = hf_hub_download(model, file, revision=revision, local_files_only=alone, **hub)
+    except Exception as exc:  # requests, httpx, the system's own: the library has no one root
+        reason = "it is not in the Hub's cache and this is offline" if alone else type(exc).__name__
+        raise CheckpointError(
+            f"The file {file} of {model} was asked for; the Hub did not give it: {reason}. Name a "
+            "file on this machine, or run once with a connection to huggingface.co and without "
+            "HF_HUB_OFFLINE."
+        ) from exc
+    path = Path(found)  # CACHE/models--OWNER--NAME/snapshots/COMMIT/FILE
+    return path, path.parents[file.count("/")].name
 
 
 def _by_component(files: Iterable[str], entries: Mapping[str, str]) -> dict[str, list[str]]:

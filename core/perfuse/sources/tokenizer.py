@@ -6,8 +6,9 @@ from its ``tokenizer.json``, which describes itself; a class that comes without 
 in `_BUILDERS`.
 """
 
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,8 @@ class Tokenizer:
     """The token that ends a prompt, if the tokenizer has one."""
     pad_token_id: int | None
     """The token that fills a prompt up, if the tokenizer has one."""
+    learned: Mapping[int, NDArray[np.float32]]
+    """Token id to its learned vector [D], for the tokens that `with_learned` added."""
 
     def __init__(
         self, backend: "tokenizers.Tokenizer", files: "TokenizerFiles", limit: int | None
@@ -76,6 +79,8 @@ class Tokenizer:
         self.bos_token_id = self._id_of("bos_token")
         self.eos_token_id = self._id_of("eos_token")
         self.pad_token_id = self._id_of("pad_token")
+        self.learned = {}
+        self._several: dict[str, str] = {}  # a token of several vectors to all of their tokens
 
     @classmethod
     def from_folder(
@@ -149,7 +154,7 @@ class Tokenizer:
         (prompt,) = _checked_texts([text])
         if special and max_length is not None:
             return self._encode(prompt, max_length)[0]
-        found: list[int] = self._backend.encode(prompt, add_special_tokens=special).ids
+        found: list[int] = self._backend.encode(self.expand(prompt), add_special_tokens=special).ids
         return found if max_length is None else found[:max_length]
 
     @property
@@ -170,6 +175,41 @@ class Tokenizer:
         """Every token with its id, added ones too."""
         found: dict[str, int] = self._backend.get_vocab(with_added_tokens=True)
         return found
+
+    def with_learned(self, tokens: Mapping[str, NDArray[np.float32]]) -> "Tokenizer":
+        """A tokenizer with further tokens, each with its learned vectors [n, D].
+
+        A token of several vectors stands for the tokens ``TOKEN TOKEN_1 TOKEN_2 …`` in a prompt, as
+        in Diffusers. Raises `InputError` if the vocabulary has one of them already.
+        """
+        from tokenizers import AddedToken
+        from tokenizers import Tokenizer as Backend
+
+        backend = Backend.from_str(self._backend.to_str())
+        made = Tokenizer(backend, self._files, self._limit)
+        learned, several = dict(self.learned), dict(self._several)
+        for token, vectors in tokens.items():
+            names = [token, *(f"{token}_{i}" for i in range(1, len(vectors)))]
+            for name, vector in zip(names, vectors, strict=True):
+                if backend.token_to_id(name) is not None:
+                    raise InputError(
+                        f"The token {name!r} was to be added; the tokenizer has it already. Give "
+                        "another: token=."
+                    )
+                learned[len(made)] = vector  # the id that it is given
+                backend.add_tokens([AddedToken(name)])
+            if len(names) > 1:
+                several[token] = " ".join(names)
+        made.learned, made._several = learned, several
+        return made
+
+    def expand(self, text: str) -> str:
+        """The text with each token of several vectors followed by the tokens of the others."""
+        for token, names in self._several.items():
+            rest = re.escape(names.removeprefix(token))
+            written = names.replace("\\", r"\\")
+            text = re.sub(f"{re.escape(token)}(?!_[0-9]|{rest})", written, text)
+        return text
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Turn token ids back into text, including special tokens unless they are to be left out."""
@@ -200,7 +240,7 @@ class Tokenizer:
         return found
 
     def _encode(self, text: str, length: int) -> tuple[list[int], str | None]:
-        content = self._backend.encode(text, add_special_tokens=False)
+        content = self._backend.encode(self.expand(text), add_special_tokens=False)
         room = length - self._specials
         cut = None
         over = len(content) - room

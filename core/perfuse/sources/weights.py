@@ -1,4 +1,4 @@
-"""The safetensors files of one component: found and checked without reading tensors.
+"""The weight files of one component: found and checked without reading tensors.
 
 Opening a component reads only headers. ``Weights.tensors`` memory-maps the tensors one by one; only
 that needs torch.
@@ -7,20 +7,33 @@ that needs torch.
 import hashlib
 import json
 import math
+import os
 import re
-import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from perfuse.contract.frozen import FrozenDict
+from perfuse.contract.original import View
 from perfuse.errors import CheckpointError, WeightsError
+from perfuse.sources.header import Header, read_header
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Choice", "Weights", "check_inside", "choose", "is_pickle", "variants"]
+__all__ = [
+    "Choice",
+    "Weights",
+    "check_inside",
+    "choose",
+    "header_of",
+    "is_pickle",
+    "is_single_file",
+    "some",
+    "variants",
+]
 
 _STEMS = ("diffusion_pytorch_model", "model")
 _SHARD = r"\d{5}-of-\d{5}"
@@ -38,27 +51,13 @@ _NAMES = tuple(
 _VARIANT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _PICKLES = (".bin", ".pt", ".ckpt", ".pth", ".pkl", ".msgpack", ".h5")
 
-#: The safetensors format refuses longer headers, too.
-_MAX_HEADER = 100_000_000
-#: safetensors' names of dtypes to ours, and their sizes in bytes.
-_DTYPES = {
-    "F64": ("float64", 8),
-    "F32": ("float32", 4),
-    "F16": ("float16", 2),
-    "BF16": ("bfloat16", 2),
-    "F8_E4M3": ("float8_e4m3fn", 1),
-    "F8_E5M2": ("float8_e5m2", 1),
-    "I64": ("int64", 8),
-    "I32": ("int32", 4),
-    "I16": ("int16", 2),
-    "I8": ("int8", 1),
-    "U64": ("uint64", 8),
-    "U32": ("uint32", 4),
-    "U16": ("uint16", 2),
-    "U8": ("uint8", 1),
-    "BOOL": ("bool", 1),
-    "C64": ("complex64", 8),
-}
+#: The suffix of files that llama.cpp's tools write.
+_GGUF = ".gguf"
+#: The suffixes of files that may hold a whole pipeline.
+_FILES = (".safetensors", _GGUF)
+#: How the names of dtypes begin that count as one precision. Quantised ones have names of their own,
+#: and are dequantised to what is asked for.
+_STORED = ("float", "bfloat", "q")
 #: Bytes of tensors to read through one mapping of a file.
 _WINDOW = 64 << 20
 _AGAIN = "Download or save the file again."
@@ -85,6 +84,12 @@ def variants(names: Iterable[str]) -> tuple[str | None, ...]:
 def is_pickle(name: str) -> bool:
     """Whether a file holds weights in a format that can run code when it is read."""
     return name.endswith(_PICKLES)
+
+
+def is_single_file(model: str | os.PathLike[str]) -> bool:
+    """Whether a model is named as a file of weights: by its path, its URL or OWNER/NAME/FILE."""
+    name = str(model).partition("?")[0].lower()
+    return (name.endswith(_FILES) or is_pickle(name)) and not Path(model).is_dir()
 
 
 def choose(names: Iterable[str], variant: str | None, *, where: str) -> Choice:
@@ -176,6 +181,8 @@ class Weights:
     fingerprint: str
     #: Bytes of all tensors, without the headers.
     total_bytes: int
+    #: For a part of a single-file checkpoint: each tensor as a part of a stored one.
+    views: Mapping[str, View] = field(default_factory=FrozenDict)
 
     @classmethod
     def open(
@@ -210,13 +217,14 @@ class Weights:
                     f"{folder / (choice.index or '')} names the shard {name}, which is not there. "
                     "Download the missing file."
                 )
-            header, tensors, size = _read_header(path)
+            header = read_header(path)
             if placed is not None:
-                _check_shard(path, tensors, placed)
+                _check_shard(path, header.shapes, placed)
             stat = path.stat()
-            digest.update(json.dumps([name, stat.st_size, stat.st_mtime_ns]).encode() + header)
-            shapes.update(tensors)
-            total += size
+            said = json.dumps([name, stat.st_size, stat.st_mtime_ns]).encode()
+            digest.update(said + header.text)
+            shapes.update(header.shapes)
+            total += header.total
         return cls(
             folder=folder,
             files=tuple(folder / name for name in used),
@@ -226,10 +234,29 @@ class Weights:
             total_bytes=total,
         )
 
+    @classmethod
+    def of(cls, file: Path, header: Header, views: Mapping[str, View]) -> Self:
+        """A part of a file, whose header was read before, under other names."""
+        stat = file.stat()
+        read = [(name, repr(view)) for name, view in views.items()]
+        key = [file.name, stat.st_size, stat.st_mtime_ns, header.digest, read]
+        stored = {view.stored: header.sizes[view.stored] for view in views.values()}
+        return cls(
+            folder=file,
+            files=(file,),
+            variant=None,
+            shapes=FrozenDict(
+                {name: (header.shapes[one.stored][0], one.shape) for name, one in views.items()}
+            ),
+            fingerprint=hashlib.sha256(json.dumps(key).encode()).hexdigest(),
+            total_bytes=sum(stored.values()),
+            views=FrozenDict(views),
+        )
+
     @property
     def precision(self) -> str | None:
         """The floating-point dtype of all tensors; ``None`` if there are several."""
-        found = {dtype for dtype, _ in self.shapes.values() if "float" in dtype}
+        found = {dtype for dtype, _ in self.shapes.values() if dtype.startswith(_STORED)}
         return found.pop() if len(found) == 1 else None
 
     @property
@@ -243,25 +270,60 @@ class Weights:
         Raises:
             WeightsError: a file was damaged or removed since it was opened.
         """
-        from safetensors import SafetensorError, safe_open
+        from safetensors import SafetensorError
 
         order = {name: i for i, name in enumerate(self.shapes)}
         for path in self.files:
+            window = math.inf if _is_gguf(path) else _WINDOW
             try:
-                with safe_open(path, framework="pt") as file:
-                    names = sorted(file.keys(), key=lambda name: order.get(name, -1), reverse=True)
+                with _opened(path) as file:
+                    held = file.keys() if not self.views else self.views
+                    names = sorted(held, key=lambda name: order.get(name, -1), reverse=True)
                 while names:
                     # Map the file anew, so that pages of unused tensors can be freed.
-                    with safe_open(path, framework="pt") as file:
+                    with _opened(path) as file:
                         seen = 0
-                        while names and seen < _WINDOW:
+                        while names and seen < window:
                             name = names.pop()
-                            tensor = file.get_tensor(name)
+                            view = self.views.get(name)
+                            tensor = file.get_tensor(name if view is None else view.stored)
                             seen += tensor.nbytes
-                            yield name, tensor
+                            yield name, tensor if view is None else view.of(tensor)
                             del tensor
             except (OSError, SafetensorError) as exc:
                 raise WeightsError(f"{path} cannot be read: {exc}. {_AGAIN}") from exc
+
+
+def header_of(path: Path) -> Header:
+    """The header of a safetensors or GGUF file.
+
+    Raises:
+        WeightsError: the file is damaged, or cannot be read.
+        InputError: it is a GGUF file, and the package ``gguf`` is not installed.
+    """
+    return _gguf(path).header() if _is_gguf(path) else read_header(path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """An open file with ``keys()`` and ``get_tensor(name)``."""
+    if _is_gguf(path):
+        yield _gguf(path)
+        return
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        yield file
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == _GGUF
+
+
+def _gguf(path: Path) -> Any:
+    from perfuse.sources.gguf_file import GgufFile
+
+    return GgufFile(path)
 
 
 def _listing(folder: Path) -> list[str]:
@@ -332,68 +394,17 @@ def _check_shard(path: Path, tensors: Mapping[str, Any], placed: Mapping[str, st
     missing = [name for name, file in placed.items() if file == path.name and name not in tensors]
     if missing:
         raise WeightsError(
-            f"The index says that {path} holds {_some(missing)}; the file does not. Index and "
+            f"The index says that {path} holds {some(missing)}; the file does not. Index and "
             "shards belong to different downloads: take both again."
         )
     extra = [name for name in tensors if placed.get(name) != path.name]
     if extra:
         raise WeightsError(
-            f"{path} holds {_some(extra)}, which the index does not place there. Index and shards "
+            f"{path} holds {some(extra)}, which the index does not place there. Index and shards "
             "belong to different downloads: take both again."
         )
 
 
-def _some(names: list[str], limit: int = 5) -> str:
+def some(names: list[str], limit: int = 5) -> str:
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
-
-
-def _read_header(path: Path) -> tuple[bytes, dict[str, tuple[str, tuple[int, ...]]], int]:
-    """The header's bytes, every tensor's dtype and shape, and the bytes of all tensors."""
-
-    def damaged(found: str) -> WeightsError:
-        return WeightsError(f"{path} is damaged: {found}. {_AGAIN}")
-
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            prefix = file.read(8)
-            if len(prefix) < 8:
-                raise damaged(f"at least 8 bytes were expected, it has {size}")
-            (length,) = struct.unpack("<Q", prefix)
-            if length > min(_MAX_HEADER, size - 8):
-                raise damaged(f"its header should have {length} bytes, the whole file has {size}")
-            header = file.read(length)
-    except OSError as exc:
-        raise WeightsError(f"{path} cannot be read: {exc.strerror or exc}. {_AGAIN}") from exc
-    try:
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        spans = {name: tuple(entry["data_offsets"]) for name, entry in entries.items()}
-        tensors, end = {}, 0
-        for name in sorted(entries, key=spans.__getitem__):
-            tensors[name], end = _read_entry(name, entries[name], end, damaged)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise damaged(f"its header is not what safetensors writes ({exc!r})") from exc
-    if 8 + length + end != size:
-        raise damaged(f"its header describes {8 + length + end} bytes, the file has {size}")
-    return header, tensors, end
-
-
-def _read_entry(
-    name: str, entry: Mapping[str, Any], begin: int, damaged: Callable[[str], WeightsError]
-) -> tuple[tuple[str, tuple[int, ...]], int]:
-    """Dtype and shape of a tensor that should begin at ``begin``, and where it ends."""
-    code, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    if not all(isinstance(size, int) and size >= 0 for size in (*shape, start, end)):
-        raise ValueError(f"{name}: {shape}, {start}, {end}")
-    if code not in _DTYPES:
-        raise damaged(f"{name} has the dtype {code}; known are {', '.join(_DTYPES)}")
-    dtype, width = _DTYPES[code]
-    expected = math.prod(shape) * width
-    if start != begin or end - start != expected:
-        raise damaged(
-            f"{name}, {dtype} {shape}, should be the {expected} bytes from {begin}; the header "
-            f"places it from {start} to {end}"
-        )
-    return (dtype, shape), end

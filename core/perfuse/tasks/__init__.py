@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from perfuse.tasks.inputs import GUIDANCE as GUIDANCE
     from perfuse.tasks.inputs import NOISE as NOISE
     from perfuse.tasks.inputs import OUTPUT as OUTPUT
+    from perfuse.tasks.inputs import PROMPTS as PROMPTS
     from perfuse.tasks.inputs import SIZE as SIZE
     from perfuse.tasks.inputs import STEPS as STEPS
     from perfuse.tasks.safety import check_safety as check_safety
@@ -80,6 +81,7 @@ __getattr__, __dir__ = lazy(
             "GUIDANCE",
             "NOISE",
             "OUTPUT",
+            "PROMPTS",
             "SIZE",
             "STEPS",
         ),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from perfuse.arrays import to_numpy
-from perfuse.arrays.resampling import bicubic
+from perfuse.arrays.resize import bicubic
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Task, Tools, step
 from perfuse.errors import InputError

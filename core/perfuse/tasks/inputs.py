@@ -2,7 +2,7 @@
 
 from perfuse.contract.steps import Input
 
-__all__ = ["GUIDANCE", "NOISE", "OUTPUT", "SIZE", "STEPS"]
+__all__ = ["GUIDANCE", "NOISE", "OUTPUT", "PROMPTS", "SIZE", "STEPS"]
 
 STEPS = {
     "num_inference_steps": Input(default=50, kind=int, option="--steps", help="Denoising steps."),
@@ -28,6 +28,16 @@ GUIDANCE = {
         kind=str,
         option="--guider",
         help="A guidance method instead of the default one: NAME:key=value.",
+    ),
+}
+PROMPTS = {
+    "clip_skip": Input(
+        kind=int, option="--clip-skip", help="Layers of the text encoder to leave out at the end."
+    ),
+    "prompt_syntax": Input(
+        kind=str,
+        option="--prompt-syntax",
+        help="a1111, compel or plain: prompts of any length, with that syntax's weights.",
     ),
 }
 NOISE = {

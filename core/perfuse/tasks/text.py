@@ -1,6 +1,5 @@
 """What text-conditioned tasks share: reading prompts, encoding them, the default guider."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,8 @@ from perfuse.contract.steps import Tools
 from perfuse.errors import InputError
 from perfuse.tasks.choosing import find_guider
 from perfuse.tasks.guiders import ClassifierFreeGuidance, EmbeddedGuidance
+from perfuse.tasks.prompts.encoder import TextEncoder
+from perfuse.tasks.prompts.reading import tokenised
 
 __all__ = ["Prompt", "conditions_of", "encode", "guider_for", "read_texts", "repeat"]
 
@@ -47,16 +48,8 @@ def guider_for(tools: Tools, guider: Any, scale: float, rescale: float) -> Guide
 
 def encode(tools: Tools, encoder: str, tokenizer: str, texts: list[str]) -> dict[str, Any]:
     """Run a text encoder; warn, as Diffusers does, if a prompt was truncated."""
-    tokens = tools.tokenizer(tokenizer)(texts)
-    for cut in tokens.truncated:
-        if cut is not None:
-            limit = tokens.input_ids.shape[1]
-            warnings.warn(
-                f"The prompt is longer than the {limit} tokens that {encoder} reads; "
-                f"this was cut off: {cut!r}",
-                stacklevel=2,
-            )
-    return tools.program(encoder)(input_ids=tokens.input_ids)
+    reads = TextEncoder(tools=tools, name=encoder, tokenizer_name=tokenizer)
+    return reads.outputs(tokenised(reads, texts))
 
 
 def conditions_of(

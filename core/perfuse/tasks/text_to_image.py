@@ -19,9 +19,10 @@ from perfuse.tasks.denoise import (
     prepare_schedule,
 )
 from perfuse.tasks.image_prompt import IMAGE_PROMPT, encode_image_prompt
-from perfuse.tasks.inputs import GUIDANCE, NOISE, OUTPUT, SIZE, STEPS
+from perfuse.tasks.inputs import GUIDANCE, NOISE, OUTPUT, PROMPTS, SIZE, STEPS
+from perfuse.tasks.prompts.reading import PromptReader, equally_long
 from perfuse.tasks.safety import check_safety
-from perfuse.tasks.text import Prompt, conditions_of, encode, guider_for, read_texts
+from perfuse.tasks.text import Prompt, conditions_of, guider_for, read_texts
 
 __all__ = ["TEXT_TO_IMAGE", "prepare_latents", "read_prompts"]
 
@@ -114,23 +115,27 @@ def encode_prompt(
     negative_prompt_embeds: Array | None,
     num_images_per_prompt: int,
     guider: Guider,
+    clip_skip: int | None = None,
+    prompt_syntax: str | None = None,
 ) -> State:
-    """Text states [pictures, S, D] for each condition that the guider uses."""
+    """Text states [pictures, S, D] for each condition that the guider uses.
 
-    def states(texts: list[str]) -> dict[str, Array]:
-        encoded = encode(tools, "text_encoder", "tokenizer", texts)
-        return {"encoder_hidden_states": encoded["last_hidden_state"]}
-
+    ``clip_skip`` is the prompt's alone, as in Diffusers.
+    """
+    read = PromptReader.of(tools, "text_encoder", "tokenizer", syntax=prompt_syntax)
     wanted = {branch.condition for branch in guider.branches}
-    encoded = {"positive": {"encoder_hidden_states": prompt_embeds}}
+    states = {"positive": prompt_embeds}
     if prompt_embeds is None:
-        encoded["positive"] = states(prompts)
+        states["positive"] = read(prompts, clip_skip).states
     if "negative" in wanted:
-        encoded["negative"] = {"encoder_hidden_states": negative_prompt_embeds}
+        states["negative"] = negative_prompt_embeds
         if negative_prompt_embeds is None:
-            encoded["negative"] = states(negatives or [""] * count)
+            states["negative"] = read(negatives or [""] * count).states
     if "empty" in wanted:
-        encoded["empty"] = states([""] * count)
+        states["empty"] = read([""] * count).states
+    if prompt_syntax is not None:
+        states = equally_long(states, read.empty)
+    encoded = {name: {"encoder_hidden_states": array} for name, array in states.items()}
     return {"conditions": conditions_of(encoded, num_images_per_prompt)}
 
 
@@ -168,6 +173,7 @@ TEXT_TO_IMAGE = Task(
         **NOISE,
         "prompt_embeds": Input(help="Text states [B, S, D] instead of a prompt."),
         "negative_prompt_embeds": Input(help="Text states instead of a negative prompt."),
+        **PROMPTS,
         **IMAGE_PROMPT,
         **OUTPUT,
     },

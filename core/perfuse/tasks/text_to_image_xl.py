@@ -7,6 +7,7 @@ of a picture (micro-conditioning), which the UNet was trained with.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -15,7 +16,9 @@ from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.errors import InputError
-from perfuse.tasks.text import Prompt, conditions_of, encode, read_texts
+from perfuse.tasks.prompts.reading import PromptReader, equally_long
+from perfuse.tasks.prompts.syntax import lengthened
+from perfuse.tasks.text import Prompt, conditions_of, read_texts
 from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
 from perfuse.tasks.watermark import watermark
 
@@ -24,14 +27,44 @@ __all__ = ["TEXT_TO_IMAGE_XL", "Size", "check_pairs", "ids_of"]
 Size = tuple[int, int] | None
 
 
-def _encode_both(tools: Tools, texts: list[str], texts_2: list[str]) -> dict[str, Array]:
-    """States [B, S, D1 + D2] and pooled text [B, P]. The refiner has only the second encoder."""
-    parts = []
-    if "text_encoder" in tools.spec.components:
-        parts.append(encode(tools, "text_encoder", "tokenizer", texts)["penultimate_hidden_state"])
-    second = encode(tools, "text_encoder_2", "tokenizer_2", texts_2)
-    parts.append(second["penultimate_hidden_state"])
-    return _states(join_features(parts), second["text_embeds"])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Readers:
+    """Both text encoders. The refiner has only the second."""
+
+    first: PromptReader | None
+    second: PromptReader
+
+    @classmethod
+    def of(cls, tools: Tools, syntax: str | None) -> "_Readers":
+        make = partial(PromptReader.of, tools, syntax=syntax, penultimate=True)
+        has_first = "text_encoder" in tools.spec.components
+        return cls(
+            first=make("text_encoder", "tokenizer") if has_first else None,
+            second=make("text_encoder_2", "tokenizer_2", pools=True),
+        )
+
+    def __call__(
+        self, texts: list[str], texts_2: list[str], clip_skip: int | None = None
+    ) -> dict[str, Array]:
+        """States [B, S, D1 + D2] and pooled text [B, P]."""
+        second = self.second(texts_2, clip_skip)
+        if self.first is None:
+            return _states(second.states, second.pooled)
+        states = self.first(texts, clip_skip).states, second.states
+        longest = max(array.shape[1] for array in states)
+        readers = zip((self.first, self.second), states, strict=True)
+        parts = [
+            array
+            if array.shape[1] == longest
+            else lengthened(array, longest, reader.skipping(clip_skip).empty())
+            for reader, array in readers
+        ]
+        return _states(join_features(parts), second.pooled)
+
+    def empty(self) -> Array:
+        """The states of an empty prompt, [1, L, D1 + D2]."""
+        readers = [one for one in (self.first, self.second) if one is not None]
+        return join_features([one.empty() for one in readers])
 
 
 def _states(states: Array, pooled: Array) -> dict[str, Array]:
@@ -109,6 +142,8 @@ def encode_prompt(
     num_images_per_prompt: int,
     guider: Guider,
     time_ids: Mapping[str, Array],
+    clip_skip: int | None = None,
+    prompt_syntax: str | None = None,
 ) -> State:
     """Text states, pooled text and time ids, each [pictures, …], by condition of the guider."""
     if (prompt_embeds is None) != (pooled_prompt_embeds is None):
@@ -121,8 +156,10 @@ def encode_prompt(
             "both or neither."
         )
 
+    read = _Readers.of(tools, prompt_syntax)
+
     def empty() -> Mapping[str, Array]:
-        return _encode_both(tools, [""] * count, [""] * count)
+        return read([""] * count, [""] * count)
 
     def negative() -> Mapping[str, Array]:
         if negative_prompt_embeds is not None:
@@ -130,16 +167,20 @@ def encode_prompt(
         if not negatives and tools.spec.options.get("force_zeros_for_empty_prompt", True):
             return {name: zeros_like(array) for name, array in positive.items()}
         texts = negatives or [""] * count
-        return _encode_both(tools, texts, _second(negative_prompt_2, "negative_prompt_2", texts))
+        return read(texts, _second(negative_prompt_2, "negative_prompt_2", texts))
 
     if prompt_embeds is not None:
         positive = _states(prompt_embeds, pooled_prompt_embeds)
     else:
-        positive = _encode_both(tools, prompts, _second(prompt_2, "prompt_2", prompts))
+        positive = read(prompts, _second(prompt_2, "prompt_2", prompts), clip_skip)
     others = {"negative": negative, "empty": empty}
     wanted = {branch.condition for branch in guider.branches}
     encoded: dict[str, Mapping[str, Array]] = {"positive": positive}
     encoded |= {name: others[name]() for name in others if name in wanted}
+    if prompt_syntax is not None:
+        states = {name: arrays["encoder_hidden_states"] for name, arrays in encoded.items()}
+        for name, array in equally_long(states, read.empty).items():
+            encoded[name] = {**encoded[name], "encoder_hidden_states": array}
     with_ids = {
         name: {**arrays, "time_ids": np.repeat(time_ids[name], count, axis=0)}
         for name, arrays in encoded.items()

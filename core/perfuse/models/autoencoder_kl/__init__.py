@@ -9,6 +9,7 @@ ARCHITECTURES = (
         describe=f"{__name__}.description:describe",
         latents=f"{__name__}.description:latents",
         latent_spec=f"{__name__}.latents:ScaledLatents",
+        original=f"{__name__}.original:original",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
     ),

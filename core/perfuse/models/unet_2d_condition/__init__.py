@@ -9,6 +9,7 @@ ARCHITECTURES = (
         describe=f"{__name__}.description:describe",
         fit=f"{__name__}.description:fit",
         host_inputs=f"{__name__}.guidance:host_inputs",
+        original=f"{__name__}.original:original",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
         perturb="perfuse.models.perturbed:perturb",

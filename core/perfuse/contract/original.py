@@ -1,0 +1,51 @@
+"""How the tensors of a model class are stored in files older than Diffusers' layout."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from perfuse.contract.frozen import FrozenDict
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Original", "Shapes", "View"]
+
+#: Tensor name to its dtype and shape.
+Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """One tensor of a model, as a part of a stored tensor. Only a transposed one is copied."""
+
+    #: The name of the stored tensor.
+    stored: str
+    #: The shape of this tensor.
+    shape: tuple[int, ...]
+    #: The rows of the stored tensor that it is, first and past the last; ``None`` for all.
+    rows: tuple[int, int] | None = None
+    #: Whether the stored tensor is a matrix the other way round.
+    transposed: bool = False
+
+    def of(self, tensor: "torch.Tensor") -> "torch.Tensor":
+        """This tensor, of the stored one."""
+        if self.rows is not None:
+            tensor = tensor[slice(*self.rows)]
+        if self.transposed:
+            tensor = tensor.T.contiguous()  # a matrix product of a strided one rounds otherwise
+        return tensor.reshape(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """A model as a file in its original layout holds it."""
+
+    #: ``config.json``, as far as the tensors' names and shapes tell it.
+    config: Mapping[str, Any]
+    #: The model's tensors by Diffusers' names.
+    views: Mapping[str, View]
+
+    def __post_init__(self) -> None:
+        for name in ("config", "views"):
+            object.__setattr__(self, name, FrozenDict(getattr(self, name)))
