@@ -123,7 +123,10 @@ def test_nothing_is_loaded_twice(pipe: DiffusionPipeline) -> None:
         ({"provider": "CUDAExecutionProvider"}, "backend='onnxruntime:cuda'"),
         ({"torch_dtype": torch.float64}, "float32, float16, bfloat16"),
         ({"torch_dtype": {"unet": torch.float16, "vae": torch.float32}}, "one precision"),
-        ({"image_encoder": object()}, "no task of StableDiffusionPipeline runs it"),
+        (
+            {"image_encoder": object()},
+            "image_encoder was to be a object, which perfuse does not know",
+        ),
         ({"uent": 3}, "uent= was given; StableDiffusionPipeline has"),
     ],
 )

@@ -20,6 +20,7 @@ from perfuse.tasks.prompts.reading import PromptReader, equally_long
 from perfuse.tasks.prompts.syntax import lengthened
 from perfuse.tasks.text import Prompt, conditions_of, read_texts
 from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
+from perfuse.tasks.watermark import watermark
 
 __all__ = ["TEXT_TO_IMAGE_XL", "Size", "check_pairs", "ids_of"]
 
@@ -212,4 +213,5 @@ TEXT_TO_IMAGE_XL = (
     .with_defaults({"guidance_scale": 5.0})
     .insert(read_sizes, before="encode_prompt")
     .replace("encode_prompt", encode_prompt)
+    .insert(watermark, before="finish")
 )

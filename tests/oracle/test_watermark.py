@@ -1,0 +1,62 @@
+"""SDXL's watermark against Diffusers', with a stand-in for the library that both call."""
+
+import importlib.machinery
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from diffusers.pipelines.stable_diffusion_xl import watermark as theirs
+
+from perfuse.errors import InputError
+from perfuse.tasks.watermark import watermark
+
+
+class Encoder:
+    """Adds the bits to the first row of the first channel, so that order and values are seen."""
+
+    def set_watermark(self, kind: str, bits: list[int]) -> None:
+        assert kind == "bits"
+        self.bits = np.asarray(bits, dtype=np.float32)
+
+    def encode(self, picture: np.ndarray, method: str) -> np.ndarray:
+        assert method == "dwtDct"
+        marked = picture.copy()
+        marked[0, : len(self.bits), 0] += 3 * self.bits
+        return marked
+
+
+def mark(decoded: Any, asked: bool | None = None, output_type: str = "pil") -> Any:
+    tools: Any = SimpleNamespace(spec=SimpleNamespace(options={"add_watermarker": asked}))
+    return watermark.run(tools, decoded, output_type)["decoded"]
+
+
+def test_as_diffusers_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    library: Any = ModuleType("imwatermark")
+    library.WatermarkEncoder = Encoder
+    library.__spec__ = importlib.machinery.ModuleSpec("imwatermark", None)
+    monkeypatch.setitem(sys.modules, "imwatermark", library)
+    monkeypatch.setattr(theirs, "WatermarkEncoder", Encoder, raising=False)
+    decoded = torch.rand(2, 3, 8, 256, generator=torch.Generator().manual_seed(0)) * 2.4 - 1.2
+    expected = theirs.StableDiffusionXLWatermarker().apply_watermark(decoded).numpy()
+    for given in (decoded, decoded.numpy()):
+        marked = mark(given)
+        assert np.abs(marked - expected).max() <= 1e-6
+        assert np.abs(marked - decoded.clamp(-1, 1).numpy()).max() > 0.01
+    small = decoded[..., :128]
+    assert mark(small) is small
+    assert mark(decoded, asked=False) is decoded
+    assert mark(decoded, output_type="latent") is decoded
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    decoded = np.zeros((1, 3, 8, 256), np.float32)
+    assert mark(decoded) is decoded
+    with pytest.raises(InputError, match="invisible-watermark is missing"):
+        mark(decoded, asked=True)
