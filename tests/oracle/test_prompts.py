@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 
 from perfuse import DiffusionPipeline
 from perfuse.models.freeu import low_frequencies
+from perfuse.run.tools import PipelineTools
 from perfuse.tasks.prompts.reading import PromptReader
 from perfuse.tasks.text_to_image_xl import encode_prompt
 
@@ -141,7 +142,7 @@ def test_prompts_as_their_references_read_them(checkpoint: Make, syntax: str, ki
 def _states(ours: DiffusionPipeline, kind: str, prompt: str, syntax: str) -> tuple[Any, ...]:
     """The states of a prompt, and for SD XL the pooled ones."""
     if kind == "sd1":
-        read = PromptReader.of(ours, "text_encoder", "tokenizer", syntax=syntax)
+        read = PromptReader.of(PipelineTools(ours), "text_encoder", "tokenizer", syntax=syntax)
         return (read([prompt]).states,)
     from perfuse.tasks.guiders import NoGuidance
 
@@ -149,5 +150,5 @@ def _states(ours: DiffusionPipeline, kind: str, prompt: str, syntax: str) -> tup
     ids = {"positive": np.zeros((1, 6), np.float32)}
     given = {"prompts": [prompt], "negatives": [], "count": 1, "num_images_per_prompt": 1}
     given |= {"guider": NoGuidance(), "time_ids": ids, "prompt_syntax": syntax}
-    found = encode_prompt.run(ours, **{**unused, **given})["conditions"]["positive"]
+    found = encode_prompt.run(PipelineTools(ours), **{**unused, **given})["conditions"]["positive"]
     return found["encoder_hidden_states"], found["text_embeds"]
