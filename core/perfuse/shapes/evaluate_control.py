@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ __all__ = ["Lesson", "faults_of", "lessons"]
 
 NEAR = 3.0
 """The farthest in pixels, along each axis, that an object may be from its outline's middle."""
+
+COLUMNS = 4
+"""How many of the scenes a sheet shows."""
 
 #: A complete scene and a picture of it, uint8 [64, 64, 3].
 Lesson = tuple[grammar.Scene, NDArray[np.uint8]]
@@ -54,6 +58,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="how much the outline counts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--sheet", type=Path, help="PNG to write: outlines and what was drawn")
     options = parser.parse_args()
 
     from perfuse import DiffusionPipeline
@@ -63,6 +68,7 @@ def main() -> None:
     )
     given = list(lessons(options.count, seed=options.seed))
     right = 0
+    drawn: list[NDArray[np.uint8]] = []
     for begin in range(0, len(given), 25):
         some = given[begin : begin + 25]
         pictures = pipe(
@@ -74,11 +80,31 @@ def main() -> None:
             seed=options.seed + begin,
         ).images
         for lesson, picture in zip(some, pictures, strict=True):
-            faults = faults_of(np.asarray(picture.convert("RGB")), lesson)
+            drawn.append(np.asarray(picture.convert("RGB")))
+            faults = faults_of(drawn[-1], lesson)
             right += not faults
             if faults:
                 print(f"wrong  {lesson[0].caption()}  ({'; '.join(faults)})")
     print(f"{right} of {len(given)} outlines obeyed")
+    if options.sheet is not None:
+        _write_sheet(given[:COLUMNS], drawn[:COLUMNS], options.sheet)
+
+
+def _write_sheet(given: list[Lesson], drawn: list[NDArray[np.uint8]], path: Path) -> None:
+    """Outlines above the pictures drawn from them."""
+    from perfuse.arrays.pictures import save_png
+    from perfuse.shapes.sheet import grid
+
+    cells = [np.asarray(outline(shown)) for _, shown in given] + drawn
+    captions = [without_form(scene).caption() for scene, _ in given]
+    sheet = grid(
+        cells,
+        len(given),
+        row_captions=["outline", "drawn"],
+        column_captions=captions,
+        scale=2,
+    )
+    save_png(sheet, path)
 
 
 if __name__ == "__main__":
