@@ -48,7 +48,30 @@ def make_words(folder: Path) -> Path:
     return folder
 
 
-_SMALLER = {"tiny": make_tiny, "words": make_words}
+def make_followed(folder: Path) -> Path:
+    """``words`` with a ControlNet of one block."""
+    import perfuse.models
+    from perfuse_conformance.checkpoints import controlnet_config, edit_json, randomise, unet_config
+
+    make_words(folder)
+    config = unet_config(
+        block_out_channels=[8, 16],
+        down_block_types=["DownBlock2D"] * 2,
+        up_block_types=["UpBlock2D"] * 2,
+        mid_block_type="UNetMidBlock2D",
+    )
+    randomise(perfuse.models.UNet2DConditionModel(**config)).save_pretrained(folder / "unet")
+    net = perfuse.models.ControlNetModel(**controlnet_config(config))
+    randomise(net, 1).save_pretrained(folder / "controlnet")
+    edit_json(
+        folder / "model_index.json",
+        _class_name="StableDiffusionControlNetPipeline",
+        controlnet=["diffusers", "ControlNetModel"],
+    )
+    return folder
+
+
+_SMALLER = {"tiny": make_tiny, "words": make_words, "followed": make_followed}
 
 
 @pytest.fixture(scope="session")

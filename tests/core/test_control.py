@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.conftest import needs_exporter
 
 from perfuse import DiffusionPipeline
 from perfuse.contract.spec import Signature, TensorSpec
@@ -161,6 +162,32 @@ def test_features_are_computed_once(
 
 def test_what_a_step_reads_can_be_pickled(two: DiffusionPipeline) -> None:
     assert pickle.loads(pickle.dumps(two.plan.tasks)) == two.plan.tasks
+
+
+@pytest.mark.export
+def test_an_export_draws_what_the_checkpoint_draws(
+    checkpoint: Make, made_once: Callable[..., Path]
+) -> None:
+    needs_exporter("onnx")
+    pipe = opened(checkpoint("followed"), text_encoder=None, vae=None)
+    folder = made_once("exports", "followed-onnx", lambda new: pipe.export(new, to="onnx"))
+    other = DiffusionPipeline.from_pretrained(folder)
+    states = np.random.default_rng(0).standard_normal((2, 1, 7, 32), dtype=np.float32)
+    given: dict[str, Any] = {
+        "prompt_embeds": states[0],
+        "negative_prompt_embeds": states[1],
+        **CALL,
+    }
+    for height, width in ((16, 16), (18, 22)):  # latents of 9 by 11: their halves are rounded up
+        size = {"height": height, "width": width}
+        first, same, another = (
+            np.asarray(one(image=picture(seed), **size, **given).images)
+            for one, seed in ((pipe, 1), (other, 1), (other, 2))
+        )
+        assert np.abs(first - same).max() <= 1e-4
+        assert np.abs(first - another).max() > 1e-3
+    with pytest.raises(InputError, match="is exported already"):
+        DiffusionPipeline.from_pretrained(folder, controlnet=made("ControlNetModel"))
 
 
 # What is refused

@@ -85,7 +85,7 @@ class Draw:
     #: A scheduler's short name and the fields that it changes; ``None`` for the model's own.
     scheduler: str | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
-    #: What the task is given.
+    #: What the task is given, as JSON has it; pictures as the seeds that they are drawn from.
     inputs: Mapping[str, Any]
     #: The denoiser's calls are also made one by one, with the reference's inputs.
     forced: bool = False
@@ -193,7 +193,8 @@ def probes_of(spec: PipelineSpec) -> dict[str, Probe]:
     probes: list[Probe] = []
     for component in spec.components.values():
         sizes, full = sizes_of(spec, component), _all_sizes(spec, component)
-        if component.role == Role.DENOISER:
+        in_loop = component.signature.input("timestep") is not None  # a ControlNet, too
+        if component.role == Role.DENOISER or in_loop:
             found = _denoiser_probes(component.name, sizes)
         elif component.role == Role.TEXT_ENCODER:
             found = _text_probes(component.name, sizes)
@@ -294,7 +295,7 @@ def _is_table(component: ComponentSpec, name: str) -> bool:
 def _array(
     component: ComponentSpec, tensor: TensorSpec, probe: Probe, about: Any, random: Any
 ) -> Any:
-    shape = tuple(probe.dims[d] if isinstance(d, str) else d for d in tensor.shape)
+    shape = tuple(int(size) for size in tensor.resolve(probe.dims))
     if tensor.name == "timestep":
         return np.broadcast_to(np.asarray(about, dtype=np.float32), shape).copy()
     if tensor.name == "input_ids":
@@ -350,6 +351,8 @@ def _word_draws(spec: PipelineSpec, seed: int) -> Iterator[Draw]:
         }
         if two:
             given.setdefault("prompt_2", "a small blue square")
+        if spec.having(Role.CONTROL):
+            given["image"] = [number + i for i, _ in enumerate(spec.having(Role.CONTROL))]
         return given
 
     if spec.denoiser.guidance == "embedded":

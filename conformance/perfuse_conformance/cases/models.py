@@ -18,6 +18,7 @@ RANDOM_MODELS: Mapping[str, str] = MappingProxyType(
         "random-sdxl": "sdxl",
         "random-lcm": "lcm",
         "random-ddpm": "ddpm",
+        "random-control": "control",
     }
 )
 

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from perfuse import Step, Tools
+from perfuse import Step, Task, Tools
 from perfuse.arrays import to_numpy
+from perfuse.contract.steps import Picture
 from perfuse.run import DiffusionPipeline
 from perfuse.schedulers import scheduler_class
 from perfuse.spec import Array
@@ -31,7 +32,7 @@ def run_draw(pipe: DiffusionPipeline, draw: Draw, *, nudge: int | None = None) -
             pipe.task = task.insert(_nudge(nudge), before="place_inputs")
         latents: list[Any] = []
         state: Any = {}
-        for event in pipe.stream(**draw.inputs, output_type="np"):
+        for event in pipe.stream(**_with_pictures(task, draw), output_type="np"):
             state = event.state
             if event.total > 1 or event.step == "denoise":
                 latents.append(to_numpy(state["samples"][0]).copy())
@@ -39,6 +40,22 @@ def run_draw(pipe: DiffusionPipeline, draw: Draw, *, nudge: int | None = None) -
         return {"latents": np.stack(latents), "images": images}
     finally:
         pipe.scheduler, pipe.task = scheduler, task
+
+
+def _with_pictures(task: Task, draw: Draw) -> dict[str, Any]:
+    """The inputs of a draw, with random pictures in place of their seeds."""
+    inputs = dict(draw.inputs)
+    for name, given in inputs.items():
+        if task.inputs[name].kind is Picture:
+            seeds = given if isinstance(given, list) else [given]
+            made = [_picture(one, inputs["height"], inputs["width"]) for one in seeds]
+            inputs[name] = made if len(made) > 1 else made[0]
+    return inputs
+
+
+def _picture(seed: int, height: int, width: int) -> Any:
+    random = np.random.Generator(np.random.PCG64(seed))
+    return random.random((height, width, 3), dtype=np.float32)
 
 
 def _nudge(seed: int) -> Step:

@@ -13,17 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from platformdirs import user_cache_path
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from perfuse.models import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from perfuse.shapes import CHECKPOINT, grammar
-from perfuse.shapes.outline import outline
+from perfuse.shapes.outline import moved, outline, without_form
 from perfuse.shapes.train import Clock, noised, rate, save, to_model, tokenize
-
-__all__ = ["moved", "without_form"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,28 +39,6 @@ class Recipe:
     """Share of captions that do not say what shape and size an object has."""
     silence: float = 0.1
     """Share of empty captions."""
-
-
-REACH = {"small": 18, "large": 13}
-"""How far an object is moved from the middle, in pixels along each axis: it stays in the picture."""
-
-
-def moved(scene: grammar.Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A picture of a complete scene, whose one object stands anywhere, uint8 [64, 64, 3]."""
-    if scene.relation is not None:
-        return grammar.draw(scene, rng)
-    item = replace(scene.objects[0], place="center")
-    picture = grammar.draw(replace(scene, objects=(item,)), rng)
-    assert item.size is not None
-    reach = REACH[item.size]
-    by: tuple[int, int] = tuple(rng.integers(-reach, reach + 1, 2).tolist())
-    return np.roll(picture, by, axis=(0, 1))
-
-
-def without_form(scene: grammar.Scene) -> grammar.Scene:
-    """What an outline does not say: the colours of a scene, and how two objects stand."""
-    objects = tuple(grammar.Object(colour=item.colour) for item in scene.objects)
-    return replace(scene, objects=objects)
 
 
 def caption_of(scene: grammar.Scene, recipe: Recipe, rng: np.random.Generator) -> str:
