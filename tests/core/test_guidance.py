@@ -147,7 +147,7 @@ def test_diffusers_configs_name_layers() -> None:
     guider = PerturbedAttentionGuidance(
         perturbed_guidance_config={"fqn": where, "indices": [1], "skip_attention_scores": True}
     )
-    (layer,) = guider.perturbed_guidance_layers
+    layer = guider.perturbed_guidance_layers[0]
     assert re.search(layer, f"{where}.1.attn1")
     assert not re.search(layer, f"{where}.10.attn1")
     assert not re.search(layer, f"up.{where}.1")

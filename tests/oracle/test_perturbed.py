@@ -13,6 +13,7 @@ from tests.oracle.pairs import Pair, make_gentle
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+import perfuse
 from perfuse import Perturbation, SkipLayerGuidance
 from perfuse_conformance.checkpoints import edit_json, make_checkpoint
 
@@ -51,6 +52,21 @@ def test_pag_is_diffusers_sdxl_pipeline(tmp_path: Path) -> None:
     pair = Pair.open(folder, "StableDiffusionXLPAGPipeline", add_watermarker=False)
     pag = pair.check(prompt="a red circle")
     assert np.abs(pair.check(prompt="a red circle", pag_scale=0.0) - pag).max() > 1e-3
+
+
+def test_pag_is_enabled_where_a_pipeline_is_opened(sd: Pair) -> None:
+    """``enable_pag`` and ``pag_applied_layers`` are arguments of the opening in Diffusers."""
+    where = sd.ours.source.model
+    given = {"enable_pag": True, "pag_applied_layers": ["up"]}
+    ours = perfuse.AutoPipelineForText2Image.from_pretrained(where, **given)
+    assert type(ours).__name__ == "StableDiffusionPAGPipeline"
+    sd.theirs.set_pag_applied_layers(["up"])
+    Pair(ours, sd.theirs).check(prompt="a red circle")
+    sd.theirs.set_pag_applied_layers("mid")
+    after = perfuse.AutoPipelineForImage2Image.from_pipe(ours)
+    assert type(after).__name__ == "StableDiffusionPAGImg2ImgPipeline"
+    plain = perfuse.AutoPipelineForImage2Image.from_pipe(ours, enable_pag=False)
+    assert type(plain).__name__ == "StableDiffusionImg2ImgPipeline"
 
 
 def test_pag_draws_after_pictures(sd: Pair) -> None:

@@ -215,6 +215,12 @@ ARGUMENTS = {
         """,
     }.items()
 }
+_PAG = {
+    f"{family}{task}Pipeline": f"{family}PAG{task}Pipeline"
+    for family in ("StableDiffusion", "StableDiffusionXL")
+    for task in ("", "Img2Img", "Inpaint")
+}
+ARGUMENTS |= {pag: ARGUMENTS[plain] for plain, pag in _PAG.items()}
 #: Pipeline classes that also return whether a safety checker objected to the pictures.
 CHECKED = frozenset(
     (
@@ -232,6 +238,9 @@ CHECKED = frozenset(
         "StableDiffusionControlNetInpaintPipeline",
         "LatentConsistencyModelPipeline",
         "LatentConsistencyModelImg2ImgPipeline",
+        "StableDiffusionPAGPipeline",
+        "StableDiffusionPAGImg2ImgPipeline",
+        "StableDiffusionPAGInpaintPipeline",
     )
 )
 

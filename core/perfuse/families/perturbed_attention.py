@@ -11,6 +11,7 @@ _INPAINT = {"inpainting": f"{_ROOM}:INPAINTING_PAG"}
 _TEXT_XL = {"text-to-image": f"{_ROOM}:TEXT_TO_IMAGE_XL_PAG"}
 _IMAGE_XL = {"image-to-image": f"{_ROOM}:IMAGE_TO_IMAGE_XL_PAG"}
 _INPAINT_XL = {"inpainting": f"{_ROOM}:INPAINTING_XL_PAG"}
+_STRENGTH = {"strength": 0.9999}
 
 PIPELINES = (
     *(
@@ -20,6 +21,7 @@ PIPELINES = (
             needs=("unet", "vae", "text_encoder", "tokenizer", "scheduler"),
             optional=("safety_checker", "feature_extractor", "image_encoder"),
             corrects={"steps_offset": 1, "clip_sample": False},
+            defaults=_STRENGTH if tasks is _INPAINT else {},
         )
         for class_name, tasks in {
             "StableDiffusionPAGPipeline": {**_TEXT, **_IMAGE, **_INPAINT},
@@ -33,6 +35,7 @@ PIPELINES = (
             tasks=tasks,
             needs=("unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler"),
             optional=("feature_extractor", "image_encoder"),
+            defaults={**_STRENGTH, "guidance_scale": 7.5} if tasks is _INPAINT_XL else {},
         )
         for class_name, tasks in {
             "StableDiffusionXLPAGPipeline": {**_TEXT_XL, **_IMAGE_XL, **_INPAINT_XL},

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NoReturn
 
 from perfuse.contract.source import Source
 from perfuse.run.arguments import read_arguments
-from perfuse.run.classes import named_class, relative
+from perfuse.run.classes import family_of, named_class, relative
 from perfuse.run.pipeline import DiffusionPipeline
 from perfuse.sources.opening import open_model
 
@@ -41,11 +41,12 @@ class _AutoPipeline:
 
         Args:
             pretrained_model_name_or_path: As for ``DiffusionPipeline.from_pretrained``.
-            **settings: As there.
+            **settings: As there, and ``enable_pag``, for perturbed-attention guidance.
 
         Raises:
             InputError: no class of the model's family has the task.
         """
+        enable_pag = settings.pop("enable_pag", None)
         asked = read_arguments(settings)
         offline = settings.get("offline")
         source = open_model(
@@ -56,7 +57,7 @@ class _AutoPipeline:
             scheduler_from=settings.pop("scheduler_from", None),
             hub=asked.hub,
         )
-        kind = named_class(DiffusionPipeline, relative(source.spec.class_name, cls.task))
+        kind = cls._class(source.spec.class_name, enable_pag)
         return kind.from_pretrained(source, **settings)
 
     @classmethod
@@ -66,8 +67,15 @@ class _AutoPipeline:
         Raises:
             InputError: no class of the pipeline's family has the task.
         """
-        kind = named_class(DiffusionPipeline, relative(pipeline.spec.class_name, cls.task))
+        kind = cls._class(pipeline.spec.class_name, settings.pop("enable_pag", None))
         return kind.from_pipe(pipeline, **settings)
+
+    @classmethod
+    def _class(cls, class_name: str, enable_pag: bool | None) -> type[DiffusionPipeline]:
+        """The class for the task; ``enable_pag`` of ``None`` leaves that as it is."""
+        if enable_pag is not None:
+            class_name = f"{family_of(class_name).removesuffix('PAG')}{'PAG' * enable_pag}Pipeline"
+        return named_class(DiffusionPipeline, relative(class_name, cls.task))
 
 
 class AutoPipelineForText2Image(_AutoPipeline):

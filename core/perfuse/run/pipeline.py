@@ -548,7 +548,12 @@ class DiffusionPipeline(ImagePrompts, Steering):
 
 
 #: Settings of Diffusers' classes that a checkpoint need not name.
-_SETTINGS = ("requires_safety_checker", "force_zeros_for_empty_prompt", "add_watermarker")
+_SETTINGS = (
+    "requires_safety_checker",
+    "force_zeros_for_empty_prompt",
+    "add_watermarker",
+    "pag_applied_layers",
+)
 
 
 def _has_own_init(kind: type[DiffusionPipeline]) -> bool:

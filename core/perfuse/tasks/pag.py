@@ -32,11 +32,13 @@ def choose_pag(
     guidance_rescale: float,
     pag_scale: float,
     pag_adaptive_scale: float,
-    pag_applied_layers: str | tuple[str, ...],
+    pag_applied_layers: str | tuple[str, ...] | None,
 ) -> State:
     """The guider given, or perturbed-attention guidance with these settings."""
     if guider is not None:
         return {"guider": guider}
+    if pag_applied_layers is None:  # from_pretrained(pag_applied_layers=), as in Diffusers
+        pag_applied_layers = tools.spec.options.get("pag_applied_layers", "mid")
     return {
         "guider": PAGGuidance(
             guidance_scale=guidance_scale,
@@ -54,7 +56,7 @@ _MORE = {
         default=0.0, kind=float, help="How much that falls with each of 1000 timesteps."
     ),
     "pag_applied_layers": Input(
-        default="mid", help="Layers to perturb, by parts of their names: mid+up_blocks.0."
+        help="Layers to perturb, by parts of their names: mid+up_blocks.0; by default mid."
     ),
 }
 
