@@ -40,8 +40,10 @@ check: $(VENV)/dev
 docs: $(VENV)/dev
 	$(BIN)/python -m zensical build --strict --clean
 
-# Measures every backend on every model and draws README's matrix. Takes half an hour.
+# Runs what the tests ask a part of, measures every backend on every model, and draws README's matrix.
+# Takes half an hour.
 conformance: $(VENV)/plugins
+	$(PYTEST) -m exhaustive tests
 	for model in $(MODELS); do for target in $(TARGETS); do \
 	  $(BIN)/perfuse conformance --backend $$target --model $$model --report build/$$model-$$target \
 	    || exit 1; done; done

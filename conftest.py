@@ -19,6 +19,13 @@ import filelock
 import pytest
 
 _PREFIX = "perfuse-tests-"
+#: Files that take minutes in one piece, the longest first.
+_LONGEST = {
+    name: place
+    for place, name in enumerate(
+        ("test_readme.py", "test_extending.py", "test_pages.py", "test_scaffold.py")
+    )
+}
 _LOCK = "run.lock"
 _held = pytest.StashKey[filelock.FileLock]()
 _folder = pytest.StashKey[Path]()
@@ -101,11 +108,11 @@ def _make_temporary_files_in(folder: Path, *, except_pytests: Path) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what exports, and put the README's examples first: nothing takes longer in one piece."""
+    """Mark what exports, and put the longest files first, so that no worker waits for them at the end."""
     for item in items:
         if "exported" in getattr(item, "fixturenames", ()):
             item.add_marker("export")
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    items.sort(key=lambda item: _LONGEST.get(item.path.name, len(_LONGEST)))
 
 
 @pytest.hookimpl(wrapper=True)

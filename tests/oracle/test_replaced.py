@@ -20,9 +20,9 @@ SETTINGS: dict[str, Any] = {"num_inference_steps": 2, "height": 16, "width": 16}
 @pytest.fixture
 def pair(checkpoint: Callable[[str], Path]) -> tuple[DiffusionPipeline, Any]:
     """The same checkpoint in perfuse and in Diffusers."""
-    theirs = diffusers.StableDiffusionPipeline.from_pretrained(checkpoint("sd1"))
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(checkpoint("words"))
     theirs.set_progress_bar_config(disable=True)
-    return DiffusionPipeline.from_pretrained(checkpoint("sd1"), backend="torch:cpu"), theirs
+    return DiffusionPipeline.from_pretrained(checkpoint("words"), backend="torch:cpu"), theirs
 
 
 def difference(ours: DiffusionPipeline, theirs: Any) -> float:

@@ -92,7 +92,7 @@ def bundle_for(
     transforms: Sequence[str] = (),
     watch: Watch = lambda message: None,
 ) -> Bundle:
-    """The bundle of a model in the cache, recorded on first use."""
+    """The bundle of a model in the cache, recorded on first use; that of a higher level has all of it."""
     source = Planned.of(open_model(model), transforms)
     prints = {name: source.component(name).fingerprint for name in source.spec.components}
     key = {
@@ -111,7 +111,12 @@ def bundle_for(
     def make(partial: Path) -> None:
         _record(model, partial, Target.parse(target), level, seed, watch, transforms)
 
-    return Bundle.open(ArtifactStore.default().get_or_make("reference", key, make))
+    store = ArtifactStore.default()
+    for higher in LEVELS[LEVELS.index(level) + 1 :]:
+        folder = store.folder("reference", {**key, "level": higher})
+        if folder.is_dir():
+            return Bundle.open(folder)
+    return Bundle.open(store.get_or_make("reference", key, make))
 
 
 def _record(

@@ -5,5 +5,6 @@ from perfuse_conformance import BackendConformance
 
 class TestOpenReg(BackendConformance):
     backend = "openreg:0"
+    model = "random-ddpm"
     level = "L1"
     profiles = ("fp16", "bf16")

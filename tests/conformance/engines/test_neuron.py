@@ -1,7 +1,7 @@
 """What Neuron's compiler is given, interpreted on XLA's CPU client, held against the reference.
 
-Each component is asked in float32. Pictures and halves take longer: ``make conformance``; the backend
-of perfuse-xla, which runs the same kind of program, is asked for them.
+Each component of XL is asked in float32. The other models, pictures and halves take longer: ``make
+conformance``; the backend of perfuse-xla, which runs the same kind of program, is asked for them.
 """
 
 import dataclasses
@@ -24,21 +24,6 @@ from perfuse_interpreters.neuron import NeuronInterpreter
 pytestmark = pytest.mark.export
 
 FAST: dict[str, str] = {"optimization": "0"}  # most of the time is XLA's compiler's
-
-
-class TestShapes(BackendConformance):
-    backend = "neuron-interpreter"
-    level = "L1"
-    precisions = ("float32",)
-    options: ClassVar = FAST
-
-
-class TestStableDiffusion(BackendConformance):
-    backend = "neuron-interpreter"
-    model = "random-sd"
-    level = "L1"
-    precisions = ("float32",)
-    options: ClassVar = FAST
 
 
 class TestStableDiffusionXL(BackendConformance):
