@@ -96,6 +96,8 @@ def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
     show_default=True,
     help="The PNG to write; - for standard output.",
 )
+@click.option("--vae-tiling", is_flag=True, help="Decode and encode large pictures in tiles.")
+@click.option("--vae-slicing", is_flag=True, help="Decode and encode pictures one by one.")
 @click.option("--no-metadata", is_flag=True, help="Write the picture alone, not how it was made.")
 @click.option(
     "--preview",
@@ -207,6 +209,7 @@ def _opened(
     for text in given["embeddings"]:
         file, token = _embedding(text)
         pipe.load_textual_inversion(file, token=token)
+    pipe.vae_tiling, pipe.vae_slicing = given["vae_tiling"], given["vae_slicing"]
     if scheduler is not None:
         pipe.scheduler = scheduler
     elif given["scheduler"] is not None and (again is None or "scheduler" in flags):
@@ -276,15 +279,15 @@ def _inputs(
             recorded={**again.inputs, **seed},
             usual=again.task,
         )
-        _check_recorded(task, inputs, again)
+        _check_recorded(task, {**inputs, **dict.fromkeys(flags)}, again)
     if "prompt" in task.inputs and "prompt" not in inputs:
         raise InputError('This model draws from words: perfuse generate "a red circle".')
     return task, inputs
 
 
-def _check_recorded(task: "Task", inputs: Mapping[str, Any], again: "Metadata") -> None:
-    """Raise ``InputError`` for metadata that the task cannot take."""
-    lost = [name for name in again.unrecorded if name not in inputs]
+def _check_recorded(task: "Task", given: Mapping[str, Any], again: "Metadata") -> None:
+    """Raise ``InputError`` for metadata that the task cannot take, or that nothing is given for."""
+    lost = [name for name in again.unrecorded if name not in given]
     if lost:
         raise InputError(
             f"The picture was to be drawn again; it was drawn with {', '.join(lost)}, which a "

@@ -23,6 +23,8 @@ class LatentSpec(ABC):
     channels: int
     #: Pixels per latent, in height and in width: 8 for Stable Diffusion.
     downscale: int
+    #: Pixels of a tile's side, where large pictures are decoded and encoded in tiles.
+    tile: int = 512
 
     @property
     def multiple(self) -> int:

@@ -57,6 +57,7 @@ def _metadata(
     inputs, unrecorded = _inputs(task, given)
     scheduler, lost = _scheduler(pipe.scheduler)
     source, images = pipe.source, state["images"]
+    tiled = ("vae_tiling",) if pipe.asks("vae_tiling", "use_tiling") else ()
     return Metadata(
         model=_model(source),
         revision=source.revision,
@@ -73,7 +74,7 @@ def _metadata(
         options=dict(pipe.options),
         transforms=pipe.transforms,
         components=_components(pipe),
-        unrecorded=(*unrecorded, *lost),
+        unrecorded=(*unrecorded, *lost, *tiled),
         replaced=pipe.replaced,
         versions={
             "perfuse": perfuse.__version__,

@@ -19,6 +19,7 @@ from perfuse.errors import InputError, NonFiniteError
 from perfuse.models.registry import host_inputs
 from perfuse.schedulers import Schedule
 from perfuse.tasks.part import Part
+from perfuse.tasks.tiling import in_pieces
 
 __all__ = [
     "CHANNELS",
@@ -428,7 +429,13 @@ def pictures_of(tools: Tools, latents: Array, height: int, width: int) -> Array:
             "latents, output_type='latent', or open it with its decoder."
         )
     program = tools.program(decoders[0].name)
-    return program(latent_sample=place(latents, program.torch_device))["sample"]
+
+    def decoded(part: Array) -> Array:
+        return program(latent_sample=place(part, program.torch_device))["sample"]
+
+    return in_pieces(
+        tools, decoded, latents, tile=layout.tile // layout.downscale, into=layout.tile
+    )
 
 
 @step(outputs=("images",))

@@ -12,6 +12,7 @@ from perfuse.contract.steps import REQUIRED, Input, Picture, State, Tools, step
 from perfuse.errors import InputError
 from perfuse.schedulers import Schedule
 from perfuse.tasks.denoise import CHANNELS
+from perfuse.tasks.tiling import in_pieces
 
 __all__ = [
     "IMAGE",
@@ -82,8 +83,15 @@ def moments_of(tools: Tools, picture: Array) -> tuple[Array, Array | None]:
             "its autoencoder, or give latents."
         )
     program = tools.program(encoders[0].name)
-    found = to_numpy(program(sample=place(picture, program.torch_device))["latent_parameters"])
-    channels = tools.spec.latents.channels
+
+    def encoded(part: Array) -> Array:
+        return to_numpy(program(sample=place(part, program.torch_device))["latent_parameters"])
+
+    layout = tools.spec.latents
+    found = in_pieces(
+        tools, encoded, picture, tile=layout.tile, into=layout.tile // layout.downscale
+    )
+    channels = layout.channels
     if found.shape[1] == channels:
         return found, None
     mean, log_variance = found[:, :channels], found[:, channels:]

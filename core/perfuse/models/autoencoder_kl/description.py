@@ -105,6 +105,7 @@ def latents(config: Mapping[str, Any], inner: LatentSpec | None) -> ScaledLatent
     return ScaledLatents(
         channels=vae.latent_channels,
         downscale=vae.downscale,
+        tile=vae.sample_size if isinstance(vae.sample_size, int) else vae.sample_size[0],
         scaling_factor=vae.scaling_factor,
         shift_factor=vae.shift_factor if vae.shift_factor is not None else 0.0,
         mean=vae.latents_mean,
