@@ -62,7 +62,6 @@ def _is_refiner(tools: Tools) -> bool:
 _MORE = {
     "denoising_start": Input(
         kind=float,
-        option="--denoising-start",
         help="Go on from latents that another model has left at this share of the noise.",
     ),
     "aesthetic_score": Input(

@@ -203,7 +203,6 @@ _MORE = {
     "negative_target_size": Input(help="The same for the negative condition."),
     "denoising_end": Input(
         kind=float,
-        option="--denoising-end",
         help="Stop at this share of the noise, for a refiner to go on; with output_type='latent'.",
     ),
 }
