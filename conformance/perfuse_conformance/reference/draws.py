@@ -4,9 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from perfuse import Step, Task, Tools
+from perfuse import Step, Tools
 from perfuse.arrays import to_numpy
-from perfuse.contract.steps import Picture
 from perfuse.run import DiffusionPipeline
 from perfuse.schedulers import scheduler_class
 from perfuse.spec import Array
@@ -32,7 +31,7 @@ def run_draw(pipe: DiffusionPipeline, draw: Draw, *, nudge: int | None = None) -
             pipe.task = task.insert(_nudge(nudge), before="place_inputs")
         latents: list[Any] = []
         state: Any = {}
-        for event in pipe.stream(**_with_pictures(task, draw), output_type="np"):
+        for event in pipe.stream(**_with_pictures(draw), output_type="np"):
             state = event.state
             if event.total > 1 or event.step == "denoise":
                 latents.append(to_numpy(state["samples"][0]).copy())
@@ -42,14 +41,12 @@ def run_draw(pipe: DiffusionPipeline, draw: Draw, *, nudge: int | None = None) -
         pipe.scheduler, pipe.task = scheduler, task
 
 
-def _with_pictures(task: Task, draw: Draw) -> dict[str, Any]:
+def _with_pictures(draw: Draw) -> dict[str, Any]:
     """The inputs of a draw, with random pictures in place of their seeds."""
     inputs = dict(draw.inputs)
-    for name, given in inputs.items():
-        if task.inputs[name].kind is Picture:
-            seeds = given if isinstance(given, list) else [given]
-            made = [_picture(one, inputs["height"], inputs["width"]) for one in seeds]
-            inputs[name] = made if len(made) > 1 else made[0]
+    if "image" in inputs:
+        made = [_picture(one, inputs["height"], inputs["width"]) for one in inputs["image"]]
+        inputs["image"] = made if len(made) > 1 else made[0]
     return inputs
 
 

@@ -16,7 +16,7 @@ __all__ = ["CONTROLNET", "moved", "outline", "without_form"]
 CONTROLNET: Path = Path(__file__).parent / "controlnet"
 """The bundled ControlNet, a folder in Diffusers' layout."""
 
-STEP = 60
+STEP = 25
 """The least difference, of 255, between neighbours that is an edge."""
 
 

@@ -32,7 +32,7 @@ class Recipe:
     """How many pictures it learns from."""
     pairs: float = 0.15
     """Share of scenes with two objects."""
-    steps: int = 1000
+    steps: int = 3000
     batch: int = 8
     rate: float = 1e-3
     vague: float = 0.7

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.building import load_native, native
 from perfuse.models.controlnet.description import ControlNetConfig
-from perfuse.models.unet_2d_condition.network import UNet2DConditionModel
+from perfuse.models.unet_2d_condition.network import Conditioned
 from perfuse.models.unet_blocks import resized
 from perfuse.sources.weights import Weights
 
@@ -55,7 +55,7 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-class ControlNetModel(UNet2DConditionModel):
+class ControlNetModel(Conditioned):
     """Reads a picture beside the denoiser's inputs, and returns what to add inside the denoiser."""
 
     config_class: ClassVar[type[ControlNetConfig]] = ControlNetConfig
@@ -84,7 +84,7 @@ class ControlNetModel(UNet2DConditionModel):
     @classmethod
     def from_unet(
         cls,
-        unet: UNet2DConditionModel,
+        unet: Conditioned,
         controlnet_conditioning_channel_order: str = "rgb",
         conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256),
         load_weights_from_unet: bool = True,
@@ -122,7 +122,7 @@ class ControlNetModel(UNet2DConditionModel):
             config.block_out_channels[0], config.conditioning_channels, config.embedding_channels
         )
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         sample: Tensor,
         timestep: Tensor | float,

@@ -37,34 +37,10 @@ from perfuse.models.unet_blocks import (
 from perfuse.sources.weights import Weights
 
 
-class UNet2DConditionModel(Model):
-    """Predicts noise (or velocity) from a noisy latent, a timestep and text states."""
+class Conditioned(Model):
+    """What a UNet has in common with a network that is made of its first half."""
 
-    config_class: ClassVar[type[UNet2DConditionConfig]] = UNet2DConditionConfig
     config: UNet2DConditionConfig
-
-    def build(self) -> None:
-        config = self.config
-        widths = config.block_out_channels
-        kernel = config.conv_in_kernel
-        self.conv_in = nn.Conv2d(config.in_channels, widths[0], kernel, padding=(kernel - 1) // 2)
-        time_channels, time_inputs = self._build_time()
-        self._build_text_projection()
-        self._build_class_embedding(time_channels, time_inputs)
-        self._build_added_embedding(time_channels)
-        self.time_embed_act = (
-            activation(config.time_embedding_act_fn)
-            if config.time_embedding_act_fn is not None
-            else None
-        )
-        resnets = self._resnets(time_channels)
-        self.down_blocks = nn.ModuleList(self._down_block(i, resnets) for i in range(len(widths)))
-        self.mid_block = self._mid_block(resnets) if config.mid_block_type is not None else None
-        self.up_blocks = nn.ModuleList(self._up_block(i, resnets) for i in range(len(widths)))
-        self.conv_norm_out = nn.GroupNorm(resnets.groups, widths[0], eps=config.norm_eps)
-        self.conv_act = activation(config.act_fn)
-        kernel = config.conv_out_kernel
-        self.conv_out = nn.Conv2d(widths[0], config.out_channels, kernel, padding=(kernel - 1) // 2)
 
     def _resnets(self, time_channels: int) -> Resnets:
         config = self.config
@@ -240,6 +216,88 @@ class UNet2DConditionModel(Model):
 
         return make
 
+    def _embed(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        text: Tensor,
+        class_labels: Tensor | None,
+        timestep_cond: Tensor | None,
+        added: Mapping[str, Tensor],
+    ) -> Tensor:
+        """The time embedding with everything that is added to it: [B, T]."""
+        config = self.config
+        sinusoids = self.time_proj(as_batch(timestep, sample)).to(sample.dtype)
+        time: Tensor = self.time_embedding(sinusoids, timestep_cond)
+        if self.class_embedding is not None:
+            if class_labels is None:
+                raise ValueError("this model is conditioned on a class: pass class_labels")
+            if config.class_embed_type == "timestep":
+                class_labels = self.time_proj(class_labels).to(sample.dtype)
+            embedded = self.class_embedding(class_labels).to(sample.dtype)
+            time = (
+                torch.cat([time, embedded], dim=-1)
+                if config.class_embeddings_concat
+                else time + embedded
+            )
+        kind = config.addition_embed_type
+        if self.add_embedding is not None:
+            if kind == "text":
+                time = time + self.add_embedding(text)
+            elif kind == "text_image":
+                text = added.get("text_embeds", text)
+                time = time + self.add_embedding(text, _need(added, "image_embeds", kind))
+            elif kind == "image":
+                time = time + self.add_embedding(_need(added, "image_embeds", kind))
+            else:
+                pooled, ids = _need(added, "text_embeds", kind), _need(added, "time_ids", kind)
+                sizes = self.add_time_proj(ids.flatten()).unflatten(0, ids.shape).flatten(1)
+                extra = torch.cat([pooled, sizes], dim=-1).to(time.dtype)
+                time = time + self.add_embedding(extra)
+        return self.time_embed_act(time) if self.time_embed_act is not None else time
+
+    def _context(self, text: Tensor, added: Mapping[str, Tensor]) -> Tensor:
+        """The states that cross-attention looks at: [B, S, D]."""
+        kind, project = self.config.encoder_hid_dim_type, self.encoder_hid_proj
+        if project is None:
+            return text
+        if kind == "text_proj":
+            projected: Tensor = project(text)
+        elif kind == "text_image_proj":
+            projected = project(text, _need(added, "image_embeds", kind))
+        else:
+            projected = project(_need(added, "image_embeds", kind))
+        return projected
+
+
+class UNet2DConditionModel(Conditioned):
+    """Predicts noise (or velocity) from a noisy latent, a timestep and text states."""
+
+    config_class: ClassVar[type[UNet2DConditionConfig]] = UNet2DConditionConfig
+
+    def build(self) -> None:
+        config = self.config
+        widths = config.block_out_channels
+        kernel = config.conv_in_kernel
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], kernel, padding=(kernel - 1) // 2)
+        time_channels, time_inputs = self._build_time()
+        self._build_text_projection()
+        self._build_class_embedding(time_channels, time_inputs)
+        self._build_added_embedding(time_channels)
+        self.time_embed_act = (
+            activation(config.time_embedding_act_fn)
+            if config.time_embedding_act_fn is not None
+            else None
+        )
+        resnets = self._resnets(time_channels)
+        self.down_blocks = nn.ModuleList(self._down_block(i, resnets) for i in range(len(widths)))
+        self.mid_block = self._mid_block(resnets) if config.mid_block_type is not None else None
+        self.up_blocks = nn.ModuleList(self._up_block(i, resnets) for i in range(len(widths)))
+        self.conv_norm_out = nn.GroupNorm(resnets.groups, widths[0], eps=config.norm_eps)
+        self.conv_act = activation(config.act_fn)
+        kernel = config.conv_out_kernel
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, kernel, padding=(kernel - 1) // 2)
+
     def forward(
         self,
         sample: Tensor,
@@ -302,59 +360,6 @@ class UNet2DConditionModel(Model):
             sample = block(sample, skips, time, context, bias)
         sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
         return UNetOutput(sample) if return_dict else (sample,)
-
-    def _embed(
-        self,
-        sample: Tensor,
-        timestep: Tensor | float,
-        text: Tensor,
-        class_labels: Tensor | None,
-        timestep_cond: Tensor | None,
-        added: Mapping[str, Tensor],
-    ) -> Tensor:
-        """The time embedding with everything that is added to it: [B, T]."""
-        config = self.config
-        sinusoids = self.time_proj(as_batch(timestep, sample)).to(sample.dtype)
-        time: Tensor = self.time_embedding(sinusoids, timestep_cond)
-        if self.class_embedding is not None:
-            if class_labels is None:
-                raise ValueError("this model is conditioned on a class: pass class_labels")
-            if config.class_embed_type == "timestep":
-                class_labels = self.time_proj(class_labels).to(sample.dtype)
-            embedded = self.class_embedding(class_labels).to(sample.dtype)
-            time = (
-                torch.cat([time, embedded], dim=-1)
-                if config.class_embeddings_concat
-                else time + embedded
-            )
-        kind = config.addition_embed_type
-        if self.add_embedding is not None:
-            if kind == "text":
-                time = time + self.add_embedding(text)
-            elif kind == "text_image":
-                text = added.get("text_embeds", text)
-                time = time + self.add_embedding(text, _need(added, "image_embeds", kind))
-            elif kind == "image":
-                time = time + self.add_embedding(_need(added, "image_embeds", kind))
-            else:
-                pooled, ids = _need(added, "text_embeds", kind), _need(added, "time_ids", kind)
-                sizes = self.add_time_proj(ids.flatten()).unflatten(0, ids.shape).flatten(1)
-                extra = torch.cat([pooled, sizes], dim=-1).to(time.dtype)
-                time = time + self.add_embedding(extra)
-        return self.time_embed_act(time) if self.time_embed_act is not None else time
-
-    def _context(self, text: Tensor, added: Mapping[str, Tensor]) -> Tensor:
-        """The states that cross-attention looks at: [B, S, D]."""
-        kind, project = self.config.encoder_hid_dim_type, self.encoder_hid_proj
-        if project is None:
-            return text
-        if kind == "text_proj":
-            projected: Tensor = project(text)
-        elif kind == "text_image_proj":
-            projected = project(text, _need(added, "image_embeds", kind))
-        else:
-            projected = project(_need(added, "image_embeds", kind))
-        return projected
 
 
 def _need(added: Mapping[str, Tensor], name: str, kind: str | None) -> Tensor:
