@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.models.attention import SpatialAttention
+from perfuse.models.autoencoder_halves import Switches
 from perfuse.models.autoencoder_kl.description import AutoencoderKLConfig
 from perfuse.models.autoencoder_kl.distribution import DiagonalGaussian
 from perfuse.models.building import load_native, native
@@ -139,7 +140,7 @@ class EncoderOutput(ModelOutput):
     latent_dist: DiagonalGaussian
 
 
-class AutoencoderKL(Model):
+class AutoencoderKL(Switches, Model):
     """Encodes pictures to latent moments, decodes latents to pictures. Latents are unscaled."""
 
     config_class: ClassVar[type[AutoencoderKLConfig]] = AutoencoderKLConfig
@@ -147,7 +148,6 @@ class AutoencoderKL(Model):
 
     def build(self) -> None:
         config, latents = self.config, self.config.latent_channels
-        self.use_tiling, self.use_slicing = False, False
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.quant_conv = (
@@ -156,22 +156,6 @@ class AutoencoderKL(Model):
         self.post_quant_conv = (
             nn.Conv2d(latents, latents, 1) if config.use_post_quant_conv else nn.Identity()
         )
-
-    def enable_tiling(self, use_tiling: bool = True) -> None:
-        """Have pipelines that run this model decode and encode large pictures in tiles."""
-        self.use_tiling = use_tiling
-
-    def disable_tiling(self) -> None:
-        """Have them decode and encode pictures as a whole."""
-        self.use_tiling = False
-
-    def enable_slicing(self) -> None:
-        """Have pipelines that run this model decode and encode pictures one by one."""
-        self.use_slicing = True
-
-    def disable_slicing(self) -> None:
-        """Have them decode and encode the pictures of a batch together."""
-        self.use_slicing = False
 
     def encode_moments(self, sample: Tensor) -> Tensor:
         """[B, C, H, W] to means and log-variances [B, 2L, h, w]; the host samples from them."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from perfuse.contract.latents import LatentSpec
-from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature
+from perfuse.contract.spec import ComponentSpec
+from perfuse.models.autoencoder_halves import describe_halves
 from perfuse.models.autoencoder_kl.latents import ScaledLatents
 from perfuse.models.config import ModelConfig
-from perfuse.models.shapes import floating
 
 __all__ = ["AutoencoderTinyConfig", "describe", "latents"]
 
@@ -72,42 +72,7 @@ class AutoencoderTinyConfig(ModelConfig):
 def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
     """An autoencoder's encoder and decoder. The encoder returns latents, not their moments."""
     vae = AutoencoderTinyConfig.from_dict(config)
-    picture = ("batch", vae.in_channels, "height", "width")
-    latent = ("batch", vae.latent_channels, "latent_height", "latent_width")
-    encoder = Signature(
-        inputs=(floating("sample", *picture),),
-        outputs=(floating("latent_parameters", *latent),),
-    )
-    decoder = Signature(
-        inputs=(floating("latent_sample", *latent),),
-        outputs=(floating("sample", "batch", vae.out_channels, "height", "width"),),
-    )
-    pixels = {
-        "batch": Dim(example=2),
-        "height": Dim(multiple=vae.downscale, example=96, smallest=64),
-        "width": Dim(multiple=vae.downscale, example=64, smallest=64),
-    }
-    small = {
-        "batch": Dim(example=2),
-        "latent_height": Dim(example=96, smallest=64),
-        "latent_width": Dim(example=64, smallest=64),
-    }
-    halves = (
-        ("encoder", Role.LATENT_ENCODER, encoder, pixels),
-        ("decoder", Role.LATENT_DECODER, decoder, small),
-    )
-    return tuple(
-        ComponentSpec(
-            name=f"{name}_{half}",
-            role=role,
-            class_name=vae.class_name,
-            folder=folder,
-            config=config,
-            signature=signature,
-            dims=dims,
-        )
-        for half, role, signature, dims in halves
-    )
+    return describe_halves(vae, name, folder, config, parameters=1)
 
 
 def latents(config: Mapping[str, Any], inner: LatentSpec | None) -> ScaledLatents:

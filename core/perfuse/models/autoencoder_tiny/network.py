@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perfuse.contract.spec import ComponentSpec, Role
+from perfuse.models.autoencoder_halves import Switches
 from perfuse.models.autoencoder_kl.network import DecoderOutput
 from perfuse.models.autoencoder_tiny.description import AutoencoderTinyConfig
 from perfuse.models.building import load_native, native
@@ -86,32 +87,15 @@ class EncoderOutput(ModelOutput):
     latents: Tensor
 
 
-class AutoencoderTiny(Model):
+class AutoencoderTiny(Switches, Model):
     """Encodes pictures to latents, decodes latents to pictures."""
 
     config_class: ClassVar[type[AutoencoderTinyConfig]] = AutoencoderTinyConfig
     config: AutoencoderTinyConfig
 
     def build(self) -> None:
-        self.use_tiling, self.use_slicing = False, False
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
-
-    def enable_tiling(self, use_tiling: bool = True) -> None:
-        """Have pipelines that run this model decode and encode large pictures in tiles."""
-        self.use_tiling = use_tiling
-
-    def disable_tiling(self) -> None:
-        """Have them decode and encode pictures as a whole."""
-        self.use_tiling = False
-
-    def enable_slicing(self) -> None:
-        """Have pipelines that run this model decode and encode pictures one by one."""
-        self.use_slicing = True
-
-    def disable_slicing(self) -> None:
-        """Have them decode and encode the pictures of a batch together."""
-        self.use_slicing = False
 
     def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
         """[B, C, H, W] in [-1, 1] to latents [B, L, h, w]."""

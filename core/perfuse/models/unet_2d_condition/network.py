@@ -41,6 +41,7 @@ class Conditioned(Model):
     """What a UNet has in common with a network that is made of its first half."""
 
     config: UNet2DConditionConfig
+    time_embed_act: nn.Module | None
 
     def _resnets(self, time_channels: int) -> Resnets:
         config = self.config
@@ -254,7 +255,9 @@ class Conditioned(Model):
                 sizes = self.add_time_proj(ids.flatten()).unflatten(0, ids.shape).flatten(1)
                 extra = torch.cat([pooled, sizes], dim=-1).to(time.dtype)
                 time = time + self.add_embedding(extra)
-        return self.time_embed_act(time) if self.time_embed_act is not None else time
+        if self.time_embed_act is not None:
+            time = self.time_embed_act(time)
+        return time
 
     def _context(self, text: Tensor, added: Mapping[str, Tensor]) -> Tensor:
         """The states that cross-attention looks at: [B, S, D]."""

@@ -9,7 +9,7 @@ from perfuse.contract.spec import Array
 from perfuse.errors import InputError
 from perfuse.tasks.guiders.contrast import Contrast, rescaled
 from perfuse.tasks.guiders.numbers import check_number
-from perfuse.tasks.guiders.projection import limited, weighted
+from perfuse.tasks.guiders.projection import averaged, limited, weighted
 
 __all__ = ["AdaptiveProjectedGuidance"]
 
@@ -64,11 +64,8 @@ class AdaptiveProjectedGuidance(Contrast):
         if "negative" not in predictions:
             return conditional, memory
         without = predictions["negative"]
-        shift = conditional - without
-        if self.adaptive_projected_guidance_momentum is not None:
-            if memory is not None:
-                shift = shift + self.adaptive_projected_guidance_momentum * memory
-            memory = shift
+        momentum = self.adaptive_projected_guidance_momentum
+        shift, memory = averaged(conditional - without, momentum, memory)
         guided = self._added(conditional, without, shift)
         return rescaled(guided, conditional, self.guidance_rescale), memory
 

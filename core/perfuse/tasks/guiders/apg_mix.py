@@ -12,7 +12,7 @@ from perfuse.contract.guider import Moment
 from perfuse.contract.spec import Array
 from perfuse.tasks.guiders.contrast import Contrast, pushed, rescaled
 from perfuse.tasks.guiders.numbers import check_count, check_number
-from perfuse.tasks.guiders.projection import limited, weighted
+from perfuse.tasks.guiders.projection import averaged, limited, weighted
 
 __all__ = ["AdaptiveProjectedMixGuidance"]
 
@@ -56,11 +56,8 @@ class AdaptiveProjectedMixGuidance(Contrast):
         if "negative" not in predictions:
             return conditional, memory
         without = predictions["negative"]
-        shift = conditional - without
-        if self.adaptive_projected_guidance_momentum is not None:
-            if memory is not None:
-                shift = shift + self.adaptive_projected_guidance_momentum * memory
-            memory = shift
+        momentum = self.adaptive_projected_guidance_momentum
+        shift, memory = averaged(conditional - without, momentum, memory)
         if self._projects(moment):
             short = limited(shift, self.adaptive_projected_guidance_rescale)
             base = conditional if self.use_original_formulation else without

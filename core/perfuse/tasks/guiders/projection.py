@@ -1,9 +1,11 @@
 """Guidance without what only makes a prediction larger (Sadat et al. 2024, arXiv:2410.02416)."""
 
+from typing import Any
+
 from perfuse.arrays import dot
 from perfuse.contract.spec import Array
 
-__all__ = ["limited", "weighted"]
+__all__ = ["averaged", "limited", "weighted"]
 
 _SMALLEST = 1e-24  # of a squared length
 
@@ -30,3 +32,17 @@ def weighted(
     squared = dot(conditional, conditional, axes).clip(min=_SMALLEST)
     parallel = dot(shift, conditional, axes) / squared * conditional
     return shift + (weight - 1.0) * parallel
+
+
+def averaged(shift: Array, momentum: float | None, memory: Array | None) -> tuple[Array, Any]:
+    """The average of a shift and the earlier ones, and what to remember; without momentum neither.
+
+    Args:
+        shift: ``c - u`` of this step.
+        momentum: The weight of the earlier steps; ``None`` for no average.
+        memory: The average so far; ``None`` in the first step.
+    """
+    if momentum is None:
+        return shift, memory
+    mean = shift if memory is None else shift + momentum * memory
+    return mean, mean
