@@ -229,3 +229,37 @@ def test_upscaling(tmp_path: Path) -> None:
     pair = Pair(ours, theirs)
     pair.check(3, prompt="a circle", image=picture(size=(8, 12)), noise_level=50)
     assert pair.run("pil", prompt="a circle", image=picture(size=(8, 12)))[0][0].size == (16, 24)
+
+
+def test_variations_of_a_picture(tmp_path: Path) -> None:
+    import transformers
+
+    folder = variant_of("sd1", tmp_path, "StableDiffusionPipeline")
+    models = diffusers.StableDiffusionPipeline.from_pretrained(folder).components
+    width = models["unet"].config.cross_attention_dim
+    config = transformers.CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
+        projection_dim=width,
+    )
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    theirs = diffusers.StableDiffusionImageVariationPipeline(
+        vae=models["vae"],
+        image_encoder=randomise(transformers.CLIPVisionModelWithProjection(config)),
+        unet=models["unet"],
+        scheduler=models["scheduler"],
+        safety_checker=None,
+        feature_extractor=transformers.CLIPImageProcessor(**size),
+        requires_safety_checker=False,
+    )
+    theirs.set_progress_bar_config(disable=True)
+    theirs.save_pretrained(folder / "whole")
+    ours = DiffusionPipeline.from_pretrained(folder / "whole", backend="torch:cpu")
+    pair = Pair(ours, theirs)
+    one = pair.check(3, image=picture(size=(40, 32)), num_images_per_prompt=2)
+    two = pair.check(3, image=[picture(1), picture(2)], guidance_scale=1.0)
+    assert np.abs(one - two).max() > 1e-3

@@ -14,6 +14,7 @@ _NEEDS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 _EDIT = {"instruct-pix2pix": "perfuse.tasks.instruct_pix2pix:INSTRUCT_PIX2PIX"}
 _DEPTH = {"depth-to-image": "perfuse.tasks.depth_to_image:DEPTH_TO_IMAGE"}
+_VARIATION = {"image-variation": "perfuse.tasks.image_variation:IMAGE_VARIATION"}
 _UPSCALE = {"upscale": "perfuse.tasks.upscale:UPSCALE"}
 _CLIPPED = {"steps_offset": 1, "clip_sample": False}
 _SKIPPED = {"steps_offset": 1, "skip_prk_steps": True}
@@ -72,6 +73,13 @@ PIPELINES = (
         tasks=_DEPTH,
         needs=_NEEDS,
         unused=("depth_estimator", "feature_extractor"),
+        corrects=_CLIPPED,
+    ),
+    PipelineManifest(
+        class_name="StableDiffusionImageVariationPipeline",
+        tasks=_VARIATION,
+        needs=("unet", "vae", "image_encoder", "feature_extractor", "scheduler"),
+        optional=("safety_checker",),
         corrects=_CLIPPED,
     ),
     PipelineManifest(

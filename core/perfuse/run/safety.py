@@ -6,6 +6,7 @@ from typing import Any
 
 from perfuse.contract.spec import PipelineSpec, Role
 from perfuse.errors import InputError
+from perfuse.sources.model_index import kind_of
 
 __all__ = ["FEATURE_EXTRACTOR", "check_parts", "is_processor", "processor_config"]
 
@@ -16,8 +17,7 @@ REQUIRES = "requires_safety_checker"
 
 def is_processor(value: Any) -> bool:
     """Whether it is an image processor: perfuse's, or one of Transformers'."""
-    kinds = ("ImageProcessor", "FeatureExtractor", "ImageProcessorPil", "ImageProcessorFast")
-    return hasattr(value, "to_dict") and type(value).__name__.endswith(kinds)
+    return hasattr(value, "to_dict") and kind_of("", type(value).__name__) == "processor"
 
 
 def check_parts(before: PipelineSpec, spec: PipelineSpec) -> None:

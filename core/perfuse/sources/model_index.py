@@ -28,6 +28,8 @@ INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.
 PROCESSOR, IMAGE_PROCESSOR = "preprocessor_config.json", "CLIPImageProcessor"
 AGAIN = "Download or save the checkpoint again."
 
+#: Transformers 5 names the library that an image processor uses, too: ``CLIPImageProcessorPil``.
+_PROCESSOR = re.compile(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -162,7 +164,7 @@ def kind_of(name: str, class_name: str) -> str:
     """``"scheduler"``, ``"tokenizer"``, ``"processor"`` of pictures, or ``"component"``."""
     if name == "scheduler" or class_name.endswith("Scheduler"):
         return "scheduler"
-    if class_name.endswith(("ImageProcessor", "FeatureExtractor")):
+    if _PROCESSOR.search(class_name):
         return "processor"
     return "tokenizer" if "Tokenizer" in class_name else "component"
 
