@@ -1,6 +1,7 @@
 """Core ML programs, interpreted, held against the reference.
 
-The bundled model is drawn with. Of a small DDPM each component is asked in half precision, too.
+Each component of the bundled model is asked, and that of a small DDPM in half precision, too. Pictures take
+longer: ``make conformance``.
 """
 
 from perfuse_conformance import BackendConformance
@@ -8,7 +9,7 @@ from perfuse_conformance import BackendConformance
 
 class TestShapes(BackendConformance):
     backend = "coreml-interpreter"
-    level = "L2"
+    level = "L1"
     precisions = ("float32",)
 
 

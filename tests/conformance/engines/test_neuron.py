@@ -1,6 +1,6 @@
 """What Neuron's compiler is given, interpreted on XLA's CPU client, held against the reference.
 
-Each component of XL is asked in float32. The other models, pictures and halves take longer: ``make
+The component of a DDPM is asked in float32. The other models, pictures and halves take longer: ``make
 conformance``; the backend of perfuse-xla, which runs the same kind of program, is asked for them.
 """
 
@@ -26,9 +26,9 @@ pytestmark = pytest.mark.export
 FAST: dict[str, str] = {"optimization": "0"}  # most of the time is XLA's compiler's
 
 
-class TestStableDiffusionXL(BackendConformance):
+class TestUnconditional(BackendConformance):
     backend = "neuron-interpreter"
-    model = "random-sdxl"
+    model = "random-ddpm"
     level = "L1"
     precisions = ("float32",)
     options: ClassVar = FAST
