@@ -43,7 +43,7 @@ docs: $(VENV)/dev
 # Runs what the tests ask a part of, measures every backend on every model, and draws README's matrix.
 # Takes half an hour.
 conformance: $(VENV)/plugins
-	$(PYTEST) -m exhaustive tests
+	$(PYTEST) -m exhaustive tests plugins/perfuse-executorch
 	for model in $(MODELS); do for target in $(TARGETS); do \
 	  $(BIN)/perfuse conformance --backend $$target --model $$model --report build/$$model-$$target \
 	    || exit 1; done; done

@@ -101,6 +101,7 @@ def test_agrees_with_the_reference(
     assert all(array.dtype == np.float32 for array in found.values())
 
 
+@pytest.mark.exhaustive
 def test_precisions(prepare: Prepare, tiny: Component) -> None:
     given = arrays(tiny.spec, tiny.static)
     half = prepare(dataclasses.replace(tiny, precision="float16"))
