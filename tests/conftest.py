@@ -117,6 +117,18 @@ def checkpoint(made_once: Callable[..., Path]) -> Make:
     return make
 
 
+#: What PyTorch's generator starts from in a process of its own.
+_TORCH_SEED = 67280421310721
+
+
+@pytest.fixture(autouse=True)
+def unseeded() -> None:
+    """No test finds the seed that another one set by ``torch.manual_seed``."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "manual_seed"):
+        torch.manual_seed(_TORCH_SEED)
+
+
 @pytest.fixture
 def copy_of(checkpoint: Make, tmp_path: Path) -> Make:
     """``copy_of("sd1")``: a copy of a small checkpoint that the test may damage."""

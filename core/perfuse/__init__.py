@@ -192,7 +192,7 @@ _get, __dir__ = lazy(
 
 
 def __getattr__(name: str) -> Any:
-    """A name of the table above, or a model by its class name, which is not in ``__all__``.
+    """A name of the table above; or a model, or a plugin's pipeline, which are not in ``__all__``.
 
     Models are torch modules, and ``from perfuse import *`` loads no torch.
     """
@@ -200,6 +200,8 @@ def __getattr__(name: str) -> Any:
         return _get(name)
     except AttributeError:
         found = None
+        if name.endswith("Pipeline"):
+            return getattr(import_module("perfuse.run.pipelines"), name)
         if name[0].isupper() and not name.isupper():
             found = import_module("perfuse.models.registry").network(name)
         if found is None:

@@ -55,7 +55,7 @@ class TestSpec:
         checkpoint = Checkpoint.open(originals["sd1"])
         spec = checkpoint.spec
         assert spec.class_name == "StableDiffusionPipeline"
-        assert spec.tasks == ("text-to-image",)
+        assert spec.tasks == ("text-to-image", "image-to-image", "inpainting")
         assert set(spec.components) == {"text_encoder", "unet", "vae_encoder", "vae_decoder"}
         assert spec.latents is not None
         assert (spec.latents.channels, spec.latents.downscale) == (4, 2)

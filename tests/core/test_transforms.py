@@ -149,7 +149,11 @@ def test_an_export_keeps_what_was_rewritten(
 def test_a_transform_that_cannot_be_put_on(install: Install, checkpoint: Make) -> None:
     install("acme", PLUGIN)
     for name, error, words in (
-        ("halv", InputError, "'halv' was asked for; installed: absent, both, fails, halve, mirror"),
+        (
+            "halv",
+            InputError,
+            "'halv' was asked for; installed: absent, both, fails, .*halve, .*mirror",
+        ),
         ("absent", InputError, r"no_such_module is not installed. Run: pip install acme\[fast\]"),
         ("fails", PluginError, "'fails' raised RuntimeError: no kernels"),
         ("wrong", PluginError, "'wrong' returned None, not a Plan"),

@@ -1,6 +1,7 @@
 """The pipeline classes by name: ``from perfuse import StableDiffusionImg2ImgPipeline``.
 
-There is one for each manifest that is installed, core's and plugins'.
+There is one for each manifest that is installed, core's and plugins'. ``__all__`` has core's: what a plugin
+declares may itself import all that perfuse has.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,12 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> "type[DiffusionPipeline] | list[str]":
+    if name == "__all__":
+        from perfuse.builtin import perfuse_pipelines
+
+        return sorted(one.class_name for one in perfuse_pipelines())
     from perfuse.plugins import host
 
-    if name == "__all__":
-        return sorted(host().pipelines())
     if not name.endswith("Pipeline") or name not in host().pipelines():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from perfuse.run.classes import named_class

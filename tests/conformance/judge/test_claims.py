@@ -15,11 +15,12 @@ ENGINES = {
 
 
 @pytest.mark.parametrize("target", ENGINES)
-def test_the_picture_and_the_test_say_the_same(target: str) -> None:
+def test_the_test_asks_a_part_of_what_the_picture_says(target: str) -> None:
     module, name = ENGINES[target]
     cls = getattr(import_module(f"tests.conformance.engines.{module}"), name)
     entries = json.loads(DATA.read_text("utf-8"))["entries"]
     claims = {e["model"]: e["claim"] for e in entries if e["target"] == target}
     assert {"shapes", "random-sd", "random-sdxl"} <= claims.keys()
     assert cls.backend == target
-    assert claims["shapes"] == {"level": cls.level, "profiles": list(cls.profiles)}
+    assert cls.level <= claims["shapes"]["level"]
+    assert set(cls.profiles) <= set(claims["shapes"]["profiles"])

@@ -307,7 +307,7 @@ def test_times_in_json(checkpoint: Make) -> None:
 def test_an_option_that_the_task_does_not_take(checkpoint: Make) -> None:
     model = ("--model", checkpoint("tiny"), "--steps", 1)
     result = perfuse("generate", *model, "--guidance", 3)
-    refused(result, "--guidance was given; this model's task, unconditional, takes --num-images, ")
+    refused(result, "--guidance was given; this model's task, unconditional, takes --height, ")
     ok(perfuse("generate", *model, PERFUSE_GUIDANCE="3"))
 
 

@@ -111,8 +111,9 @@ class TextEncoder:
 
     def _program(self, special: bool) -> Program:
         """The program; rewritten first if it has to do more than a plain encoder does."""
-        known = self.tools.spec.components[self.name].signature
-        if special and known.input("added_embeddings") is None:
+        known = self.tools.spec.components.get(self.name)
+        steered = known is None or known.signature.input("added_embeddings") is not None
+        if special and not steered:
             self.tools.add_transform("prompts")
         return self.tools.program(self.name)
 
