@@ -7,9 +7,12 @@ another worker of the tests takes it.
 
 from typing import ClassVar
 
+import pytest
+
 from perfuse_conformance import BackendConformance
 
 
+@pytest.mark.exhaustive
 class TestStableDiffusionXL(BackendConformance):
     backend = "coreml-interpreter"
     model = "random-sdxl"

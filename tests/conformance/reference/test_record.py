@@ -17,8 +17,8 @@ RIGHT = (Status.PASS, Status.QUALITY_WARNING)
 @pytest.mark.parametrize(
     ("seed", "level", "model"),
     [
-        (1, "L2", None),
         (3, "L2", "random-ddpm"),
+        pytest.param(1, "L2", None, marks=pytest.mark.exhaustive),
         pytest.param(2, "L1", None, marks=pytest.mark.exhaustive),
         *(pytest.param(n, "L2", "random-ddpm", marks=pytest.mark.exhaustive) for n in (4, 5)),
     ],
