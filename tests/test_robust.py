@@ -167,7 +167,13 @@ def test_one_component_instead_of_a_pipeline(checkpoint: Make, tmp_path: Path) -
 
 
 def test_file_instead_of_a_folder(checkpoint: Make, tmp_path: Path) -> None:
-    check_generate(1, ("is a file",), tmp_path, "--model", checkpoint("sd1") / UNET)
+    check_generate(
+        1,
+        ("in Diffusers' layout", "name the folder"),
+        tmp_path,
+        "--model",
+        checkpoint("sd1") / UNET,
+    )
 
 
 @pytest.mark.parametrize(
