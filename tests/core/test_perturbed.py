@@ -98,6 +98,7 @@ def test_an_engine_runs_it(checkpoint: Make) -> None:
 
 
 @pytest.mark.export
+@pytest.mark.exhaustive
 def test_an_export_holds_what_it_was_made_with(checkpoint: Make, tmp_path: Path) -> None:
     guider = SmoothedEnergyGuidance(
         guidance_scale=3.0, seg_blur_sigma=1.5, seg_guidance_layers="up", seg_guidance_scale=9.0

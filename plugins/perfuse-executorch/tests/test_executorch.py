@@ -113,6 +113,7 @@ def test_precisions(prepare: Prepare, tiny: Component) -> None:
     assert half(**given)["out_sample"].dtype == np.float32
 
 
+@pytest.mark.exhaustive
 def test_sizes_up_to_the_largest(component: Find, prepare: Prepare) -> None:
     found = component("sd1", "text_encoder", static={})
     spec = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, held against the reference. Pictures are README's example, which is run too."""
+"""OpenVINO on the CPU, held against the reference. Pictures: ``make conformance``."""
 
 from perfuse_conformance import BackendConformance
 

@@ -159,7 +159,11 @@ def test_a_fraction_of_a_timestep_counts(make: Make) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"), [("vae_encoder", "float16"), ("text_encoder", "bfloat16")]
+    ("name", "precision"),
+    [
+        ("vae_encoder", "float16"),
+        pytest.param("text_encoder", "bfloat16", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_the_precision_is_that_of_the_weights(name: str, precision: str, make: Make) -> None:
     component, path = make(name, precision=precision)
