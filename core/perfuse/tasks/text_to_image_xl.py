@@ -47,10 +47,11 @@ class _Readers:
         self, texts: list[str], texts_2: list[str], clip_skip: int | None = None
     ) -> dict[str, Array]:
         """States [B, S, D1 + D2] and pooled text [B, P]."""
+        first = self.first(texts, clip_skip) if self.first is not None else None
         second = self.second(texts_2, clip_skip)
-        if self.first is None:
+        if self.first is None or first is None:
             return _states(second.states, second.pooled)
-        states = self.first(texts, clip_skip).states, second.states
+        states = first.states, second.states
         longest = max(array.shape[1] for array in states)
         readers = zip((self.first, self.second), states, strict=True)
         parts = [
