@@ -64,6 +64,23 @@ def test_made_once_then_anew_when_the_weights_change(copy_of: Make, tmp_path: Pa
     assert len(store.entries()) == 2
 
 
+def test_what_ran_before_is_not_exported_again(checkpoint: Make, tmp_path: Path) -> None:
+    said: list[str] = []
+    store = ArtifactStore(tmp_path / "store")
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"), store=store)
+    with reporting(lambda progress: said.append(progress.message)):
+        fresh = pipe.export(tmp_path / "fresh", to="onnx")
+        assert "Exporting unet to onnx (float32)" in said and not store.entries()
+        expected = draw(checkpoint("tiny"), store)
+        said.clear()
+        copied = pipe.export(tmp_path / "copied", to="onnx")
+    assert "Copying unet from the cache" in said and "Capturing unet" not in said
+    files = [path.relative_to(fresh) for path in sorted(fresh.rglob("*")) if path.is_file()]
+    assert files == [path.relative_to(copied) for path in sorted(copied.rglob("*")) if path.is_file()]
+    assert all((fresh / one).read_bytes() == (copied / one).read_bytes() for one in files)
+    assert np.array_equal(draw(copied, ArtifactStore(tmp_path / "none")), expected)
+
+
 def test_a_module_that_the_user_changed(checkpoint: Make, tmp_path: Path) -> None:
     """What runs is the changed one, on every backend; and the checkpoint's export stays its own."""
     store = ArtifactStore(tmp_path / "store")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -47,10 +48,23 @@ def exported(component: Component, format: str, store: ArtifactStore) -> Path:
     """
     if format in component.files:
         return component.files[format]
+
+    def make(folder: Path) -> None:
+        main = _export(component, format, folder)
+        record = {"main": main.relative_to(folder).as_posix()}
+        (folder / _MAIN).write_text(json.dumps(record), encoding="utf-8")
+
+    return _main_file(store.get_or_make(_label(component, format), _key(component, format), make))
+
+
+def _label(component: Component, format: str) -> str:
+    return f"{component.name}-{format}-{component.precision}"
+
+
+def _key(component: Component, format: str) -> dict[str, object]:
+    """All that an export depends on."""
     fingerprint = component.fingerprint
-    if fingerprint is None:
-        fingerprint = _fingerprint(component)
-    key = {
+    return {
         "component": to_plain(component.spec),
         "precision": component.precision,
         "storage": component.storage,
@@ -58,16 +72,13 @@ def exported(component: Component, format: str, store: ArtifactStore) -> Path:
         "sizes": [dict(size) for size in component.sizes],
         "options": dict(component.options),
         "format": format,
-        "fingerprint": fingerprint,
+        "fingerprint": _fingerprint(component) if fingerprint is None else fingerprint,
         "tools": _tools(format),
     }
 
-    def make(folder: Path) -> None:
-        main = _export(component, format, folder)
-        record = {"main": main.relative_to(folder).as_posix()}
-        (folder / _MAIN).write_text(json.dumps(record), encoding="utf-8")
 
-    folder = store.get_or_make(f"{component.name}-{format}-{component.precision}", key, make)
+def _main_file(folder: Path) -> Path:
+    """The main file of an export in the cache."""
     try:
         main = folder / str(json.loads((folder / _MAIN).read_text(encoding="utf-8"))["main"])
         main.stat()
@@ -78,12 +89,34 @@ def exported(component: Component, format: str, store: ArtifactStore) -> Path:
     return main
 
 
+def _kept(component: Component, format: str, store: ArtifactStore) -> Path | None:
+    """The folder of a component's export in the cache, if it is there."""
+    if component.fingerprint is None:  # it would cost a reading of all weights to find out
+        return None
+    folder = store.folder(_label(component, format), _key(component, format))
+    return folder if folder.is_dir() else None
+
+
+def _copied(kept: Path, folder: Path) -> Path:
+    """Copy an export from the cache; returns its main file."""
+    shutil.copytree(kept, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_MAIN))
+    return folder / _main_file(kept).relative_to(kept)
+
+
 def _export(
-    component: Component, format: str, folder: Path, *, done: int = 0, total: int | None = None
+    component: Component,
+    format: str,
+    folder: Path,
+    *,
+    kept: Path | None = None,
+    done: int = 0,
+    total: int | None = None,
 ) -> Path:
     message = f"Exporting {component.name} to {format} ({component.precision})"
+    if kept is not None:
+        message = f"Copying {component.name} from the cache"
     with working("export", message, subject=component.name, done=done, total=total):
-        return _lowered(component, format, folder)
+        return _lowered(component, format, folder) if kept is None else _copied(kept, folder)
 
 
 def _lowered(component: Component, format: str, folder: Path) -> Path:
@@ -136,8 +169,11 @@ def export_pipeline(
     to: str,
     source: Mapping[str, str | None],
     copy: Callable[[Path], None],
+    store: ArtifactStore,
 ) -> Path:
     """Write a whole pipeline as an artifact. If the export fails, nothing is left in ``folder``.
+
+    A component that is in the cache already, because it ran on an engine, is copied from there.
 
     Args:
         spec: The pipeline.
@@ -146,6 +182,7 @@ def export_pipeline(
         to: The format.
         source: Where the pipeline came from, for the manifest.
         copy: Writes tokenizer and scheduler files into the folder it is given.
+        store: The cache of exports, which is only read.
 
     Returns:
         The folder.
@@ -163,7 +200,8 @@ def export_pipeline(
             part = partial / name
             part.mkdir()
             one = component(name)
-            main = _export(one, to, part, done=done, total=len(spec.components))
+            kept = _kept(one, to, store)
+            main = _export(one, to, part, kept=kept, done=done, total=len(spec.components))
             files = {**files, name: main}
             components[name] = dataclasses.replace(one, build=None)
             del one

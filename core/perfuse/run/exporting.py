@@ -79,6 +79,7 @@ def export(
         to=to,
         source={"model": source.model, "revision": source.revision, **_transforms(pipe)},
         copy=copy,
+        store=pipe.store,
     )
 
 
