@@ -18,6 +18,7 @@ from perfuse._lazy import lazy
 
 if TYPE_CHECKING:
     from perfuse.arrays.noise import NoiseSource as NoiseSource
+    from perfuse.bridge.accelerate import accelerate as accelerate
     from perfuse.contract.architecture import Architecture as Architecture
     from perfuse.contract.backend import Backend as Backend
     from perfuse.contract.backend import ExecutionReport as ExecutionReport
@@ -170,6 +171,7 @@ _get, __dir__ = lazy(
             "Transform",
         ),
         "arrays.noise": ("NoiseSource",),
+        "bridge.accelerate": ("accelerate",),
         "errors": ("PerfuseError",),
         "models.auto": ("AutoModel",),
         "run.auto": (

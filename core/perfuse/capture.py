@@ -1,7 +1,9 @@
 """Building a component's torch module, casting it and capturing it with ``torch.export``."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import chain
 from typing import Any
 
@@ -20,6 +22,7 @@ __all__ = [
     "cast",
     "dynamic_shapes",
     "example_inputs",
+    "hearing",
     "replace_tensors",
     "trace",
 ]
@@ -75,11 +78,14 @@ def dynamic_shapes(component: Component) -> tuple[Mapping[int, Any], ...]:
 
     Axes with the same dimension name have the same size.
     """
-    dims = {}
+    dims: dict[str, Any] = {}
     for name in component.spec.signature.dims:
         if name in component.static:
             continue
         known = component.spec.dim(name)
+        if known.inferred:
+            dims[name] = Dim.AUTO
+            continue
         multiple, maximum = known.multiple, known.maximum
         unit = Dim(
             f"{name}_unit" if multiple > 1 else name,
@@ -164,7 +170,7 @@ def trace(component: Component, module: nn.Module, dtype: torch.dtype) -> Export
     say(f"Capturing {component.name}")
     try:
         with torch.no_grad():
-            return torch.export.export(
+            program = torch.export.export(
                 module,
                 example_inputs(component, dtype),
                 dynamic_shapes=_for_module(module, dynamic_shapes(component)),
@@ -175,6 +181,23 @@ def trace(component: Component, module: nn.Module, dtype: torch.dtype) -> Export
             f"{component.name} ({component.spec.class_name}) was to be captured; torch.export "
             f"raised {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
         ) from exc
+    _hear.get()(program)
+    return program
+
+
+_hear: ContextVar[Callable[[ExportedProgram], None]] = ContextVar(
+    "hear", default=lambda program: None
+)
+
+
+@contextmanager
+def hearing(hear: Callable[[ExportedProgram], None]) -> Iterator[None]:
+    """Pass every graph that the code in the ``with`` block captures to ``hear``, too."""
+    token = _hear.set(hear)
+    try:
+        yield
+    finally:
+        _hear.reset(token)
 
 
 def _for_module(module: nn.Module, shapes: tuple[Mapping[int, Any], ...]) -> Any:

@@ -165,6 +165,9 @@ class Dim:
     #: torch.export specialises on a size of 1, also where a network halves a size down to 1. ``None``
     #: for 1 where an example is given, and for half of the size that capture chooses otherwise.
     smallest: int | None = None
+    #: Whether capture finds out itself how the dimension depends on others, or that it cannot vary:
+    #: for modules that are not perfuse's own. Whoever captures has to heed the graph's guards.
+    inferred: bool = False
 
 
 _ANY = Dim()

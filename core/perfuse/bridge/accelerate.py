@@ -1,0 +1,232 @@
+"""``accelerate``: a Diffusers pipeline, or one module, with its calls run by a backend."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+
+from torch import nn
+
+from perfuse.bridge.stand_in import Settings, StandIn, Tally
+from perfuse.contract.target import Placement, Target
+from perfuse.errors import InputError
+from perfuse.plugins import host
+from perfuse.sources.store import ArtifactStore
+
+__all__ = ["Acceleration", "Row", "accelerate"]
+
+_T = TypeVar("_T")
+#: The methods of modules that pipelines call.
+_ENTRIES = ("forward", "encode", "decode", "get_text_features", "get_image_features")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one method of a component did so far."""
+
+    #: ``unet``; ``vae_decode`` for another method than ``forward``.
+    name: str
+    #: Its class.
+    class_name: str
+    #: Where it was asked to run.
+    target: str
+    #: Calls, and seconds in them, that ran there.
+    calls: int
+    seconds: float
+    #: The same for calls that stayed on torch.
+    torch_calls: int
+    torch_seconds: float
+    #: How many graphs were made.
+    graphs: int
+    #: The largest difference of a graph's first answer from PyTorch's, relative.
+    difference: float
+    #: Why calls stayed on torch.
+    reasons: tuple[str, ...]
+
+    def __str__(self) -> str:
+        where = f"{self.target}: {self.calls} calls, {self.seconds:.2f} s, {self.graphs} graphs"
+        text = f"{self.name} ({self.class_name}): "
+        if self.calls:
+            text += f"{where}, within {self.difference:.1e}"
+        if self.torch_calls:
+            text += f"{'; ' if self.calls else ''}torch: {self.torch_calls} calls, "
+            text += f"{self.torch_seconds:.2f} s, because {'; '.join(self.reasons)}"
+        return text
+
+
+class Acceleration:
+    """What ``pipe.perfuse`` is: how a pipeline's components are run, and what they did."""
+
+    def __init__(
+        self, placement: Placement, precision: str | None, store: ArtifactStore, *, strict: bool
+    ) -> None:
+        self.placement, self.precision, self.strict = placement, precision, strict
+        self._store = store
+        self._stand_ins: dict[str, list[StandIn]] = {}
+
+    def put(self, name: str, module: nn.Module) -> None:
+        """Run a component's calls on its target. One that is to run on torch is left as it is."""
+        self.take(name)
+        settings = Settings(
+            name=name,
+            target=self.placement[name],
+            precision=self.precision,
+            store=self._store,
+            strict=self.strict,
+        )
+        if not host().backends()[settings.target.backend].formats:
+            return  # PyTorch itself
+        made = []
+        for entry in _ENTRIES:
+            if callable(getattr(type(module), entry, None)):
+                if isinstance(vars(module).get(entry), StandIn):
+                    delattr(module, entry)  # of another pipeline that has this module
+                stand_in = StandIn(module, entry, settings)
+                setattr(module, entry, stand_in)
+                made.append(stand_in)
+        self._stand_ins[name] = made
+
+    def take(self, name: str) -> None:
+        """Give a component's calls back to torch, and release its programs."""
+        for stand_in in self._stand_ins.pop(name, ()):
+            if vars(stand_in.module).get(stand_in.entry) is stand_in:
+                delattr(stand_in.module, stand_in.entry)
+            stand_in.forget()
+
+    def restore(self) -> None:
+        """Give every component's calls back to torch."""
+        for name in list(self._stand_ins):
+            self.take(name)
+
+    def report(self) -> tuple[Row, ...]:
+        """What ran where so far: one row for every method that was called."""
+        return tuple(_row(one) for one in self._all() if _used(one.tally))
+
+    def _all(self) -> Iterator[StandIn]:
+        for stand_ins in self._stand_ins.values():
+            yield from stand_ins
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.report())) or "Nothing ran so far."
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
+def _used(tally: Tally) -> bool:
+    return bool(tally.calls or tally.torch_calls)
+
+
+def _row(one: StandIn) -> Row:
+    tally = one.tally
+    return Row(
+        name=one.name,
+        class_name=type(one.module).__name__,
+        target=str(one.target),
+        calls=tally.calls,
+        seconds=tally.seconds,
+        torch_calls=tally.torch_calls,
+        torch_seconds=tally.torch_seconds,
+        graphs=tally.graphs,
+        difference=tally.difference,
+        reasons=tuple(tally.reasons),
+    )
+
+
+def accelerate(
+    pipe: _T,
+    backend: str,
+    *,
+    precision: str | None = None,
+    store: ArtifactStore | None = None,
+    strict: bool = False,
+) -> _T:
+    """Run the modules of a Diffusers pipeline on a backend. The pipeline is changed, and returned.
+
+    It stays what it is: the same class, the same call, the same schedulers, callbacks and adapters.
+    What a call of a module computes comes from a program of the backend, made at the first call of its
+    kind. What cannot be captured or lowered stays on torch; ``pipe.perfuse.report()`` says which, and
+    why. A module that is changed later (a LoRA loaded, another attention processor, weights written to)
+    is noticed at its next call, and captured again.
+
+    Args:
+        pipe: A ``diffusers.DiffusionPipeline``, from the library, the community or your own code; or
+            one ``torch.nn.Module``.
+        backend: ``"openvino"``, ``"unet=openvino:GPU,vae=torch"``: a target for everything, or for one
+            component by its name in the pipeline; others stay on torch.
+        precision: ``"float32"``, ``"float16"`` or ``"bfloat16"``; by default that of the weights.
+        store: The cache for exports; the user's by default.
+        strict: Make it an error if a call cannot run on the backend.
+
+    Returns:
+        ``pipe``. It has an attribute ``perfuse``: ``report()`` and ``restore()``.
+
+    Raises:
+        InputError: ``pipe`` is neither a pipeline nor a module, or a component that was named is none.
+        BackendError: a backend is unknown, or its engine is not installed.
+        UnsupportedError: raised by later calls if ``strict``.
+    """
+    placement = Placement.parse(backend, default="torch")
+    modules = _modules(pipe)
+    unknown = [name for name in placement.components if name not in modules]
+    if unknown:
+        raise InputError(
+            f"A target was given for {', '.join(unknown)}; {type(pipe).__name__} has the modules "
+            f"{', '.join(modules)}. Give it for one of these."
+        )
+    for target in {str(one): one for one in (placement[name] for name in modules)}.values():
+        _check(target)
+    former = getattr(pipe, "perfuse", None)
+    if isinstance(former, Acceleration):
+        former.restore()
+    done = Acceleration(
+        placement, precision, ArtifactStore.default() if store is None else store, strict=strict
+    )
+    for name, module in modules.items():
+        done.put(name, module)
+    if not isinstance(pipe, nn.Module):
+        pipe.__class__ = _watching(type(pipe))
+    object.__setattr__(pipe, "perfuse", done)
+    return pipe
+
+
+def _check(target: Target) -> None:
+    """Raise ``BackendError`` if a target's backend is unknown, or its engine is not installed."""
+    host().backend(target.backend)
+
+
+def _modules(pipe: Any) -> dict[str, nn.Module]:
+    if isinstance(pipe, nn.Module):
+        return {"module": pipe}
+    components = getattr(pipe, "components", None)
+    if not isinstance(components, dict):
+        raise InputError(
+            f"A {type(pipe).__name__} was to be accelerated; it is neither a Diffusers pipeline nor "
+            "a torch.nn.Module. Give one of these."
+        )
+    return {name: one for name, one in components.items() if isinstance(one, nn.Module)}
+
+
+class _Watched:
+    """The base that notices when a component of an accelerated pipeline is replaced."""
+
+    perfuse: Acceleration
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if "perfuse" in vars(self) and isinstance(value, nn.Module):
+            self.perfuse.put(name, value)
+        elif "perfuse" in vars(self) and value is None:
+            self.perfuse.take(name)
+
+
+_WATCHING: dict[type, type] = {}
+
+
+def _watching(kind: type) -> type:
+    """A subclass of a pipeline's class, of the same name, that notices replaced components."""
+    if issubclass(kind, _Watched):
+        return kind
+    if kind not in _WATCHING:
+        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        _WATCHING[kind] = type(kind.__name__, (_Watched, kind), names)
+    return _WATCHING[kind]

@@ -1,0 +1,143 @@
+"""A recorded call as a component: a flat module that takes tensors and returns tensors."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perfuse.bridge.calls import Answer, Call
+from perfuse.capture import replace_tensors
+from perfuse.contract.component import Component, Recipe
+from perfuse.contract.spec import ComponentSpec, Dim, Signature, TensorSpec
+
+__all__ = ["component_of", "precision_of"]
+
+
+class RecordedCall(nn.Module):
+    """One way to call a module: the call's tensors in, the answer's tensors out."""
+
+    def __init__(self, module: nn.Module, entry: str, call: Call) -> None:
+        super().__init__()
+        self.module = module
+        self._entry = entry
+        self._call = _Kept(call)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        call = self._call.call
+        fitted = [
+            tensor.to(was.dtype) if not was.is_floating_point() else tensor
+            for tensor, was in zip(tensors, call.tensors, strict=True)
+        ]
+        args, kwargs = call.arguments(fitted)
+        function: Callable[..., Any] = getattr(type(self.module), self._entry)
+        answer = Answer.of(function(self.module, *args, **kwargs))
+        return tuple(
+            tensor if tensor.is_floating_point() else tensor.long() for tensor in answer.tensors
+        )
+
+
+class _Kept:
+    """Holds a call; copying a module copies no call."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Kept":
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Recording(Recipe):
+    module: nn.Module
+    entry: str
+    call: Call
+
+    def __call__(self) -> nn.Module:
+        module = RecordedCall(self.module, self.entry, self.call).eval()
+        if any(tensor.device.type != "cpu" for tensor in module.state_dict().values()):
+            return replace_tensors(module, lambda tensor: tensor.cpu())
+        return module
+
+
+def precision_of(module: nn.Module) -> str:
+    """The precision of a module's weights: that of the first, ``float32`` without any."""
+    for tensor in module.parameters():
+        if tensor.is_floating_point():
+            name = str(tensor.dtype).removeprefix("torch.")
+            return name if name in ("float16", "bfloat16") else "float32"
+    return "float32"
+
+
+def component_of(
+    module: nn.Module,
+    entry: str,
+    call: Call,
+    answer: Answer,
+    *,
+    name: str,
+    precision: str,
+    free: Collection[tuple[int, int]],
+    fingerprint: str,
+) -> Component:
+    """The component of a recorded call.
+
+    Args:
+        module: What is called.
+        entry: The method: ``forward``, ``decode``.
+        call: The recorded call.
+        answer: What it returned.
+        name: The component's name.
+        precision: What to compute in.
+        free: The axes that are to take any size: the number of a tensor, and of its axis.
+        fingerprint: Identifies the module and its weights.
+    """
+    own = precision_of(module)
+    inputs = tuple(
+        TensorSpec(
+            name=one,
+            dtype=_dtype(tensor, own),
+            shape=_shape(one, tensor, [axis for which, axis in free if which == i]),
+        )
+        for i, (one, tensor) in enumerate(zip(call.names, call.tensors, strict=True))
+    )
+    fixed = all(isinstance(size, int) for tensor in inputs for size in tensor.shape)
+    outputs = tuple(
+        TensorSpec(
+            name=one,
+            dtype=_dtype(tensor, own),
+            shape=tuple(tensor.shape) if fixed else _shape(one, tensor, range(tensor.dim())),
+        )
+        for one, tensor in zip(answer.names, answer.tensors, strict=True)
+    )
+    dims = {
+        size: Dim(example=tensor.shape[axis], inferred=True)
+        for one, tensor in zip(inputs, call.tensors, strict=True)
+        for axis, size in enumerate(one.shape)
+        if isinstance(size, str)
+    }
+    spec = ComponentSpec(
+        name=name,
+        class_name=type(module).__name__,
+        folder=name,
+        config={"entry": entry, "arguments": repr(call.leaves), "tree": str(call.tree)},
+        signature=Signature(inputs=inputs, outputs=outputs),
+        dims=dims,
+    )
+    build = _Recording(module=module, entry=entry, call=call)
+    return Component(spec=spec, precision=precision, build=build, fingerprint=fingerprint)
+
+
+def _dtype(tensor: Tensor, own: str) -> str:
+    if not tensor.is_floating_point():
+        return "int64"
+    # What the module keeps more precise than its weights, a timestep for one, stays so.
+    precise = tensor.dtype in (torch.float32, torch.float64) and own != "float32"
+    return "float32" if precise else "float"
+
+
+def _shape(name: str, tensor: Tensor, free: Collection[int]) -> tuple[int | str, ...]:
+    return tuple(
+        f"{name}_{axis}" if axis in free else size for axis, size in enumerate(tensor.shape)
+    )

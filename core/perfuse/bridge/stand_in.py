@@ -1,0 +1,356 @@
+"""What stands in for a method of a module: it records calls, captures them and runs the programs."""
+
+import functools
+import json
+import threading
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from perfuse.bridge.calls import Answer, Call, Shapes
+from perfuse.bridge.guards import Guards
+from perfuse.bridge.recorded import component_of, precision_of
+from perfuse.bridge.state import Weights, described, fingerprint, obstacle
+from perfuse.capture import capture, hearing
+from perfuse.contract.backend import Program
+from perfuse.contract.component import Component
+from perfuse.contract.target import Target
+from perfuse.errors import ExecutionError, PerfuseError, UnsupportedError
+from perfuse.run.preparing import prepare
+from perfuse.sources.plain import from_plain, to_plain
+from perfuse.sources.store import ArtifactStore
+
+__all__ = ["Settings", "StandIn", "Tally"]
+
+#: How far an engine's first answer may be from PyTorch's, relative to the largest number in it.
+_TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
+#: Graphs of one way to call a method that are kept; more sizes than this replace the oldest.
+_KEPT = 8
+_GUARDS = "guards.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a component's calls are run."""
+
+    name: str
+    target: Target
+    #: ``None`` for that of the module's weights.
+    precision: str | None
+    store: ArtifactStore
+    #: Whether a call that cannot run on the target is an error; otherwise it stays on torch.
+    strict: bool
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What was run where."""
+
+    calls: int = 0
+    seconds: float = 0.0
+    torch_calls: int = 0
+    torch_seconds: float = 0.0
+    graphs: int = 0
+    #: The largest difference of a graph's first answer from PyTorch's, relative to its largest number.
+    difference: float = 0.0
+    #: Why calls stayed on torch, in the order in which that was found.
+    reasons: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Graph:
+    program: Program
+    component: Component
+    guards: Guards
+    answer: Answer
+
+
+class StandIn:
+    """Takes the place of a method of one module, as an attribute of the instance.
+
+    The module keeps its class, config, dtype, processors and adapters; the original method is found
+    on its class.
+    """
+
+    stands_in = True
+
+    def __init__(self, module: nn.Module, entry: str, settings: Settings) -> None:
+        self._module, self.entry, self._settings = module, entry, settings
+        #: The method that this stands in for.
+        self.original = MethodType(getattr(type(module), entry), module)
+        functools.update_wrapper(self, self.original)  # pipelines ask for its signature
+        self.tally = Tally()
+        self._graphs: dict[Any, list[_Graph]] = {}
+        self._first: dict[Any, Call] = {}
+        #: For each way to call, the sizes that each axis of each tensor had.
+        self._sizes: dict[Any, dict[tuple[int, int], set[int]]] = {}
+        self._refused: dict[Any, str] = {}
+        #: Numbers among the arguments that change from call to call, and became inputs; and those
+        #: that a graph could not be made with.
+        self._promoted: frozenset[int] = frozenset()
+        self._fixed: frozenset[int] = frozenset()
+        self._fingerprint = ""
+        self._description = ""
+        self._weights: Weights | None = None
+        self._lock = threading.RLock()
+
+    @property
+    def name(self) -> str:
+        """The component's name; with the method where it is not ``forward``."""
+        name = self._settings.name
+        return name if self.entry == "forward" else f"{name}_{self.entry}"
+
+    @property
+    def module(self) -> nn.Module:
+        return self._module
+
+    @property
+    def target(self) -> Target:
+        return self._settings.target
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # A copy of the module is not accelerated: its method is its class's.
+        copied = memo.get(id(self._module))
+        assert copied is not None, "a stand-in is copied with its module"
+        return MethodType(getattr(type(self._module), self.entry), copied)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.original(*args, **kwargs)
+        with self._lock:
+            return self._called(args, kwargs)
+
+    def _called(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        try:
+            self._look()
+            call = self._call(args, kwargs)
+            graph = self._graph(call)
+        except PerfuseError as exc:
+            if self._promoted:  # a graph may need their values
+                self._fixed, self._promoted = self._fixed | self._promoted, frozenset()
+                return self._called(args, kwargs)
+            if self._settings.strict:
+                raise UnsupportedError(
+                    f"{self.name} was to run on {self.target}; {exc}. Leave strict out to run it "
+                    "on torch."
+                ) from exc
+            return self._on_torch(str(exc), args, kwargs)
+        began = time.perf_counter()
+        tensors = _run(graph, call)
+        self.tally.calls += 1
+        self.tally.seconds += time.perf_counter() - began
+        return graph.answer.filled(tensors)
+
+    def _on_torch(self, reason: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        if reason not in self.tally.reasons:
+            self.tally.reasons.append(reason)
+        began = time.perf_counter()
+        answer = self.original(*args, **kwargs)
+        self.tally.torch_calls += 1
+        self.tally.torch_seconds += time.perf_counter() - began
+        return answer
+
+    def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Call:
+        """The call taken apart; a number that changes from call to call becomes a tensor.
+
+        Raises:
+            UnsupportedError: it cannot run outside of torch.
+        """
+        call = Call.of(self.original, args, kwargs, promoted=self._promoted)
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in call.tensors):
+            raise UnsupportedError("gradients were asked for")
+        if any(torch.is_autocast_enabled(kind) for kind in {t.device.type for t in call.tensors}):
+            raise UnsupportedError("torch.autocast was on")
+        first = self._first.setdefault(call.structure, call)
+        changed = first.changed_numbers(call) - self._fixed
+        if changed:
+            self._promoted |= changed
+            call = Call.of(self.original, args, kwargs, promoted=self._promoted)
+            self._first.setdefault(call.structure, call)
+        return call
+
+    def _graph(self, call: Call) -> _Graph:
+        """The graph for a call: one that is there, or a new one.
+
+        Raises:
+            PerfuseError: there can be none.
+        """
+        refused = self._refused.get((call.key, call.shapes))
+        if refused is not None:
+            raise UnsupportedError(refused)
+        for graph in self._graphs.get(call.key, ()):
+            if graph.guards.fit(call.shapes):
+                return graph
+        try:
+            return self._made(call)
+        except PerfuseError as exc:
+            self._refused[call.key, call.shapes] = str(exc)
+            raise
+
+    def _look(self) -> None:
+        """Forget every graph if the module is not what it was, and refuse one that cannot be run."""
+        description = described(self._module)
+        weights = self._weights
+        if description == self._description and weights and not weights.changed(self._module):
+            return
+        self.forget()
+        self._description, self._weights = description, Weights(self._module)
+        self._fingerprint = ""
+        reason = obstacle(self._module)
+        if reason is not None:
+            self._description = ""  # look again at the next call
+            raise UnsupportedError(reason)
+
+    def forget(self) -> None:
+        """Release every graph."""
+        for graphs in self._graphs.values():
+            for graph in graphs:
+                graph.program.close()
+        self._graphs.clear()
+        self._first.clear()
+        self._sizes.clear()
+        self._refused.clear()
+
+    def _made(self, call: Call) -> _Graph:
+        """A new graph, whose first answer is compared with PyTorch's.
+
+        The first graph is for one size; a second size opens the axes that differ, and a graph that
+        took fewer sizes is released.
+        """
+        with torch.no_grad():
+            args, kwargs = call.arguments(call.tensors)
+            answer = Answer.of(self.original(*args, **kwargs))
+        free = self._free(call)
+        try:
+            graph = self._captured(call, answer, free)
+        except PerfuseError:
+            if not free:
+                raise
+            graph = self._captured(call, answer, ())
+        difference = _difference(_run(graph, call), answer.tensors)
+        precision = graph.component.precision
+        if not difference <= _TOLERANCE[precision]:
+            graph.program.close()
+            raise ExecutionError(
+                f"its first answer in {precision} differed from PyTorch's by {difference:.1e} of the "
+                "largest number"
+            )
+        kept = self._graphs.setdefault(call.key, [])
+        for one in list(kept):
+            if graph.guards.fit(_shapes(one)) or len(kept) >= _KEPT:
+                kept.remove(one)
+                one.program.close()
+        kept.append(graph)
+        self.tally.graphs += 1
+        self.tally.difference = max(self.tally.difference, difference)
+        return graph
+
+    def _free(self, call: Call) -> list[tuple[int, int]]:
+        """The axes of a call's tensors that had another size before.
+
+        A size of 1 always has a graph of its own: what is broadcast is captured in another way.
+        """
+        seen = self._sizes.setdefault(call.structure, {})
+        free = []
+        for which, shape in enumerate(call.shapes):
+            for axis, size in enumerate(shape):
+                sizes = seen.setdefault((which, axis), set())
+                sizes.add(size)
+                if size > 1 and len(sizes - {1}) > 1:
+                    free.append((which, axis))
+        return free
+
+    def _captured(self, call: Call, answer: Answer, free: Collection[tuple[int, int]]) -> _Graph:
+        settings = self._settings
+        if not self._fingerprint:
+            self._fingerprint = fingerprint(self._module)
+        component = component_of(
+            self._module,
+            self.entry,
+            call,
+            answer,
+            name=self.name,
+            precision=settings.precision or precision_of(self._module),
+            free=free,
+            fingerprint=self._fingerprint,
+        )
+        heard: list[Guards] = []
+        with torch.no_grad(), hearing(lambda program: heard.append(Guards.of(program))):
+            program = prepare(
+                component, settings.target, settings.store, usual={}, model=settings.name
+            )
+        guards = Guards.exactly(call.shapes)
+        if component.signature.dims:
+            guards = _remembered(component, heard, settings.store)
+            if not guards.fit(call.shapes):
+                program.close()
+                raise UnsupportedError("its graph does not take the sizes that it was made for")
+        return _Graph(program=program, component=component, guards=guards, answer=answer)
+
+
+def _run(graph: _Graph, call: Call) -> list[Tensor]:
+    """Run a graph with a call's tensors; the answer has the dtypes that PyTorch's had."""
+    inputs = {name: _array(tensor) for name, tensor in zip(call.names, call.tensors, strict=True)}
+    outputs = graph.program(**inputs)
+    device = call.tensors[0].device if call.tensors else torch.device("cpu")
+    return [
+        torch.as_tensor(outputs[name]).to(device, was.dtype)
+        for name, was in zip(graph.answer.names, graph.answer.tensors, strict=True)
+    ]
+
+
+def _array(tensor: Tensor) -> "np.ndarray[Any, np.dtype[Any]]":
+    plain = tensor.detach().cpu()
+    whole = plain.float() if plain.is_floating_point() else plain.long()
+    return whole.numpy()
+
+
+def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest difference, relative to the largest number expected; NaN if shapes differ."""
+    worst = 0.0
+    for one, other in zip(found, expected, strict=True):
+        if one.shape != other.shape:
+            return float("nan")
+        if one.numel():
+            scale = max(float(other.abs().max()), 1e-6) if other.is_floating_point() else 1.0
+            worst = max(worst, float((one.double() - other.double()).abs().max()) / scale)
+    return worst
+
+
+def _shapes(graph: _Graph) -> Shapes:
+    """The sizes of a graph for one size; none for one that takes several."""
+    sizes = graph.guards.shapes
+    if any(isinstance(size, str) for shape in sizes for size in shape):
+        return ()
+    return tuple(tuple(int(size) for size in shape) for shape in sizes)
+
+
+def _remembered(component: Component, heard: Sequence[Guards], store: ArtifactStore) -> Guards:
+    """The guards of a graph: those just heard, or those of the capture that is in the cache."""
+    key = {
+        "component": to_plain(component.spec),
+        "precision": component.precision,
+        "fingerprint": component.fingerprint,
+        "torch": torch.__version__,
+    }
+
+    def write(folder: Path) -> None:
+        guards = heard[-1] if heard else Guards.of(capture(component))
+        text = json.dumps(to_plain(guards), indent=1)
+        (folder / _GUARDS).write_text(text, encoding="utf-8")
+
+    folder = store.get_or_make(f"{component.name}-guards", key, write)
+    try:
+        data = json.loads((folder / _GUARDS).read_text(encoding="utf-8"))
+        return from_plain(Guards, data)
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise ExecutionError(
+            f"{folder} in the cache is damaged: {exc}. Run: perfuse cache clear"
+        ) from exc

@@ -1,0 +1,186 @@
+"""What a module computes depends on more than a call's arguments: a description of all of that.
+
+Layers, weights, adapters and their scales, attention processors, switches, hooks: whatever a user can
+change between two calls changes the description, and the graph is made again. Two modules with the
+same description and weights compute the same, in this process and in another.
+"""
+
+import functools
+import hashlib
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Weights", "described", "fingerprint", "obstacle"]
+
+#: What nn.Module keeps for itself; layers and weights are described on their own.
+_OWN = frozenset(vars(nn.Module())) - {"training"}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+#: How deep objects that are no modules are looked into: an attention processor, its options, …
+_DEPTH = 4
+_MOST = 200
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_DTYPES = (*_FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool)
+
+
+def described(module: nn.Module) -> str:
+    """A digest of everything but the numbers in the weights."""
+    digest = hashlib.sha256()
+    for name, part in module.named_modules():
+        digest.update(f"\n{name} {_class(type(part))}".encode())
+        for key, value in vars(part).items():
+            # What stands in for a method is a StandIn, which describes itself as nothing.
+            if key not in _OWN and not hasattr(value, "stands_in"):
+                digest.update(f" {key}={_value(value, _DEPTH)}".encode())
+        for key, tensor in (*part._parameters.items(), *part._buffers.items()):
+            if tensor is not None:
+                digest.update(f" {key}:{tensor.dtype}{tuple(tensor.shape)}{tensor.device}".encode())
+    return digest.hexdigest()
+
+
+def _class(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}:{_code(getattr(kind, 'forward', None))}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _bytecode(code: types.CodeType) -> str:
+    consts = [_bytecode(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    return hashlib.sha256(f"{code.co_code.hex()}{code.co_names}{consts}".encode()).hexdigest()[:16]
+
+
+def _code(function: Any) -> str:
+    code = getattr(_plain(function), "__code__", None)
+    return _bytecode(code) if code is not None else str(type(function))
+
+
+def _plain(function: Any) -> Any:
+    """The function behind decorators and bound methods."""
+    while hasattr(function, "__wrapped__") or hasattr(function, "__func__"):
+        function = getattr(function, "__func__", None) or function.__wrapped__
+    return function
+
+
+def _value(value: Any, depth: int) -> str:
+    """What an attribute is, as text; objects by class, code and their own attributes."""
+    if value is None or isinstance(
+        value, bool | int | float | str | bytes | torch.dtype | torch.device
+    ):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return f"tensor{value.dtype}{tuple(value.shape)}@{value.data_ptr()}v{value._version}"
+    if isinstance(value, nn.Module):
+        return f"module {_class(type(value))}"  # one that is a layer is described as one
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if depth == 0:
+        return type(value).__qualname__
+    if isinstance(value, dict):
+        pairs = list(value.items())[:_MOST]
+        return "{" + ",".join(f"{k!r}:{_value(v, depth - 1)}" for k, v in pairs) + "}"
+    if isinstance(value, list | tuple | set | frozenset):
+        items = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
+        return "[" + ",".join(_value(v, depth - 1) for v in list(items)[:_MOST]) + "]"
+    if callable(value) and not hasattr(value, "__dict__"):
+        return _code(value)
+    if isinstance(value, types.FunctionType | types.MethodType | functools.partial):
+        return _function(value, depth)
+    own = _value(vars(value), depth - 1) if hasattr(value, "__dict__") else ""
+    kind = type(value)
+    return f"{kind.__module__}.{kind.__qualname__}:{_code(vars(kind).get('__call__'))}{own}"
+
+
+def _function(value: Any, depth: int) -> str:
+    if isinstance(value, functools.partial):
+        given = _value([value.args, value.keywords], depth - 1)
+        return f"partial {_value(value.func, depth - 1)}{given}"
+    plain = _plain(value)
+    cells = [
+        cell.cell_contents for cell in getattr(plain, "__closure__", None) or () if _filled(cell)
+    ]
+    return f"{getattr(plain, '__qualname__', '')}:{_code(value)}{_value(cells, depth - 1)}"
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+class Weights:
+    """Whether a module's weights are still the numbers that a graph was made with.
+
+    Tensors are compared by address, by their count of writes, and by a few of their numbers, since
+    a write through ``.data`` is counted nowhere.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._tensors = list(_tensors(module))
+        self._marks = [(t.data_ptr(), _version(t)) for t in self._tensors]
+        self._few = [_few(t) for t in self._tensors]
+        self._seen = torch.cat(self._few) if self._few else torch.zeros(0)
+
+    def changed(self, module: nn.Module) -> bool:
+        """Whether a weight was replaced or written to since."""
+        now = list(_tensors(module))
+        if len(now) != len(self._tensors):
+            return True
+        marks = [(t.data_ptr(), _version(t)) for t in now]
+        if marks != self._marks:
+            return True
+        return bool(self._few) and not torch.equal(torch.cat(self._few), self._seen)
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else int(tensor._version)
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+def _few(tensor: Tensor) -> Tensor:
+    """About sixteen numbers of a tensor, read where they lie."""
+    count = tensor.numel()
+    step = max(1, -(-count // 16))
+    return tensor.detach().as_strided((-(-count // step),), (step,))
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A digest of a module's description and of all its weights."""
+    digest = hashlib.sha256(described(module).encode())
+    for name, tensor in module.state_dict().items():
+        if isinstance(tensor, Tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            plain = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(plain.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def obstacle(module: nn.Module) -> str | None:
+    """Why a module's calls have to stay on torch; ``None`` if they need not."""
+    if getattr(module, "_compiled_call_impl", None) is not None:
+        return "it was compiled with torch.compile"
+    for name, part in module.named_modules():
+        where = f"its layer {name}" if name else "it"
+        own = vars(part)
+        if "_hf_hook" in own:
+            return f"{where} has a hook of accelerate, which moves weights while it runs"
+        registry = own.get("_diffusers_hook")
+        if registry is not None and registry.hooks:
+            return f"{where} has the hook {', '.join(registry.hooks)} of Diffusers"
+        if part is not module and any(own.get(kind) for kind in _HOOKS):
+            return f"{where} has a forward hook, which a graph would not call"
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            return f"its weight {name} is on the meta device: nothing is loaded"
+        if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
+            return f"its weight {name} is quantised: a {type(tensor).__name__}"
+        if tensor.dtype not in _DTYPES:
+            return f"its weight {name} is stored as {tensor.dtype}".replace("torch.", "")
+    return None
