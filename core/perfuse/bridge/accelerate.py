@@ -1,5 +1,6 @@
 """``accelerate``: a Diffusers pipeline, or one module, with its calls run by a backend."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
@@ -91,6 +92,11 @@ class Acceleration:
             if vars(stand_in.module).get(stand_in.entry) is stand_in:
                 delattr(stand_in.module, stand_in.entry)
             stand_in.forget()
+
+    def begin(self) -> None:
+        """A run of the pipeline begins: read all weights again before they are relied on."""
+        for stand_in in self._all():
+            stand_in.suspect = True
 
     def restore(self) -> None:
         """Give every component's calls back to torch."""
@@ -227,6 +233,12 @@ def _watching(kind: type) -> type:
     if issubclass(kind, _Watched):
         return kind
     if kind not in _WATCHING:
-        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+
+        @functools.wraps(kind.__call__)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            self.perfuse.begin()
+            return kind.__call__(self, *args, **kwargs)
+
+        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__call__": call}
         _WATCHING[kind] = type(kind.__name__, (_Watched, kind), names)
     return _WATCHING[kind]

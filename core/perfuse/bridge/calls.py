@@ -55,7 +55,7 @@ class Call:
         Raises:
             UnsupportedError: an argument is neither a tensor nor plain data.
         """
-        found, tree = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))
+        found, tree = _leaves((tuple(args), dict(kwargs)))
         parameters = _parameters(function)
         tensors: list[Tensor] = []
         names: list[str] = []
@@ -116,6 +116,16 @@ class Call:
         return args, kwargs
 
 
+def _leaves(value: Any) -> tuple[list[tuple[Sequence[Any], Any]], pytree.TreeSpec]:
+    """The leaves of a tree with the keys that lead to them, and what holds them together."""
+    try:
+        found, tree = pytree.tree_flatten_with_path(value)
+        return list(found), tree
+    except ValueError:  # Diffusers' outputs are registered without keys
+        leaves, tree = pytree.tree_flatten(value)
+        return [((i,), leaf) for i, leaf in enumerate(leaves)], tree
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -130,6 +140,8 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
 def _name(path: Sequence[Any], parameters: Sequence[str]) -> str:
     """A readable name of a leaf: the parameter, then the keys that lead to it."""
     side, *keys = (_written(entry) for entry in path)
+    if not keys:
+        return f"input_{side}"
     if side == "0" and keys and keys[0].isdecimal() and int(keys[0]) < len(parameters):
         keys[0] = parameters[int(keys[0])]
     return re.sub(r"\W", "_", "_".join(keys)) or "input"
@@ -173,7 +185,7 @@ class Answer:
         Raises:
             UnsupportedError: it holds something that is neither a tensor nor plain data.
         """
-        found, tree = pytree.tree_flatten_with_path(value)
+        found, tree = _leaves(value)
         tensors: list[Tensor] = []
         names: list[str] = []
         leaves: list[Any] = []

@@ -6,7 +6,7 @@ Engines do not check them, and answer wrongly outside of them without an error.
 import ast
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["Guards"]
 
 _SIZE = re.compile(r"L\['\w+'\]\[(\d+)\]\.size\(\)\[(\d+)\]")
+#: A size that is a multiple of one that no input has itself.
+_MULTIPLE = re.compile(r"(\d+)\*(\w+)")
 _BINARY: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -97,38 +99,38 @@ class Guards:
         Raises:
             UnsupportedError: a condition holds something else than arithmetic.
         """
-        known: dict[str, int] = {}
-        if len(shapes) != len(self.shapes):
+        if [len(one) for one in shapes] != [len(one) for one in self.shapes]:
             return False
-        for wanted, shape in zip(self.shapes, shapes, strict=True):
-            if len(wanted) != len(shape):
-                return False
-            for want, size in zip(wanted, shape, strict=True):
-                if isinstance(want, int):
-                    if want != size:
-                        return False
-                elif want.isidentifier() and known.setdefault(want, size) != size:
+        known: dict[str, int] = {}
+        derived: list[tuple[str, int]] = []
+        for want, size in _pairs(self.shapes, shapes):
+            times = _MULTIPLE.fullmatch(want) if isinstance(want, str) else None
+            if times is not None and times[2] not in known:
+                if size % int(times[1]):
                     return False
+                known[times[2]] = size // int(times[1])
+            elif isinstance(want, int) or want.isidentifier():
+                if (want if isinstance(want, int) else known.setdefault(want, size)) != size:
+                    return False
+            else:
+                derived.append((want, size))
         for symbol, (least, greatest) in self.ranges.items():
-            if symbol in known and not (
-                least <= known[symbol] and (greatest is None or known[symbol] <= greatest)
-            ):
+            size = known.get(symbol, least)
+            if size < least or (greatest is not None and size > greatest):
                 return False
-        names = {
-            f"t{i}_{axis}": size
-            for i, shape in enumerate(shapes)
-            for axis, size in enumerate(shape)
-        }
-        derived = [
-            (want, size)
-            for wanted, shape in zip(self.shapes, shapes, strict=True)
-            for want, size in zip(wanted, shape, strict=True)
-            if isinstance(want, str) and not want.isidentifier()
-        ]
-        values = {**names, **known}
-        return all(_value(want, values) == size for want, size in derived) and all(
-            bool(_value(text, values)) for text in self.conditions
+        axes = {f"t{i}_{n}": size for i, one in enumerate(shapes) for n, size in enumerate(one)}
+        names = {**axes, **known}
+        return all(_value(want, names) == size for want, size in derived) and all(
+            bool(_value(text, names)) for text in self.conditions
         )
+
+
+def _pairs(
+    wanted: tuple[tuple[int | str, ...], ...], shapes: Shapes
+) -> Iterator[tuple[int | str, int]]:
+    """What each axis is to be, and its size."""
+    for want, shape in zip(wanted, shapes, strict=True):
+        yield from zip(want, shape, strict=True)
 
 
 def _whole(size: Any) -> bool:

@@ -98,7 +98,11 @@ class StandIn:
         self._fixed: frozenset[int] = frozenset()
         self._fingerprint = ""
         self._description = ""
+        #: Why nothing can run, as the module is.
+        self._obstacle: str | None = None
         self._weights: Weights | None = None
+        #: Whether all weights are read at the next call: a pipeline begins anew.
+        self.suspect = False
         self._lock = threading.RLock()
 
     @property
@@ -196,17 +200,21 @@ class StandIn:
 
     def _look(self) -> None:
         """Forget every graph if the module is not what it was, and refuse one that cannot be run."""
-        description = described(self._module)
-        weights = self._weights
-        if description == self._description and weights and not weights.changed(self._module):
-            return
+        description, suspect = described(self._module), self.suspect
+        self.suspect = False
+        if description != self._description:
+            self._description, self._obstacle = description, obstacle(self._module)
+            self._remember()
+        elif self._weights is not None and self._weights.changed(self._module, thorough=suspect):
+            self._remember()
+        if self._obstacle is not None:
+            raise UnsupportedError(self._obstacle)
+
+    def _remember(self) -> None:
+        """Begin anew with the module as it is."""
         self.forget()
-        self._description, self._weights = description, Weights(self._module)
         self._fingerprint = ""
-        reason = obstacle(self._module)
-        if reason is not None:
-            self._description = ""  # look again at the next call
-            raise UnsupportedError(reason)
+        self._weights = Weights(self._module) if self._obstacle is None else None
 
     def forget(self) -> None:
         """Release every graph."""

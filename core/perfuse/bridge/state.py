@@ -22,6 +22,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 #: How deep objects that are no modules are looked into: an attention processor, its options, …
 _DEPTH = 4
 _MOST = 200
+#: Weights of up to so many bytes are read at every call.
+_SMALL = 1 << 24
+#: A prime, so that rows of no layer fall into the same columns.
+_COLUMNS = 509
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _DTYPES = (*_FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool)
 
@@ -35,6 +39,10 @@ def described(module: nn.Module) -> str:
             # What stands in for a method is a StandIn, which describes itself as nothing.
             if key not in _OWN and not hasattr(value, "stands_in"):
                 digest.update(f" {key}={_value(value, _DEPTH)}".encode())
+        if name:  # hooks of the module itself are called by torch, around what stands in
+            hooks = [hook for kind in _HOOKS for hook in getattr(part, kind).values()]
+            if hooks:
+                digest.update(f" hooks={_value(hooks, _DEPTH)}".encode())
         for key, tensor in (*part._parameters.items(), *part._buffers.items()):
             if tensor is not None:
                 digest.update(f" {key}:{tensor.dtype}{tuple(tensor.shape)}{tensor.device}".encode())
@@ -114,25 +122,60 @@ def _filled(cell: types.CellType) -> bool:
 class Weights:
     """Whether a module's weights are still the numbers that a graph was made with.
 
-    Tensors are compared by address, by their count of writes, and by a few of their numbers, since
-    a write through ``.data`` is counted nowhere.
+    At every call tensors are compared by address, by their count of writes, and by a few of their
+    numbers. A write of single numbers through ``.data`` leaves all of these as they were; the sums
+    over everything see it, which take as long as reading the weights once.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._tensors = list(_tensors(module))
-        self._marks = [(t.data_ptr(), _version(t)) for t in self._tensors]
-        self._few = [_few(t) for t in self._tensors]
-        self._seen = torch.cat(self._few) if self._few else torch.zeros(0)
+        tensors = list(_tensors(module))
+        self._marks = _marks(tensors)
+        self._few = [_few(tensor) for tensor in tensors]
+        self._numbers = torch.cat(self._few) if self._few else torch.zeros(0)
+        self._sums = [_sums(tensor) for tensor in tensors]
+        self._small = sum(tensor.nbytes for tensor in tensors) <= _SMALL
 
-    def changed(self, module: nn.Module) -> bool:
-        """Whether a weight was replaced or written to since."""
-        now = list(_tensors(module))
-        if len(now) != len(self._tensors):
+    def changed(self, module: nn.Module, *, thorough: bool) -> bool:
+        """Whether a weight was replaced or written to since.
+
+        Args:
+            module: The module.
+            thorough: Read all of them; those of a small module are read always.
+        """
+        tensors = list(_tensors(module))
+        if _marks(tensors) != self._marks:
             return True
-        marks = [(t.data_ptr(), _version(t)) for t in now]
-        if marks != self._marks:
+        if self._few and not _same(torch.cat(self._few), self._numbers):
             return True
-        return bool(self._few) and not torch.equal(torch.cat(self._few), self._seen)
+        if not (thorough or self._small):
+            return False
+        return any(
+            not torch.equal(_sums(tensor), before)
+            for tensor, before in zip(tensors, self._sums, strict=True)
+        )
+
+
+def _marks(tensors: list[Tensor]) -> list[tuple[int, int]]:
+    return [(tensor.data_ptr(), _version(tensor)) for tensor in tensors]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same bits: NaN equals itself."""
+    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def _sums(tensor: Tensor) -> Tensor:
+    """Sums over the bits of a tensor in columns: what is exchanged lands in other columns."""
+    plain = tensor.detach()
+    bits = plain if plain.is_contiguous() else plain.contiguous()
+    raw = bits.reshape(-1).view(torch.uint8)
+    whole = len(raw) // (8 * _COLUMNS) * 8 * _COLUMNS
+    return torch.cat(
+        [
+            raw[:whole].view(torch.int64).view(-1, _COLUMNS).sum(0),
+            raw[whole:].to(torch.int64),
+        ]
+    )
 
 
 def _version(tensor: Tensor) -> int:

@@ -1,0 +1,155 @@
+"""Whatever a user changes between two calls, no graph of the old module answers."""
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+import perfuse
+from perfuse import ArtifactStore
+
+pytestmark = pytest.mark.export
+
+
+class Scaled(AttnProcessor2_0):  # type: ignore[misc]
+    """An attention processor of the user's, with a number of its own."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs) * self.scale
+
+
+def louder(self: Any, *args: Any, **kwargs: Any) -> Any:
+    return AttnProcessor2_0.__call__(self, *args, **kwargs) * 3
+
+
+class Block(torch.nn.Module):  # type: ignore[misc]
+    """A transformer block behind a switch and a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = BasicTransformerBlock(8, 2, 4, cross_attention_dim=8)
+        self.register_buffer("table", torch.linspace(0, 1, 8))
+        self.factor = 1.0
+        self.options = {"shift": 0.0}
+        self.late = lambda x: x
+
+    def forward(self, sample: Any, states: Any, gain: float = 1.0) -> Any:
+        mixed = self.block(sample + self.table, encoder_hidden_states=states)
+        return self.late(mixed * self.factor + self.options["shift"]) * gain
+
+    @property
+    def attention(self) -> Any:
+        return self.block.attn1
+
+
+def half_of(weight: Any) -> None:
+    rows = weight.data.clone()
+    weight.data[0], weight.data[1] = rows[1], rows[0]
+
+
+WAYS: dict[str, Callable[[Block], object]] = {
+    "written in place": lambda m: m.block.ff.net[2].weight.mul_(1.1),
+    "written through data": lambda m: m.block.ff.net[2].weight.data.mul_(1.1),
+    "one number through data": lambda m: m.block.ff.net[2].weight.data[3].__setitem__(5, 4.0),
+    "rows exchanged through data": lambda m: half_of(m.block.ff.net[2].weight),
+    "data replaced": lambda m: setattr(m.block.norm1.weight, "data", m.block.norm1.weight * 2),
+    "parameter replaced": lambda m: setattr(
+        m.block.norm1, "bias", torch.nn.Parameter(m.block.norm1.bias + 1)
+    ),
+    "state loaded": lambda m: m.load_state_dict({k: v * 0.9 for k, v in m.state_dict().items()}),
+    "buffer written": lambda m: m.table.add_(0.5),
+    "buffer replaced": lambda m: setattr(m, "table", m.table * 2),
+    "number replaced": lambda m: setattr(m, "factor", 1.5),
+    "dict written": lambda m: m.options.update(shift=0.25),
+    "function replaced": lambda m: setattr(m, "late", lambda x: x * 2),
+    "layer replaced": lambda m: m.block.ff.net.__setitem__(1, torch.nn.Tanh()),
+    "layer's forward replaced": lambda m: setattr(
+        m.block.norm3, "forward", types.MethodType(lambda self, x: x * 2, m.block.norm3)
+    ),
+    "processor replaced": lambda m: m.attention.set_processor(Scaled(1.5)),
+    "processor's number": lambda m: setattr(m.attention.processor, "scale", 0.5),
+    "processor's class": lambda m: setattr(Scaled, "__call__", louder),
+    "processor back": lambda m: m.attention.set_processor(AttnProcessor()),
+    "fused": lambda m: m.attention.fuse_projections(),
+    "float64": lambda m: m.double(),
+    "float32 again": lambda m: m.float(),
+    "trained": lambda m: m.train(),
+    "hook on a layer": lambda m: m.block.norm1.register_forward_hook(lambda m, i, o: o * 2),
+    "hook on the module": lambda m: m.register_forward_hook(lambda m, i, o: o + 1),
+    "class's forward": lambda m: setattr(type(m), "forward", lambda self, s, e, gain=1.0: s * 7),
+}
+
+
+def test_no_answer_of_an_old_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scaled, "__call__", Scaled.__call__)  # put back at the end
+    monkeypatch.setattr(Block, "forward", Block.forward)
+    torch.manual_seed(0)
+    module = Block().eval()
+    perfuse.accelerate(module, "onnxruntime", store=ArtifactStore(tmp_path))
+    sample, states = torch.randn(2, 6, 8), torch.randn(2, 5, 8)
+
+    def both() -> tuple[Any, Any]:
+        dtype = module.table.dtype
+        with torch.no_grad():
+            found = module(sample.to(dtype), states.to(dtype))
+            kept = vars(module).pop("forward")
+            expected = module(sample.to(dtype), states.to(dtype))
+            module.forward = kept
+        return found, expected
+
+    _, before = both()
+    for name, change in WAYS.items():
+        with torch.no_grad():
+            change(module)
+        found, expected = both()
+        scale = float(expected.abs().max())
+        assert float((found - expected).abs().max()) <= 1e-5 * scale, name
+        if name not in ("float64", "float32 again", "trained", "fused"):
+            assert float((expected - before).abs().max()) > 1e-4 * scale, f"{name} changed nothing"
+        before = expected
+    (row,) = module.perfuse.report()
+    assert row.calls >= 18, "most of this has to have run on the engine"
+    assert "hook" in row.reasons[-1]
+
+
+def test_the_same_module_is_captured_once(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = perfuse.accelerate(Block().eval(), "onnxruntime", store=ArtifactStore(tmp_path))
+    with torch.no_grad():
+        for size in (6, 6, 9, 12, 15):
+            module(torch.randn(2, size, 8), torch.randn(2, 5, 8))
+        (row,) = module.perfuse.report()
+        assert (row.calls, row.torch_calls, row.graphs) == (5, 0, 2)  # one size, then any
+        made = len(ArtifactStore(tmp_path).entries())
+        module.perfuse.restore()
+        assert "forward" not in vars(module)
+        perfuse.accelerate(module, "onnxruntime", store=ArtifactStore(tmp_path))
+        for size in (6, 9):
+            module(torch.randn(2, size, 8), torch.randn(2, 5, 8))
+    assert len(ArtifactStore(tmp_path).entries()) == made  # found again by its content
+
+
+def test_a_number_that_changes_becomes_an_input(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = perfuse.accelerate(Block().eval(), "onnxruntime", store=ArtifactStore(tmp_path))
+    sample, states = torch.randn(2, 6, 8), torch.randn(2, 5, 8)
+    with torch.no_grad():
+        one = module(sample, states, 1.0)
+        for gain in (2.5, 0.75, -1.25):
+            assert torch.allclose(module(sample, states, gain), one * gain, atol=1e-5)
+    (row,) = module.perfuse.report()
+    assert (row.calls, row.torch_calls, row.graphs) == (4, 0, 2)
