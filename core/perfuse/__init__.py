@@ -18,7 +18,10 @@ from perfuse._lazy import lazy
 
 if TYPE_CHECKING:
     from perfuse.arrays.noise import NoiseSource as NoiseSource
+    from perfuse.bridge.accelerate import Acceleration as Acceleration
+    from perfuse.bridge.accelerate import EntryReport as EntryReport
     from perfuse.bridge.accelerate import accelerate as accelerate
+    from perfuse.bridge.accelerate import load_accelerated as load_accelerated
     from perfuse.contract.architecture import Architecture as Architecture
     from perfuse.contract.backend import Backend as Backend
     from perfuse.contract.backend import ExecutionReport as ExecutionReport
@@ -171,7 +174,7 @@ _get, __dir__ = lazy(
             "Transform",
         ),
         "arrays.noise": ("NoiseSource",),
-        "bridge.accelerate": ("accelerate",),
+        "bridge.accelerate": ("Acceleration", "EntryReport", "accelerate", "load_accelerated"),
         "errors": ("PerfuseError",),
         "models.auto": ("AutoModel",),
         "run.auto": (

@@ -37,7 +37,7 @@ class OneStep(diffusers.DiffusionPipeline):  # type: ignore[misc]
         size = self.unet.config.sample_size
         image = torch.randn((1, self.unet.config.in_channels, size, size), generator=seeded())
         output = self.unet(image, 1).sample
-        return self.scheduler.step(output, 1, image).prev_sample
+        return self.scheduler.step(output, 1, image, generator=seeded(1)).prev_sample
 
 
 def test_a_pipeline_of_one_s_own(checkpoint: Make, tmp_path: Path) -> None:
@@ -74,6 +74,33 @@ def test_a_replaced_component_runs_on_the_engine_too(checkpoint: Make, tmp_path:
     pipe.perfuse.restore()
     assert np.abs(draw() - third).max() < 1e-4
     assert np.abs(first - second).max() > 1e-2 and np.abs(second - third).max() > 1e-3
+
+
+def test_saved_for_another_machine(
+    checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = diffusers.DDPMPipeline.from_pretrained(checkpoint("tiny"))
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw(pipe: Any, batch: int) -> Any:
+        given = {"num_inference_steps": 2, "generator": seeded(), "output_type": "np"}
+        return pipe(batch_size=batch, **given).images
+
+    perfuse.accelerate(pipe, "onnxruntime", store=ArtifactStore(tmp_path / "store"))
+    expected = [draw(pipe, 2), draw(pipe, 3)]
+    pipe.save_perfuse(tmp_path / "saved")
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("something was captured")
+
+    monkeypatch.setattr(torch.export, "export", refuse)
+    again = perfuse.load_accelerated(tmp_path / "saved", strict=True)
+    again.set_progress_bar_config(disable=True)
+    assert type(again).__name__ == "DDPMPipeline"
+    for batch, before in zip((2, 3), expected, strict=True):
+        assert np.array_equal(draw(again, batch), before)
+    with pytest.raises(InputError, match="save_perfuse"):
+        perfuse.load_accelerated(checkpoint("tiny"))
 
 
 def has_openvino() -> bool:

@@ -1,8 +1,11 @@
 """``accelerate``: a Diffusers pipeline, or one module, with its calls run by a backend."""
 
 import functools
+import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from torch import nn
@@ -11,17 +14,19 @@ from perfuse.bridge.stand_in import Settings, StandIn, Tally
 from perfuse.contract.target import Placement, Target
 from perfuse.errors import InputError
 from perfuse.plugins import host
-from perfuse.sources.store import ArtifactStore
+from perfuse.sources.store import ArtifactStore, atomic_folder, locked
 
-__all__ = ["Acceleration", "Row", "accelerate"]
+__all__ = ["Acceleration", "EntryReport", "accelerate", "load_accelerated"]
 
 _T = TypeVar("_T")
+#: What ``save_perfuse`` writes beside the pipeline.
+_GRAPHS, _RECORD = "perfuse-graphs", "perfuse-accelerated.json"
 #: The methods of modules that pipelines call.
 _ENTRIES = ("forward", "encode", "decode", "get_text_features", "get_image_features")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class EntryReport:
     """What one method of a component did so far."""
 
     #: ``unet``; ``vae_decode`` for another method than ``forward``.
@@ -103,9 +108,18 @@ class Acceleration:
         for name in list(self._stand_ins):
             self.take(name)
 
-    def report(self) -> tuple[Row, ...]:
+    def report(self) -> tuple[EntryReport, ...]:
         """What ran where so far: one row for every method that was called."""
         return tuple(_row(one) for one in self._all() if _used(one.tally))
+
+    def save(self, folder: Path) -> None:
+        """Write the graphs that were made so far, and how they are run, into a folder."""
+        store = ArtifactStore(folder / _GRAPHS)
+        store.root.mkdir(parents=True, exist_ok=True)
+        for stand_in in self._all():
+            stand_in.copy_graphs(store)
+        record = {"backend": str(self.placement), "precision": self.precision}
+        (folder / _RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
 
     def _all(self) -> Iterator[StandIn]:
         for stand_ins in self._stand_ins.values():
@@ -122,9 +136,9 @@ def _used(tally: Tally) -> bool:
     return bool(tally.calls or tally.torch_calls)
 
 
-def _row(one: StandIn) -> Row:
+def _row(one: StandIn) -> EntryReport:
     tally = one.tally
-    return Row(
+    return EntryReport(
         name=one.name,
         class_name=type(one.module).__name__,
         target=str(one.target),
@@ -195,6 +209,56 @@ def accelerate(
     return pipe
 
 
+def load_accelerated(
+    folder: "str | os.PathLike[str]",
+    *,
+    backend: str | None = None,
+    pipeline: Any = None,
+    strict: bool = False,
+) -> Any:
+    """Open what ``pipe.save_perfuse(folder)`` wrote. Needs Diffusers, and captures nothing anew.
+
+    Args:
+        folder: The folder.
+        backend: Other targets than those that it was saved with.
+        pipeline: The pipeline's class, where it is not Diffusers': ``MyPipeline``.
+        strict: As for ``accelerate``.
+
+    Raises:
+        InputError: the folder is not one that ``save_perfuse`` wrote, or Diffusers is not installed.
+        BackendError: a backend is unknown, or its engine is not installed.
+    """
+    path = Path(folder)
+    try:
+        record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+        saved, precision = str(record["backend"]), record["precision"]
+    except (OSError, ValueError, KeyError, TypeError) as exc:
+        raise InputError(
+            f"{path} was to be opened as an accelerated pipeline; its {_RECORD} cannot be read: {exc}. "
+            "Name a folder that pipe.save_perfuse(folder) wrote."
+        ) from exc
+    pipe = (_diffusers() if pipeline is None else pipeline).from_pretrained(path)
+    store = ArtifactStore(path.absolute() / _GRAPHS)
+    return accelerate(
+        pipe,
+        saved if backend is None else backend,
+        precision=precision,
+        store=store,
+        strict=strict,
+    )
+
+
+def _diffusers() -> Any:
+    try:
+        from diffusers import DiffusionPipeline
+    except ImportError as exc:
+        raise InputError(
+            "A pipeline of Diffusers was to be opened, which is not installed. Install it: "
+            "pip install diffusers transformers."
+        ) from exc
+    return DiffusionPipeline
+
+
 def _check(target: Target) -> None:
     """Raise ``BackendError`` if a target's backend is unknown, or its engine is not installed."""
     host().backend(target.backend)
@@ -216,6 +280,22 @@ class _Watched:
     """The base that notices when a component of an accelerated pipeline is replaced."""
 
     perfuse: Acceleration
+
+    def save_perfuse(self, folder: "str | os.PathLike[str]") -> None:
+        """Write the pipeline with the graphs that were made so far.
+
+        ``perfuse.load_accelerated`` opens it where Diffusers and the engine are, and captures nothing.
+
+        Args:
+            folder: A new or an empty folder.
+
+        Raises:
+            InputError: the folder holds something, or is a file.
+        """
+        final = Path(folder).absolute()
+        with locked(final), atomic_folder(final) as partial:
+            self.save_pretrained(partial)  # type: ignore[attr-defined]
+            self.perfuse.save(partial)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -23,6 +24,8 @@ from perfuse.contract.backend import Program
 from perfuse.contract.component import Component
 from perfuse.contract.target import Target
 from perfuse.errors import ExecutionError, PerfuseError, UnsupportedError
+from perfuse.plugins import host
+from perfuse.run.export import exported
 from perfuse.run.preparing import prepare
 from perfuse.sources.plain import from_plain, to_plain
 from perfuse.sources.store import ArtifactStore
@@ -226,6 +229,21 @@ class StandIn:
         self._sizes.clear()
         self._refused.clear()
 
+    def copy_graphs(self, store: ArtifactStore) -> None:
+        """Copy the files of every graph into another store, where they are found by their content."""
+        for graph in (one for graphs in self._graphs.values() for one in graphs):
+            target = self._settings.target
+            for format in host().backends()[target.backend].formats[:1]:
+                self._copy(exported(graph.component, format, self._settings.store), store)
+            if graph.component.signature.dims:
+                self._copy(_guards_folder(graph.component, (), self._settings.store), store)
+
+    def _copy(self, path: Path, store: ArtifactStore) -> None:
+        own = self._settings.store.root
+        name = path.relative_to(own).parts[0]
+        if not (store.root / name).exists():
+            shutil.copytree(own / name, store.root / name)
+
     def _made(self, call: Call) -> _Graph:
         """A new graph, whose first answer is compared with PyTorch's.
 
@@ -340,8 +358,8 @@ def _shapes(graph: _Graph) -> Shapes:
     return tuple(tuple(int(size) for size in shape) for shape in sizes)
 
 
-def _remembered(component: Component, heard: Sequence[Guards], store: ArtifactStore) -> Guards:
-    """The guards of a graph: those just heard, or those of the capture that is in the cache."""
+def _guards_folder(component: Component, heard: Sequence[Guards], store: ArtifactStore) -> Path:
+    """Where the guards of a graph are: those just heard, or those of an earlier capture."""
     key = {
         "component": to_plain(component.spec),
         "precision": component.precision,
@@ -354,7 +372,16 @@ def _remembered(component: Component, heard: Sequence[Guards], store: ArtifactSt
         text = json.dumps(to_plain(guards), indent=1)
         (folder / _GUARDS).write_text(text, encoding="utf-8")
 
-    folder = store.get_or_make(f"{component.name}-guards", key, write)
+    return store.get_or_make(f"{component.name}-guards", key, write)
+
+
+def _remembered(component: Component, heard: Sequence[Guards], store: ArtifactStore) -> Guards:
+    """The guards of a graph.
+
+    Raises:
+        ExecutionError: those in the cache are damaged.
+    """
+    folder = _guards_folder(component, heard, store)
     try:
         data = json.loads((folder / _GUARDS).read_text(encoding="utf-8"))
         return from_plain(Guards, data)

@@ -22,6 +22,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 #: How deep objects that are no modules are looked into: an attention processor, its options, …
 _DEPTH = 4
 _MOST = 200
+#: What a config says of where it comes from, which changes nothing.
+_WHENCE = frozenset(("_name_or_path", "_diffusers_version", "_commit_hash", "name_or_path"))
 #: Weights of up to so many bytes are read at every call.
 _SMALL = 1 << 24
 #: A prime, so that rows of no layer fall into the same columns.
@@ -37,7 +39,7 @@ def described(module: nn.Module) -> str:
         digest.update(f"\n{name} {_class(type(part))}".encode())
         for key, value in vars(part).items():
             # What stands in for a method is a StandIn, which describes itself as nothing.
-            if key not in _OWN and not hasattr(value, "stands_in"):
+            if key not in _OWN and key not in _WHENCE and not hasattr(value, "stands_in"):
                 digest.update(f" {key}={_value(value, _DEPTH)}".encode())
         if name:  # hooks of the module itself are called by torch, around what stands in
             hooks = [hook for kind in _HOOKS for hook in getattr(part, kind).values()]
@@ -78,7 +80,7 @@ def _value(value: Any, depth: int) -> str:
     ):
         return repr(value)
     if isinstance(value, Tensor):
-        return f"tensor{value.dtype}{tuple(value.shape)}@{value.data_ptr()}v{value._version}"
+        return f"tensor{value.dtype}{tuple(value.shape)}{value.device}{_content(value)}"
     if isinstance(value, nn.Module):
         return f"module {_class(type(value))}"  # one that is a layer is described as one
     if isinstance(value, type):
@@ -86,7 +88,7 @@ def _value(value: Any, depth: int) -> str:
     if depth == 0:
         return type(value).__qualname__
     if isinstance(value, dict):
-        pairs = list(value.items())[:_MOST]
+        pairs = [pair for pair in value.items() if pair[0] not in _WHENCE][:_MOST]
         return "{" + ",".join(f"{k!r}:{_value(v, depth - 1)}" for k, v in pairs) + "}"
     if isinstance(value, list | tuple | set | frozenset):
         items = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
@@ -185,6 +187,13 @@ def _version(tensor: Tensor) -> int:
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.parameters()
     yield from module.buffers()
+
+
+def _content(tensor: Tensor) -> str:
+    """The numbers of a tensor that is an attribute, and no weight: such are small."""
+    if tensor.is_meta:
+        return ""
+    return hashlib.sha256(_sums(tensor).cpu().numpy().data).hexdigest()[:16]
 
 
 def _few(tensor: Tensor) -> Tensor:

@@ -285,7 +285,8 @@ def _read_spec(
         raise CheckpointError(
             f"{path / INDEX} says that the pipeline is {class_name!r}, which perfuse does not "
             f"know; it knows {', '.join(pipelines)}. Name a checkpoint of one of these, or install "
-            "the plugin that brings it: hook perfuse_pipelines."
+            "the plugin that brings it: hook perfuse_pipelines. If Diffusers knows it, load it "
+            "there and run it with perfuse.accelerate(pipe, backend=...)."
         )
     kind = pipelines[class_name]
     missing = [name for name in dict.fromkeys((*kind.needs, "scheduler")) if name not in entries]
