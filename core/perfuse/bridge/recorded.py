@@ -12,7 +12,10 @@ from perfuse.capture import replace_tensors
 from perfuse.contract.component import Component, Recipe
 from perfuse.contract.spec import ComponentSpec, Dim, Signature, TensorSpec
 
-__all__ = ["component_of", "precision_of"]
+__all__ = ["Axes", "component_of", "precision_of"]
+
+#: Axes that take any size, by the number of a tensor and of its axis, with the size to capture.
+Axes = dict[tuple[int, int], int]
 
 
 class RecordedCall(nn.Module):
@@ -78,7 +81,7 @@ def component_of(
     *,
     name: str,
     precision: str,
-    free: Collection[tuple[int, int]],
+    free: Axes,
     fingerprint: str,
 ) -> Component:
     """The component of a recorded call.
@@ -90,7 +93,7 @@ def component_of(
         answer: What it returned.
         name: The component's name.
         precision: What to compute in.
-        free: The axes that are to take any size: the number of a tensor, and of its axis.
+        free: The axes that are to take any size.
         fingerprint: Identifies the module and its weights.
     """
     own = precision_of(module)
@@ -112,10 +115,8 @@ def component_of(
         for one, tensor in zip(answer.names, answer.tensors, strict=True)
     )
     dims = {
-        size: Dim(example=tensor.shape[axis], inferred=True)
-        for one, tensor in zip(inputs, call.tensors, strict=True)
-        for axis, size in enumerate(one.shape)
-        if isinstance(size, str)
+        f"{call.names[which]}_{axis}": Dim(example=size, inferred=True)
+        for (which, axis), size in free.items()
     }
     spec = ComponentSpec(
         name=name,

@@ -1,11 +1,13 @@
 """What stands in for a method of a module: it records calls, captures them and runs the programs."""
 
 import functools
+import hashlib
 import json
 import shutil
 import threading
 import time
-from collections.abc import Collection, Sequence
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MethodType
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from perfuse.bridge.calls import Answer, Call, Shapes
 from perfuse.bridge.guards import Guards
-from perfuse.bridge.recorded import component_of, precision_of
+from perfuse.bridge.recorded import Axes, component_of, precision_of
 from perfuse.bridge.state import Weights, described, fingerprint, obstacle
 from perfuse.capture import capture, hearing
 from perfuse.contract.backend import Program
@@ -37,6 +39,7 @@ _TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
 #: Graphs of one way to call a method that are kept; more sizes than this replace the oldest.
 _KEPT = 8
 _GUARDS = "guards.json"
+_AXES = "axes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,12 +240,12 @@ class StandIn:
                 self._copy(exported(graph.component, format, self._settings.store), store)
             if graph.component.signature.dims:
                 self._copy(_guards_folder(graph.component, (), self._settings.store), store)
+                self._copy(self._settings.store.root / _AXES, store)
 
     def _copy(self, path: Path, store: ArtifactStore) -> None:
         own = self._settings.store.root
         name = path.relative_to(own).parts[0]
-        if not (store.root / name).exists():
-            shutil.copytree(own / name, store.root / name)
+        shutil.copytree(own / name, store.root / name, dirs_exist_ok=True)
 
     def _made(self, call: Call) -> _Graph:
         """A new graph, whose first answer is compared with PyTorch's.
@@ -253,13 +256,17 @@ class StandIn:
         with torch.no_grad():
             args, kwargs = call.arguments(call.tensors)
             answer = Answer.of(self.original(*args, **kwargs))
+        if not self._fingerprint:
+            self._fingerprint = fingerprint(self._module)
         free = self._free(call)
         try:
             graph = self._captured(call, answer, free)
+            if free:
+                self._note_axes(call, free)
         except PerfuseError:
             if not free:
                 raise
-            graph = self._captured(call, answer, ())
+            graph = self._captured(call, answer, {})
         difference = _difference(_run(graph, call), answer.tensors)
         precision = graph.component.precision
         if not difference <= _TOLERANCE[precision]:
@@ -278,25 +285,46 @@ class StandIn:
         self.tally.difference = max(self.tally.difference, difference)
         return graph
 
-    def _free(self, call: Call) -> list[tuple[int, int]]:
-        """The axes of a call's tensors that had another size before.
+    def _free(self, call: Call) -> Axes:
+        """The axes of a call's tensors that had another size before, each with a size to capture it.
 
         A size of 1 always has a graph of its own: what is broadcast is captured in another way.
         """
         seen = self._sizes.setdefault(call.structure, {})
-        free = []
+        known = self._known_axes(call)
+        free: Axes = {}
         for which, shape in enumerate(call.shapes):
             for axis, size in enumerate(shape):
                 sizes = seen.setdefault((which, axis), set())
                 sizes.add(size)
-                if size > 1 and len(sizes - {1}) > 1:
-                    free.append((which, axis))
+                if size > 1 and (len(sizes - {1}) > 1 or (which, axis) in known):
+                    free[which, axis] = known.get((which, axis), size)
         return free
 
-    def _captured(self, call: Call, answer: Answer, free: Collection[tuple[int, int]]) -> _Graph:
+    def _axes_file(self, call: Call, store: ArtifactStore) -> Path | None:
+        """Where the axes are written down that a graph was made with, for the next start."""
+        folder = store.shared(_AXES)
+        text = f"{self.name} {call.tree} {call.names} {call.leaves} {self._fingerprint}"
+        return folder and folder / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"
+
+    def _known_axes(self, call: Call) -> Axes:
+        file = self._axes_file(call, self._settings.store)
+        try:
+            found = json.loads(file.read_text(encoding="utf-8")) if file is not None else []
+            return {(int(which), int(axis)): int(size) for which, axis, size in found}
+        except (OSError, ValueError, TypeError):
+            return {}  # none yet; a damaged note costs a capture
+
+    def _note_axes(self, call: Call, free: Axes) -> None:
+        file = self._axes_file(call, self._settings.store)
+        if file is not None and free != self._known_axes(call):
+            partial = file.with_suffix(f".{uuid.uuid4().hex[:8]}")
+            rows = [(which, axis, size) for (which, axis), size in sorted(free.items())]
+            partial.write_text(json.dumps(rows), encoding="utf-8")
+            partial.replace(file)
+
+    def _captured(self, call: Call, answer: Answer, free: Axes) -> _Graph:
         settings = self._settings
-        if not self._fingerprint:
-            self._fingerprint = fingerprint(self._module)
         component = component_of(
             self._module,
             self.entry,
