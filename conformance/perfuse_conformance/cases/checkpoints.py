@@ -35,7 +35,8 @@ def make_checkpoint(folder: Path, kind: str = "sd1", *, seed: int = 0) -> Path:
     """Write a checkpoint: Stable Diffusion 1, 2 (v-prediction) or XL, LCM, DDPM. Return its folder.
 
     ``sd1-checked`` has a safety checker, which objects to nothing, and a smaller UNet; ``control`` is
-    Stable Diffusion 1 with two ControlNets.
+    Stable Diffusion 1 with two ControlNets. ``latent-upscaler`` is not among ``KINDS``: it draws from
+    pictures alone.
 
     Pictures are 16×16 (latents 8×8), text states 32 wide (XL: 64), prompts 77 tokens.
     """
@@ -47,6 +48,7 @@ def make_checkpoint(folder: Path, kind: str = "sd1", *, seed: int = 0) -> Path:
         "lcm": _lcm,
         "ddpm": _ddpm,
         "control": _control,
+        "latent-upscaler": _latent_upscaler,
     }[kind]
     return write(Path(folder), seed)
 
@@ -219,6 +221,38 @@ def _control(folder: Path, seed: int) -> Path:
         folder / "model_index.json",
         _class_name="StableDiffusionControlNetPipeline",
         controlnet=["diffusers", "MultiControlNetModel"],
+    )
+    return folder
+
+
+def _latent_upscaler(folder: Path, seed: int) -> Path:
+    """The latent upscaler's layout (its UNet has widths 384 and 768, and four levels)."""
+    scheduler = {"_class_name": "EulerDiscreteScheduler", **_SCHEDULE, "prediction_type": "sample"}
+    unet = unet_config(
+        sample_size=16,
+        in_channels=8,
+        out_channels=5,
+        act_fn="gelu",
+        attention_head_dim=8,
+        norm_num_groups=None,
+        block_out_channels=[32, 64, 64],
+        time_cond_proj_dim=128 + 32,
+        conv_in_kernel=1,
+        conv_out_kernel=1,
+        down_block_types=["KDownBlock2D", *["KCrossAttnDownBlock2D"] * 2],
+        up_block_types=[*["KCrossAttnUpBlock2D"] * 2, "KUpBlock2D"],
+        mid_block_type=None,
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_type="fourier",
+        timestep_post_act="gelu",
+    )
+    _write_sd(folder, seed, unet, scheduler)
+    edit_json(
+        folder / "model_index.json",
+        _class_name="StableDiffusionLatentUpscalePipeline",
+        feature_extractor=...,
+        requires_safety_checker=...,
+        safety_checker=...,
     )
     return folder
 
