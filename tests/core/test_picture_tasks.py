@@ -110,14 +110,14 @@ def test_a_model_that_takes_other_channels_is_refused(pipe: DiffusionPipeline) -
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("format", "backend"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
-def test_an_export_upscales_in_latents_as_the_checkpoint_does(
-    exported: Export, checkpoint: Make, format: str, backend: str
+@pytest.mark.parametrize(("kind", "times"), [("latent-upscaler", 2), ("depth", 1)])
+def test_an_export_of_a_model_for_pictures_draws_as_the_checkpoint_does(
+    exported: Export, checkpoint: Make, format: str, backend: str, kind: str, times: int
 ) -> None:
     pytest.importorskip(backend)
-    folder = checkpoint("latent-upscaler")
     pipes = [
-        DiffusionPipeline.from_pretrained(folder, backend="torch:cpu"),
-        DiffusionPipeline.from_pretrained(exported("latent-upscaler", format)),
+        DiffusionPipeline.from_pretrained(checkpoint(kind), backend="torch:cpu"),
+        DiffusionPipeline.from_pretrained(exported(kind, format)),
     ]
     given: dict[str, Any] = {"num_inference_steps": 4, "seed": 3}
     for size in ((16, 16), (24, 16)):
@@ -125,7 +125,7 @@ def test_an_export_upscales_in_latents_as_the_checkpoint_does(
             np.asarray(one("a red circle", image=picture(size), **given).images[0]).astype(int)
             for one in pipes
         )
-        assert a.shape == (2 * size[1], 2 * size[0], 3)
+        assert a.shape == (times * size[1], times * size[0], 3)
         assert a.std() > 5
         assert np.abs(a - b).max() <= 2
 

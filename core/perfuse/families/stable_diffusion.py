@@ -73,7 +73,7 @@ PIPELINES = (
         class_name="StableDiffusionDepth2ImgPipeline",
         tasks=_DEPTH,
         needs=_NEEDS,
-        unused=("depth_estimator", "feature_extractor"),
+        optional=("depth_estimator", "feature_extractor"),
         corrects=_CLIPPED,
     ),
     PipelineManifest(
