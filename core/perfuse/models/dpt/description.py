@@ -51,8 +51,7 @@ class BitConfig(ModelConfig):
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
         known = {one.name for one in dataclasses.fields(cls)}
-        given = {name: value for name, value in config.items() if name in known}
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
+        return super().from_dict({name: v for name, v in config.items() if name in known})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,15 +171,15 @@ class DptConfig(ModelConfig):
         smallest = (
             int(self.grid * factor) if factor >= 1 else (self.grid - 1) // int(1 / factor) + 1
         )
-        fused = self.head_in_index % len(self.neck_hidden_sizes) + 1
-        return smallest * 2 ** (fused + 1)
+        fused = range(len(self.neck_hidden_sizes))[self.head_in_index] + 1
+        size: int = smallest * 2 ** (fused + 1)
+        return size
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
         """Read a parsed ``config.json``, which also holds settings for training and segmentation."""
         known = {one.name for one in dataclasses.fields(cls)}
-        given = {name: value for name, value in config.items() if name in known}
-        return cls(**{n: tuple(v) if isinstance(v, list) else v for n, v in given.items()})
+        return super().from_dict({name: v for name, v in config.items() if name in known})
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as Transformers writes it."""

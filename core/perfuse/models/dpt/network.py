@@ -97,7 +97,8 @@ class ResidualLayer(nn.Module):
         hidden = self.convolution2(hidden.relu())
         if self.batch_norm2 is not None:
             hidden = self.batch_norm2(hidden)
-        return hidden + residual
+        output: Tensor = hidden + residual
+        return output
 
 
 class FusionLayer(nn.Module):

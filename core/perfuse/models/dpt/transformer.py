@@ -140,6 +140,7 @@ class Dpt(nn.Module):
         self.kept = tuple(sorted(set(kept)))
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
+        states: list[Tensor]
         hidden, states = self.embeddings(pictures)
         for i, layer in enumerate(self.encoder.layer):
             hidden = layer(hidden)
