@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from perfuse import DiffusionPipeline
+from perfuse import DDIMScheduler, DiffusionPipeline
 from perfuse.arrays.masks import blurred, crop_region, filled, overlaid
 from perfuse.arrays.noise import noise_for
 from perfuse.errors import InputError
@@ -106,6 +106,60 @@ def test_a_model_that_takes_other_channels_is_refused(pipe: DiffusionPipeline) -
 
     with pytest.raises(InputError, match="this denoiser takes 0 channels besides"):
         list(INSTRUCT_PIX2PIX.run(pipe, {"prompt": "red", "image": picture()}))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("format", "backend"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+@pytest.mark.parametrize(("kind", "times"), [("latent-upscaler", 2), ("depth", 1)])
+def test_an_export_of_a_model_for_pictures_draws_as_the_checkpoint_does(
+    exported: Export, checkpoint: Make, format: str, backend: str, kind: str, times: int
+) -> None:
+    pytest.importorskip(backend)
+    pipes = [
+        DiffusionPipeline.from_pretrained(checkpoint(kind), backend="torch:cpu"),
+        DiffusionPipeline.from_pretrained(exported(kind, format)),
+    ]
+    given: dict[str, Any] = {"num_inference_steps": 4, "seed": 3}
+    for size in ((16, 16), (24, 16)):
+        a, b = (
+            np.asarray(one("a red circle", image=picture(size), **given).images[0]).astype(int)
+            for one in pipes
+        )
+        assert a.shape == (times * size[1], times * size[0], 3)
+        assert a.std() > 5
+        assert np.abs(a - b).max() <= 2
+
+
+def test_upscaling_in_latents_refuses(checkpoint: Make) -> None:
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("latent-upscaler"), backend="torch:cpu")
+    odd = np.zeros((1, 4, 9, 8), np.float32)
+    states = np.zeros((1, 77, 32), np.float32)
+    refused: dict[str, dict[str, Any]] = {
+        "smaller than 4 x 4": {"image": picture((3, 3))},
+        "latents 9 x 8 were given as image; this model takes multiples of 2": {"image": odd},
+        "The latents differ in shape": {"image": [odd[:, :, :8], odd[:, :, :6]]},
+        "A str was given as a picture": {"image": "small.png"},
+        "2 images were given for 1 pictures": {"image": [picture(), picture()]},
+        "needs image": {},
+        "Only one of prompt_embeds and pooled_prompt_embeds": {
+            "image": picture(),
+            "prompt": None,
+            "prompt_embeds": states,
+        },
+    }
+    for words, inputs in refused.items():
+        with pytest.raises(InputError, match=words):
+            pipe(**{"prompt": "red", "num_inference_steps": 1, "seed": 0, **inputs})
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(InputError, match="DDIMScheduler, which has no noise levels"):
+        pipe("red", image=picture(), num_inference_steps=1, seed=0)
+
+
+def test_another_model_does_not_upscale_in_latents(pipe: DiffusionPipeline) -> None:
+    from perfuse.tasks.latent_upscale import LATENT_UPSCALE
+
+    with pytest.raises(InputError, match="This denoiser takes 4 channels, timestep, encoder"):
+        list(LATENT_UPSCALE.run(pipe, {"prompt": "red", "image": picture()}))
 
 
 def test_the_first_pictures_noise_is_that_of_their_own_seeds() -> None:

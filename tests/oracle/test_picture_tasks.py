@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 from PIL import Image
 from tests.oracle.pairs import Pair, make_gentle
 
+import perfuse
 from perfuse import DiffusionPipeline
 from perfuse_conformance.checkpoints import edit_json, make_checkpoint, randomise
 
@@ -53,8 +54,6 @@ SCHEDULERS = (
 
 
 def with_scheduler(pair: Pair, name: str) -> Pair:
-    import perfuse
-
     theirs = getattr(diffusers, name).from_config(pair.theirs.scheduler.config)
     pair.theirs.scheduler = theirs
     pair.ours.scheduler = getattr(perfuse, name).from_config(pair.ours.scheduler.config)
@@ -229,6 +228,41 @@ def test_upscaling(tmp_path: Path) -> None:
     pair = Pair(ours, theirs)
     pair.check(3, prompt="a circle", image=picture(size=(8, 12)), noise_level=50)
     assert pair.run("pil", prompt="a circle", image=picture(size=(8, 12)))[0][0].size == (16, 24)
+
+
+def test_upscaling_in_latents(tmp_path: Path) -> None:
+    name = "StableDiffusionLatentUpscalePipeline"
+    folder = make_checkpoint(tmp_path / "upscaler", "latent-upscaler")
+    ours, theirs = (
+        module.StableDiffusionLatentUpscalePipeline.from_pretrained(folder, **settings)
+        for module, settings in ((perfuse, {"backend": "torch:cpu"}), (diffusers, {}))
+    )
+    theirs.set_progress_bar_config(disable=True)
+    assert type(ours).__name__ == name
+    pair = Pair(ours, theirs)
+    given = {"prompt": "a red circle", "image": picture(size=(16, 24))}
+    plain = pair.check(3, **given, negative_prompt="blue", num_inference_steps=6)
+    assert plain.shape == (1, 4, 24, 16)
+    assert pair.check_pictures(3, **given).shape == (1, 48, 32, 3)
+    unguided = pair.check(3, **given, guidance_scale=0)  # the prompt is not read either
+    assert np.abs(unguided - pair.check(3, **given, guidance_scale=1.0)).max() > 1e-3
+    small = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    pair.check(3, prompt=["a circle", "a square"], image=small)
+    pair.check(3, prompt=["a circle", "a square"], image=[picture(1), picture(2)])
+    pair.check(3, prompt="a circle", image=picture(size=(17, 17)))  # made 16 x 16
+    pair.check(3, prompt="a circle", image=torch.rand(1, 3, 16, 16))
+    embeds = {
+        f"{kind}prompt_embeds": torch.randn(shape, generator=torch.Generator().manual_seed(i))
+        for i, (kind, shape) in enumerate(
+            {
+                "": (1, 77, 32),
+                "negative_": (1, 77, 32),
+                "pooled_": (1, 32),
+                "negative_pooled_": (1, 32),
+            }.items()
+        )
+    }
+    pair.check(3, image=small[:1], **embeds)
 
 
 def test_variations_of_a_picture(tmp_path: Path) -> None:

@@ -400,6 +400,39 @@ def _for_torch(before: list[int], after: list[int]) -> list[int]:
     return [n for pair in zip(reversed(before), reversed(after), strict=True) for n in pair]
 
 
+# Pooling
+
+
+def _pooled(x: Tensor, kernel_sizes: Tensor, pad_type: str, pad: Tensor | None) -> list[int]:
+    """What is to be padded, as torch has it; for pictures alone."""
+    if x.ndim != 4:
+        raise _refused("rank of x", x.ndim)
+    if pad_type not in ("valid", "custom"):
+        raise _refused("pad_type", pad_type)
+    sizes = _ints(pad) if pad_type == "custom" and pad is not None else []
+    sizes = sizes or [0] * 2 * len(_ints(kernel_sizes))
+    return _for_torch(sizes[::2], sizes[1::2])
+
+
+@_computes
+def avg_pool(
+    x: Tensor,
+    kernel_sizes: Tensor,
+    strides: Tensor | None = None,
+    pad_type: str = "valid",
+    pad: Tensor | None = None,
+    exclude_padding_from_average: Tensor | bool = False,
+    ceil_mode: Tensor | bool = False,
+) -> Tensor:
+    padding = _pooled(x, kernel_sizes, pad_type, pad)
+    if ceil_mode:
+        raise _refused("ceil_mode", True)
+    if exclude_padding_from_average and any(padding):
+        raise _refused("exclude_padding_from_average", True)
+    steps = _ints(strides) if strides is not None else 1
+    return functional.avg_pool2d(functional.pad(x, padding), _ints(kernel_sizes), steps)
+
+
 # Norms
 
 
@@ -556,6 +589,25 @@ def upsample_nearest_neighbor(
     *leading, height, width = x.shape
     repeated = x[..., :, None, :, None].expand(*leading, height, int(high), width, int(wide))
     return repeated.reshape(*leading, height * int(high), width * int(wide))
+
+
+@_computes
+def upsample_bilinear(
+    x: Tensor,
+    scale_factor_height: Tensor | float = 1,
+    scale_factor_width: Tensor | float = 1,
+    align_corners: Tensor | bool = True,
+    half_pixel_centers: Tensor | bool | None = None,
+) -> Tensor:
+    corners = bool(align_corners)
+    if half_pixel_centers is not None and bool(half_pixel_centers) == corners:
+        raise _refused("half_pixel_centers", bool(half_pixel_centers))
+    scales = float(scale_factor_height), float(scale_factor_width)
+    sizes = [n * scale for n, scale in zip(x.shape[-2:], scales, strict=True)]
+    if not all(size.is_integer() for size in sizes):
+        raise _refused("scale_factor", scales)
+    size = [int(one) for one in sizes]
+    return functional.interpolate(x, size=size, mode="bilinear", align_corners=corners)
 
 
 @_moves

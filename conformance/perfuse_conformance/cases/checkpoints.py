@@ -15,6 +15,7 @@ __all__ = [
     "adapter_config",
     "controlnet_config",
     "ddpm_config",
+    "dpt_config",
     "edit_json",
     "make_checkpoint",
     "randomise",
@@ -35,7 +36,8 @@ def make_checkpoint(folder: Path, kind: str = "sd1", *, seed: int = 0) -> Path:
     """Write a checkpoint: Stable Diffusion 1, 2 (v-prediction) or XL, LCM, DDPM. Return its folder.
 
     ``sd1-checked`` has a safety checker, which objects to nothing, and a smaller UNet; ``control`` is
-    Stable Diffusion 1 with two ControlNets.
+    Stable Diffusion 1 with two ControlNets. ``latent-upscaler`` and ``depth``, which has
+    an estimator, are not among ``KINDS``: they draw from pictures alone.
 
     Pictures are 16×16 (latents 8×8), text states 32 wide (XL: 64), prompts 77 tokens.
     """
@@ -47,6 +49,8 @@ def make_checkpoint(folder: Path, kind: str = "sd1", *, seed: int = 0) -> Path:
         "lcm": _lcm,
         "ddpm": _ddpm,
         "control": _control,
+        "latent-upscaler": _latent_upscaler,
+        "depth": _depth,
     }[kind]
     return write(Path(folder), seed)
 
@@ -100,6 +104,36 @@ def controlnet_config(unet: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
 
 def adapter_config(**fields: Any) -> dict[str, Any]:
     return {"channels": [32, 64], "num_res_blocks": 1, "downscale_factor": 2, **fields}
+
+
+def dpt_config(**fields: Any) -> dict[str, Any]:
+    """A hybrid DPT, as Stable Diffusion 2's depth model has it, for pictures of 64x64."""
+    return {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "image_size": 64,
+        "patch_size": 16,
+        "is_hybrid": True,
+        "backbone_out_indices": [0, 1, 2, 3],
+        "reassemble_factors": [1, 1, 1, 0.5],
+        "neck_hidden_sizes": [16, 32, 32, 32],
+        "fusion_hidden_size": 16,
+        "backbone_featmap_shape": [1, 64, 4, 4],
+        "backbone_config": {
+            "model_type": "bit",
+            "embedding_size": 8,
+            "hidden_sizes": [16, 32, 64, 128],
+            "depths": [1, 2, 1],
+            "num_groups": 2,
+            "layer_type": "bottleneck",
+            "global_padding": "same",
+            "embedding_dynamic_padding": True,
+            "out_features": ["stage1", "stage2", "stage3"],
+        },
+        **fields,
+    }
 
 
 def vae_config(**fields: Any) -> dict[str, Any]:
@@ -219,6 +253,64 @@ def _control(folder: Path, seed: int) -> Path:
         folder / "model_index.json",
         _class_name="StableDiffusionControlNetPipeline",
         controlnet=["diffusers", "MultiControlNetModel"],
+    )
+    return folder
+
+
+def _depth(folder: Path, seed: int) -> Path:
+    """Stable Diffusion 2's depth model in small; pictures are 64×64 for its estimator."""
+    import torch
+
+    import perfuse.models
+
+    scheduler = {"_class_name": "DDIMScheduler", **_SCHEDULE, "clip_sample": False}
+    scheduler["set_alpha_to_one"] = False
+    _write_sd(folder, seed, unet_config(in_channels=5), scheduler)
+    estimator = randomise(perfuse.models.DPTForDepthEstimation(**dpt_config()), seed + 3)
+    with torch.no_grad():
+        estimator.head.head[4].bias += 1  # depth is nowhere below zero, and should not be zero
+    estimator.save_pretrained(folder / "depth_estimator")
+    processor = {"feature_extractor_type": "DPTFeatureExtractor", "size": 64, "resample": 2}
+    write_json(folder / "feature_extractor" / "preprocessor_config.json", processor)
+    edit_json(
+        folder / "model_index.json",
+        _class_name="StableDiffusionDepth2ImgPipeline",
+        depth_estimator=["transformers", "DPTForDepthEstimation"],
+        feature_extractor=["transformers", "DPTFeatureExtractor"],
+        requires_safety_checker=...,
+        safety_checker=...,
+    )
+    return folder
+
+
+def _latent_upscaler(folder: Path, seed: int) -> Path:
+    """The latent upscaler's layout (its UNet has widths 384 and 768, and four levels)."""
+    scheduler = {"_class_name": "EulerDiscreteScheduler", **_SCHEDULE, "prediction_type": "sample"}
+    unet = unet_config(
+        sample_size=16,
+        in_channels=8,
+        out_channels=5,
+        act_fn="gelu",
+        attention_head_dim=8,
+        norm_num_groups=None,
+        block_out_channels=[32, 64, 64],
+        time_cond_proj_dim=128 + 32,
+        conv_in_kernel=1,
+        conv_out_kernel=1,
+        down_block_types=["KDownBlock2D", *["KCrossAttnDownBlock2D"] * 2],
+        up_block_types=[*["KCrossAttnUpBlock2D"] * 2, "KUpBlock2D"],
+        mid_block_type=None,
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_type="fourier",
+        timestep_post_act="gelu",
+    )
+    _write_sd(folder, seed, unet, scheduler)
+    edit_json(
+        folder / "model_index.json",
+        _class_name="StableDiffusionLatentUpscalePipeline",
+        feature_extractor=...,
+        requires_safety_checker=...,
+        safety_checker=...,
     )
     return folder
 

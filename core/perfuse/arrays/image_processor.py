@@ -1,6 +1,7 @@
 """Makes pictures ready for models that look at them, as ``preprocessor_config.json`` says.
 
-The numbers are those of Transformers' ``CLIPImageProcessor`` with Pillow, without Transformers.
+The numbers are those of Transformers' ``CLIPImageProcessor`` and ``DPTImageProcessor`` with Pillow,
+without Transformers.
 """
 
 import os
@@ -21,7 +22,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Features", "ImageProcessor"]
 
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_CLIP, _DPT = "CLIPImageProcessor", "DPTImageProcessor"
+#: What a ``preprocessor_config.json`` leaves out, by the class that it names.
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    _CLIP: {
+        "size": 224,
+        "crop_size": 224,
+        "do_center_crop": True,
+        "image_mean": (0.48145466, 0.4578275, 0.40821073),
+        "image_std": (0.26862954, 0.26130258, 0.27577711),
+    },
+    _DPT: {
+        "size": {"height": 384, "width": 384},
+        "do_center_crop": False,
+        "image_mean": (0.5, 0.5, 0.5),
+        "image_std": (0.5, 0.5, 0.5),
+    },
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,34 +69,45 @@ class ImageProcessor:
     #: Subtracted from and divided by, for each channel; ``None`` leaves the values.
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    #: Height and width are rounded to multiples of this.
+    multiple: int = 1
+    #: Whether a size of (height, width) gives way to the picture's proportions.
+    keeps_proportions: bool = False
+    #: Transformers' class.
+    kind: str = _CLIP
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read a parsed ``preprocessor_config.json``; what it leaves out is as for CLIP.
+        """Read a parsed ``preprocessor_config.json``; what it leaves out is as its class has it.
+
+        A file that names no class, or one that is not known here, is read as CLIP's.
 
         Raises:
             CheckpointError: a value in it cannot be used.
         """
+        named = config.get("image_processor_type", config.get("feature_extractor_type"))
+        kind = _DPT if str(named).startswith("DPT") else _CLIP
+        given, config = config, {**_DEFAULTS[kind], **config}
         try:
+            if config.get("do_pad"):
+                raise ValueError("do_pad")
+            edge = _pair if kind == _DPT else _edge
             return cls(
-                size=_edge(config.get("size", 224)) if config.get("do_resize", True) else None,
-                crop=_pair(config.get("crop_size", 224))
-                if config.get("do_center_crop", True)
-                else None,
+                kind=kind,
+                multiple=_positive(config.get("ensure_multiple_of", 1)),
+                keeps_proportions=bool(config.get("keep_aspect_ratio", False)),
+                size=edge(config["size"]) if config.get("do_resize", True) else None,
+                crop=_pair(config["crop_size"]) if config["do_center_crop"] else None,
                 resample=int(config.get("resample", 3)),
                 factor=float(config.get("rescale_factor", 1 / 255))
                 if config.get("do_rescale", True)
                 else None,
-                mean=_numbers(config.get("image_mean", _MEAN))
-                if config.get("do_normalize", True)
-                else None,
-                std=_numbers(config.get("image_std", _STD))
-                if config.get("do_normalize", True)
-                else None,
+                mean=_numbers(config["image_mean"]) if config.get("do_normalize", True) else None,
+                std=_numbers(config["image_std"]) if config.get("do_normalize", True) else None,
             )
         except (KeyError, TypeError, ValueError) as exc:
             raise CheckpointError(
-                f"A preprocessor_config.json holds {dict(config)!r}, which cannot be used: {exc!r}. "
+                f"A preprocessor_config.json holds {dict(given)!r}, which cannot be used: {exc!r}. "
                 "Take the file from the checkpoint again."
             ) from exc
 
@@ -87,8 +115,10 @@ class ImageProcessor:
         """The settings as ``preprocessor_config.json`` has them."""
         size, crop = self.size, self.crop
         edge = {"shortest_edge": size} if isinstance(size, int) else _written(size)
+        shape = {"ensure_multiple_of": self.multiple, "keep_aspect_ratio": self.keeps_proportions}
         return {
-            "image_processor_type": "CLIPImageProcessor",
+            "image_processor_type": self.kind,
+            **(shape if self.kind == _DPT else {}),
             "do_resize": size is not None,
             "do_center_crop": crop is not None,
             "do_rescale": self.factor is not None,
@@ -148,10 +178,20 @@ class ImageProcessor:
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         """The height and width to resize a picture to."""
-        if not isinstance(self.size, int):
-            return self.size if self.size is not None else (height, width)
+        if isinstance(self.size, tuple):
+            return self._rounded(self.size, height, width)
+        if self.size is None:
+            return height, width
         long = int(self.size * max(height, width) / min(height, width))
         return (long, self.size) if width <= height else (self.size, long)
+
+    def _rounded(self, size: tuple[int, int], height: int, width: int) -> tuple[int, int]:
+        """A size as multiples; with the picture's proportions, changed as little as may be."""
+        tall, wide = size[0] / height, size[1] / width
+        if self.keeps_proportions:
+            tall = wide = wide if abs(1 - wide) < abs(1 - tall) else tall
+        lengths = round(tall * height / self.multiple), round(wide * width / self.multiple)
+        return max(lengths[0], 1) * self.multiple, max(lengths[1], 1) * self.multiple
 
 
 def _written(size: tuple[int, int] | None) -> dict[str, int]:

@@ -83,17 +83,22 @@ def to_pil(decoded: ArrayLike) -> "list[Image]":
 
 
 def preprocess(
-    image: Any, height: int | None = None, width: int | None = None, *, multiple: int = 8
+    image: Any,
+    height: int | None = None,
+    width: int | None = None,
+    *,
+    multiple: int = 8,
+    resample: str = "lanczos",
 ) -> Float32:
     """Bring a picture or a list of them to float32 NCHW in [-1, 1], all H x W.
 
-    A PIL image becomes RGB and is resized with the Lanczos filter. An array is HW, HWC or NHWC,
+    A PIL image becomes RGB and is resized with the filter ``resample``. An array is HW, HWC or NHWC,
     uint8, or floats in [0, 1] (in [-1, 1], if any is negative), and is resized to the nearest
     pixel; so is a torch tensor, HW, CHW or NCHW. Without ``height`` and ``width`` it is as large as
     the first picture, rounded down to ``multiple``, the VAE's scale factor. Raises `InputError` for
     anything that is not a picture, and for a size that ``multiple`` does not divide.
     """
-    x = preprocess_unit(image, height, width, multiple=multiple)
+    x = preprocess_unit(image, height, width, multiple=multiple, resample=resample)
     return 2 * x - 1 if x.min() >= 0 else x
 
 
@@ -104,6 +109,7 @@ def preprocess_unit(
     *,
     multiple: int = 8,
     channels: int = 3,
+    resample: str = "lanczos",
 ) -> Float32:
     """Bring a picture or a list of them to float32 NCHW in [0, 1], as a ControlNet reads them.
 
@@ -116,7 +122,9 @@ def preprocess_unit(
     else:
         size = _size((images[0].height, images[0].width), height, width, multiple)
         mode = "L" if channels == 1 else "RGB"
-        x = np.stack([_lanczos(_rgb(one).convert(mode), size) for one in images])
+        x = np.stack(
+            [np.asarray(_resized(_rgb(one).convert(mode), size, resample)) for one in images]
+        )
         x = (x if x.ndim == 4 else x[..., None]).astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
 
@@ -238,10 +246,10 @@ def _size(
     return size
 
 
-def _resized(image: "Image", size: tuple[int, int]) -> "Image":
+def _resized(image: "Image", size: tuple[int, int], resample: str = "lanczos") -> "Image":
     from PIL.Image import Resampling
 
-    return image.resize((size[1], size[0]), resample=Resampling.LANCZOS)
+    return image.resize((size[1], size[0]), resample=Resampling[resample.upper()])
 
 
 def _rgb(image: "Image") -> "Image":
@@ -253,10 +261,6 @@ def _rgb(image: "Image") -> "Image":
         scaled = values // 256 if values.max(initial=0) > 255 else values
         image = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
-
-
-def _lanczos(image: "Image", size: tuple[int, int]) -> NDArray[np.uint8]:
-    return np.asarray(_resized(image, size))
 
 
 def resize_nearest(x: Float32, height: int, width: int) -> Float32:

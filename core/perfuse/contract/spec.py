@@ -50,6 +50,9 @@ class Role:
     #: ``clip_input``, pictures as an image processor makes them, to ``special_scores`` and
     #: ``concept_scores``: above zero where a picture is nearer to a concept than is allowed.
     SAFETY_CHECKER = "safety_checker"
+    #: ``pixel_values``, pictures as an image processor makes them, to ``predicted_depth``
+    #: [B, H, W], larger where nearer.
+    DEPTH_ESTIMATOR = "depth_estimator"
     #: A ControlNet: the denoiser's inputs and a picture, to residuals for the denoiser.
     CONTROL = "control"
     OTHER = "other"

@@ -16,6 +16,7 @@ _EDIT = {"instruct-pix2pix": "perfuse.tasks.instruct_pix2pix:INSTRUCT_PIX2PIX"}
 _DEPTH = {"depth-to-image": "perfuse.tasks.depth_to_image:DEPTH_TO_IMAGE"}
 _VARIATION = {"image-variation": "perfuse.tasks.image_variation:IMAGE_VARIATION"}
 _UPSCALE = {"upscale": "perfuse.tasks.upscale:UPSCALE"}
+_LATENT_UPSCALE = {"latent-upscale": "perfuse.tasks.latent_upscale:LATENT_UPSCALE"}
 _CLIPPED = {"steps_offset": 1, "clip_sample": False}
 _SKIPPED = {"steps_offset": 1, "skip_prk_steps": True}
 _CONSISTENCY = {"num_inference_steps": 4, "guidance_scale": 8.5}
@@ -72,7 +73,7 @@ PIPELINES = (
         class_name="StableDiffusionDepth2ImgPipeline",
         tasks=_DEPTH,
         needs=_NEEDS,
-        unused=("depth_estimator", "feature_extractor"),
+        optional=("depth_estimator", "feature_extractor"),
         corrects=_CLIPPED,
     ),
     PipelineManifest(
@@ -88,5 +89,10 @@ PIPELINES = (
         needs=(*_NEEDS, "low_res_scheduler"),
         optional=("safety_checker", "feature_extractor"),
         unused=("watermarker",),
+    ),
+    PipelineManifest(
+        class_name="StableDiffusionLatentUpscalePipeline",
+        tasks=_LATENT_UPSCALE,
+        needs=_NEEDS,
     ),
 )

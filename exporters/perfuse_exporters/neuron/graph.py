@@ -131,9 +131,9 @@ class Traced(nn.Module):
         if self._as_dict:
             return dict(zip(names, outputs, strict=True))
         if "penultimate_hidden_state" in names:
-            last, penultimate, pooled = outputs
+            last, penultimate, *unnormed, pooled = outputs
             first = (pooled, last) if names[-1] == "text_embeds" else (last, pooled)
-            return (*first, (penultimate, last))
+            return (*first, (penultimate, *(unnormed or [last])))
         return tuple(outputs)
 
 

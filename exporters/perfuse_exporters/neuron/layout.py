@@ -81,7 +81,7 @@ def named_outputs(spec: ComponentSpec, outputs: Any) -> dict[str, Any]:
     found = dict(zip(order, flat[:2], strict=False))
     hidden = flat[2] if len(flat) == 3 and isinstance(flat[2], tuple | list) else flat[2:]
     if len(hidden) > 1:
-        found["penultimate_hidden_state"] = hidden[-2]
+        found["penultimate_hidden_state"], found["unnormed_hidden_state"] = hidden[-2:]
     return {name: found[name] for name in names if name in found}
 
 

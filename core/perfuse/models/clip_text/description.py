@@ -1,5 +1,6 @@
 """The config and the description of CLIP text encoders, without torch."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +9,19 @@ from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature, TensorSpe
 from perfuse.errors import CheckpointError
 from perfuse.models.shapes import floating
 
-__all__ = ["PLAIN", "PROJECTED", "ClipTextConfig", "describe", "describe_projected"]
+__all__ = [
+    "PLAIN",
+    "PROJECTED",
+    "UNNORMED",
+    "ClipTextConfig",
+    "describe",
+    "describe_projected",
+    "fit",
+]
 
 PLAIN, PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
+#: The last layer's states before the last norm, which a latent upscaler reads.
+UNNORMED = "unnormed_hidden_state"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +53,25 @@ def describe_projected(
 ) -> tuple[ComponentSpec, ...]:
     """A CLIP text encoder whose pooled output is projected into CLIP's joint embedding space."""
     return _clip(PROJECTED, "text_embeds", "projection_dim", name, folder, config)
+
+
+def fit(spec: ComponentSpec, others: Mapping[str, ComponentSpec]) -> ComponentSpec:
+    """Return the last layer's states without their norm, too, where the denoiser reads those.
+
+    That is one whose ``timestep_cond`` is a condition: the pooled text with a noise level.
+    """
+    told = any(
+        one.role == Role.DENOISER
+        and one.guidance != "embedded"
+        and one.signature.input("timestep_cond") is not None
+        for one in others.values()
+    )
+    outputs = [one for one in spec.signature.outputs if one.name != UNNORMED]
+    if told:
+        last = outputs[0]
+        outputs.insert(2, dataclasses.replace(last, name=UNNORMED))
+    signature = dataclasses.replace(spec.signature, outputs=tuple(outputs))
+    return dataclasses.replace(spec, signature=signature)
 
 
 def _clip(

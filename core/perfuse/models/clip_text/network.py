@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from perfuse.contract.spec import ComponentSpec
 from perfuse.errors import CheckpointError
-from perfuse.models.clip_text.description import PLAIN, PROJECTED
+from perfuse.models.clip_text.description import PLAIN, PROJECTED, UNNORMED
 from perfuse.models.loading import Rename, load_state
 from perfuse.sources.weights import Weights
 
@@ -16,16 +16,23 @@ __all__ = ["ClipText", "build", "load_text_encoder", "wrap"]
 
 
 class ClipText(nn.Module):
-    """``input_ids -> (last_hidden_state, penultimate_hidden_state, pooled)``."""
+    """``input_ids -> (last_hidden_state, penultimate_hidden_state, …, pooled)``, by the names."""
 
-    def __init__(self, model: nn.Module, pooled: str) -> None:
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
         self.model = model
-        self.pooled = pooled
+        self.names = names
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        output = self.model(input_ids=input_ids, output_hidden_states=True)
-        return output.last_hidden_state, output.hidden_states[-2], getattr(output, self.pooled)
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        return self.read(self.model(input_ids=input_ids, output_hidden_states=True))
+
+    def read(self, output: Any) -> tuple[Tensor, ...]:
+        """The outputs of the signature, from Transformers'."""
+        states = {"penultimate_hidden_state": -2, UNNORMED: -1}
+        return tuple(
+            output.hidden_states[states[name]] if name in states else getattr(output, name)
+            for name in self.names
+        )
 
 
 def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
@@ -35,7 +42,7 @@ def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Modul
 
 def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
     """The flat module of one of Transformers' models."""
-    return ClipText(model, spec.signature.output_names[-1])
+    return ClipText(model, spec.signature.output_names)
 
 
 def load_text_encoder(

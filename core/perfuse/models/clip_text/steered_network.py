@@ -13,14 +13,14 @@ __all__ = ["SteeredClipText"]
 class SteeredClipText(nn.Module):
     """``input_ids, added_embeddings, attention_bias -> (…, hidden_states, normed_hidden_states)``.
 
-    The first three outputs are the plain encoder's. The model itself stays Transformers': its table
+    The first outputs are the plain encoder's. The model itself stays Transformers': its table
     of embeddings is asked for the ids that it has, and the rest is read from the input.
     """
 
     def __init__(self, flat: Any) -> None:
         super().__init__()
         self.model = flat.model
-        self.pooled = flat.pooled
+        self.read = flat.read
 
     def forward(
         self, input_ids: Tensor, added_embeddings: Tensor, attention_bias: Tensor
@@ -33,13 +33,7 @@ class SteeredClipText(nn.Module):
                 output_hidden_states=True,
             )
         states = torch.stack(tuple(output.hidden_states), dim=1)
-        return (
-            output.last_hidden_state,
-            output.hidden_states[-2],
-            getattr(output, self.pooled),
-            states,
-            inner.final_layer_norm(states),
-        )
+        return (*self.read(output), states, inner.final_layer_norm(states))
 
 
 @contextmanager

@@ -93,10 +93,15 @@ class UNet2DConditionConfig(ModelConfig):
     def __post_init__(self) -> None:
         if self.encoder_hid_dim is not None and self.encoder_hid_dim_type is None:
             object.__setattr__(self, "encoder_hid_dim_type", "text_proj")
-        self.check_blocks(
-            ("CrossAttnDownBlock2D", "DownBlock2D", "ResnetDownsampleBlock2D"),
-            ("CrossAttnUpBlock2D", "UpBlock2D", "ResnetUpsampleBlock2D"),
-        )
+        if self.has_k_blocks:
+            self._check_k_blocks()
+        else:
+            self.check_blocks(
+                ("CrossAttnDownBlock2D", "DownBlock2D", "ResnetDownsampleBlock2D"),
+                ("CrossAttnUpBlock2D", "UpBlock2D", "ResnetUpsampleBlock2D"),
+            )
+            if self.norm_num_groups is None:
+                raise self.error("norm_num_groups is None", "a number; only K blocks need none")
         self.check_choice("mid_block_type", ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None))
         self.check_choice("time_embedding_type", ("positional", "fourier"))
         self.check_choice("resnet_time_scale_shift", ("default", "scale_shift"))
@@ -147,11 +152,68 @@ class UNet2DConditionConfig(ModelConfig):
                 "both for an asymmetric UNet",
             )
 
+    @property
+    def time_channels(self) -> int:
+        """The width of the time embedding, before a class embedding is joined to it."""
+        times = 2 if self.time_embedding_type == "fourier" else 4
+        return self.time_embedding_dim or self.block_out_channels[0] * times
+
+    @property
+    def has_k_blocks(self) -> bool:
+        """Whether it is made of k-diffusion's blocks, as the latent upscaler is."""
+        return any(block.startswith("K") for block in self.down_block_types)
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether ``timestep_cond`` is the guidance scale, which consistency models are told.
+
+        The latent upscaler is told a noise level and the pooled text there.
+        """
+        return self.time_cond_proj_dim is not None and not self.has_k_blocks
+
+    def _check_k_blocks(self) -> None:
+        """Raise ``CheckpointError`` for K blocks that do not fit together.
+
+        Diffusers finds out by their widths which one is the lowest; where that fails, so does it.
+        """
+        self.check_blocks(
+            ("KDownBlock2D", "KCrossAttnDownBlock2D"), ("KUpBlock2D", "KCrossAttnUpBlock2D")
+        )
+        self.check_choice("mid_block_type", (None,))
+        self.check_choice("class_embeddings_concat", (False,))
+        widths = self.block_out_channels
+        if any(width % 32 for width in widths):
+            raise self.error(f"block_out_channels is {widths}", "multiples of 32 with K blocks")
+        for kind, width, above in zip(
+            self.up_block_types, widths[::-1], (*widths[-2::-1], widths[0]), strict=True
+        ):
+            if kind == "KUpBlock2D" and width != above:
+                raise self.error(
+                    f"up_block_types has a KUpBlock2D from {width} to {above} channels",
+                    "one that keeps their number",
+                )
+        alike = [
+            width == above == self.time_channels
+            for width, above in zip(widths[::-1], (*widths[-2::-1], widths[0]), strict=True)
+        ]
+        lowest = self.down_block_types[-1], self.up_block_types[0]
+        if lowest != ("KCrossAttnDownBlock2D", "KCrossAttnUpBlock2D") or not (
+            alike[0] and not any(alike[1:])
+        ):
+            raise self.error(
+                f"block_out_channels is {widths}, with blocks {lowest} at the end and a time "
+                f"embedding of {self.time_channels}",
+                "K blocks with cross-attention at the lowest resolution, where alone two blocks "
+                "and the time embedding have one width",
+            )
+
 
 def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
     """A text-conditioned UNet: latents and text states in, a prediction out."""
     config = _with_size(config)
     unet = UNet2DConditionConfig.from_dict(config)
+    # K blocks double what they halved before; the others take any size.
+    each = 2 ** (len(unet.block_out_channels) - 1) if unet.has_k_blocks else 1
     return (
         ComponentSpec(
             name=name,
@@ -169,12 +231,12 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
             ),
             dims={
                 "batch": Dim(example=2),
-                "latent_height": Dim(example=96, smallest=64),
-                "latent_width": Dim(example=64, smallest=64),
+                "latent_height": Dim(multiple=each, example=96 // each, smallest=64 // each),
+                "latent_width": Dim(multiple=each, example=64 // each, smallest=64 // each),
                 "sequence": Dim(example=7, smallest=2),
             },
             sample_size=pair(unet.sample_size),
-            guidance="branches" if unet.time_cond_proj_dim is None else "embedded",
+            guidance="embedded" if unet.embeds_guidance else "branches",
         ),
     )
 

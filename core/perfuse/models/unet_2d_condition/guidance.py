@@ -13,9 +13,12 @@ __all__ = ["guidance_embedding", "host_inputs"]
 def host_inputs(
     spec: ComponentSpec, sizes: Mapping[str, int], guidance: float | None
 ) -> dict[str, Any]:
-    """The embedded guidance scale of a latent consistency model, float32 [batch, W]."""
+    """The embedded guidance scale of a latent consistency model, float32 [batch, W].
+
+    Another model's ``timestep_cond`` is a condition, which its task gives.
+    """
     condition = spec.signature.input("timestep_cond")
-    if condition is None:
+    if condition is None or spec.guidance != "embedded":
         return {}
     embedding = guidance_embedding(guidance if guidance is not None else 1.0, condition.shape[-1])
     return {"timestep_cond": np.repeat(embedding, sizes["batch"], axis=0)}

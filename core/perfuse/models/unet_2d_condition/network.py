@@ -23,6 +23,7 @@ from perfuse.models.embeddings import (
 from perfuse.models.model import Model, as_batch
 from perfuse.models.unet_2d.network import UNetOutput
 from perfuse.models.unet_2d_condition.description import UNet2DConditionConfig
+from perfuse.models.unet_2d_condition.k_blocks import KDownBlock, KSettings, KUpBlock
 from perfuse.models.unet_blocks import (
     DownBlock,
     MidBlock,
@@ -47,7 +48,7 @@ class Conditioned(Model):
         config = self.config
         return Resnets(
             time_channels=time_channels * (2 if config.class_embeddings_concat else 1),
-            groups=config.norm_num_groups or 32,
+            groups=config.norm_num_groups if config.norm_num_groups is not None else 32,
             eps=config.norm_eps,
             act_fn=config.act_fn,
             dropout=config.dropout,
@@ -58,12 +59,12 @@ class Conditioned(Model):
         config, width = self.config, self.config.block_out_channels[0]
         self.time_proj: nn.Module
         if config.time_embedding_type == "fourier":
-            channels = inputs = config.time_embedding_dim or width * 2
+            channels = inputs = config.time_channels
             self.time_proj = FourierFeatures(
                 channels // 2, scale=1.0, log=False, flip_sin_to_cos=config.flip_sin_to_cos
             )
         else:
-            channels, inputs = config.time_embedding_dim or width * 4, width
+            channels, inputs = config.time_channels, width
             self.time_proj = Timesteps(width, config.flip_sin_to_cos, config.freq_shift)
         self.time_embedding = TimestepEmbedding(
             inputs,
@@ -142,8 +143,10 @@ class Conditioned(Model):
 
         return make
 
-    def _down_block(self, i: int, resnets: Resnets) -> DownBlock:
+    def _down_block(self, i: int, resnets: Resnets) -> nn.Module:
         config = self.config
+        if config.has_k_blocks:
+            return self._k_down_block(i)
         kind, width = config.down_block_types[i], config.block_out_channels[i]
         layers = config.per_block("transformer_layers_per_block")[i]
         last = i == len(config.block_out_channels) - 1
@@ -175,8 +178,10 @@ class Conditioned(Model):
             layers=1 if attends else 0,
         )
 
-    def _up_block(self, i: int, resnets: Resnets) -> UpBlock:
+    def _up_block(self, i: int, resnets: Resnets) -> nn.Module:
         config = self.config
+        if config.has_k_blocks:
+            return self._k_up_block(i)
         widths = config.block_out_channels[::-1]
         block = len(widths) - 1 - i
         kind, width = config.up_block_types[i], widths[i]
@@ -201,6 +206,45 @@ class Conditioned(Model):
             if kind == "CrossAttnUpBlock2D"
             else None,
             upsample=up if i < len(widths) - 1 else None,
+        )
+
+    def _k_down_block(self, i: int) -> KDownBlock:
+        config = self.config
+        widths, last = config.block_out_channels, len(config.block_out_channels) - 1
+        kind = config.down_block_types[i]
+        return KDownBlock(
+            widths[max(i - 1, 0)],
+            widths[i],
+            layers=config.per_block("layers_per_block")[i],
+            settings=self._k_settings(i, i, kind == "KCrossAttnDownBlock2D", i == last),
+            downsample=i < last,
+        )
+
+    def _k_up_block(self, i: int) -> KUpBlock:
+        config = self.config
+        widths = config.block_out_channels[::-1]
+        block = len(widths) - 1 - i
+        kind = config.up_block_types[i]
+        return KUpBlock(
+            widths[min(i + 1, len(widths) - 1)],
+            widths[i],
+            layers=config.per_block("layers_per_block")[block],
+            # Diffusers counts the heads' channels from the bottom here.
+            settings=self._k_settings(block, i, kind == "KCrossAttnUpBlock2D", i == 0),
+            joins=i > 0,
+            upsample=i < len(widths) - 1,
+        )
+
+    def _k_settings(self, block: int, heads: int, attends: bool, lowest: bool) -> KSettings:
+        config = self.config
+        return KSettings(
+            time_channels=config.time_channels,
+            eps=config.norm_eps,
+            act_fn=config.act_fn,
+            dropout=config.dropout,
+            head_dim=config.per_block("attention_head_dim")[heads] if attends else None,
+            context_channels=config.per_block("cross_attention_dim")[block],
+            self_attention=lowest,
         )
 
     def _scaled(self, resnets: Resnets) -> Callable[..., Any]:
@@ -296,7 +340,11 @@ class UNet2DConditionModel(Conditioned):
         self.down_blocks = nn.ModuleList(self._down_block(i, resnets) for i in range(len(widths)))
         self.mid_block = self._mid_block(resnets) if config.mid_block_type is not None else None
         self.up_blocks = nn.ModuleList(self._up_block(i, resnets) for i in range(len(widths)))
-        self.conv_norm_out = nn.GroupNorm(resnets.groups, widths[0], eps=config.norm_eps)
+        self.conv_norm_out = (
+            nn.GroupNorm(config.norm_num_groups, widths[0], eps=config.norm_eps)
+            if config.norm_num_groups is not None
+            else None
+        )
         self.conv_act = activation(config.act_fn)
         kernel = config.conv_out_kernel
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, kernel, padding=(kernel - 1) // 2)
@@ -361,7 +409,9 @@ class UNet2DConditionModel(Conditioned):
                 sample = sample + resized(residual, sample)
         for block in self.up_blocks:
             sample = block(sample, skips, time, context, bias)
-        sample = self.conv_out(self.conv_act(self.conv_norm_out(sample)))
+        if self.conv_norm_out is not None:
+            sample = self.conv_act(self.conv_norm_out(sample))
+        sample = self.conv_out(sample)
         return UNetOutput(sample) if return_dict else (sample,)
 
 

@@ -298,6 +298,20 @@ CASES: dict[str, Case] = {
         ),
         lambda v: v.a.repeat_interleave(2, 2).repeat_interleave(3, 3),
     ),
+    "upsample_bilinear": Case(
+        lambda mb, v: mb.upsample_bilinear(
+            x=v.a, scale_factor_height=2.0, scale_factor_width=3.0, align_corners=True
+        ),
+        lambda v: functional.interpolate(
+            v.a, scale_factor=(2.0, 3.0), mode="bilinear", align_corners=True
+        ),
+    ),
+    "avg_pool": Case(
+        lambda mb, v: mb.avg_pool(
+            x=v.a, kernel_sizes=[2, 3], strides=[1, 2], pad_type="custom", pad=[1, 0, 2, 1]
+        ),
+        lambda v: functional.avg_pool2d(functional.pad(v.a, (2, 1, 1, 0)), (2, 3), (1, 2)),
+    ),
     "slice_by_index": Case(
         lambda mb, v: mb.slice_by_index(
             x=v.a,
