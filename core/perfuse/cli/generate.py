@@ -280,7 +280,8 @@ def _inputs(
             usual=again.task,
         )
         _check_recorded(task, {**inputs, **dict.fromkeys(flags)}, again)
-    if "prompt" in task.inputs and "prompt" not in inputs:
+    words = task.inputs.get("prompt")
+    if words is not None and words.default is None and "prompt" not in inputs:
         raise InputError('This model draws from words: perfuse generate "a red circle".')
     return task, inputs
 

@@ -45,6 +45,10 @@ class Role:
     LATENT_DECODER = "latent_decoder"
     #: Pictures to states or embeddings.
     IMAGE_ENCODER = "image_encoder"
+    #: ``image_embeds`` to ``scaled_embeds``, which noise is added to.
+    EMBEDDING_SCALE = "embedding_scale"
+    #: ``scaled_embeds`` to ``image_embeds``.
+    EMBEDDING_UNSCALE = "embedding_unscale"
     #: An embedding or states of images to ``image_tokens``, which a denoiser attends to.
     IMAGE_PROJECTION = "image_projection"
     #: ``clip_input``, pictures as an image processor makes them, to ``special_scores`` and

@@ -119,17 +119,32 @@ def draw_latents(
     Raises:
         InputError: ``given`` has another shape than the latents.
     """
+    if given is not None:
+        return check_latents(tools, given, size) * schedule.init_noise_sigma
+    layout = tools.spec.latents
+    return layout.pack(noise.normal(layout.shape(*size))) * schedule.init_noise_sigma
+
+
+def check_latents(tools: Tools, given: Array, size: tuple[int, int, int]) -> Array:
+    """The caller's own latents, packed for the denoiser.
+
+    Args:
+        tools: The pipeline.
+        given: The latents.
+        size: The number of pictures, their height and their width in pixels.
+
+    Raises:
+        InputError: ``given`` has another shape than the latents.
+    """
     layout = tools.spec.latents
     shape = layout.shape(*size)
-    if given is None:
-        return layout.pack(noise.normal(shape)) * schedule.init_noise_sigma
     latents = given if is_torch(given) else to_numpy(given)
     packed = tuple(layout.pack(np.empty(shape, dtype=np.float32)).shape)
     if tuple(latents.shape) == shape != packed:
         latents = layout.pack(latents)
     if tuple(latents.shape) != packed:
         raise InputError(f"latents must have shape {shape}; got {tuple(latents.shape)}.")
-    return latents * schedule.init_noise_sigma
+    return latents
 
 
 # Conditions

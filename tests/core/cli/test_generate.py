@@ -57,6 +57,19 @@ def pixels(path: Path | str) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
+def test_a_picture_is_varied_without_words(checkpoint: Make) -> None:
+    Image.new("RGB", (20, 16), "red").save("a.png")
+    model = ("--model", checkpoint("unclip"), "--backend", "torch:cpu", "--steps", 2)
+    ok(perfuse("generate", *model, "--image", "a.png", "--noise-level", 50, "--seed", 1))
+    ok(
+        perfuse(
+            "generate", "a circle", *model, "--image", "a.png", "--output", "b.png", "--seed", 1
+        )
+    )
+    assert (pixels("picture.png") != pixels("b.png")).any()
+    refused(perfuse("generate", "a circle", *model), "image and image_embeds were given")
+
+
 # ── Drawing again ───────────────────────────────────────────────────────────────────────────────
 
 
