@@ -80,6 +80,23 @@ def test_image_to_image_of_several(pairs: dict[str, Pair]) -> None:
     pair.check(6, prompt="a circle", image=torch.randn(1, 4, 8, 8), strength=0.75)
 
 
+def test_consistency_image_to_image(tmp_path: Path) -> None:
+    folder = make_gentle(make_checkpoint(tmp_path / "lcm", "lcm"))
+    pair = Pair.open(folder, "LatentConsistencyModelImg2ImgPipeline")
+    given = {"prompt": "a circle", "image": picture()}
+    bare = pair.check(3, **given)
+    for more in (
+        {"strength": 0.3, "guidance_scale": 3.0},
+        {"strength": 1.0, "original_inference_steps": 20},
+        {"timesteps": [999, 759, 499, 259], "num_inference_steps": None},
+    ):
+        assert np.abs(pair.check(3, **given, **more) - bare).max() > 1e-3
+    several = {"prompt": ["a circle", "a square"], "image": [picture(1), picture(2)]}
+    pair.check(4, **several, num_images_per_prompt=2, strength=0.5)
+    pair.check([4, 5], **several, strength=0.5)
+    pair.check_pictures(5, prompt="a circle", image=torch.randn(1, 4, 8, 8))
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_inpainting(pairs: dict[str, Pair], scheduler: str, strength: float) -> None:
