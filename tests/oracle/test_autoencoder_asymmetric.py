@@ -12,6 +12,7 @@ from PIL import Image
 from tests.oracle.pairs import Pair, make_gentle
 
 from perfuse import DiffusionPipeline
+from perfuse.capture import build, capture
 from perfuse.errors import CheckpointError, InputError
 from perfuse.models import AsymmetricAutoencoderKL
 from perfuse.tasks.tiling import in_pieces
@@ -119,6 +120,18 @@ def test_a_tile_sees_its_part_of_what_is_kept(checkpoint: Make) -> None:
     tools: Any = pipe
     tiles = in_pieces(tools, run, latents, tile=8, into=16, beside=(image,))
     assert np.abs(tiles - run(latents, image)).max() < 1e-6
+
+
+@torch.no_grad()
+def test_a_captured_decoder_takes_any_size(copy_of: Make) -> None:
+    folder = with_asymmetric(copy_of("words"))
+    pipe = DiffusionPipeline.from_pretrained(folder, backend="torch:cpu")
+    decoder = pipe.component("vae_decoder")
+    assert decoder.spec.signature.dims == ("batch", "latent_height", "latent_width")
+    given = (picture(1, 4, 64, 72), picture(1, 3, 128, 144), mask(1, 1, 128, 144))
+    (wanted,) = build(decoder)(*given)
+    (found,) = capture(decoder).module()(*given)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
 @pytest.mark.exhaustive
