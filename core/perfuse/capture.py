@@ -93,18 +93,29 @@ def dynamic_shapes(component: Component) -> tuple[Mapping[int, Any], ...]:
             max=maximum // multiple if maximum is not None else None,
         )
         dims[name] = unit * multiple if multiple > 1 else unit
-    dims |= _following(component)
+    dims |= _multiplied(component, dims)
+    dims |= _divided(component)
     return tuple(
         {axis: dims[dim] for axis, dim in enumerate(tensor.shape) if dim in dims}
         for tensor in component.spec.signature.inputs
     )
 
 
-def _following(component: Component) -> dict[str, Any]:
-    """The dimensions that follow from others: for torch.export, which divides none, their own."""
-    found = {dim for tensor in component.spec.signature.inputs for dim in tensor.shape}
+def _following(component: Component, sign: str) -> list[str]:
+    found = {str(dim) for tensor in component.spec.signature.inputs for dim in tensor.shape}
+    return sorted(dim for dim in found if sign in dim)
+
+
+def _multiplied(component: Component, dims: Mapping[str, Any]) -> dict[str, Any]:
+    """The dimensions that are a multiple of another."""
+    pairs = ((dim, *dim.split("*")) for dim in _following(component, "*"))
+    return {dim: dims[name] * int(factor) for dim, name, factor in pairs if name in dims}
+
+
+def _divided(component: Component) -> dict[str, Any]:
+    """The dimensions that are a part of another: for torch.export, which divides none, their own."""
     dims = {}
-    for dim in sorted(str(dim) for dim in found if "/" in str(dim)):
+    for dim in _following(component, "/"):
         name, divisor = dim.split("/")
         if name not in component.static:
             least = _smallest(component, name) * component.spec.dim(name).multiple

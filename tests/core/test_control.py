@@ -114,6 +114,9 @@ def test_dimensions_that_follow_from_others() -> None:
     assert signature.dims == ("batch", "height")
     assert half.resolve({"batch": 1, "height": 7}) == (1, 4)
     assert half.resolve({"batch": 1}) == (1, "height/2")
+    double = TensorSpec(name="double", dtype="float32", shape=("batch", "height*2"))
+    assert Signature(inputs=(whole, double), outputs=()).dims == ("batch", "height")
+    assert double.resolve({"batch": 1, "height": 7}) == (1, 14)
     right = {"whole": np.zeros((1, 7)), "half": np.zeros((1, 4))}
     assert signature.bind(right, component="net") == {"batch": 1, "height": 7}
     with pytest.raises(InputError, match=r"net takes half of shape"):

@@ -76,7 +76,9 @@ def test_what_ran_before_is_not_exported_again(checkpoint: Make, tmp_path: Path)
         copied = pipe.export(tmp_path / "copied", to="onnx")
     assert "Copying unet from the cache" in said and "Capturing unet" not in said
     files = [path.relative_to(fresh) for path in sorted(fresh.rglob("*")) if path.is_file()]
-    assert files == [path.relative_to(copied) for path in sorted(copied.rglob("*")) if path.is_file()]
+    assert files == [
+        path.relative_to(copied) for path in sorted(copied.rglob("*")) if path.is_file()
+    ]
     assert all((fresh / one).read_bytes() == (copied / one).read_bytes() for one in files)
     assert np.array_equal(draw(copied, ArtifactStore(tmp_path / "none")), expected)
 

@@ -11,7 +11,8 @@ from PIL import Image
 from perfuse import DDIMScheduler, DiffusionPipeline
 from perfuse.arrays.masks import blurred, crop_region, filled, overlaid
 from perfuse.arrays.noise import noise_for
-from perfuse.errors import InputError
+from perfuse.errors import CheckpointError, InputError
+from perfuse_conformance.checkpoints import edit_json
 
 Make = Callable[[str], Path]
 Export = Callable[[str, str], Path]
@@ -177,3 +178,46 @@ def test_masks() -> None:
     whole = overlaid(mask(), picture(), Image.new("RGB", (16, 16), "white"), None)
     assert np.asarray(whole)[:4].tolist() == np.asarray(picture())[:4].tolist()
     assert (np.asarray(whole)[8, 10] == 255).all()
+
+
+# ── Stable unCLIP ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("format", "backend"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+def test_an_export_of_unclip_draws_as_its_checkpoint(
+    exported: Export, checkpoint: Make, format: str, backend: str
+) -> None:
+    pytest.importorskip(backend)
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("unclip"), backend="torch:cpu")
+    other = DiffusionPipeline.from_pretrained(exported("unclip", format))
+    given: dict[str, Any] = {"num_inference_steps": 4, "seed": 3, "noise_level": 30}
+    a, b = (
+        np.asarray(one(picture(), "a red circle", **given).images[0]).astype(int)
+        for one in (pipe, other)
+    )
+    assert a.std() > 5
+    assert np.abs(a - b).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({}, "image and image_embeds were given both, or neither"),
+        ({"image": picture(), "noise_level": 1000}, "noise_level must be 0 to 999; got 1000"),
+        ({"image": [picture()] * 2, "prompt": "red"}, "2 images were given for 1 prompts"),
+        ({"image_embeds": np.zeros((1, 8), np.float32)}, r"an array \[pictures, 12\]"),
+        ({"image": picture(), "latents": np.zeros((1, 4, 2, 2))}, "latents must have shape"),
+    ],
+)
+def test_unclip_refuses(checkpoint: Make, inputs: dict[str, Any], words: str) -> None:
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("unclip"), backend="torch:cpu")
+    with pytest.raises(InputError, match=words):
+        pipe(num_inference_steps=2, seed=0, **inputs)
+
+
+def test_unclip_from_a_prompt_alone_says_what_it_needs(copy_of: Make) -> None:
+    folder = copy_of("unclip")
+    edit_json(folder / "model_index.json", _class_name="StableUnCLIPPipeline")
+    with pytest.raises(CheckpointError, match="leaves out. It needs Karlo's prior"):
+        DiffusionPipeline.from_pretrained(folder)

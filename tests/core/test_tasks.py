@@ -86,7 +86,7 @@ def test_defaults_of_a_class(
 def test_xl_differs_in_what_it_tells_the_denoiser_alone() -> None:
     plain = {node.name: node for node in TEXT_TO_IMAGE.steps}
     xl = {node.name: node for node in TEXT_TO_IMAGE_XL.steps}
-    assert set(xl) - set(plain) == {"read_sizes", "watermark"}
+    assert set(xl) - set(plain) == {"check_pairs", "read_sizes", "watermark"}
     assert [name for name in plain if xl[name] is not plain[name]] == ["encode_prompt"]
 
 

@@ -71,3 +71,29 @@ def test_in_a_pipeline(
     img2img.set_progress_bar_config(disable=True)
     wanted = img2img("a", generator=torch.Generator().manual_seed(0), **start).images
     assert np.abs(ours("a", seed=0, **start).images - wanted).max() <= 1e-4
+
+
+def test_it_draws_previews(
+    pair: tuple[AutoencoderTiny, Any], checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """They are the schedule's clean guess, as Diffusers' autoencoder decodes it."""
+    _, its = pair
+    its.save_pretrained(tmp_path)
+    ours = DiffusionPipeline.from_pretrained(checkpoint("words"), backend="torch:cpu")
+    given = {"num_inference_steps": 3, "height": 16, "width": 24, "seed": 0}
+    plain, seen = ours("a", **given).images[0], 0
+    for event in ours.stream("a", **given):
+        shown = ours.preview(event, vae=tmp_path)
+        if event.step != "denoise":
+            assert shown is None
+            continue
+        state, seen = event.state, seen + 1
+        before, prediction = state["previous_samples"][0], state["prediction"]
+        level = ours.scheduler.alphas_cumprod[int(state["schedule"].timesteps[state["index"]])]
+        clean = (before - (1 - level) ** 0.5 * prediction) / level**0.5
+        with torch.no_grad():
+            wanted = its.decode(clean).sample[0].permute(1, 2, 0).numpy()
+        wanted = np.round((wanted / 2 + 0.5).clip(0, 1) * 255)
+        assert np.abs(np.asarray(shown[0]) - wanted).max() <= 1
+    assert seen == 3
+    assert np.array_equal(event.state["images"][0], plain)

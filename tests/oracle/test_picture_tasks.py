@@ -1,6 +1,7 @@
 """Tasks that start from a picture, against Diffusers': same checkpoint, same seed, same picture."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,23 @@ def test_image_to_image_of_several(pairs: dict[str, Pair]) -> None:
     pair.check(5, prompt="a circle", image=torch.rand(1, 3, 16, 24), strength=0.75)
     pair.check(5, prompt="a circle", image=np.random.default_rng(0).random((1, 16, 24, 3)))
     pair.check(6, prompt="a circle", image=torch.randn(1, 4, 8, 8), strength=0.75)
+
+
+def test_consistency_image_to_image(tmp_path: Path) -> None:
+    folder = make_gentle(make_checkpoint(tmp_path / "lcm", "lcm"))
+    pair = Pair.open(folder, "LatentConsistencyModelImg2ImgPipeline")
+    given = {"prompt": "a circle", "image": picture()}
+    bare = pair.check(3, **given)
+    for more in (
+        {"strength": 0.3, "guidance_scale": 3.0},
+        {"strength": 1.0, "original_inference_steps": 20},
+        {"timesteps": [999, 759, 499, 259], "num_inference_steps": None},
+    ):
+        assert np.abs(pair.check(3, **given, **more) - bare).max() > 1e-3
+    several = {"prompt": ["a circle", "a square"], "image": [picture(1), picture(2)]}
+    pair.check(4, **several, num_images_per_prompt=2, strength=0.5)
+    pair.check([4, 5], **several, strength=0.5)
+    pair.check_pictures(5, prompt="a circle", image=torch.randn(1, 4, 8, 8))
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -265,13 +283,14 @@ def test_upscaling_in_latents(tmp_path: Path) -> None:
     pair.check(3, image=small[:1], **embeds)
 
 
-def test_variations_of_a_picture(tmp_path: Path) -> None:
+LOOKED_AT = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+
+
+def vision(width: int) -> Any:
+    """The config of a small image encoder with embeddings of this width."""
     import transformers
 
-    folder = variant_of("sd1", tmp_path, "StableDiffusionPipeline")
-    models = diffusers.StableDiffusionPipeline.from_pretrained(folder).components
-    width = models["unet"].config.cross_attention_dim
-    config = transformers.CLIPVisionConfig(
+    return transformers.CLIPVisionConfig(
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=2,
@@ -280,14 +299,21 @@ def test_variations_of_a_picture(tmp_path: Path) -> None:
         patch_size=8,
         projection_dim=width,
     )
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+
+
+def test_variations_of_a_picture(tmp_path: Path) -> None:
+    import transformers
+
+    folder = variant_of("sd1", tmp_path, "StableDiffusionPipeline")
+    models = diffusers.StableDiffusionPipeline.from_pretrained(folder).components
+    width = models["unet"].config.cross_attention_dim
     theirs = diffusers.StableDiffusionImageVariationPipeline(
         vae=models["vae"],
-        image_encoder=randomise(transformers.CLIPVisionModelWithProjection(config)),
+        image_encoder=randomise(transformers.CLIPVisionModelWithProjection(vision(width))),
         unet=models["unet"],
         scheduler=models["scheduler"],
         safety_checker=None,
-        feature_extractor=transformers.CLIPImageProcessor(**size),
+        feature_extractor=transformers.CLIPImageProcessor(**LOOKED_AT),
         requires_safety_checker=False,
     )
     theirs.set_progress_bar_config(disable=True)
@@ -297,3 +323,36 @@ def test_variations_of_a_picture(tmp_path: Path) -> None:
     one = pair.check(3, image=picture(size=(40, 32)), num_images_per_prompt=2)
     two = pair.check(3, image=[picture(1), picture(2)], guidance_scale=1.0)
     assert np.abs(one - two).max() > 1e-3
+
+
+# ── Stable unCLIP ───────────────────────────────────────────────────────────────────────────────
+
+
+def unclip(folder: Path, **unet: Any) -> Pair:
+    if unet:
+        config = json.loads((folder / "unet" / "config.json").read_text())
+        write_unet(folder, config | unet)
+    else:
+        make_gentle(folder)
+    return Pair.open(folder, "StableUnCLIPImg2ImgPipeline")
+
+
+def test_unclip(copy_of: Callable[[str], Path]) -> None:
+    pair = unclip(copy_of("unclip"))
+    plain = pair.check(3, prompt="a circle", image=picture(size=(40, 32)))
+    noisy = pair.check(3, prompt="a circle", image=picture(size=(40, 32)), noise_level=700)
+    assert np.abs(plain - noisy).max() > 1e-3
+    words = {"prompt": ["a circle", "a square"], "negative_prompt": ["red", "green"]}
+    pair.check(4, **words, image=picture(), noise_level=50, num_images_per_prompt=2)
+    pair.check([4, 5], **words, image=picture(), noise_level=50)
+    pair.check(4, **words, image=[picture(1), picture(2)], noise_level=50)
+    pair.check_pictures(4, image=[picture(1), picture(2)], guidance_scale=1.0, width=24)
+
+
+def test_unclip_of_embeddings_pixels_and_latents(copy_of: Callable[[str], Path]) -> None:
+    pair = unclip(copy_of("unclip"), class_embeddings_concat=True)
+    pair = with_scheduler(pair, "EulerDiscreteScheduler")
+    draw = torch.Generator().manual_seed(0)
+    embeds, latents = torch.randn(1, 12, generator=draw), torch.randn(1, 4, 8, 8, generator=draw)
+    pair.check(3, prompt="a circle", image_embeds=embeds, noise_level=20, latents=latents)
+    pair.check(3, image=torch.randn(1, 3, 32, 32, generator=draw), num_images_per_prompt=2)

@@ -5,7 +5,7 @@ import json
 import math
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +111,11 @@ def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
     type=click.IntRange(min=1),
     help="Steps between two previews; by default there are five.",
 )
+@click.option(
+    "--preview-vae",
+    metavar="MODEL",
+    help="Draw previews by a small autoencoder, such as TAESD: its folder or Hub id.",
+)
 @QUIET
 @JSON
 @click.pass_context
@@ -123,6 +128,7 @@ def generate(
     no_metadata: bool,
     preview: str | None,
     preview_every: int | None,
+    preview_vae: str | None,
     quiet: bool,
     as_json: bool,
     **given: Any,
@@ -132,15 +138,18 @@ def generate(
     flags = frozenset(name for name in ctx.params if source(name) is ParameterSource.COMMANDLINE)
     again = _read(origin, flags) if origin is not None else None
     _check_output(output, as_json)
+    if preview is None and preview_vae is not None:
+        preview = _BESIDE
     shown = _preview_path(preview, output)
     with watching(show=not quiet) as watch:
         watch.begin("Opening the model")
         pipe = _opened(given, flags, again)
         task, inputs = _inputs(pipe, prompt, given, flags, _options(ctx), again)
         watch.lap("open")
+        draw = _drawing(pipe, task, preview_vae, given["offline"]) if shown is not None else None
         events = watch.follow(task, pipe.stream(task=task.name, **inputs))
-        if shown is not None:
-            events = _previewed(pipe, task, events, watch, shown, preview_every)
+        if draw is not None and shown is not None:
+            events = _previewed(draw, task, events, watch, shown, preview_every)
         state: Mapping[str, Any] = {}
         for event in events:
             state = event.state
@@ -280,7 +289,8 @@ def _inputs(
             usual=again.task,
         )
         _check_recorded(task, {**inputs, **dict.fromkeys(flags)}, again)
-    if "prompt" in task.inputs and "prompt" not in inputs:
+    words = task.inputs.get("prompt")
+    if words is not None and words.default is None and "prompt" not in inputs:
         raise InputError('This model draws from words: perfuse generate "a red circle".')
     return task, inputs
 
@@ -314,8 +324,27 @@ def _check_recorded(task: "Task", given: Mapping[str, Any], again: "Metadata") -
 # --- running ----------------------------------------------------------------------------------
 
 
+#: An event and the clean sample that it predicts, to pictures.
+_Draw = Callable[["Event", Any], "list[Image]"]
+
+
+def _drawing(
+    pipe: "DiffusionPipeline", task: "Task", vae: str | None, offline: bool | None
+) -> _Draw:
+    """What draws previews: the small autoencoder that was named, or the pipeline's own."""
+    from perfuse.run import preview
+
+    decoder = preview.preview_decoder(pipe, vae, offline=offline) if vae is not None else None
+
+    def draw(event: "Event", latents: Any) -> "list[Image]":
+        images: list[Image] = preview.decoded(pipe, task, event, latents, decoder)
+        return images
+
+    return draw
+
+
 def _previewed(
-    pipe: "DiffusionPipeline",
+    draw: _Draw,
     task: "Task",
     events: "Iterable[Event]",
     watch: Watch,
@@ -323,14 +352,14 @@ def _previewed(
     every: int | None,
 ) -> "Iterator[Event]":
     """Pass on the events; every few steps, write a preview of the pictures to a file."""
-    from perfuse.run.preview import decoded, guess
+    from perfuse.run.preview import guess
 
     writable = True
     for event in events:
         between = every if every is not None else math.ceil(event.total / 5)
         latents = guess(task, event) if writable and event.done % between == 0 else None
         if latents is not None:
-            writable = _write_preview(decoded(pipe, task, event, latents), path)
+            writable = _write_preview(draw(event, latents), path)
             watch.lap("preview")
         yield event
 

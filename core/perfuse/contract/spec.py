@@ -41,10 +41,15 @@ class Role:
     TEXT_ENCODER = "text_encoder"
     #: ``sample``, a picture in [-1, 1], to ``latent_parameters``: means and log-variances.
     LATENT_ENCODER = "latent_encoder"
-    #: ``latent_sample`` to ``sample``, a picture in about [-1, 1].
+    #: ``latent_sample`` to ``sample``, a picture in about [-1, 1]. One that is made for inpainting
+    #: also takes the ``image`` and the ``mask``, which is 0 where the picture is kept.
     LATENT_DECODER = "latent_decoder"
     #: Pictures to states or embeddings.
     IMAGE_ENCODER = "image_encoder"
+    #: ``image_embeds`` to ``scaled_embeds``, which noise is added to.
+    EMBEDDING_SCALE = "embedding_scale"
+    #: ``scaled_embeds`` to ``image_embeds``.
+    EMBEDDING_UNSCALE = "embedding_unscale"
     #: An embedding or states of images to ``image_tokens``, which a denoiser attends to.
     IMAGE_PROJECTION = "image_projection"
     #: ``clip_input``, pictures as an image processor makes them, to ``special_scores`` and
@@ -67,7 +72,8 @@ class TensorSpec:
     #: float32 in the arrays that a program takes and returns.
     dtype: str
     #: For each axis its size, or the name of a symbolic dimension: ``"batch"``, ``"height"``. A
-    #: dimension that follows from another is written ``"latent_height/4"``: a quarter, rounded up.
+    #: dimension that follows from another is written ``"latent_height/4"``: a quarter, rounded up;
+    #: or ``"latent_height*8"``.
     shape: tuple[int | str, ...]
 
     def resolve(self, dims: Mapping[str, int]) -> tuple[int | str, ...]:
@@ -75,19 +81,26 @@ class TensorSpec:
         return tuple(_resolved(d, dims) if isinstance(d, str) else d for d in self.shape)
 
 
+def follows(dim: str) -> bool:
+    """Whether a dimension follows from another one."""
+    return "/" in dim or "*" in dim
+
+
 def _wanted(dim: int | str, size: int, dims: dict[str, int]) -> int | str:
     """The size that an axis must have; one that is not known yet is ``size`` from now on."""
     if isinstance(dim, str):
-        return _resolved(dim, dims) if "/" in dim else dims.setdefault(dim, size)
+        return _resolved(dim, dims) if follows(dim) else dims.setdefault(dim, size)
     return dim
 
 
 def _resolved(dim: str, dims: Mapping[str, int]) -> int | str:
     """The size of a dimension, or of one that follows from another; its name if not known."""
-    name, _, divisor = dim.partition("/")
+    name, sign, number = dim.partition("*" if "*" in dim else "/")
     if name not in dims:
         return dim
-    return -(-dims[name] // int(divisor)) if divisor else dims[name]
+    if sign == "*":
+        return dims[name] * int(number)
+    return -(-dims[name] // int(number)) if sign else dims[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +122,7 @@ class Signature:
     def dims(self) -> tuple[str, ...]:
         """The symbolic dimensions of the inputs that follow from no other, in order of appearance."""
         names = (d for tensor in self.inputs for d in tensor.shape if isinstance(d, str))
-        return tuple(dict.fromkeys(name for name in names if "/" not in name))
+        return tuple(dict.fromkeys(name for name in names if not follows(name)))
 
     def input(self, name: str) -> TensorSpec | None:
         """The input of this name, or ``None``."""

@@ -15,6 +15,7 @@ _OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 _EDIT = {"instruct-pix2pix": "perfuse.tasks.instruct_pix2pix:INSTRUCT_PIX2PIX"}
 _DEPTH = {"depth-to-image": "perfuse.tasks.depth_to_image:DEPTH_TO_IMAGE"}
 _VARIATION = {"image-variation": "perfuse.tasks.image_variation:IMAGE_VARIATION"}
+_UNCLIP = {"unclip": "perfuse.tasks.unclip:UNCLIP"}
 _UPSCALE = {"upscale": "perfuse.tasks.upscale:UPSCALE"}
 _LATENT_UPSCALE = {"latent-upscale": "perfuse.tasks.latent_upscale:LATENT_UPSCALE"}
 _CLIPPED = {"steps_offset": 1, "clip_sample": False}
@@ -82,6 +83,17 @@ PIPELINES = (
         needs=("unet", "vae", "image_encoder", "feature_extractor", "scheduler"),
         optional=("safety_checker",),
         corrects=_CLIPPED,
+    ),
+    PipelineManifest(
+        class_name="StableUnCLIPImg2ImgPipeline",
+        tasks=_UNCLIP,
+        needs=(
+            *_NEEDS,
+            "image_encoder",
+            "feature_extractor",
+            "image_normalizer",
+            "image_noising_scheduler",
+        ),
     ),
     PipelineManifest(
         class_name="StableDiffusionUpscalePipeline",

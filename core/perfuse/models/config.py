@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 from perfuse.errors import CheckpointError
 
-__all__ = ["ModelConfig", "check_types"]
+__all__ = ["ModelConfig", "TransformersConfig", "check_types"]
 
 
 def _frozen(value: Any) -> Any:
@@ -38,7 +38,7 @@ class ModelConfig:
         Raises:
             CheckpointError: the model cannot take a value.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
+        known = _names(cls)
         unknown = sorted(key for key in config if key not in known and not key.startswith("_"))
         if unknown:
             warnings.warn(
@@ -116,6 +116,24 @@ class ModelConfig:
             for block in blocks:
                 if block not in known:
                     raise self.error(f"{name} has {block!r}", ", ".join(known))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformersConfig(ModelConfig):
+    """The base class of configurations that Transformers writes, without values at their default."""
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
+        """Read a parsed ``config.json``, of which a class here needs a few fields alone.
+
+        Raises:
+            CheckpointError: the model cannot take a value.
+        """
+        return cls(**{name: one for name, one in config.items() if name in _names(cls)})
+
+
+def _names(config_class: type[ModelConfig]) -> set[str]:
+    return {field.name for field in dataclasses.fields(config_class)}
 
 
 def check_types(config_class: type[Any], config: Mapping[str, Any], *, where: Path) -> None:

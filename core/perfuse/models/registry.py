@@ -16,6 +16,7 @@ from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.errors import CheckpointError, InputError
 from perfuse.models.config import check_types
 from perfuse.plugins import host, resolve
+from perfuse.sources.left_out import check_left_out
 
 __all__ = [
     "describe",
@@ -61,6 +62,7 @@ def find(class_name: str, *, asked: str) -> Architecture:
     """
     known = host().architectures()
     if class_name not in known:
+        check_left_out(class_name, asked=asked)
         raise CheckpointError(
             f"{asked} is a {class_name}, which perfuse does not know; it knows "
             f"{', '.join(sorted(known))}. A plugin can add a class: hook perfuse_architectures."

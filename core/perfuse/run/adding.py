@@ -19,7 +19,7 @@ from perfuse.sources.model_index import CONFIG, read_json
 from perfuse.sources.tokenizer import Tokenizer
 from perfuse.tasks.choosing import pipeline_manifest
 
-__all__ = ["Extended", "addable", "extended", "with_added"]
+__all__ = ["Extended", "addable", "components_of", "extended", "with_added"]
 
 
 def addable(spec: PipelineSpec) -> Collection[str]:
@@ -150,6 +150,51 @@ def _described(part: str, name: str, model: Any) -> tuple[ComponentSpec, ...]:
     return describe(class_name, name, name, config, where=where)
 
 
+def components_of(
+    name: str, given: Any, *, precision: str | None = None, offline: bool | None = None
+) -> tuple[Component, ...]:
+    """The components of one model that belongs to no pipeline.
+
+    Args:
+        name: What it was given as.
+        given: The model, its folder or Hub id.
+        precision: Of weights and arithmetic; float32 by default.
+        offline: Use only what the Hub's cache holds.
+
+    Raises:
+        CheckpointError: the folder cannot be read, or its class is unknown.
+        InputError: the value is none of these.
+    """
+    model = _folder(given, None, offline) if isinstance(given, str | os.PathLike) else given
+    specs = _described(name, name, model)
+    return tuple(_component(spec, model, precision, {}, None) for spec in specs)
+
+
+def _component(
+    spec: ComponentSpec,
+    model: Any,
+    precision: str | None,
+    static: Mapping[str, int],
+    variant: str | None,
+) -> Component:
+    """A component of a torch module, or of a folder of weights."""
+    made = Component(spec=spec, precision=precision or "float32", static=static)
+    if not isinstance(model, Path):
+        from perfuse.models.building import Given
+
+        return dataclasses.replace(made, build=Given(spec=spec, module=model))
+    from perfuse.sources.checkpoint import FromCheckpoint
+    from perfuse.sources.weights import Weights
+
+    weights = Weights.open(model, variant=variant, root=model)
+    key = [spec.name, spec.class_name, dict(spec.config), weights.fingerprint]
+    return dataclasses.replace(
+        made,
+        build=FromCheckpoint(spec=spec, weights=weights, precision=made.precision),
+        fingerprint=hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest(),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Extended(Source):
     """A source with further components, which are the user's models or come from folders."""
@@ -171,22 +216,7 @@ class Extended(Source):
             one = self.inner.component(name, precision=precision, static=static)
             return one if spec is None else one.with_spec(spec)
         spec.check_dims(static or {})
-        made = Component(spec=spec, precision=precision or "float32", static=static or {})
-        model = self.models[name]
-        if not isinstance(model, Path):
-            from perfuse.models.building import Given
-
-            return dataclasses.replace(made, build=Given(spec=spec, module=model))
-        from perfuse.sources.checkpoint import FromCheckpoint
-        from perfuse.sources.weights import Weights
-
-        weights = Weights.open(model, variant=self.variant, root=model)
-        key = [spec.name, spec.class_name, dict(spec.config), weights.fingerprint]
-        return dataclasses.replace(
-            made,
-            build=FromCheckpoint(spec=spec, weights=weights, precision=made.precision),
-            fingerprint=hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest(),
-        )
+        return _component(spec, self.models[name], precision, static or {}, self.variant)
 
     def tokenizer(self, name: str) -> Tokenizer:
         return self.inner.tokenizer(name)

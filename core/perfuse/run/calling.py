@@ -12,6 +12,7 @@ from perfuse.plugins import host
 from perfuse.run.output import PipelineOutput
 from perfuse.run.parts import Parts
 from perfuse.run.placing import torch_device
+from perfuse.run.preview import decoded, guess, preview_decoder
 from perfuse.run.progress_bar import progress_bar
 from perfuse.run.record import recorded
 from perfuse.run.tools import PipelineTools
@@ -30,6 +31,7 @@ class Calling(Parts):
     _guidance_scale: float | None = None
     _num_timesteps: int = 0
     _interrupt: bool = False
+    _running: Task | None = None
 
     def __call__(
         self,
@@ -95,8 +97,30 @@ class Calling(Parts):
         """
         return self._run(*self._chosen(arguments, inputs, task))
 
+    def preview(self, event: Event, *, vae: Any = None) -> Any:
+        """The pictures that a running task aims at: the clean sample that a step predicted.
+
+        Args:
+            event: An event of ``stream``, of the run that began last.
+            vae: A small autoencoder that decodes it, such as TAESD: an ``AutoencoderTiny``, its
+                folder or Hub id. It runs where the pipeline's own does. By default that one decodes.
+
+        Returns:
+            PIL images; ``None`` if the event is not that of a denoising step.
+
+        Raises:
+            CheckpointError: the folder cannot be read.
+            InputError: ``vae`` is no autoencoder of the pipeline's latents.
+        """
+        task = self._running
+        latents = None if task is None else guess(task, event)
+        if task is None or latents is None:
+            return None
+        decoder = preview_decoder(self, vae) if vae is not None else None
+        return decoded(PipelineTools(self), task, event, latents, decoder)
+
     def _run(self, task: Task, inputs: Mapping[str, Any]) -> Iterator[Event]:
-        self._interrupt = False
+        self._interrupt, self._running = False, task
         scale = inputs.get("guidance_scale")
         usual = task.inputs.get("guidance_scale")
         self._guidance_scale = usual.default if scale is None and usual is not None else scale

@@ -1,7 +1,7 @@
 """The parts of a pipeline: models, tokenizers and scheduler as attributes, and their programs."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from perfuse.arrays.image_processor import ImageProcessor
@@ -75,6 +75,7 @@ class Parts:
     _options: dict[str, str]
     _tasks: dict[str, Task]  # tasks that the user set
     _programs: Programs
+    _beside: dict[Hashable, Program]  # of components that are not the pipeline's
     _models: dict[str, Any]  # by attribute: models that the user set or may change
     _tokenizers: dict[str, Any]  # ours, or what the user set
     _others: dict[str, Any]  # registered, and run by no task
@@ -277,6 +278,8 @@ class Parts:
         """Release every prepared program; those that another pipeline shares stay with it."""
         for name in self._programs.all():
             self._programs.release(name)
+        while self._beside:
+            self._beside.popitem()[1].close()
 
     def _release_others(self, component: str) -> None:
         """Release the programs that do not run in turns with a component."""
@@ -294,17 +297,7 @@ class Parts:
         replaced = self._models.get(component.spec.part)
         if isinstance(replaced, Program):
             return self._programs.prepare(name, id(replaced), lambda: replaced)
-        target = target_of(self.placement, self.spec, name)
-        described = self.spec.components[name]
-        used = {target_of(self.placement, self.spec, n).backend for n in self.spec.components}
-        options = options_for(
-            target,
-            self._options,
-            host().backend(target.backend),
-            len(used) > 1,
-            component=described.entry_of if described.entry_of is not None else name,
-        )
-        target = dataclasses.replace(target, options=options)
+        target = self._equipped(name)
 
         def make() -> Program:
             return prepare(
@@ -316,6 +309,46 @@ class Parts:
             )
 
         return self._programs.prepare(name, (component, target), make)
+
+    def _equipped(self, name: str) -> Target:
+        """The target that a component runs on, with the component's options."""
+        target, described = self.target(name), self.spec.components[name]
+        used = {self.target(one).backend for one in self.spec.components}
+        options = options_for(
+            target,
+            self._options,
+            host().backend(target.backend),
+            len(used) > 1,
+            component=described.entry_of if described.entry_of is not None else name,
+        )
+        return dataclasses.replace(target, options=options)
+
+    def prepare_beside(self, component: Component, like: str) -> Program:
+        """The program of a component that is not the pipeline's, where one that is its runs.
+
+        It is prepared once, and released with the pipeline's own.
+
+        Args:
+            component: What to run.
+            like: The pipeline's component whose target, options and sizes it takes.
+
+        Raises:
+            BackendError: the target cannot run it.
+            ExportError: it could not be exported to the target's format.
+        """
+        target = self._equipped(like)
+        key = (component, target)
+        if key not in self._beside:
+            known = {**self.spec.latents.dims(*self.spec.default_size), "batch": 1}
+            with working("prepare", f"Preparing {component.name}", subject=component.name):
+                self._beside[key] = prepare(
+                    component,
+                    target,
+                    self.store,
+                    usual=usual_sizes(component.spec, known),
+                    model=component.name,
+                )
+        return self._beside[key]
 
     def usual_sizes(self, name: str) -> dict[str, int]:
         """The dimensions of a component for one picture of the checkpoint's default size."""

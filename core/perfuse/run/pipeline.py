@@ -92,6 +92,7 @@ class DiffusionPipeline(ImagePrompts, Steering):
         self._options = dict(options or {})
         self._tasks = {}
         self._programs = Programs() if programs is None else programs
+        self._beside = {}
         self._models = {}
         self._tokenizers = {}
         self._others = {}

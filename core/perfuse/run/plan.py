@@ -13,6 +13,7 @@ from perfuse.contract.transform import Plan
 from perfuse.errors import InputError
 from perfuse.models.registry import describe, fitted, is_known, latents_of
 from perfuse.run.transforms import Chosen, applied, find_transforms
+from perfuse.sources.left_out import check_left_out
 from perfuse.sources.tokenizer import Tokenizer
 from perfuse.tasks.choosing import tasks_of
 
@@ -105,8 +106,13 @@ def added(spec: PipelineSpec, part: str, model: Any) -> PipelineSpec:
 
 
 def _described(model: Any) -> tuple[str, dict[str, Any] | None]:
-    """A model's class and config; ``None`` for a class that perfuse does not know."""
+    """A model's class and config; ``None`` for a class that perfuse does not know.
+
+    Raises:
+        CheckpointError: perfuse leaves the class out.
+    """
     config, class_name = getattr(model, "config", None), type(model).__name__
+    check_left_out(class_name, asked="The model given")
     if config is None or not is_known(class_name):
         return class_name, None
     return class_name, dict(config.to_dict() if hasattr(config, "to_dict") else config)

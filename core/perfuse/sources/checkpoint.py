@@ -23,6 +23,7 @@ from perfuse.models.registry import describe, fitted, latents_of
 from perfuse.plugins import host
 from perfuse.schedulers import scheduler_from_config
 from perfuse.sources.hub import check_variant, from_hub, is_hub_id
+from perfuse.sources.left_out import check_left_out
 from perfuse.sources.model_index import (
     AGAIN,
     CONFIG,
@@ -282,6 +283,7 @@ def _read_spec(
         own = PipelineManifest(class_name=class_name, tasks={}, needs=())
         pipelines = {**pipelines, class_name: own}
     if class_name is None or class_name not in pipelines:
+        check_left_out(class_name or "", asked=f"The pipeline of {path}")
         raise CheckpointError(
             f"{path / INDEX} says that the pipeline is {class_name!r}, which perfuse does not "
             f"know; it knows {', '.join(pipelines)}. Name a checkpoint of one of these, or install "

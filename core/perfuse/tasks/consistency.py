@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from perfuse.contract.steps import Input, State, Task, Tools, step
+from perfuse.schedulers import Schedule
 from perfuse.tasks.image_to_image import IMAGE_TO_IMAGE
 from perfuse.tasks.part import Part
 from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
@@ -34,7 +35,18 @@ def prepare_schedule(
         original_inference_steps=original_inference_steps,
         **part,
     )
-    return {"schedule": schedule}
+    return {"schedule": _ending_clean(schedule)}
+
+
+def _ending_clean(schedule: Schedule) -> Schedule:
+    """The schedule, but the last step ends in the clean sample, as Diffusers' pipelines do.
+
+    A scheduler adds noise there, too, where a strength has cut the timesteps that were given.
+    """
+    last = schedule.rows[-1]
+    clean = last.denoised if last.second is None else last.second
+    end = dataclasses.replace(last, update=(clean, *last.update[1:]), draws=False)
+    return dataclasses.replace(schedule, rows=(*schedule.rows[:-1], end))
 
 
 def _consistent(task: Task) -> Task:

@@ -231,6 +231,6 @@ CONTROLNET_TO_IMAGE_XL = _from_text(TEXT_TO_IMAGE_XL)
 # The defaults are those of Diffusers' pipelines, which differ from one another.
 _SCALE = "controlnet_conditioning_scale"
 CONTROLNET_IMAGE_TO_IMAGE = with_controlnet(IMAGE_TO_IMAGE, **{_SCALE: 0.8})
-CONTROLNET_INPAINTING = with_controlnet(INPAINTING, **{_SCALE: 0.5})
+CONTROLNET_INPAINTING = with_controlnet(INPAINTING.without("show_kept"), **{_SCALE: 0.5})
 CONTROLNET_IMAGE_TO_IMAGE_XL = with_controlnet(IMAGE_TO_IMAGE_XL, strength=0.8, **{_SCALE: 0.8})
 CONTROLNET_INPAINTING_XL = with_controlnet(INPAINTING_XL, guidance_scale=5.0)

@@ -119,17 +119,32 @@ def draw_latents(
     Raises:
         InputError: ``given`` has another shape than the latents.
     """
+    if given is not None:
+        return check_latents(tools, given, size) * schedule.init_noise_sigma
+    layout = tools.spec.latents
+    return layout.pack(noise.normal(layout.shape(*size))) * schedule.init_noise_sigma
+
+
+def check_latents(tools: Tools, given: Array, size: tuple[int, int, int]) -> Array:
+    """The caller's own latents, packed for the denoiser.
+
+    Args:
+        tools: The pipeline.
+        given: The latents.
+        size: The number of pictures, their height and their width in pixels.
+
+    Raises:
+        InputError: ``given`` has another shape than the latents.
+    """
     layout = tools.spec.latents
     shape = layout.shape(*size)
-    if given is None:
-        return layout.pack(noise.normal(shape)) * schedule.init_noise_sigma
     latents = given if is_torch(given) else to_numpy(given)
     packed = tuple(layout.pack(np.empty(shape, dtype=np.float32)).shape)
     if tuple(latents.shape) == shape != packed:
         latents = layout.pack(latents)
     if tuple(latents.shape) != packed:
         raise InputError(f"latents must have shape {shape}; got {tuple(latents.shape)}.")
-    return latents * schedule.init_noise_sigma
+    return latents
 
 
 # Conditions
@@ -403,17 +418,39 @@ denoise_loop = (
 
 @step(outputs=("decoded",))
 def decode(
-    tools: Tools, samples: tuple[Array, ...], output_type: str, height: int, width: int
+    tools: Tools,
+    samples: tuple[Array, ...],
+    output_type: str,
+    height: int,
+    width: int,
+    shown: Mapping[str, Array] | None = None,
 ) -> State:
-    """Pictures [B, C, H, W] in about [-1, 1], or the latents for ``output_type="latent"``."""
+    """Pictures [B, C, H, W] in about [-1, 1], or the latents for ``output_type="latent"``.
+
+    ``shown`` is what a decoder made for inpainting sees of the picture.
+    """
     latents = samples[0]
     if output_type == "latent":
         return {"decoded": latents}
-    return {"decoded": pictures_of(tools, latents, height, width)}
+    return {"decoded": pictures_of(tools, latents, height, width, shown)}
 
 
-def pictures_of(tools: Tools, latents: Array, height: int, width: int) -> Array:
+def pictures_of(
+    tools: Tools,
+    latents: Array,
+    height: int,
+    width: int,
+    shown: Mapping[str, Array] | None = None,
+) -> Array:
     """Decode latents to pictures [B, C, H, W] in about [-1, 1].
+
+    Args:
+        tools: The pipeline.
+        latents: The pipeline's latents.
+        height: In pixels.
+        width: In pixels.
+        shown: The decoder's further inputs [B, …, H, W], if it takes any; by default those with
+            which it draws everything itself.
 
     Raises:
         InputError: the pipeline has no latent decoder.
@@ -428,13 +465,22 @@ def pictures_of(tools: Tools, latents: Array, height: int, width: int) -> Array:
             f"{tools.spec.class_name} has no latent decoder to make pictures with; ask for "
             "latents, output_type='latent', or open it with its decoder."
         )
-    program = tools.program(decoders[0].name)
+    program, spec = tools.program(decoders[0].name), decoders[0]
+    given = {} if shown is None else shown
 
-    def decoded(part: Array) -> Array:
-        return program(latent_sample=place(part, program.torch_device))["sample"]
+    def decoded(part: Array, *more: Array) -> Array:
+        usual = host_inputs(spec, _sizes(spec, {"latent_sample": part}))
+        inputs = {"latent_sample": part, **usual, **dict(zip(given, more, strict=True))}
+        placed = {name: place(one, program.torch_device) for name, one in inputs.items()}
+        return program(**placed)["sample"]
 
     return in_pieces(
-        tools, decoded, latents, tile=layout.tile // layout.downscale, into=layout.tile
+        tools,
+        decoded,
+        latents,
+        tile=layout.tile // layout.downscale,
+        into=layout.tile,
+        beside=tuple(given.values()),
     )
 
 

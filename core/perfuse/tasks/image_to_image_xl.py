@@ -5,7 +5,7 @@ import dataclasses
 from perfuse.contract.steps import Input, State, Task, Tools, step
 from perfuse.tasks.image_to_image import from_picture
 from perfuse.tasks.inpainting import inpainting_of
-from perfuse.tasks.text_to_image_xl import TEXT_TO_IMAGE_XL, Size, check_pairs, ids_of
+from perfuse.tasks.text_to_image_xl import TEXT_TO_IMAGE_XL, Size, ids_of
 
 __all__ = ["IMAGE_TO_IMAGE_XL", "INPAINTING_XL"]
 
@@ -28,14 +28,6 @@ def read_sizes(
 
     The last of a refiner's is the aesthetic score, where others have the target size.
     """
-    check_pairs(
-        original_size=original_size,
-        crops_coords_top_left=crops_coords_top_left,
-        target_size=target_size,
-        negative_original_size=negative_original_size,
-        negative_crops_coords_top_left=negative_crops_coords_top_left,
-        negative_target_size=negative_target_size,
-    )
     original, target = original_size or (height, width), target_size or (height, width)
     other_original, other_target = (
         negative_original_size or original,

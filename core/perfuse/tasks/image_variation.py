@@ -2,11 +2,9 @@
 
 from typing import Any
 
-from perfuse.arrays import place, to_numpy, zeros_like
+from perfuse.arrays import zeros_like
 from perfuse.contract.guider import Guider
-from perfuse.contract.spec import Role
 from perfuse.contract.steps import Input, State, Task, Tools, step
-from perfuse.errors import InputError
 from perfuse.tasks.denoise import (
     check_count,
     check_output_type,
@@ -17,7 +15,7 @@ from perfuse.tasks.denoise import (
     prepare_schedule,
 )
 from perfuse.tasks.inputs import GUIDANCE, NOISE, OUTPUT, SIZE, STEPS
-from perfuse.tasks.pictures import IMAGE
+from perfuse.tasks.pictures import IMAGE, embedding_of
 from perfuse.tasks.safety import check_safety
 from perfuse.tasks.text import conditions_of, guider_for
 from perfuse.tasks.text_to_image import prepare_latents
@@ -43,18 +41,7 @@ def check_inputs(
 @step(outputs=("conditions", "count"))
 def encode_image(tools: Tools, image: Any, num_images_per_prompt: int, guider: Guider) -> State:
     """The embeddings [pictures, 1, D] of the images; of none, zeros."""
-    from perfuse.arrays.image_processor import ImageProcessor
-
-    encoders, processors = tools.spec.having(Role.IMAGE_ENCODER), tools.spec.processors
-    if not encoders or "feature_extractor" not in processors:
-        raise InputError(
-            f"A variation was asked for; {tools.spec.class_name} has no image encoder here. Open it "
-            "with its image_encoder and its feature_extractor."
-        )
-    program = tools.program(encoders[0].name)
-    pixels = ImageProcessor.from_config(processors["feature_extractor"])(image).pixel_values
-    encoded = program(pixel_values=place(pixels, program.torch_device))
-    embedded = to_numpy(encoded["image_embeds"])[:, None]
+    embedded = embedding_of(tools, image)[:, None]
     positive = {"encoder_hidden_states": embedded}
     nothing = {"encoder_hidden_states": zeros_like(embedded)}
     wanted = {branch.condition for branch in guider.branches} - {"positive"}

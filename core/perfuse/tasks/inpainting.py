@@ -13,7 +13,7 @@ import numpy as np
 from perfuse.arrays import is_torch, place, to_numpy
 from perfuse.arrays.masks import Box, crop_region, overlaid
 from perfuse.arrays.noise import BatchNoise, noise_for
-from perfuse.contract.spec import Array
+from perfuse.contract.spec import Array, Role
 from perfuse.contract.steps import REQUIRED, Input, Picture, State, Task, Tools, step
 from perfuse.errors import InputError
 from perfuse.schedulers import Schedule
@@ -173,6 +173,22 @@ def _masked(
     return encode_picture(tools, without, noise)
 
 
+@step(outputs=("shown",))
+def show_kept(tools: Tools, latents: Array, picture: Array, mask: Array) -> State:
+    """What the latent decoder sees of the picture, if it takes any: ``None`` for a usual one."""
+    decoders = tools.spec.having(Role.LATENT_DECODER)
+    if not decoders or decoders[0].signature.input("mask") is None:
+        return {"shown": None}
+    if is_latents(tools, picture):
+        raise InputError(
+            f"image was given as latents; {decoders[0].class_name} decodes beside the picture that "
+            "is kept. Give the picture itself."
+        )
+    batch = len(latents)
+    kept = {"image": for_batch(picture, batch, "images"), "mask": for_batch(mask, batch, "masks")}
+    return {"shown": kept}
+
+
 @step(outputs=("conditions",))
 def add_channels(
     tools: Tools, conditions: Mapping[str, Mapping[str, Array]], channels: Array | None
@@ -254,4 +270,5 @@ def _with_masked(task: Task) -> tuple[Any, ...]:
     return (*task.steps[:at], read_masked, *task.steps[at:])
 
 
-INPAINTING = inpainting_of(TEXT_TO_IMAGE, 1.0)
+# Diffusers' other inpainting pipelines decode as if nothing were kept.
+INPAINTING = inpainting_of(TEXT_TO_IMAGE, 1.0).insert(show_kept, after="prepare_masked")

@@ -18,6 +18,7 @@ __all__ = [
     "IMAGE",
     "STRENGTH",
     "added_channels",
+    "embedding_of",
     "encode_picture",
     "for_batch",
     "is_latents",
@@ -110,6 +111,31 @@ def encode_picture(tools: Tools, picture: Array, noise: BatchNoise) -> Array:
     if deviation is not None:
         mean = mean + deviation * noise.first(tuple(mean.shape))
     return tools.spec.latents.encode(mean)
+
+
+def embedding_of(tools: Tools, image: Any) -> Array:
+    """The image encoder's embeddings [pictures, D] of pictures, float32.
+
+    A torch tensor is taken as pixels [pictures, 3, H, W] that are made ready already.
+
+    Raises:
+        InputError: the pipeline has no image encoder, or nothing that makes pictures ready for it.
+    """
+    from perfuse.arrays.image_processor import ImageProcessor
+
+    encoders, processors = tools.spec.having(Role.IMAGE_ENCODER), tools.spec.processors
+    if not encoders or "feature_extractor" not in processors:
+        raise InputError(
+            f"A variation was asked for; {tools.spec.class_name} has no image encoder here. Open it "
+            "with its image_encoder and its feature_extractor."
+        )
+    program = tools.program(encoders[0].name)
+    if is_torch(image):
+        pixels = to_numpy(image)
+    else:
+        pixels = ImageProcessor.from_config(processors["feature_extractor"])(image).pixel_values
+    encoded = program(pixel_values=place(pixels, program.torch_device))
+    return to_numpy(encoded["image_embeds"])
 
 
 def for_batch(array: Array, batch: int, name: str) -> Array:

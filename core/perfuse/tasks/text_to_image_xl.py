@@ -22,7 +22,7 @@ from perfuse.tasks.text import Prompt, conditions_of, read_texts
 from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
 from perfuse.tasks.watermark import watermark
 
-__all__ = ["TEXT_TO_IMAGE_XL", "Size", "check_pairs", "ids_of"]
+__all__ = ["TEXT_TO_IMAGE_XL", "Size", "ids_of"]
 
 Size = tuple[int, int] | None
 
@@ -81,12 +81,30 @@ def _second(given: Prompt, name: str, first: list[str]) -> list[str]:
     return texts * (len(first) if len(texts) == 1 else 1)
 
 
-def check_pairs(**pairs: Size) -> None:
-    """Raise ``InputError`` unless each pair is ``None`` or two whole numbers."""
+@step(outputs=())
+def check_pairs(
+    tools: Tools,
+    original_size: Size,
+    crops_coords_top_left: Size,
+    target_size: Size,
+    negative_original_size: Size,
+    negative_crops_coords_top_left: Size,
+    negative_target_size: Size,
+) -> State:
+    """Raise ``InputError`` unless each size and corner is ``None`` or two whole numbers."""
+    pairs = {
+        "original_size": original_size,
+        "crops_coords_top_left": crops_coords_top_left,
+        "target_size": target_size,
+        "negative_original_size": negative_original_size,
+        "negative_crops_coords_top_left": negative_crops_coords_top_left,
+        "negative_target_size": negative_target_size,
+    }
     for name, pair in pairs.items():
         fits = isinstance(pair, list | tuple) and len(pair) == 2
         if pair is not None and not (fits and all(isinstance(size, int) for size in pair)):
             raise InputError(f"{name} must be two whole numbers, height first; got {pair!r}.")
+    return {}
 
 
 @step(outputs=("time_ids",))
@@ -102,14 +120,6 @@ def read_sizes(
     negative_target_size: Size,
 ) -> State:
     """SDXL's time ids by condition, float32 [1, 6]: original size, crop, target size, in pixels."""
-    check_pairs(
-        original_size=original_size,
-        crops_coords_top_left=crops_coords_top_left,
-        target_size=target_size,
-        negative_original_size=negative_original_size,
-        negative_crops_coords_top_left=negative_crops_coords_top_left,
-        negative_target_size=negative_target_size,
-    )
     size = (height, width)
     positive = (*(original_size or size), *crops_coords_top_left, *(target_size or size))
     negative = positive
@@ -211,6 +221,7 @@ _MORE = {
 TEXT_TO_IMAGE_XL = (
     dataclasses.replace(TEXT_TO_IMAGE, inputs={**TEXT_TO_IMAGE.inputs, **_MORE})
     .with_defaults({"guidance_scale": 5.0})
+    .insert(check_pairs, before="encode_prompt")
     .insert(read_sizes, before="encode_prompt")
     .replace("encode_prompt", encode_prompt)
     .insert(watermark, before="finish")

@@ -4,7 +4,7 @@ Tiles overlap by a quarter. Over the overlap one goes over into the next with li
 where two decodings differ there is no seam. Sizes and order are those of Diffusers' autoencoders.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,39 +18,42 @@ __all__ = ["in_pieces"]
 #: The part of a tile that the next one covers, too.
 _OVERLAP = 0.25
 
-Run = Callable[[Array], Array]
+Run = Callable[..., Array]
 
 
-def in_pieces(tools: Tools, run: Run, array: Array, *, tile: int, into: int) -> Array:
+def in_pieces(
+    tools: Tools, run: Run, array: Array, *, tile: int, into: int, beside: Sequence[Array] = ()
+) -> Array:
     """What a half of the autoencoder makes of an array, in the pieces that the pipeline is set to.
 
     Args:
         tools: The pipeline; its ``vae_slicing`` and ``vae_tiling`` say what to take apart.
-        run: The half: [B, C, H, W] to [B, C', H', W'].
+        run: The half: [B, C, H, W], and the same part of each array beside, to [B, C', H', W'].
         array: Pictures or latents [B, C, H, W].
         tile: The side of a tile of the array. An array that is no larger stays whole.
         into: The side of what a tile becomes.
+        beside: Arrays of the size of what is made.
     """
     if tools.vae_slicing and len(array) > 1:
-        ones = [array[i : i + 1] for i in range(len(array))]
+        ones = [tuple(one[i : i + 1] for one in (array, *beside)) for i in range(len(array))]
         return concatenate([_one(tools, run, one, tile, into) for one in ones])
-    return _one(tools, run, array, tile, into)
+    return _one(tools, run, (array, *beside), tile, into)
 
 
-def _one(tools: Tools, run: Run, array: Array, tile: int, into: int) -> Array:
-    large = max(array.shape[-2:]) > tile
-    return _tiled(run, array, tile, into) if tools.vae_tiling and large else run(array)
+def _one(tools: Tools, run: Run, arrays: Sequence[Array], tile: int, into: int) -> Array:
+    large = max(arrays[0].shape[-2:]) > tile
+    return _tiled(run, arrays, tile, into) if tools.vae_tiling and large else run(*arrays)
 
 
-def _tiled(run: Run, array: Array, tile: int, into: int) -> Array:
+def _tiled(run: Run, arrays: Sequence[Array], tile: int, into: int) -> Array:
     step, overlap = int(tile * (1 - _OVERLAP)), int(into * _OVERLAP)
     kept = into - overlap
     above: list[Array] = []
     rows = []
-    for top in range(0, array.shape[2], step):
+    for top in range(0, arrays[0].shape[2], step):
         row: list[Array] = []
-        for left in range(0, array.shape[3], step):
-            made = run(array[:, :, top : top + tile, left : left + tile])
+        for left in range(0, arrays[0].shape[3], step):
+            made = run(*_parts(arrays, top, left, tile, into))
             if above:
                 made = _joined(above[len(row)], made, overlap, axis=2)
             if row:
@@ -59,6 +62,15 @@ def _tiled(run: Run, array: Array, tile: int, into: int) -> Array:
         rows.append(concatenate([made[:, :, :kept, :kept] for made in row], axis=3))
         above = row
     return concatenate(rows, axis=2)
+
+
+def _parts(arrays: Sequence[Array], top: int, left: int, tile: int, into: int) -> Iterator[Array]:
+    """One tile of an array, and of those beside it the part that is made of it."""
+    scales = (1, *[into // tile] * (len(arrays) - 1))
+    for array, scale in zip(arrays, scales, strict=True):
+        side = tile * scale
+        down, right = top * scale, left * scale
+        yield array[:, :, down : down + side, right : right + side]
 
 
 def _joined(before: Array, after: Array, overlap: int, axis: int) -> Array:

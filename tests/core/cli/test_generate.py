@@ -57,6 +57,19 @@ def pixels(path: Path | str) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
+def test_a_picture_is_varied_without_words(checkpoint: Make) -> None:
+    Image.new("RGB", (20, 16), "red").save("a.png")
+    model = ("--model", checkpoint("unclip"), "--backend", "torch:cpu", "--steps", 2)
+    ok(perfuse("generate", *model, "--image", "a.png", "--noise-level", 50, "--seed", 1))
+    ok(
+        perfuse(
+            "generate", "a circle", *model, "--image", "a.png", "--output", "b.png", "--seed", 1
+        )
+    )
+    assert (pixels("picture.png") != pixels("b.png")).any()
+    refused(perfuse("generate", "a circle", *model), "image and image_embeds were given")
+
+
 # ── Drawing again ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -250,9 +263,9 @@ def test_every_so_many_steps(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) 
     seen: list[int] = []
     decoded = preview.decoded
 
-    def counted(tools: Any, task: Any, event: Any, latents: Any) -> Any:
+    def counted(tools: Any, task: Any, event: Any, latents: Any, decoder: Any = None) -> Any:
         seen.append(event.done)
-        return decoded(tools, task, event, latents)
+        return decoded(tools, task, event, latents, decoder)
 
     monkeypatch.setattr(preview, "decoded", counted)
     ok(draw(checkpoint, "--steps", 7, "--preview=p.png", "--preview-every", 3, "--num-images", 2))
@@ -261,6 +274,24 @@ def test_every_so_many_steps(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) 
     seen.clear()
     ok(draw(checkpoint, "--steps", 12, "--preview=p.png"))
     assert seen == [3, 6, 9, 12]
+
+
+def test_a_preview_by_a_small_autoencoder(checkpoint: Make) -> None:
+    import perfuse.models
+    from perfuse_conformance.checkpoints import randomise
+
+    stages = {"encoder_block_out_channels": [8] * 3, "decoder_block_out_channels": [8] * 3}
+    stages |= {"num_encoder_blocks": [1, 1, 1], "num_decoder_blocks": [1, 1, 1]}
+    randomise(perfuse.models.AutoencoderTiny(**stages)).save_pretrained("taesd")
+    ok(draw(checkpoint, "--seed", 3, "--output", "a.png"))
+    ok(draw(checkpoint, "--seed", 3, "--output", "b.png", "--preview-vae", "taesd"))
+    assert (pixels("a.png") == pixels("b.png")).all()
+    assert Image.open("b.preview.png").size == (32, 32)  # twice as many pixels a latent
+    refused(draw(checkpoint, "--preview-vae", "gone"), "there is no gone/config.json", 1)
+    wide = perfuse.models.AutoencoderTiny(**stages, latent_channels=16)
+    wide.save_pretrained("wide")
+    refused(draw(checkpoint, "--preview-vae", "wide"), "this model's latents have 4")
+    refused(draw(checkpoint, "--preview-vae", checkpoint("sd1") / "unet"), "not decode latents")
 
 
 def test_previews_that_cannot_be(checkpoint: Make) -> None:

@@ -18,26 +18,22 @@ from perfuse.models.outputs import ModelOutput
 from perfuse.models.unet_blocks import DownBlock, MidBlock, Resnets, conv_down, conv_up
 from perfuse.sources.weights import Weights
 
-_EPS = 1e-6  # of every normalisation in the autoencoder, whatever the UNet has
+EPS = 1e-6  # of every normalisation in the autoencoder, whatever the UNet has
 
 
-def _resnets(config: AutoencoderKLConfig) -> Resnets:
-    return Resnets(
-        time_channels=None, groups=config.norm_num_groups, eps=_EPS, act_fn=config.act_fn
-    )
+def resnets(config: AutoencoderKLConfig) -> Resnets:
+    return Resnets(time_channels=None, groups=config.norm_num_groups, eps=EPS, act_fn=config.act_fn)
 
 
-def _mid_block(config: AutoencoderKLConfig) -> MidBlock:
+def mid_block(config: AutoencoderKLConfig) -> MidBlock:
     channels = config.block_out_channels[-1]
 
     def attention(_: int) -> nn.Module:
-        return SpatialAttention(
-            channels, head_dim=channels, groups=config.norm_num_groups, eps=_EPS
-        )
+        return SpatialAttention(channels, head_dim=channels, groups=config.norm_num_groups, eps=EPS)
 
     return MidBlock(
         channels,
-        resnet=_resnets(config).make,
+        resnet=resnets(config).make,
         attention=attention if config.mid_block_add_attention else None,
     )
 
@@ -57,12 +53,12 @@ class Encoder(nn.Module):
                     widths[max(i - 1, 0)],
                     width,
                     layers=config.layers_per_block,
-                    resnet=_resnets(config).make,
+                    resnet=resnets(config).make,
                     downsample=None if last else conv_down(width, 0),
                 )
             )
-        self.mid_block = _mid_block(config)
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=_EPS)
+        self.mid_block = mid_block(config)
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=EPS)
         self.conv_act = activation("silu")
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
@@ -83,7 +79,7 @@ class Decoder(nn.Module):
         widths = config.block_out_channels[::-1]
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.up_blocks = nn.ModuleList()
-        self.mid_block = _mid_block(config)
+        self.mid_block = mid_block(config)
         for i, width in enumerate(widths):
             last = i == len(widths) - 1
             self.up_blocks.append(
@@ -91,11 +87,11 @@ class Decoder(nn.Module):
                     widths[max(i - 1, 0)],
                     width,
                     layers=config.layers_per_block + 1,
-                    resnets=_resnets(config),
+                    resnets=resnets(config),
                     upsample=not last,
                 )
             )
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=_EPS)
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=EPS)
         self.conv_act = activation("silu")
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 

@@ -3,21 +3,18 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature
-from perfuse.models.config import ModelConfig
+from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature, TensorSpec
+from perfuse.models.config import TransformersConfig
 from perfuse.models.shapes import floating
 
 __all__ = ["ClipVisionConfig", "describe"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipVisionConfig(ModelConfig):
-    """The fields of Transformers' ``CLIPVisionConfig`` that determine what is computed.
-
-    Transformers leaves values at their default out of the file.
-    """
+class ClipVisionConfig(TransformersConfig):
+    """The fields of Transformers' ``CLIPVisionConfig`` that determine what is computed."""
 
     class_name: ClassVar[str] = "CLIPVisionModelWithProjection"
     model_type: ClassVar[str] = "clip_vision_model"
@@ -43,12 +40,6 @@ class ClipVisionConfig(ModelConfig):
                 f"a number that divides hidden_size, {self.hidden_size}",
             )
 
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """Read a parsed ``config.json``, which also holds settings for training and generation."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in config.items() if name in known})
-
     def to_dict(self) -> dict[str, Any]:
         """The configuration as Transformers writes it."""
         fields = dataclasses.asdict(self)
@@ -59,6 +50,10 @@ class ClipVisionConfig(ModelConfig):
         """The length of a picture's sequence: its patches and the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
+    def pictures(self, name: str) -> TensorSpec:
+        """An input of pictures, as an image processor makes them."""
+        return floating(name, "batch", self.num_channels, self.image_size, self.image_size)
+
 
 def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
     """CLIP's image encoder: the embedding in the space that pictures and texts share, and states.
@@ -66,7 +61,6 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
     An image prompt is made of one or the other, so that a captured graph returns both.
     """
     vision = ClipVisionConfig.from_dict(config)
-    size = vision.image_size
     return (
         ComponentSpec(
             name=name,
@@ -75,7 +69,7 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
             folder=folder,
             config=config,
             signature=Signature(
-                inputs=(floating("pixel_values", "batch", vision.num_channels, size, size),),
+                inputs=(vision.pictures("pixel_values"),),
                 outputs=(
                     floating("image_embeds", "batch", vision.projection_dim),
                     floating(

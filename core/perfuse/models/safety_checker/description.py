@@ -1,14 +1,12 @@
 """The config and the description of the safety checker, without torch."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.clip_vision.description import ClipVisionConfig
-from perfuse.models.config import ModelConfig
-from perfuse.models.shapes import floating
+from perfuse.models.config import TransformersConfig
 
 __all__ = ["CONCEPTS", "SPECIAL", "SafetyCheckerConfig", "describe"]
 
@@ -17,7 +15,7 @@ CONCEPTS, SPECIAL = 17, 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class SafetyCheckerConfig(ModelConfig):
+class SafetyCheckerConfig(TransformersConfig):
     """The fields of Transformers' ``CLIPConfig`` that concern pictures."""
 
     class_name: ClassVar[str] = "StableDiffusionSafetyChecker"
@@ -32,12 +30,6 @@ class SafetyCheckerConfig(ModelConfig):
         for name in ("vision_config", "vision_config_dict"):
             if not isinstance(getattr(self, name), Mapping | None):
                 raise self.error(f"{name} is {getattr(self, name)!r}", "an object")
-
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """Read a parsed ``config.json``, which also describes a text encoder."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in config.items() if name in known})
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as Transformers writes it."""
@@ -58,7 +50,6 @@ class SafetyCheckerConfig(ModelConfig):
 def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
     """The safety checker: how much nearer a picture is to each concept than that concept's bar."""
     vision = SafetyCheckerConfig.from_dict(config).vision
-    size = vision.image_size
     return (
         ComponentSpec(
             name=name,
@@ -67,7 +58,7 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
             folder=folder,
             config=config,
             signature=Signature(
-                inputs=(floating("clip_input", "batch", vision.num_channels, size, size),),
+                inputs=(vision.pictures("clip_input"),),
                 outputs=(
                     TensorSpec(name="special_scores", dtype="float32", shape=("batch", SPECIAL)),
                     TensorSpec(name="concept_scores", dtype="float32", shape=("batch", CONCEPTS)),

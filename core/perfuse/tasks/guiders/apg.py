@@ -1,21 +1,17 @@
 """Adaptive projected guidance (Sadat et al. 2024, arXiv:2410.02416)."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from perfuse.contract.guider import Moment
 from perfuse.contract.spec import Array
 from perfuse.errors import InputError
-from perfuse.tasks.guiders.contrast import Contrast, rescaled
-from perfuse.tasks.guiders.numbers import check_number
-from perfuse.tasks.guiders.projection import averaged, limited, weighted
+from perfuse.tasks.guiders.projection import Projected, limited, weighted
 
 __all__ = ["AdaptiveProjectedGuidance"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveProjectedGuidance(Contrast):
+class AdaptiveProjectedGuidance(Projected):
     """Classifier-free guidance that weights the part of ``c - u`` that is parallel to ``c``.
 
     That part makes colours too strong at large scales. The shift is also limited in length, and
@@ -33,12 +29,6 @@ class AdaptiveProjectedGuidance(Contrast):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.adaptive_projected_guidance_momentum is not None:
-            momentum = self.adaptive_projected_guidance_momentum
-            check_number("adaptive_projected_guidance_momentum", momentum)
-        longest = self.adaptive_projected_guidance_rescale
-        check_number("adaptive_projected_guidance_rescale", longest)
-        check_number("eta", self.eta)
         axes = self.adaptive_projected_guidance_norm_dim
         if axes is not None and not isinstance(axes, int):
             object.__setattr__(self, "adaptive_projected_guidance_norm_dim", tuple(axes))
@@ -53,24 +43,11 @@ class AdaptiveProjectedGuidance(Contrast):
         axes = self.adaptive_projected_guidance_norm_dim
         return () if axes is None else (axes,) if isinstance(axes, int) else axes
 
-    def combine(self, predictions: Mapping[str, Array], moment: Moment) -> Array:
-        return self.combine_with_memory(predictions, moment, None)[0]
-
-    def combine_with_memory(
-        self, predictions: Mapping[str, Array], moment: Moment, memory: Any
-    ) -> tuple[Array, Any]:
-        """``memory`` is the average of the shifts so far."""
-        conditional = predictions["positive"]
-        if "negative" not in predictions:
-            return conditional, memory
-        without = predictions["negative"]
-        momentum = self.adaptive_projected_guidance_momentum
-        shift, memory = averaged(conditional - without, momentum, memory)
-        guided = self._added(conditional, without, shift)
-        return rescaled(guided, conditional, self.guidance_rescale), memory
-
     def guided(self, conditional: Array, without: Array) -> Array:
         return self._added(conditional, without, conditional - without)
+
+    def shifted(self, conditional: Array, without: Array, shift: Array, moment: Moment) -> Array:
+        return self._added(conditional, without, shift)
 
     def _added(self, conditional: Array, without: Array, shift: Array) -> Array:
         axes = self._axes or None

@@ -4,21 +4,19 @@ The projection is Sadat et al.'s (2024, arXiv:2410.02416).
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from perfuse.contract.guider import Moment
 from perfuse.contract.spec import Array
-from perfuse.tasks.guiders.contrast import Contrast, pushed, rescaled
+from perfuse.tasks.guiders.contrast import pushed
 from perfuse.tasks.guiders.numbers import check_count, check_number
-from perfuse.tasks.guiders.projection import averaged, limited, weighted
+from perfuse.tasks.guiders.projection import Projected, limited, weighted
 
 __all__ = ["AdaptiveProjectedMixGuidance"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveProjectedMixGuidance(Contrast):
+class AdaptiveProjectedMixGuidance(Projected):
     """``u + g (c - u)`` in the first steps, and a projected shift with its own scale after them."""
 
     guidance_scale: float = 3.5
@@ -36,36 +34,16 @@ class AdaptiveProjectedMixGuidance(Contrast):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("adaptive_projected_guidance_scale", self.adaptive_projected_guidance_scale)
-        if self.adaptive_projected_guidance_momentum is not None:
-            momentum = self.adaptive_projected_guidance_momentum
-            check_number("adaptive_projected_guidance_momentum", momentum)
-        longest = self.adaptive_projected_guidance_rescale
-        check_number("adaptive_projected_guidance_rescale", longest)
-        check_number("eta", self.eta)
         last = self.adaptive_projected_guidance_start_step
         check_count("adaptive_projected_guidance_start_step", last)
 
-    def combine(self, predictions: Mapping[str, Array], moment: Moment) -> Array:
-        return self.combine_with_memory(predictions, moment, None)[0]
-
-    def combine_with_memory(
-        self, predictions: Mapping[str, Array], moment: Moment, memory: Any
-    ) -> tuple[Array, Any]:
-        """``memory`` is the average of the shifts so far."""
-        conditional = predictions["positive"]
-        if "negative" not in predictions:
-            return conditional, memory
-        without = predictions["negative"]
-        momentum = self.adaptive_projected_guidance_momentum
-        shift, memory = averaged(conditional - without, momentum, memory)
-        if self._projects(moment):
-            short = limited(shift, self.adaptive_projected_guidance_rescale)
-            base = conditional if self.use_original_formulation else without
-            scale = self.adaptive_projected_guidance_scale
-            guided = base + scale * weighted(short, conditional, self.eta)
-        else:
-            guided = self.guided(conditional, without)
-        return rescaled(guided, conditional, self.guidance_rescale), memory
+    def shifted(self, conditional: Array, without: Array, shift: Array, moment: Moment) -> Array:
+        if not self._projects(moment):
+            return self.guided(conditional, without)
+        short = limited(shift, self.adaptive_projected_guidance_rescale)
+        base = conditional if self.use_original_formulation else without
+        scale = self.adaptive_projected_guidance_scale
+        return base + scale * weighted(short, conditional, self.eta)
 
     def _projects(self, moment: Moment) -> bool:
         neutral = 0.0 if self.use_original_formulation else 1.0
