@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,8 @@ def extended(
         found = _found(part, given, variant, offline)
         models |= {name: model for name, (_, model) in found.items()}
         components = fitted({**kept, **{name: one for name, (one, _) in found.items()}})
-        class_name = str(pipeline_manifest(spec.class_name).addable[part])
+        added = [one for one, _ in found.values()]
+        class_name = _class_with(pipeline_manifest(spec.class_name).addable[part], added, part)
         spec = dataclasses.replace(
             spec,
             class_name=class_name,
@@ -92,6 +93,24 @@ def extended(
         models=models,
         variant=variant,
     )
+
+
+def _class_with(taken: str | Mapping[str, str], added: Sequence[ComponentSpec], part: str) -> str:
+    """The pipeline class for the components that are added.
+
+    Raises:
+        InputError: they are of two kinds, which no pipeline class takes together.
+    """
+    if isinstance(taken, str):
+        return taken
+    fitting = [[taken[name] for name in taken if one.signature.input(name)] for one in added]
+    names = {classes[-1] if classes else "" for classes in fitting}
+    if len(names) > 1 or "" in names:
+        raise InputError(
+            f"{', '.join(one.class_name for one in added)} was given as {part}; the pipelines with "
+            f"one are {', '.join(taken.values())}. Give models of one kind that one of these takes."
+        )
+    return names.pop()
 
 
 def _is(name: str, part: str) -> bool:
