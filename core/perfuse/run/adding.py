@@ -161,7 +161,12 @@ def _described(part: str, name: str, model: Any) -> tuple[ComponentSpec, ...]:
         own: Any = getattr(model, "config", None)
         class_name, where = type(model).__name__, None
         config = dict(own.to_dict() if hasattr(own, "to_dict") else own or {})
-    if not is_known(class_name) or not config:
+    if config and class_name and not is_known(class_name):
+        raise InputError(
+            f"A {class_name} was given as {part}, which perfuse does not know. Give a model of a "
+            "class that it knows, its folder or Hub id; or use it in Diffusers."
+        )
+    if not config or not class_name:
         raise InputError(
             f"{part}={model!r} was given; a model with a config, its folder or Hub id, or a list of "
             "these was expected."

@@ -109,15 +109,8 @@ def read_unions(
             stop=whole.stop,
             positive_only=positive_only(nets, guess_mode),
         )
-        controls.append(_joined(control, settings) if several else control)
+        controls.append(Joined(net=control, parts=tuple(settings)) if several else control)
     return {"controls": tuple(controls)}
-
-
-def _joined(net: ControlNet, parts: Sequence[Part]) -> Joined:
-    """With a scale of zero for what fills a graph that was made for more pictures."""
-    missing = net.given["control_scales"].shape[1] - len(parts)
-    nothing = Part(scale=0.0, start=0.0, stop=1.0)
-    return Joined(net=net, parts=(*parts, *[nothing] * missing))
 
 
 def _by_net(
@@ -178,31 +171,20 @@ def _kinds(net: ComponentSpec) -> int:
 def _arrays(
     net: ComponentSpec, program: Program, pictures: Sequence[np.ndarray], modes: Sequence[int]
 ) -> dict[str, Array]:
-    """The inputs of a net for its pictures, with zeros where its graph was made for more."""
-    taken = program.signature.input("control_image")
-    assert taken is not None  # every component of this role reads a picture
-    batch, room = taken.shape[:2]
+    """The inputs of a net for its pictures, each [pictures, …]."""
+    batch = program.signature.inputs[0].shape[0]
     if isinstance(batch, int) and any((one != one[:1]).any() for one in pictures):
         raise InputError(
             f"{net.name} was given different pictures for one batch, which it looks at together; it "
             f"was made for a batch of {batch}. Draw them one by one, or export it for any batch."
         )
-    slots = room if isinstance(room, int) else len(pictures)
-    if slots < len(pictures):
-        raise InputError(
-            f"{len(pictures)} pictures to follow were given; {net.name} was made for {slots} at "
-            "once. Give fewer, or open the checkpoint."
-        )
-    filled = [*pictures, *[np.zeros_like(pictures[0])] * (slots - len(pictures))]
-    rows = np.zeros((slots, _kinds(net)), dtype=np.float32)
-    rows[np.arange(len(modes)), list(modes)] = 1
-    scales = (np.arange(slots) < len(pictures)).astype(np.float32)
+    rows = np.eye(_kinds(net), dtype=np.float32)[list(modes)]
     items = len(pictures[0])
     arrays = {
-        "control_image": np.stack(filled, axis=1),
+        "control_image": np.stack(pictures, axis=1),
         "control_kinds": np.repeat(rows.max(axis=0, keepdims=True), items, axis=0),
         "control_modes": np.repeat(rows[None], items, axis=0),
-        "control_scales": np.repeat(scales[None], items, axis=0),
+        "control_scales": np.ones((items, len(modes)), dtype=np.float32),
     }
     return {name: place(array, program.torch_device) for name, array in arrays.items()}
 

@@ -49,7 +49,7 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
         floating("control_image", "batch", "conditions", channels, "height", "width"),
         # 1 for each kind that is among the pictures.
         floating("control_kinds", "batch", kinds),
-        # For each picture a row with a one at its kind; zeros for a picture that is none.
+        # For each picture a row with a one at its kind.
         floating("control_modes", "batch", "conditions", kinds),
         TensorSpec(name="control_scales", dtype="float32", shape=("batch", "conditions")),
     )
