@@ -165,9 +165,9 @@ def test_a_picture_of_400_million_pixels_is_refused_before_it_is_read(tmp_path):
         open_picture(tmp_path / "huge.png")
 
 
-def test_a_large_picture_is_not_copied_before_it_is_made_small():
+def test_a_large_picture_is_not_copied_before_it_is_made_small(monkeypatch):
     image = Image.new("RGB", (64, 64))
-    image.convert = None  # a copy of four bytes for each pixel
+    monkeypatch.setattr(image, "convert", None)  # a copy of four bytes for each pixel
     assert preprocess(image, 8, 8).shape == (1, 3, 8, 8)
 
 

@@ -46,7 +46,14 @@ UNION: dict[str, Any] = {
     ],
 )
 @pytest.mark.parametrize(
-    "fields", [{}, {"num_control_type": 8, "num_trans_layer": 2, "global_pool_conditions": True}]
+    "fields",
+    [
+        {},
+        pytest.param(
+            {"num_control_type": 8, "num_trans_layer": 2, "global_pool_conditions": True},
+            marks=pytest.mark.exhaustive,
+        ),
+    ],
 )
 def test_network(fields: dict[str, Any], modes: list[int], given: dict[str, Any]) -> None:
     config = {**UNION, **fields}
@@ -138,7 +145,17 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Pai
     return open_pair
 
 
-@pytest.mark.parametrize("case", PIPELINES)
+#: The others are those of ``make conformance``.
+_DEFAULT = ("two pictures for their parts of the steps", "a picture for each prompt")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=[pytest.mark.exhaustive] if case not in _DEFAULT else [])
+        for case in PIPELINES
+    ],
+)
 def test_pipeline(opened: Callable[[str, int], Pair], case: str) -> None:
     word, count, inputs = PIPELINES[case]
     opened(word, count).check(1, **{"prompt": "a red circle", **inputs})
