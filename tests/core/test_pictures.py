@@ -158,9 +158,11 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
 
 def test_a_picture_of_400_million_pixels_is_refused_before_it_is_read(tmp_path):
     header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + header
-    size, check = struct.pack(">I", len(header)), struct.pack(">I", zlib.crc32(chunk))
-    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + size + chunk + check)
+    chunks = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", header), (b"IDAT", b""))
+    )
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
     with pytest.raises(InputError, match=r"huge\.png has too many pixels .* Make it smaller"):
         open_picture(tmp_path / "huge.png")
 
