@@ -78,10 +78,8 @@ def test_draws_the_reference_s_picture(
     assert np.abs(drawn - expected).max() <= 1
 
 
-@pytest.mark.export
-@pytest.mark.parametrize(
-    "backend", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("backend", FORMATS)
 def test_follows_one_picture_and_looks_at_another(
     checkpoint: Make, tmp_path: Path, backend: str
 ) -> None:

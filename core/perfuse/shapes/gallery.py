@@ -20,6 +20,7 @@ BOX = (36, 36, 64, 64)
 
 #: Two prompts: one that leaves much open, and one that much guidance overdoes.
 OPEN, PLAIN = "a shape", "a large cross on a gray background"
+LAYERS = "down_blocks+up_blocks"
 #: Rows by prompt and caption: guiders as ``--guider`` names them, by the captions of the pictures.
 GUIDERS: dict[tuple[str, str], dict[str, str]] = {
     (OPEN, "classifier-free guidance"): {
@@ -27,9 +28,10 @@ GUIDERS: dict[tuple[str, str], dict[str, str]] = {
     },
     (OPEN, "away from a worse version of the denoiser"): {
         "none": "none",
-        "pag": "pag:guidance_scale=1,pag_scale=3",
-        "seg": "seg:guidance_scale=1,seg_guidance_scale=4",
-        "slg": "slg:guidance_scale=1,skip_layer_guidance_scale=3",
+        "pag": f"pag:guidance_scale=1,pag_scale=4,pag_applied_layers={LAYERS}",
+        "seg": f"seg:guidance_scale=1,seg_guidance_scale=6,seg_guidance_layers={LAYERS}",
+        "slg": "slg:guidance_scale=1,skip_layer_guidance_scale=4,skip_layer_guidance_start=0,"
+        f"skip_layer_guidance_stop=1,skip_layer_guidance_layers={LAYERS}",
         "auto-guidance": "auto-guidance:guidance_scale=3",
     },
     (PLAIN, "much of it: scale 16"): {
@@ -45,8 +47,8 @@ GUIDERS: dict[tuple[str, str], dict[str, str]] = {
     },
 }
 NEGATIVES = {
-    "a circle on a white background": ("", "red", "blue", "green", "red blue green"),
-    "a red shape on a white background": ("", "cross", "cross square", "small", "left"),
+    "a circle on a white background": ("", "blue", "green", "red blue green"),
+    "a red shape on a white background": ("", "cross", "cross square", "cross triangle"),
 }
 
 Draw = Callable[..., Image.Image]
@@ -117,7 +119,7 @@ def negatives(drawn: Draw) -> Image.Image:
     cells = [(prompt, words) for prompt, several in NEGATIVES.items() for words in several]
     return grid(
         [drawn(prompt, negative_prompt=words) for prompt, words in cells],
-        5,
+        4,
         row_captions=[f"“{prompt}”" for prompt in NEGATIVES],
         cell_captions=[f"not “{words}”" if words else "no negative prompt" for _, words in cells],
         scale=2,
