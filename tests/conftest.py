@@ -57,7 +57,7 @@ def make_followed(folder: Path) -> Path:
     config = unet_config(
         block_out_channels=[8, 16],
         down_block_types=["DownBlock2D"] * 2,
-        up_block_types=["UpBlock2D"] * 2,
+        up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"],
         mid_block_type="UNetMidBlock2D",
     )
     randomise(perfuse.models.UNet2DConditionModel(**config)).save_pretrained(folder / "unet")

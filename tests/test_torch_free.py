@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tests.adapters import write_adapter, write_encoder
+from tests.conftest import needs_exporter
 
 from perfuse import DiffusionPipeline
 
@@ -74,6 +76,40 @@ def test_draws_the_reference_s_picture(
     assert drawn.shape == expected.shape
     assert expected.std() > 5
     assert np.abs(drawn - expected).max() <= 1
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("backend", FORMATS)
+def test_follows_one_picture_and_looks_at_another(
+    checkpoint: Make, tmp_path: Path, backend: str
+) -> None:
+    """A ControlNet and an IP-Adapter, exported with the pipeline."""
+    pytest.importorskip(backend)
+    needs_exporter(FORMATS[backend])
+    config = json.loads((checkpoint("followed") / "unet" / "config.json").read_text())
+    write_adapter(tmp_path / "plain.safetensors", "plain", config)
+    write_encoder(tmp_path / "image_encoder")
+    values = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    followed, seen = (Image.fromarray(one) for one in values)
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("followed"), backend="torch:cpu")
+    pipe.load_ip_adapter(tmp_path, weight_name="plain.safetensors")
+    folder = pipe.export(tmp_path / "export", to=FORMATS[backend])
+    for name, image in (("followed", followed), ("seen", seen)):
+        image.save(tmp_path / f"{name}.png")
+    given = ("--model", folder, "--steps", 2, "--seed", 5, "--json")
+    given = (*given, "--control-image", tmp_path / "followed.png")
+    given = (*given, "--ip-adapter-image", tmp_path / "seen.png")
+    done = run(BLOCKED, "generate", "red", *given, "--output", tmp_path / "out.png")
+    assert done.returncode == 0, done.stderr
+    drawn = np.asarray(Image.open(tmp_path / "out.png")).astype(int)
+
+    def expected(image: Image.Image, prompt: Image.Image) -> np.ndarray:
+        inputs = {"image": image, "ip_adapter_image": prompt, "num_inference_steps": 2, "seed": 5}
+        return np.asarray(pipe("red", **inputs).images[0]).astype(int)
+
+    assert np.abs(drawn - expected(followed, seen)).max() <= 2
+    for other in (expected(seen, seen), expected(followed, followed)):
+        assert np.abs(drawn - other).max() > 2
 
 
 def test_inspect(exported: Export) -> None:

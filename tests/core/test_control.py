@@ -1,5 +1,6 @@
 """ControlNets and T2I-Adapters in a pipeline: what is added, what runs, and what is refused."""
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -265,6 +266,10 @@ def test_no_net_is_left(checkpoint: Make) -> None:
 
 def test_what_is_no_model(checkpoint: Make, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"there is no .*config\.json"):
+        opened(checkpoint("sd1"), controlnet=tmp_path)
+    config = {"_class_name": "ControlNetXSAdapter", "conditioning_channels": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="A ControlNetXSAdapter was given as controlnet, which"):
         opened(checkpoint("sd1"), controlnet=tmp_path)
     with pytest.raises(InputError, match=r"controlnet=3 was given; a model with a config"):
         opened(checkpoint("sd1"), controlnet=3)

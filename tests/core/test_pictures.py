@@ -1,8 +1,10 @@
 """Pictures: by hand, what is refused, files that are whole or absent, and the grid."""
 
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +154,35 @@ def test_a_file_that_is_no_picture_is_named(tmp_path):
         open_picture(tmp_path / "half.png")
     with pytest.raises(InputError, match="cannot be read"):
         open_picture(tmp_path)
+
+
+def test_a_picture_of_400_million_pixels_is_refused_before_it_is_read(tmp_path):
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    chunks = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in ((b"IHDR", header), (b"IDAT", b""))
+    )
+    (tmp_path / "huge.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    with pytest.raises(InputError, match=r"huge\.png has too many pixels .* Make it smaller"):
+        open_picture(tmp_path / "huge.png")
+
+
+def test_a_large_picture_is_not_copied_before_it_is_made_small(monkeypatch):
+    image = Image.new("RGB", (64, 64))
+    monkeypatch.setattr(image, "convert", None)  # a copy of four bytes for each pixel
+    assert preprocess(image, 8, 8).shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("mode", "corner"), [("RGBA", 255), ("P", 255), ("I;16", 255), ("LA", 255), ("1", 255)]
+)
+def test_pictures_of_any_mode(tmp_path, mode, corner):
+    white = Image.new("I;16", (8, 8), 65535) if mode == "I;16" else None
+    white = white or Image.new("RGBA", (8, 8), (255, 255, 255, 9)).convert(mode)
+    white.save(tmp_path / "white.png")
+    image = open_picture(tmp_path / "white.png")
+    assert image.mode == "RGB"
+    assert image.getpixel((0, 0)) == (corner,) * 3
 
 
 # --- saving -----------------------------------------------------------------------------------

@@ -238,3 +238,36 @@ def test_an_export_reads_all_of_it_without_torch(checkpoint: Make, tmp_path: Pat
     assert np.abs(found - wanted).max() <= 2
     other = np.asarray(pipe(prompt, **inputs).images[0]).astype(int)
     assert np.abs(found - other).max() > 2
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize(("backend", "to"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
+def test_every_engine_reads_all_of_it(
+    checkpoint: Make, made_once: Callable[..., Path], backend: str, to: str, exported: bool
+) -> None:
+    pytest.importorskip(backend)
+    needs_exporter(to)
+    folder = checkpoint("words")
+    torch_pipe = DiffusionPipeline.from_pretrained(
+        folder, backend="torch:cpu", transforms=["prompts"]
+    )
+    if exported:
+        folder = made_once(
+            "exports", f"words-prompts-{to}", lambda new: torch_pipe.export(new, to=to)
+        )
+    other = DiffusionPipeline.from_pretrained(folder, backend=backend)
+    calls: list[dict[str, Any]] = [
+        {"prompt": "a <cat> circle"},
+        {"prompt": "red", "negative_prompt": "<cat>", "clip_skip": 1},
+        {"prompt": "a (red:1.4) [circle]" + " on a blue background" * 30, "prompt_syntax": "a1111"},
+        {"prompt": '("a red++ <cat>", "blue").blend(1, 0.5)', "prompt_syntax": "compel"},
+    ]
+    drawn = []
+    for pipe in (torch_pipe, other):
+        pipe.load_textual_inversion({"<cat>": np.stack([VECTOR, VECTOR[::-1]])})
+        given: dict[str, Any] = {"num_inference_steps": 2, "seed": 5, "output_type": "np"}
+        drawn.append([np.asarray(pipe(**one, **given).images) * 255 for one in calls])
+    for wanted, found in zip(*drawn, strict=True):
+        assert np.abs(wanted - found).max() <= 2
+    assert len({array.tobytes() for array in drawn[1]}) == len(calls)

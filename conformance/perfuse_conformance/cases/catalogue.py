@@ -163,7 +163,8 @@ def _all_sizes(spec: PipelineSpec, component: ComponentSpec) -> dict[str, dict[s
         height = _multiple(tall, _pixels(component, "height", scale))
         width = _multiple(wide, _pixels(component, "width", scale))
         dims = spec.latents.dims(height, width)
-        sizes[name] = {**dims, "batch": batch, "sequence": longest}
+        # Of a ControlNet-Union: the pictures that it reads at once.
+        sizes[name] = {**dims, "batch": batch, "sequence": longest, "conditions": min(batch, 2)}
     return sizes
 
 

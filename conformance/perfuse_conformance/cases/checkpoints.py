@@ -20,13 +20,14 @@ __all__ = [
     "make_checkpoint",
     "randomise",
     "unet_config",
+    "union_config",
     "vae_config",
     "write_checker",
     "write_json",
     "write_tokenizer",
 ]
 
-KINDS = ("sd1", "sd1-checked", "sd2", "sdxl", "lcm", "ddpm", "control")
+KINDS = ("sd1", "sd1-checked", "sd2", "sdxl", "lcm", "ddpm", "control", "union")
 
 WORDS = ["a", "the", "red", "green", "blue", "circle", "square", "on", "white", "background"]
 _START, _END = "<|startoftext|>", "<|endoftext|>"
@@ -36,8 +37,8 @@ def make_checkpoint(folder: Path, kind: str = "sd1", *, seed: int = 0) -> Path:
     """Write a checkpoint: Stable Diffusion 1, 2 (v-prediction) or XL, LCM, DDPM. Return its folder.
 
     ``sd1-checked`` has a safety checker, which objects to nothing, and a smaller UNet; ``control`` is
-    Stable Diffusion 1 with two ControlNets. ``latent-upscaler`` and ``depth``, which has
-    an estimator, are not among ``KINDS``: they draw from pictures alone.
+    Stable Diffusion 1 with two ControlNets, ``union`` XL with a ControlNet-Union. ``latent-upscaler``
+    and ``depth``, which has an estimator, are not among ``KINDS``: they draw from pictures alone.
 
     Pictures are 16×16 (latents 8×8), text states 32 wide (XL: 64), prompts 77 tokens.
     """
@@ -51,6 +52,7 @@ def make_checkpoint(folder: Path, kind: str = "sd1", *, seed: int = 0) -> Path:
         "control": _control,
         "latent-upscaler": _latent_upscaler,
         "depth": _depth,
+        "union": _union,
     }[kind]
     return write(Path(folder), seed)
 
@@ -100,6 +102,13 @@ def controlnet_config(unet: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
     """A ControlNet for a UNet of this config; the checkpoints here have two pixels a latent."""
     kept = {n: value for n, value in unet.items() if n not in ("sample_size", "up_block_types")}
     return {**kept, "conditioning_embedding_out_channels": [8, 16], **fields}
+
+
+def union_config(unet: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
+    """A ControlNet-Union for a UNet of this config."""
+    width = unet["block_out_channels"][0]
+    sizes = {"num_trans_channel": width, "num_proj_channel": width, "num_trans_head": 4}
+    return {**controlnet_config(unet), **sizes, **fields}
 
 
 def adapter_config(**fields: Any) -> dict[str, Any]:
@@ -311,6 +320,19 @@ def _latent_upscaler(folder: Path, seed: int) -> Path:
         feature_extractor=...,
         requires_safety_checker=...,
         safety_checker=...,
+    )
+    return folder
+
+
+def _union(folder: Path, seed: int) -> Path:
+    _sdxl(folder, seed)
+    unet = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
+    config = {name: value for name, value in unet.items() if not name.startswith("_")}
+    _write_model(folder / "controlnet", "ControlNetUnionModel", union_config(config), seed + 4)
+    edit_json(
+        folder / "model_index.json",
+        _class_name="StableDiffusionXLControlNetUnionPipeline",
+        controlnet=["diffusers", "ControlNetUnionModel"],
     )
     return folder
 

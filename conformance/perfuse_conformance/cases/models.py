@@ -19,6 +19,7 @@ RANDOM_MODELS: Mapping[str, str] = MappingProxyType(
         "random-lcm": "lcm",
         "random-ddpm": "ddpm",
         "random-control": "control",
+        "random-union": "union",
     }
 )
 

@@ -123,7 +123,7 @@ def preprocess_unit(
         size = _size((images[0].height, images[0].width), height, width, multiple)
         mode = "L" if channels == 1 else "RGB"
         x = np.stack(
-            [np.asarray(_resized(_rgb(one).convert(mode), size, resample)) for one in images]
+            [np.asarray(_resized(_in_mode(_rgb(one), mode), size, resample)) for one in images]
         )
         x = (x if x.ndim == 4 else x[..., None]).astype(np.float32) / np.float32(255)
     return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
@@ -164,10 +164,12 @@ def open_picture(path: str | Path) -> "Image":
             return _rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as exc:
         raise InputError(f"There is no picture at {path}. Check the path.") from exc
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
+    except (OSError, SyntaxError, ValueError) as exc:
         raise InputError(
             f"{path} cannot be read as a picture: {exc}. Give a whole PNG, JPEG or WebP file."
         ) from exc
+    except Image.DecompressionBombError as exc:
+        raise InputError(f"{path} has too many pixels to be read: {exc}. Make it smaller.") from exc
 
 
 def _checked_list(given: Any) -> list[Any]:
@@ -260,7 +262,12 @@ def _rgb(image: "Image") -> "Image":
         values = np.asarray(image).astype(np.int64)
         scaled = values // 256 if values.max(initial=0) > 255 else values
         image = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
-    return image.convert("RGB")
+    return _in_mode(image, "RGB")
+
+
+def _in_mode(image: "Image", mode: str) -> "Image":
+    """Converted, or as it is: Pillow copies it also where there is nothing to convert."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def resize_nearest(x: Float32, height: int, width: int) -> Float32:

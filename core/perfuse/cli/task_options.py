@@ -1,6 +1,6 @@
 """The options of ``perfuse generate`` that are inputs of tasks, made from the tasks' inputs."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +101,7 @@ def fitting(
     given: Mapping[str, Any],
     flags: Collection[str],
     *,
-    options: Iterable[TaskOption],
+    options: Sequence[TaskOption],
     recorded: Mapping[str, Any] | None = None,
     usual: str | None = None,
 ) -> "tuple[Task, dict[str, Any]]":
@@ -118,13 +118,17 @@ def fitting(
         usual: The task to prefer where it fits.
 
     Raises:
-        InputError: no task takes the options that were given.
+        InputError: no task takes the options that were given, or a picture cannot be read.
     """
     fits: dict[str, tuple[Task, dict[str, Any]]] = {}
     refusals = []
+    # A picture that cannot be read is said before any task refuses it.
+    names = [one.parameter for one in options]
+    asked = {name: given[name] for name in names if given.get(name) not in (None, ())}
+    opened = {name: _opened(value) for name, value in asked.items()}
     for task in tasks.values():
         try:
-            inputs = _inputs(task, prompt, given, flags, options)
+            inputs = _inputs(task, prompt, opened, flags, options)
         except InputError as exc:
             refusals.append(exc)
             continue
@@ -149,10 +153,10 @@ def _inputs(
     inputs = {}
     for one in options:
         value, name = given.get(one.parameter), one.name_in(task)
-        if value is None or value == ():
+        if value is None:
             continue
         if name is not None:
-            inputs[name] = _opened(value)
+            inputs[name] = value
         elif one.parameter in flags:
             taken = [other.flag for other in options if other.name_in(task) is not None]
             raise InputError(

@@ -101,7 +101,8 @@ class PipelineManifest:
     optional: tuple[str, ...] = ()
     #: Entries that such a checkpoint may have and that no task here runs.
     unused: tuple[str, ...] = ()
-    #: Components that a user may add to such a pipeline: name to the class that it is with one.
+    #: Components that a user may add to such a pipeline: name to the class that it is with one; or
+    #: to several, by an input of the component, of which the last that it has counts.
     addable: Mapping[str, Any] = field(default_factory=dict)
     #: Defaults of this class for inputs of its tasks.
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -169,78 +169,34 @@ ARGUMENTS = {
             batch_size generator eta num_inference_steps use_clipped_model_output
             output_type
         """,
-        "StableDiffusionPAGPipeline": """
-            prompt height width num_inference_steps timesteps sigmas
-            guidance_scale negative_prompt num_images_per_prompt eta generator
-            latents prompt_embeds negative_prompt_embeds ip_adapter_image
-            ip_adapter_image_embeds output_type
-        """,
-        "StableDiffusionPAGImg2ImgPipeline": """
-            prompt image strength num_inference_steps timesteps sigmas
-            guidance_scale negative_prompt num_images_per_prompt eta generator
-            prompt_embeds negative_prompt_embeds ip_adapter_image
-            ip_adapter_image_embeds output_type
-        """,
-        "StableDiffusionPAGInpaintPipeline": """
-            prompt image mask_image masked_image_latents height width
-            padding_mask_crop strength num_inference_steps timesteps sigmas
-            guidance_scale negative_prompt num_images_per_prompt eta generator
-            latents prompt_embeds negative_prompt_embeds ip_adapter_image
-            ip_adapter_image_embeds output_type
-        """,
-        "StableDiffusionXLPAGPipeline": """
-            prompt prompt_2 height width num_inference_steps timesteps sigmas
-            denoising_end guidance_scale negative_prompt negative_prompt_2
-            num_images_per_prompt eta generator latents prompt_embeds
-            negative_prompt_embeds pooled_prompt_embeds
-            negative_pooled_prompt_embeds ip_adapter_image ip_adapter_image_embeds
-            output_type
-        """,
-        "StableDiffusionXLPAGImg2ImgPipeline": """
-            prompt prompt_2 image strength num_inference_steps timesteps sigmas
-            denoising_start denoising_end guidance_scale negative_prompt
-            negative_prompt_2 num_images_per_prompt eta generator latents
-            prompt_embeds negative_prompt_embeds pooled_prompt_embeds
-            negative_pooled_prompt_embeds ip_adapter_image ip_adapter_image_embeds
-            output_type
-        """,
-        "StableDiffusionXLPAGInpaintPipeline": """
-            prompt prompt_2 image mask_image masked_image_latents height width
-            padding_mask_crop strength num_inference_steps timesteps sigmas
-            denoising_start denoising_end guidance_scale negative_prompt
-            negative_prompt_2 num_images_per_prompt eta generator latents
-            prompt_embeds negative_prompt_embeds pooled_prompt_embeds
-            negative_pooled_prompt_embeds ip_adapter_image ip_adapter_image_embeds
-            output_type
-        """,
     }.items()
 }
-_PAG = {
-    f"{family}{task}Pipeline": f"{family}PAG{task}Pipeline"
-    for family in ("StableDiffusion", "StableDiffusionXL")
-    for task in ("", "Img2Img", "Inpaint")
+_WORDS = ("", "Img2Img", "Inpaint")
+#: Pipeline class to the one whose arguments it has.
+_ALIKE = {
+    f"{family}{more}{word}Pipeline": f"{family}{word}Pipeline"
+    for family, more in (
+        ("StableDiffusion", "PAG"),
+        ("StableDiffusionXL", "PAG"),
+        ("StableDiffusionXLControlNet", "Union"),
+    )
+    for word in _WORDS
 }
-ARGUMENTS |= {pag: ARGUMENTS[plain] for plain, pag in _PAG.items()}
+ARGUMENTS |= {name: ARGUMENTS[like] for name, like in _ALIKE.items()}
+_UNION = "StableDiffusionXLControlNetUnionPipeline"
+ARGUMENTS[_UNION] = tuple(
+    "control_image" if name == "image" else name for name in ARGUMENTS[_UNION]
+)
+_CHECKED = ("", "ControlNet", "PAG")
 #: Pipeline classes that also return whether a safety checker objected to the pictures.
 CHECKED = frozenset(
     (
-        "StableDiffusionPAGPipeline",
-        "StableDiffusionPAGImg2ImgPipeline",
-        "StableDiffusionPAGInpaintPipeline",
-        "StableDiffusionPipeline",
-        "StableDiffusionImg2ImgPipeline",
-        "StableDiffusionInpaintPipeline",
+        *(f"StableDiffusion{kind}{word}Pipeline" for kind in _CHECKED for word in _WORDS),
         "StableDiffusionUpscalePipeline",
         "StableDiffusionInstructPix2PixPipeline",
         "StableDiffusionImageVariationPipeline",
-        "StableDiffusionControlNetPipeline",
-        "StableDiffusionControlNetImg2ImgPipeline",
-        "StableDiffusionControlNetInpaintPipeline",
         "LatentConsistencyModelPipeline",
         "LatentConsistencyModelImg2ImgPipeline",
-        "StableDiffusionPAGPipeline",
-        "StableDiffusionPAGImg2ImgPipeline",
-        "StableDiffusionPAGInpaintPipeline",
     )
 )
 

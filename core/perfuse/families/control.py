@@ -1,68 +1,77 @@
-"""Stable Diffusion 1, 2 and XL with ControlNets or T2I-Adapters."""
+"""Stable Diffusion 1, 2 and XL with ControlNets, ControlNet-Unions or T2I-Adapters."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from perfuse.contract.hooks import PipelineManifest
 
-__all__ = ["PIPELINES"]
+__all__ = ["PIPELINES", "controlnets_xl"]
 
+_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 _NEEDS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _NEEDS_XL = ("unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler")
-_OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 _CLIPPED = {"steps_offset": 1, "clip_sample": False}
-_CONTROLNET = "perfuse.tasks.controlnet:CONTROLNET_"
-_ADAPTER = "perfuse.tasks.adapter:ADAPTER_"
+#: The word for a task in a class's name, to the task and the name of its object.
+_TASKS = {
+    "": ("text-to-image", "TO_IMAGE"),
+    "Img2Img": ("image-to-image", "IMAGE_TO_IMAGE"),
+    "Inpaint": ("inpainting", "INPAINTING"),
+}
 
-_TEXT = {"text-to-image": f"{_CONTROLNET}TO_IMAGE"}
-_IMAGE = {"image-to-image": f"{_CONTROLNET}IMAGE_TO_IMAGE"}
-_INPAINT = {"inpainting": f"{_CONTROLNET}INPAINTING"}
-_TEXT_XL = {"text-to-image": f"{_CONTROLNET}TO_IMAGE_XL"}
-_IMAGE_XL = {"image-to-image": f"{_CONTROLNET}IMAGE_TO_IMAGE_XL"}
-_INPAINT_XL = {"inpainting": f"{_CONTROLNET}INPAINTING_XL"}
 
-_CONTROLNETS = tuple(
-    PipelineManifest(
-        class_name=class_name,
-        tasks=tasks,
+def controlnets_xl(word: str) -> dict[str, str]:
+    """The classes of SD XL for a task that nets are added to, by an input that only such a net has."""
+    return {
+        "control_image": f"StableDiffusionXLControlNet{word}Pipeline",
+        "control_modes": f"StableDiffusionXLControlNetUnion{word}Pipeline",
+    }
+
+
+def _classes(name: str, tasks: str, **settings: Any) -> tuple[PipelineManifest, ...]:
+    """A class for each task, ``name`` with the task's word in it; the first has all tasks."""
+    every = {task: tasks.format(end) for task, end in _TASKS.values()}
+    return tuple(
+        PipelineManifest(
+            class_name=name.format(word),
+            tasks={task: every[task]} if word else every,
+            optional=_OPTIONAL,
+            **settings,
+            addable={"controlnet": controlnets_xl(word) if "XL" in name else name.format(word)},
+        )
+        for word, (task, _) in _TASKS.items()
+    )
+
+
+def _adapters(
+    name: str, task: str, needs: tuple[str, ...], corrects: Mapping[str, Any]
+) -> PipelineManifest:
+    return PipelineManifest(
+        class_name=name,
+        tasks={"text-to-image": f"perfuse.tasks.adapter:{task}"},
+        needs=(*needs, "adapter"),
+        optional=_OPTIONAL,
+        addable={"adapter": name},
+        corrects=corrects,
+    )
+
+
+PIPELINES = (
+    *_classes(
+        "StableDiffusionControlNet{}Pipeline",
+        "perfuse.tasks.controlnet:CONTROLNET_{}",
         needs=(*_NEEDS, "controlnet"),
-        optional=_OPTIONAL,
-        addable={"controlnet": class_name},
         corrects=_CLIPPED,
-    )
-    for class_name, tasks in {
-        "StableDiffusionControlNetPipeline": {**_TEXT, **_IMAGE, **_INPAINT},
-        "StableDiffusionControlNetImg2ImgPipeline": _IMAGE,
-        "StableDiffusionControlNetInpaintPipeline": _INPAINT,
-    }.items()
-)
-_CONTROLNETS_XL = tuple(
-    PipelineManifest(
-        class_name=class_name,
-        tasks=tasks,
+    ),
+    *_classes(
+        "StableDiffusionXLControlNet{}Pipeline",
+        "perfuse.tasks.controlnet:CONTROLNET_{}_XL",
         needs=(*_NEEDS_XL, "controlnet"),
-        optional=_OPTIONAL,
-        addable={"controlnet": class_name},
-    )
-    for class_name, tasks in {
-        "StableDiffusionXLControlNetPipeline": {**_TEXT_XL, **_IMAGE_XL, **_INPAINT_XL},
-        "StableDiffusionXLControlNetImg2ImgPipeline": _IMAGE_XL,
-        "StableDiffusionXLControlNetInpaintPipeline": _INPAINT_XL,
-    }.items()
-)
-_ADAPTERS = (
-    PipelineManifest(
-        class_name="StableDiffusionAdapterPipeline",
-        tasks={"text-to-image": f"{_ADAPTER}TO_IMAGE"},
-        needs=(*_NEEDS, "adapter"),
-        optional=_OPTIONAL,
-        addable={"adapter": "StableDiffusionAdapterPipeline"},
-        corrects=_CLIPPED,
     ),
-    PipelineManifest(
-        class_name="StableDiffusionXLAdapterPipeline",
-        tasks={"text-to-image": f"{_ADAPTER}TO_IMAGE_XL"},
-        needs=(*_NEEDS_XL, "adapter"),
-        optional=_OPTIONAL,
-        addable={"adapter": "StableDiffusionXLAdapterPipeline"},
+    *_classes(
+        "StableDiffusionXLControlNetUnion{}Pipeline",
+        "perfuse.tasks.controlnet_union:UNION_{}_XL",
+        needs=(*_NEEDS_XL, "controlnet"),
     ),
+    _adapters("StableDiffusionAdapterPipeline", "ADAPTER_TO_IMAGE", _NEEDS, _CLIPPED),
+    _adapters("StableDiffusionXLAdapterPipeline", "ADAPTER_TO_IMAGE_XL", _NEEDS_XL, {}),
 )
-
-PIPELINES = (*_CONTROLNETS, *_CONTROLNETS_XL, *_ADAPTERS)

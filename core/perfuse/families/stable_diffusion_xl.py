@@ -1,6 +1,9 @@
 """Stable Diffusion XL and its refiner."""
 
+from typing import Any
+
 from perfuse.contract.hooks import PipelineManifest
+from perfuse.families.control import controlnets_xl
 
 __all__ = ["PIPELINES"]
 
@@ -11,14 +14,13 @@ _EDIT = {"instruct-pix2pix": "perfuse.tasks.instruct_pix2pix:INSTRUCT_PIX2PIX_XL
 _NEEDS = ("unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler")  # the refiner has no other
 _OPTIONAL = ("feature_extractor", "image_encoder")
 
-_CONTROLNET = "StableDiffusionXLControlNet"
-_ADDABLE = {
+_ADDABLE: dict[str, dict[str, Any]] = {
     "StableDiffusionXLPipeline": {
-        "controlnet": f"{_CONTROLNET}Pipeline",
+        "controlnet": controlnets_xl(""),
         "adapter": "StableDiffusionXLAdapterPipeline",
     },
-    "StableDiffusionXLImg2ImgPipeline": {"controlnet": f"{_CONTROLNET}Img2ImgPipeline"},
-    "StableDiffusionXLInpaintPipeline": {"controlnet": f"{_CONTROLNET}InpaintPipeline"},
+    "StableDiffusionXLImg2ImgPipeline": {"controlnet": controlnets_xl("Img2Img")},
+    "StableDiffusionXLInpaintPipeline": {"controlnet": controlnets_xl("Inpaint")},
 }
 
 PIPELINES = tuple(

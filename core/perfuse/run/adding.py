@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,8 @@ def extended(
         found = _found(part, given, variant, offline)
         models |= {name: model for name, (_, model) in found.items()}
         components = fitted({**kept, **{name: one for name, (one, _) in found.items()}})
-        class_name = str(pipeline_manifest(spec.class_name).addable[part])
+        added = [one for one, _ in found.values()]
+        class_name = _class_with(pipeline_manifest(spec.class_name).addable[part], added, part)
         spec = dataclasses.replace(
             spec,
             class_name=class_name,
@@ -92,6 +93,24 @@ def extended(
         models=models,
         variant=variant,
     )
+
+
+def _class_with(taken: str | Mapping[str, str], added: Sequence[ComponentSpec], part: str) -> str:
+    """The pipeline class for the components that are added.
+
+    Raises:
+        InputError: they are of two kinds, which no pipeline class takes together.
+    """
+    if isinstance(taken, str):
+        return taken
+    fitting = [[taken[name] for name in taken if one.signature.input(name)] for one in added]
+    names = {classes[-1] if classes else "" for classes in fitting}
+    if len(names) > 1 or "" in names:
+        raise InputError(
+            f"{', '.join(one.class_name for one in added)} was given as {part}; the pipelines with "
+            f"one are {', '.join(taken.values())}. Give models of one kind that one of these takes."
+        )
+    return names.pop()
 
 
 def _is(name: str, part: str) -> bool:
@@ -142,7 +161,12 @@ def _described(part: str, name: str, model: Any) -> tuple[ComponentSpec, ...]:
         own: Any = getattr(model, "config", None)
         class_name, where = type(model).__name__, None
         config = dict(own.to_dict() if hasattr(own, "to_dict") else own or {})
-    if not is_known(class_name) or not config:
+    if config and class_name and not is_known(class_name):
+        raise InputError(
+            f"A {class_name} was given as {part}, which perfuse does not know. Give a model of a "
+            "class that it knows, its folder or Hub id; or use it in Diffusers."
+        )
+    if not config or not class_name:
         raise InputError(
             f"{part}={model!r} was given; a model with a config, its folder or Hub id, or a list of "
             "these was expected."

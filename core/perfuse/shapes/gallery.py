@@ -1,5 +1,6 @@
-"""Draws the pictures of docs/pictures.md with the bundled model: `python -m perfuse.shapes.gallery`."""
+"""Draws pictures of the documentation with the bundled model: `python -m perfuse.shapes.gallery`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,48 @@ STRENGTHS = (0.3, 0.5, 0.7, 0.9)
 #: The part that is masked: left, top, right, bottom.
 BOX = (36, 36, 64, 64)
 
+#: Two prompts: one that leaves much open, and one that much guidance overdoes.
+OPEN, PLAIN = "a shape", "a large cross on a gray background"
+LAYERS = "down_blocks+up_blocks"
+#: Rows by prompt and caption: guiders as ``--guider`` names them, by the captions of the pictures.
+GUIDERS: dict[tuple[str, str], dict[str, str]] = {
+    (OPEN, "classifier-free guidance"): {
+        f"scale {scale}": f"classifier-free:guidance_scale={scale}" for scale in (1, 2, 4, 8, 16)
+    },
+    (OPEN, "away from a worse version of the denoiser"): {
+        "none": "none",
+        "pag": f"pag:guidance_scale=1,pag_scale=4,pag_applied_layers={LAYERS}",
+        "seg": f"seg:guidance_scale=1,seg_guidance_scale=6,seg_guidance_layers={LAYERS}",
+        "slg": "slg:guidance_scale=1,skip_layer_guidance_scale=4,skip_layer_guidance_start=0,"
+        f"skip_layer_guidance_stop=1,skip_layer_guidance_layers={LAYERS}",
+        "auto-guidance": "auto-guidance:guidance_scale=3",
+    },
+    (PLAIN, "much of it: scale 16"): {
+        "classifier-free": "classifier-free:guidance_scale=16",
+        "apg": "apg:guidance_scale=16,eta=0",
+        "cfg-zero-star": "cfg-zero-star:guidance_scale=16",
+        "tcfg": "tcfg:guidance_scale=16",
+        "mambo-g": "mambo-g:guidance_scale=16",
+    },
+    (PLAIN, "classifier-free with scale 16, at some steps"): {
+        f"{start} to {stop}": f"classifier-free:guidance_scale=16,start={start},stop={stop}"
+        for start, stop in ((0, 0.25), (0.25, 0.75), (0.5, 1), (0.75, 1), (0, 1))
+    },
+}
+NEGATIVES = {
+    "a circle on a white background": ("", "blue", "green", "red blue green"),
+    "a red shape on a white background": ("", "cross", "cross square", "cross triangle"),
+}
+
+Draw = Callable[..., Image.Image]
+
 
 @click.command()
-@click.option("--output", type=click.Path(path_type=Path), default=Path("docs/pictures.png"))
+@click.option("--output", type=click.Path(path_type=Path), default=Path("docs"), help="A folder.")
 @click.option("--backend", default="torch:cpu", show_default=True)
-def main(output: Path, backend: str) -> None:
-    """Draw image to image and inpainting at several strengths, and guidance at several scales."""
+@click.option("--sheet", "names", multiple=True, help="Of pictures, guidance, negative-prompts.")
+def main(output: Path, backend: str, names: tuple[str, ...]) -> None:
+    """Draw image to image and inpainting, guiders, and negative prompts: a sheet each."""
     pipe = DiffusionPipeline.from_pretrained(backend=backend)
     given: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 3.0, "seed": 3}
 
@@ -30,6 +67,14 @@ def main(output: Path, backend: str) -> None:
         image: Image.Image = pipe(prompt, **{**given, **more}).images[0]
         return image
 
+    for name in names or SHEETS:
+        path = output / f"{name}.png"
+        save_png(SHEETS[name](drawn), path, metadata=False)
+        click.echo(path)
+
+
+def strengths(drawn: Draw) -> Image.Image:
+    """Image to image and inpainting at several strengths."""
     start = drawn(START)
     small = drawn("a small red circle at the top left on a white background")
     mask = Image.new("L", start.size, 0)
@@ -44,15 +89,48 @@ def main(output: Path, backend: str) -> None:
             *(drawn(BESIDE, image=small, mask_image=mask, strength=one) for one in STRENGTHS),
         ],
     }
-    picture = grid(
+    return grid(
         [image for row in rows.values() for image in row],
         1 + len(STRENGTHS),
         row_captions=list(rows),
         column_captions=["to start from", *(f"strength {one}" for one in STRENGTHS)],
         scale=2,
     )
-    save_png(picture, output, metadata=False)
-    click.echo(output)
+
+
+def guiders(drawn: Draw) -> Image.Image:
+    """Two prompts by each guider."""
+    cells = [
+        (prompt, caption, text)
+        for (prompt, _), row in GUIDERS.items()
+        for caption, text in row.items()
+    ]
+    return grid(
+        [drawn(p, guider=text, num_inference_steps=8, seed=1) for p, _, text in cells],
+        5,
+        row_captions=[f"“{prompt}”: {how}" for prompt, how in GUIDERS],
+        cell_captions=[caption for _, caption, _ in cells],
+        scale=2,
+    )
+
+
+def negatives(drawn: Draw) -> Image.Image:
+    """Prompts that leave something open, with negative prompts that narrow it."""
+    cells = [(prompt, words) for prompt, several in NEGATIVES.items() for words in several]
+    return grid(
+        [drawn(prompt, negative_prompt=words) for prompt, words in cells],
+        4,
+        row_captions=[f"“{prompt}”" for prompt in NEGATIVES],
+        cell_captions=[f"not “{words}”" if words else "no negative prompt" for _, words in cells],
+        scale=2,
+    )
+
+
+SHEETS: dict[str, Callable[[Draw], Image.Image]] = {
+    "pictures": strengths,
+    "guidance": guiders,
+    "negative-prompts": negatives,
+}
 
 
 if __name__ == "__main__":

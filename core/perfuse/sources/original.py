@@ -211,7 +211,11 @@ def _averaged(name: str) -> str:
 
 
 def _are_vectors(header: Header) -> bool:
-    return all(len(shape) <= 2 for _, shape in header.shapes.values())
+    """Whether tensors are vectors or rows of them, and none is a layer's by its name."""
+    layers = (".weight", ".bias")
+    return all(
+        len(shape) <= 2 and not name.endswith(layers) for name, (_, shape) in header.shapes.items()
+    )
 
 
 def _groups(names: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from perfuse.arrays import concatenate, is_torch, place, zeros
 from perfuse.contract.backend import Program
 from perfuse.contract.control import Call, Control
+from perfuse.contract.guider import Moment
 from perfuse.contract.spec import Array, ComponentSpec, Role
 from perfuse.contract.steps import REQUIRED, Input, Picture, State, Task, Tools, step
 from perfuse.errors import InputError
@@ -34,8 +35,15 @@ __all__ = [
     "CONTROLNET_INPAINTING_XL",
     "CONTROLNET_TO_IMAGE",
     "CONTROLNET_TO_IMAGE_XL",
+    "CONTROL_IMAGE",
+    "CONTROL_INPUTS",
     "ControlNet",
+    "check_interval",
+    "nets_of",
+    "positive_only",
+    "residual_scales",
     "with_controlnet",
+    "within",
 ]
 
 
@@ -44,8 +52,8 @@ class ControlNet(Control):
     """One net with its picture: it runs at the steps of its interval, and not at the others."""
 
     component: str
-    #: The pictures to follow, [pictures, C, H, W] in [0, 1], on the component's device.
-    image: Array
+    #: Its own inputs, each [pictures, …], on its device: ``control_image``, in [0, 1], …
+    given: Mapping[str, Array]
     #: Times each residual, in the order of the component's outputs.
     scales: tuple[float, ...]
     #: The fractions of the loop between which it runs.
@@ -55,8 +63,7 @@ class ControlNet(Control):
     positive_only: bool
 
     def inputs(self, tools: Tools, call: Call) -> Mapping[str, Array]:
-        index, total = call.moment.index, call.moment.total
-        if index / total < self.start or (index + 1) / total > self.stop or not any(self.scales):
+        if not within(call.moment, self.start, self.stop) or not any(self.scales):
             return {}
         follows = [not self.positive_only or b.condition == "positive" for b in call.branches]
         if not any(follows):
@@ -65,10 +72,11 @@ class ControlNet(Control):
         there = call.sample.device if is_torch(call.sample) else None
         given = {
             name: _chosen(array, follows, call.pictures)
-            for name, array in self._given(program, call).items()
+            for name, array in self._taken(program, call).items()
         }
         items = len(given["sample"])
-        given["control_image"] = concatenate([self.image] * (items // call.pictures))
+        for name, array in self.given.items():
+            given[name] = concatenate([array] * (items // call.pictures))
         scales = np.repeat(np.asarray([self.scales], dtype=np.float32), items, axis=0)
         given["residual_scales"] = place(scales, program.torch_device)
         return {
@@ -76,7 +84,7 @@ class ControlNet(Control):
             for name, array in program(**given).items()
         }
 
-    def _given(self, program: Program, call: Call) -> dict[str, Array]:
+    def _taken(self, program: Program, call: Call) -> dict[str, Array]:
         """The denoiser's inputs that the net takes too, on its device."""
         given = {**call.inputs, "sample": call.sample, "timestep": call.timesteps}
         return {
@@ -84,6 +92,11 @@ class ControlNet(Control):
             for name in program.signature.input_names
             if name in given
         }
+
+
+def within(moment: Moment, start: float, stop: float) -> bool:
+    """Whether a step lies in an interval of the loop, given by fractions of it."""
+    return moment.index / moment.total >= start and (moment.index + 1) / moment.total <= stop
 
 
 def _chosen(array: Array, follows: Sequence[bool], pictures: int) -> Array:
@@ -105,19 +118,31 @@ def _spread(array: Array, follows: Sequence[bool], pictures: int) -> Array:
     )
 
 
-def nets_of(tools: Tools) -> tuple[ComponentSpec, ...]:
+def nets_of(tools: Tools, *, union: bool = False) -> tuple[ComponentSpec, ...]:
     """The controls that run at each step of the loop.
 
+    Args:
+        tools: The pipeline.
+        union: Whether the task can tell a net the kinds of its pictures.
+
     Raises:
-        InputError: there are none.
+        InputError: there are none, or they are told kinds of pictures and the task tells none, or
+            the other way round.
     """
+    kind = f"ControlNet{'-Union' * union}"
     nets = tuple(n for n in tools.spec.having(Role.CONTROL) if n.signature.input("timestep"))
     if not nets:
         raise InputError(
-            f"{tools.spec.class_name} has no ControlNet here; it has "
+            f"{tools.spec.class_name} has no {kind} here; it has "
             f"{', '.join(tools.spec.components)}. Open it with one: "
             "from_pretrained(MODEL, controlnet=FOLDER), or --controlnet FOLDER."
         )
+    for net in nets:
+        if (net.signature.input("control_modes") is not None) != union:
+            raise InputError(
+                f"{net.name} is a {net.class_name}; {tools.spec.class_name} takes a {kind} there. "
+                "Open the model with one of that kind."
+            )
     return nets
 
 
@@ -141,32 +166,45 @@ def read_controls(
     starts = one_each(control_guidance_start, nets, "control_guidance_start")
     stops = one_each(control_guidance_end, nets, "control_guidance_end")
     for start, stop in zip(starts, stops, strict=True):
-        _check_interval(start, stop)
+        check_interval(start, stop)
     if box is not None:
         control_image = cropped(control_image, box, (height, width))
     pictures = pictures_for(
         control_image, nets, prompts=count, times=num_images_per_prompt, size=(height, width)
     )
-    # As in Diffusers, a first net that gives one value a channel sets this for all.
-    positive_only = guess_mode or _pools(nets[0])
-    controls = []
-    for i, net in enumerate(nets):
-        level = np.full(len(net.signature.outputs), strengths[i], dtype=np.float32)
-        if positive_only and not _pools(net):
-            level *= np.logspace(-1, 0, len(level), dtype=np.float32)
-        control = ControlNet(
-            component=net.name,
-            image=place(pictures[i], tools.program(net.name).torch_device),
-            scales=tuple(float(one) for one in level),
-            start=starts[i],
-            stop=stops[i],
-            positive_only=positive_only,
+    program = tools.program
+    return {
+        "controls": tuple(
+            ControlNet(
+                component=net.name,
+                given={"control_image": place(pictures[i], program(net.name).torch_device)},
+                scales=residual_scales(nets, net, strengths[i], guess_mode),
+                start=starts[i],
+                stop=stops[i],
+                positive_only=positive_only(nets, guess_mode),
+            )
+            for i, net in enumerate(nets)
         )
-        controls.append(control)
-    return {"controls": tuple(controls)}
+    }
 
 
-def _check_interval(start: Any, stop: Any) -> None:
+def positive_only(nets: Sequence[ComponentSpec], guess_mode: bool) -> bool:
+    """Whether nets run for the prompt alone: as in Diffusers, a first net that pools does so."""
+    return guess_mode or _pools(nets[0])
+
+
+def residual_scales(
+    nets: Sequence[ComponentSpec], net: ComponentSpec, strength: float, guess_mode: bool
+) -> tuple[float, ...]:
+    """What each residual of a net is multiplied by."""
+    scales = np.full(len(net.signature.outputs), strength, dtype=np.float32)
+    if positive_only(nets, guess_mode) and not _pools(net):
+        scales *= np.logspace(-1, 0, len(scales), dtype=np.float32)
+    return tuple(float(one) for one in scales)
+
+
+def check_interval(start: Any, stop: Any) -> None:
+    """Raise ``InputError`` unless two fractions of the steps are an interval of some length."""
     check_fraction("control_guidance_start", start)
     check_fraction("control_guidance_end", stop)
     if start >= stop:
@@ -181,7 +219,7 @@ def _pools(net: ComponentSpec) -> bool:
     return net.signature.outputs[0].shape[2:] == (1, 1)
 
 
-_INPUTS = {
+CONTROL_INPUTS = {
     "controlnet_conditioning_scale": Input(
         default=1.0,
         kind=float,
@@ -198,7 +236,7 @@ _INPUTS = {
         default=1.0, kind=float, option="--control-end", help="Fraction of the steps, 0 to 1."
     ),
 }
-_PICTURE = Input(
+CONTROL_IMAGE = Input(
     default=REQUIRED,
     kind=Picture,
     option="--control-image",
@@ -209,14 +247,19 @@ _PICTURE = Input(
 
 def with_controlnet(task: Task, **defaults: Any) -> Task:
     """A task that starts from a picture, with ``control_image`` as one more: to follow."""
-    inputs = {**task.inputs, "control_image": _PICTURE, **_INPUTS}
+    inputs = {**task.inputs, "control_image": CONTROL_IMAGE, **CONTROL_INPUTS}
     changed = replace(task, inputs=inputs).insert(read_controls, before="prepare_schedule")
     return changed.with_defaults(defaults)
 
 
 def _from_text(task: Task) -> Task:
     """Text to image, where the picture to follow is the only one."""
-    inputs = {"prompt": task.inputs["prompt"], "image": _PICTURE, **task.inputs, **_INPUTS}
+    inputs = {
+        "prompt": task.inputs["prompt"],
+        "image": CONTROL_IMAGE,
+        **task.inputs,
+        **CONTROL_INPUTS,
+    }
     steps = (take_image, *task.steps)
     return (
         replace(task, inputs=inputs, steps=steps)

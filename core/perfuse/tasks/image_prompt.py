@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from perfuse.arrays import place, to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array, ComponentSpec, Role
-from perfuse.contract.steps import Input, State, Tools, step
+from perfuse.contract.steps import Input, Picture, State, Tools, step
 from perfuse.errors import InputError
 
 __all__ = ["IMAGE_PROMPT", "SCALES", "encode_image_prompt"]
@@ -26,7 +26,10 @@ _MASKS = "ip_adapter_masks"
 
 IMAGE_PROMPT = {
     "ip_adapter_image": Input(
-        help="An image prompt, or a list: one, or several, for each adapter."
+        kind=Picture,
+        option="--ip-adapter-image",
+        several=True,
+        help="An image prompt, or a list: one, or several, for each adapter.",
     ),
     "ip_adapter_image_embeds": Input(
         help="For each adapter its images' embeddings [2, N, D], those of no image first."

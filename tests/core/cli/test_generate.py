@@ -133,6 +133,12 @@ def test_pictures_that_cannot_be_drawn_again(checkpoint: Make) -> None:
     assert "parameters" not in Image.open("plain.png").info
 
 
+def test_a_picture_that_cannot_be_read_is_said_before_a_task_refuses_it(checkpoint: Make) -> None:
+    Path("text.png").write_text("hello")
+    given = ("generate", "--model", checkpoint("tiny"), "--image", "text.png")
+    refused(perfuse(*given), "text.png cannot be read as a picture")
+
+
 def forged(checkpoint: Make, **fields: Any) -> Path:
     """A picture whose metadata somebody changed."""
     import dataclasses

@@ -295,6 +295,10 @@ def test_a_truncated_file(tensors: Tensors, write: Write) -> None:
     [
         (["lora_unet_mid.lora_down.weight", "lora_unet_mid.lora_up.weight"], "is a LoRA"),
         (["emb_params"], "is an embedding"),
+        (
+            ["blocks.0.attn.weight", "head.weight"],
+            r"Considered were Stable Diffusion 1, .* has not",
+        ),
         (["clip_l", "clip_g"], "is an embedding"),
         (["control_model.input_blocks.0.0.weight"] * 5, "is a ControlNet"),
         (["down_blocks.0.resnets.0.conv1.weight"] * 5, "is in Diffusers' layout"),

@@ -79,11 +79,8 @@ class ControlNetConfig(UNet2DConditionConfig):
 def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
     """A ControlNet: the denoiser's inputs and a picture in, residuals for the denoiser out."""
     net = ControlNetConfig.from_dict(config)
-    outputs = residuals(net)
-    if net.global_pool_conditions:
-        outputs = tuple(dataclasses.replace(one, shape=(*one.shape[:2], 1, 1)) for one in outputs)
     picture = floating("control_image", "batch", net.conditioning_channels, "height", "width")
-    return (described(name, folder, net, config, (picture,), outputs),)
+    return (described(name, folder, net, config, (picture,)),)
 
 
 def fit(spec: ComponentSpec, others: Mapping[str, ComponentSpec]) -> ComponentSpec:
@@ -97,9 +94,11 @@ def described(
     net: ControlNetConfig,
     config: Mapping[str, Any],
     pictures: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
 ) -> ComponentSpec:
     """The description of a class of ControlNet that takes these inputs besides the denoiser's."""
+    outputs = residuals(net)
+    if net.global_pool_conditions:
+        outputs = tuple(dataclasses.replace(one, shape=(*one.shape[:2], 1, 1)) for one in outputs)
     pixels = 2 ** (len(net.embedding_channels) - 1)  # per latent
     return ComponentSpec(
         name=name,

@@ -208,8 +208,13 @@ class ControlNet(nn.Module):
         down, mid = self.model(
             **named, controlnet_cond=picture, added_cond_kwargs=added, return_dict=False
         )
-        each = scales.to(mid.dtype)[..., None, None, None].unbind(1)
-        return tuple(residual * scale for residual, scale in zip((*down, mid), each, strict=True))
+        return times_scales([*down, mid], scales)
+
+
+def times_scales(residuals: list[Tensor], scales: Tensor) -> tuple[Tensor, ...]:
+    """Residuals [B, C, h, w] times their scales [B, residuals]."""
+    each = scales.to(residuals[0].dtype)[..., None, None, None].unbind(1)
+    return tuple(one * scale for one, scale in zip(residuals, each, strict=True))
 
 
 def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
