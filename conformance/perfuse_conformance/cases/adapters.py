@@ -1,17 +1,19 @@
-"""Small random IP-Adapters, in the layout of their authors."""
+"""Small random IP-Adapters, in the layout of their authors, and the image encoder before them."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from perfuse.models.ip_adapter.description import cross_attentions
-from perfuse_conformance.checkpoints import randomise
+from perfuse_conformance.cases.checkpoint_parts import randomise
+
+__all__ = ["EMBED", "STATES", "write_adapter", "write_image_encoder"]
 
 #: The widths of the image encoder's embedding and states.
 EMBED, STATES = 16, 32
 
 
-def write_encoder(folder: Path) -> None:
+def write_image_encoder(folder: Path, *, projection_dim: int = EMBED, seed: int = 9) -> None:
     """An image encoder for pictures of 24×24."""
     import perfuse.models
 
@@ -23,9 +25,9 @@ def write_encoder(folder: Path) -> None:
         num_attention_heads=4,
         image_size=24,
         patch_size=8,
-        projection_dim=EMBED,
+        projection_dim=projection_dim,
     )
-    randomise(model, 9).save_pretrained(folder)
+    randomise(model, seed).save_pretrained(folder)
 
 
 def write_adapter(file: Path, kind: str, config: Mapping[str, Any], seed: int = 0) -> Path:
