@@ -36,7 +36,8 @@ def make_checkpoint(folder: Path, kind: str = "sd1", *, seed: int = 0) -> Path:
     with a safety checker, which objects to nothing, and a smaller UNet, and ``sd1-strict`` with one
     that objects to some pictures. Models that look at pictures: ``inpaint``, ``pix2pix``, ``depth``,
     ``upscale``, ``variation``. With a part more: ``control`` (two ControlNets), ``adapter`` (a
-    T2I-Adapter, and the tiny autoencoder), ``ip-adapter`` (two, in a folder of their own).
+    T2I-Adapter, and the tiny autoencoder), ``ip-adapter`` (two, in a folder of their own);
+    ``edited``, with a smaller UNet, inpaints as a ControlNet says.
 
     Pictures are 16×16 (latents 8×8), text states 32 wide (XL: 64), prompts 77 tokens.
     """
@@ -244,6 +245,24 @@ def _variation(folder: Path, seed: int) -> Path:
     )
 
 
+def _edited(folder: Path, seed: int) -> Path:
+    """A mask and a masked picture, a ControlNet, attention in the middle alone: small, for tests."""
+    config = unet_config(
+        in_channels=9,
+        block_out_channels=[8, 16],
+        down_block_types=["DownBlock2D"] * 2,
+        up_block_types=["UpBlock2D"] * 2,
+    )
+    _sd1(folder, seed, **config)
+    net = controlnet_config(config, in_channels=4)  # it reads the latents alone
+    write_model(folder / "controlnet", "ControlNetModel", net, seed + 4)
+    return _of_class(
+        folder,
+        "StableDiffusionControlNetInpaintPipeline",
+        controlnet=["diffusers", "ControlNetModel"],
+    )
+
+
 def _adapter(folder: Path, seed: int) -> Path:
     _sd1(folder, seed)
     write_model(folder / "adapter", "T2IAdapter", adapter_config(), seed + 4)
@@ -306,6 +325,7 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "upscale": _upscale,
         "variation": _variation,
         "control": _control,
+        "edited": _edited,
         "adapter": _adapter,
         "ip-adapter": _ip_adapter,
     }

@@ -72,10 +72,9 @@ def _runs(spec: PipelineSpec, task: Task) -> bool:
 
 
 def _starts_from_pictures(task: Task) -> bool:
-    """Whether a picture is more than something to follow on the way."""
-    return "image" in task.inputs and not {"adapter_conditioning_scale", "guess_mode"} & set(
-        task.inputs
-    )
+    """Whether ``image`` is more than a picture to follow on the way."""
+    follows = "guess_mode" in task.inputs or "adapter_conditioning_scale" in task.inputs
+    return "image" in task.inputs and (not follows or "control_image" in task.inputs)
 
 
 class _Given:
@@ -119,14 +118,12 @@ class _Given:
         prompts = self.spec.having(Role.IMAGE_PROJECTION)
         image = {"picture": number, "size": shown}
         pictures = {
-            "image": image if _starts_from_pictures(task) or follow is None else follow,
+            "image": image if _starts_from_pictures(task) else follow,
             "control_image": follow,
             "mask_image": {"mask": number, "size": size},
             "depth_map": {"depth": number, "size": size},
             "ip_adapter_image": [{"picture": 50 + i, "size": size} for i, _ in enumerate(prompts)],
         }
-        if "control_image" in task.inputs:
-            pictures["image"] = image
         return {name: value for name, value in pictures.items() if value not in (None, [])}
 
 

@@ -51,6 +51,7 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-control": RandomModel(kind="control"),
         "random-adapter": RandomModel(kind="adapter"),
         "random-ip-adapter": RandomModel(kind="ip-adapter"),
+        "random-edited": RandomModel(kind="edited", transforms=_WORSE[:1]),
         "random-guided": RandomModel(kind="sd1", transforms=_WORSE),
         "random-steered": RandomModel(kind="sd1", transforms=_STEERED),
     }
