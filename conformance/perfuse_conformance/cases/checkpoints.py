@@ -33,11 +33,12 @@ def make_checkpoint(folder: Path, kind: str = "sd1", *, seed: int = 0) -> Path:
     """Write a checkpoint of one of ``KINDS``. Return its folder.
 
     ``sd1`` and ``sd2`` (v-prediction), ``sdxl`` and its ``refiner``, ``lcm``, ``ddpm``; ``sd1-checked``
-    with a safety checker, which objects to nothing, and a smaller UNet, and ``sd1-strict`` with one
-    that objects to some pictures. Models that look at pictures: ``inpaint``, ``pix2pix``, ``depth``,
-    ``upscale``, ``variation``. With a part more: ``control`` (two ControlNets), ``adapter`` (a
-    T2I-Adapter, and the tiny autoencoder), ``ip-adapter`` (two, in a folder of their own);
-    ``edited``, with a smaller UNet, inpaints as a ControlNet says.
+    with a safety checker, which objects to nothing, and ``sd1-strict`` with one that objects to some
+    pictures. Models that look at pictures: ``inpaint``, ``pix2pix``, ``depth``, ``upscale``,
+    ``variation``. With a part more: ``control`` (two ControlNets), ``adapter`` (a T2I-Adapter, and
+    the tiny autoencoder), ``ip-adapter`` (two, in a folder of their own); ``edited`` inpaints as a
+    ControlNet says. What is not about the UNet has a smaller one, as ``sd1-small`` has: with
+    attention in the middle alone.
 
     Pictures are 16×16 (latents 8×8), text states 32 wide (XL: 64), prompts 77 tokens.
     """
@@ -53,11 +54,23 @@ _SCHEDULE = {
 }
 
 
+#: A UNet with attention in its middle alone, for a model that is about something else.
+_SMALL: Mapping[str, Any] = {
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownBlock2D"] * 2,
+    "up_block_types": ["UpBlock2D"] * 2,
+}
+
+
 def _sd1(folder: Path, seed: int, **unet: Any) -> Path:
     scheduler = {"_class_name": "DDIMScheduler", **_SCHEDULE, "clip_sample": False}
     scheduler["set_alpha_to_one"] = False
     _write_sd(folder, seed, unet_config(**unet), scheduler)
     return folder
+
+
+def _small(folder: Path, seed: int, **unet: Any) -> Path:
+    return _sd1(folder, seed, **_SMALL, **unet)
 
 
 def _checked(folder: Path, seed: int) -> Path:
@@ -74,16 +87,15 @@ def _checked(folder: Path, seed: int) -> Path:
 
 
 def _strict(folder: Path, seed: int) -> Path:
-    _sd1(folder, seed)
+    _small(folder, seed)
     return write_checker(folder, seed=seed + 3, threshold=STRICT)
 
 
 def _sd2(folder: Path, seed: int, **more: Any) -> Path:
     scheduler = {"_class_name": "DDIMScheduler", **_SCHEDULE, "clip_sample": False}
     scheduler |= {"set_alpha_to_one": False, "prediction_type": "v_prediction"}
-    unet = unet_config(
-        attention_head_dim=[2, 4], use_linear_projection=True, upcast_attention=True, **more
-    )
+    kind = {"attention_head_dim": [2, 4], "use_linear_projection": True, "upcast_attention": True}
+    unet = unet_config(**kind, **more)
     _write_sd(folder, seed, unet, scheduler, hidden_act="gelu", eos_token_id=None)
     return folder
 
@@ -204,22 +216,24 @@ def _of_class(folder: Path, class_name: str, **index: Any) -> Path:
 
 def _inpaint(folder: Path, seed: int) -> Path:
     """Of the UNet's channels five are a mask and a masked picture."""
-    return _of_class(_sd1(folder, seed, in_channels=9), "StableDiffusionInpaintPipeline")
+    return _of_class(_small(folder, seed, in_channels=9), "StableDiffusionInpaintPipeline")
 
 
 def _pix2pix(folder: Path, seed: int) -> Path:
     """Of the UNet's channels four are a picture."""
-    return _of_class(_sd1(folder, seed, in_channels=8), "StableDiffusionInstructPix2PixPipeline")
+    return _of_class(_small(folder, seed, in_channels=8), "StableDiffusionInstructPix2PixPipeline")
 
 
 def _depth(folder: Path, seed: int) -> Path:
     """One of the UNet's channels is the depth."""
-    return _of_class(_sd2(folder, seed, in_channels=5), "StableDiffusionDepth2ImgPipeline")
+    return _of_class(
+        _sd2(folder, seed, **_SMALL, in_channels=5), "StableDiffusionDepth2ImgPipeline"
+    )
 
 
 def _upscale(folder: Path, seed: int) -> Path:
     """Of the UNet's channels three are a picture, and its class is how noisy that is."""
-    _sd2(folder, seed, in_channels=7, num_class_embeds=1000)
+    _sd2(folder, seed, **_SMALL, in_channels=7, num_class_embeds=1000)
     levels = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
     write_json(folder / "low_res_scheduler" / "scheduler_config.json", levels)
     return _of_class(
@@ -232,7 +246,7 @@ def _upscale(folder: Path, seed: int) -> Path:
 
 def _variation(folder: Path, seed: int) -> Path:
     """An image encoder in place of the text encoder."""
-    _sd1(folder, seed)
+    _small(folder, seed)
     write_image_encoder(folder / "image_encoder", projection_dim=32, seed=seed + 4)
     write_processor(folder)
     return _of_class(
@@ -246,15 +260,9 @@ def _variation(folder: Path, seed: int) -> Path:
 
 
 def _edited(folder: Path, seed: int) -> Path:
-    """A mask and a masked picture, a ControlNet, attention in the middle alone: small, for tests."""
-    config = unet_config(
-        in_channels=9,
-        block_out_channels=[8, 16],
-        down_block_types=["DownBlock2D"] * 2,
-        up_block_types=["UpBlock2D"] * 2,
-    )
-    _sd1(folder, seed, **config)
-    net = controlnet_config(config, in_channels=4)  # it reads the latents alone
+    """A mask and a masked picture, and a ControlNet, which reads the latents alone."""
+    _small(folder, seed, in_channels=9)
+    net = controlnet_config(unet_config(**_SMALL))
     write_model(folder / "controlnet", "ControlNetModel", net, seed + 4)
     return _of_class(
         folder,
@@ -312,6 +320,7 @@ def _refiner(folder: Path, seed: int) -> Path:
 _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
     {
         "sd1": _sd1,
+        "sd1-small": _small,
         "sd1-checked": _checked,
         "sd1-strict": _strict,
         "sd2": _sd2,

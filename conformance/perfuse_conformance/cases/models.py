@@ -52,8 +52,8 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-adapter": RandomModel(kind="adapter"),
         "random-ip-adapter": RandomModel(kind="ip-adapter"),
         "random-edited": RandomModel(kind="edited", transforms=_WORSE[:1]),
-        "random-guided": RandomModel(kind="sd1", transforms=_WORSE),
-        "random-steered": RandomModel(kind="sd1", transforms=_STEERED),
+        "random-guided": RandomModel(kind="sd1-small", transforms=_WORSE),
+        "random-steered": RandomModel(kind="sd1-small", transforms=_STEERED),
     }
 )
 
