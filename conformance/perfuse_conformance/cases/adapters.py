@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from perfuse.models.ip_adapter.description import cross_attentions
 from perfuse_conformance.cases.checkpoint_parts import randomise
 
 __all__ = ["EMBED", "STATES", "write_adapter", "write_image_encoder"]
@@ -40,7 +39,7 @@ def write_adapter(file: Path, kind: str, config: Mapping[str, Any], seed: int = 
     def draw(*shape: int) -> Any:
         return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
 
-    width, widths = config["cross_attention_dim"], config["block_out_channels"]
+    width = config["cross_attention_dim"]
     image: dict[str, Any] = {}
     if kind == "plain":
         image |= {"proj.weight": draw(4 * width, EMBED), "proj.bias": draw(4 * width)}
@@ -69,9 +68,21 @@ def write_adapter(file: Path, kind: str, config: Mapping[str, Any], seed: int = 
             image[f"layers.{i}.1.1.weight"] = draw(4 * inner, inner)
             image[f"layers.{i}.1.3.weight"] = draw(inner, 4 * inner)
     tensors = {f"image_proj.{name}": tensor for name, tensor in image.items()}
-    for i, one in enumerate(cross_attentions(config)):
+    for i, inner in enumerate(_cross_attentions(config)):
         for which in ("to_k_ip", "to_v_ip"):
-            tensors[f"ip_adapter.{2 * i + 1}.{which}.weight"] = draw(widths[one.level], width)
+            tensors[f"ip_adapter.{2 * i + 1}.{which}.weight"] = draw(inner, width)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, file)
     return file
+
+
+def _cross_attentions(config: Mapping[str, Any]) -> list[int]:
+    """The width of each cross-attention of a UNet: those on the way down, up, and in the middle."""
+    import perfuse.models
+
+    kind: Any = perfuse.models.UNet2DConditionModel
+    weights = kind(**config).state_dict()
+    found = [name for name in weights if name.endswith("attn2.to_k.weight")]
+    parts = ("down_blocks", "up_blocks", "mid_block")
+    ordered = sorted(found, key=lambda name: parts.index(name.partition(".")[0]))
+    return [int(weights[name].shape[0]) for name in ordered]

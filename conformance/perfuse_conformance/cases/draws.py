@@ -13,7 +13,7 @@ from perfuse import Task
 from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.spec import PipelineSpec, Role
-from perfuse.tasks.choosing import find_guider, tasks_of
+from perfuse.tasks import find_guider, tasks_of
 
 __all__ = ["Draw", "draws_of"]
 
