@@ -64,7 +64,10 @@ conformance-tasks: $(VENV)/plugins
 	  $(BIN)/perfuse conformance --backend $$target --model $$model $$asked \
 	    --report build/$$model-$$target; done; done
 	$(BIN)/python -m perfuse_conformance.matrix build/random-*/*/results.json \
-	  $(foreach model,$(BRIEF),--brief $(model)) $(PICTURE)
+	  $(foreach model,$(BRIEF),--brief $(model)) $(PICTURE) \
+	  --title "random-edited=mask, ControlNet, PAG" --title "random-control=two ControlNets" \
+	  --title "random-guided=all guiders" --title "random-ip-adapter=two IP-Adapters" \
+	  --title "random-steered=steered prompts, FreeU"
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/run.py
