@@ -8,8 +8,13 @@ PIP = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-ch
 TARGETS = torch:cpu onnxruntime:cpu openvino:CPU xla:cpu executorch openreg:0 \
   coreml-interpreter:cpu neuron-interpreter:cpu
 MODELS = shapes random-sd random-sdxl
+# Small random models of the other pipelines, a line each in the picture.
+BRIEF = random-refiner random-inpaint random-pix2pix random-depth random-upscale random-variation \
+  random-control random-adapter random-ip-adapter random-edited random-guided random-steered \
+  random-sd-checked random-lcm
+PICTURE = --data docs/conformance.json --picture docs/conformance.svg
 
-.PHONY: demo quick test check bench conformance docs
+.PHONY: demo quick test check bench conformance conformance-tasks docs
 
 # Draws a grid with the bundled model: captions down, targets across. Leaves demo.png.
 demo: $(VENV)/all
@@ -32,7 +37,7 @@ check: $(VENV)/dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m perfuse_conformance.ratchet
-	$(BIN)/python -m perfuse_conformance.matrix --data docs/conformance.json --picture docs/conformance.svg --check
+	$(BIN)/python -m perfuse_conformance.matrix $(PICTURE) --check
 	$(BIN)/python -m pytest --doctest-modules core/perfuse
 	$(MAKE) --no-print-directory docs
 
@@ -48,8 +53,21 @@ conformance: $(VENV)/plugins
 	  $(BIN)/perfuse conformance --backend $$target --model $$model --report build/$$model-$$target \
 	    || exit 1; done; done
 	$(BIN)/python -m perfuse_conformance.matrix build/*/*/results.json \
-	  --title "random-sd=small random SD" --title "random-sdxl=small random SD XL" \
-	  --data docs/conformance.json --picture docs/conformance.svg
+	  --title "random-sd=small random SD" --title "random-sdxl=small random SD XL" $(PICTURE)
+
+# The same for every other pipeline: each part and each picture on three engines, each part in float32 on
+# the others. Takes hours.
+conformance-tasks: $(VENV)/plugins
+	for model in $(BRIEF); do for target in $(TARGETS); do \
+	  case $$target in torch:*|onnxruntime:*|openvino:*) asked="";; \
+	    *) asked="--level L1 --precision float32";; esac; \
+	  $(BIN)/perfuse conformance --backend $$target --model $$model $$asked \
+	    --report build/$$model-$$target; done; done
+	$(BIN)/python -m perfuse_conformance.matrix build/random-*/*/results.json \
+	  $(foreach model,$(BRIEF),--brief $(model)) $(PICTURE) \
+	  --title "random-edited=mask, ControlNet, PAG" --title "random-control=two ControlNets" \
+	  --title "random-guided=all guiders" --title "random-ip-adapter=two IP-Adapters" \
+	  --title "random-steered=steered prompts, FreeU"
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/run.py

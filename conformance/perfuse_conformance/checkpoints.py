@@ -1,14 +1,13 @@
 """Small checkpoints with random weights, for tests of a backend."""
 
-from perfuse_conformance.cases.checkpoints import (
-    KINDS,
+from perfuse_conformance.cases.adapters import EMBED, write_adapter, write_image_encoder
+from perfuse_conformance.cases.checkpoint_parts import (
     WORDS,
     adapter_config,
     controlnet_config,
     ddpm_config,
     dpt_config,
     edit_json,
-    make_checkpoint,
     randomise,
     unet_config,
     union_config,
@@ -17,8 +16,10 @@ from perfuse_conformance.cases.checkpoints import (
     write_json,
     write_tokenizer,
 )
+from perfuse_conformance.cases.checkpoints import KINDS, make_checkpoint
 
 __all__ = [
+    "EMBED",
     "KINDS",
     "WORDS",
     "adapter_config",
@@ -31,7 +32,9 @@ __all__ = [
     "unet_config",
     "union_config",
     "vae_config",
+    "write_adapter",
     "write_checker",
+    "write_image_encoder",
     "write_json",
     "write_tokenizer",
 ]

@@ -13,7 +13,7 @@ import click
 
 from perfuse.errors import InputError
 from perfuse_conformance.cases.catalogue import LEVELS
-from perfuse_conformance.cases.models import RANDOM_MODELS, path_of
+from perfuse_conformance.cases.models import RANDOM_MODELS, path_of, transforms_of
 from perfuse_conformance.judge.results import Result, Run, Status, read_results
 
 __all__ = ["conformance"]
@@ -236,7 +236,14 @@ def record(target: str, model: str | None, level: str, seed: int, output: Path) 
     """Write a golden bundle: the reference's results, for machines that cannot compute them."""
     from perfuse_conformance.reference.record import record as write
 
-    bundle = write(path_of(model), output, target=target, level=level, seed=seed)
+    bundle = write(
+        path_of(model),
+        output,
+        target=target,
+        level=level,
+        seed=seed,
+        transforms=transforms_of(model),
+    )
     size = sum(path.stat().st_size for path in output.iterdir())
     index = bundle.index
     click.echo(

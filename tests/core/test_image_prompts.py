@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.adapters import EMBED, write_adapter, write_encoder
 
 from perfuse import DiffusionPipeline
 from perfuse.errors import CheckpointError, InputError, WeightsError
+from perfuse_conformance.checkpoints import EMBED, write_adapter, write_image_encoder
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -32,7 +32,7 @@ def adapters(checkpoint: Make, tmp_path: Path) -> Path:
     write_adapter(tmp_path / "plain.safetensors", "plain", config)
     write_adapter(tmp_path / "plus.safetensors", "plus", config)
     write_adapter(tmp_path / "wide.safetensors", "plain", {**config, "cross_attention_dim": 48})
-    write_encoder(tmp_path / "image_encoder")
+    write_image_encoder(tmp_path / "image_encoder")
     return tmp_path
 
 

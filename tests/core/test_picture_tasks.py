@@ -111,7 +111,7 @@ def test_a_model_that_takes_other_channels_is_refused(pipe: DiffusionPipeline) -
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("format", "backend"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
-@pytest.mark.parametrize(("kind", "times"), [("latent-upscaler", 2), ("depth", 1)])
+@pytest.mark.parametrize(("kind", "times"), [("latent-upscaler", 2), ("depth-estimated", 1)])
 def test_an_export_of_a_model_for_pictures_draws_as_the_checkpoint_does(
     exported: Export, checkpoint: Make, format: str, backend: str, kind: str, times: int
 ) -> None:

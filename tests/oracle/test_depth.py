@@ -98,7 +98,7 @@ def test_image_processor(config: dict[str, Any]) -> None:
 
 
 def test_pipeline(tmp_path: Path) -> None:
-    folder = make_gentle(make_checkpoint(tmp_path / "depth", "depth"))
+    folder = make_gentle(make_checkpoint(tmp_path / "depth", "depth-estimated"))
     models = diffusers.StableDiffusionPipeline.from_pretrained(
         folder, safety_checker=None, feature_extractor=None
     ).components

@@ -13,11 +13,11 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from tests.adapters import EMBED, write_adapter, write_encoder
 
 from perfuse import DiffusionPipeline
 from perfuse.arrays.resize import bicubic
 from perfuse.models.ip_adapter.description import cross_attentions
+from perfuse_conformance.checkpoints import EMBED, write_adapter, write_image_encoder
 
 Make = Callable[[str], Path]
 TOLERANCE = 1e-4
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint: Make) -> Path:
         unet = json.loads((checkpoint(kind) / "unet" / "config.json").read_text())
         for seed, of in enumerate(("plain", "face", "full", "plus")):
             write_adapter(made / kind / f"{of}.safetensors", of, unet, seed)
-        write_encoder(made / kind / "image_encoder")
+        write_image_encoder(made / kind / "image_encoder")
     return made
 
 

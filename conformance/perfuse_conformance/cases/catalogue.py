@@ -1,4 +1,4 @@
-"""The catalogue of cases: probes of components, pictures to draw, and the cases made of them.
+"""The catalogue of cases: probes of components, and the cases made of them and of the draws.
 
 A probe is a few calls of one component with inputs that follow from its name; a draw is a whole
 pipeline run. Both are plain data: the reference records what is right, a worker what a backend says.
@@ -18,6 +18,7 @@ from perfuse.backend import PRECISIONS, Component
 from perfuse.models import host_inputs
 from perfuse.sources import ExportedComponent
 from perfuse.spec import ComponentSpec, PipelineSpec, Role, TensorSpec
+from perfuse_conformance.cases.draws import Draw, draws_of
 
 __all__ = [
     "LEVELS",
@@ -77,22 +78,6 @@ class Probe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draw:
-    """One run of the whole pipeline."""
-
-    #: ``"euler-karras"``.
-    id: str
-    #: A scheduler's short name and the fields that it changes; ``None`` for the model's own.
-    scheduler: str | None = None
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    #: What the task is given, as JSON has it; pictures as the seeds that they are drawn from.
-    inputs: Mapping[str, Any]
-    #: The denoiser's calls are also made one by one, with the reference's inputs.
-    forced: bool = False
-    halves: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class Capability:
     """What ``supports`` answered: a level's value, and the reason."""
 
@@ -147,10 +132,12 @@ def _all_sizes(spec: PipelineSpec, component: ComponentSpec) -> dict[str, dict[s
     """
     height, width = spec.default_size
     scale = spec.latents.downscale
-    # The length of a denoiser's text states is limited by the text encoders.
+    # The length of a denoiser's text states is limited by the text encoders; an image's embedding,
+    # where there are none, is one state.
     known = [c.dim("sequence").maximum for c in spec.components.values()]
     lengths = [length for length in known if length is not None]
-    longest = min(lengths, default=77)
+    told = spec.having(Role.IMAGE_ENCODER) and not spec.having(Role.TEXT_ENCODER)
+    longest = min(lengths, default=1 if told else 77)
     pixels = {
         "usual": (1, height, width),
         "wide": (2, height, width + width // 2),
@@ -163,9 +150,35 @@ def _all_sizes(spec: PipelineSpec, component: ComponentSpec) -> dict[str, dict[s
         height = _multiple(tall, _pixels(component, "height", scale))
         width = _multiple(wide, _pixels(component, "width", scale))
         dims = spec.latents.dims(height, width)
-        # Of a ControlNet-Union: the pictures that it reads at once.
-        sizes[name] = {**dims, "batch": batch, "sequence": longest, "conditions": min(batch, 2)}
+        others = _others(spec, component, groups=batch)
+        sizes[name] = {**others, **dims, "batch": batch, "sequence": longest}
     return sizes
+
+
+def _others(spec: PipelineSpec, component: ComponentSpec, *, groups: int) -> dict[str, int]:
+    """The sizes that follow from no picture: those of image prompts, or what the model names.
+
+    Args:
+        spec: The model.
+        component: The component.
+        groups: For each adapter its images with masks of their own.
+    """
+    found = {
+        name: component.dim(name).multiple * (component.dim(name).example or 2)
+        for name in component.signature.dims
+    }
+    states = {
+        output.shape[1]
+        for encoder in spec.having(Role.IMAGE_ENCODER)
+        for output in encoder.signature.outputs
+        if len(output.shape) == 3 and isinstance(output.shape[1], int)
+    }
+    found |= {"states": states.pop()} if states else {}
+    for i, projection in enumerate(spec.having(Role.IMAGE_PROJECTION)):
+        length = projection.signature.outputs[0].shape[1]
+        found[f"ip_groups_{i}"] = groups
+        found[f"ip_length_{i}"] = length if isinstance(length, int) else found[length]
+    return found
 
 
 def _pixels(component: ComponentSpec, axis: str, scale: int) -> int:
@@ -303,11 +316,15 @@ def _array(
         return _ids(component, shape, about, random)
     if tensor.name == "time_ids":  # original height and width, crop, target height and width
         sizes = np.asarray([512, 640, 0, 8, 768, 512], dtype=np.float32)
-        return np.broadcast_to(sizes[: shape[-1]], shape) + np.float32(16) * random.integers(
+        array = np.broadcast_to(sizes[: shape[-1]], shape) + np.float32(16) * random.integers(
             0, 4, size=(shape[0], 1)
         ).astype(np.float32)
+        if shape[-1] == 5:  # a refiner's last is the aesthetic score, which is no whole number
+            array[:, -1] = random.choice(np.asarray([2.5, 5.5, 6.0], np.float32), shape[0])
+        return array
     if tensor.dtype.startswith("int"):
-        return random.integers(0, 2, size=shape).astype(tensor.dtype)
+        known = int(component.config.get("num_class_embeds") or 2)
+        return random.integers(0, known, size=shape).astype(tensor.dtype)
     array = random.standard_normal(shape, dtype=np.float32)
     if tensor.name == "sample" and probe.guided:
         array = np.repeat(array[:1], shape[0], axis=0)
@@ -322,85 +339,13 @@ def _ids(component: ComponentSpec, shape: tuple[int, ...], tokens: int, random: 
     size = int(component.config.get("vocab_size", 49408))
     ids = np.full(shape, size - 1, dtype=np.int64)
     ids[:, 0] = size - 2
+    learned = component.signature.input("added_embeddings") is not None
     for row, item in enumerate(ids):
         count = min(max(tokens - row, 0), shape[1] - 2)
         item[1 : 1 + count] = random.integers(0, size - 2, size=count)
+        if learned and count > 2:  # the embedding of an id beyond the vocabulary is an input
+            item[2] = size
     return ids
-
-
-# Draws
-
-
-def draws_of(spec: PipelineSpec, *, seed: int = 0) -> dict[str, Draw]:
-    """Every picture to draw, by id, each with its own seed."""
-    draws = _word_draws(spec, seed) if spec.tokenizers else _plain_draws(spec, seed)
-    return {draw.id: draw for draw in draws}
-
-
-def _word_draws(spec: PipelineSpec, seed: int) -> Iterator[Draw]:
-    size = {"height": spec.default_size[0], "width": spec.default_size[1]}
-    two = "text_encoder_2" in spec.components and "text_encoder" in spec.components
-
-    def inputs(number: int, steps: int, guidance: float, **more: Any) -> dict[str, Any]:
-        given = {
-            "prompt": "a large red circle on a white background",
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
-            "seed": seed + number,
-            **size,
-            **more,
-        }
-        if two:
-            given.setdefault("prompt_2", "a small blue square")
-        if spec.having(Role.CONTROL):
-            given["image"] = [number + i for i, _ in enumerate(spec.having(Role.CONTROL))]
-        return given
-
-    if spec.denoiser.guidance == "embedded":
-        yield Draw(id="lcm", scheduler="lcm", inputs=inputs(0, 4, 8.5), forced=True, halves=True)
-        yield Draw(id="lcm-weak", scheduler="lcm", inputs=inputs(1, 4, 1.5))
-        return
-    negative = {"negative_prompt": "a green square"}
-    # A guidance scale of 1 runs one branch: the denoiser gets the loop's latents unchanged.
-    yield Draw(id="ddim", scheduler="ddim", inputs=inputs(0, 10, 7.5), forced=True, halves=True)
-    yield Draw(id="ddim-unguided", scheduler="ddim", inputs=inputs(1, 10, 1.0), forced=True)
-    yield Draw(
-        id="euler-linspace",
-        scheduler="euler",
-        fields={"timestep_spacing": "linspace"},
-        inputs=inputs(2, 10, 3.0),
-        forced=True,
-        halves=True,
-    )
-    yield Draw(
-        id="euler-karras",
-        scheduler="euler",
-        fields={"use_karras_sigmas": True},
-        inputs=inputs(3, 10, 3.0),
-        forced=True,
-    )
-    yield Draw(id="dpm-multistep", scheduler="dpm++", inputs=inputs(4, 10, 3.0, **negative))
-    yield Draw(id="euler-ancestral", scheduler="euler-ancestral", inputs=inputs(5, 10, 3.0))
-    pair = ["a small red circle", "a large blue square on a black background"]
-    wide = {"prompt": pair, "width": size["width"] + size["width"] // 2}
-    if two:
-        wide["prompt_2"] = pair[::-1]
-    yield Draw(id="two-wide", scheduler="ddim", inputs=inputs(6, 6, 7.5, **wide))
-
-
-def _plain_draws(spec: PipelineSpec, seed: int) -> Iterator[Draw]:
-    yield Draw(
-        id="ddim",
-        scheduler="ddim",
-        inputs={"num_inference_steps": 10, "seed": seed},
-        forced=True,
-        halves=True,
-    )
-    yield Draw(
-        id="ddpm",
-        scheduler="ddpm",
-        inputs={"num_inference_steps": 10, "seed": seed + 1, "batch_size": 2},
-    )
 
 
 # Cases

@@ -1,25 +1,60 @@
 """The models that the suite brings: small random ones of each family, made in the cache."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from perfuse.sources import ArtifactStore, tool_versions
+from perfuse.sources import ArtifactStore, sha256, tool_versions
 
-__all__ = ["RANDOM_MODELS", "path_of"]
+__all__ = ["RANDOM_MODELS", "RandomModel", "path_of", "transforms_of"]
 
-#: What ``--model`` may name besides a checkpoint, and the kind that it is. Their pictures mean
-#: nothing; their numbers tell as much as a trained model's, and every weight is different from zero.
-RANDOM_MODELS: Mapping[str, str] = MappingProxyType(
+
+@dataclass(frozen=True, kw_only=True)
+class RandomModel:
+    """A small random model: a checkpoint, and what is put on it."""
+
+    #: One of ``perfuse_conformance.checkpoints.KINDS``.
+    kind: str
+    #: Transforms, ``"NAME:key=value"``.
+    transforms: tuple[str, ...] = ()
+
+
+#: A denoiser's worse versions, so many that every guider finds the one that it runs; the blur that has
+#: an end has another graph than the endless one.
+_WORSE = (
+    "perturbed:kind=identity,layers=mid",
+    "perturbed:kind=blur,layers=mid,amount=-1.0",
+    "perturbed:kind=blur,layers=mid,amount=0.7",
+    "perturbed:kind=skip,layers=mid",
+)
+#: The modules that say how a checkpoint is made.
+_RECIPE = ("adapters", "checkpoint_parts", "checkpoints")
+_STEERED = ("prompts", "freeu")
+
+#: What ``--model`` may name besides a checkpoint. Their pictures mean nothing; their numbers tell as
+#: much as a trained model's, and every weight is different from zero.
+RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
     {
-        "random-sd": "sd1",
-        "random-sd-checked": "sd1-checked",
-        "random-sd2": "sd2",
-        "random-sdxl": "sdxl",
-        "random-lcm": "lcm",
-        "random-ddpm": "ddpm",
-        "random-control": "control",
-        "random-union": "union",
+        "random-sd": RandomModel(kind="sd1"),
+        "random-sd-checked": RandomModel(kind="sd1-strict"),
+        "random-sd2": RandomModel(kind="sd2"),
+        "random-sdxl": RandomModel(kind="sdxl"),
+        "random-refiner": RandomModel(kind="refiner"),
+        "random-lcm": RandomModel(kind="lcm"),
+        "random-ddpm": RandomModel(kind="ddpm"),
+        "random-inpaint": RandomModel(kind="inpaint"),
+        "random-pix2pix": RandomModel(kind="pix2pix"),
+        "random-depth": RandomModel(kind="depth"),
+        "random-upscale": RandomModel(kind="upscale"),
+        "random-variation": RandomModel(kind="variation"),
+        "random-control": RandomModel(kind="control"),
+        "random-union": RandomModel(kind="union"),
+        "random-adapter": RandomModel(kind="adapter"),
+        "random-ip-adapter": RandomModel(kind="ip-adapter"),
+        "random-edited": RandomModel(kind="edited", transforms=_WORSE[:1]),
+        "random-guided": RandomModel(kind="sd1-small", transforms=_WORSE),
+        "random-steered": RandomModel(kind="sd1-small", transforms=_STEERED),
     }
 )
 
@@ -28,15 +63,25 @@ def path_of(model: str | None) -> str | None:
     """The folder of one of ``RANDOM_MODELS``, made the first time; anything else as it is."""
     if model == "shapes":
         return None
-    if model is None or model not in RANDOM_MODELS or Path(model).exists():
+    if not _is_random(model):
         return model
-
-    kind = RANDOM_MODELS[model]
+    assert model is not None
+    kind = RANDOM_MODELS[model].kind
 
     def make(partial: Path) -> None:
         from perfuse_conformance.cases.checkpoints import make_checkpoint
 
         make_checkpoint(partial, kind)
 
-    key = {"kind": kind, "tools": tool_versions(("perfuse", "torch"))}
-    return str(ArtifactStore.default().get_or_make(model, key, make))
+    recipe = [sha256(Path(__file__).with_name(f"{name}.py")) for name in _RECIPE]
+    key = {"kind": kind, "recipe": recipe, "tools": tool_versions(("perfuse", "torch"))}
+    return str(ArtifactStore.default().get_or_make(f"random-{kind}", key, make))
+
+
+def transforms_of(model: str | None) -> tuple[str, ...]:
+    """What is put on one of ``RANDOM_MODELS``; nothing on anything else."""
+    return RANDOM_MODELS[model].transforms if _is_random(model) and model is not None else ()
+
+
+def _is_random(model: str | None) -> bool:
+    return model is not None and model in RANDOM_MODELS and not Path(model).exists()

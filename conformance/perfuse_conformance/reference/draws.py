@@ -1,5 +1,7 @@
 """Draws one picture with a pipeline and records the result of every step."""
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ from perfuse import Step, Tools
 from perfuse.arrays import to_numpy
 from perfuse.run import DiffusionPipeline
 from perfuse.schedulers import scheduler_class
-from perfuse.spec import Array
+from perfuse.spec import Array, PipelineSpec, Role
 from perfuse_conformance.cases.catalogue import Arrays, Draw
 
 __all__ = ["run_draw"]
@@ -18,11 +20,12 @@ def run_draw(pipe: DiffusionPipeline, draw: Draw, *, nudge: int | None = None) -
     """Draw, and return ``latents`` [steps, B, C, h, w] and ``images`` [B, H, W, C] in [0, 1].
 
     Args:
-        pipe: The pipeline; its scheduler and task are left as they were found.
+        pipe: The pipeline; its scheduler, task and words are left as they were found.
         draw: What to draw.
         nudge: A seed, to change the first noise in its last bits.
     """
-    scheduler, task = pipe.scheduler, pipe.task
+    scheduler = pipe.scheduler
+    task = pipe.tasks[draw.task] if draw.task is not None else pipe.task
     try:
         if draw.scheduler is not None:
             cls = scheduler_class(draw.scheduler)
@@ -31,28 +34,84 @@ def run_draw(pipe: DiffusionPipeline, draw: Draw, *, nudge: int | None = None) -
             pipe.task = task.insert(_nudge(nudge), before="place_inputs")
         latents: list[Any] = []
         state: Any = {}
-        for event in pipe.stream(**_with_pictures(draw), output_type="np"):
-            state = event.state
-            if event.total > 1 or event.step == "denoise":
-                latents.append(to_numpy(state["samples"][0]).copy())
+        given = {name: _made(value, pipe.spec) for name, value in draw.inputs.items()}
+        with _learned(pipe, draw):
+            for event in pipe.stream(**given, task=draw.task, output_type="np"):
+                state = event.state
+                if event.total > 1 or event.step == "denoise":
+                    latents.append(to_numpy(state["samples"][0]).copy())
         images = np.asarray(state["images"], dtype=np.float32)
         return {"latents": np.stack(latents), "images": images}
     finally:
         pipe.scheduler, pipe.task = scheduler, task
 
 
-def _with_pictures(draw: Draw) -> dict[str, Any]:
-    """The inputs of a draw, with random pictures in place of their seeds."""
-    inputs = dict(draw.inputs)
-    if "image" in inputs:
-        made = [_picture(one, inputs["height"], inputs["width"]) for one in inputs["image"]]
-        inputs["image"] = made if len(made) > 1 else made[0]
-    return inputs
+@contextmanager
+def _learned(pipe: DiffusionPipeline, draw: Draw) -> Iterator[None]:
+    """The words of a draw are known meanwhile: two vectors each."""
+    encoders = pipe.spec.having(Role.TEXT_ENCODER)
+    for token, seed in draw.learned.items():
+        random = np.random.Generator(np.random.PCG64(seed))
+        for encoder in encoders:
+            shape = (2, int(encoder.signature.outputs[0].shape[-1]))
+            vectors = random.standard_normal(shape, dtype=np.float32)
+            pipe.load_textual_inversion(vectors, token, text_encoder=encoder.name)
+    try:
+        yield
+    finally:
+        if draw.learned:
+            pipe.unload_textual_inversion(list(draw.learned))
 
 
-def _picture(seed: int, height: int, width: int) -> Any:
-    random = np.random.Generator(np.random.PCG64(seed))
-    return random.random((height, width, 3), dtype=np.float32)
+def _made(value: Any, spec: PipelineSpec) -> Any:
+    """An input of a draw with pictures in place of their seeds."""
+    if isinstance(value, list):
+        return [_made(one, spec) for one in value]
+    if not isinstance(value, Mapping):
+        return value
+    for kind, make in _KINDS.items():
+        if kind in value:
+            random = np.random.Generator(np.random.PCG64(value[kind]))
+            return make(random, tuple(value["size"]), spec)
+    return {name: _made(one, spec) for name, one in value.items()}
+
+
+def _picture(random: Any, size: tuple[int, int], spec: PipelineSpec) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+def _mask(random: Any, size: tuple[int, int], spec: PipelineSpec) -> Any:
+    """Half of the height and of the width, somewhere."""
+    mask = np.zeros(size, dtype=np.float32)
+    top, left = (int(random.integers(0, length // 2 + 1)) for length in size)
+    mask[top : top + size[0] // 2, left : left + size[1] // 2] = 1.0
+    return mask
+
+
+def _masks(random: Any, size: tuple[int, int], spec: PipelineSpec) -> Any:
+    """Where each of two images counts, float32 [1, 2, H, W]."""
+    one = _mask(random, size, spec)
+    return np.stack([one, 1.0 - one])[None]
+
+
+def _depth(random: Any, size: tuple[int, int], spec: PipelineSpec) -> Any:
+    return random.random((1, *size), dtype=np.float32)
+
+
+def _latents(random: Any, size: tuple[int, int], spec: PipelineSpec) -> Any:
+    shape = spec.latents.shape(1, *size)
+    return random.standard_normal(shape, dtype=np.float32)
+
+
+_KINDS: Mapping[str, Callable[..., Any]] = {
+    "picture": _picture,
+    "mask": _mask,
+    "masks": _masks,
+    "depth": _depth,
+    "latents": _latents,
+}
 
 
 def _nudge(seed: int) -> Step:

@@ -12,12 +12,11 @@ import numpy as np
 from perfuse.backend import PRECISIONS, Request, Target
 from perfuse.errors import InputError
 from perfuse.plugins import host
-from perfuse.run import DiffusionPipeline, Planned
+from perfuse.run import DiffusionPipeline
 from perfuse.sources import (
     ArtifactStore,
     atomic_folder,
     locked,
-    open_model,
     to_plain,
     tool_versions,
 )
@@ -34,6 +33,7 @@ from perfuse_conformance.cases.catalogue import (
     probes_of,
     runs_in,
 )
+from perfuse_conformance.cases.opening import open_pipeline, open_source
 from perfuse_conformance.judge.metrics import rmse
 from perfuse_conformance.judge.verdicts import PICTURE_MEASURES
 from perfuse_conformance.reference.draws import run_draw
@@ -47,7 +47,7 @@ REFERENCE = "torch:cpu"
 #: How often a draw is repeated with its first noise changed in the last bits.
 _NUDGES = 2
 #: Increased with every change of what is recorded, so that cached bundles are made anew.
-_RECORDED = 4
+_RECORDED = 5
 
 Watch = Callable[[str], None]
 
@@ -59,6 +59,7 @@ def record(
     target: str = REFERENCE,
     level: str = "L2",
     seed: int = 0,
+    transforms: Sequence[str] = (),
     watch: Watch = lambda message: None,
 ) -> Bundle:
     """Run the reference and write a bundle.
@@ -69,6 +70,7 @@ def record(
         target: The torch device to run on: ``"torch:cuda"``.
         level: ``"L1"`` leaves out the pictures.
         seed: Another one gives every probe and draw other inputs.
+        transforms: To put on.
         watch: Is told what is being done.
 
     Raises:
@@ -79,7 +81,7 @@ def record(
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} was to be written; it is not empty. Name a new folder.")
     with locked(folder), atomic_folder(folder) as partial:
-        _record(model, partial, Target.parse(target), level, seed, watch)
+        _record(model, partial, Target.parse(target), level, seed, watch, transforms)
     return Bundle.open(folder)
 
 
@@ -93,7 +95,7 @@ def bundle_for(
     watch: Watch = lambda message: None,
 ) -> Bundle:
     """The bundle of a model in the cache, recorded on first use; that of a higher level has all of it."""
-    source = Planned.of(open_model(model), transforms)
+    source = open_source(model, transforms)
     prints = {name: source.component(name).fingerprint for name in source.spec.components}
     key = {
         "suite": SUITE_VERSION,
@@ -129,14 +131,18 @@ def _record(
     transforms: Sequence[str] = (),
 ) -> None:
     device = target.device or "cpu"
-    source = Planned.of(open_model(model), transforms)
+    source = open_source(model, transforms)
     spec = source.spec
     placement = f"{target.backend}:{device}"
-    truth = ReferencePipeline.from_pretrained(model, backend=placement, transforms=transforms)
+    truth = open_pipeline(ReferencePipeline, model, backend=placement, transforms=transforms)
     # A reference must support float32, or the error says why it does not.
     own = {
-        precision: DiffusionPipeline.from_pretrained(
-            model, backend=placement, precision=precision, transforms=transforms
+        precision: open_pipeline(
+            DiffusionPipeline,
+            model,
+            backend=placement,
+            precision=precision,
+            transforms=transforms,
         )
         for precision in PRECISIONS
         if precision == "float32" or _supported(spec, target, precision)

@@ -38,7 +38,8 @@ _FIRST, _LEAST, _WIDTH, _GAP, _LINE, _TOP, _HEAD = 178, 136, 840, 8, 23, 58, 58
 
 def summarise(runs: Sequence[Run]) -> dict[str, Any]:
     """What the picture needs of runs: plain data, an entry each."""
-    return {"schema_version": _VERSION, "titles": {}, "entries": [_entry(run) for run in runs]}
+    entries = [_entry(run) for run in runs]
+    return {"schema_version": _VERSION, "titles": {}, "brief": [], "entries": entries}
 
 
 def _entry(run: Run) -> dict[str, Any]:
@@ -71,6 +72,7 @@ def merge(data: Mapping[str, Any], newer: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "schema_version": _VERSION,
         "titles": {**data["titles"], **newer["titles"]},
+        "brief": list(dict.fromkeys([*data.get("brief", []), *newer.get("brief", [])])),
         "entries": list(entries.values()),
     }
 
@@ -123,7 +125,9 @@ def _layout(data: Mapping[str, Any]) -> dict[str, Any]:
     """The layout of the drawing, in pixels."""
     entries = data["entries"]
     targets = list(dict.fromkeys(entry["target"] for entry in entries))
-    models = list(dict.fromkeys(entry["model"] for entry in entries))
+    known = list(dict.fromkeys(entry["model"] for entry in entries))
+    brief = [model for model in data.get("brief", []) if model in known]
+    models = [model for model in known if model not in brief]
     column = max((_WIDTH - _FIRST) // max(len(targets), 1), _LEAST)
     places = {target: _FIRST + column * i + column // 2 for i, target in enumerate(targets)}
     blocks = []
@@ -133,12 +137,18 @@ def _layout(data: Mapping[str, Any]) -> dict[str, Any]:
         block = _block(data["titles"].get(model, model), own, places, y)
         blocks.append(block)
         y = block["end"]
+    rows = []
+    for i, model in enumerate(brief):
+        own = {entry["target"]: entry for entry in entries if entry["model"] == model}
+        title = data["titles"].get(model, model)
+        rows.append(_row(title, own, places, y + _GAP + _LINE * i))
+    top, y = y, y + (_LINE * len(rows) + 2 * _GAP if rows else 0)
     notes = _notes(entries)
     # A build's tag is in the data; the picture has room for the version.
     engines = {entry["target"]: _BUILD.sub("", entry["engine"]) for entry in entries}
     interpreted = {entry["target"]: entry.get("interprets", "") for entry in entries}
     return {
-        "title": f"Conformance of {', '.join(targets)} with {', '.join(models)}",
+        "title": f"Conformance of {', '.join(targets)} with {', '.join([*models, *brief])}",
         "width": _FIRST + column * len(targets) + _GAP,
         "height": y + 17 * len(notes) + 20,
         "top": _TOP,
@@ -153,6 +163,8 @@ def _layout(data: Mapping[str, Any]) -> dict[str, Any]:
             for target, x in places.items()
         ],
         "models": blocks,
+        "rows_top": top,
+        "rows": rows,
         "notes": notes,
     }
 
@@ -178,6 +190,22 @@ def _block(
         "claims": [{"x": x, **_claim(own.get(target))} for target, x in places.items()],
         "cells": cells,
     }
+
+
+def _row(
+    title: str, own: Mapping[str, Mapping[str, Any]], places: Mapping[str, int], y: int
+) -> dict[str, Any]:
+    """One model in a line: its claims, each with all cases together."""
+    cells = []
+    for target, entry in own.items():
+        counts: Counter[Status] = Counter()
+        for statuses in _levels(entry).values():
+            counts.update(statuses)
+        cell = _cell(counts)
+        cells.append(
+            {"x": places[target], **cell, "text": f"{entry['claim']['level']} {cell['text']}"}
+        )
+    return {"y": y, "title": title, "cells": cells}
 
 
 def _claim(entry: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -226,20 +254,31 @@ def _notes(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="The JSON file.")
 @click.option("--picture", required=True, type=click.Path(path_type=Path), help="The SVG file.")
 @click.option("--title", "titles", multiple=True, help="MODEL=TITLE: how a model is called.")
+@click.option("--brief", multiple=True, help="MODEL: in one line, without a line for each level.")
 @click.option("--check", is_flag=True, help="Write nothing; fail if the picture is not current.")
 def main(
-    results: tuple[Path, ...], data: Path, picture: Path, titles: tuple[str, ...], check: bool
+    results: tuple[Path, ...],
+    data: Path,
+    picture: Path,
+    titles: tuple[str, ...],
+    brief: tuple[str, ...],
+    check: bool,
 ) -> None:
     """Put RESULTS into the data, and draw it."""
     try:
-        _main(results, data, picture, titles, check)
+        _main(results, data, picture, titles, brief, check)
     except PerfuseError as exc:
         click.echo(f"perfuse: {exc}", err=True)
         raise SystemExit(1) from exc
 
 
 def _main(
-    results: Sequence[Path], data: Path, picture: Path, titles: Sequence[str], check: bool
+    results: Sequence[Path],
+    data: Path,
+    picture: Path,
+    titles: Sequence[str],
+    brief: Sequence[str],
+    check: bool,
 ) -> None:
     wrong = [title for title in titles if "=" not in title]
     if wrong:
@@ -254,6 +293,7 @@ def _main(
         return
     found = summarise([read_results(path) for path in results])
     found["titles"] = dict(title.split("=", 1) for title in titles)
+    found["brief"] = list(brief)
     # Without results there has to be something to draw.
     if data.exists() or not results:
         found = merge(read_data(data), found)

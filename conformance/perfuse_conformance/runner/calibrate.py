@@ -18,6 +18,7 @@ import click
 import numpy as np
 
 from perfuse_conformance.cases.catalogue import LEVELS, Case
+from perfuse_conformance.cases.models import RANDOM_MODELS
 from perfuse_conformance.judge.results import Result, Run, Status, read_results
 from perfuse_conformance.judge.tolerances import TOLERANCES, Limit, Tolerances, error_of
 from perfuse_conformance.runner.session import Session, open_session, run_of
@@ -25,7 +26,7 @@ from perfuse_conformance.runner.session import Session, open_session, run_of
 __all__ = ["Observed", "Reading", "main", "observed", "readings", "updated"]
 
 TARGETS = "torch:cpu,onnxruntime:cpu,openvino:CPU"
-MODELS = "shapes,random-sd,random-sd-checked,random-sd2,random-sdxl,random-lcm,random-ddpm"
+MODELS = ",".join(("shapes", *RANDOM_MODELS))
 
 Key = tuple[str, str, str]
 

@@ -16,8 +16,7 @@ from perfuse import Source
 from perfuse.backend import PRECISIONS, Target
 from perfuse.errors import InputError
 from perfuse.plugins import host
-from perfuse.run import Planned
-from perfuse.sources import ExportedComponent, open_model, tool_versions
+from perfuse.sources import ExportedComponent, tool_versions
 from perfuse.spec import PipelineSpec
 from perfuse_conformance import SUITE_VERSION
 from perfuse_conformance.cases.bundle import Bundle
@@ -30,7 +29,8 @@ from perfuse_conformance.cases.catalogue import (
     draws_of,
     made_for,
 )
-from perfuse_conformance.cases.models import path_of
+from perfuse_conformance.cases.models import path_of, transforms_of
+from perfuse_conformance.cases.opening import open_source
 from perfuse_conformance.judge.levels import claim_of
 from perfuse_conformance.judge.results import Result, Run, Status
 from perfuse_conformance.judge.tolerances import Tolerances
@@ -91,7 +91,7 @@ class Session:
                 f"Precision {min(unknown)!r} was asked for; there are {', '.join(PRECISIONS)}."
             )
         self._folder = tempfile.TemporaryDirectory(prefix="perfuse-conformance-")
-        self._source: Source = Planned.of(open_model(self.model), self.transforms)
+        self._source: Source = open_source(self.model, self.transforms)
         self.tolerances = Tolerances.load()
         self._worker = WorkerProcess(
             self.target, self.model, Path(self._folder.name), self.transforms
@@ -596,6 +596,7 @@ def open_session(
     parsed = replace(Target.parse(target), options=dict(options or {}))
     if parsed.backend not in host().backends():
         host().backend(parsed.backend)  # raises, with those that there are
+    put_on = (*transforms_of(model), *transforms)
     name, model = model if model is not None else "shapes", path_of(model)
     return Session(
         target=parsed,
@@ -604,7 +605,7 @@ def open_session(
         level=level,
         golden=golden,
         precisions=tuple(precisions),
-        transforms=tuple(transforms),
+        transforms=put_on,
         seed=seed,
         timeout=timeout,
         prepare_timeout=prepare_timeout,

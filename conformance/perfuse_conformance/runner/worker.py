@@ -24,11 +24,11 @@ from perfuse.arrays import is_torch
 from perfuse.backend import PRECISIONS, Backend, Component, Program, Request, Support, Target
 from perfuse.errors import InputError, PerfuseError, PluginError
 from perfuse.plugins import host
-from perfuse.run import DiffusionPipeline, Planned
-from perfuse.sources import ArtifactStore, open_model
-from perfuse.spec import Role
+from perfuse.run import DiffusionPipeline
+from perfuse.sources import ArtifactStore
 from perfuse_conformance.cases.bundle import Bundle
 from perfuse_conformance.cases.catalogue import Arrays, draws_of, made_for, sizes_of
+from perfuse_conformance.cases.opening import open_pipeline, open_source
 from perfuse_conformance.reference.draws import run_draw
 from perfuse_conformance.reference.quality import caption_verdicts
 from perfuse_conformance.runner.watch import GlobalState, TorchWatch
@@ -86,7 +86,7 @@ class Worker:
     @property
     def source(self) -> Source:
         if self._source is None:
-            self._source = Planned.of(open_model(self._model), self._transforms)
+            self._source = open_source(self._model, self._transforms)
         return self._source
 
     @property
@@ -251,10 +251,7 @@ class Worker:
         drawn = run_draw(pipe, draws_of(pipe.spec, seed=self._opened(bundle).seed)[draw])
         spent = time.perf_counter() - began
         _save([drawn], self._out)
-        # No task that starts from noise uses the encoder, and using it would prepare it.
-        parts = pipe.spec.components.items()
-        used = [name for name, spec in parts if spec.role != Role.LATENT_ENCODER]
-        reports = {name: _report(pipe.program(name)) for name in used}
+        reports = {name: _report(program) for name, program in pipe.programs().items()}
         return {
             "notes": [],
             "report": reports[pipe.spec.denoiser.name],
@@ -312,7 +309,8 @@ class Worker:
             for other in self._pipes.values():
                 other.close()
             self._pipes = {
-                precision: DiffusionPipeline.from_pretrained(
+                precision: open_pipeline(
+                    DiffusionPipeline,
                     self._model,
                     backend=str(self.target),
                     precision=precision,

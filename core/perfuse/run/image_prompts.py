@@ -107,7 +107,7 @@ class ImagePrompts:
                 "fixed. Load it into the checkpoint, and export that."
             )
         prompted(pipe._spec.denoiser, adapters)  # before anything changes
-        if pipe.image_encoder is None and image_encoder_folder is not None:
+        if image_encoder_folder is not None and pipe.image_encoder is None:
             deep = "/" in image_encoder_folder
             where = image_encoder_folder if deep else f"{folders[0]}/{image_encoder_folder}"
             pipe.image_encoder = _image_encoder(fetch.folder(str(models[0]), where.strip("/")))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from perfuse._lazy import lazy
 
 if TYPE_CHECKING:
+    from perfuse.tasks.choosing import find_guider as find_guider
+    from perfuse.tasks.choosing import tasks_of as tasks_of
     from perfuse.tasks.denoise import advance as advance
     from perfuse.tasks.denoise import check_count as check_count
     from perfuse.tasks.denoise import check_output_type as check_output_type
@@ -62,6 +64,10 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy(
     __name__,
     {
+        "choosing": (
+            "find_guider",
+            "tasks_of",
+        ),
         "denoise": (
             "advance",
             "check_count",

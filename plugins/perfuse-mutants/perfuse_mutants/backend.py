@@ -21,6 +21,7 @@ from perfuse.plugins import host
 from perfuse.sources import ArtifactStore
 
 __all__ = [
+    "Array",
     "Arrays",
     "Control",
     "Mutant",

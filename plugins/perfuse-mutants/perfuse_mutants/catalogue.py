@@ -167,6 +167,28 @@ CATALOGUE: tuple[Entry, ...] = (
         "the third of three items is a copy of the second: pairs are computed",
         "component/unet/float32/symbolic/three",
     ),
+    # What a denoiser is told besides the text
+    _entry(
+        "mutant-no-residuals",
+        "conditions:NoResiduals",
+        "what a ControlNet gives is declared and not passed on",
+        f"{_UNET}/middle",
+        model="random-edited",
+    ),
+    _entry(
+        "mutant-no-mask",
+        "conditions:NoMask",
+        "the channel that says what to draw anew is not read: all of it is",
+        f"{_UNET}/middle",
+        model="random-edited",
+    ),
+    _entry(
+        "mutant-unperturbed",
+        "conditions:Unperturbed",
+        "a worse version of the denoiser runs the denoiser: programs are known by their weights",
+        "component/perturbed_identity_mid/float32/static/middle",
+        model="random-edited",
+    ),
     # The loop
     _entry(
         "mutant-own-noise",

@@ -1,16 +1,21 @@
 """Each mutant differs from torch in the stated way, and only there."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from perfuse_mutants.catalogue import CATALOGUE
+from perfuse_mutants.conditions import NoMask, NoResiduals
 from perfuse_mutants.denoiser import TimestepCond
 from perfuse_mutants.text import FirstPrompt
 
-from perfuse.backend import Component, Program
+from perfuse.backend import Component, Program, Target
+from perfuse.plugins import host
+from perfuse.sources import ArtifactStore
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
+from perfuse_conformance.cases.opening import open_source
 
 Arrays = dict[str, Any]
 Prepare = Callable[..., Program]
@@ -261,7 +266,7 @@ def test_the_secret_shows_to_who_watches_torch_and_the_hidden_one_does_not(
     assert seen["hidden"] == 0
 
 
-# Two that the bundled model has no component for
+# Those that the bundled model has no component for
 
 
 def component_of(name: str, *inputs: str) -> Component:
@@ -284,6 +289,44 @@ def test_the_guidance_embedding_is_dropped() -> None:
     call({"sample": ones, "timestep": ones, "timestep_cond": ones})
     assert not heard[0]["timestep_cond"].any()
     assert heard[0]["sample"] is ones
+
+
+def test_residuals_and_masks_are_not_read() -> None:
+    heard: list[Arrays] = []
+
+    def run(inputs: Arrays) -> Arrays:
+        heard.append(inputs)
+        return inputs
+
+    component = component_of("unet", "sample", "timestep", "mid_residual")
+    given = {"sample": np.full((1, 9, 2, 2), 0.5, np.float32), "mid_residual": np.ones(3)}
+    NoResiduals().spoil(component, run)(given)
+    assert not heard[0]["mid_residual"].any()
+    assert heard[0]["sample"] is given["sample"]
+    NoMask().spoil(component, run)(given)
+    assert (heard[1]["sample"][:, 4] == 1).all()
+    assert (np.delete(heard[1]["sample"], 4, axis=1) == 0.5).all()
+    plain = {"sample": given["sample"][:, :4]}
+    NoMask().spoil(component, run)(plain)
+    assert heard[2]["sample"] is plain["sample"]
+
+
+def test_an_entry_is_the_denoiser_itself(own_cache: Path) -> None:
+    source = open_source(None, ["perturbed:kind=identity,layers=mid"])
+    worse = source.component("perturbed_identity_mid")
+
+    def run(backend: str, component: Component) -> Any:
+        program = (
+            host()
+            .backend(backend)
+            .prepare(component, Target(backend=backend, device="cpu"), ArtifactStore.default())
+        )
+        return program(**unet(500)[1])["out_sample"]
+
+    plain = run("torch", source.component("unet"))
+    assert (run("torch", worse) != plain).any()
+    np.testing.assert_array_equal(run("mutant-unperturbed", worse), plain)
+    np.testing.assert_array_equal(run("mutant-unperturbed", source.component("unet")), plain)
 
 
 def test_the_second_encoder_reads_the_first_prompt_with_its_own_padding() -> None:
@@ -322,6 +365,9 @@ def test_every_mutant_of_numbers_is_tested_here() -> None:
         "mutant-declared-fallback",
         "mutant-timestep-cond",
         "mutant-first-prompt",
+        "mutant-no-residuals",
+        "mutant-no-mask",
+        "mutant-unperturbed",
     }
     mutants = {entry.name for entry in CATALOGUE if entry.name.startswith("mutant-")}
     assert mutants == elsewhere | SHOWN.keys()

@@ -26,6 +26,11 @@ class Rest(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor]:
         x = x - F.avg_pool2d(x[None, None], 1)[0, 0].mean(dim=1, keepdim=True)
         x = F.mish(x) + F.relu(x) - torch.log(x * x + 1)
+        # And ControlNets, safety checkers, blurred queries, learned words
+        first, *_ = x.unbind(1)
+        near = (t[:, None] == t) * (t <= 1.5)
+        x = x + torch.where(x >= 1, x**2, x.clamp(min=-1)) + near.sum(dim=1, keepdim=True)
+        x = x + first.abs().sqrt()[:, None]
         return (x * t.to(x.dtype)[:, None] + x[0],)
 
 

@@ -1,12 +1,16 @@
 """Which cases there are, for which model and which declared capabilities."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from perfuse import DiffusionPipeline
+from perfuse.plugins import host
 from perfuse.sources.opening import open_model
 from perfuse.spec import PipelineSpec
+from perfuse.tasks.choosing import tasks_of
 from perfuse_conformance.cases.bundle import hash_of
 from perfuse_conformance.cases.catalogue import (
     Capability,
@@ -16,7 +20,10 @@ from perfuse_conformance.cases.catalogue import (
     probes_of,
     sizes_of,
 )
+from perfuse_conformance.cases.models import RANDOM_MODELS
+from perfuse_conformance.cases.opening import open_source
 from perfuse_conformance.checkpoints import KINDS
+from perfuse_conformance.reference.draws import run_draw
 
 YES, NO = Capability(level="full", reason=""), Capability(level="unsupported", reason="no kernels")
 PRECISIONS = ("float32", "float16", "bfloat16")
@@ -27,7 +34,7 @@ def spec(request: pytest.FixtureRequest) -> PipelineSpec:
     if request.param == "shapes":
         return open_model(None).spec
     folder: Path = request.getfixturevalue("checkpoint")(request.param)
-    return open_model(folder).spec
+    return open_source(str(folder)).spec
 
 
 def declared(
@@ -117,7 +124,76 @@ def test_a_family_s_own_inputs_are_drawn_with(spec: PipelineSpec) -> None:
         assert {draw.scheduler for draw in draws.values()} == {"lcm"}
         return
     if spec.tokenizers:
-        assert {1.0, 7.5} <= {given["guidance_scale"] for given in inputs}
-    if "text_encoder_2" in spec.components:
+        scales = {given["guidance_scale"] for given in inputs}
+        assert 1.0 in scales and max(scales) > 3
+    if {"text_encoder", "text_encoder_2"} <= spec.components.keys():
         assert all(given["prompt"] != given["prompt_2"] for given in inputs)
     assert any(draw.forced for draw in draws.values())
+
+
+#: Kind to the tasks that are drawn: those of its pipeline's class that its denoiser can do.
+TASKS = {
+    "sd1": {"text-to-image", "image-to-image", "inpainting"},
+    "sdxl": {"text-to-image", "image-to-image", "inpainting"},
+    "lcm": {"text-to-image", "image-to-image"},
+    "refiner": {"image-to-image"},
+    "inpaint": {"inpainting"},
+    "edited": {"inpainting"},
+    "pix2pix": {"instruct-pix2pix"},
+    "depth": {"depth-to-image"},
+    "upscale": {"upscale"},
+    "variation": {"image-variation"},
+    "control": {"text-to-image", "image-to-image", "inpainting"},
+    "adapter": {"text-to-image"},
+}
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_every_task_is_drawn(kind: str, checkpoint: Callable[[str], Path]) -> None:
+    spec = open_source(str(checkpoint(kind))).spec
+    draws = list(draws_of(spec).values())
+    assert {d.task if d.task is not None else spec.tasks[0] for d in draws} == TASKS[kind]
+    assert draws[0].forced and draws[0].halves
+    asked = {name for draw in draws for name in draw.inputs}
+    takes = {name for task in tasks_of(spec).values() for name in task.inputs}
+    told = {"image", "mask_image", "control_image", "depth_map", "noise_level", "strength"}
+    told |= {"denoising_end", "denoising_start", "image_guidance_scale", "guess_mode"}
+    assert takes & told <= asked | (
+        {"mask_image", "denoising_start"} if kind == "refiner" else set()
+    )
+
+
+def test_every_guider_is_drawn_where_the_denoiser_has_worse_versions(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    model = RANDOM_MODELS["random-guided"]
+    spec = open_source(str(checkpoint(model.kind)), model.transforms).spec
+    drawn = {draw.inputs.get("guider") for draw in draws_of(spec).values()} - {None}
+    assert drawn == host().guiders().keys() - {"embedded", "instruct-pix2pix"}
+    asked = {probe.component for probe in probes_of(spec).values()}
+    entries = {name for name, one in spec.components.items() if one.entry_of is not None}
+    assert len(entries) == len(model.transforms) and entries <= asked
+    plain = open_source(str(checkpoint(model.kind))).spec
+    assert not any("guider" in draw.inputs for draw in draws_of(plain).values())
+
+
+def test_a_steered_encoder_reads_learned_words_and_every_syntax(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    model = RANDOM_MODELS["random-steered"]
+    spec = open_source(str(checkpoint(model.kind)), model.transforms).spec
+    draws = draws_of(spec)
+    assert {d.inputs.get("prompt_syntax") for d in draws.values()} == {None, "a1111", "compel"}
+    assert any(draw.learned for draw in draws.values())
+    assert any("clip_skip" in draw.inputs for draw in draws.values())
+    encoder = spec.components["text_encoder"]
+    ids = [call["input_ids"] for call in inputs_of(encoder, probes_of(spec)["text_encoder/texts"])]
+    assert max(int(array.max()) for array in ids) == encoder.config["vocab_size"]
+
+
+def test_of_the_strict_checker_s_pictures_some_are_black(checkpoint: Callable[[str], Path]) -> None:
+    folder = checkpoint(RANDOM_MODELS["random-sd-checked"].kind)
+    pipe = DiffusionPipeline.from_pretrained(folder, backend="torch:cpu")
+    with pytest.warns(UserWarning, match="objected to 1 of 2"):
+        images = run_draw(pipe, draws_of(pipe.spec)["two-wide"])["images"]
+    assert [bool(image.any()) for image in images] == [True, False]

@@ -526,6 +526,16 @@ def test_the_matrix_shows_claims_counts_and_what_is_missing(files):
     assert any(text.startswith("Run 2026-11-20; suite 1.0, limits 1.0") for text in texts)
 
 
+def test_a_brief_model_is_one_line(files):
+    runs, _, _, _ = files
+    data = {**matrix.summarise(runs), "brief": ["shapes"], "titles": {"shapes": "the small one"}}
+    svg = ElementTree.fromstring(matrix.render_matrix(data))
+    texts = [" ".join("".join(e.itertext()).split()) for e in svg.iter() if e.tag.endswith("text")]
+    assert {"the small one", "L2 ✓ 3 of 3", "L0 ✗ 1 of 2"} <= set(texts)
+    merged = matrix.merge(data, {**matrix.summarise([]), "brief": ["sdxl", "shapes"]})
+    assert merged["brief"] == ["shapes", "sdxl"]
+
+
 @pytest.mark.parametrize(
     ("engine", "shown"),
     [

@@ -1,17 +1,18 @@
-"""Small random IP-Adapters, in the layout of their authors."""
+"""Small random IP-Adapters, in the layout of their authors, and the image encoder before them."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from perfuse.models.ip_adapter.description import cross_attentions
-from perfuse_conformance.checkpoints import randomise
+from perfuse_conformance.cases.checkpoint_parts import randomise
+
+__all__ = ["EMBED", "STATES", "write_adapter", "write_image_encoder"]
 
 #: The widths of the image encoder's embedding and states.
 EMBED, STATES = 16, 32
 
 
-def write_encoder(folder: Path) -> None:
+def write_image_encoder(folder: Path, *, projection_dim: int = EMBED, seed: int = 9) -> None:
     """An image encoder for pictures of 24×24."""
     import perfuse.models
 
@@ -23,9 +24,9 @@ def write_encoder(folder: Path) -> None:
         num_attention_heads=4,
         image_size=24,
         patch_size=8,
-        projection_dim=EMBED,
+        projection_dim=projection_dim,
     )
-    randomise(model, 9).save_pretrained(folder)
+    randomise(model, seed).save_pretrained(folder)
 
 
 def write_adapter(file: Path, kind: str, config: Mapping[str, Any], seed: int = 0) -> Path:
@@ -38,7 +39,7 @@ def write_adapter(file: Path, kind: str, config: Mapping[str, Any], seed: int = 
     def draw(*shape: int) -> Any:
         return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
 
-    width, widths = config["cross_attention_dim"], config["block_out_channels"]
+    width = config["cross_attention_dim"]
     image: dict[str, Any] = {}
     if kind == "plain":
         image |= {"proj.weight": draw(4 * width, EMBED), "proj.bias": draw(4 * width)}
@@ -67,9 +68,21 @@ def write_adapter(file: Path, kind: str, config: Mapping[str, Any], seed: int = 
             image[f"layers.{i}.1.1.weight"] = draw(4 * inner, inner)
             image[f"layers.{i}.1.3.weight"] = draw(inner, 4 * inner)
     tensors = {f"image_proj.{name}": tensor for name, tensor in image.items()}
-    for i, one in enumerate(cross_attentions(config)):
+    for i, inner in enumerate(_cross_attentions(config)):
         for which in ("to_k_ip", "to_v_ip"):
-            tensors[f"ip_adapter.{2 * i + 1}.{which}.weight"] = draw(widths[one.level], width)
+            tensors[f"ip_adapter.{2 * i + 1}.{which}.weight"] = draw(inner, width)
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, file)
     return file
+
+
+def _cross_attentions(config: Mapping[str, Any]) -> list[int]:
+    """The width of each cross-attention of a UNet: those on the way down, up, and in the middle."""
+    import perfuse.models
+
+    kind: Any = perfuse.models.UNet2DConditionModel
+    weights = kind(**config).state_dict()
+    found = [name for name in weights if name.endswith("attn2.to_k.weight")]
+    parts = ("down_blocks", "up_blocks", "mid_block")
+    ordered = sorted(found, key=lambda name: parts.index(name.partition(".")[0]))
+    return [int(weights[name].shape[0]) for name in ordered]
