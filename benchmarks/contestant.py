@@ -41,11 +41,13 @@ class Pace:
             np.save(self.job["latents"], np.array(latents, dtype=np.float32))
             took = {"warm": True}
         self._answer(took)
-        if not sys.stdin.readline():
-            sys.exit("Nobody listens any more.")
         if self.done == self.job["steps"]:
             self._answer(_memory())
             os._exit(0)  # with engines that are in the middle of a picture
+        if not sys.stdin.readline():
+            sys.exit("Nobody listens any more.")
+        if self.done == self.job["steps"] - 1:
+            Path("/proc/self/clear_refs").write_text("1")  # from here on pages say if they are used
         self.begin()
 
     def _answer(self, answer):
@@ -53,10 +55,20 @@ class Pace:
 
 
 def _memory():
-    """The most resident memory, and now: all of it, and what is no file's; in bytes. Linux only."""
-    lines = Path("/proc/self/status").read_text()
-    found = {name: int(size) * 1024 for name, size in re.findall(r"(\w+):\s+(\d+) kB", lines)}
-    return {"peak": found["VmHWM"], "resident": found["VmRSS"], "own": found["RssAnon"]}
+    """The most that was resident, and what a step needs, in bytes; Linux only.
+
+    A step needs the memory that is the process's own, and those pages of mapped files that it has read:
+    the system may take the others back.
+    """
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    mapped = Path("/proc/self/smaps").read_text()
+    own = sum(map(int, re.findall(r"^Anonymous:\s+(\d+) kB", mapped, re.MULTILINE)))
+    read = 0
+    for one in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", mapped, flags=re.MULTILINE)[1:]:
+        sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB", one, re.MULTILINE))
+        if int(sizes["Anonymous"]) == 0:
+            read += int(sizes["Referenced"])
+    return {"peak": int(peak[1]) * 1024, "own": own * 1024, "needed": (own + read) * 1024}
 
 
 # The contestants
@@ -76,8 +88,8 @@ def perfuse(job, pace):
 
 
 def diffusers(job, pace):
-    import torch
     import diffusers
+    import torch
 
     pipe = diffusers.DiffusionPipeline.from_pretrained(
         job["model"],
