@@ -175,15 +175,17 @@ def _prepacks(asked: str | None, path: Path) -> bool:
 
 
 def _read_in_place(settings: Any) -> None:
-    """Have weights read from the mapped file, which halves the memory of a large component.
+    """Have weights read from the mapped file, which spares a large component most of its own memory.
 
     Without this the engine keeps a copy of every matrix, packed for its kernels, and one of every
-    convolution's, in blocks of channels.
+    convolution's, in blocks of channels. And from the second call on it would keep the memory of what
+    lies between twice: as the first call took it, piece by piece, and as one block.
     """
     import onnxruntime
 
     settings.add_session_config_entry("session.disable_prepacking", "1")
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    settings.enable_mem_pattern = False
 
 
 def _threads() -> int:
