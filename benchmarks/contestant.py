@@ -84,7 +84,7 @@ def perfuse(job, pace):
     pace.begin()
     for event in pipe.stream(PROMPT, seed=SEED, output_type="latent", **_picture(job)):
         if event.step == "denoise":
-            pace.stepped(event.state["latents"])
+            pace.stepped(event.state["samples"][0])
 
 
 def diffusers(job, pace):

@@ -56,7 +56,7 @@ def exported(name: str, checkpoint: Path, work: Path) -> Path:
     folder = work / f"{checkpoint.name}-{name}"
     if (folder / "model_index.json").is_file():
         return folder
-    tool = [python(name), "-m", "optimum.commands.optimum_cli"]
+    tool: list[str | Path] = [python(name), "-m", "optimum.commands.optimum_cli"]
     say(f"exporting {checkpoint.name} with {name}")
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)

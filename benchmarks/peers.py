@@ -130,7 +130,8 @@ def _beside(peer: Peer, case: Case, checkpoint: Path, options: Namespace) -> lis
         theirs = Contestant(interpreter, {**job, "kind": peer.name, "model": model}, folder)
         _take_turns((ours, theirs), options.rounds or case.rounds, _weights(checkpoint))
         difference = _difference(ours.latents, theirs.latents)
-    what = f"{case.title}, {job['size']}², {case.precision}, {peer.backend}"
+    title = "the middle model" if options.quick else case.title
+    what = f"{title}, {job['size']}², {case.precision}, {peer.backend}"
     weights = _ran(checkpoint) * _BYTES[case.precision] / _BYTES["float32"]
     return [
         Row(
@@ -151,7 +152,7 @@ def _beside(peer: Peer, case: Case, checkpoint: Path, options: Namespace) -> lis
             unit="GB",
             against=peer.name,
             figure=ours.memory["peak"] / weights,
-            target=_WEIGHTS,
+            target=None if options.quick else _WEIGHTS,
             note=f"The figure is perfuse's over the weights of what ran, {weights / _GB:.2f} GB. "
             "Pages of mapped files count.",
         ),
@@ -162,7 +163,7 @@ def _beside(peer: Peer, case: Case, checkpoint: Path, options: Namespace) -> lis
             unit="GB",
             against=peer.name,
             figure=ours.memory["needed"] / weights,
-            target=_WEIGHTS,
+            target=None if options.quick else _WEIGHTS,
             note="Without pages of files that no step reads, which the system may take back; "
             f"{ours.memory['own'] / _GB:.2f} and {theirs.memory['own'] / _GB:.2f} GB are no file's.",
         ),

@@ -60,8 +60,6 @@ def main() -> None:
     if output is None and not options.quick:
         output = HERE / "results.json"
     results: dict[str, Any] = {}
-    if options.only and output is not None and output.is_file():
-        results = json.loads(output.read_text(encoding="utf-8"))["benchmarks"]
     for name in names:
         say(f"── {name}")
         file, *case = name.split(":")
@@ -76,7 +74,8 @@ def main() -> None:
             sys.exit(f"{name} failed")
         found = json.loads(done.stdout)
         if found["rows"]:  # none without the peer's environment
-            results[name] = found
+            # Read again: benchmarks may run beside each other.
+            results = {**(_kept(output) if options.only else results), name: found}
             _write(output, results)
     ordered = [results[name] for name in BENCHMARKS if name in results]
     print(markdown([Row(**row) for result in ordered for row in result["rows"]]))
@@ -85,6 +84,14 @@ def main() -> None:
 
 def _begins(name: str, asked: str) -> bool:
     return name == asked or name.startswith(f"{asked}:") or not asked
+
+
+def _kept(output: Path | None) -> dict[str, Any]:
+    """The results that the file has."""
+    if output is None or not output.is_file():
+        return {}
+    kept: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))["benchmarks"]
+    return kept
 
 
 def _write(output: Path | None, results: dict[str, Any]) -> None:
