@@ -26,7 +26,7 @@ __all__ = ["OnnxRuntime"]
 
 _FORMAT = "onnx"
 _CPU = "CPUExecutionProvider"
-#: From this many bytes of weights on, a CPU reads them where their file is mapped.
+#: From this many bytes of weights on, what lies between is large, too.
 _LARGE = 250_000_000
 _ROUNDED = (
     "the CPU provider has no float16 convolutions: it computes in float32 and rounds what lies "
@@ -71,8 +71,8 @@ class OnnxRuntime(Backend):
         Args:
             component: What to run.
             target: Options: ``threads``, 0 for the engine's choice; ``cpu_fallback=false``, to fail where another
-                device would leave nodes to the CPU; ``prepack``, whether a CPU keeps a second copy of the
-                weights in its own layout: by default of small components alone.
+                device would leave nodes to the CPU; ``prepack=false``, to have a CPU read the
+                weights where their file is mapped: slower, with no copy of them in its own layout.
             store: Where an export goes.
 
         Raises:
@@ -94,8 +94,12 @@ class OnnxRuntime(Backend):
 
         path = exported(component, _FORMAT, store)
         settings = _settings(provider, threads, cpu_fallback=cpu_fallback)
-        if provider == _CPU and not _prepacks(switches.get("prepack"), path):
+        if provider == _CPU and switches.get("prepack") == "false":
             _read_in_place(settings)
+        if _is_large(path):
+            # From the second call on the engine would keep what lies between twice: as the first call
+            # took it, piece by piece, and as one block.
+            settings.enable_mem_pattern = False
         wanted = [(provider, options)]
         if cpu_fallback and provider != _CPU:
             wanted.append((_CPU, {}))
@@ -166,26 +170,21 @@ def _settings(provider: str, threads: int, *, cpu_fallback: bool) -> Any:
     return options
 
 
-def _prepacks(asked: str | None, path: Path) -> bool:
-    """Whether the engine may copy weights into its own layout: as asked, or where they are small."""
-    if asked is not None:
-        return asked == "true"
+def _is_large(path: Path) -> bool:
     weights = path.with_name(f"{path.name}_data")
-    return not weights.is_file() or weights.stat().st_size < _LARGE
+    return weights.is_file() and weights.stat().st_size >= _LARGE
 
 
 def _read_in_place(settings: Any) -> None:
-    """Have weights read from the mapped file, which spares a large component most of its own memory.
+    """Have weights read from the mapped file.
 
     Without this the engine keeps a copy of every matrix, packed for its kernels, and one of every
-    convolution's, in blocks of channels. And from the second call on it would keep the memory of what
-    lies between twice: as the first call took it, piece by piece, and as one block.
+    convolution's, in blocks of channels.
     """
     import onnxruntime
 
     settings.add_session_config_entry("session.disable_prepacking", "1")
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    settings.enable_mem_pattern = False
 
 
 def _threads() -> int:

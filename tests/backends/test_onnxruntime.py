@@ -27,7 +27,7 @@ from perfuse.sources.checkpoint import Checkpoint
 from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_onnxruntime import providers
-from perfuse_onnxruntime.backend import OnnxRuntime, _prepacks
+from perfuse_onnxruntime.backend import OnnxRuntime, _is_large
 from perfuse_onnxruntime.program import OnnxProgram
 
 pytestmark = pytest.mark.export
@@ -507,14 +507,12 @@ def test_weights_read_in_place_give_the_same(artifact: Artifact, unet: OnnxProgr
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_large_weights_are_read_in_place(tmp_path: Path) -> None:
+def test_large_components_are_told_by_their_weights(tmp_path: Path) -> None:
+    assert not _is_large(tmp_path / "model.onnx")
     for size in (1_000, 3_000_000_000):
         with open(tmp_path / "model.onnx_data", "wb") as file:
             file.truncate(size)  # takes no room on the disk
-        assert _prepacks(None, tmp_path / "model.onnx") == (size < 1_000_000)
-        assert _prepacks("true", tmp_path / "model.onnx")
-        assert not _prepacks("false", tmp_path / "model.onnx")
-    assert _prepacks(None, tmp_path / "absent.onnx")
+        assert _is_large(tmp_path / "model.onnx") == (size > 1_000_000)
 
 
 # What it imports
@@ -527,7 +525,7 @@ import numpy as np
 from perfuse.sources.artifact import Artifact
 from perfuse.backend import Target
 from perfuse.sources.store import ArtifactStore
-from perfuse_onnxruntime.backend import OnnxRuntime, _prepacks
+from perfuse_onnxruntime.backend import OnnxRuntime, _is_large
 
 component = Artifact.open(sys.argv[1]).component("text_encoder")
 store = ArtifactStore(pathlib.Path("unused"))
