@@ -96,7 +96,7 @@ class OnnxRuntime(Backend):
         settings = _settings(provider, threads, cpu_fallback=cpu_fallback)
         if provider == _CPU and switches.get("prepack") == "false":
             _read_in_place(settings)
-        if _is_large(path):
+        if provider == _CPU and _is_large(path):
             # From the second call on the engine would keep what lies between twice: as the first call
             # took it, piece by piece, and as one block.
             settings.enable_mem_pattern = False
