@@ -46,6 +46,29 @@ _SD15_TEXT: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 1,
 }
+_SDXL_UNET: dict[str, Any] = {
+    "sample_size": 128,
+    "block_out_channels": [320, 640, 1280],
+    "layers_per_block": 2,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2, 10],
+    "attention_head_dim": [5, 10, 20],
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+_SDXL_TEXT_2: dict[str, Any] = {
+    **_SD15_TEXT,
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "projection_dim": 1280,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+}
 _SCHEDULE = {
     "_class_name": "DDIMScheduler",
     "beta_start": 0.00085,
@@ -85,6 +108,23 @@ def sd15(work: Path, *, quick: bool = False) -> Path:
     return _checkpoint(work / "sd15", _SD15_UNET, _SD15_VAE, _SD15_TEXT)
 
 
+def sdxl(work: Path, *, quick: bool = False) -> Path:
+    """A checkpoint of Stable Diffusion XL's sizes: 2.57 G, 123 M, 695 M and 84 M parameters."""
+    if quick:
+        return middle(work)
+    vae = {**_SD15_VAE, "sample_size": 1024, "scaling_factor": 0.13025}
+    index = {
+        **_INDEX,
+        "_class_name": "StableDiffusionXLPipeline",
+        "force_zeros_for_empty_prompt": True,
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    }
+    for absent in ("safety_checker", "requires_safety_checker"):
+        del index[absent]
+    return _checkpoint(work / "sdxl", _SDXL_UNET, vae, _SD15_TEXT, _SDXL_TEXT_2, index)
+
+
 def middle(work: Path) -> Path:
     """The same at less than half the width and depth: a UNet of 92 M parameters, 256×256 pictures."""
     unet = {**_SD15_UNET, "sample_size": 32, "block_out_channels": [128, 256, 512, 512]}
@@ -95,24 +135,30 @@ def middle(work: Path) -> Path:
     return _checkpoint(work / "middle", unet, vae, {**text, "num_attention_heads": 4})
 
 
-def exported(checkpoint: Path, to: str, work: Path) -> Path:
+def exported(checkpoint: Path, to: str, work: Path, precision: str = "float32") -> Path:
     """A large checkpoint as an artifact: what `export_memory` wrote last, or else exported now."""
-    folder = work / f"{checkpoint.name}-{to}"
+    name = f"{checkpoint.name}-{to}"
+    folder = work / (name if precision == "float32" else f"{name}-{precision}")
     if not (folder / "perfuse.json").is_file():
         from perfuse import DiffusionPipeline
 
-        say(f"exporting {checkpoint.name} to {to}")
-        DiffusionPipeline.from_pretrained(checkpoint).export(folder, to=to)
+        say(f"exporting {checkpoint.name} to {to} in {precision}")
+        DiffusionPipeline.from_pretrained(checkpoint, precision=precision).export(folder, to=to)
     return folder
 
 
 def _checkpoint(
-    folder: Path, unet: Mapping[str, Any], vae: Mapping[str, Any], text: Mapping[str, Any]
+    folder: Path,
+    unet: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    text: Mapping[str, Any],
+    text_2: Mapping[str, Any] | None = None,
+    index: Mapping[str, Any] = _INDEX,
 ) -> Path:
     if (folder / "model_index.json").is_file():
         return folder
     import torch
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     from perfuse.models import AutoencoderKL, UNet2DConditionModel
 
@@ -124,14 +170,18 @@ def _checkpoint(
             "vae": (AutoencoderKL(**vae), "diffusion_pytorch_model.safetensors"),
             "text_encoder": (CLIPTextModel(CLIPTextConfig(**text)), "model.safetensors"),
         }
+        if text_2 is not None:
+            projected = CLIPTextModelWithProjection(CLIPTextConfig(**text_2))
+            models["text_encoder_2"] = (projected, "model.safetensors")
     for seed, (name, (model, file)) in enumerate(models.items()):
         config = model.config.to_dict()
         write_json(folder / name / "config.json", config)
         shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
         _write_random(folder / name / file, shapes, seed)
-    write_tokenizer(folder / "tokenizer")
+    for name in (name for name in index if name.startswith("tokenizer")):
+        write_tokenizer(folder / name)
     write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULE)
-    write_json(folder / "model_index.json", _INDEX)  # last: its presence says that all is there
+    write_json(folder / "model_index.json", index)  # last: its presence says that all is there
     return folder
 
 

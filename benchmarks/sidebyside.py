@@ -121,10 +121,15 @@ def say(message: str) -> None:
 # ── The command line ────────────────────────────────────────────────────────────────────────────
 
 
-def command(measure: Callable[[argparse.Namespace], list[Row]], doc: str | None) -> None:
-    """Make a benchmark a command of its own."""
+def command(
+    measure: Callable[[argparse.Namespace], list[Row]],
+    doc: str | None,
+    more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+) -> None:
+    """Make a benchmark a command of its own; ``more`` adds its own options to those of all."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     add_options(parser)
+    more(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,8 @@ __all__ = ["OnnxRuntime"]
 
 _FORMAT = "onnx"
 _CPU = "CPUExecutionProvider"
+#: From this many bytes of weights on, what lies between is large, too.
+_LARGE = 250_000_000
 _ROUNDED = (
     "the CPU provider has no float16 convolutions: it computes in float32 and rounds what lies "
     "between, so float16 halves the file and costs time"
@@ -36,7 +38,11 @@ class OnnxRuntime(Backend):
     """Runs ONNX files, its own exports and other exporters', on the providers of the build."""
 
     name: ClassVar[str] = "onnxruntime"
-    options: ClassVar[Options] = {"threads": range(1025), "cpu_fallback": ("true", "false")}
+    options: ClassVar[Options] = {
+        "threads": range(1025),
+        "cpu_fallback": ("true", "false"),
+        "prepack": ("true", "false"),
+    }
 
     def devices(self) -> Sequence[Device]:
         """One device a provider; the CPU is the first."""
@@ -65,7 +71,8 @@ class OnnxRuntime(Backend):
         Args:
             component: What to run.
             target: Options: ``threads``, 0 for the engine's choice; ``cpu_fallback=false``, to fail where another
-                device would leave nodes to the CPU.
+                device would leave nodes to the CPU; ``prepack=false``, to have a CPU read the
+                weights where their file is mapped: slower, with no copy of them in its own layout.
             store: Where an export goes.
 
         Raises:
@@ -87,6 +94,12 @@ class OnnxRuntime(Backend):
 
         path = exported(component, _FORMAT, store)
         settings = _settings(provider, threads, cpu_fallback=cpu_fallback)
+        if provider == _CPU and switches.get("prepack") == "false":
+            _read_in_place(settings)
+        if provider == _CPU and _is_large(path):
+            # From the second call on the engine would keep what lies between twice: as the first call
+            # took it, piece by piece, and as one block.
+            settings.enable_mem_pattern = False
         wanted = [(provider, options)]
         if cpu_fallback and provider != _CPU:
             wanted.append((_CPU, {}))
@@ -155,6 +168,23 @@ def _settings(provider: str, threads: int, *, cpu_fallback: bool) -> Any:
         # Lets the report say which nodes went to the CPU; engines before 1.24 ignore it.
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
+
+
+def _is_large(path: Path) -> bool:
+    weights = path.with_name(f"{path.name}_data")
+    return weights.is_file() and weights.stat().st_size >= _LARGE
+
+
+def _read_in_place(settings: Any) -> None:
+    """Have weights read from the mapped file.
+
+    Without this the engine keeps a copy of every matrix, packed for its kernels, and one of every
+    convolution's, in blocks of channels.
+    """
+    import onnxruntime
+
+    settings.add_session_config_entry("session.disable_prepacking", "1")
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
 
 
 def _threads() -> int:

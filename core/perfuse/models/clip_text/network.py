@@ -10,6 +10,7 @@ from perfuse.contract.spec import ComponentSpec
 from perfuse.errors import CheckpointError
 from perfuse.models.clip_text.description import PLAIN, PROJECTED, UNNORMED
 from perfuse.models.loading import Rename, load_state
+from perfuse.sources.plain import to_plain
 from perfuse.sources.weights import Weights
 
 __all__ = ["ClipText", "build", "load_text_encoder", "wrap"]
@@ -62,7 +63,7 @@ def load_text_encoder(
     import transformers
 
     # A config records the dtype of the weights that it was saved with, not the one asked for.
-    fields = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")}
+    fields = {k: to_plain(v) for k, v in config.items() if k not in ("dtype", "torch_dtype")}
     try:
         settings = transformers.CLIPTextConfig.from_dict({**fields, "attn_implementation": "sdpa"})
         with torch.device("meta"):

@@ -1,0 +1,85 @@
+"""The peers' environments, and what the peers export there themselves.
+
+python benchmarks/environments.py
+
+The newest of them exclude each other, and this project's own Diffusers, so each has an environment of
+its own in build/peers, 1.5 GB. What pip installs is pinned in environments/NAME.txt.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sidebyside import say
+
+HERE = Path(__file__).parent
+_FOLDER = HERE.parent / "build" / "peers"
+#: What each exports with, up to the checkpoint and the folder to write.
+_EXPORTS: Mapping[str, Sequence[str]] = {
+    "optimum-onnx": ("export", "onnx", "--task=text-to-image", "--no-post-process"),
+    "openvino": ("export", "openvino", "--task=text-to-image", "--weight-format=fp32"),
+}
+NAMES = tuple(_EXPORTS)
+
+
+class NoEnvironmentError(Exception):
+    """An environment could not be made, or its tools failed."""
+
+
+def python(name: str) -> Path:
+    """The interpreter of an environment, which is made if it is not there.
+
+    Raises:
+        NoEnvironmentError: pip could not install what is pinned.
+    """
+    folder, pins = _FOLDER / name, HERE / "environments" / f"{name}.txt"
+    found, made = folder / "bin" / "python", folder / pins.name
+    if made.is_file() and made.read_bytes() == pins.read_bytes():
+        return found
+    say(f"making {folder}")
+    shutil.rmtree(folder, ignore_errors=True)
+    _run(name, [sys.executable, "-m", "venv", folder])
+    _run(name, [found, "-m", "pip", "install", "--no-deps", "--no-compile", "-r", pins])
+    shutil.copyfile(pins, made)  # last: it says that all is there
+    return found
+
+
+def exported(name: str, checkpoint: Path, work: Path) -> Path:
+    """A checkpoint as the environment's own command exports it, in float32; once.
+
+    Raises:
+        NoEnvironmentError: there is no such environment, or its export failed.
+    """
+    folder = work / f"{checkpoint.name}-{name}"
+    if (folder / "model_index.json").is_file():
+        return folder
+    tool: list[str | Path] = [python(name), "-m", "optimum.commands.optimum_cli"]
+    say(f"exporting {checkpoint.name} with {name}")
+    partial = folder.with_suffix(".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    _run(name, [*tool, *_EXPORTS[name], "--model", checkpoint, partial])
+    partial.rename(folder)
+    return folder
+
+
+def variables(**more: str) -> dict[str, str]:
+    """What a process in another environment gets: nothing that leads it to this one's packages."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**kept, "HF_HUB_OFFLINE": "1", **more}
+
+
+def _run(name: str, command: Sequence[str | Path]) -> None:
+    done = subprocess.run(
+        list(map(str, command)), env=variables(), check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
+        raise NoEnvironmentError(f"{name}: {' '.join(map(str, command[1:4]))} … {' '.join(last)}")
+
+
+if __name__ == "__main__":
+    for each in NAMES:
+        print(python(each))
