@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.adapters import write_adapter, write_encoder
 from tests.conftest import needs_exporter
 
 from perfuse import DiffusionPipeline
+from perfuse_conformance.checkpoints import write_adapter, write_image_encoder
 
 Make = Callable[[str], Path]
 Export = Callable[[str, str], Path]
@@ -88,7 +88,7 @@ def test_follows_one_picture_and_looks_at_another(
     needs_exporter(FORMATS[backend])
     config = json.loads((checkpoint("followed") / "unet" / "config.json").read_text())
     write_adapter(tmp_path / "plain.safetensors", "plain", config)
-    write_encoder(tmp_path / "image_encoder")
+    write_image_encoder(tmp_path / "image_encoder")
     values = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     followed, seen = (Image.fromarray(one) for one in values)
     pipe = DiffusionPipeline.from_pretrained(checkpoint("followed"), backend="torch:cpu")

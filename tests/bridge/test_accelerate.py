@@ -98,7 +98,8 @@ def test_saved_for_another_machine(
     again.set_progress_bar_config(disable=True)
     assert type(again).__name__ == "DDPMPipeline"
     for batch, before in zip((2, 3), expected, strict=True):
-        assert np.array_equal(draw(again, batch), before)
+        # Two of a batch ran in a graph for two before, and run in the one for any number now.
+        assert np.abs(draw(again, batch) - before).max() < 1e-5
     with pytest.raises(InputError, match="save_perfuse"):
         perfuse.load_accelerated(checkpoint("tiny"))
 

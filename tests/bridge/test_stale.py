@@ -94,7 +94,24 @@ WAYS: dict[str, Callable[[Block], object]] = {
 }
 
 
-def test_no_answer_of_an_old_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+#: One of each kind; each costs a capture.
+SOME = (
+    "one number through data",
+    "buffer written",
+    "dict written",
+    "processor replaced",
+    "processor's number",
+    "hook on a layer",
+    "class's forward",
+)
+
+
+@pytest.mark.parametrize(
+    "names", [SOME, pytest.param(tuple(WAYS), marks=pytest.mark.exhaustive)], ids=["some", "all"]
+)
+def test_no_answer_of_an_old_graph(
+    names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Scaled, "__call__", Scaled.__call__)  # put back at the end
     monkeypatch.setattr(Block, "forward", Block.forward)
     torch.manual_seed(0)
@@ -112,9 +129,9 @@ def test_no_answer_of_an_old_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return found, expected
 
     _, before = both()
-    for name, change in WAYS.items():
+    for name in names:
         with torch.no_grad():
-            change(module)
+            WAYS[name](module)
         found, expected = both()
         scale = float(expected.abs().max())
         assert float((found - expected).abs().max()) <= 1e-5 * scale, name
@@ -122,7 +139,9 @@ def test_no_answer_of_an_old_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert float((expected - before).abs().max()) > 1e-4 * scale, f"{name} changed nothing"
         before = expected
     (row,) = module.perfuse.report()
-    assert row.calls >= 18, "most of this has to have run on the engine"
+    assert row.calls >= len(names) - 8 and row.calls > 4, (
+        "most of this has to have run on the engine"
+    )
     assert "hook" in row.reasons[-1]
 
 

@@ -89,8 +89,6 @@ class StandIn:
 
     def __init__(self, module: nn.Module, entry: str, settings: Settings) -> None:
         self._module, self.entry, self._settings = module, entry, settings
-        #: The method that this stands in for.
-        self.original = MethodType(getattr(type(module), entry), module)
         functools.update_wrapper(self, self.original)  # pipelines ask for its signature
         self.tally = Tally()
         self._graphs: dict[Any, list[_Graph]] = {}
@@ -124,6 +122,11 @@ class StandIn:
     @property
     def target(self) -> Target:
         return self._settings.target
+
+    @property
+    def original(self) -> MethodType:
+        """The method that this stands in for, as its class has it now."""
+        return MethodType(getattr(type(self._module), self.entry), self._module)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         # A copy of the module is not accelerated: its method is its class's.
