@@ -24,11 +24,12 @@ demo: $(VENV)/all
 quick: $(VENV)/dev
 	$(PYTEST) -m "not export and not slow" --ignore=tests/core/plugins tests/core tests/conformance/judge tests/test_arrows.py
 
-# What the first run exports and records, the second finds.
+# What the first run exports and records, the second finds. Tests often wait for a process of their
+# own, so there is a worker more than two cores have need of.
 test: export PERFUSE_TEST_CACHE = build/tests
 test: $(VENV)/plugins
 	rm -rf $(PERFUSE_TEST_CACHE)
-	$(PYTEST) --dist loadfile --no-loadscope-reorder plugins/perfuse-executorch plugins/perfuse-xla plugins/perfuse-openreg tests
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder plugins/perfuse-executorch plugins/perfuse-xla plugins/perfuse-openreg tests
 	PYTHONPATH=$(abspath $(VENV))/mutants $(PYTEST) -n 3 --dist load plugins/perfuse-mutants
 	rm -rf $(PERFUSE_TEST_CACHE)
 
