@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.examples import check_examples
@@ -12,14 +13,23 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 NOT_RUN = {"writing-a-backend.md"}
 
 
-def with_examples() -> list[Path]:
+#: Pages whose commands export for every device, or measure a whole model.
+LONG = {"conformance.md", "devices.md"}
+
+
+def with_examples() -> list[Any]:
     shown = re.compile(r"^(```python$|\$ perfuse )", re.MULTILINE)
-    return [p for p in PAGES if p.name not in NOT_RUN and shown.search(p.read_text("utf-8"))]
+    pages = [p for p in PAGES if p.name not in NOT_RUN and shown.search(p.read_text("utf-8"))]
+    long = pytest.mark.exhaustive
+    return [
+        pytest.param(page, id=page.stem, marks=[long] if page.name in LONG else [])
+        for page in pages
+    ]
 
 
 @pytest.mark.export
 @pytest.mark.slow
-@pytest.mark.parametrize("page", with_examples(), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", with_examples())
 def test_the_examples_run(page: Path, tmp_path: Path) -> None:
     check_examples(page, tmp_path)
 

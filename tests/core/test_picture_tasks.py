@@ -34,7 +34,13 @@ def pipe(checkpoint: Make) -> DiffusionPipeline:
     return DiffusionPipeline.from_pretrained(checkpoint("words"), backend="torch:cpu")
 
 
-@pytest.mark.parametrize(("format", "backend"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+@pytest.mark.parametrize(
+    ("format", "backend"),
+    [
+        ("onnx", "onnxruntime"),
+        pytest.param("openvino", "openvino", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_an_export_draws_from_pictures_as_the_checkpoint_does(
     exported: Export, pipe: DiffusionPipeline, format: str, backend: str
 ) -> None:

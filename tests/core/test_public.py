@@ -14,18 +14,18 @@ from perfuse.schedulers import SCHEDULERS
 ROOT = Path(__file__).parents[2]
 
 _TEXT = """
-    AdaptiveProjectedGuidance AdaptiveProjectedMixGuidance Architecture Artifact ArtifactStore
+    Acceleration AdaptiveProjectedGuidance AdaptiveProjectedMixGuidance Architecture Artifact ArtifactStore
     AutoGuidance AutoModel AutoPipelineForImage2Image AutoPipelineForInpainting
     AutoPipelineForText2Image Backend BackendManifest Branch Checkpoint Choice
     ClassifierFreeGuidance ClassifierFreeZeroStarGuidance Component ComponentSpec Device
-    DiffusionPipeline Dim EmbeddedGuidance Event ExecutionReport Exporter ExporterManifest
+    DiffusionPipeline Dim EmbeddedGuidance EntryReport Event ExecutionReport Exporter ExporterManifest
     FrequencyDecoupledGuidance Guider GuiderManifest Input InstructPix2PixGuidance LatentSpec
     Limits Loop MagnitudeAwareGuidance Moment NoGuidance NoiseSource PAGGuidance PerfuseError
     Perturbation PerturbedAttentionGuidance PipelineManifest PipelineOutput PipelineSpec
     PixelLatents Placement Plan Program Reader ReaderManifest Recipe Request Role Schedule
     Scheduler Signature SkipLayerGuidance SmoothedEnergyGuidance Source SourceManifest Step
     Support SupportLevel TangentialClassifierFreeGuidance Target Task TensorSpec Tokenizer Tools
-    Transform TransformManifest When exported hookimpl step
+    Transform TransformManifest When accelerate exported hookimpl load_accelerated step
 """
 TYPED = _TEXT.split()
 #: A scheduler is a file of its room, a pipeline class is made of its manifest: no list names them.

@@ -181,6 +181,7 @@ def test_a_denoiser_is_granted_its_level(plugin: Any, tmp_path: Path) -> None:
     assert (run.claim.level, "dyn" in run.claim.profiles) == ("L1", True)
 
 
+@pytest.mark.exhaustive
 def test_a_latent_decoder(plugin: Any, copy_of: Make) -> None:
     plugin("wide")
     model = widened(copy_of("words"))
@@ -213,6 +214,7 @@ def test_a_guider(plugin: Any, checkpoint: Make) -> None:
     assert np.abs(three - usual).max() > 1e-3
 
 
+@pytest.mark.exhaustive
 def test_a_transform(plugin: Any, checkpoint: Make, tmp_path: Path) -> None:
     plugin("skipping")
     model = checkpoint("words")

@@ -6,15 +6,17 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from torch import nn
-
-from perfuse.bridge.stand_in import Settings, StandIn, Tally
 from perfuse.contract.target import Placement, Target
 from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.sources.store import ArtifactStore, atomic_folder, locked
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from perfuse.bridge.stand_in import StandIn, Tally
 
 __all__ = ["Acceleration", "EntryReport", "accelerate", "load_accelerated"]
 
@@ -69,8 +71,10 @@ class Acceleration:
         self._store = store
         self._stand_ins: dict[str, list[StandIn]] = {}
 
-    def put(self, name: str, module: nn.Module) -> None:
+    def put(self, name: str, module: "nn.Module") -> None:
         """Run a component's calls on its target. One that is to run on torch is left as it is."""
+        from perfuse.bridge.stand_in import Settings, StandIn
+
         self.take(name)
         settings = Settings(
             name=name,
@@ -121,7 +125,7 @@ class Acceleration:
         record = {"backend": str(self.placement), "precision": self.precision}
         (folder / _RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
 
-    def _all(self) -> Iterator[StandIn]:
+    def _all(self) -> "Iterator[StandIn]":
         for stand_ins in self._stand_ins.values():
             yield from stand_ins
 
@@ -132,11 +136,11 @@ class Acceleration:
         return self
 
 
-def _used(tally: Tally) -> bool:
+def _used(tally: "Tally") -> bool:
     return bool(tally.calls or tally.torch_calls)
 
 
-def _row(one: StandIn) -> EntryReport:
+def _row(one: "StandIn") -> EntryReport:
     tally = one.tally
     return EntryReport(
         name=one.name,
@@ -203,7 +207,7 @@ def accelerate(
     )
     for name, module in modules.items():
         done.put(name, module)
-    if not isinstance(pipe, nn.Module):
+    if not _is_module(pipe):
         pipe.__class__ = _watching(type(pipe))
     object.__setattr__(pipe, "perfuse", done)
     return pipe
@@ -264,8 +268,14 @@ def _check(target: Target) -> None:
     host().backend(target.backend)
 
 
-def _modules(pipe: Any) -> dict[str, nn.Module]:
-    if isinstance(pipe, nn.Module):
+def _is_module(value: Any) -> bool:
+    from torch import nn
+
+    return isinstance(value, nn.Module)
+
+
+def _modules(pipe: Any) -> "dict[str, nn.Module]":
+    if _is_module(pipe):
         return {"module": pipe}
     components = getattr(pipe, "components", None)
     if not isinstance(components, dict):
@@ -273,7 +283,7 @@ def _modules(pipe: Any) -> dict[str, nn.Module]:
             f"A {type(pipe).__name__} was to be accelerated; it is neither a Diffusers pipeline nor "
             "a torch.nn.Module. Give one of these."
         )
-    return {name: one for name, one in components.items() if isinstance(one, nn.Module)}
+    return {name: one for name, one in components.items() if _is_module(one)}
 
 
 class _Watched:
@@ -299,7 +309,7 @@ class _Watched:
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if "perfuse" in vars(self) and isinstance(value, nn.Module):
+        if "perfuse" in vars(self) and _is_module(value):
             self.perfuse.put(name, value)
         elif "perfuse" in vars(self) and value is None:
             self.perfuse.take(name)

@@ -8,7 +8,8 @@ import enum
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from torch.utils import _pytree as pytree
 
 from perfuse.errors import UnsupportedError
 
-__all__ = ["Answer", "Call", "Shapes"]
+__all__ = ["Answer", "Call", "Shapes", "Tree"]
 
 Shapes = tuple[tuple[int, ...], ...]
+#: How arguments are nested: lists, dicts, outputs, and where their leaves are.
+Tree = pytree.TreeSpec
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, enum.Enum)
 
 
@@ -33,7 +36,7 @@ class Call:
     #: Every leaf of the arguments' tree; ``None`` where a tensor is.
     leaves: tuple[Any, ...]
     where: tuple[int, ...]
-    tree: pytree.TreeSpec
+    tree: Tree
 
     @classmethod
     def of(
@@ -42,7 +45,7 @@ class Call:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         *,
-        promoted: Collection[int] = (),
+        promoted: Mapping[Tree, Collection[int]] = MappingProxyType({}),
     ) -> "Call":
         """Take the arguments of ``function`` apart.
 
@@ -50,19 +53,20 @@ class Call:
             function: What is called, for its parameters' names.
             args: The positional arguments.
             kwargs: The others.
-            promoted: Numbers among the leaves, by position, that become inputs of the graph.
+            promoted: For a tree of arguments, the numbers among its leaves, by position, that become
+                inputs of the graph.
 
         Raises:
             UnsupportedError: an argument is neither a tensor nor plain data.
         """
         found, tree = _leaves((tuple(args), dict(kwargs)))
-        parameters = _parameters(function)
+        parameters, numbers = _parameters(function), promoted.get(tree, ())
         tensors: list[Tensor] = []
         names: list[str] = []
         where: list[int] = []
         leaves: list[Any] = []
         for i, (path, leaf) in enumerate(found):
-            value = torch.tensor(leaf) if i in promoted else leaf
+            value = torch.tensor(leaf) if i in numbers else leaf
             if isinstance(value, Tensor):
                 tensors.append(value)
                 names.append(_unique(_name(path, parameters), names))
@@ -100,6 +104,11 @@ class Call:
     def shapes(self) -> Shapes:
         return tuple(tuple(tensor.shape) for tensor in self.tensors)
 
+    @property
+    def hollow(self) -> "Call":
+        """The call without its tensors' numbers, to be kept."""
+        return replace(self, tensors=_hollow(self.tensors))
+
     def changed_numbers(self, other: "Call") -> frozenset[int]:
         """The leaves that are numbers and differ; empty if anything else differs, too."""
         pairs = enumerate(zip(self.leaves, other.leaves, strict=True))
@@ -116,7 +125,11 @@ class Call:
         return args, kwargs
 
 
-def _leaves(value: Any) -> tuple[list[tuple[Sequence[Any], Any]], pytree.TreeSpec]:
+def _hollow(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(tensor, device="meta") for tensor in tensors)
+
+
+def _leaves(value: Any) -> tuple[list[tuple[Sequence[Any], Any]], Tree]:
     """The leaves of a tree with the keys that lead to them, and what holds them together."""
     try:
         found, tree = pytree.tree_flatten_with_path(value)
@@ -176,7 +189,7 @@ class Answer:
     names: tuple[str, ...]
     #: For every leaf: that it is a tensor, the distribution made of one, or the value itself.
     leaves: tuple[Any, ...]
-    tree: pytree.TreeSpec
+    tree: Tree
 
     @classmethod
     def of(cls, value: Any) -> "Answer":
@@ -209,6 +222,11 @@ class Answer:
             words = [_written(entry) for entry in path] or ["output"]
             names.append(_unique("out_" + re.sub(r"\W", "_", "_".join(words)), names))
         return cls(tensors=tuple(tensors), names=tuple(names), leaves=tuple(leaves), tree=tree)
+
+    @property
+    def hollow(self) -> "Answer":
+        """The answer without its tensors' numbers, to be kept."""
+        return replace(self, tensors=_hollow(self.tensors))
 
     def filled(self, tensors: Sequence[Tensor]) -> Any:
         """What the call would have returned with these tensors."""

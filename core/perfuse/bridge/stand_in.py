@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from perfuse.bridge.calls import Answer, Call, Shapes
+from perfuse.bridge.calls import Answer, Call, Shapes, Tree
 from perfuse.bridge.guards import Guards
 from perfuse.bridge.recorded import Axes, component_of, precision_of
 from perfuse.bridge.state import Weights, described, fingerprint, obstacle
@@ -98,8 +98,8 @@ class StandIn:
         self._refused: dict[Any, str] = {}
         #: Numbers among the arguments that change from call to call, and became inputs; and those
         #: that a graph could not be made with.
-        self._promoted: frozenset[int] = frozenset()
-        self._fixed: frozenset[int] = frozenset()
+        self._promoted: dict[Tree, frozenset[int]] = {}
+        self._fixed: dict[Tree, frozenset[int]] = {}
         self._fingerprint = ""
         self._description = ""
         #: Why nothing can run, as the module is.
@@ -145,21 +145,25 @@ class StandIn:
             self._look()
             call = self._call(args, kwargs)
             graph = self._graph(call)
+            began = time.perf_counter()
+            tensors = self._run(graph, call)
         except PerfuseError as exc:
-            if self._promoted:  # a graph may need their values
-                self._fixed, self._promoted = self._fixed | self._promoted, frozenset()
-                return self._called(args, kwargs)
             if self._settings.strict:
                 raise UnsupportedError(
                     f"{self.name} was to run on {self.target}; {exc}. Leave strict out to run it "
                     "on torch."
                 ) from exc
             return self._on_torch(str(exc), args, kwargs)
-        began = time.perf_counter()
-        tensors = _run(graph, call)
         self.tally.calls += 1
         self.tally.seconds += time.perf_counter() - began
         return graph.answer.filled(tensors)
+
+    def _run(self, graph: _Graph, call: Call) -> list[Tensor]:
+        try:
+            return _run(graph, call)
+        except PerfuseError as exc:
+            self._refused[call.key, call.shapes] = str(exc)
+            raise
 
     def _on_torch(self, reason: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if reason not in self.tally.reasons:
@@ -181,12 +185,17 @@ class StandIn:
             raise UnsupportedError("gradients were asked for")
         if any(torch.is_autocast_enabled(kind) for kind in {t.device.type for t in call.tensors}):
             raise UnsupportedError("torch.autocast was on")
-        first = self._first.setdefault(call.structure, call)
-        changed = first.changed_numbers(call) - self._fixed
+        first = self._first.setdefault(call.structure, call.hollow)
+        changed = first.changed_numbers(call) - self._fixed.get(call.tree, frozenset())
         if changed:
-            self._promoted |= changed
+            self._promoted[call.tree] = self._promoted.get(call.tree, frozenset()) | changed
             call = Call.of(self.original, args, kwargs, promoted=self._promoted)
-            self._first.setdefault(call.structure, call)
+            self._first.setdefault(call.structure, call.hollow)
+            try:
+                self._graph(call)
+            except PerfuseError:  # a graph needs their values: one for each
+                self._fixed[call.tree] = self._promoted.pop(call.tree)
+                call = Call.of(self.original, args, kwargs)
         return call
 
     def _graph(self, call: Call) -> _Graph:
@@ -331,7 +340,7 @@ class StandIn:
         component = component_of(
             self._module,
             self.entry,
-            call,
+            call.hollow,
             answer,
             name=self.name,
             precision=settings.precision or precision_of(self._module),
@@ -349,7 +358,7 @@ class StandIn:
             if not guards.fit(call.shapes):
                 program.close()
                 raise UnsupportedError("its graph does not take the sizes that it was made for")
-        return _Graph(program=program, component=component, guards=guards, answer=answer)
+        return _Graph(program=program, component=component, guards=guards, answer=answer.hollow)
 
 
 def _run(graph: _Graph, call: Call) -> list[Tensor]:

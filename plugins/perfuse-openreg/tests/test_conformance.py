@@ -7,4 +7,5 @@ class TestOpenReg(BackendConformance):
     backend = "openreg:0"
     model = "random-ddpm"
     level = "L1"
-    profiles = ("fp16", "bf16")
+    profiles = ("bf16",)
+    precisions = ("float32", "bfloat16")

@@ -1,12 +1,15 @@
 """Core ML programs, interpreted, held against the reference.
 
-Each component of the bundled model is asked, and that of a small DDPM in half precision, too. Pictures take
-longer: ``make conformance``.
+That of a small DDPM is asked, in half precision, too. The bundled model's, and pictures, take longer:
+``make conformance``.
 """
+
+import pytest
 
 from perfuse_conformance import BackendConformance
 
 
+@pytest.mark.exhaustive
 class TestShapes(BackendConformance):
     backend = "coreml-interpreter"
     level = "L1"

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, held against the reference. In half precision: ``make conformance``."""
+"""ONNX Runtime on the CPU, held against the reference. Pictures, and all in half precision: ``make conformance``."""
 
 import pytest
 
@@ -6,6 +6,14 @@ from perfuse_conformance import BackendConformance
 
 
 class TestOnnxRuntime(BackendConformance):
+    backend = "onnxruntime:cpu"
+    level = "L1"
+    profiles = ("dyn",)
+    precisions = ("float32",)
+
+
+@pytest.mark.exhaustive
+class TestPictures(BackendConformance):
     backend = "onnxruntime:cpu"
     level = "L2"
     profiles = ("dyn",)
