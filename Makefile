@@ -50,6 +50,7 @@ docs: $(VENV)/dev
 # Takes half an hour.
 conformance: $(VENV)/plugins
 	$(PYTEST) -m exhaustive tests plugins/perfuse-executorch
+	PYTHONPATH=$(abspath $(VENV))/mutants $(PYTEST) -n 3 --dist load -m exhaustive plugins/perfuse-mutants
 	for model in $(MODELS); do for target in $(TARGETS); do \
 	  $(BIN)/perfuse conformance --backend $$target --model $$model --report build/$$model-$$target \
 	    || exit 1; done; done

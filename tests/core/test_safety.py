@@ -70,6 +70,7 @@ def test_bad_pictures_for_a_processor() -> None:
 
 
 @pytest.mark.export
+@pytest.mark.exhaustive
 def test_an_export_has_the_checker(copy_of: Make, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     folder = copy_of("sd1-checked")

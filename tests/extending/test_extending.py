@@ -147,6 +147,7 @@ def test_a_scheduler(plugin: Any, copy_of: Make) -> None:
     assert np.abs(drawn(model, GIVEN) - usual).max() > 1e-3
 
 
+@pytest.mark.exhaustive
 def test_a_denoiser_with_a_task(plugin: Any, tmp_path: Path) -> None:
     plugin("packed")
     model = packed(tmp_path / "packed")
@@ -254,6 +255,7 @@ def test_a_transform(plugin: Any, checkpoint: Make, tmp_path: Path) -> None:
     conforms(str(model), transforms=[name])
 
 
+@pytest.mark.exhaustive
 def test_a_source(plugin: Any, tmp_path: Path) -> None:
     plugin("memory")
     given = {"num_inference_steps": 3, "seed": 0}

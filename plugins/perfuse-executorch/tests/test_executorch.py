@@ -295,6 +295,7 @@ def test_the_file_of_another_component(
 # Pipelines
 
 
+@pytest.mark.exhaustive
 def test_pipelines_draw_what_torch_draws(
     checkpoint: Callable[[str], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
