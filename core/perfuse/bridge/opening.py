@@ -27,6 +27,7 @@ __all__ = [
     "accelerated",
     "class_by_name",
     "has_diffusers",
+    "index_of",
     "is_accelerated",
     "open_bridged",
 ]
@@ -96,7 +97,7 @@ def open_bridged(
     if is_accelerated(path):
         return loaded(path, opening, backend=backend, strict=strict, **arguments)
     hub = {n: arguments[n] for n in ("cache_dir", "token") if arguments.get(n) is not None}
-    index = _index(model, revision, offline, hub)
+    index = index_of(model, revision, offline, hub)
     check_code(index, model=str(model), revision=revision, trusted=trust_remote_code)
     asked = {
         **arguments,
@@ -177,7 +178,7 @@ def _torch_dtype(precision: str) -> Any:
     return getattr(torch, precision)
 
 
-def _index(
+def index_of(
     model: _Model, revision: str | None, offline: bool | None, hub: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The content of ``model_index.json``."""
