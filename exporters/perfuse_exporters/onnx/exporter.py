@@ -17,6 +17,7 @@ from perfuse.backend import Component, Exporter
 from perfuse.errors import ExportError
 from perfuse.plugins import said
 from perfuse.progress import say
+from perfuse_exporters.onnx.attention import DOMAIN, define
 from perfuse_exporters.onnx.operators import translations
 from perfuse_exporters.onnx.weights import Weight, write
 
@@ -79,6 +80,7 @@ class OnnxExporter(Exporter):
             _simplify(model, weights)
             _check(model, component)
             _name(model, component)
+            define(model)
         except ExportError:
             raise
         except Exception as exc:
@@ -323,7 +325,9 @@ def _check(model: "ir.Model", component: Component) -> None:
     import onnx_ir as ir
 
     found = {node.op_type for node in model.graph if node.op_type in _FORBIDDEN}
-    found |= {f"{node.domain}::{node.op_type}" for node in model.graph if node.domain}
+    found |= {
+        f"{node.domain}::{node.op_type}" for node in model.graph if node.domain not in ("", DOMAIN)
+    }
     wide = (ir.DataType.DOUBLE, ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
     found |= {
         f"{value.dtype} {value.name}" for value in _values(model.graph) if value.dtype in wide
