@@ -21,6 +21,11 @@ __all__ = ["Component", "Recipe", "Rewritten"]
 class Recipe(ABC):
     """How a component's torch module is made. Subclasses are frozen dataclasses of plain data."""
 
+    @property
+    def foreign(self) -> bool:
+        """Whether the module is another library's, run as it is. It may then compute in float64."""
+        return False
+
     @abstractmethod
     def __call__(self) -> "nn.Module":
         """Make it."""
@@ -50,6 +55,10 @@ class Rewritten(Recipe):
     before: Recipe
     rewrite: "Callable[..., nn.Module]"
     arguments: tuple[Any, ...] = ()
+
+    @property
+    def foreign(self) -> bool:
+        return self.before.foreign
 
     def with_spec(self, spec: ComponentSpec) -> "Recipe":
         return replace(self, before=self.before.with_spec(spec))

@@ -8,8 +8,14 @@ from perfuse.errors import ExportError
 __all__ = ["translations"]
 
 
-def translations() -> "dict[Callable[..., Any], Callable[..., Any]]":
-    """PyTorch operators that have a shorter or more exact form than the converter's own."""
+def translations(
+    *, plain_attention: bool = False
+) -> "dict[Callable[..., Any], Callable[..., Any]]":
+    """PyTorch operators that have a shorter or more exact form than the converter's own.
+
+    Args:
+        plain_attention: Whether attention is to be made of ONNX's standard operators alone.
+    """
     import torch
 
     aten = torch.ops.aten
