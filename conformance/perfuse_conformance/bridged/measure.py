@@ -1,14 +1,13 @@
 """Draw with a recipe's pipeline, eager and on an engine, and compare."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import perfuse
+from perfuse import ArtifactStore
 from perfuse_conformance.bridged.recipe import Made, Recipe
 
 __all__ = ["LIMIT", "Measured", "Part", "measure"]
@@ -64,15 +63,21 @@ class Measured:
         return engine / total if total else None
 
 
-def measure(recipe: Recipe, targets: Sequence[str]) -> list[Measured]:
-    """Draw eager and on each target. What fails is a row that says so."""
+def measure(recipe: Recipe, targets: Sequence[str], store: ArtifactStore) -> list[Measured]:
+    """Draw eager and on each target. What fails is a row that says so.
+
+    Args:
+        recipe: The pipeline to draw with.
+        targets: Where to draw.
+        store: Where graphs are kept; pipelines that have a model in common share them.
+    """
     rows = [Measured(pipeline=recipe.name, kind=recipe.kind, target=one) for one in targets]
     try:
         made, pipe = _pipeline(recipe)
         wanted = _draw(pipe, made)
     except Exception as exc:  # noqa: BLE001 - a failing recipe is a row of the table
         return [replace(row, failure=f"eager: {_said(exc)}") for row in rows]
-    return [_bridged(row, pipe, made, wanted) for row in rows]
+    return [_bridged(row, pipe, made, wanted, store) for row in rows]
 
 
 def _pipeline(recipe: Recipe) -> tuple[Made, Any]:
@@ -131,20 +136,20 @@ def _array(found: Any) -> "np.ndarray[Any, Any]":
     return array / np.float32(255) if array.dtype == np.uint8 else array.astype(np.float32)
 
 
-def _bridged(row: Measured, pipe: Any, made: Made, wanted: "np.ndarray[Any, Any]") -> Measured:
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            store = perfuse.ArtifactStore(Path(folder))
-            perfuse.accelerate(pipe, row.target, store=store)
-            _draw(pipe, made)  # graphs are made
-            first = {one.name: one for one in pipe.perfuse.report()}
-            found = _draw(pipe, made)
-            parts = tuple(_part(one, first.get(one.name)) for one in pipe.perfuse.report())
-        except Exception as exc:  # noqa: BLE001 - a pipeline that fails is a row of the table
-            return replace(row, failure=_said(exc))
-        finally:
-            if hasattr(pipe, "perfuse"):
-                pipe.perfuse.restore()
+def _bridged(
+    row: Measured, pipe: Any, made: Made, wanted: "np.ndarray[Any, Any]", store: ArtifactStore
+) -> Measured:
+    try:
+        perfuse.accelerate(pipe, row.target, store=store)
+        _draw(pipe, made)  # graphs are made
+        first = {one.name: one for one in pipe.perfuse.report()}
+        found = _draw(pipe, made)
+        parts = tuple(_part(one, first.get(one.name)) for one in pipe.perfuse.report())
+    except Exception as exc:  # noqa: BLE001 - a pipeline that fails is a row of the table
+        return replace(row, failure=_said(exc))
+    finally:
+        if hasattr(pipe, "perfuse"):
+            pipe.perfuse.restore()
     compared, difference = _compare(found, wanted)
     return replace(row, compared=compared, difference=difference, parts=parts)
 

@@ -7,6 +7,7 @@ says whether the page's table is what the data gives.
 
 import gc
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from typing import Any
 import click
 from dacite import Config, from_dict
 
+from perfuse import ArtifactStore
 from perfuse_conformance.bridged.measure import Measured, measure
 from perfuse_conformance.bridged.recipe import recipes
 
@@ -121,12 +123,14 @@ def _measured(names: Sequence[str], targets: Sequence[str]) -> Iterator[list[Mea
     unknown = [name for name in names if name not in known]
     if unknown:
         raise click.BadParameter(f"{', '.join(unknown)}; there are {', '.join(known)}")
-    for name in names or known:
-        rows = measure(known[name], targets)
-        for row in rows:
-            click.echo(f"{name} on {row.target}: {_verdict(row)} {_torch([row])}")
-        yield rows
-        gc.collect()
+    with tempfile.TemporaryDirectory() as folder:
+        store = ArtifactStore(Path(folder))
+        for name in names or known:
+            rows = measure(known[name], targets, store)
+            for row in rows:
+                click.echo(f"{name} on {row.target}: {_verdict(row)} {_torch([row])}")
+            yield rows
+            gc.collect()
 
 
 @click.command()

@@ -1,5 +1,7 @@
 """What small random pipelines are made of: tokenizers, text encoders, autoencoders, pictures."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from perfuse_conformance.cases.checkpoint_parts import WORDS, unet_config, vae_config
@@ -7,16 +9,21 @@ from perfuse_conformance.cases.checkpoint_parts import WORDS, unet_config, vae_c
 __all__ = [
     "PROMPT",
     "SIDE",
+    "bert",
     "clip",
     "clip_vision",
     "flow",
     "image_processor",
+    "language_model",
     "mask",
     "picture",
+    "qwen_vl",
+    "seeded",
     "t5",
     "tokenizer",
     "unet",
     "vae",
+    "vae_of_eight",
     "video",
 ]
 
@@ -27,8 +34,25 @@ SIDE = 32
 _VOCABULARY = ("<pad>", "</s>", "<unk>", "<s>", *WORDS)
 
 
-def tokenizer(*, start: bool = False, length: int = 16, **fields: Any) -> Any:
-    """A tokenizer of whole words that ends what it reads, and starts it if asked to."""
+def seeded(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a model with the same random weights wherever it is made: its graphs are then shared."""
+
+    @functools.wraps(make)
+    def made(*args: Any, **kwargs: Any) -> Any:
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return make(*args, **kwargs)
+
+    return made
+
+
+def tokenizer(*, start: bool = False, length: int = 16, chat: bool = False) -> Any:
+    """A tokenizer of whole words that ends what it reads, and starts it if asked to.
+
+    ``chat`` gives it a template for what a user and an assistant say, as language models have.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -38,6 +62,7 @@ def tokenizer(*, start: bool = False, length: int = 16, **fields: Any) -> Any:
     single = f"{'<s> ' if start else ''}$A </s>"
     special = [(word, numbers[word]) for word in ("<s>", "</s>")]
     made.post_processor = processors.TemplateProcessing(single=single, special_tokens=special)
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     return PreTrainedTokenizerFast(
         tokenizer_object=made,
         pad_token="<pad>",
@@ -45,7 +70,7 @@ def tokenizer(*, start: bool = False, length: int = 16, **fields: Any) -> Any:
         unk_token="<unk>",
         bos_token="<s>",
         model_max_length=length,
-        **fields,
+        **({"chat_template": template} if chat else {}),
     )
 
 
@@ -53,25 +78,20 @@ def _sizes(hidden: int) -> dict[str, int]:
     return {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": 2}
 
 
+@seeded
 def clip(hidden: int = 32, *, projected: bool = False, **fields: Any) -> Any:
     """A CLIP text encoder; ``projected`` as the second one of SDXL is."""
     import transformers
 
-    config = transformers.CLIPTextConfig(
-        **_sizes(hidden),
-        num_attention_heads=4,
-        projection_dim=hidden,
-        vocab_size=len(_VOCABULARY),
-        max_position_embeddings=16,
-        pad_token_id=0,
-        eos_token_id=1,
-        bos_token_id=3,
-        **fields,
-    )
+    sizes = {**_sizes(hidden), "num_attention_heads": 4, "max_position_embeddings": 16}
+    ends = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3}
+    words = {"vocab_size": len(_VOCABULARY), "projection_dim": hidden}
+    config = transformers.CLIPTextConfig(**{**sizes, **ends, **words, **fields})
     kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
     return kind(config)
 
 
+@seeded
 def clip_vision(hidden: int = 32, **fields: Any) -> Any:
     """A CLIP image encoder for pictures of 32×32."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -98,6 +118,7 @@ def image_processor() -> Any:
     )
 
 
+@seeded
 def t5(hidden: int = 32, *, multilingual: bool = False) -> Any:
     """A T5 encoder; ``multilingual`` is UMT5's, whose every layer has its own positions."""
     import transformers
@@ -116,6 +137,55 @@ def t5(hidden: int = 32, *, multilingual: bool = False) -> Any:
     return getattr(transformers, f"{name}EncoderModel")(config)
 
 
+@seeded
+def bert(hidden: int = 32) -> Any:
+    """A BERT encoder."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(vocab_size=len(_VOCABULARY), num_attention_heads=4, **_sizes(hidden))
+    return BertModel(config)
+
+
+@seeded
+def language_model(family: str, kind: str, hidden: int = 32, **fields: Any) -> Any:
+    """A language model of transformers: ``("Qwen3", "ForCausalLM")``. Two queries share a key."""
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")(
+        **_language(hidden),
+        **{"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 3, **fields},
+    )
+    return getattr(transformers, f"{family}{kind}")(config)
+
+
+def _language(hidden: int) -> dict[str, int]:
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": hidden // 4}
+    return {**_sizes(hidden), **heads, "vocab_size": len(_VOCABULARY)}
+
+
+@seeded
+def qwen_vl(hidden: int = 32) -> Any:
+    """Qwen2.5-VL, which reads text, and pictures where a pipeline gives it some."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {
+        **_language(hidden),
+        "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
+        "pad_token_id": 0,
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_heads": 4,
+        "out_hidden_size": hidden,
+    }
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(text_config=text, vision_config=vision)
+    )
+
+
+@seeded
 def unet(**fields: Any) -> Any:
     """Stable Diffusion's UNet with two levels."""
     from diffusers import UNet2DConditionModel
@@ -123,11 +193,22 @@ def unet(**fields: Any) -> Any:
     return UNet2DConditionModel(**unet_config(**fields))
 
 
+@seeded
 def vae(**fields: Any) -> Any:
     """An autoencoder whose latents are half as wide and high as pictures."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(**vae_config(**fields))
+
+
+def vae_of_eight(**fields: Any) -> Any:
+    """An autoencoder whose latents are an eighth as wide and high, for pipelines that take that as given."""
+    levels = {"block_out_channels": [8, 8, 16, 16], "norm_num_groups": 8}
+    levels |= {
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }
+    return vae(**{**levels, **fields})
 
 
 def flow(**fields: Any) -> Any:

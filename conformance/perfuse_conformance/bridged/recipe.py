@@ -8,7 +8,16 @@ from typing import Any
 __all__ = ["FAMILIES", "Made", "Recipe", "recipe", "recipes"]
 
 #: The files that hold recipes, in the order of the table.
-FAMILIES = ("stable_diffusion", "stable_diffusion_xl", "unconditional")
+FAMILIES = (
+    "stable_diffusion",
+    "stable_diffusion_xl",
+    "flux",
+    "image_transformers",
+    "priors",
+    "unconditional",
+    "video",
+    "sound",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

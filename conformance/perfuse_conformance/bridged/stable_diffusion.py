@@ -117,14 +117,14 @@ def _latents_upscaled() -> Made:
         act_fn="gelu",
         attention_head_dim=8,
         norm_num_groups=None,
-        block_out_channels=(32, 32),
-        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"),
-        up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D"),
+        block_out_channels=(32, 32, 64, 64),
+        down_block_types=("KDownBlock2D", *("KCrossAttnDownBlock2D",) * 3),
+        up_block_types=(*("KCrossAttnUpBlock2D",) * 3, "KUpBlock2D"),
         mid_block_type=None,
         only_cross_attention=False,
         layers_per_block=1,
         cross_attention_dim=32,
-        time_cond_proj_dim=64 + 832,
+        time_cond_proj_dim=2 * 64 + 32,
         time_embedding_type="fourier",
         timestep_post_act="gelu",
         conv_in_kernel=1,
@@ -221,7 +221,7 @@ def _controlled_perturbed() -> Made:
 def _controlled_small() -> Made:
     from diffusers import ControlNetXSAdapter
 
-    given = unet(use_linear_projection=True)
+    given = unet(layers_per_block=2, use_linear_projection=True)
     adapter = ControlNetXSAdapter.from_unet(given, size_ratio=0.5, learn_time_embedding=True)
     kept = parts(unet=given, controlnet=adapter)
     return Made(components=kept, call={**ASKED, "image": picture()})
@@ -248,7 +248,7 @@ def _grounded() -> Made:
 def _with_depth() -> Made:
     given = vae(in_channels=6, out_channels=6)
     kept = parts(vae=given, image_encoder=None)
-    return Made(components=kept, call={**ASKED, "output_type": "latent"})
+    return Made(components=kept, call=ASKED)
 
 
 @recipe("StableDiffusionDiffEditPipeline", "inpainting")
@@ -349,7 +349,7 @@ def _depth() -> Made:
 
 @recipe("PaintByExamplePipeline", "inpainting")
 def _by_example() -> Made:
-    from diffusers.pipelines.paint_by_example import PaintByExampleImageEncoder
+    from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder
     from transformers import CLIPVisionConfig
 
     looking = CLIPVisionConfig(

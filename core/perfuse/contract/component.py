@@ -58,7 +58,7 @@ class Rewritten(Recipe):
 
     @property
     def foreign(self) -> bool:
-        return self.before.foreign
+        return isinstance(self.before, Recipe) and self.before.foreign
 
     def with_spec(self, spec: ComponentSpec) -> "Recipe":
         return replace(self, before=self.before.with_spec(spec))
@@ -106,6 +106,11 @@ class Component:
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def foreign(self) -> bool:
+        """Whether its module is another library's, run as it is."""
+        return isinstance(self.build, Recipe) and self.build.foreign
 
     @property
     def signature(self) -> Signature:

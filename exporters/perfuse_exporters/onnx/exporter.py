@@ -363,7 +363,7 @@ def _check(model: "ir.Model", component: Component) -> None:
     found = {node.op_type for node in model.graph if node.op_type in _FORBIDDEN}
     found |= {f"{node.domain}::{node.op_type}" for node in model.graph if node.domain}
     wide = {ir.DataType.DOUBLE, ir.DataType.COMPLEX64, ir.DataType.COMPLEX128}
-    if component.build is not None and component.build.foreign:
+    if component.foreign:
         wide.remove(ir.DataType.DOUBLE)
     found |= {
         f"{value.dtype} {value.name}" for value in _values(model.graph) if value.dtype in wide
