@@ -141,8 +141,8 @@ def _kandinsky3() -> Made:
         time_embedding_dim=8,
         groups=4,
         attention_head_dim=8,
-        layers_per_block=1,
-        block_out_channels=(32, 32),
+        layers_per_block=3,
+        block_out_channels=(32, 64),
         cross_attention_dim=8,
         encoder_hid_dim=32,
     )

@@ -15,6 +15,7 @@ from perfuse_conformance.bridged.parts import (
     tokenizer,
     unet,
     vae,
+    vae_of_eight,
 )
 from perfuse_conformance.bridged.recipe import Made, recipe
 from perfuse_conformance.cases.checkpoint_parts import controlnet_config, unet_config
@@ -223,7 +224,7 @@ def _controlled_small() -> Made:
 
     given = unet(layers_per_block=2, use_linear_projection=True)
     adapter = ControlNetXSAdapter.from_unet(given, size_ratio=0.5, learn_time_embedding=True)
-    kept = parts(unet=given, controlnet=adapter)
+    kept = parts(unet=given, controlnet=adapter, vae=vae_of_eight())
     return Made(components=kept, call={**ASKED, "image": picture()})
 
 
