@@ -68,7 +68,7 @@ class Acceleration:
         self, placement: Placement, precision: str | None, store: ArtifactStore, *, strict: bool
     ) -> None:
         self.placement, self.precision, self.strict = placement, precision, strict
-        self._store = store
+        self.store = store
         self._stand_ins: dict[str, list[StandIn]] = {}
 
     def put(self, name: str, module: "nn.Module") -> None:
@@ -80,7 +80,7 @@ class Acceleration:
             name=name,
             target=self.placement[name],
             precision=self.precision,
-            store=self._store,
+            store=self.store,
             strict=self.strict,
         )
         if not host().backends()[settings.target.backend].formats:
@@ -88,10 +88,10 @@ class Acceleration:
         made = []
         for entry in _ENTRIES:
             if callable(getattr(type(module), entry, None)):
-                if isinstance(vars(module).get(entry), StandIn):
-                    delattr(module, entry)  # of another pipeline that has this module
-                stand_in = StandIn(module, entry, settings)
-                setattr(module, entry, stand_in)
+                stand_in = vars(module).get(entry)  # of another pipeline that has this module
+                if not isinstance(stand_in, StandIn) or stand_in.settings != settings:
+                    stand_in = StandIn(module, entry, settings)
+                    setattr(module, entry, stand_in)
                 made.append(stand_in)
         self._stand_ins[name] = made
 
@@ -103,8 +103,12 @@ class Acceleration:
             stand_in.forget()
 
     def begin(self) -> None:
-        """A run of the pipeline begins: read all weights again before they are relied on."""
+        """A run of the pipeline begins: read all weights again before they are relied on.
+
+        Another pipeline that has the same module may have put its own stand-in there, or taken it away.
+        """
         for stand_in in self._all():
+            stand_in.attach()
             stand_in.suspect = True
 
     def restore(self) -> None:
