@@ -6,6 +6,7 @@ Each message says what was asked, what was found and what to do.
     ├── InputError              an argument of the call cannot be used
     ├── ConfigError             perfuse.toml or an environment variable is wrong
     ├── CheckpointError         the checkpoint cannot be read
+    │   ├── NotNativeError          it is of a pipeline that perfuse has no models of its own for
     │   └── WeightsError        its tensors are missing, unexpected, misshapen or damaged
     ├── ArtifactError           the exported folder cannot be read
     ├── ExportError             a component could not be captured or lowered
@@ -31,6 +32,7 @@ __all__ = [
     "ExportError",
     "InputError",
     "NonFiniteError",
+    "NotNativeError",
     "PerfuseError",
     "PluginError",
     "UnsupportedError",
@@ -52,6 +54,10 @@ class ConfigError(PerfuseError, ValueError):
 
 class CheckpointError(PerfuseError):
     """A checkpoint cannot be read: a missing folder, bad JSON, an unknown class."""
+
+
+class NotNativeError(CheckpointError):
+    """A checkpoint names a pipeline class that perfuse itself does not have; Diffusers may."""
 
 
 class WeightsError(CheckpointError):

@@ -3,12 +3,12 @@
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from perfuse.contract.target import Placement, Target
+from perfuse.contract.target import Placement
 from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.sources.store import ArtifactStore, atomic_folder, locked
@@ -18,11 +18,20 @@ if TYPE_CHECKING:
 
     from perfuse.bridge.stand_in import StandIn, Tally
 
-__all__ = ["Acceleration", "EntryReport", "accelerate", "load_accelerated"]
+__all__ = [
+    "RECORD",
+    "Acceleration",
+    "EntryReport",
+    "accelerate",
+    "diffusers_pipeline",
+    "load_accelerated",
+    "loaded",
+    "watch",
+]
 
 _T = TypeVar("_T")
 #: What ``save_perfuse`` writes beside the pipeline.
-_GRAPHS, _RECORD = "perfuse-graphs", "perfuse-accelerated.json"
+_GRAPHS, RECORD = "perfuse-graphs", "perfuse-accelerated.json"
 #: The methods of modules that pipelines call.
 _ENTRIES = ("forward", "encode", "decode", "get_text_features", "get_image_features")
 
@@ -127,7 +136,7 @@ class Acceleration:
         for stand_in in self._all():
             stand_in.copy_graphs(store)
         record = {"backend": str(self.placement), "precision": self.precision}
-        (folder / _RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
+        (folder / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
 
     def _all(self) -> "Iterator[StandIn]":
         for stand_ins in self._stand_ins.values():
@@ -201,8 +210,8 @@ def accelerate(
             f"A target was given for {', '.join(unknown)}; {type(pipe).__name__} has the modules "
             f"{', '.join(modules)}. Give it for one of these."
         )
-    for target in {str(one): one for one in (placement[name] for name in modules)}.values():
-        _check(target)
+    for name in dict.fromkeys(placement[name].backend for name in modules):
+        host().backend(name)  # raises if its engine is not installed
     former = getattr(pipe, "perfuse", None)
     if isinstance(former, Acceleration):
         former.restore()
@@ -211,9 +220,14 @@ def accelerate(
     )
     for name, module in modules.items():
         done.put(name, module)
+    return watch(pipe, done)
+
+
+def watch(pipe: _T, acceleration: Acceleration) -> _T:
+    """Notice when components of an accelerated pipeline are replaced, and let it say what ran."""
     if not _is_module(pipe):
         pipe.__class__ = _watching(type(pipe))
-    object.__setattr__(pipe, "perfuse", done)
+    object.__setattr__(pipe, "perfuse", acceleration)
     return pipe
 
 
@@ -223,6 +237,7 @@ def load_accelerated(
     backend: str | None = None,
     pipeline: Any = None,
     strict: bool = False,
+    **components: Any,
 ) -> Any:
     """Open what ``pipe.save_perfuse(folder)`` wrote. Needs Diffusers, and captures nothing anew.
 
@@ -231,21 +246,36 @@ def load_accelerated(
         backend: Other targets than those that it was saved with.
         pipeline: The pipeline's class, where it is not Diffusers': ``MyPipeline``.
         strict: As for ``accelerate``.
+        **components: Components instead of those that are there, as for Diffusers' ``from_pretrained``.
 
     Raises:
         InputError: the folder is not one that ``save_perfuse`` wrote, or Diffusers is not installed.
         BackendError: a backend is unknown, or its engine is not installed.
     """
-    path = Path(folder)
+    kind = diffusers_pipeline() if pipeline is None else pipeline
+    return loaded(Path(folder), kind.from_pretrained, backend=backend, strict=strict, **components)
+
+
+def loaded(
+    path: Path,
+    opening: Callable[..., Any] | None,
+    *,
+    backend: str | None,
+    strict: bool,
+    **components: Any,
+) -> Any:
+    """``load_accelerated``, with the ``from_pretrained`` to call in place of its class."""
     try:
-        record = json.loads((path / _RECORD).read_text(encoding="utf-8"))
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
         saved, precision = str(record["backend"]), record["precision"]
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise InputError(
-            f"{path} was to be opened as an accelerated pipeline; its {_RECORD} cannot be read: {exc}. "
+            f"{path} was to be opened as an accelerated pipeline; its {RECORD} cannot be read: {exc}. "
             "Name a folder that pipe.save_perfuse(folder) wrote."
         ) from exc
-    pipe = (_diffusers() if pipeline is None else pipeline).from_pretrained(path)
+    if opening is None:
+        opening = diffusers_pipeline().from_pretrained
+    pipe = opening(path, use_safetensors=True, **components)
     store = ArtifactStore(path.absolute() / _GRAPHS)
     return accelerate(
         pipe,
@@ -256,7 +286,12 @@ def load_accelerated(
     )
 
 
-def _diffusers() -> Any:
+def diffusers_pipeline() -> Any:
+    """Diffusers' ``DiffusionPipeline``.
+
+    Raises:
+        InputError: Diffusers is not installed.
+    """
     try:
         from diffusers import DiffusionPipeline
     except ImportError as exc:
@@ -265,11 +300,6 @@ def _diffusers() -> Any:
             "pip install diffusers transformers."
         ) from exc
     return DiffusionPipeline
-
-
-def _check(target: Target) -> None:
-    """Raise ``BackendError`` if a target's backend is unknown, or its engine is not installed."""
-    host().backend(target.backend)
 
 
 def _is_module(value: Any) -> bool:

@@ -8,6 +8,8 @@ import click
 from perfuse.errors import InputError
 
 __all__ = [
+    "ARGUMENT",
+    "BRIDGED",
     "JSON",
     "NO_CHECKER",
     "QUIET",
@@ -21,6 +23,18 @@ __all__ = [
     "size_text",
     "variable",
 ]
+
+#: For every command that opens a model: see ``perfuse.cli.bridged``.
+BRIDGED = click.option(
+    "--bridged", is_flag=True, help="Run Diffusers' own pipeline, even where perfuse has its own."
+)
+ARGUMENT = click.option(
+    "--arg",
+    "arguments",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="For a bridged pipeline: an argument of its call, as JSON, text or @PICTURE.",
+)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

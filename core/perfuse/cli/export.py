@@ -5,8 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from perfuse.cli import bridged as through_diffusers
 from perfuse.cli.common import (
+    ARGUMENT,
+    BRIDGED,
     JSON,
     NO_CHECKER,
     QUIET,
@@ -21,7 +25,7 @@ from perfuse.cli.common import (
 )
 from perfuse.cli.settings import Configured
 from perfuse.cli.watch import watching
-from perfuse.errors import InputError
+from perfuse.errors import InputError, NotNativeError
 
 __all__ = ["export"]
 
@@ -39,9 +43,37 @@ __all__ = ["export"]
 @click.option("--size", "sizes", multiple=True, help="HEIGHTxWIDTH, several times for several.")
 @click.option("--option", "options", multiple=True, help="An exporter's switch: palettize=6.")
 @click.option("--dialect", help="Whose names and layout: apple. The same as --option dialect=….")
+@BRIDGED
+@ARGUMENT
 @QUIET
 @JSON
-def export(
+@click.pass_context
+def export(ctx: click.Context, /, **given: Any) -> None:
+    """Write a model in an engine's format, to run without torch.
+
+    A bridged pipeline is drawn with once, and written with the graphs that this made; it needs torch
+    and Diffusers where it runs.
+    """
+    if not through_diffusers.runs_bridged(given):
+        try:
+            _export(**given)
+            return
+        except NotNativeError:
+            if not through_diffusers.has_diffusers():
+                raise
+    source = ctx.get_parameter_source
+    flags = frozenset(name for name in ctx.params if source(name) is ParameterSource.COMMANDLINE)
+    folder = through_diffusers.export(given, flags)
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    if given["as_json"]:
+        result = {"folder": str(folder), "run": "bridged", "files": len(sizes)}
+        click.echo(json.dumps({**result, "bytes": sum(sizes)}))
+        return
+    click.echo(f"{folder}  ({len(sizes)} files, {size_text(sum(sizes))})")
+
+
+def _export(
+    *,
     format: str,
     output: Path,
     precision: str | None,
@@ -57,7 +89,11 @@ def export(
     as_json: bool,
     **model: Any,
 ) -> None:
-    """Write a model in an engine's format, to run without torch."""
+    """Export models of perfuse's own.
+
+    Raises:
+        NotNativeError: the model is of a class that has none.
+    """
     from perfuse.run.pipeline import DiffusionPipeline
     from perfuse.sources.manifest import Manifest
     from perfuse.sources.opening import open_model
@@ -73,6 +109,7 @@ def export(
             transforms=transforms,
             **parts_of(no_safety_checker),
         )
+        through_diffusers.check_native(model)
         watch.lap("open")
         watch.begin(f"Exporting to {format}")
         folder = pipe.export(

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from perfuse.cli import bridged as through_diffusers
 from perfuse.cli.common import (
+    ARGUMENT,
+    BRIDGED,
     JSON,
     NO_CHECKER,
     QUIET,
@@ -27,7 +30,7 @@ from perfuse.cli.common import (
 from perfuse.cli.settings import Configured
 from perfuse.cli.task_options import TaskOption, fitting, task_options
 from perfuse.cli.watch import Watch, watching
-from perfuse.errors import InputError, PerfuseError
+from perfuse.errors import InputError, NotNativeError, PerfuseError
 from perfuse.report.console import safe
 
 if TYPE_CHECKING:
@@ -116,12 +119,30 @@ def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
     metavar="MODEL",
     help="Draw previews by a small autoencoder, such as TAESD: its folder or Hub id.",
 )
+@BRIDGED
+@ARGUMENT
+@click.option("--fps", type=click.IntRange(min=1), default=8, help="Pictures a second of a video.")
 @QUIET
 @JSON
 @click.pass_context
-def generate(
+def generate(ctx: click.Context, /, **given: Any) -> None:
+    """Draw pictures, from PROMPT where the model takes one."""
+    source = ctx.get_parameter_source
+    flags = frozenset(name for name in ctx.params if source(name) is ParameterSource.COMMANDLINE)
+    if not through_diffusers.runs_bridged(given):
+        try:
+            _generate(ctx, flags, **given)
+            return
+        except NotNativeError:
+            if given["origin"] is not None or not through_diffusers.has_diffusers():
+                raise
+    through_diffusers.generate(given, flags, _options(ctx), usual="output" not in flags)
+
+
+def _generate(
     ctx: click.Context,
-    /,
+    flags: frozenset[str],
+    *,
     prompt: str | None,
     origin: Path | None,
     output: Path,
@@ -133,9 +154,11 @@ def generate(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Draw pictures, from PROMPT where the model takes one."""
-    source = ctx.get_parameter_source
-    flags = frozenset(name for name in ctx.params if source(name) is ParameterSource.COMMANDLINE)
+    """Draw with models of perfuse's own.
+
+    Raises:
+        NotNativeError: the model is of a class that has none.
+    """
     again = _read(origin, flags) if origin is not None else None
     _check_output(output, as_json)
     if preview is None and preview_vae is not None:
@@ -144,6 +167,7 @@ def generate(
     with watching(show=not quiet) as watch:
         watch.begin("Opening the model")
         pipe = _opened(given, flags, again)
+        through_diffusers.check_native(given)
         task, inputs = _inputs(pipe, prompt, given, flags, _options(ctx), again)
         watch.lap("open")
         draw = _drawing(pipe, task, preview_vae, given["offline"]) if shown is not None else None

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from perfuse.cli.common import JSON, added_to, model_of, model_options, option
+from perfuse.cli import bridged as through_diffusers
+from perfuse.cli.common import BRIDGED, JSON, added_to, model_of, model_options, option
 from perfuse.cli.settings import Configured
 from perfuse.cli.watch import watching
+from perfuse.errors import NotNativeError
 
 if TYPE_CHECKING:
     from perfuse.contract.source import Source
@@ -28,6 +30,7 @@ __all__ = ["inspect"]
 @option("--width", type=int, help="With --for: the width in pixels, fixed.")
 @click.option("--batch", type=int, help="With --for: the batch, fixed.")
 @click.option("--memory", help="With --for: the device's memory, as 8GB.")
+@BRIDGED
 @JSON
 @click.pass_context
 def inspect(
@@ -49,14 +52,27 @@ def inspect(
     With --for, say what a target would make of each component, without the target; exit with 1 if
     one would not run. Of a PICTURE, print what it was drawn from and with.
     """
-    from perfuse.report.tables import print_spec
+    from perfuse.report.tables import print_bridged, print_spec
     from perfuse.sources.opening import open_model
     from perfuse.sources.plain import to_plain
 
     if picture is not None:
         _inspect_picture(picture, as_json)
         return
-    source = open_model(**model_of(model))
+    source = None
+    if not through_diffusers.runs_bridged(model):
+        try:
+            source = open_model(**model_of(model))
+        except NotNativeError:
+            if target is not None or not through_diffusers.has_diffusers():
+                raise
+    if source is None:
+        found = through_diffusers.inspect_model(model)
+        if as_json:
+            click.echo(json.dumps(found))
+        else:
+            print_bridged(found)
+        return
     if added := added_to(model):
         from perfuse.run.adding import extended
 
@@ -69,6 +85,7 @@ def inspect(
     if as_json:
         data = {
             "model": source.model,
+            "run": "native",
             **to_plain(source.spec),
             "weight_bytes": dict(source.weight_bytes()),
         }

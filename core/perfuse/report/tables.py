@@ -1,6 +1,6 @@
 """The output of ``perfuse inspect``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from perfuse.report.console import console, safe
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from perfuse.contract.source import Source
     from perfuse.report.portability import Finding
 
-__all__ = ["print_findings", "print_metadata", "print_spec"]
+__all__ = ["print_bridged", "print_findings", "print_metadata", "print_spec"]
 
 
 _MARKS = {"fits": "", "changed": "*", "refused": "no", "unknown": "?"}
@@ -44,7 +44,7 @@ def print_spec(source: "Source") -> None:
 
     spec, to = source.spec, console()
     height, width = spec.default_size
-    to.print(Text.assemble((safe(spec.class_name), "bold"), f"  {safe(source.model)}"))
+    to.print(Text.assemble((safe(spec.class_name), "bold"), f"  {safe(source.model)}  native"))
     if source.layout is not None:
         to.print(f"layout     {safe(source.layout)}, recognised by its tensors")
     to.print(f"tasks      {safe(', '.join(spec.tasks))}")
@@ -74,6 +74,22 @@ def print_spec(source: "Source") -> None:
             for tensor in tensors:
                 shape = ", ".join(str(size) for size in tensor.shape)
                 to.print(safe(f"  {arrow} {tensor.name:26} {tensor.dtype:8} [{shape}]"))
+
+
+def print_bridged(found: Mapping[str, Any]) -> None:
+    """Print a model that runs through Diffusers: its class and its components."""
+    from rich.text import Text
+
+    to = console()
+    named = found["class_name"]
+    name = named if isinstance(named, str) else ".".join(map(str, named or ["?"]))
+    to.print(Text.assemble((safe(name), "bold"), f"  {safe(found['model'])}  bridged"))
+    to.print("Diffusers opens it; a backend runs its modules: --backend openvino.\n")
+    for component, one in found["components"].items():
+        count = one["weight_bytes"]
+        size = f"  {count / 1e6:.1f} MB" if count else ""
+        after = f"  {one['library']}.{one['class']}{size}"
+        to.print(Text.assemble((safe(component), "bold"), safe(after)))
 
 
 def _schedule(config: Any) -> str:

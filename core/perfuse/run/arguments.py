@@ -7,7 +7,7 @@ from typing import Any
 from perfuse.contract.target import PRECISIONS
 from perfuse.errors import InputError
 
-__all__ = ["Opening", "dtype_name", "read_arguments"]
+__all__ = ["Opening", "check_safetensors", "dtype_name", "read_arguments"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +28,6 @@ class Opening:
 _ALWAYS = ("low_cpu_mem_usage", "offload_state_dict", "resume_download", "mirror", "proxies")
 #: Arguments that are refused where they ask for something, and what takes their place.
 _REFUSED = {
-    "custom_pipeline": "Code of a repository is never run. Import the pipeline's class from its file, "
-    "and call CLASS.from_pretrained(model).",
-    "custom_revision": "Code of a repository is never run. Import the pipeline's class from its file.",
-    "trust_remote_code": "Code of a repository is never run. Import the pipeline's class from its "
-    "file, and call CLASS.from_pretrained(model).",
     "quantization_config": "Give a transform: transforms=['storage:scheme=float8_e4m3fn'].",
     "use_onnx": "Give a backend: backend='onnxruntime'.",
     "provider": "Give a backend with its device: backend='onnxruntime:cuda'.",
@@ -59,11 +54,7 @@ def read_arguments(given: Mapping[str, Any]) -> Opening:
         value = rest.pop(name, None)
         if value is not None and value is not False:
             raise InputError(f"{name}={value!r} was given; perfuse does not take it. {instead}")
-    if rest.pop("use_safetensors", None) is False:
-        raise InputError(
-            "use_safetensors=False was given; perfuse reads safetensors alone, because a pickle can "
-            "run any code. Convert the checkpoint: save_pretrained in Diffusers writes safetensors."
-        )
+    check_safetensors(rest.pop("use_safetensors", None))
     dtype = rest.pop("dtype", None)
     dtype = rest.pop("torch_dtype", None) if dtype is None else dtype
     names = ("cache_dir", "token", "force_download")
@@ -78,6 +69,15 @@ def read_arguments(given: Mapping[str, Any]) -> Opening:
         hub={name: value for name, value in hub.items() if value is not None},
         components=rest,
     )
+
+
+def check_safetensors(use_safetensors: bool | None) -> None:
+    """Raise ``InputError`` for ``use_safetensors=False``."""
+    if use_safetensors is False:
+        raise InputError(
+            "use_safetensors=False was given; perfuse reads safetensors alone, because a pickle can "
+            "run any code. Convert the checkpoint: save_pretrained in Diffusers writes safetensors."
+        )
 
 
 def dtype_name(dtype: Any) -> str:

@@ -3,7 +3,10 @@
 import os
 from typing import Any, ClassVar, NoReturn
 
+from perfuse.bridge.classes import from_pipe
+from perfuse.bridge.opening import class_by_name, has_diffusers, open_bridged
 from perfuse.contract.source import Source
+from perfuse.errors import NotNativeError
 from perfuse.run.arguments import read_arguments
 from perfuse.run.classes import family_of, named_class, relative
 from perfuse.run.pipeline import DiffusionPipeline
@@ -36,12 +39,15 @@ class _AutoPipeline:
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str] | Source | None = None,
         **settings: Any,
-    ) -> DiffusionPipeline:
+    ) -> Any:
         """Open a model as the class of its family for the task.
 
         Args:
             pretrained_model_name_or_path: As for ``DiffusionPipeline.from_pretrained``.
             **settings: As there, and ``enable_pag``, for perturbed-attention guidance.
+
+        Returns:
+            A ``DiffusionPipeline``; one of Diffusers' where perfuse has no models of its own.
 
         Raises:
             InputError: no class of the model's family has the task.
@@ -49,24 +55,34 @@ class _AutoPipeline:
         enable_pag = settings.pop("enable_pag", None)
         asked = read_arguments(settings)
         offline = settings.get("offline")
-        source = open_model(
-            pretrained_model_name_or_path,
-            revision=settings.pop("revision", None),
-            variant=settings.pop("variant", None),
-            offline=asked.offline if offline is None else offline,
-            scheduler_from=settings.pop("scheduler_from", None),
-            hub=asked.hub,
-        )
+        try:
+            source = open_model(
+                pretrained_model_name_or_path,
+                revision=settings.get("revision"),
+                variant=settings.get("variant"),
+                offline=asked.offline if offline is None else offline,
+                scheduler_from=settings.get("scheduler_from"),
+                hub=asked.hub,
+            )
+        except NotNativeError:
+            if enable_pag is not None or not has_diffusers():
+                raise
+            opening = class_by_name(cls.__name__).from_pretrained
+            return open_bridged(pretrained_model_name_or_path, opening, **settings)
+        for name in ("revision", "variant", "scheduler_from"):
+            settings.pop(name, None)
         kind = cls._class(source.spec.class_name, enable_pag)
         return kind.from_pretrained(source, **settings)
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **settings: Any) -> DiffusionPipeline:
-        """A pipeline for the task that shares the models of another one.
+    def from_pipe(cls, pipeline: Any, **settings: Any) -> Any:
+        """A pipeline for the task that shares the models of another one, native or Diffusers'.
 
         Raises:
             InputError: no class of the pipeline's family has the task.
         """
+        if not isinstance(pipeline, DiffusionPipeline):
+            return from_pipe(class_by_name(cls.__name__).from_pipe, pipeline, **settings)
         kind = cls._class(pipeline.spec.class_name, settings.pop("enable_pag", None))
         return kind.from_pipe(pipeline, **settings)
 

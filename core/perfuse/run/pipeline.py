@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
+from perfuse.bridge.code import custom_class
+from perfuse.bridge.opening import class_by_name, has_diffusers, is_accelerated, open_bridged
 from perfuse.contract.source import Source
 from perfuse.contract.target import PRECISIONS, Placement
-from perfuse.errors import InputError
+from perfuse.errors import InputError, NotNativeError
 from perfuse.run.adding import with_added
 from perfuse.run.arguments import Opening, dtype_name, read_arguments
 from perfuse.run.assembled import Assembled
@@ -151,12 +153,18 @@ class DiffusionPipeline(ImagePrompts, Steering):
         store: ArtifactStore | None = None,
         transforms: Sequence[str] = (),
         scheduler_from: SchedulerFrom | None = None,
+        bridged: bool | None = None,
+        custom_pipeline: str | os.PathLike[str] | None = None,
+        custom_revision: str | None = None,
+        trust_remote_code: bool = False,
         **components: Any,
     ) -> Self:
         """Open a model and choose where it runs. No weights are loaded until they are needed.
 
         ``DiffusionPipeline`` opens it as the class that the model names; a named class, or one of the
-        user's own, as that class.
+        user's own, as that class. A class that perfuse has no models of its own for is opened by
+        Diffusers, where that is installed, and its modules run on the backend: what is returned is
+        Diffusers' pipeline, as ``perfuse.accelerate`` returns it.
 
         Args:
             pretrained_model_name_or_path: A Diffusers checkpoint's folder, an exported folder, a
@@ -173,6 +181,12 @@ class DiffusionPipeline(ImagePrompts, Steering):
             transforms: Transforms of the pipeline, ``"NAME"`` or ``"NAME:key=value"``.
             scheduler_from: Where to take the scheduler from, for a folder without one: the folder
                 of a checkpoint or of an export, a ``scheduler_config.json``, a Hub id or a config.
+            bridged: Whether Diffusers' own code runs; by default only where perfuse has no own.
+            custom_pipeline: A file of Python with the pipeline's class, or a folder with
+                ``pipeline.py``; a Hub repository, or the name of one of Diffusers' community
+                pipelines, which need ``trust_remote_code=True`` and ``custom_revision``.
+            custom_revision: The commit of that repository, in full.
+            trust_remote_code: Whether code from a repository may run.
             **components: Replacements, e.g. ``unet=my_unet`` or ``scheduler=my_scheduler``;
                 ``None`` for a pipeline without that component. And Diffusers' own arguments:
                 ``torch_dtype``, ``use_safetensors``, ``local_files_only``, ``cache_dir``,
@@ -184,9 +198,59 @@ class DiffusionPipeline(ImagePrompts, Steering):
             BackendError: the backend is unknown or its engine is not installed.
             InputError: a component, a transform or an argument is unknown, or does not fit.
         """
+        model = pretrained_model_name_or_path
+        settings: dict[str, Any] = {
+            "backend": backend,
+            "precision": precision,
+            "revision": revision,
+            "variant": variant,
+            "offline": offline,
+            "options": options,
+            "store": store,
+            "transforms": transforms,
+            "scheduler_from": scheduler_from,
+            **components,
+        }
+        trusted: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        if custom_pipeline is not None:
+            kind = custom_class(custom_pipeline, model, custom_revision, offline=offline, **trusted)
+            if issubclass(kind, DiffusionPipeline):
+                return cast("Self", kind._native(model, **settings))
+            return cast("Self", open_bridged(model, kind.from_pretrained, **trusted, **settings))
+        if bridged or is_accelerated(model):
+            named = class_by_name(cls.__name__).from_pretrained
+            return cast("Self", open_bridged(model, named, **trusted, **settings))
+        try:
+            return cls._native(model, **settings)
+        except NotNativeError:
+            if bridged is False or cls is not DiffusionPipeline or not has_diffusers():
+                raise
+        return cast("Self", open_bridged(model, **trusted, **settings))
+
+    @classmethod
+    def _native(
+        cls,
+        model: str | os.PathLike[str] | Source | None,
+        *,
+        backend: str | None,
+        precision: str | None,
+        revision: str | None,
+        variant: str | None,
+        offline: bool | None,
+        options: Mapping[str, str] | None,
+        store: ArtifactStore | None,
+        transforms: Sequence[str],
+        scheduler_from: SchedulerFrom | None,
+        **components: Any,
+    ) -> Self:
+        """``from_pretrained`` for a model that perfuse has models of its own for.
+
+        Raises:
+            NotNativeError: it has none.
+        """
         asked = read_arguments(components)
         source = open_model(
-            pretrained_model_name_or_path,
+            model,
             revision=revision,
             variant=variant,
             offline=asked.offline if offline is None else offline,

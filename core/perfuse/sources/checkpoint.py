@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,12 +19,12 @@ from perfuse.contract.hooks import PipelineManifest
 from perfuse.contract.source import Source
 from perfuse.contract.spec import ComponentSpec, PipelineSpec
 from perfuse.contract.target import PRECISIONS
-from perfuse.errors import CheckpointError, InputError
+from perfuse.errors import CheckpointError, InputError, NotNativeError
 from perfuse.models.registry import describe, fitted, latents_of
 from perfuse.plugins import host
 from perfuse.schedulers import scheduler_from_config
 from perfuse.sources.hub import check_variant, from_hub, is_hub_id
-from perfuse.sources.left_out import check_left_out
+from perfuse.sources.left_out import LEFT_OUT
 from perfuse.sources.model_index import (
     AGAIN,
     CONFIG,
@@ -92,6 +93,7 @@ class Checkpoint(Source):
 
         Raises:
             CheckpointError: the model does not exist, or cannot be read.
+            NotNativeError: it is of a pipeline class that no plugin has.
             WeightsError: no component has the variant, or there are no safetensors weights.
         """
         try:
@@ -115,7 +117,8 @@ class Checkpoint(Source):
         asked, commit = str(model), None
         path = Path(model).expanduser()
         if not path.exists() and is_hub_id(model):
-            path, commit = from_hub(asked, revision, variant, offline, hub)
+            check = partial(_known_class, unknown_as=unknown_as)
+            path, commit = from_hub(asked, revision, variant, offline, hub, check=check)
         index = read_index(path, asked)
         entries = entries_of(index, path / INDEX)
         spec = _read_spec(path, index, entries, unknown_as)
@@ -278,19 +281,10 @@ def _read_spec(
     unknown_as: str | None,
 ) -> PipelineSpec:
     pipelines = host().pipelines()
-    class_name = class_of(index)
-    if class_name is not None and class_name == unknown_as and class_name not in pipelines:
-        own = PipelineManifest(class_name=class_name, tasks={}, needs=())
-        pipelines = {**pipelines, class_name: own}
-    if class_name is None or class_name not in pipelines:
-        check_left_out(class_name or "", asked=f"The pipeline of {path}")
-        raise CheckpointError(
-            f"{path / INDEX} says that the pipeline is {class_name!r}, which perfuse does not "
-            f"know; it knows {', '.join(pipelines)}. Name a checkpoint of one of these, or install "
-            "the plugin that brings it: hook perfuse_pipelines. If Diffusers knows it, load it "
-            "there and run it with perfuse.accelerate(pipe, backend=...)."
-        )
-    kind = pipelines[class_name]
+    class_name = _known_class(path / INDEX, index, unknown_as)
+    kind = pipelines.get(class_name)
+    if kind is None:
+        kind = PipelineManifest(class_name=class_name, tasks={}, needs=())
     missing = [name for name in dict.fromkeys((*kind.needs, "scheduler")) if name not in entries]
     if missing:
         raise CheckpointError(
@@ -336,6 +330,27 @@ def _read_spec(
             if not name.startswith("_") and not isinstance(value, list | dict)
         },
     )
+
+
+def _known_class(where: Path, index: Mapping[str, Any], unknown_as: str | None) -> str:
+    """The pipeline class of a checkpoint.
+
+    Raises:
+        NotNativeError: no plugin has the class, and it is not ``unknown_as``.
+    """
+    pipelines, class_name = host().pipelines(), class_of(index)
+    if class_name is not None and (class_name == unknown_as or class_name in pipelines):
+        return class_name
+    if class_name is not None and class_name in LEFT_OUT:
+        said = f"is {class_name}, which perfuse leaves out. {LEFT_OUT[class_name]}"
+    else:
+        said = (
+            f"is {class_name!r}, which perfuse does not know; it knows {', '.join(pipelines)}. "
+            "Name a checkpoint of one of these, or install the plugin that brings it: hook "
+            "perfuse_pipelines. What Diffusers has, DiffusionPipeline runs through it where it is "
+            "installed: pip install diffusers transformers."
+        )
+    raise NotNativeError(f"{where} says that the pipeline {said}")
 
 
 def _read_component(path: Path, name: str, class_name: str) -> tuple[ComponentSpec, ...]:

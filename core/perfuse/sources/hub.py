@@ -1,7 +1,7 @@
 """Checkpoints from the Hub: downloads only the files needed, into ``huggingface_hub``'s cache."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,11 +101,13 @@ def from_hub(
     hub: Mapping[str, Any],
     *,
     held: Collection[str] = (),
+    check: Callable[[Path, Mapping[str, Any]], object] | None = None,
 ) -> tuple[Path, str]:
     """The snapshot of a repository in the Hub's cache, downloaded if needed, and its commit.
 
     Of components in ``held``, whose weights are elsewhere, only the configs. ``hub`` holds further
-    arguments of ``hf_hub_download``: ``cache_dir``, ``token`` …
+    arguments of ``hf_hub_download``: ``cache_dir``, ``token`` … ``check`` sees ``model_index.json``, and
+    may raise, before any weights are downloaded.
 
     Raises:
         CheckpointError: there is no such repository, revision or variant, or the Hub cannot be
@@ -125,6 +127,8 @@ def from_hub(
             if info.sha != commit:
                 info = api.model_info(model, revision=commit)
             contents = read_json(index)
+            if check is not None:
+                check(index, contents)
             entries = entries_of(contents, index)
             files = [file.rfilename for file in info.siblings or ()]
             check_variant(_by_component(files, entries), variant, asked)
