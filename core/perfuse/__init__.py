@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from perfuse.bridge.accelerate import EntryReport as EntryReport
     from perfuse.bridge.accelerate import accelerate as accelerate
     from perfuse.bridge.accelerate import load_accelerated as load_accelerated
+    from perfuse.bridge.patching import Patch as Patch
+    from perfuse.bridge.patching import patch_diffusers as patch_diffusers
     from perfuse.contract.architecture import Architecture as Architecture
     from perfuse.contract.backend import Backend as Backend
     from perfuse.contract.backend import ExecutionReport as ExecutionReport
@@ -175,6 +177,7 @@ _get, __dir__ = lazy(
         ),
         "arrays.noise": ("NoiseSource",),
         "bridge.accelerate": ("Acceleration", "EntryReport", "accelerate", "load_accelerated"),
+        "bridge.patching": ("Patch", "patch_diffusers"),
         "errors": ("PerfuseError",),
         "models.auto": ("AutoModel",),
         "run.auto": (

@@ -252,6 +252,53 @@ def test_a_step_reads_what_its_function_takes() -> None:
         as_step(outputs=())(lambda tools, **state: {})
 
 
+def test_a_step_can_be_called_alone_and_in_another() -> None:
+    assert _shifted(None, x=1) == {"z": 2}
+
+    @as_step(outputs=("z",), name="twice")
+    def twice(tools: Any, x: int) -> dict[str, int]:
+        """Both of them.
+
+        It shifts twice.
+        """
+        return dict(_shifted(tools, x=_shifted(tools, x=x)["z"]))
+
+    assert result(task(twice, x=1))["z"] == 3
+    assert (twice.description, _shifted.description) == ("Both of them.", "")
+    lazy = Step(name="lazy", outputs=("z",), run=lambda tools: {})
+    with pytest.raises(InputError, match="lazy.*z"):
+        lazy(None)
+
+
+def test_inputs_that_a_caller_may_give_are_added() -> None:
+    shifted = task(_shifted, x=1)
+    with pytest.raises(InputError, match="was given by"):
+        result(shifted, by=2)
+    more = shifted.with_inputs(by=Input(default=5, kind=int), x=Input(default=2))
+    assert (result(more)["z"], result(more, by=1)["z"], result(shifted)["z"]) == (7, 3, 2)
+
+
+def test_a_task_can_be_printed() -> None:
+    loop = Loop(
+        name="loop",
+        over="rows",
+        steps=(
+            When(name="often", condition=_even, then=DOUBLE),
+            Choice(name="pick", options=(("x", _shifted), (None, step("b", "", "")))),
+        ),
+    )
+    assert str(task(ADD, loop, x=1, y=2, rows=())).splitlines() == [
+        "sums",
+        "  add(x, y) → z",
+        "  loop, for each of rows",
+        "    often, by index",
+        "      double(z) → z",
+        "    pick, the first that is given: x, else",
+        "      shifted(x, by) → z",
+        "      b()",
+    ]
+
+
 def test_tasks_can_be_sent_to_another_process() -> None:
     sent = task(_shifted, x=1)
     again = pickle.loads(pickle.dumps(sent))

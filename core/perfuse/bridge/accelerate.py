@@ -32,6 +32,8 @@ __all__ = [
 _T = TypeVar("_T")
 #: What ``save_perfuse`` writes beside the pipeline.
 _GRAPHS, RECORD = "perfuse-graphs", "perfuse-accelerated.json"
+#: What Diffusers writes for a modular pipeline in place of ``model_index.json``.
+_MODULAR = "modular_model_index.json"
 #: The methods of modules that pipelines call.
 _ENTRIES = ("forward", "encode", "decode", "get_text_features", "get_image_features")
 
@@ -77,7 +79,7 @@ class Acceleration:
         self, placement: Placement, precision: str | None, store: ArtifactStore, *, strict: bool
     ) -> None:
         self.placement, self.precision, self.strict = placement, precision, strict
-        self._store = store
+        self.store = store
         self._stand_ins: dict[str, list[StandIn]] = {}
 
     def put(self, name: str, module: "nn.Module") -> None:
@@ -89,7 +91,7 @@ class Acceleration:
             name=name,
             target=self.placement[name],
             precision=self.precision,
-            store=self._store,
+            store=self.store,
             strict=self.strict,
         )
         if not host().backends()[settings.target.backend].formats:
@@ -97,10 +99,10 @@ class Acceleration:
         made = []
         for entry in _ENTRIES:
             if callable(getattr(type(module), entry, None)):
-                if isinstance(vars(module).get(entry), StandIn):
-                    delattr(module, entry)  # of another pipeline that has this module
-                stand_in = StandIn(module, entry, settings)
-                setattr(module, entry, stand_in)
+                stand_in = vars(module).get(entry)  # of another pipeline that has this module
+                if not isinstance(stand_in, StandIn) or stand_in.settings != settings:
+                    stand_in = StandIn(module, entry, settings)
+                    setattr(module, entry, stand_in)
                 made.append(stand_in)
         self._stand_ins[name] = made
 
@@ -112,8 +114,12 @@ class Acceleration:
             stand_in.forget()
 
     def begin(self) -> None:
-        """A run of the pipeline begins: read all weights again before they are relied on."""
+        """A run of the pipeline begins: read all weights again before they are relied on.
+
+        Another pipeline that has the same module may have put its own stand-in there, or taken it away.
+        """
         for stand_in in self._all():
+            stand_in.attach()
             stand_in.suspect = True
 
     def restore(self) -> None:
@@ -200,14 +206,14 @@ def accelerate(
     """
     placement = Placement.parse(backend, default="torch")
     modules = _modules(pipe)
-    unknown = [name for name in placement.components if name not in modules]
+    unknown = [name for name in placement.components if name not in (modules | _missing(pipe))]
     if unknown:
         raise InputError(
             f"A target was given for {', '.join(unknown)}; {type(pipe).__name__} has the modules "
             f"{', '.join(modules)}. Give it for one of these."
         )
-    for name in dict.fromkeys(placement[name].backend for name in modules):
-        host().backend(name)  # raises if its engine is not installed
+    for target in (*placement.components.values(), placement.default):
+        host().backend(target.backend)  # raises if its engine is not installed
     former = getattr(pipe, "perfuse", None)
     if isinstance(former, Acceleration):
         former.restore()
@@ -248,8 +254,8 @@ def load_accelerated(
         InputError: the folder is not one that ``save_perfuse`` wrote, or Diffusers is not installed.
         BackendError: a backend is unknown, or its engine is not installed.
     """
-    kind = diffusers_pipeline() if pipeline is None else pipeline
-    return loaded(Path(folder), kind.from_pretrained, backend=backend, strict=strict, **components)
+    opening = None if pipeline is None else pipeline.from_pretrained
+    return loaded(Path(folder), opening, backend=backend, strict=strict, **components)
 
 
 def loaded(
@@ -269,9 +275,7 @@ def loaded(
             f"{path} was to be opened as an accelerated pipeline; its {RECORD} cannot be read: {exc}. "
             "Name a folder that pipe.save_perfuse(folder) wrote."
         ) from exc
-    if opening is None:
-        opening = diffusers_pipeline().from_pretrained
-    pipe = opening(path, use_safetensors=True, **components)
+    pipe = (opening or _opening(path))(path, use_safetensors=True, **components)
     store = ArtifactStore(path.absolute() / _GRAPHS)
     return accelerate(
         pipe,
@@ -280,6 +284,27 @@ def loaded(
         store=store,
         strict=strict,
     )
+
+
+def _opening(path: Path) -> Callable[..., Any]:
+    """What opens a folder by Diffusers; a modular pipeline has its components at once."""
+    if not (path / _MODULAR).exists():
+        opening: Callable[..., Any] = diffusers_pipeline().from_pretrained
+        return opening
+
+    def modular(path: Path, *, use_safetensors: bool, **components: Any) -> Any:
+        from diffusers import ModularPipeline
+
+        pipe = ModularPipeline.from_pretrained(os.fspath(path))
+        pipe.update_components(**components)
+        pipe.load_components(
+            [name for name in pipe.null_component_names if (path / name).is_dir()],
+            pretrained_model_name_or_path=os.fspath(path),
+            use_safetensors=use_safetensors,
+        )
+        return pipe
+
+    return modular
 
 
 def diffusers_pipeline() -> Any:
@@ -316,6 +341,12 @@ def _modules(pipe: Any) -> "dict[str, nn.Module]":
     return {name: one for name, one in components.items() if _is_module(one)}
 
 
+def _missing(pipe: Any) -> dict[str, None]:
+    """The components that a pipeline does not have yet: a modular one loads them when it is asked to."""
+    components = {} if _is_module(pipe) else pipe.components
+    return {name: None for name, one in components.items() if one is None}
+
+
 class _Watched:
     """The base that notices when a component of an accelerated pipeline is replaced."""
 
@@ -334,7 +365,8 @@ class _Watched:
         """
         final = Path(folder).absolute()
         with locked(final), atomic_folder(final) as partial:
-            self.save_pretrained(partial)  # type: ignore[attr-defined]
+            self.save_pretrained(os.fspath(partial))  # type: ignore[attr-defined]
+            _point_to(final, partial)
             self.perfuse.save(partial)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -343,6 +375,14 @@ class _Watched:
             self.perfuse.put(name, value)
         elif "perfuse" in vars(self) and value is None:
             self.perfuse.take(name)
+
+
+def _point_to(final: Path, partial: Path) -> None:
+    """Let a modular pipeline's index say where its components will be; it holds whole paths."""
+    index = partial / _MODULAR
+    if index.exists():
+        was, now = (json.dumps(os.fspath(path))[1:-1] for path in (partial, final))
+        index.write_text(index.read_text(encoding="utf-8").replace(was, now), encoding="utf-8")
 
 
 _WATCHING: dict[type, type] = {}

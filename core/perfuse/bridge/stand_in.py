@@ -103,8 +103,6 @@ class StandIn:
         self._fixed: dict[Tree, frozenset[int]] = {}
         self._fingerprint = ""
         self._description = ""
-        #: Why nothing can run, as the module is.
-        self._obstacle: str | None = None
         self._weights: Weights | None = None
         #: Whether all weights are read at the next call: a pipeline begins anew.
         self.suspect = False
@@ -117,8 +115,17 @@ class StandIn:
         return name if self.entry == "forward" else f"{name}_{self.entry}"
 
     @property
+    def settings(self) -> Settings:
+        return self._settings
+
+    @property
     def module(self) -> nn.Module:
         return self._module
+
+    def attach(self) -> None:
+        """Stand in for the method, unless something of the user's own does."""
+        if isinstance(vars(self._module).get(self.entry, self), StandIn):
+            setattr(self._module, self.entry, self)
 
     @property
     def target(self) -> Target:
@@ -218,22 +225,27 @@ class StandIn:
             raise
 
     def _look(self) -> None:
-        """Forget every graph if the module is not what it was, and refuse one that cannot be run."""
-        description, suspect = described(self._module), self.suspect
-        self.suspect = False
+        """Forget every graph if the module is not what it was, and refuse one that cannot be run.
+
+        What stands in the way may go again, as a guider's hooks do: until then the graphs are kept.
+        """
+        description = described(self._module)
         if description != self._description:
-            self._description, self._obstacle = description, obstacle(self._module)
+            in_the_way = obstacle(self._module)
+            if in_the_way is not None:
+                self.suspect = True
+                raise UnsupportedError(in_the_way)
+            self._description = description
             self._remember()
-        elif self._weights is not None and self._weights.changed(self._module, thorough=suspect):
+        elif self._weights is None or self._weights.changed(self._module, thorough=self.suspect):
             self._remember()
-        if self._obstacle is not None:
-            raise UnsupportedError(self._obstacle)
+        self.suspect = False
 
     def _remember(self) -> None:
         """Begin anew with the module as it is."""
         self.forget()
         self._fingerprint = ""
-        self._weights = Weights(self._module) if self._obstacle is None else None
+        self._weights = Weights(self._module)
 
     def forget(self) -> None:
         """Release every graph."""

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 __all__ = ["Weights", "described", "fingerprint", "obstacle"]
 
-#: What nn.Module keeps for itself; layers and weights are described on their own.
-_OWN = frozenset(vars(nn.Module())) - {"training"}
+#: What nn.Module keeps for itself, and where Diffusers notes what a modular pipeline loaded; layers and
+#: weights are described on their own.
+_OWN = frozenset((*vars(nn.Module()), "_diffusers_load_id")) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 #: transformers' own hooks, put on layers at the first call that asks for what these return. A capture
 #: calls them, too, and they do nothing else.
@@ -43,8 +44,7 @@ def described(module: nn.Module) -> str:
     for name, part in module.named_modules():
         digest.update(f"\n{name} {_class(type(part))}".encode())
         for key, value in vars(part).items():
-            # What stands in for a method is a StandIn, which describes itself as nothing.
-            if key not in _OWN and key not in _WHENCE and not hasattr(value, "stands_in"):
+            if key not in _OWN and key not in _WHENCE and not _is_usual(part, key, value):
                 digest.update(f" {key}={_value(value, _DEPTH)}".encode())
         if name:  # hooks of the module itself are called by torch, around what stands in
             hooks = _hooks(part)
@@ -60,6 +60,14 @@ def _hooks(part: nn.Module) -> list[Any]:
     """What is called before and after a layer."""
     found = [hook for kind in _HOOKS for hook in getattr(part, kind).values()]
     return [hook for hook in found if getattr(hook, "__module__", None) != _RECORDING[0]]
+
+
+def _is_usual(part: nn.Module, key: str, value: Any) -> bool:
+    """Whether an attribute changes nothing: what stands in for a method, or what hooks leave behind."""
+    if isinstance(value, types.MethodType):  # the class's own
+        return value.__self__ is part and value.__func__ is getattr(type(part), key, None)
+    gone = key == "_diffusers_hook" and not value.hooks
+    return gone or hasattr(value, "stands_in")
 
 
 def _class(kind: type) -> str:

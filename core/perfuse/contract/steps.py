@@ -143,6 +143,15 @@ class Step:
         object.__setattr__(self, "inputs", inputs)
         object.__setattr__(self, "optional", optional)
 
+    @property
+    def description(self) -> str:
+        """The first line of what its function says of itself."""
+        return (inspect.getdoc(self.run) or "").partition("\n")[0]
+
+    def __call__(self, tools: Any, **inputs: Any) -> State:
+        """Run it alone, or within another step."""
+        return _call(self, tools, inputs)
+
     def __reduce__(self) -> Any:
         where = (self.run.__module__, self.run.__qualname__)
         if _at(*where) is self:  # the decorated function's name now refers to the step
@@ -280,6 +289,10 @@ class Task:
         }
         return replace(self, inputs={**self.inputs, **changed})
 
+    def with_inputs(self, **inputs: Input) -> "Task":
+        """The task with more inputs that a caller may give, or with others in their place."""
+        return replace(self, inputs={**self.inputs, **inputs})
+
     def find(self, name: str) -> Node:
         """The node of this name, also inside loops and choices.
 
@@ -326,6 +339,10 @@ class Task:
         """
         return self._edited(name, lambda old: ())
 
+    def __str__(self) -> str:
+        """The steps in order, each with what it reads and gives."""
+        return "\n".join([self.name, *_told(self.steps, "  ")])
+
     def _edited(self, name: str, edit: "Edit") -> "Task":
         steps = _edit(self.steps, name, edit)
         if steps is None:
@@ -354,11 +371,28 @@ class Task:
         state = {name: one.default for name, one in self.inputs.items()} | dict(given)
         missing = [name for name, value in state.items() if value is REQUIRED]
         if missing:
-            told = "; ".join(f"{name}: {self.inputs[name].help}" for name in missing)
-            raise InputError(f"{self.name} needs {told.rstrip(': .')}.")
+            told = (f"{name}: {self.inputs[name].help}".rstrip(": .") for name in missing)
+            raise InputError(f"{self.name} needs {'; '.join(told)}.")
         for name, value in given.items():
             self.inputs[name].check(name, value)
         yield from _run(self.steps, tools, state)
+
+
+def _told(nodes: tuple[Node, ...], indent: str) -> Iterator[str]:
+    """A line for each node, those that it holds indented."""
+    for node in nodes:
+        if isinstance(node, Step):
+            gives = f" → {', '.join(node.outputs)}" if node.outputs else ""
+            yield f"{indent}{node.name}({', '.join(node.inputs)}){gives}"
+        elif isinstance(node, Loop):
+            yield f"{indent}{node.name}, for each of {node.over}"
+        elif isinstance(node, Choice):
+            names = ", ".join(name if name is not None else "else" for name, _ in node.options)
+            yield f"{indent}{node.name}, the first that is given: {names}"
+        else:
+            reads = ", ".join(_parameters(node.condition)[0])
+            yield f"{indent}{node.name}, by {reads}"
+        yield from _told(_inside(node), indent + "  ")
 
 
 def _run(nodes: tuple[Node, ...], tools: Any, state: dict[str, Any]) -> Iterator[Event]:

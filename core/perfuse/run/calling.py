@@ -37,6 +37,7 @@ class Calling(Parts):
         self,
         *arguments: Any,
         task: str | None = None,
+        output: str | Sequence[str] | None = None,
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
@@ -50,6 +51,8 @@ class Calling(Parts):
             *arguments: Inputs by position, in the order of the Diffusers class: a prompt first,
                 for a task that takes text.
             task: The task's name; by default the task that fits the inputs given.
+            output: A name of the task's state, or several, to return instead of pictures: what its
+                steps gave.
             return_dict: Whether to return a ``PipelineOutput``, or a tuple of Diffusers' results.
             callback_on_step_end: ``(pipe, index, timestep, tensors) -> tensors``, called after each
                 step; what it returns is used from there on. It may set ``pipe._interrupt``.
@@ -60,15 +63,17 @@ class Calling(Parts):
             **inputs: See ``pipe.task.inputs``.
 
         Returns:
-            A ``PipelineOutput``.
+            A ``PipelineOutput``; for ``output`` the value of that name, or a dict of several.
 
         Raises:
-            InputError: an input cannot be used.
+            InputError: an input cannot be used, or nothing in the task gives ``output``.
             BackendError: a target cannot run a component, or failed.
             ExportError: a component could not be exported to its target's format.
             NonFiniteError: the result holds NaN.
         """
         chosen, given = self._chosen(arguments, inputs, task)
+        wanted = ("images",) if output is None else (output,) if isinstance(output, str) else output
+        _check_known(chosen, wanted)
         chosen = self._with_callback(
             chosen, callback_on_step_end, callback_on_step_end_tensor_inputs or ("latents",)
         )
@@ -81,10 +86,13 @@ class Calling(Parts):
             for event in self._run(chosen, given):
                 state = event.state
                 bar.show(event)
+        if output is not None:
+            found = {name: state[name] for name in wanted}
+            return found[output] if isinstance(output, str) else found
         result = PipelineOutput(
             images=state["images"],
             nsfw_content_detected=state.get("nsfw_content_detected"),
-            seeds=state["seeds"],
+            seeds=state.get("seeds", ()),
         )
         manifest = self._manifest()
         returns = ("images",) if manifest is None else manifest.returns
@@ -283,6 +291,15 @@ def _owned(array: Any, device: str | None) -> Any:
     """An array on the denoiser's device, whose owner may write to it, as to a program's he may not."""
     placed = place(array, device)
     return placed.clone() if is_torch(placed) else placed
+
+
+def _check_known(task: Task, names: Sequence[str]) -> None:
+    """Raise ``InputError`` unless a task's steps give these names, or its inputs are called so."""
+    if missing := [name for name in names if name not in task.known]:
+        raise InputError(
+            f"{', '.join(missing)} was to be returned; task {task.name!r} gives "
+            f"{', '.join(sorted(task.known - set(task.inputs)))}. Ask for one of these: output=NAME."
+        )
 
 
 def _interrupted(tools: Any) -> bool:

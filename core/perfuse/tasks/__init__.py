@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from perfuse.tasks.inputs import NOISE as NOISE
     from perfuse.tasks.inputs import OUTPUT as OUTPUT
     from perfuse.tasks.inputs import PROMPTS as PROMPTS
+    from perfuse.tasks.inputs import REQUIRED as REQUIRED
     from perfuse.tasks.inputs import SIZE as SIZE
     from perfuse.tasks.inputs import STEPS as STEPS
     from perfuse.tasks.safety import check_safety as check_safety
@@ -88,6 +89,7 @@ __getattr__, __dir__ = lazy(
             "NOISE",
             "OUTPUT",
             "PROMPTS",
+            "REQUIRED",
             "SIZE",
             "STEPS",
         ),

@@ -1,8 +1,8 @@
 """The inputs that tasks share, with their defaults and help."""
 
-from perfuse.contract.steps import Input
+from perfuse.contract.steps import REQUIRED, Input
 
-__all__ = ["GUIDANCE", "NOISE", "OUTPUT", "PROMPTS", "SIZE", "STEPS"]
+__all__ = ["GUIDANCE", "NOISE", "OUTPUT", "PROMPTS", "REQUIRED", "SIZE", "STEPS"]
 
 STEPS = {
     "num_inference_steps": Input(default=50, kind=int, option="--steps", help="Denoising steps."),
