@@ -54,8 +54,9 @@ class EntryReport:
     #: The same for calls that stayed on torch.
     torch_calls: int
     torch_seconds: float
-    #: How many graphs were made.
+    #: How many graphs were made, and how many of them of perfuse's own network, which take every size.
     graphs: int
+    own_graphs: int
     #: The largest difference of a graph's first answer from PyTorch's, relative.
     difference: float
     #: Why calls stayed on torch.
@@ -63,6 +64,8 @@ class EntryReport:
 
     def __str__(self) -> str:
         where = f"{self.target}: {self.calls} calls, {self.seconds:.2f} s, {self.graphs} graphs"
+        if self.own_graphs:
+            where += ", perfuse's own" if self.own_graphs == self.graphs else ", some perfuse's own"
         text = f"{self.name} ({self.class_name}): "
         if self.calls:
             text += f"{where}, within {self.difference:.1e}"
@@ -166,6 +169,7 @@ def _row(one: "StandIn") -> EntryReport:
         torch_calls=tally.torch_calls,
         torch_seconds=tally.torch_seconds,
         graphs=tally.graphs,
+        own_graphs=tally.own_graphs,
         difference=tally.difference,
         reasons=tuple(tally.reasons),
     )

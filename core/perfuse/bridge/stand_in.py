@@ -14,12 +14,12 @@ from pathlib import Path
 from types import MethodType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from perfuse.bridge.calls import Answer, Call, Shapes, Tree
 from perfuse.bridge.guards import Guards
+from perfuse.bridge.neutral import Neutral, as_array, neutral_of
 from perfuse.bridge.recorded import Axes, component_of, precision_of
 from perfuse.bridge.state import Weights, described, fingerprint, obstacle
 from perfuse.capture import capture, hearing
@@ -65,6 +65,8 @@ class Tally:
     torch_calls: int = 0
     torch_seconds: float = 0.0
     graphs: int = 0
+    #: Those of perfuse's own network, which take every size.
+    own_graphs: int = 0
     #: The largest difference of a graph's first answer from PyTorch's, relative to its largest number.
     difference: float = 0.0
     #: Why calls stayed on torch, in the order in which that was found.
@@ -77,6 +79,8 @@ class _Graph:
     component: Component
     guards: Guards
     answer: Answer
+    #: For a graph of perfuse's own network: how a call becomes its inputs.
+    neutral: Neutral | None = None
 
 
 class StandIn:
@@ -263,7 +267,7 @@ class StandIn:
             target = self._settings.target
             for format in host().backends()[target.backend].formats[:1]:
                 self._copy(exported(graph.component, format, self._settings.store), store)
-            if graph.component.signature.dims:
+            if graph.neutral is None and graph.component.signature.dims:
                 self._copy(_guards_folder(graph.component, (), self._settings.store), store)
                 self._copy(self._settings.store.root / _AXES, store)
 
@@ -283,15 +287,28 @@ class StandIn:
             answer = Answer.of(self.original(*args, **kwargs))
         if not self._fingerprint:
             self._fingerprint = fingerprint(self._module)
-        free = self._free(call)
         try:
-            graph = self._captured(call, answer, free)
-            if free:
-                self._note_axes(call, free)
-        except PerfuseError:
-            if not free:
-                raise
-            graph = self._captured(call, answer, {})
+            graph, difference = self._checked(self._own(call, answer), call, answer)
+        except PerfuseError:  # perfuse has none, or it does not fit: Diffusers' own network
+            graph, difference = self._checked(self._recorded(call, answer), call, answer)
+        kept = self._graphs.setdefault(call.key, [])
+        for one in list(kept):
+            if graph.guards.fit(_shapes(one)) or len(kept) >= _KEPT:
+                kept.remove(one)
+                one.program.close()
+        kept.append(graph)
+        self.tally.graphs += 1
+        self.tally.own_graphs += graph.neutral is not None
+        self.tally.difference = max(self.tally.difference, difference)
+        return graph
+
+    def _checked(self, graph: _Graph, call: Call, answer: Answer) -> tuple[_Graph, float]:
+        """A graph whose first answer is PyTorch's, and how far it is from it.
+
+        Raises:
+            PerfuseError: it could not run.
+            ExecutionError: its answer is another one.
+        """
         difference = _difference(_run(graph, call), answer.tensors)
         precision = graph.component.precision
         if not difference <= _TOLERANCE[precision]:
@@ -300,14 +317,51 @@ class StandIn:
                 f"its first answer in {precision} differed from PyTorch's by {difference:.1e} of the "
                 "largest number"
             )
-        kept = self._graphs.setdefault(call.key, [])
-        for one in list(kept):
-            if graph.guards.fit(_shapes(one)) or len(kept) >= _KEPT:
-                kept.remove(one)
-                one.program.close()
-        kept.append(graph)
-        self.tally.graphs += 1
-        self.tally.difference = max(self.tally.difference, difference)
+        return graph, difference
+
+    def _own(self, call: Call, answer: Answer) -> _Graph:
+        """A graph of perfuse's own network.
+
+        Raises:
+            UnsupportedError: it has none for the module, or the call is not a usual one.
+        """
+        settings = self._settings
+        found = neutral_of(
+            self._module,
+            self.entry,
+            call,
+            answer,
+            precision=settings.precision or precision_of(self._module),
+            fingerprint=self._fingerprint,
+        )
+        if found is None or not found.guards.fit(call.shapes):
+            raise UnsupportedError(f"perfuse has no network of its own for {self.name}")
+        program = prepare(
+            found.component, settings.target, settings.store, usual={}, model=settings.name
+        )
+        return _Graph(
+            program=program,
+            component=found.component,
+            guards=found.guards,
+            answer=answer.hollow,
+            neutral=found,
+        )
+
+    def _recorded(self, call: Call, answer: Answer) -> _Graph:
+        """A graph of the module's own code.
+
+        Raises:
+            PerfuseError: it could not be captured or lowered.
+        """
+        free = self._free(call)
+        try:
+            graph = self._captured(call, answer, free)
+        except PerfuseError:
+            if not free:
+                raise
+            return self._captured(call, answer, {})
+        if free:
+            self._note_axes(call, free)
         return graph
 
     def _free(self, call: Call) -> Axes:
@@ -376,19 +430,18 @@ class StandIn:
 
 def _run(graph: _Graph, call: Call) -> list[Tensor]:
     """Run a graph with a call's tensors; the answer has the dtypes that PyTorch's had."""
-    inputs = {name: _array(tensor) for name, tensor in zip(call.names, call.tensors, strict=True)}
+    if graph.neutral is not None:
+        inputs = graph.neutral.inputs(call)
+    else:
+        inputs = {n: as_array(one) for n, one in zip(call.names, call.tensors, strict=True)}
     outputs = graph.program(**inputs)
     device = call.tensors[0].device if call.tensors else torch.device("cpu")
     return [
         torch.as_tensor(outputs[name]).to(device, was.dtype)
-        for name, was in zip(graph.answer.names, graph.answer.tensors, strict=True)
+        for name, was in zip(
+            graph.component.signature.output_names, graph.answer.tensors, strict=True
+        )
     ]
-
-
-def _array(tensor: Tensor) -> "np.ndarray[Any, np.dtype[Any]]":
-    plain = tensor.detach().cpu()
-    whole = plain.float() if plain.is_floating_point() else plain.long()
-    return whole.numpy()
 
 
 def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

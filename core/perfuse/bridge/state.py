@@ -38,8 +38,13 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _DTYPES = (*_FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool)
 
 
-def described(module: nn.Module) -> str:
-    """A digest of everything but the numbers in the weights."""
+def described(module: nn.Module, *, placed: bool = True) -> str:
+    """A digest of everything but the numbers in the weights.
+
+    Args:
+        module: What to describe.
+        placed: Whether the weights' dtype and device are part of it.
+    """
     digest = hashlib.sha256()
     for name, part in module.named_modules():
         digest.update(f"\n{name} {_class(type(part))}".encode())
@@ -52,7 +57,8 @@ def described(module: nn.Module) -> str:
                 digest.update(f" hooks={_value(hooks, _DEPTH)}".encode())
         for key, tensor in (*part._parameters.items(), *part._buffers.items()):
             if tensor is not None:
-                digest.update(f" {key}:{tensor.dtype}{tuple(tensor.shape)}{tensor.device}".encode())
+                place = f"{tensor.dtype}{tensor.device}" if placed else ""
+                digest.update(f" {key}:{tuple(tensor.shape)}{place}".encode())
     return digest.hexdigest()
 
 

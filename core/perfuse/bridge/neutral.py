@@ -1,0 +1,193 @@
+"""Modules that perfuse has a network of its own for: one graph takes every size, batch and way to call.
+
+Diffusers' own network is captured once for each size that leads it another way; perfuse's is written
+so that one capture serves all. It is made around the module's tensors, where the module is as its
+config alone would make it: no adapter, no other attention processor, no switch.
+"""
+
+import functools
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from perfuse.bridge.calls import Answer, Call
+from perfuse.bridge.guards import Guards
+from perfuse.bridge.state import described
+from perfuse.capture import replace_tensors
+from perfuse.contract.component import Component, Recipe
+from perfuse.contract.spec import ComponentSpec, Role
+from perfuse.errors import PerfuseError
+from perfuse.models.building import wrap
+from perfuse.models.registry import describe, is_known
+
+__all__ = ["Neutral", "as_array", "neutral_of"]
+
+#: What each method computes.
+_ROLES = {
+    "forward": Role.DENOISER,
+    "encode": Role.LATENT_ENCODER,
+    "decode": Role.LATENT_DECODER,
+}
+#: Where Diffusers nests arguments that a signature has side by side.
+_NESTED = "added_cond_kwargs_"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Neutral:
+    """A component of perfuse's own that computes a recorded call."""
+
+    component: Component
+    #: For each of its inputs, which of the call's tensors it is.
+    places: Mapping[str, int]
+    guards: Guards
+
+    def inputs(self, call: Call) -> dict[str, "np.ndarray[Any, np.dtype[Any]]"]:
+        """The component's inputs, from a call's tensors; one number for all pictures is repeated."""
+        tensors = {name: call.tensors[place] for name, place in self.places.items()}
+        batch = max((len(tensor) for tensor in tensors.values() if tensor.dim() > 1), default=1)
+        return {
+            name: as_array(tensor if tensor.dim() > 1 else tensor.reshape(-1).expand(batch))
+            for name, tensor in tensors.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Own(Recipe):
+    """perfuse's network with a module's tensors, on the CPU."""
+
+    spec: ComponentSpec
+    module: nn.Module
+
+    def __call__(self) -> nn.Module:
+        flat = wrap(self.spec, self.module).eval()
+        if any(tensor.device.type != "cpu" for tensor in flat.state_dict().values()):
+            return replace_tensors(flat, lambda tensor: tensor.cpu())
+        return flat
+
+
+def neutral_of(
+    module: nn.Module, entry: str, call: Call, answer: Answer, *, precision: str, fingerprint: str
+) -> Neutral | None:
+    """The component of perfuse's own that computes a recorded call.
+
+    Args:
+        module: What is called: Diffusers' model.
+        entry: The method.
+        call: The recorded call.
+        answer: What it returned.
+        precision: What to compute in.
+        fingerprint: Identifies the module and its weights.
+
+    Returns:
+        ``None`` where there is none, or the module or the call is not a usual one.
+    """
+    spec = _spec_of(module, entry)
+    if spec is None or len(answer.tensors) != 1:
+        return None
+    if not all(leaf is None or isinstance(leaf, bool) for leaf in call.leaves):
+        return None
+    places = _places(spec, entry, call)
+    if places is None or not _as_made(module) or not _as_written(module, entry):
+        return None
+    build = _Own(spec=spec, module=module)
+    theirs = type(module).__module__.partition(".")[0]
+    if any(type(part).__module__.startswith(theirs) for part in build().modules()):
+        return None  # its tensors are not those of perfuse's network
+    component = Component(
+        spec=spec, precision=precision, build=build, fingerprint=f"{fingerprint}-{entry}"
+    )
+    return Neutral(component=component, places=places, guards=_guards(spec, places, call))
+
+
+def _spec_of(module: nn.Module, entry: str) -> ComponentSpec | None:
+    config = getattr(module, "config", None)
+    if entry not in _ROLES or config is None or not is_known(type(module).__name__):
+        return None
+    try:
+        found = describe(type(module).__name__, "own", "own", dict(config))
+    except (PerfuseError, ValueError, TypeError):
+        return None  # a config that only Diffusers' network takes
+    return next((one for one in found if one.role == _ROLES[entry]), None)
+
+
+def _places(spec: ComponentSpec, entry: str, call: Call) -> dict[str, int] | None:
+    """The call's tensor for each input, each of the rank that it has there."""
+    names = [name.removeprefix(_NESTED) for name in call.names]
+    wanted = {tensor.name: len(tensor.shape) for tensor in spec.signature.inputs}
+    if entry != "forward" and len(names) == len(wanted) == 1:
+        names = list(wanted)
+    if sorted(names) != sorted(wanted):
+        return None
+    places = {name: names.index(name) for name in wanted}
+    ranks = {name: call.tensors[place].dim() for name, place in places.items()}
+    fit = all(ranks[n] == rank or (rank == 1 and ranks[n] == 0) for n, rank in wanted.items())
+    return places if fit else None
+
+
+def _guards(spec: ComponentSpec, places: Mapping[str, int], call: Call) -> Guards:
+    """The sizes that the component takes, in the order of the call's tensors."""
+    shapes: list[tuple[int | str, ...]] = [()] * len(call.tensors)
+    conditions = []
+    for tensor in spec.signature.inputs:
+        place = places[tensor.name]
+        rank = call.tensors[place].dim()
+        # One number for all pictures, or one for each.
+        shapes[place] = tensor.shape if rank > 1 else tuple(call.tensors[place].shape)
+        for axis, size in enumerate(tensor.shape[:rank]):
+            if isinstance(size, str) and spec.dims[size].multiple > 1:
+                conditions.append(f"Mod(t{place}_{axis}, {spec.dims[size].multiple}) == 0")
+    return Guards(shapes=tuple(shapes), ranges={}, conditions=tuple(conditions))
+
+
+def _as_made(module: nn.Module) -> bool:
+    """Whether a module is what its config alone makes it: nothing was put on, in or around it."""
+    kind: Any = type(module)
+    with torch.device("meta"):
+        fresh = kind.from_config(dict(module.config))  # type: ignore[arg-type]
+    fresh.train(module.training)
+    return described(fresh, placed=False) == described(module, placed=False)
+
+
+def _as_written(module: nn.Module, entry: str) -> bool:
+    """Whether what a module runs is its library's code: nobody replaced a method of a class."""
+    methods = [getattr(type(module), entry)]
+    for part in module.modules():
+        methods.append(type(part).forward)
+        processor = type(getattr(part, "processor", None))
+        methods.append(inspect.getattr_static(processor, "__call__", None))
+    return all(_is_library_s(one) for one in dict.fromkeys(methods) if one is not None)
+
+
+def _is_library_s(method: Any) -> bool:
+    """Whether a function, and all that is wrapped in it, stands in the file of an installed library."""
+    while method is not None:
+        code = getattr(method, "__code__", None)
+        if code is not None and not code.co_filename.startswith(_library_folders()):
+            return False
+        method = getattr(method, "__wrapped__", None)
+    return True
+
+
+@functools.cache
+def _library_folders() -> tuple[str, ...]:
+    names = ("torch", "diffusers", "transformers", "accelerate")
+    found = [find_spec(name) for name in names]
+    return tuple(
+        folder
+        for one in found
+        if one is not None
+        for folder in one.submodule_search_locations or ()
+    )
+
+
+def as_array(tensor: Tensor) -> "np.ndarray[Any, np.dtype[Any]]":
+    """A tensor for a program: float32 or int64, in memory that numpy sees."""
+    plain = tensor.detach().cpu()
+    whole = plain.float() if plain.is_floating_point() else plain.long()
+    return whole.numpy()
