@@ -17,10 +17,19 @@ from sidebyside import say
 
 HERE = Path(__file__).parent
 _FOLDER = HERE.parent / "build" / "peers"
-#: What each exports with, up to the checkpoint and the folder to write.
+#: Its command would also run all that it wrote, beside PyTorch: many minutes.
+_TO_ONNX = """
+import sys
+from optimum.exporters.onnx import main_export
+main_export(*sys.argv[1:], task="text-to-image", no_post_process=True, do_validation=False)
+"""
+_TO_OPENVINO = (
+    "optimum.commands.optimum_cli export openvino --task=text-to-image --weight-format=fp32"
+)
+#: What each interpreter exports with, up to the checkpoint and the folder to write.
 _EXPORTS: Mapping[str, Sequence[str]] = {
-    "optimum-onnx": ("export", "onnx", "--task=text-to-image", "--no-post-process"),
-    "openvino": ("export", "openvino", "--task=text-to-image", "--weight-format=fp32"),
+    "optimum-onnx": ("-c", _TO_ONNX),
+    "openvino": ("-m", *_TO_OPENVINO.split(), "--model"),
 }
 NAMES = tuple(_EXPORTS)
 
@@ -48,19 +57,19 @@ def python(name: str) -> Path:
 
 
 def exported(name: str, checkpoint: Path, work: Path) -> Path:
-    """A checkpoint as the environment's own command exports it, in float32; once.
+    """A checkpoint as the environment's own tool exports it, in float32; once.
 
     Raises:
         NoEnvironmentError: there is no such environment, or its export failed.
     """
-    folder = work / f"{checkpoint.name}-{name}"
+    folder = work / f"{checkpoint.name}-peer-{name}"
     if (folder / "model_index.json").is_file():
         return folder
-    tool: list[str | Path] = [python(name), "-m", "optimum.commands.optimum_cli"]
+    interpreter = python(name)
     say(f"exporting {checkpoint.name} with {name}")
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    _run(name, [*tool, *_EXPORTS[name], "--model", checkpoint, partial])
+    _run(name, [interpreter, *_EXPORTS[name], checkpoint, partial])
     partial.rename(folder)
     return folder
 

@@ -177,6 +177,10 @@ def _checkpoint(
         config = model.config.to_dict()
         write_json(folder / name / "config.json", config)
         shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        if name == "text_encoder":  # Transformers before 5 reads no other names
+            shapes = {
+                f"text_model.{key.removeprefix('text_model.')}": shapes[key] for key in shapes
+            }
         _write_random(folder / name / file, shapes, seed)
     for name in (name for name in index if name.startswith("tokenizer")):
         write_tokenizer(folder / name)

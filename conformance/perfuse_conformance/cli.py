@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from perfuse.errors import InputError
+from perfuse.errors import InputError, NotNativeError
 from perfuse_conformance.cases.catalogue import LEVELS
 from perfuse_conformance.cases.models import RANDOM_MODELS, path_of, transforms_of
 from perfuse_conformance.judge.results import Result, Run, Status, read_results
@@ -41,6 +41,16 @@ _MODEL_HELP = (
 @click.option("--report", type=click.Path(path_type=Path), help="Write a report into this folder.")
 @click.option(
     "--expectations", type=click.Path(path_type=Path), help="Known failures, a TOML file."
+)
+@click.option(
+    "--bridged", is_flag=True, help="Run Diffusers' own pipeline, even where perfuse has its own."
+)
+@click.option(
+    "--arg",
+    "arguments",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="For a bridged pipeline: an argument of its call, as JSON or text.",
 )
 @click.option("--seed", type=int, default=0, help="Ask everything with other numbers.")
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds a case.")
@@ -74,11 +84,14 @@ def _measure(
     expectations: Path | None,
     seed: int,
     timeout: float,
+    bridged: bool,
+    arguments: tuple[str, ...],
     as_json: bool,
 ) -> bool:
     from perfuse_conformance.judge.expectations import expected
+    from perfuse_conformance.runner.bridged import run_bridged
     from perfuse_conformance.runner.drawn import save_drawn
-    from perfuse_conformance.runner.session import run_conformance
+    from perfuse_conformance.runner.session import Drawn, run_conformance
 
     switches = _switches(options)
     runs: list[Run] = []
@@ -86,19 +99,37 @@ def _measure(
     good = True
     for target in targets:
         with _progress(target, as_json=as_json) as watch:
-            run, drawn = run_conformance(
-                target,
-                model=model,
-                level=level,
-                precisions=precisions,
-                transforms=transforms,
-                golden=golden,
-                options=switches,
-                seed=seed,
-                timeout=timeout,
-                command=shlex.join(["perfuse", *sys.argv[1:]]),
-                watch=watch,
-            )
+            command = shlex.join(["perfuse", *sys.argv[1:]])
+            drawn: list[Drawn] = []
+            native = not bridged
+            if native:
+                try:
+                    run, drawn = run_conformance(
+                        target,
+                        model=model,
+                        level=level,
+                        precisions=precisions,
+                        transforms=transforms,
+                        golden=golden,
+                        options=switches,
+                        seed=seed,
+                        timeout=timeout,
+                        command=command,
+                        watch=watch,
+                    )
+                except NotNativeError:
+                    native = False
+            if not native:
+                run = run_bridged(
+                    target,
+                    model=str(path_of(model)),
+                    level=level,
+                    arguments=_arguments(arguments),
+                    precision=precisions[0] if precisions else None,
+                    seed=seed,
+                    command=command,
+                    watch=watch,
+                )
         run, complaints = expected(run, expectations)
         for complaint in complaints:
             click.echo(f"perfuse: {complaint}", err=True)
@@ -121,6 +152,20 @@ def _measure(
     return good
 
 
+def _arguments(given: Sequence[str]) -> dict[str, Any]:
+    """The arguments of a pipeline's call, as JSON or text."""
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--arg {text!r} was given; an argument is written NAME=VALUE.")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
 def _switches(options: Sequence[str]) -> dict[str, str]:
     wrong = [text for text in options if "=" not in text]
     if wrong:
@@ -134,10 +179,16 @@ def _single(
     report: Path | None,
     expectations: Path | None,
     options: tuple[str, ...],
+    bridged: bool,
+    arguments: tuple[str, ...],
     as_json: bool,
     **settings: Any,
 ) -> bool:
     """Run single cases: print their numbers, and return whether all that ran passed."""
+    if bridged or arguments:
+        raise InputError(
+            "--case was given; a bridged pipeline is measured as a whole. Leave it out."
+        )
     from perfuse_conformance.report.single import judge_single, lines_of
 
     if report is not None or expectations is not None:

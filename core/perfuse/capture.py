@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from perfuse.backend import Component
-from perfuse.errors import ExportError
+from perfuse.errors import ExportError, PerfuseError
+from perfuse.passes import neutral
 from perfuse.progress import say
 from perfuse.spec import TensorSpec
 
@@ -193,7 +194,12 @@ def trace(component: Component, module: nn.Module, dtype: torch.dtype) -> Export
             f"raised {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
         ) from exc
     _hear.get()(program)
-    return program
+    try:
+        return neutral(program)
+    except PerfuseError as exc:
+        raise ExportError(
+            f"{component.name} ({component.spec.class_name}) was captured; {exc}."
+        ) from exc
 
 
 _hear: ContextVar[Callable[[ExportedProgram], None]] = ContextVar(

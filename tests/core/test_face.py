@@ -116,8 +116,6 @@ def test_nothing_is_loaded_twice(pipe: DiffusionPipeline) -> None:
     ("given", "instead"),
     [
         ({"use_safetensors": False}, "safetensors alone"),
-        ({"custom_pipeline": "one_step_unet"}, "Import the pipeline's class"),
-        ({"trust_remote_code": True}, "is never run"),
         ({"device_map": "balanced"}, "backend='unet=torch:cuda:0"),
         ({"quantization_config": {}}, "transforms="),
         ({"provider": "CUDAExecutionProvider"}, "backend='onnxruntime:cuda'"),

@@ -43,6 +43,7 @@ PROFILES: Mapping[str, str] = MappingProxyType(
         "dyn": "one program takes any batch and size",
         "fp16": "components and pictures in float16",
         "bf16": "components and pictures in bfloat16",
+        "bridged": "Diffusers' own pipeline, with its modules on the backend",
     }
 )
 _PROFILE_OF = {"float16": ("fp16",), "bfloat16": ("bf16",)}

@@ -106,12 +106,13 @@ def judge_calls(
         return problem
     kind = "forced" if case.kind == "forced" else "component"
     precision = _held_to(result, case)
-    errors = bundle.index["probes"][case.subject]["errors"]
+    meta = bundle.index["probes"][case.subject]
+    errors = meta["errors"]
     own = errors.get(precision) or errors.get(case.precision)
     measured = _measure(found, truth, own, tolerances.limits(kind, precision))
     result = _with(result, measured)
-    if not answer["is_torch"]:
-        answer = {**answer, "pytorch_s_own": own is not None and _identical(found, truth, own)}
+    if not answer["is_torch"] and own is not None and not meta.get("convolves_alone", False):
+        answer = {**answer, "pytorch_s_own": _identical(found, truth, own)}
     if case.subject.endswith("/same-twice"):
         again = _same(found, own, tolerances.limits("repeat", precision))
         result = replace(result, metrics=(*result.metrics, *again))

@@ -214,6 +214,7 @@ def _record_probes(
             program(**inputs)
         exact = [outputs for _, outputs in program.calls]
         probes[probe.id] = _probe_index(probe, calls) | {
+            "convolves_alone": program.convolves_alone,
             "errors": {
                 precision: _errors(pipe, probe.component, calls, exact)
                 for precision, pipe in own.items()

@@ -99,7 +99,10 @@ def open_bridged(
     hub = {n: arguments[n] for n in ("cache_dir", "token") if arguments.get(n) is not None}
     index = index_of(model, revision, offline, hub)
     check_code(index, model=str(model), revision=revision, trusted=trust_remote_code)
+    # Where it cannot do better, Diffusers says so at each model.
+    lean = {} if find_spec("accelerate") is not None else {"low_cpu_mem_usage": False}
     asked = {
+        **lean,
         **arguments,
         "revision": revision,
         "trust_remote_code": trust_remote_code,
@@ -111,7 +114,7 @@ def open_bridged(
     asked = {name: value for name, value in asked.items() if value is not None or name in index}
     if opening is None:
         named = index.get("_class_name")
-        kind = class_by_name(named) if isinstance(named, str) else base
+        kind = base if isinstance(named, list) else class_by_name(str(named))
         opening = kind.from_pretrained
     place = path if path.exists() else model
     pipe = _opened(partial(opening, place, **asked), str(model), index)

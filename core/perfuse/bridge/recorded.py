@@ -57,6 +57,10 @@ class _Recording(Recipe):
     entry: str
     call: Call
 
+    @property
+    def foreign(self) -> bool:
+        return True
+
     def __call__(self) -> nn.Module:
         module = RecordedCall(self.module, self.entry, self.call).eval()
         if any(tensor.device.type != "cpu" for tensor in module.state_dict().values()):

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 import shutil
 import threading
 import time
@@ -391,14 +392,20 @@ def _array(tensor: Tensor) -> "np.ndarray[Any, np.dtype[Any]]":
 
 
 def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference, relative to the largest number expected; NaN if shapes differ."""
+    """The largest difference, relative to the largest number expected.
+
+    NaN if shapes differ, or something is not a number.
+    """
     worst = 0.0
     for one, other in zip(found, expected, strict=True):
         if one.shape != other.shape:
             return float("nan")
         if one.numel():
             scale = max(float(other.abs().max()), 1e-6) if other.is_floating_point() else 1.0
-            worst = max(worst, float((one.double() - other.double()).abs().max()) / scale)
+            difference = float((one.double() - other.double()).abs().max()) / scale
+            if math.isnan(difference):  # which is no larger than any number, for max
+                return difference
+            worst = max(worst, difference)
     return worst
 
 

@@ -20,11 +20,16 @@ __all__ = ["Weights", "described", "fingerprint", "obstacle"]
 #: weights are described on their own.
 _OWN = frozenset((*vars(nn.Module()), "_diffusers_load_id")) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+#: transformers' own hooks, put on layers at the first call that asks for what these return. A capture
+#: calls them, too, and they do nothing else.
+_RECORDING = ("transformers.utils.output_capturing", "_output_capturing_hooks_installed")
 #: How deep objects that are no modules are looked into: an attention processor, its options, …
 _DEPTH = 4
 _MOST = 200
 #: What a config says of where it comes from, which changes nothing.
-_WHENCE = frozenset(("_name_or_path", "_diffusers_version", "_commit_hash", "name_or_path"))
+_WHENCE = frozenset(
+    ("_name_or_path", "_diffusers_version", "_commit_hash", "name_or_path", _RECORDING[1])
+)
 #: Weights of up to so many bytes are read at every call.
 _SMALL = 1 << 24
 #: A prime, so that rows of no layer fall into the same columns.
@@ -42,13 +47,19 @@ def described(module: nn.Module) -> str:
             if key not in _OWN and key not in _WHENCE and not _is_usual(part, key, value):
                 digest.update(f" {key}={_value(value, _DEPTH)}".encode())
         if name:  # hooks of the module itself are called by torch, around what stands in
-            hooks = [hook for kind in _HOOKS for hook in getattr(part, kind).values()]
+            hooks = _hooks(part)
             if hooks:
                 digest.update(f" hooks={_value(hooks, _DEPTH)}".encode())
         for key, tensor in (*part._parameters.items(), *part._buffers.items()):
             if tensor is not None:
                 digest.update(f" {key}:{tensor.dtype}{tuple(tensor.shape)}{tensor.device}".encode())
     return digest.hexdigest()
+
+
+def _hooks(part: nn.Module) -> list[Any]:
+    """What is called before and after a layer."""
+    found = [hook for kind in _HOOKS for hook in getattr(part, kind).values()]
+    return [hook for hook in found if getattr(hook, "__module__", None) != _RECORDING[0]]
 
 
 def _is_usual(part: nn.Module, key: str, value: Any) -> bool:
@@ -234,7 +245,7 @@ def obstacle(module: nn.Module) -> str | None:
         registry = own.get("_diffusers_hook")
         if registry is not None and registry.hooks:
             return f"{where} has the hook {', '.join(registry.hooks)} of Diffusers"
-        if part is not module and any(own.get(kind) for kind in _HOOKS):
+        if part is not module and _hooks(part):
             return f"{where} has a forward hook, which a graph would not call"
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if tensor.is_meta:

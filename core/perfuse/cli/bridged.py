@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import os
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -110,6 +111,7 @@ def opened(given: Mapping[str, Any], flags: Collection[str]) -> Any:
     """
     from perfuse.bridge.opening import open_bridged
 
+    _import_diffusers()
     if refused := [flag for name, flag in _NATIVE.items() if name in flags and given.get(name)]:
         raise InputError(
             f"{refused[0]} was given; {given['model']} runs through Diffusers, "
@@ -136,6 +138,20 @@ def opened(given: Mapping[str, Any], flags: Collection[str]) -> Any:
         if given.get(f"vae_{name}"):
             getattr(pipe.vae, f"enable_{name}")()
     return pipe
+
+
+def _import_diffusers() -> None:
+    """Import Diffusers without what it says of packages that it does not find; later warnings are shown."""
+    said = "DIFFUSERS_VERBOSITY" in os.environ
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    from perfuse.bridge.accelerate import diffusers_pipeline
+
+    diffusers_pipeline()
+    from diffusers.utils import logging
+
+    if not said:
+        del os.environ["DIFFUSERS_VERBOSITY"]
+        logging.set_verbosity_warning()
 
 
 def arguments(

@@ -21,6 +21,11 @@ __all__ = ["Component", "Recipe", "Rewritten"]
 class Recipe(ABC):
     """How a component's torch module is made. Subclasses are frozen dataclasses of plain data."""
 
+    @property
+    def foreign(self) -> bool:
+        """Whether the module is another library's, run as it is. It may then compute in float64."""
+        return False
+
     @abstractmethod
     def __call__(self) -> "nn.Module":
         """Make it."""
@@ -50,6 +55,10 @@ class Rewritten(Recipe):
     before: Recipe
     rewrite: "Callable[..., nn.Module]"
     arguments: tuple[Any, ...] = ()
+
+    @property
+    def foreign(self) -> bool:
+        return isinstance(self.before, Recipe) and self.before.foreign
 
     def with_spec(self, spec: ComponentSpec) -> "Recipe":
         return replace(self, before=self.before.with_spec(spec))
@@ -97,6 +106,11 @@ class Component:
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def foreign(self) -> bool:
+        """Whether its module is another library's, run as it is."""
+        return isinstance(self.build, Recipe) and self.build.foreign
 
     @property
     def signature(self) -> Signature:

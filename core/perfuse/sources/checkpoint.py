@@ -336,6 +336,7 @@ def _known_class(where: Path, index: Mapping[str, Any], unknown_as: str | None) 
     """The pipeline class of a checkpoint.
 
     Raises:
+        CheckpointError: it names none.
         NotNativeError: no plugin has the class, and it is not ``unknown_as``.
     """
     pipelines, class_name = host().pipelines(), class_of(index)
@@ -350,7 +351,8 @@ def _known_class(where: Path, index: Mapping[str, Any], unknown_as: str | None) 
             "perfuse_pipelines. What Diffusers has, DiffusionPipeline runs through it where it is "
             "installed: pip install diffusers transformers."
         )
-    raise NotNativeError(f"{where} says that the pipeline {said}")
+    kind = CheckpointError if class_name is None else NotNativeError
+    raise kind(f"{where} says that the pipeline {said}")
 
 
 def _read_component(path: Path, name: str, class_name: str) -> tuple[ComponentSpec, ...]:

@@ -17,6 +17,7 @@ from perfuse.backend import Component, Exporter
 from perfuse.errors import ExportError
 from perfuse.plugins import said
 from perfuse.progress import say
+from perfuse_exporters.onnx.attention import DOMAIN, define
 from perfuse_exporters.onnx.operators import translations
 from perfuse_exporters.onnx.weights import Weight, write
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-__all__ = ["OnnxExporter"]
+__all__ = ["OnnxExporter", "lower"]
 
 #: Gelu came with 20; ONNX Runtime 1.20 reads up to 21.
 OPSET = 20
@@ -73,21 +74,7 @@ class OnnxExporter(Exporter):
         # Memory that is never touched is never allocated, so a stand-in of any size is free.
         hollow = replace_tensors(module, lambda tensor: _stand_in(tensor, dtype))
         program = trace(component, hollow, dtype)
-        say(f"Lowering {component.name} to ONNX")
-        try:
-            model, weights = _lower(program, module)
-            _simplify(model, weights)
-            _check(model, component)
-            _name(model, component)
-        except ExportError:
-            raise
-        except Exception as exc:
-            raise ExportError(
-                f"{component.name} ({component.spec.class_name}) was to be lowered to ONNX; "
-                f"the converter said: {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
-            ) from exc
-        say(f"Writing {component.name}")
-        return write(model, weights, folder)
+        return lower(program, module, component, folder)
 
     def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
         """Operators that the converter refuses, or that perfuse's graphs must not hold."""
@@ -110,6 +97,46 @@ class OnnxExporter(Exporter):
         return refused(program, convert)
 
 
+def lower(
+    program: "ExportedProgram",
+    module: "torch.nn.Module",
+    component: Component,
+    folder: Path,
+    *,
+    for_reading: bool = False,
+) -> Path:
+    """Lower a captured graph and write it, with the weights of a module; returns ``model.onnx``.
+
+    Args:
+        program: The graph.
+        module: Where its weights are, under the same names.
+        component: What it is captured from.
+        folder: Where to write.
+        for_reading: Whether another converter is to read the file: attention is then in standard
+            operators, and weights keep the dtype that they are stored in, with a cast to that which
+            is computed in.
+
+    Raises:
+        ExportError: it could not be lowered.
+    """
+    say(f"Lowering {component.name} to ONNX")
+    try:
+        model, weights = _lower(program, module, plain_attention=for_reading)
+        _simplify(model, weights, fold_casts=not for_reading)
+        _check(model, component)
+        _name(model, component)
+        define(model)
+    except ExportError:
+        raise
+    except Exception as exc:
+        raise ExportError(
+            f"{component.name} ({component.spec.class_name}) was to be lowered to ONNX; "
+            f"the converter said: {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
+        ) from exc
+    say(f"Writing {component.name}")
+    return write(model, weights, folder)
+
+
 def _stand_in(tensor: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
     import torch
 
@@ -118,7 +145,7 @@ def _stand_in(tensor: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
 
 
 def _lower(
-    program: "ExportedProgram", module: "torch.nn.Module"
+    program: "ExportedProgram", module: "torch.nn.Module", *, plain_attention: bool = False
 ) -> "tuple[ir.Model, dict[ir.Value, Weight]]":
     """The unsimplified graph, and the tensor of the module behind every value that is a weight."""
     import torch
@@ -130,7 +157,7 @@ def _lower(
             optimize=False,
             verbose=False,
             opset_version=OPSET,
-            custom_translation_table=translations(),
+            custom_translation_table=translations(plain_attention=plain_attention),
         )
     if exported is None:
         raise ExportError("torch.onnx.export returned no program. Report it, with the model.")
@@ -147,7 +174,10 @@ def _lower(
             change=lambda tensor: tensor,
         )
         for name, value in model.graph.initializers.items()
-        if name in tensors and value.dtype is not None and value.dtype.is_floating_point()
+        if name in tensors
+        and value.dtype is not None
+        and value.dtype.is_floating_point()
+        and not tensors[name].is_complex()  # whose content is in the graph, as pairs
     }
     return model, weights
 
@@ -168,7 +198,9 @@ def _quiet() -> "Iterator[None]":
             logger.setLevel(level)
 
 
-def _simplify(model: "ir.Model", weights: "dict[ir.Value, Weight]") -> None:
+def _simplify(
+    model: "ir.Model", weights: "dict[ir.Value, Weight]", *, fold_casts: bool = True
+) -> None:
     """Fold constants and remove nodes without effect, without reading weights.
 
     Meanwhile the weights are inputs of the graph: what is not known cannot be folded or merged.
@@ -186,7 +218,7 @@ def _simplify(model: "ir.Model", weights: "dict[ir.Value, Weight]") -> None:
         ClearMetadataAndDocStringPass()(model)
     for value in weights:
         graph.inputs.remove(value)
-    _fold_into_weights(graph, weights)
+    _fold_into_weights(graph, weights, casts=fold_casts)
     for value in list(weights):
         if value.uses():
             graph.initializers[str(value.name)] = value
@@ -197,7 +229,9 @@ def _simplify(model: "ir.Model", weights: "dict[ir.Value, Weight]") -> None:
         del graph.initializers[name]
 
 
-def _fold_into_weights(graph: "ir.Graph", weights: "dict[ir.Value, Weight]") -> None:
+def _fold_into_weights(
+    graph: "ir.Graph", weights: "dict[ir.Value, Weight]", *, casts: bool
+) -> None:
     """Apply operations whose only input is a weight when the weight is written, not in the graph."""
     import onnx_ir as ir
 
@@ -206,7 +240,9 @@ def _fold_into_weights(graph: "ir.Graph", weights: "dict[ir.Value, Weight]") -> 
         first = node.inputs[0] if node.inputs else None
         weight = weights.get(first) if first is not None else None
         output = node.outputs[0]
-        changed = _changed(node, weight) if weight is not None else None
+        if weight is None or (node.op_type == "Cast" and not casts):
+            continue
+        changed = _changed(node, weight)
         if first is None or changed is None or output.is_graph_output():
             continue
         name = f"{first.name}.{node.op_type.lower()}"
@@ -319,12 +355,20 @@ def _separate_outputs(graph: "ir.Graph") -> None:
 
 
 def _check(model: "ir.Model", component: Component) -> None:
-    """Refuse operators that engines cannot run, or that they run differently."""
+    """Refuse operators that engines cannot run, or that they run differently.
+
+    Float64 is refused where it crept into a model of ours; what another library computes in it (the
+    angles of Flux's rotary embedding, for one) stays in it.
+    """
     import onnx_ir as ir
 
     found = {node.op_type for node in model.graph if node.op_type in _FORBIDDEN}
-    found |= {f"{node.domain}::{node.op_type}" for node in model.graph if node.domain}
-    wide = (ir.DataType.DOUBLE, ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
+    found |= {
+        f"{node.domain}::{node.op_type}" for node in model.graph if node.domain not in ("", DOMAIN)
+    }
+    wide = {ir.DataType.DOUBLE, ir.DataType.COMPLEX64, ir.DataType.COMPLEX128}
+    if component.foreign:
+        wide.remove(ir.DataType.DOUBLE)
     found |= {
         f"{value.dtype} {value.name}" for value in _values(model.graph) if value.dtype in wide
     }

@@ -4,12 +4,19 @@ from collections.abc import Callable
 from typing import Any
 
 from perfuse.errors import ExportError
+from perfuse_exporters.onnx.attention import fused
 
 __all__ = ["translations"]
 
 
-def translations() -> "dict[Callable[..., Any], Callable[..., Any]]":
-    """PyTorch operators that have a shorter or more exact form than the converter's own."""
+def translations(
+    *, plain_attention: bool = False
+) -> "dict[Callable[..., Any], Callable[..., Any]]":
+    """PyTorch operators that have a shorter or more exact form than the converter's own.
+
+    Args:
+        plain_attention: Whether attention is to be made of ONNX's standard operators alone.
+    """
     import torch
 
     aten = torch.ops.aten
@@ -74,6 +81,8 @@ def _attention(
         )
     dtype = query.dtype.numpy()
     factor = query.shape[-1] ** -0.5 if scale is None else scale
+    if attn_mask is None and not is_causal and _has_heads(query, key, value):
+        return fused(query, key, value, factor)
     rank = len(key.shape)
     transposed = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
     query = op.Mul(query, op.Constant(value=ir.tensor(np.array(factor, dtype=dtype))))
@@ -90,3 +99,16 @@ def _attention(
     elif attn_mask is not None:
         scores = op.Add(scores, attn_mask)
     return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+def _has_heads(*values: Any) -> bool:
+    """Whether all are [B, H, N, D], with the same B and H, and every H and D a number."""
+    batch, heads = values[0].shape[:2]
+    return all(
+        len(value.shape) == 4
+        and value.shape[0] == batch
+        and value.shape[1] == heads
+        and isinstance(heads, int)
+        and isinstance(value.shape[3], int)
+        for value in values
+    )

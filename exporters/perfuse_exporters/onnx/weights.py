@@ -86,15 +86,21 @@ def _content(name: str, weight: Weight) -> memoryview:
     import onnx_ir as ir
     import torch
 
-    dtype = {ir.DataType.FLOAT16: torch.float16, ir.DataType.FLOAT: torch.float32}[weight.dtype]
+    dtypes = {
+        ir.DataType.FLOAT16: torch.float16,
+        ir.DataType.BFLOAT16: torch.bfloat16,
+        ir.DataType.FLOAT: torch.float32,
+    }
+    dtype = dtypes[weight.dtype]
     tensor = weight.source.to("cpu", dtype)
     if dtype == torch.float16 and not bool(tensor.isfinite().all()):
         raise ExportError(
             f"{name} was to be written in float16, which ends at 65504; the tensor exceeds it. "
             "Use --precision float32."
         )
-    array: np.ndarray[Any, np.dtype[Any]] = weight.change(tensor).contiguous().numpy()
-    return array.reshape(-1).view(np.uint8).data
+    plain = weight.change(tensor).contiguous().reshape(-1).view(torch.uint8)
+    array: np.ndarray[Any, np.dtype[Any]] = plain.numpy()
+    return array.data
 
 
 def _file_mappings() -> list[range]:

@@ -9,6 +9,7 @@ make OpenVINO cut fractions off in silence.
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 from xml.etree import ElementTree
 
@@ -40,22 +41,25 @@ class OpenVinoExporter(Exporter):
                 f"choose one of {', '.join(PRECISIONS)}."
             )
         openvino = import_openvino()
-        model = _convert(openvino, component)
-        exact = _phases(model)
-        _declare(model, component)
         path = folder / MODEL
-        say(f"Writing {component.name}")
-        try:
-            # Its own compression would round the table of sinusoid frequencies, too, and a phase
-            # of 999 times that would be a quarter of a radian wrong. The weights have their
-            # precision already.
-            openvino.save_model(model, path, compress_to_fp16=False)
-            _keep_float32(path, {op.get_friendly_name() for op in exact})
-        except RuntimeError as exc:
-            raise ExportError(
-                f"{component.name} was to be written to {path}; OpenVINO said: {_said(exc)}. "
-                "Free space or choose another folder."
-            ) from exc
+        # What OpenVINO reads from there stays mapped until the model is written.
+        with TemporaryDirectory(dir=folder) as scratch:
+            model = _convert(openvino, component, Path(scratch))
+            exact = _phases(model)
+            _declare(model, component)
+            say(f"Writing {component.name}")
+            try:
+                # Its own compression would round the table of sinusoid frequencies, too, and a
+                # phase of 999 times that would be a quarter of a radian wrong. The weights have
+                # their precision already.
+                openvino.save_model(model, path, compress_to_fp16=False)
+                _keep_float32(path, {op.get_friendly_name() for op in exact})
+            except RuntimeError as exc:
+                raise ExportError(
+                    f"{component.name} was to be written to {path}; OpenVINO said: {_said(exc)}. "
+                    "Free space or choose another folder."
+                ) from exc
+            del model, exact
         return path
 
     def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
@@ -73,8 +77,11 @@ class OpenVinoExporter(Exporter):
         return refused(program, convert)
 
 
-def _convert(openvino: Any, component: Component) -> "ov.Model":
-    """Capture the component and translate the graph; its constants share the module's memory."""
+def _convert(openvino: Any, component: Component, scratch: Path) -> "ov.Model":
+    """Capture the component and translate the graph; its constants share the module's memory.
+
+    What OpenVINO's frontend for PyTorch refuses is lowered to ONNX, for which it has another.
+    """
     import torch
 
     from perfuse.capture import build, cast, trace
@@ -89,10 +96,35 @@ def _convert(openvino: Any, component: Component) -> "ov.Model":
     shapes = [_partial_shape(openvino, component, t.shape) for t in component.signature.inputs]
     try:
         model: ov.Model = openvino.convert_model(program, input=shapes)
+        frontend = "pytorch"
+    except Exception as exc:  # noqa: BLE001 - the other frontend may take what this one refuses
+        model = _through_onnx(openvino, program, module, component, scratch, refusal=exc)
+        frontend = "onnx"
+    model.set_rt_info(frontend, ["perfuse", "frontend"])
+    return model
+
+
+def _through_onnx(
+    openvino: Any,
+    program: "ExportedProgram",
+    module: "nn.Module",
+    component: Component,
+    scratch: Path,
+    *,
+    refusal: Exception,
+) -> "ov.Model":
+    """The model as OpenVINO's ONNX frontend reads it; weights go from file to file, one at a time."""
+    from perfuse_exporters.onnx.exporter import lower
+
+    say(f"Converting {component.name} to OpenVINO through ONNX")
+    try:
+        file = lower(program, module, component, scratch, for_reading=True)
+        model: ov.Model = openvino.Core().read_model(file)
     except Exception as exc:
         raise ExportError(
             f"{component.name} ({component.spec.class_name}) was to be lowered to OpenVINO "
-            f"{openvino.__version__}; it said: {_said(exc)}. Run this component on another backend."
+            f"{openvino.__version__}; it said: {_said(refusal)}; and through ONNX: {_said(exc)}. Run "
+            "this component on another backend."
         ) from exc
     return model
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from perfuse import Checkpoint
 from perfuse_conformance.judge.results import Status
+from perfuse_conformance.reference.pipeline import Float64Program
 from perfuse_conformance.reference.record import bundle_for
 from perfuse_conformance.runner.session import run_conformance
 
@@ -41,3 +43,11 @@ def test_the_bundle_of_a_higher_level_serves_a_lower(
     assert not lower.index["draws"]
     assert higher.index["draws"]
     assert bundle_for(model, level="L1").path == higher.path
+
+
+@pytest.mark.parametrize(("kind", "alone"), [("adapter", True), ("sd1-small", False)])
+def test_what_convolves_alone_may_round_as_pytorch_does(
+    checkpoint: Callable[[str], Path], kind: str, alone: bool
+) -> None:
+    encoder = Checkpoint.open(checkpoint(kind)).component("vae_encoder")
+    assert Float64Program(encoder, "cpu").convolves_alone is alone

@@ -1,0 +1,189 @@
+"""Draw with a recipe's pipeline, eager and on an engine, and compare."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+import perfuse
+from perfuse import ArtifactStore
+from perfuse_conformance.bridged.recipe import Made, Recipe
+
+__all__ = ["LIMIT", "Measured", "Part", "measure"]
+
+#: How far a picture may be from eager's: 2 of 255. Latents and sound: 10⁻³ of the largest number.
+LIMIT = {"picture": 2 / 255, "numbers": 1e-3}
+#: What components that denoise are called in Diffusers' pipelines.
+_DENOISERS = ("unet", "transformer", "transformer_2", "prior", "decoder", "model", "dit", "vqvae")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one method of a component did in the second of two draws."""
+
+    #: ``vae_decode``.
+    name: str
+    class_name: str
+    calls: int
+    torch_calls: int
+    #: Graphs that were made in the two draws.
+    graphs: int
+    seconds: float
+    torch_seconds: float
+    #: Why calls stayed on torch.
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """How a pipeline did on a target."""
+
+    pipeline: str
+    kind: str
+    target: str
+    #: ``"picture"`` or ``"numbers"``: what was compared.
+    compared: str = ""
+    #: The largest difference from eager; of numbers, relative to the largest one.
+    difference: float | None = None
+    parts: tuple[Part, ...] = ()
+    #: Why nothing was compared.
+    failure: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        return self.difference is not None and self.difference <= LIMIT[self.compared]
+
+    @property
+    def engine_share(self) -> float | None:
+        """The part of the denoisers' time that was spent on the engine; ``None`` without one."""
+        rows = [one for one in self.parts if one.name in _DENOISERS] or list(self.parts)
+        engine = sum(one.seconds for one in rows)
+        total = engine + sum(one.torch_seconds for one in rows)
+        return engine / total if total else None
+
+
+def measure(recipe: Recipe, targets: Sequence[str], store: ArtifactStore) -> list[Measured]:
+    """Draw eager and on each target. What fails is a row that says so.
+
+    Args:
+        recipe: The pipeline to draw with.
+        targets: Where to draw.
+        store: Where graphs are kept; pipelines that have a model in common share them.
+    """
+    rows = [Measured(pipeline=recipe.name, kind=recipe.kind, target=one) for one in targets]
+    try:
+        made, pipe = _pipeline(recipe)
+        wanted = _draw(pipe, made)
+    except Exception as exc:  # noqa: BLE001 - a failing recipe is a row of the table
+        return [replace(row, failure=f"eager: {_said(exc)}") for row in rows]
+    return [_bridged(row, pipe, made, wanted, store) for row in rows]
+
+
+def _pipeline(recipe: Recipe) -> tuple[Made, Any]:
+    import diffusers
+    import torch
+
+    diffusers.logging.set_verbosity_error()
+    torch.manual_seed(0)
+    made = recipe.make()
+    for one in made.components.values():
+        for module in one if isinstance(one, list | tuple) else [one]:
+            if isinstance(module, torch.nn.Module):
+                _fill(module)
+    pipe = getattr(diffusers, recipe.pipeline)(**made.components)
+    pipe.set_progress_bar_config(disable=True)
+    return made, pipe
+
+
+def _fill(module: Any) -> None:
+    """Draw what a new model starts with zeros: a zero hides all that it is multiplied with."""
+    import torch
+
+    module.eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.is_floating_point() and not parameter.any():
+                parameter.normal_(std=0.05)
+
+
+def _draw(pipe: Any, made: Made) -> "np.ndarray[Any, Any]":
+    import torch
+
+    torch.manual_seed(0)
+    given = {name: _fresh(value) for name, value in made.call.items()}
+    with torch.no_grad():
+        output = pipe(**given)
+    found = getattr(output, made.output) if made.output is not None else output[0]
+    return _array(found)
+
+
+def _fresh(value: Any) -> Any:
+    import torch
+
+    # A generator moves on as it is drawn from: each draw gets one of its own.
+    return torch.Generator().manual_seed(0) if value is torch.Generator else value
+
+
+def _array(found: Any) -> "np.ndarray[Any, Any]":
+    import torch
+
+    if isinstance(found, torch.Tensor):
+        return found.detach().float().numpy()
+    if isinstance(found, list | tuple):
+        return np.stack([_array(one) for one in found])
+    array = np.asarray(found)
+    return array / np.float32(255) if array.dtype == np.uint8 else array.astype(np.float32)
+
+
+def _bridged(
+    row: Measured, pipe: Any, made: Made, wanted: "np.ndarray[Any, Any]", store: ArtifactStore
+) -> Measured:
+    try:
+        perfuse.accelerate(pipe, row.target, store=store)
+        _draw(pipe, made)  # graphs are made
+        first = {one.name: one for one in pipe.perfuse.report()}
+        found = _draw(pipe, made)
+        parts = tuple(_part(one, first.get(one.name)) for one in pipe.perfuse.report())
+    except Exception as exc:  # noqa: BLE001 - a pipeline that fails is a row of the table
+        return replace(row, failure=_said(exc))
+    finally:
+        if hasattr(pipe, "perfuse"):
+            pipe.perfuse.restore()
+    compared, difference = _compare(found, wanted)
+    return replace(row, compared=compared, difference=difference, parts=parts)
+
+
+def _part(now: Any, before: Any) -> Part:
+    def since(field: str) -> Any:
+        return getattr(now, field) - (getattr(before, field) if before is not None else 0)
+
+    return Part(
+        name=now.name,
+        class_name=now.class_name,
+        calls=since("calls"),
+        torch_calls=since("torch_calls"),
+        graphs=now.graphs,
+        seconds=since("seconds"),
+        torch_seconds=since("torch_seconds"),
+        reasons=tuple(now.reasons),
+    )
+
+
+def _compare(
+    found: "np.ndarray[Any, Any]", wanted: "np.ndarray[Any, Any]"
+) -> tuple[str, float | None]:
+    """What was compared, and the largest difference; none where something is not a number."""
+    is_picture = (
+        wanted.ndim >= 4 and wanted.shape[-1] == 3 and 0 <= wanted.min() <= wanted.max() <= 1
+    )
+    compared = "picture" if is_picture else "numbers"
+    if found.shape != wanted.shape or not np.isfinite(wanted).all():
+        return compared, None
+    scale = 1.0 if is_picture else max(float(np.abs(wanted).max()), 1e-6)
+    difference = float(np.abs(found - wanted).max()) / scale
+    return compared, difference if np.isfinite(difference) else None
+
+
+def _said(exc: Exception) -> str:
+    return f"{type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"[:300]
