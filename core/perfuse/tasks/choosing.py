@@ -118,7 +118,7 @@ def like_diffusers(guider: Any) -> Guider | None:
     manifest = next(fitting, None)
     if manifest is None or config is None or not type(guider).__module__.startswith("diffusers."):
         return None
-    kind = resolve(manifest.impl)
+    kind: Any = resolve(manifest.impl)
     settings = {**config, "enabled": getattr(guider, "_enabled", True)}
     fields = [field.name for field in dataclasses.fields(kind)]
     made: Guider = kind(**{name: settings[name] for name in fields if name in settings})
