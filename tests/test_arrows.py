@@ -129,6 +129,7 @@ DOORS = (
     "perfuse.capture",
     "perfuse.errors",
     "perfuse.models",
+    "perfuse.modular",
     "perfuse.plugins",
     "perfuse.progress",
     "perfuse.run",

@@ -112,6 +112,15 @@ def test_pipelines_of_the_same_models_share_their_graphs(checkpoint: Make) -> No
     assert (row.calls, row.torch_calls) == (6, 0)
 
 
+def test_a_model_is_the_same_by_itself_and_in_a_pipeline() -> None:
+    from perfuse.bridge.state import described
+
+    layer = torch.nn.Linear(2, 2)
+    before = described(layer)
+    perfuse.accelerate(layer, "onnxruntime")
+    assert described(layer) == before
+
+
 @pytest.mark.parametrize(
     ("script", "model"),
     [

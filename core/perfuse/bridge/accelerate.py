@@ -78,6 +78,9 @@ class EntryReport:
 class Acceleration:
     """What ``pipe.perfuse`` is: how a pipeline's components are run, and what they did."""
 
+    #: It is an attribute of a module, too, and no part of what that computes.
+    stands_in = True
+
     def __init__(
         self, placement: Placement, precision: str | None, store: ArtifactStore, *, strict: bool
     ) -> None:

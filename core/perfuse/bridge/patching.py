@@ -106,7 +106,7 @@ class Patch:
             settings["store"] = former.store
         if precision is not None:
             settings["precision"] = precision
-        if backend is None and placement is not None:
+        if backend is None and placement is not None and _has_modules(made):
             backend = _fitting(placement, made)
         if backend is not None:
             accelerate(made, backend, **settings)
@@ -116,6 +116,13 @@ class Patch:
                 f"precision={precision!r} was given without a backend. Give one: backend='TARGET'; "
                 "torch_dtype= is for Diffusers itself."
             )
+
+
+def _has_modules(made: Any) -> bool:
+    """Whether it is a pipeline or a model; ``AutoModel`` opens other things, too."""
+    from torch import nn
+
+    return isinstance(made, nn.Module) or isinstance(getattr(made, "components", None), dict)
 
 
 def _fitting(placement: Placement, made: Any) -> str:

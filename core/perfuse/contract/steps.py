@@ -42,6 +42,8 @@ __all__ = [
     "Task",
     "Tools",
     "When",
+    "inside",
+    "parameters",
     "step",
 ]
 
@@ -139,7 +141,7 @@ class Step:
     optional: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        inputs, optional = _parameters(self.run)
+        inputs, optional = parameters(self.run)
         object.__setattr__(self, "inputs", inputs)
         object.__setattr__(self, "optional", optional)
 
@@ -170,17 +172,17 @@ def _at(module: str, name: str) -> Any:
 
 
 @cache
-def _parameters(run: Callable[..., Any]) -> tuple[tuple[str, ...], frozenset[str]]:
+def parameters(run: Callable[..., Any]) -> tuple[tuple[str, ...], frozenset[str]]:
     """The names that a function reads from the state, and those that have a default."""
-    _, *parameters = inspect.signature(run).parameters.values()
+    _, *taken = inspect.signature(run).parameters.values()
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    if any(parameter.kind in kinds for parameter in parameters):
+    if any(parameter.kind in kinds for parameter in taken):
         raise InputError(
             f"{run.__qualname__} was to be a step; it takes *args or **kwargs. Give it one named "
             "parameter for each name that it reads from the state."
         )
-    optional = (p.name for p in parameters if p.default is not inspect.Parameter.empty)
-    return tuple(parameter.name for parameter in parameters), frozenset(optional)
+    optional = (p.name for p in taken if p.default is not inspect.Parameter.empty)
+    return tuple(parameter.name for parameter in taken), frozenset(optional)
 
 
 def step(*, outputs: tuple[str, ...], name: str = "") -> Callable[[Callable[..., State]], Step]:
@@ -390,9 +392,9 @@ def _told(nodes: tuple[Node, ...], indent: str) -> Iterator[str]:
             names = ", ".join(name if name is not None else "else" for name, _ in node.options)
             yield f"{indent}{node.name}, the first that is given: {names}"
         else:
-            reads = ", ".join(_parameters(node.condition)[0])
+            reads = ", ".join(parameters(node.condition)[0])
             yield f"{indent}{node.name}, by {reads}"
-        yield from _told(_inside(node), indent + "  ")
+        yield from _told(inside(node), indent + "  ")
 
 
 def _run(nodes: tuple[Node, ...], tools: Any, state: dict[str, Any]) -> Iterator[Event]:
@@ -426,7 +428,7 @@ def _branch(when: When, tools: Any, state: State) -> tuple[Node, ...]:
 
 
 def _reads(run: Callable[..., Any], state: State) -> dict[str, Any]:
-    inputs, optional = _parameters(run)
+    inputs, optional = parameters(run)
     return {name: state[name] for name in inputs if name in state or name not in optional}
 
 
@@ -470,7 +472,7 @@ def _flow(nodes: tuple[Node, ...], known: frozenset[str], task: str) -> frozense
             outcomes = [_flow((option,), known, task) for _, option in node.options]
             known = frozenset.intersection(*outcomes)
         elif isinstance(node, When):
-            inputs, optional = _parameters(node.condition)
+            inputs, optional = parameters(node.condition)
             needs = tuple(name for name in inputs if name not in optional)
             _check_reads(f"Condition {node.name!r}", needs, known, task)
             then = _flow((node.then,), known, task)
@@ -494,7 +496,7 @@ def _check_reads(who: str, reads: tuple[str, ...], known: frozenset[str], task: 
 Edit: TypeAlias = Callable[[Node], tuple[Node, ...]]
 
 
-def _inside(node: Node) -> tuple[Node, ...]:
+def inside(node: Node) -> tuple[Node, ...]:
     """The nodes that a node holds."""
     if isinstance(node, Loop):
         return node.steps
@@ -508,14 +510,14 @@ def _inside(node: Node) -> tuple[Node, ...]:
 def _walk(nodes: tuple[Node, ...]) -> Iterator[Node]:
     for node in nodes:
         yield node
-        yield from _walk(_inside(node))
+        yield from _walk(inside(node))
 
 
 def _holding(node: Node, nodes: tuple[Node, ...]) -> Node:
     """A loop, choice or condition with other nodes inside."""
     if isinstance(node, Loop):
         return replace(node, steps=nodes)
-    if len(nodes) != len(_inside(node)):
+    if len(nodes) != len(inside(node)):
         raise InputError(
             f"{node.name!r} holds exactly one node for each case, and would get another number of "
             f"them. Replace the node inside by one other, or replace {node.name!r}."
@@ -531,7 +533,7 @@ def _edit(nodes: tuple[Node, ...], name: str, edit: Edit) -> tuple[Node, ...] | 
     """The nodes with ``edit`` applied to the node of that name, at any depth, or ``None``."""
     for i, node in enumerate(nodes):
         changed: tuple[Node, ...] | None = edit(node) if node.name == name else None
-        if changed is None and (inner := _edit(_inside(node), name, edit)) is not None:
+        if changed is None and (inner := _edit(inside(node), name, edit)) is not None:
             changed = (_holding(node, inner),)
         if changed is not None:
             return (*nodes[:i], *changed, *nodes[i + 1 :])

@@ -1,5 +1,6 @@
 """The tasks of a pipeline, and which one a call runs."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from perfuse.contract.steps import Task
 from perfuse.errors import CheckpointError, InputError, PluginError
 from perfuse.plugins import host, missing_modules, resolve, said
 
-__all__ = ["choose", "find_guider", "pipeline_manifest", "tasks_of"]
+__all__ = ["choose", "find_guider", "like_diffusers", "pipeline_manifest", "tasks_of"]
 
 
 def pipeline_manifest(class_name: str) -> PipelineManifest:
@@ -104,3 +105,21 @@ def find_guider(text: str) -> Guider:
     if not (isinstance(kind, type) and issubclass(kind, Guider)):
         raise PluginError(f"Guider {name!r} is {manifest.impl}, which is not a Guider.")
     return read_fields(kind, given, of=f"Guider {name!r}")
+
+
+def like_diffusers(guider: Any) -> Guider | None:
+    """Ours of the same name and settings as a guider of Diffusers; ``None`` for anything else.
+
+    Raises:
+        InputError: it has settings that ours cannot meet.
+    """
+    config, name = getattr(guider, "config", None), type(guider).__name__
+    fitting = (one for one in host().guiders().values() if one.impl.rpartition(":")[2] == name)
+    manifest = next(fitting, None)
+    if manifest is None or config is None or not type(guider).__module__.startswith("diffusers."):
+        return None
+    kind: Any = resolve(manifest.impl)
+    settings = {**config, "enabled": getattr(guider, "_enabled", True)}
+    fields = [field.name for field in dataclasses.fields(kind)]
+    made: Guider = kind(**{name: settings[name] for name in fields if name in settings})
+    return made

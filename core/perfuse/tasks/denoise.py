@@ -62,6 +62,7 @@ def pick_size(tools: Tools, height: int | None, width: int | None) -> tuple[int,
 
 @step(outputs=("height", "width"))
 def check_size(tools: Tools, height: int | None, width: int | None) -> State:
+    """The pictures' height and width, in pixels: those asked for, or the model's own."""
     size = pick_size(tools, height, width)
     return {"height": size[0], "width": size[1]}
 

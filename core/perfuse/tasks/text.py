@@ -10,7 +10,7 @@ from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Tools
 from perfuse.errors import InputError
-from perfuse.tasks.choosing import find_guider
+from perfuse.tasks.choosing import find_guider, like_diffusers
 from perfuse.tasks.guiders import ClassifierFreeGuidance, EmbeddedGuidance
 from perfuse.tasks.prompts.encoder import TextEncoder
 from perfuse.tasks.prompts.reading import tokenised
@@ -31,15 +31,18 @@ def read_texts(prompt: Prompt, name: str) -> list[str]:
 def guider_for(tools: Tools, guider: Any, scale: float, rescale: float) -> Guider:
     """The guider given, or the default one for the denoiser at this scale.
 
+    A guider of Diffusers is taken as ours of the same name and settings.
+
     Raises:
         InputError: ``guider`` is no ``Guider``, or a scale is not a number in its range.
     """
     if isinstance(guider, str):
         return find_guider(guider)
     if guider is not None:
-        if not isinstance(guider, Guider):
+        found = guider if isinstance(guider, Guider) else like_diffusers(guider)
+        if found is None:
             raise InputError(f"guider must be a perfuse.Guider or its name; got {guider!r}.")
-        return guider
+        return found
     usual: Guider = ClassifierFreeGuidance(guidance_scale=scale, guidance_rescale=rescale)
     if tools.spec.denoiser.guidance == "embedded":
         usual = EmbeddedGuidance(guidance_scale=scale)
