@@ -72,7 +72,14 @@ class _Own(Recipe):
 
 
 def neutral_of(
-    module: nn.Module, entry: str, call: Call, answer: Answer, *, precision: str, fingerprint: str
+    module: nn.Module,
+    entry: str,
+    call: Call,
+    answer: Answer,
+    *,
+    name: str,
+    precision: str,
+    fingerprint: str,
 ) -> Neutral | None:
     """The component of perfuse's own that computes a recorded call.
 
@@ -81,13 +88,14 @@ def neutral_of(
         entry: The method.
         call: The recorded call.
         answer: What it returned.
+        name: The name of the model in the pipeline: ``vae``.
         precision: What to compute in.
         fingerprint: Identifies the module and its weights.
 
     Returns:
         ``None`` where there is none, or the module or the call is not a usual one.
     """
-    spec = _spec_of(module, entry)
+    spec = _spec_of(module, entry, name)
     if spec is None or len(answer.tensors) != 1:
         return None
     if not all(leaf is None or isinstance(leaf, bool) for leaf in call.leaves):
@@ -105,12 +113,14 @@ def neutral_of(
     return Neutral(component=component, places=places, guards=_guards(spec, places, call))
 
 
-def _spec_of(module: nn.Module, entry: str) -> ComponentSpec | None:
+def _spec_of(module: nn.Module, entry: str, name: str) -> ComponentSpec | None:
     config = getattr(module, "config", None)
     if entry not in _ROLES or config is None or not is_known(type(module).__name__):
         return None
+    # Where it comes from, and by whom it was written, is no part of what it computes.
+    plain = {key: value for key, value in dict(config).items() if not key.startswith("_")}
     try:
-        found = describe(type(module).__name__, "own", "own", dict(config))
+        found = describe(type(module).__name__, name, name, plain)
     except (PerfuseError, ValueError, TypeError):
         return None  # a config that only Diffusers' network takes
     return next((one for one in found if one.role == _ROLES[entry]), None)

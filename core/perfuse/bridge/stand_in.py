@@ -331,6 +331,7 @@ class StandIn:
             self.entry,
             call,
             answer,
+            name=settings.name,
             precision=settings.precision or precision_of(self._module),
             fingerprint=self._fingerprint,
         )
