@@ -1,4 +1,4 @@
-"""Lowers components to ONNX: a graph of standard operators, its weights beside it.
+"""Lowers components to ONNX: a graph of standard operators and attention, its weights beside it.
 
 The weights are never part of what is converted: the graph is made with stand-ins of the right
 shape, and each tensor then goes from the checkpoint's mapped file to the artifact's, one at a time.
