@@ -207,15 +207,19 @@ def _simplify(
     from onnxscript import optimizer
 
     graph = model.graph
+    tiny = _tiny(graph)
     for value in weights:
         graph.initializers.pop(str(value.name))
         value.const_value = None
-        graph.inputs.append(value)
+    graph.inputs.extend([*weights, *tiny])
     with _quiet():
         optimizer.optimize_ir(model, onnx_shape_inference=False)
         ClearMetadataAndDocStringPass()(model)
-    for value in weights:
+    for value in [*weights, *tiny]:
         graph.inputs.remove(value)
+    for value, tensor in tiny.items():
+        value.const_value = tensor
+        graph.initializers[str(value.name)] = value
     _fold_into_weights(graph, weights, casts=fold_casts)
     for value in list(weights):
         if value.uses():
@@ -225,6 +229,36 @@ def _simplify(
     # Initializers that only the folded nodes used.
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]
+
+
+def _tiny(graph: "ir.Graph") -> "dict[ir.Value, ir.TensorProtocol]":
+    """Take numbers so close to zero that the optimizer takes them for it out of a graph.
+
+    It leaves ``x + 1e-15`` out, and what is divided by that is then divided by zero.
+    """
+    import onnx_ir as ir
+
+    found: dict[ir.Value, ir.TensorProtocol] = {}
+    for node in list(graph):
+        value = node.outputs[0]
+        tensor = ir.convenience.get_const_tensor(value) if node.op_type == "Constant" else None
+        if tensor is not None and _is_tiny(tensor):
+            made = ir.Value(name=f"{value.name}_tiny", type=value.type, shape=value.shape)
+            value.replace_all_uses_with(made)
+            found[made] = tensor
+    for name, value in list(graph.initializers.items()):
+        if value.const_value is not None and _is_tiny(value.const_value):
+            found[value] = graph.initializers.pop(name).const_value
+            value.const_value = None
+    return found
+
+
+def _is_tiny(tensor: "ir.TensorProtocol") -> bool:
+    return (
+        tensor.size == 1
+        and tensor.dtype.is_floating_point()
+        and 0 < abs(tensor.numpy().item()) < 1e-6
+    )
 
 
 def _fold_into_weights(
