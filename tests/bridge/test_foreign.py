@@ -57,7 +57,8 @@ def same(module: torch.nn.Module, target: str, folder: Path, **given: Any) -> An
         torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-3 if given else 1e-5)
         torch.testing.assert_close(run(sample), found)
     (row,) = run.perfuse.report()
-    assert (row.calls, row.torch_calls) == (2, 0)
+    assert (row.calls, row.torch_calls, row.graphs) == (2, 0, 1)
+    assert module.training  # as it was
     return run
 
 

@@ -80,7 +80,7 @@ def measure(recipe: Recipe, target: str, store: Path) -> Measured:
         What came of it; what failed says so.
     """
     # A copy of this process has the libraries loaded already; elsewhere than on Linux it is not safe.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     ours, its = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(its, recipe.name, target, store))
     process.start()

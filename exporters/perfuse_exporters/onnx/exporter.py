@@ -207,10 +207,10 @@ def _simplify(
     from onnxscript import optimizer
 
     graph = model.graph
-    tiny = _tiny(graph)
     for value in weights:
         graph.initializers.pop(str(value.name))
         value.const_value = None
+    tiny = _tiny(graph)
     graph.inputs.extend([*weights, *tiny])
     with _quiet():
         optimizer.optimize_ir(model, onnx_shape_inference=False)
@@ -254,11 +254,9 @@ def _tiny(graph: "ir.Graph") -> "dict[ir.Value, ir.TensorProtocol]":
 
 
 def _is_tiny(tensor: "ir.TensorProtocol") -> bool:
-    return (
-        tensor.size == 1
-        and tensor.dtype.is_floating_point()
-        and 0 < abs(tensor.numpy().item()) < 1e-6
-    )
+    if tensor.size != 1 or not tensor.dtype.is_floating_point():
+        return False
+    return 0 < abs(float(tensor.numpy().item())) < 1e-6
 
 
 def _fold_into_weights(
