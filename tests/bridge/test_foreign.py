@@ -73,7 +73,9 @@ def test_float64_on_openvino_again_from_the_cache(tmp_path: Path) -> None:
         same(Precise(), "openvino", tmp_path)
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("float16", marks=pytest.mark.exhaustive)]
+)
 def test_openvino_reads_through_onnx_what_it_refuses(precision: str, tmp_path: Path) -> None:
     openvino = pytest.importorskip("openvino")
     same(Signed(), "openvino", tmp_path, precision=precision)

@@ -10,7 +10,7 @@ import numpy as np
 
 import perfuse
 from perfuse import ArtifactStore
-from perfuse_conformance.bridged.recipe import Made, Recipe, recipes
+from perfuse_conformance.bridged.recipe import Made, Recipe
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -82,7 +82,7 @@ def measure(recipe: Recipe, target: str, store: Path) -> Measured:
     # A copy of this process has the libraries loaded already; elsewhere than on Linux it is not safe.
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     ours, its = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(its, recipe.name, target, store))
+    process = context.Process(target=_send, args=(its, recipe, target, store))
     process.start()
     its.close()
     try:
@@ -96,8 +96,7 @@ def measure(recipe: Recipe, target: str, store: Path) -> Measured:
     return found
 
 
-def _send(to: "Connection", name: str, target: str, store: Path) -> None:
-    recipe = next(one for one in recipes() if one.name == name)
+def _send(to: "Connection", recipe: Recipe, target: str, store: Path) -> None:
     to.send(drawn(recipe, target, ArtifactStore(store)))
     to.close()
 
