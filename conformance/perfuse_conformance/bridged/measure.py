@@ -145,9 +145,7 @@ def _draw(pipe: Any, made: Made) -> "np.ndarray[Any, Any]":
     torch.manual_seed(0)
     given = {name: _fresh(value) for name, value in made.call.items()}
     with torch.no_grad():
-        output = pipe(**given)
-    found = getattr(output, made.output) if made.output is not None else output[0]
-    return _array(found)
+        return _array(pipe(**given)[0])
 
 
 def _fresh(value: Any) -> Any:

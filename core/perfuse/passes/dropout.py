@@ -19,4 +19,4 @@ def kept(program: ExportedProgram) -> bool:
 
 
 def _drops_nothing(node: Node) -> bool:
-    return node.target in _DROPOUTS and (node.args[1] == 0 or node.args[2] is False)
+    return node.target in _DROPOUTS and (node.args[2] is False or bool(node.args[1] == 0))
