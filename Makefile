@@ -13,8 +13,9 @@ BRIEF = random-refiner random-inpaint random-pix2pix random-depth random-upscale
   random-control random-adapter random-ip-adapter random-edited random-guided random-steered \
   random-sd-checked random-lcm
 PICTURE = --data docs/conformance.json --picture docs/conformance.svg
+BRIDGED = --data docs/bridged.json --page docs/bridged.md
 
-.PHONY: demo quick test check bench conformance conformance-tasks docs
+.PHONY: demo quick test check bench conformance conformance-tasks bridged docs
 
 # Draws a grid with the bundled model: captions down, targets across. Leaves demo.png.
 demo: $(VENV)/all
@@ -39,6 +40,7 @@ check: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/python -m perfuse_conformance.ratchet
 	$(BIN)/python -m perfuse_conformance.matrix $(PICTURE) --check
+	$(BIN)/python -m perfuse_conformance.bridged $(BRIDGED) --check
 	$(BIN)/python -m pytest --doctest-modules core/perfuse
 	$(MAKE) --no-print-directory docs
 
@@ -70,6 +72,11 @@ conformance-tasks: $(VENV)/plugins
 	  --title "random-edited=mask, ControlNet, PAG" --title "random-control=two ControlNets" \
 	  --title "random-guided=all guiders" --title "random-ip-adapter=two IP-Adapters" \
 	  --title "random-steered=steered prompts, FreeU"
+
+# Draws with a small pipeline of every class of Diffusers that there is a recipe for, and writes the
+# table in the documentation. Takes an hour.
+bridged: $(VENV)/dev
+	$(BIN)/python -m perfuse_conformance.bridged $(BRIDGED)
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/run.py

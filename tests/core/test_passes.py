@@ -68,6 +68,7 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...], set[str]]] = {
     "squeeze": (Calling(lambda x: x.squeeze(1) + x.squeeze((0, 1))), (1, 4, 6), set()),
     "booleans": (Calling(truth), (3, 4), {"aten.masked_fill.Scalar"}),
     "autocast": (Calling(under_autocast), (3, 4), {"wrap_with_autocast"}),
+    "dropout": (nn.Dropout(0.0).train(), (3, 4), {"aten.dropout.default"}),
     "grouped": (Calling(grouped), (2, 4, 6), set()),
 }
 

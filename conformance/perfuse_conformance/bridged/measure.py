@@ -1,8 +1,10 @@
 """Draw with a recipe's pipeline, eager and on an engine, and compare."""
 
-from collections.abc import Sequence
+import multiprocessing
+import sys
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,7 +12,10 @@ import perfuse
 from perfuse import ArtifactStore
 from perfuse_conformance.bridged.recipe import Made, Recipe
 
-__all__ = ["LIMIT", "Measured", "Part", "measure"]
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+__all__ = ["LIMIT", "Measured", "Part", "drawn", "measure"]
 
 #: How far a picture may be from eager's: 2 of 255. Latents and sound: 10⁻³ of the largest number.
 LIMIT = {"picture": 2 / 255, "numbers": 1e-3}
@@ -63,21 +68,48 @@ class Measured:
         return engine / total if total else None
 
 
-def measure(recipe: Recipe, targets: Sequence[str], store: ArtifactStore) -> list[Measured]:
-    """Draw eager and on each target. What fails is a row that says so.
+def measure(recipe: Recipe, target: str, store: Path) -> Measured:
+    """Draw eager and on a target, in a process of its own: an engine may end it.
 
     Args:
         recipe: The pipeline to draw with.
-        targets: Where to draw.
-        store: Where graphs are kept; pipelines that have a model in common share them.
+        target: Where to draw.
+        store: The folder where graphs are kept; pipelines that have a model in common share them.
+
+    Returns:
+        What came of it; what failed says so.
     """
-    rows = [Measured(pipeline=recipe.name, kind=recipe.kind, target=one) for one in targets]
+    # A copy of this process has the libraries loaded already; elsewhere than on Linux it is not safe.
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    ours, its = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(its, recipe, target, store))
+    process.start()
+    its.close()
+    try:
+        found: Measured = ours.recv()
+    except EOFError:
+        process.join()
+        code = process.exitcode
+        failure = f"the process ended with code {code}"
+        found = Measured(pipeline=recipe.name, kind=recipe.kind, target=target, failure=failure)
+    process.join()
+    return found
+
+
+def _send(to: "Connection", recipe: Recipe, target: str, store: Path) -> None:
+    to.send(drawn(recipe, target, ArtifactStore(store)))
+    to.close()
+
+
+def drawn(recipe: Recipe, target: str, store: ArtifactStore) -> Measured:
+    """Draw eager and on a target, in this process."""
+    row = Measured(pipeline=recipe.name, kind=recipe.kind, target=target)
     try:
         made, pipe = _pipeline(recipe)
         wanted = _draw(pipe, made)
-    except Exception as exc:  # noqa: BLE001 - a failing recipe is a row of the table
-        return [replace(row, failure=f"eager: {_said(exc)}") for row in rows]
-    return [_bridged(row, pipe, made, wanted, store) for row in rows]
+    except Exception as exc:  # noqa: BLE001 - a recipe that fails is a row of the table
+        return replace(row, failure=f"in PyTorch: {_said(exc)}")
+    return _bridged(row, pipe, made, wanted, store)
 
 
 def _pipeline(recipe: Recipe) -> tuple[Made, Any]:
@@ -113,9 +145,7 @@ def _draw(pipe: Any, made: Made) -> "np.ndarray[Any, Any]":
     torch.manual_seed(0)
     given = {name: _fresh(value) for name, value in made.call.items()}
     with torch.no_grad():
-        output = pipe(**given)
-    found = getattr(output, made.output) if made.output is not None else output[0]
-    return _array(found)
+        return _array(pipe(**given)[0])
 
 
 def _fresh(value: Any) -> Any:
@@ -144,7 +174,8 @@ def _bridged(
         _draw(pipe, made)  # graphs are made
         first = {one.name: one for one in pipe.perfuse.report()}
         found = _draw(pipe, made)
-        parts = tuple(_part(one, first.get(one.name)) for one in pipe.perfuse.report())
+        rows = pipe.perfuse.report()
+        parts = tuple(_part(one, first.get(one.name), f"{store.root}/") for one in rows)
     except Exception as exc:  # noqa: BLE001 - a pipeline that fails is a row of the table
         return replace(row, failure=_said(exc))
     finally:
@@ -154,7 +185,7 @@ def _bridged(
     return replace(row, compared=compared, difference=difference, parts=parts)
 
 
-def _part(now: Any, before: Any) -> Part:
+def _part(now: Any, before: Any, folder: str) -> Part:
     def since(field: str) -> Any:
         return getattr(now, field) - (getattr(before, field) if before is not None else 0)
 
@@ -166,7 +197,7 @@ def _part(now: Any, before: Any) -> Part:
         graphs=now.graphs,
         seconds=since("seconds"),
         torch_seconds=since("torch_seconds"),
-        reasons=tuple(now.reasons),
+        reasons=tuple(reason.replace(folder, "") for reason in now.reasons),
     )
 
 

@@ -5,7 +5,6 @@ with those named, puts the results into the data and the table into the page; wi
 says whether the page's table is what the data gives.
 """
 
-import gc
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,6 @@ from typing import Any
 import click
 from dacite import Config, from_dict
 
-from perfuse import ArtifactStore
 from perfuse_conformance.bridged.measure import Measured, measure
 from perfuse_conformance.bridged.recipe import recipes
 
@@ -118,19 +116,19 @@ def _put(page: str, table: str) -> str:
     return f"{before}{_BEGIN}\n{table}\n{_END}{after}"
 
 
-def _measured(names: Sequence[str], targets: Sequence[str]) -> Iterator[list[Measured]]:
+def _measured(names: Sequence[str], targets: Sequence[str]) -> Iterator[Measured]:
+    import diffusers  # noqa: F401 - loaded once; each pipeline has a copy of this process
+
     known = {one.name: one for one in recipes()}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise click.BadParameter(f"{', '.join(unknown)}; there are {', '.join(known)}")
     with tempfile.TemporaryDirectory() as folder:
-        store = ArtifactStore(Path(folder))
         for name in names or known:
-            rows = measure(known[name], targets, store)
-            for row in rows:
-                click.echo(f"{name} on {row.target}: {_verdict(row)} {_torch([row])}")
-            yield rows
-            gc.collect()
+            for target in targets:
+                row = measure(known[name], target, Path(folder))
+                click.echo(f"{name} on {target}: {_verdict(row)} {_torch([row])}")
+                yield row
 
 
 @click.command()
@@ -146,8 +144,8 @@ def main(
 ) -> None:
     """Draw with the pipelines of these NAMES, or with all, eager and bridged."""
     if not check:
-        for rows in _measured(names, targets):  # each is kept as soon as it is there
-            text = json.dumps(merged(read(data), rows), indent=1, ensure_ascii=False)
+        for row in _measured(names, targets):  # each is kept as soon as it is there
+            text = json.dumps(merged(read(data), [row]), indent=1, ensure_ascii=False)
             data.write_text(text + "\n", "utf-8")
     if page is None:
         return

@@ -30,7 +30,6 @@ __all__ = [
 PROMPT = "a red circle on the white background"
 #: Pictures are this wide and high.
 SIDE = 32
-#: Words beyond those of the prompt, so that templates of language models are not all unknown.
 _VOCABULARY = ("<pad>", "</s>", "<unk>", "<s>", *WORDS)
 
 

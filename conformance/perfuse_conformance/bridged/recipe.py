@@ -26,8 +26,6 @@ class Made:
 
     components: Mapping[str, Any]
     call: Mapping[str, Any]
-    #: The attribute of the pipeline's output to compare, where it is not the first.
-    output: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

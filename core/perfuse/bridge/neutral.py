@@ -189,7 +189,7 @@ def _library_folders() -> tuple[str, ...]:
     names = ("torch", "diffusers", "transformers", "accelerate")
     found = [find_spec(name) for name in names]
     return tuple(
-        folder
+        str(folder)
         for one in found
         if one is not None
         for folder in one.submodule_search_locations or ()

@@ -62,7 +62,8 @@ class _Recording(Recipe):
         return True
 
     def __call__(self) -> nn.Module:
-        module = RecordedCall(self.module, self.entry, self.call).eval()
+        module = RecordedCall(self.module, self.entry, self.call)
+        module.training = self.module.training  # eval() would change the user's module
         if any(tensor.device.type != "cpu" for tensor in module.state_dict().values()):
             return replace_tensors(module, lambda tensor: tensor.cpu())
         return module

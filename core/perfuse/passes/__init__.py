@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from perfuse.passes.attention import ungrouped
 from perfuse.passes.booleans import logical
 from perfuse.passes.complex_numbers import real
+from perfuse.passes.dropout import kept
 from perfuse.passes.inline import inlined
 from perfuse.passes.squeeze import squeezed
 
@@ -22,7 +23,7 @@ def neutral(program: ExportedProgram) -> ExportedProgram:
     Raises:
         UnsupportedError: it computes with complex numbers in a way that has no rule here.
     """
-    for rewrite in (inlined, squeezed, logical, ungrouped, real):
+    for rewrite in (inlined, kept, squeezed, logical, ungrouped, real):
         if rewrite(program):
             program.graph.eliminate_dead_code()
             program.graph.lint()

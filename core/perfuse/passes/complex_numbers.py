@@ -27,7 +27,7 @@ _TO_EACH = frozenset(
     + ("permute", "transpose", "t", "movedim", "flatten", "unflatten", "repeat", "flip", "index")
     + ("index_select", "gather", "repeat_interleave", "clone", "contiguous", "alias", "detach")
     + ("detach_", "lift_fresh", "lift_fresh_copy", "add", "sub", "neg", "sum", "mean", "pad")
-    + ("constant_pad_nd", "where", "zeros_like", "getitem")
+    + ("constant_pad_nd", "pad_sequence", "where", "zeros_like", "getitem")
 )
 _CASTS = frozenset(("to", "_to_copy", "type_as"))
 

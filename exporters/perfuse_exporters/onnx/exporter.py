@@ -112,16 +112,15 @@ def lower(
         module: Where its weights are, under the same names.
         component: What it is captured from.
         folder: Where to write.
-        for_reading: Whether another converter is to read the file: attention is then in standard
-            operators, and weights keep the dtype that they are stored in, with a cast to that which
-            is computed in.
+        for_reading: Whether another converter is to read the file: weights then keep the dtype that
+            they are stored in, with a cast to that which is computed in.
 
     Raises:
         ExportError: it could not be lowered.
     """
     say(f"Lowering {component.name} to ONNX")
     try:
-        model, weights = _lower(program, module, plain_attention=for_reading)
+        model, weights = _lower(program, module)
         _simplify(model, weights, fold_casts=not for_reading)
         _check(model, component)
         _name(model, component)
@@ -145,7 +144,7 @@ def _stand_in(tensor: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
 
 
 def _lower(
-    program: "ExportedProgram", module: "torch.nn.Module", *, plain_attention: bool = False
+    program: "ExportedProgram", module: "torch.nn.Module"
 ) -> "tuple[ir.Model, dict[ir.Value, Weight]]":
     """The unsimplified graph, and the tensor of the module behind every value that is a weight."""
     import torch
@@ -157,7 +156,7 @@ def _lower(
             optimize=False,
             verbose=False,
             opset_version=OPSET,
-            custom_translation_table=translations(plain_attention=plain_attention),
+            custom_translation_table=translations(),
         )
     if exported is None:
         raise ExportError("torch.onnx.export returned no program. Report it, with the model.")
@@ -212,12 +211,16 @@ def _simplify(
     for value in weights:
         graph.initializers.pop(str(value.name))
         value.const_value = None
-        graph.inputs.append(value)
+    tiny = _tiny(graph)
+    graph.inputs.extend([*weights, *tiny])
     with _quiet():
         optimizer.optimize_ir(model, onnx_shape_inference=False)
         ClearMetadataAndDocStringPass()(model)
-    for value in weights:
+    for value in [*weights, *tiny]:
         graph.inputs.remove(value)
+    for value, tensor in tiny.items():
+        value.const_value = tensor
+        graph.initializers[str(value.name)] = value
     _fold_into_weights(graph, weights, casts=fold_casts)
     for value in list(weights):
         if value.uses():
@@ -227,6 +230,34 @@ def _simplify(
     # Initializers that only the folded nodes used.
     for name in [name for name, value in graph.initializers.items() if not value.uses()]:
         del graph.initializers[name]
+
+
+def _tiny(graph: "ir.Graph") -> "dict[ir.Value, ir.TensorProtocol]":
+    """Take numbers so close to zero that the optimizer takes them for it out of a graph.
+
+    It leaves ``x + 1e-15`` out, and what is divided by that is then divided by zero.
+    """
+    import onnx_ir as ir
+
+    found: dict[ir.Value, ir.TensorProtocol] = {}
+    for node in list(graph):
+        value = node.outputs[0]
+        tensor = ir.convenience.get_const_tensor(value) if node.op_type == "Constant" else None
+        if tensor is not None and _is_tiny(tensor):
+            made = ir.Value(name=f"{value.name}_tiny", type=value.type, shape=value.shape)
+            value.replace_all_uses_with(made)
+            found[made] = tensor
+    for name, value in list(graph.initializers.items()):
+        if value.const_value is not None and _is_tiny(value.const_value):
+            found[value] = graph.initializers.pop(name).const_value
+            value.const_value = None
+    return found
+
+
+def _is_tiny(tensor: "ir.TensorProtocol") -> bool:
+    if tensor.size != 1 or not tensor.dtype.is_floating_point():
+        return False
+    return 0 < abs(float(tensor.numpy().item())) < 1e-6
 
 
 def _fold_into_weights(

@@ -9,14 +9,8 @@ from perfuse_exporters.onnx.attention import fused
 __all__ = ["translations"]
 
 
-def translations(
-    *, plain_attention: bool = False
-) -> "dict[Callable[..., Any], Callable[..., Any]]":
-    """PyTorch operators that have a shorter or more exact form than the converter's own.
-
-    Args:
-        plain_attention: Whether attention is to be made of ONNX's standard operators alone.
-    """
+def translations() -> "dict[Callable[..., Any], Callable[..., Any]]":
+    """PyTorch operators that have a shorter or more exact form than the converter's own."""
     import torch
 
     aten = torch.ops.aten

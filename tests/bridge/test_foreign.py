@@ -1,0 +1,123 @@
+"""Modules of other libraries: what they compute that ours do not, on ONNX Runtime and OpenVINO."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+import perfuse
+from perfuse import ArtifactStore
+from perfuse.backend import Component
+from perfuse.errors import ExportError
+from perfuse.spec import ComponentSpec, Signature, TensorSpec
+
+pytestmark = pytest.mark.export
+Tensor = Any
+
+
+class Precise(torch.nn.Module):
+    """Angles in float64, as Flux's rotary embedding has them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rate = 1.0 / 10000.0 ** (torch.arange(0, 8, 2, dtype=torch.float64) / 8)
+        angle = torch.outer(x.double().flatten(), rate)
+        return torch.cat([angle.cos(), angle.sin()], dim=-1).float()
+
+
+class Divided(torch.nn.Module):
+    """Linear attention's guard against a sum of nothing, as Sana's autoencoder has it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = torch.relu(-x.abs())
+        return kept / (kept + 1e-15)
+
+
+class Signed(torch.nn.Module):
+    """An operation that OpenVINO's frontend for PyTorch has no rule for, and ONNX has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 1000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.signbit(x).float().sum() + self.linear(x)
+
+
+def same(module: torch.nn.Module, target: str, folder: Path, **given: Any) -> Any:
+    """A module's answer on a target, which must be PyTorch's."""
+    sample = torch.linspace(-1, 1, 12).reshape(4, 3)
+    with torch.no_grad():
+        wanted = module(sample)
+        run = perfuse.accelerate(module, target, store=ArtifactStore(folder), strict=True, **given)
+        found = run(sample)
+        torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-3 if given else 1e-5)
+        torch.testing.assert_close(run(sample), found)
+    (row,) = run.perfuse.report()
+    assert (row.calls, row.torch_calls, row.graphs) == (2, 0, 1)
+    assert module.training  # as it was
+    return run
+
+
+@pytest.mark.parametrize("kind", [Precise, Divided])
+def test_onnx_runtime_computes_it(kind: type[torch.nn.Module], tmp_path: Path) -> None:
+    same(kind(), "onnxruntime", tmp_path)
+
+
+def test_float64_on_openvino_again_from_the_cache(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    for _ in range(2):
+        same(Precise(), "openvino", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("float16", marks=pytest.mark.exhaustive)]
+)
+def test_openvino_reads_through_onnx_what_it_refuses(precision: str, tmp_path: Path) -> None:
+    openvino = pytest.importorskip("openvino")
+    same(Signed(), "openvino", tmp_path, precision=precision)
+    (file,) = tmp_path.rglob("openvino_model.xml")
+    model = openvino.Core().read_model(file)
+    assert model.get_rt_info(["perfuse", "frontend"]).astype(str) == "onnx"
+    # The weights are there once, in their precision, and nothing of ONNX stays.
+    size = 4000 * {"float32": 4, "float16": 2}[precision]
+    assert size <= file.with_suffix(".bin").stat().st_size < size * 1.2
+    assert not list(tmp_path.rglob("*.onnx*"))
+
+
+def test_float64_in_a_model_of_ours_is_refused(tmp_path: Path) -> None:
+    from perfuse_exporters.onnx.exporter import OnnxExporter
+
+    def signature(name: str, *shape: int) -> TensorSpec:
+        return TensorSpec(name=name, dtype="float", shape=shape)
+
+    spec = ComponentSpec(
+        name="angles",
+        class_name="Precise",
+        folder="angles",
+        config={},
+        signature=Signature(inputs=(signature("x", 4, 3),), outputs=(signature("y", 12, 8),)),
+    )
+    with pytest.raises(ExportError, match="DOUBLE"):
+        OnnxExporter().export(Component(spec=spec, build=Precise), tmp_path)
+
+
+def test_hidden_states_that_transformers_records(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    config = transformers.CLIPTextConfig(num_hidden_layers=2, vocab_size=9, **sizes)
+    module = transformers.CLIPTextModel(config).eval()
+    words = torch.tensor([[1, 2, 3, 8]])
+    with torch.no_grad():
+        wanted = module(words, output_hidden_states=True)
+        perfuse.accelerate(module, "onnxruntime", store=ArtifactStore(tmp_path), strict=True)
+        for _ in range(2):
+            found = module(words, output_hidden_states=True)
+            assert len(found.hidden_states) == 3
+            for one, other in zip(found.hidden_states, wanted.hidden_states, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    (row,) = module.perfuse.report()
+    assert (row.calls, row.torch_calls, row.graphs) == (2, 0, 1)
