@@ -35,6 +35,7 @@ def statuses(run: Run) -> dict[str, Status]:
     return {result.id: result.status for result in run.results}
 
 
+@pytest.mark.exhaustive
 def test_a_right_engine(model: str, tmp_path: Path) -> None:
     asked = ["--backend", "onnxruntime", "--model", model, "--report", str(tmp_path / "report")]
     done = CliRunner().invoke(conformance, [*asked, "--json"])
@@ -63,6 +64,7 @@ def test_a_stale_graph(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.claim.level == "none"
 
 
+@pytest.mark.exhaustive
 def test_an_engine_that_is_wrong_from_the_second_call_on(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
