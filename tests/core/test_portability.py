@@ -155,7 +155,7 @@ def test_report_and_engines_agree(checkpoint: Make, tmp_path: Path) -> None:
                 wrong.append(f"{name} on {target}: {verdict}, but {failure or 'it ran'}")
     print(f"\nreport and engine agreed {count - len(wrong)} of {count} times; {refused} refused")
     assert not wrong, "\n".join(wrong)
-    assert 2 <= refused < count / 2
+    assert 2 <= refused <= count / 2
 
 
 @pytest.fixture

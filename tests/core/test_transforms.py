@@ -235,7 +235,7 @@ def test_a_pipeline_class_with_steps_of_its_own(
 def test_a_pipeline_class_that_cannot_be_run(install: Install, copy_of: Make) -> None:
     model = renamed(copy_of("tiny"), "TheirPipeline")
     with pytest.raises(CheckpointError, match="'TheirPipeline', which perfuse does not know"):
-        draw(model)
+        draw(model, bridged=False)
     site = install("theirs", PIPELINE.format(needs=("unet", "upscaler")))
     with pytest.raises(CheckpointError, match="has no upscaler, which a TheirPipeline needs"):
         draw(model)

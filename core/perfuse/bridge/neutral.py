@@ -115,10 +115,12 @@ def neutral_of(
 
 def _spec_of(module: nn.Module, entry: str, name: str) -> ComponentSpec | None:
     config = getattr(module, "config", None)
-    if entry not in _ROLES or config is None or not is_known(type(module).__name__):
+    if entry not in _ROLES or not isinstance(config, Mapping):
+        return None  # configs of Diffusers are mappings, those of transformers are not
+    if not is_known(type(module).__name__):
         return None
     # Where it comes from, and by whom it was written, is no part of what it computes.
-    plain = {key: value for key, value in dict(config).items() if not key.startswith("_")}
+    plain = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
         found = describe(type(module).__name__, name, name, plain)
     except (PerfuseError, ValueError, TypeError):
