@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bridged import CASES
 from peers import comparisons
 from sidebyside import Row, add_options, describe, markdown, say
 
@@ -29,6 +30,7 @@ BENCHMARKS = (
     "reference_speed",
     "latency",
     "tiling",
+    *(f"bridged:{case}" for case in CASES),
     *(f"peers:{case}:{peer}" for case, peer in comparisons()),
 )
 HERE = Path(__file__).parent
@@ -52,7 +54,7 @@ def main() -> None:
             parser.error(f"there is no {one}; there are {', '.join(BENCHMARKS)}")
     names = [name for name in BENCHMARKS if any(_begins(name, one) for one in asked)]
     if options.without_peers:
-        names = [name for name in names if ":" not in name or name.endswith(":Diffusers")]
+        names = [n for n in names if not n.startswith("peers:") or n.endswith(":Diffusers")]
     passed = [f"--work={options.work}", *(["--quick"] if options.quick else [])]
     passed += [f"--model={options.model}"] if options.model is not None else []
     passed += [f"--rounds={options.rounds}"] if options.rounds is not None else []
@@ -63,8 +65,8 @@ def main() -> None:
     for name in names:
         say(f"── {name}")
         file, *case = name.split(":")
-        own = [f"--case={case[0]}", f"--peer={case[1]}"] if case else []
-        own += [f"--threads={options.threads}"] if case and options.threads else []
+        own = [f"--{name}={value}" for name, value in zip(("case", "peer"), case, strict=False)]
+        own += [f"--threads={options.threads}"] if file == "peers" and options.threads else []
         done = subprocess.run(
             [sys.executable, HERE / f"{file}.py", "--json", *passed, *own],
             check=False,

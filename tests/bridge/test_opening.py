@@ -109,8 +109,8 @@ class TestFromPretrained:
             perfuse.StableDiffusionPipeline.from_pretrained(model)  # type: ignore[attr-defined]
 
     def test_refuses_what_native_ones_take(self, model: Path) -> None:
-        with pytest.raises(InputError, match="transforms was given; .* runs through Diffusers"):
-            perfuse.DiffusionPipeline.from_pretrained(model, transforms=["storage"])
+        with pytest.raises(InputError, match="scheduler_from was given; .* runs through Diffusers"):
+            perfuse.DiffusionPipeline.from_pretrained(model, scheduler_from=str(model))
         with pytest.raises(InputError, match="reads safetensors alone"):
             perfuse.DiffusionPipeline.from_pretrained(model, use_safetensors=False)
         with pytest.raises(InputError, match="bridged=True was given for the bundled model"):

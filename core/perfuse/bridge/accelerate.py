@@ -3,14 +3,17 @@
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from perfuse.contract.target import Placement
+from perfuse.contract.frozen import FrozenDict
+from perfuse.contract.target import Placement, Target
 from perfuse.errors import InputError
 from perfuse.plugins import host
+from perfuse.run.options import check_scopes, options_for
+from perfuse.run.transforms import find_transforms
 from perfuse.sources.store import ArtifactStore, atomic_folder, locked
 
 if TYPE_CHECKING:
@@ -22,11 +25,13 @@ __all__ = [
     "RECORD",
     "Acceleration",
     "EntryReport",
+    "Manner",
     "accelerate",
+    "accelerate_like",
     "diffusers_pipeline",
+    "fitting",
     "load_accelerated",
     "loaded",
-    "watch",
 ]
 
 _T = TypeVar("_T")
@@ -59,6 +64,8 @@ class EntryReport:
     own_graphs: int
     #: The largest difference of a graph's first answer from PyTorch's, relative.
     difference: float
+    #: The transforms that rewrote a graph.
+    transforms: tuple[str, ...]
     #: Why calls stayed on torch.
     reasons: tuple[str, ...]
 
@@ -68,11 +75,25 @@ class EntryReport:
             where += ", perfuse's own" if self.own_graphs == self.graphs else ", some perfuse's own"
         text = f"{self.name} ({self.class_name}): "
         if self.calls:
-            text += f"{where}, within {self.difference:.1e}"
+            by = f", rewritten by {', '.join(self.transforms)}" if self.transforms else ""
+            text += f"{where}{by}, within {self.difference:.1e}"
         if self.torch_calls:
             text += f"{'; ' if self.calls else ''}torch: {self.torch_calls} calls, "
             text += f"{self.torch_seconds:.2f} s, because {'; '.join(self.reasons)}"
+        elif self.reasons and not self.calls:
+            text += f"torch, because {'; '.join(self.reasons)}"
         return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """How the calls of accelerated modules are run, besides where; as ``accelerate`` takes it."""
+
+    precision: str | None = None
+    store: ArtifactStore = field(default_factory=ArtifactStore.default)
+    strict: bool = False
+    options: Mapping[str, str] = field(default_factory=FrozenDict)
+    transforms: tuple[str, ...] = ()
 
 
 class Acceleration:
@@ -81,39 +102,83 @@ class Acceleration:
     #: It is an attribute of a module, too, and no part of what that computes.
     stands_in = True
 
-    def __init__(
-        self, placement: Placement, precision: str | None, store: ArtifactStore, *, strict: bool
-    ) -> None:
-        self.placement, self.precision, self.strict = placement, precision, strict
-        self.store = store
+    def __init__(self, placement: Placement, manner: Manner) -> None:
+        self.placement, self.manner = placement, manner
         self._stand_ins: dict[str, list[StandIn]] = {}
+        #: Methods that are left to torch because something of the user's own is in their place.
+        self._left: dict[str, list[EntryReport]] = {}
 
     def put(self, name: str, module: "nn.Module") -> None:
-        """Run a component's calls on its target. One that is to run on torch is left as it is."""
+        """Run a component's calls on its target. One that is to run on torch is left as it is.
+
+        Raises:
+            InputError: an option does not fit the target; or the calls cannot be stood in for, and that
+                is to be an error.
+        """
         from perfuse.bridge.stand_in import Settings, StandIn
 
         self.take(name)
+        manner, target = self.manner, self._equipped(name)
         settings = Settings(
             name=name,
-            target=self.placement[name],
-            precision=self.precision,
-            store=self.store,
-            strict=self.strict,
+            target=target,
+            precision=manner.precision,
+            store=manner.store,
+            strict=manner.strict,
+            transforms=manner.transforms,
         )
-        if not host().backends()[settings.target.backend].formats:
+        if not host().backends()[target.backend].formats:
             return  # PyTorch itself
-        made = []
-        for entry in _ENTRIES:
-            if callable(getattr(type(module), entry, None)):
-                stand_in = vars(module).get(entry)  # of another pipeline that has this module
-                if not isinstance(stand_in, StandIn) or stand_in.settings != settings:
-                    stand_in = StandIn(module, entry, settings)
-                    setattr(module, entry, stand_in)
-                made.append(stand_in)
-        self._stand_ins[name] = made
+        made, left = [], []
+        for entry in (one for one in _ENTRIES if callable(getattr(type(module), one, None))):
+            there = vars(module).get(entry)
+            if there is not None and not isinstance(there, StandIn):
+                left.append(self._leave(name, module, entry, target))
+                continue
+            # That of another pipeline which has this module serves both.
+            if there is None or there.settings != settings:
+                there = StandIn(module, entry, settings)
+                setattr(module, entry, there)
+            made.append(there)
+        self._stand_ins[name], self._left[name] = made, left
+
+    def _equipped(self, name: str) -> Target:
+        """The target that a component runs on, with its options."""
+        target = self.placement[name]
+        used = {self.placement.default.backend} if not self.placement.components else set()
+        used |= {one.backend for one in self.placement.components.values()}
+        options = options_for(
+            target,
+            self.manner.options,
+            host().backend(target.backend),
+            len(used) > 1,
+            component=name,
+        )
+        return replace(target, options=options)
+
+    def _leave(self, name: str, module: "nn.Module", entry: str, target: Target) -> EntryReport:
+        """The row of a method that the user has replaced on the object."""
+        why = f"its {entry} was replaced on the object before; what that does is not captured"
+        if self.manner.strict:
+            raise InputError(f"{name} was to run on {target}; {why}. Leave strict out.")
+        return EntryReport(
+            name=name if entry == "forward" else f"{name}_{entry}",
+            class_name=type(module).__name__,
+            target=str(target),
+            calls=0,
+            seconds=0.0,
+            torch_calls=0,
+            torch_seconds=0.0,
+            graphs=0,
+            own_graphs=0,
+            difference=0.0,
+            transforms=(),
+            reasons=(why,),
+        )
 
     def take(self, name: str) -> None:
         """Give a component's calls back to torch, and release its programs."""
+        self._left.pop(name, None)
         for stand_in in self._stand_ins.pop(name, ()):
             if vars(stand_in.module).get(stand_in.entry) is stand_in:
                 delattr(stand_in.module, stand_in.entry)
@@ -134,8 +199,9 @@ class Acceleration:
             self.take(name)
 
     def report(self) -> tuple[EntryReport, ...]:
-        """What ran where so far: one row for every method that was called."""
-        return tuple(_row(one) for one in self._all() if _used(one.tally))
+        """What ran where so far: one row for every method that was called, or never can be."""
+        left = [row for rows in self._left.values() for row in rows]
+        return (*(_row(one) for one in self._all() if _used(one.tally)), *left)
 
     def save(self, folder: Path) -> None:
         """Write the graphs that were made so far, and how they are run, into a folder."""
@@ -143,7 +209,13 @@ class Acceleration:
         store.root.mkdir(parents=True, exist_ok=True)
         for stand_in in self._all():
             stand_in.copy_graphs(store)
-        record = {"backend": str(self.placement), "precision": self.precision}
+        manner = self.manner
+        record = {
+            "backend": str(self.placement),
+            "precision": manner.precision,
+            "options": dict(manner.options),
+            "transforms": list(manner.transforms),
+        }
         (folder / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
 
     def _all(self) -> "Iterator[StandIn]":
@@ -151,7 +223,16 @@ class Acceleration:
             yield from stand_ins
 
     def __str__(self) -> str:
-        return "\n".join(map(str, self.report())) or "Nothing ran so far."
+        rows = self.report()
+        if not rows:
+            return "Nothing ran so far."
+        used = {text for row in rows for text in row.transforms}
+        idle = [
+            f"{text}: it rewrote nothing so far"
+            for text in self.manner.transforms
+            if text not in used
+        ]
+        return "\n".join([*map(str, rows), *idle])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
@@ -174,6 +255,7 @@ def _row(one: "StandIn") -> EntryReport:
         graphs=tally.graphs,
         own_graphs=tally.own_graphs,
         difference=tally.difference,
+        transforms=tuple(tally.transforms),
         reasons=tuple(tally.reasons),
     )
 
@@ -185,6 +267,8 @@ def accelerate(
     precision: str | None = None,
     store: ArtifactStore | None = None,
     strict: bool = False,
+    options: Mapping[str, str] | None = None,
+    transforms: Sequence[str] = (),
 ) -> _T:
     """Run the modules of a Diffusers pipeline on a backend. The pipeline is changed, and returned.
 
@@ -202,16 +286,53 @@ def accelerate(
         precision: ``"float32"``, ``"float16"`` or ``"bfloat16"``; by default that of the weights.
         store: The cache for exports; the user's by default.
         strict: Make it an error if a call cannot run on the backend.
+        options: Of the backend: ``{"threads": "4"}``; for one of several, or for one component, with its
+            name before: ``"openvino.threads"``, ``"unet.threads"``.
+        transforms: Rewritings of the graphs, ``"NAME:key=value"``, each where it fits: one for perfuse's
+            own networks is for modules that run as these. ``pipe.perfuse`` says which they rewrote.
 
     Returns:
         ``pipe``. It has an attribute ``perfuse``: ``report()`` and ``restore()``.
 
     Raises:
-        InputError: ``pipe`` is neither a pipeline nor a module, or a component that was named is none.
+        InputError: ``pipe`` is neither a pipeline nor a module, a component that was named is none, or
+            an option or a transform is unknown.
         BackendError: a backend is unknown, or its engine is not installed.
         UnsupportedError: raised by later calls if ``strict``.
     """
-    placement = Placement.parse(backend, default="torch")
+    given = options if options is not None else {}
+    texts = (transforms,) if isinstance(transforms, str) else tuple(transforms)
+    find_transforms(texts)  # raises if there is none of a name
+    manner = Manner(
+        precision=precision,
+        store=ArtifactStore.default() if store is None else store,
+        strict=strict,
+        options=FrozenDict(given),
+        transforms=texts,
+    )
+    return _accelerated(pipe, Placement.parse(backend, default="torch"), manner)
+
+
+def accelerate_like(former: Acceleration, pipe: _T, **changes: Any) -> _T:
+    """Run a pipeline's modules as another's are; modules that both have share their graphs.
+
+    Args:
+        former: How the other's are run.
+        pipe: The pipeline, or a module.
+        **changes: What is to be different in the ``Manner``.
+    """
+    return _accelerated(pipe, fitting(former.placement, pipe), replace(former.manner, **changes))
+
+
+def fitting(placement: Placement, pipe: Any) -> Placement:
+    """A placement without the components that a pipeline, or a model by itself, does not have."""
+    held = getattr(pipe, "components", None)
+    names = held if isinstance(held, dict) else ()
+    kept = {name: target for name, target in placement.components.items() if name in names}
+    return Placement(default=placement.default, components=kept)
+
+
+def _accelerated(pipe: _T, placement: Placement, manner: Manner) -> _T:
     modules = _modules(pipe)
     unknown = [name for name in placement.components if name not in (modules | _missing(pipe))]
     if unknown:
@@ -221,22 +342,20 @@ def accelerate(
         )
     for target in (*placement.components.values(), placement.default):
         host().backend(target.backend)  # raises if its engine is not installed
+    check_scopes(
+        manner.options,
+        backends={one.backend for one in (*placement.components.values(), placement.default)},
+        components=modules,
+    )
     former = getattr(pipe, "perfuse", None)
     if isinstance(former, Acceleration):
         former.restore()
-    done = Acceleration(
-        placement, precision, ArtifactStore.default() if store is None else store, strict=strict
-    )
+    done = Acceleration(placement, manner)
     for name, module in modules.items():
         done.put(name, module)
-    return watch(pipe, done)
-
-
-def watch(pipe: _T, acceleration: Acceleration) -> _T:
-    """Notice when components of an accelerated pipeline are replaced, and let it say what ran."""
     if not _is_module(pipe):
         pipe.__class__ = _watching(type(pipe))
-    object.__setattr__(pipe, "perfuse", acceleration)
+    object.__setattr__(pipe, "perfuse", done)
     return pipe
 
 
@@ -277,6 +396,7 @@ def loaded(
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
         saved, precision = str(record["backend"]), record["precision"]
+        options, transforms = dict(record["options"]), [str(one) for one in record["transforms"]]
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise InputError(
             f"{path} was to be opened as an accelerated pipeline; its {RECORD} cannot be read: {exc}. "
@@ -290,6 +410,8 @@ def loaded(
         precision=precision,
         store=store,
         strict=strict,
+        options=options,
+        transforms=transforms,
     )
 
 

@@ -5,9 +5,10 @@ does, so a program written for Diffusers runs when its import line changes.
 """
 
 import os
+from dataclasses import fields
 from typing import Any
 
-from perfuse.bridge.accelerate import Acceleration, watch
+from perfuse.bridge.accelerate import Acceleration, Manner, accelerate_like
 from perfuse.bridge.opening import accelerated, class_by_name, has_diffusers, open_bridged
 from perfuse.errors import CheckpointError
 
@@ -30,7 +31,8 @@ class _Bridged:
     @classmethod
     def from_single_file(cls, file: "str | os.PathLike[str]", **settings: Any) -> Any:
         """Open a single-file checkpoint, as Diffusers does; ``backend=`` … as for ``accelerate``."""
-        own = {n: settings.pop(n) for n in ("precision", "store", "strict") if n in settings}
+        names = [one.name for one in fields(Manner)]
+        own = {name: settings.pop(name) for name in names if name in settings}
         backend = settings.pop("backend", None)
         opening: Any = super().from_single_file  # type: ignore[misc]
         return accelerated(opening(os.fspath(file), **settings), backend, **own)
@@ -44,7 +46,7 @@ class _Bridged:
 def from_pipe(opening: Any, pipeline: Any, **settings: Any) -> Any:
     """A ``from_pipe`` of Diffusers; an accelerated pipeline's modules stay accelerated."""
     pipe, acceleration = opening(pipeline, **settings), getattr(pipeline, "perfuse", None)
-    return watch(pipe, acceleration) if isinstance(acceleration, Acceleration) else pipe
+    return accelerate_like(acceleration, pipe) if isinstance(acceleration, Acceleration) else pipe
 
 
 def bridged_class(name: str) -> type[Any] | None:

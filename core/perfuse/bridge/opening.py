@@ -70,9 +70,9 @@ def open_bridged(
         offline: Use only what the Hub's cache holds.
         trust_remote_code: Whether code in the model's own files may run. Of a Hub repository, only
             at a commit that ``revision`` names in full.
-        options: Refused, as ``transforms`` and ``scheduler_from`` are: only native pipelines have them.
-        transforms: Refused.
-        scheduler_from: Refused.
+        options: As for ``accelerate``.
+        transforms: As for ``accelerate``.
+        scheduler_from: Refused: only native pipelines have it.
         **arguments: Diffusers' own, and components: ``torch_dtype=``, ``vae=``, ``safety_checker=None`` …
 
     Returns:
@@ -84,9 +84,11 @@ def open_bridged(
         BackendError: a backend is unknown, or its engine is not installed.
     """
     check_safetensors(arguments.pop("use_safetensors", None))
-    _check_native(
-        {"options": options, "transforms": transforms, "scheduler_from": scheduler_from}, model
-    )
+    if scheduler_from is not None:
+        raise InputError(
+            f"scheduler_from was given; {model} runs through Diffusers, which takes none. Set the "
+            "scheduler on the pipeline: pipe.scheduler = ...."
+        )
     base = diffusers_pipeline()
     if not isinstance(model, str | os.PathLike):
         raise InputError(
@@ -118,22 +120,23 @@ def open_bridged(
         opening = kind.from_pretrained
     place = path if path.exists() else model
     pipe = _opened(partial(opening, place, **asked), str(model), index)
-    return accelerated(pipe, backend, precision=precision, store=store, strict=strict)
+    return accelerated(
+        pipe,
+        backend,
+        precision=precision,
+        store=store,
+        strict=strict,
+        options=options,
+        transforms=transforms,
+    )
 
 
-def accelerated(
-    pipe: Any,
-    backend: str | None,
-    *,
-    precision: str | None = None,
-    store: ArtifactStore | None = None,
-    strict: bool = False,
-) -> Any:
+def accelerated(pipe: Any, backend: str | None, **manner: Any) -> Any:
     """``accelerate``; a pipeline whose target is a torch device is moved there as well."""
     placement = Placement.parse("torch" if backend is None else backend, default="torch")
     if placement.default.device is not None and (device := torch_device(placement.default)):
         pipe.to(device)
-    return accelerate(pipe, str(placement), precision=precision, store=store, strict=strict)
+    return accelerate(pipe, str(placement), **manner)
 
 
 def class_by_name(name: str) -> Any:
@@ -160,15 +163,6 @@ def class_by_name(name: str) -> Any:
 def has_diffusers() -> bool:
     """Whether Diffusers is installed."""
     return find_spec("diffusers") is not None
-
-
-def _check_native(given: Mapping[str, Any], model: object) -> None:
-    """Raise ``InputError`` for arguments that only native pipelines take."""
-    if names := [name for name, value in given.items() if value]:
-        raise InputError(
-            f"{', '.join(names)} was given; {model} runs through Diffusers, and takes none. Leave it "
-            "out; schedulers are set on the pipeline: pipe.scheduler = ...."
-        )
 
 
 def _on_torch(backend: str | None) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Self
 
-from perfuse.bridge.accelerate import Acceleration, accelerate
+from perfuse.bridge.accelerate import Acceleration, accelerate, accelerate_like, fitting
 from perfuse.contract.target import PRECISIONS, Placement
 from perfuse.errors import InputError
 from perfuse.plugins import host
@@ -98,18 +98,15 @@ class Patch:
             BackendError: a backend is unknown, or its engine is not installed.
         """
         former = getattr(source, "perfuse", None)
-        settings: dict[str, Any] = {"precision": self.precision}
-        placement = self.placement
-        if isinstance(former, Acceleration):
-            placement = former.placement
-            settings = {"precision": former.precision, "strict": former.strict}
-            settings["store"] = former.store
-        if precision is not None:
-            settings["precision"] = precision
-        if backend is None and placement is not None and _has_modules(made):
-            backend = _fitting(placement, made)
+        if isinstance(former, Acceleration) and backend is None:
+            accelerate_like(former, made, **({} if precision is None else {"precision": precision}))
+            self._opened(made)
+            return
+        if backend is None and self.placement is not None and _has_modules(made):
+            backend = str(fitting(self.placement, made))
         if backend is not None:
-            accelerate(made, backend, **settings)
+            own = precision if precision is not None else self.precision
+            accelerate(made, backend, precision=own)
             self._opened(made)
         elif precision is not None:
             raise InputError(
@@ -123,14 +120,6 @@ def _has_modules(made: Any) -> bool:
     from torch import nn
 
     return isinstance(made, nn.Module) or isinstance(getattr(made, "components", None), dict)
-
-
-def _fitting(placement: Placement, made: Any) -> str:
-    """A placement without the components that a pipeline, or a model by itself, does not have."""
-    held = getattr(made, "components", None)
-    names = held if isinstance(held, dict) else ()
-    kept = {name: target for name, target in placement.components.items() if name in names}
-    return str(Placement(default=placement.default, components=kept))
 
 
 def _install() -> None:

@@ -21,6 +21,7 @@ from perfuse.bridge.calls import Answer, Call, Shapes, Tree
 from perfuse.bridge.guards import Guards
 from perfuse.bridge.neutral import Neutral, as_array, neutral_of
 from perfuse.bridge.recorded import Axes, component_of, precision_of
+from perfuse.bridge.rewriting import rewritten
 from perfuse.bridge.state import Weights, described, fingerprint, obstacle
 from perfuse.capture import capture, hearing
 from perfuse.contract.backend import Program
@@ -30,12 +31,13 @@ from perfuse.errors import ExecutionError, PerfuseError, UnsupportedError
 from perfuse.plugins import host
 from perfuse.run.export import exported
 from perfuse.run.preparing import prepare
+from perfuse.run.transforms import Chosen, find_transforms
 from perfuse.sources.plain import from_plain, to_plain
 from perfuse.sources.store import ArtifactStore
 
 __all__ = ["Settings", "StandIn", "Tally"]
 
-#: How far an engine's first answer may be from PyTorch's, relative to the largest number in it.
+#: How far an engine's first answer may be from PyTorch's where no transform changes it.
 _TOLERANCE = {"float32": 1e-3, "float16": 3e-2, "bfloat16": 1e-1}
 #: Graphs of one way to call a method that are kept; more sizes than this replace the oldest.
 _KEPT = 8
@@ -54,6 +56,8 @@ class Settings:
     store: ArtifactStore
     #: Whether a call that cannot run on the target is an error; otherwise it stays on torch.
     strict: bool
+    #: The transforms to apply where they fit, as a user writes them.
+    transforms: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -69,6 +73,8 @@ class Tally:
     own_graphs: int = 0
     #: The largest difference of a graph's first answer from PyTorch's, relative to its largest number.
     difference: float = 0.0
+    #: The transforms that rewrote a graph.
+    transforms: list[str] = field(default_factory=list)
     #: Why calls stayed on torch, in the order in which that was found.
     reasons: list[str] = field(default_factory=list)
 
@@ -81,6 +87,14 @@ class _Graph:
     answer: Answer
     #: For a graph of perfuse's own network: how a call becomes its inputs.
     neutral: Neutral | None = None
+    #: What rewrote it.
+    transforms: tuple[Chosen, ...] = ()
+
+    @property
+    def tolerance(self) -> float:
+        """How far its first answer may be from PyTorch's, relative to the largest number in it."""
+        approximate = any(chosen.transform.approximate for chosen in self.transforms)
+        return math.inf if approximate else _TOLERANCE[self.component.precision]
 
 
 class StandIn:
@@ -96,6 +110,7 @@ class StandIn:
         self._module, self.entry, self._settings = module, entry, settings
         functools.update_wrapper(self, self.original)  # pipelines ask for its signature
         self.tally = Tally()
+        self._transforms = find_transforms(settings.transforms)
         self._graphs: dict[Any, list[_Graph]] = {}
         self._first: dict[Any, Call] = {}
         #: For each way to call, the sizes that each axis of each tensor had.
@@ -299,6 +314,8 @@ class StandIn:
         kept.append(graph)
         self.tally.graphs += 1
         self.tally.own_graphs += graph.neutral is not None
+        texts = [chosen.text for chosen in graph.transforms]
+        self.tally.transforms += [text for text in texts if text not in self.tally.transforms]
         self.tally.difference = max(self.tally.difference, difference)
         return graph
 
@@ -310,12 +327,11 @@ class StandIn:
             ExecutionError: its answer is another one.
         """
         difference = _difference(_run(graph, call), answer.tensors)
-        precision = graph.component.precision
-        if not difference <= _TOLERANCE[precision]:
+        if not difference <= graph.tolerance:
             graph.program.close()
             raise ExecutionError(
-                f"its first answer in {precision} differed from PyTorch's by {difference:.1e} of the "
-                "largest number"
+                f"its first answer in {graph.component.precision} differed from PyTorch's by "
+                f"{difference:.1e} of the largest number"
             )
         return graph, difference
 
@@ -337,15 +353,15 @@ class StandIn:
         )
         if found is None or not found.guards.fit(call.shapes):
             raise UnsupportedError(f"perfuse has no network of its own for {self.name}")
-        program = prepare(
-            found.component, settings.target, settings.store, usual={}, model=settings.name
-        )
+        component, transforms = rewritten(found.component, self._transforms)
+        program = prepare(component, settings.target, settings.store, usual={}, model=settings.name)
         return _Graph(
             program=program,
-            component=found.component,
+            component=component,
             guards=found.guards,
             answer=answer.hollow,
             neutral=found,
+            transforms=transforms,
         )
 
     def _recorded(self, call: Call, answer: Answer) -> _Graph:
@@ -415,6 +431,7 @@ class StandIn:
             free=free,
             fingerprint=self._fingerprint,
         )
+        component, transforms = rewritten(component, self._transforms)
         heard: list[Guards] = []
         with torch.no_grad(), hearing(lambda program: heard.append(Guards.of(program))):
             program = prepare(
@@ -426,7 +443,13 @@ class StandIn:
             if not guards.fit(call.shapes):
                 program.close()
                 raise UnsupportedError("its graph does not take the sizes that it was made for")
-        return _Graph(program=program, component=component, guards=guards, answer=answer.hollow)
+        return _Graph(
+            program=program,
+            component=component,
+            guards=guards,
+            answer=answer.hollow,
+            transforms=transforms,
+        )
 
 
 def _run(graph: _Graph, call: Call) -> list[Tensor]:

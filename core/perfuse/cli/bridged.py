@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from perfuse.cli.common import parts_of
+from perfuse.cli.common import parts_of, read_options
 from perfuse.cli.task_options import TaskOption
 from perfuse.errors import InputError, PerfuseError
 from perfuse.report.console import safe
@@ -21,7 +21,6 @@ __all__ = ["check_native", "export", "generate", "has_diffusers", "inspect_model
 #: Options of commands that only native pipelines have, and how they are written.
 _NATIVE = {
     "options": "--option",
-    "transforms": "--transform",
     "embeddings": "--embedding",
     "preview": "--preview",
     "preview_vae": "--preview-vae",
@@ -124,6 +123,8 @@ def opened(given: Mapping[str, Any], flags: Collection[str]) -> Any:
         precision=given["precision"],
         revision=given["revision"],
         offline=given["offline"],
+        options=read_options(given.get("options", ())),
+        transforms=given.get("transforms", ()),
         **variant,
         **parts_of(given["no_safety_checker"]),
     )
@@ -319,6 +320,11 @@ def export(given: Mapping[str, Any], flags: Collection[str]) -> Path:
     if not fitting:
         raise InputError(
             f"--to {given['format']} was given; no backend runs that. perfuse backends lists them."
+        )
+    if given["options"]:
+        raise InputError(
+            f"--option {given['options'][0]} was given; exporters' options are for native models, and "
+            f"{given['model']} runs through Diffusers. Leave it out."
         )
     folder: Path = given["output"]
     pipe = opened({**given, "backend": fitting[0]}, flags)
