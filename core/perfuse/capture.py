@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from perfuse.backend import Component
-from perfuse.errors import ExportError, PerfuseError
+from perfuse.errors import ExportError
 from perfuse.passes import neutral
 from perfuse.progress import say
 from perfuse.spec import TensorSpec
@@ -194,12 +194,7 @@ def trace(component: Component, module: nn.Module, dtype: torch.dtype) -> Export
             f"raised {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
         ) from exc
     _hear.get()(program)
-    try:
-        return neutral(program)
-    except PerfuseError as exc:
-        raise ExportError(
-            f"{component.name} ({component.spec.class_name}) was captured; {exc}."
-        ) from exc
+    return neutral(program)
 
 
 _hear: ContextVar[Callable[[ExportedProgram], None]] = ContextVar(

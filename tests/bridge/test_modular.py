@@ -1,5 +1,7 @@
 """Modular pipelines: Diffusers' on an engine, as its documentation builds them, and native steps among its blocks."""
 
+import itertools
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +16,16 @@ pytest.importorskip("diffusers.modular_pipelines")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
+import transformers
 from diffusers.modular_pipelines.stable_diffusion_xl import before_denoise, denoise
+from diffusers.modular_pipelines.stable_diffusion_xl import (
+    modular_blocks_stable_diffusion_xl as modular_sdxl,
+)
 from PIL import Image
 
 import perfuse
 from perfuse import ArtifactStore, modular
-from perfuse.errors import InputError
+from perfuse.errors import CheckpointError, InputError, NotNativeError
 from perfuse.modular import (
     AutoPipelineBlocks,
     ComponentsManager,
@@ -31,6 +37,8 @@ from perfuse.modular import (
     OutputParam,
     SequentialPipelineBlocks,
 )
+from perfuse.sources.model_index import MODULAR
+from perfuse_conformance.cases.adapters import write_adapter, write_image_encoder
 
 Make = Callable[[str], Path]
 ASKED: dict[str, Any] = {"prompt": "a red circle", "height": 64, "width": 64}
@@ -47,6 +55,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
 
 def blocks_of(preset: str) -> Any:
     return SequentialPipelineBlocks.from_blocks_dict(getattr(modular, preset))
+
+
+def unet_config_of(folder: Path) -> dict[str, Any]:
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
 def opened(blocks: Any, folder: Path, **given: Any) -> Any:
@@ -309,6 +322,129 @@ def test_differential_diffusion(checkpoint: Make, store: ArtifactStore) -> None:
     assert ran(pipe).torch_calls == 0
     pipe.perfuse.restore()
     assert np.abs(drawn - draw(pipe, **given)).max() < 1e-3
+
+
+class DenoiseControlled(Denoise):
+    block_classes: ClassVar[list[Any]] = [
+        BeforeDenoiser,
+        denoise.StableDiffusionXLControlNetLoopDenoiser,
+        denoise.StableDiffusionXLLoopAfterDenoiser,
+    ]
+
+
+class DenoiseAuto(AutoPipelineBlocks):  # type: ignore[misc]
+    block_classes: ClassVar[list[Any]] = [DenoiseControlled, Denoise]
+    block_names: ClassVar[list[Any]] = ["controlnet_denoise", "denoise"]
+    block_trigger_inputs: ClassVar[list[Any]] = ["controlnet_cond", None]
+
+    @property
+    def description(self) -> str:
+        return "Differential diffusion, controlled where a picture says how."
+
+
+@pytest.mark.export
+@pytest.mark.exhaustive
+def test_workflows_are_added(checkpoint: Make, store: ArtifactStore, tmp_path: Path) -> None:
+    """An IP-Adapter and a ControlNet beside differential diffusion, chosen by what is given."""
+    named = modular.IMAGE2IMAGE_BLOCKS.copy()
+    named["set_timesteps"] = modular.TEXT2IMAGE_BLOCKS["set_timesteps"]
+    named["prepare_latents"] = PrepareLatents
+    named["denoise"] = DenoiseAuto
+    named.insert("ip_adapter", modular_sdxl.StableDiffusionXLAutoIPAdapterStep, 0)
+    at = list(named).index("denoise")
+    named.insert("controlnet_input", modular_sdxl.StableDiffusionXLAutoControlNetInputStep, at)
+    folder, config = checkpoint("sdxl"), unet_config_of(checkpoint("sdxl"))
+    pipe = opened(SequentialPipelineBlocks.from_blocks_dict(named), folder)
+    write_image_encoder(tmp_path / "image_encoder")
+    file = write_adapter(tmp_path / "ip-adapter.safetensors", "plain", config)
+    encoder = transformers.CLIPVisionModelWithProjection.from_pretrained(tmp_path / "image_encoder")
+    small = {"height": 24, "width": 24}
+    processor = transformers.CLIPImageProcessor(size={"shortest_edge": 24}, crop_size=small)
+    of = {"conditioning_embedding_out_channels": (8, 16)}
+    controlnet = diffusers.ControlNetModel.from_unet(pipe.unet, **of).eval()
+    torch.manual_seed(1)
+    for parameter in controlnet.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipe.update_components(
+        image_encoder=encoder, feature_extractor=processor, controlnet=controlnet
+    )
+    perfuse.accelerate(pipe, "onnxruntime", store=store)
+    usual: dict[str, Any] = {"prompt": "a pear", "image": PICTURE, "diffdiff_map": MASK}
+    controlled = {**usual, "control_image": PICTURE, "controlnet_conditioning_scale": 0.5}
+    drawn = [draw(pipe, **usual), draw(pipe, **controlled)]
+    pipe.load_ip_adapter(str(tmp_path), subfolder="", weight_name=file.name)
+    pipe.set_ip_adapter_scale(0.6)
+    prompted = {**controlled, "ip_adapter_image": PICTURE}
+    drawn.append(draw(pipe, **prompted))
+    assert ran(pipe, "controlnet").calls == 12 and ran(pipe, "image_encoder").calls > 0
+    assert all(
+        row.torch_calls == 0 for row in pipe.perfuse.report() if row.name in ("unet", "controlnet")
+    )
+    pipe.perfuse.restore()
+    assert np.abs(drawn[2] - draw(pipe, **prompted)).max() < 1e-3
+    pipe.unload_ip_adapter()
+    for one, given in zip(drawn, (usual, controlled), strict=False):
+        assert np.abs(one - draw(pipe, **given)).max() < 1e-3
+    assert all(np.abs(a - b).max() > 1e-3 for a, b in itertools.combinations(drawn, 2))
+
+
+# ── A repository, and what the front door makes of it ───────────────────────────────────────────
+
+
+def test_a_repository_from_the_front_door(checkpoint: Make, tmp_path: Path) -> None:
+    """A saved guider comes with it; code runs only if it is trusted; what cannot be loaded is named."""
+    folder = tmp_path / "repository"
+    pipe = blocks_of("TEXT2IMAGE_BLOCKS").init_pipeline(str(checkpoint("sdxl")))
+    pipe.save_pretrained(str(folder))
+    diffusers.AdaptiveProjectedGuidance(guidance_scale=6.0).save_pretrained(str(tmp_path / "apg"))
+    index = json.loads((folder / MODULAR).read_text())
+    kind = ["diffusers", "AdaptiveProjectedGuidance"]
+    index["guider"] = [None, None, {"pretrained_model_name_or_path": str(tmp_path)}]
+    index["guider"][2] |= {"subfolder": "apg", "type_hint": kind, "revision": None, "variant": None}
+    (folder / MODULAR).write_text(json.dumps(index))
+    again = perfuse.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    assert again.guider.guidance_scale == 6.0 and again.unet.dtype is torch.float32
+    assert draw(again, **ASKED, num_inference_steps=1).std() > 1e-2
+    with pytest.raises(NotNativeError, match="is a modular pipeline of Diffusers"):
+        perfuse.DiffusionPipeline.from_pretrained(folder, bridged=False)
+    with pytest.raises(InputError, match="transformer was given; .* components"):
+        perfuse.DiffusionPipeline.from_pretrained(folder, transformer=None)
+    index["unet"][2]["pretrained_model_name_or_path"] = str(tmp_path / "nowhere")
+    (folder / MODULAR).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="could not load unet from .*nowhere"):
+        perfuse.DiffusionPipeline.from_pretrained(folder)
+    own = {"auto_map": {"ModularPipelineBlocks": "block.Own"}}
+    (folder / "config.json").write_text(json.dumps(own))
+    with pytest.raises(InputError, match=r"would run code of its own: block\.py"):
+        perfuse.DiffusionPipeline.from_pretrained(folder)
+    own["auto_map"]["ModularPipelineBlocks"] = "other/repository--block.Own"
+    (folder / "config.json").write_text(json.dumps(own))
+    with pytest.raises(InputError, match="code of another repository"):
+        perfuse.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+
+
+@pytest.mark.export
+@pytest.mark.exhaustive
+def test_a_repository_on_the_command_line(checkpoint: Make, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from perfuse.cli import main
+
+    folder, picture = tmp_path / "repository", tmp_path / "a.png"
+    pipe = blocks_of("TEXT2IMAGE_BLOCKS").init_pipeline(str(checkpoint("sdxl")))
+    pipe.save_pretrained(str(folder))
+    said = CliRunner().invoke(main, ["inspect", "--model", str(folder), "--json"])
+    found = json.loads(said.stdout)
+    assert found["run"] == "bridged" and "unet" in found["components"]
+    asked = (
+        f"generate red --model {folder} --backend unet=onnxruntime --steps 1 --height 64 --width 64"
+    )
+    said = CliRunner().invoke(
+        main, [*asked.split(), "--seed", "0", "--json", "--output", str(picture)]
+    )
+    assert said.exit_code == 0, said.stderr
+    report = {row["name"]: row for row in json.loads(said.stdout)["components"]}
+    assert report["unet"]["calls"] > 0 and Image.open(picture).size == (64, 64)
 
 
 # ── Blocks of one's own, as the chapters write them ─────────────────────────────────────────────

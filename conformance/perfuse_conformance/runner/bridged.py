@@ -5,7 +5,6 @@ the same inputs; afterwards a weight of each module is changed, and the next ans
 """
 
 import datetime
-import inspect
 import platform
 import tempfile
 import uuid
@@ -20,6 +19,7 @@ import numpy as np
 import perfuse
 from perfuse import ArtifactStore, DiffusionPipeline
 from perfuse.backend import Target
+from perfuse.bridge.calling import call_by_name, inputs_of
 from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.sources import tool_versions
@@ -121,14 +121,13 @@ def run_bridged(
 
 
 def _inputs(pipe: Any, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    takes = inspect.signature(type(pipe).__call__).parameters
+    takes = inputs_of(pipe)
     if unknown := [name for name in given if name not in takes]:
         raise InputError(
-            f"{', '.join(unknown)} was given; {type(pipe).__name__} takes "
-            f"{', '.join(n for n in takes if n != 'self')}."
+            f"{', '.join(unknown)} was given; {type(pipe).__name__} takes {', '.join(takes)}."
         )
     found = {name: value for name, value in _USUAL.items() if name in takes}
-    found |= {n: _noise(seed) for n in _PICTURES if n in takes and takes[n].default is None}
+    found |= {n: _noise(seed) for n in _PICTURES if n in takes and takes[n] is None}
     if "output_type" in takes:
         found["output_type"] = "np"
     return found | dict(given)
@@ -146,12 +145,12 @@ def _drawn(pipe: Any, inputs: Mapping[str, Any], seed: int) -> list[Any]:
     import torch
 
     own: dict[str, Any] = {}
-    if "generator" in inspect.signature(type(pipe).__call__).parameters:
+    if "generator" in inputs_of(pipe):
         own["generator"] = torch.Generator("cpu").manual_seed(seed)
     torch.manual_seed(seed)
     try:
         with torch.no_grad():
-            return _arrays(pipe(**inputs, **own))
+            return _arrays(call_by_name(pipe, {**inputs, **own}))
     except (TypeError, ValueError) as exc:
         raise InputError(
             f"{type(pipe).__name__} was called with {', '.join(inputs)}; it raised "

@@ -14,6 +14,7 @@ from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.run.options import check_scopes, options_for
 from perfuse.run.transforms import find_transforms
+from perfuse.sources.model_index import MODULAR
 from perfuse.sources.store import ArtifactStore, atomic_folder, locked
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ __all__ = [
 _T = TypeVar("_T")
 #: What ``save_perfuse`` writes beside the pipeline.
 _GRAPHS, RECORD = "perfuse-graphs", "perfuse-accelerated.json"
-#: What Diffusers writes for a modular pipeline in place of ``model_index.json``.
-_MODULAR = "modular_model_index.json"
 #: The methods of modules that pipelines call.
 _ENTRIES = ("forward", "encode", "decode", "get_text_features", "get_image_features")
 
@@ -417,7 +416,7 @@ def loaded(
 
 def _opening(path: Path) -> Callable[..., Any]:
     """What opens a folder by Diffusers; a modular pipeline has its components at once."""
-    if not (path / _MODULAR).exists():
+    if not (path / MODULAR).exists():
         opening: Callable[..., Any] = diffusers_pipeline().from_pretrained
         return opening
 
@@ -508,7 +507,7 @@ class _Watched:
 
 def _point_to(final: Path, partial: Path) -> None:
     """Let a modular pipeline's index say where its components will be; it holds whole paths."""
-    index = partial / _MODULAR
+    index = partial / MODULAR
     if index.exists():
         was, now = (json.dumps(os.fspath(path))[1:-1] for path in (partial, final))
         index.write_text(index.read_text(encoding="utf-8").replace(was, now), encoding="utf-8")

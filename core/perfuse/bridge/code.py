@@ -18,7 +18,7 @@ from typing import Any
 from perfuse.errors import InputError
 from perfuse.sources.hub import is_hub_id
 
-__all__ = ["check_code", "custom_class"]
+__all__ = ["check_code", "check_files", "custom_class"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FILE = "pipeline.py"
@@ -40,7 +40,15 @@ def check_code(
     Raises:
         InputError: it would run code.
     """
-    files = _code_of(index)
+    check_files(_code_of(index), model=model, revision=revision, trusted=trusted)
+
+
+def check_files(files: list[str], *, model: str, revision: str | None, trusted: bool) -> None:
+    """Refuse files of code that a model brings, unless that is trusted and pinned; as ``check_code``.
+
+    Raises:
+        InputError: there are any, and they may not run.
+    """
     if not files:
         return
     what = f"Opening {model} would run code of its own: {', '.join(files)}."

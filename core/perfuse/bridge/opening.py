@@ -14,6 +14,7 @@ from perfuse.bridge.accelerate import (
     loaded,
 )
 from perfuse.bridge.code import check_code
+from perfuse.bridge.modular_repository import modular_index_of, open_modular
 from perfuse.contract.source import Source
 from perfuse.contract.target import Placement
 from perfuse.errors import CheckpointError, InputError, PerfuseError
@@ -99,6 +100,25 @@ def open_bridged(
     if is_accelerated(path):
         return loaded(path, opening, backend=backend, strict=strict, **arguments)
     hub = {n: arguments[n] for n in ("cache_dir", "token") if arguments.get(n) is not None}
+    finish = partial(
+        accelerated,
+        backend=backend,
+        precision=precision,
+        store=store,
+        strict=strict,
+        options=options,
+        transforms=transforms,
+    )
+    if modular_index_of(path if path.exists() else model, revision, offline, hub) is not None:
+        return open_modular(
+            model,
+            accelerated=finish,
+            revision=revision,
+            offline=offline,
+            hub=hub,
+            trust_remote_code=trust_remote_code,
+            arguments={n: value for n, value in arguments.items() if n not in hub},
+        )
     index = index_of(model, revision, offline, hub)
     check_code(index, model=str(model), revision=revision, trusted=trust_remote_code)
     # Where it cannot do better, Diffusers says so at each model.
@@ -120,15 +140,7 @@ def open_bridged(
         opening = kind.from_pretrained
     place = path if path.exists() else model
     pipe = _opened(partial(opening, place, **asked), str(model), index)
-    return accelerated(
-        pipe,
-        backend,
-        precision=precision,
-        store=store,
-        strict=strict,
-        options=options,
-        transforms=transforms,
-    )
+    return finish(pipe)
 
 
 def accelerated(pipe: Any, backend: str | None, **manner: Any) -> Any:
@@ -178,7 +190,9 @@ def _torch_dtype(precision: str) -> Any:
 def index_of(
     model: _Model, revision: str | None, offline: bool | None, hub: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The content of ``model_index.json``."""
+    """The content of ``model_index.json``, or of a modular pipeline's ``modular_model_index.json``."""
+    if (modular := modular_index_of(model, revision, offline, hub)) is not None:
+        return modular
     path = Path(model).expanduser()
     if not path.exists() and is_hub_id(model):
         path = file_from_hub(str(model), INDEX, revision, offline, hub)[0].parent

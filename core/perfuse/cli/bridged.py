@@ -1,11 +1,10 @@
 """What the commands do for a pipeline that runs through Diffusers."""
 
 import dataclasses
-import inspect
 import json
 import os
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +166,9 @@ def arguments(
     Raises:
         InputError: an option or an argument was given that the class does not take.
     """
-    takes = inspect.signature(type(pipe).__call__).parameters
+    from perfuse.bridge.calling import inputs_of
+
+    takes = inputs_of(pipe)
     found: dict[str, Any] = {} if prompt is None else {"prompt": prompt}
     for one in options:
         value = given.get(one.parameter)
@@ -191,9 +192,8 @@ def arguments(
 
 
 def _refused(name: str, takes: Collection[str], pipe: Any) -> InputError:
-    named = [one for one in takes if one not in ("self", "kwargs")]
     return InputError(
-        f"{name} was given; {type(pipe).__name__} takes {', '.join(named)}. Give one of these: "
+        f"{name} was given; {type(pipe).__name__} takes {', '.join(takes)}. Give one of these: "
         "--arg NAME=VALUE."
     )
 
@@ -247,11 +247,12 @@ def draw(
     """
     import torch
 
+    from perfuse.bridge.calling import inputs_of
     from perfuse.bridge.outputs import SUFFIXES, made, written
 
     seed = secrets.randbelow(2**32) if seed is None else seed
     own: dict[str, Any] = {}
-    if "generator" in inspect.signature(type(pipe).__call__).parameters:
+    if "generator" in inputs_of(pipe):
         own["generator"] = torch.Generator("cpu").manual_seed(seed)
     found = made(_called(pipe, {**inputs, **own}))
     paths: list[Path] = []
@@ -263,8 +264,10 @@ def draw(
 
 
 def _called(pipe: Any, inputs: Mapping[str, Any]) -> Any:
+    from perfuse.bridge.calling import call_by_name
+
     try:
-        return pipe(**inputs)
+        return call_by_name(pipe, inputs)
     except PerfuseError:
         raise
     except Exception as exc:  # a pipeline's own code: its errors have no one root
@@ -313,6 +316,7 @@ def export(given: Mapping[str, Any], flags: Collection[str]) -> Path:
     Raises:
         InputError: no backend loads the format, or an option of native pipelines was given.
     """
+    from perfuse.bridge.calling import inputs_of
     from perfuse.plugins import host
 
     fitting = [name for name, one in host().backends().items() if given["format"] in one.formats]
@@ -328,7 +332,7 @@ def export(given: Mapping[str, Any], flags: Collection[str]) -> Path:
         )
     folder: Path = given["output"]
     pipe = opened({**given, "backend": fitting[0]}, flags)
-    takes = inspect.signature(type(pipe).__call__).parameters
+    takes = inputs_of(pipe)
     usual: dict[str, Any] = {"prompt": "a picture", "num_inference_steps": 2}
     draws = {name: value for name, value in usual.items() if name in takes}
     _called(pipe, draws | arguments(pipe, None, given, flags, _SIZES))
@@ -350,12 +354,24 @@ def inspect_model(given: Mapping[str, Any]) -> dict[str, Any]:
     index, folder = index_of(model, revision, offline, {}), Path(model).expanduser()
     components = {
         name: {
-            "library": value[0],
-            "class": value[1],
+            "library": library,
+            "class": kind,
             "weight_bytes": sum(p.stat().st_size for p in (folder / name).glob("*.safetensors")),
         }
-        for name, value in index.items()
-        if isinstance(value, list) and not name.startswith("_") and value[1:] != [None]
+        for name, library, kind in _entries(index)
     }
     named = index.get("_class_name")
     return {"model": model, "run": "bridged", "class_name": named, "components": components}
+
+
+def _entries(index: Mapping[str, Any]) -> Iterator[tuple[str, str | None, str]]:
+    """Each component's name, library and class; a modular pipeline's stand beside where it comes from."""
+    for name, value in index.items():
+        if name.startswith("_") or not isinstance(value, list) or len(value) < 2:
+            continue
+        origin = value[2] if len(value) > 2 and isinstance(value[2], dict) else {}
+        library, kind = (
+            value[:2] if value[1] is not None else origin.get("type_hint") or (None, None)
+        )
+        if kind is not None:
+            yield name, library, kind

@@ -18,11 +18,7 @@ __all__ = ["neutral"]
 
 
 def neutral(program: ExportedProgram) -> ExportedProgram:
-    """Rewrite a captured graph in place, and return it.
-
-    Raises:
-        UnsupportedError: it computes with complex numbers in a way that has no rule here.
-    """
+    """Rewrite a captured graph in place, and return it."""
     for rewrite in (inlined, kept, squeezed, logical, ungrouped, real):
         if rewrite(program):
             program.graph.eliminate_dead_code()

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, InputSpec
 from torch.fx import Graph, Node
 from torch.utils import _pytree as pytree
 
-from perfuse.errors import UnsupportedError
 from perfuse.passes.calls import call, value
 
 __all__ = ["real"]
@@ -29,6 +28,7 @@ _TO_EACH = frozenset(
     + ("detach_", "lift_fresh", "lift_fresh_copy", "add", "sub", "neg", "sum", "mean", "pad")
     + ("constant_pad_nd", "pad_sequence", "where", "zeros_like", "getitem")
 )
+_SUMS = frozenset(("add", "sub"))
 _CASTS = frozenset(("to", "_to_copy", "type_as"))
 
 
@@ -43,11 +43,12 @@ class _Pair:
 def real(program: ExportedProgram) -> bool:
     """Compute with pairs of real tensors wherever a graph computes with complex ones.
 
-    Raises:
-        UnsupportedError: an input or output is complex, or an operation has no rule here.
+    A graph that takes or returns complex numbers, or computes something of them for which there is no
+    rule here, stays as it is: exporters name what they cannot lower.
     """
     graph = program.graph
-    if not any(_is_complex(value(node)) for node in graph.nodes):
+    touched = [node for node in graph.nodes if _touches(node)]
+    if not touched or not all(_has_rule(program, node) for node in touched):
         return False
     pairs: dict[Node, _Pair] = {}
     for node in list(graph.nodes):
@@ -67,12 +68,40 @@ def _is_complex(held: Any) -> bool:
     return any(isinstance(one, Tensor) and one.is_complex() for one in pytree.tree_leaves(held))
 
 
+def _touches(node: Node) -> bool:
+    """Whether a node takes complex numbers, or gives them."""
+    return _is_complex(value(node)) or any(_is_complex(value(one)) for one in node.all_input_nodes)
+
+
+def _has_rule(program: ExportedProgram, node: Node) -> bool:
+    if node.op == "placeholder":
+        return _spec(program, node).kind != InputKind.USER_INPUT
+    if node.op == "output" or not callable(node.target):
+        return False
+    if node.target is _aten._assert_tensor_metadata.default:
+        return True
+    name = _name(node)
+    if name in _CASTS:
+        return _is_complex(value(node.all_input_nodes[0]))
+    if name in _SUMS:  # what is real is added to one part only
+        operands = pytree.tree_leaves(list(node.args[:2]))
+        return all(isinstance(one, Node) and _is_complex(value(one)) for one in operands)
+    return name in _RULES or name in _TO_EACH
+
+
+def _name(node: Node) -> str:
+    return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+
+
+def _spec(program: ExportedProgram, node: Node) -> InputSpec:
+    specs: list[InputSpec] = program.graph_signature.input_specs
+    (spec,) = [one for one in specs if one.arg.name == node.name]
+    return spec
+
+
 def _constant(program: ExportedProgram, node: Node) -> _Pair:
     """A complex constant becomes a real one with a last axis of two."""
-    (spec,) = [s for s in program.graph_signature.input_specs if s.arg.name == node.name]
-    if spec.kind == InputKind.USER_INPUT:
-        raise UnsupportedError(f"its input {node.name} is complex, which no engine takes")
-    name = str(spec.target)
+    name = str(_spec(program, node).target)
     held = program.constants if name in program.constants else program.state_dict
     tensor = held[name]
     assert isinstance(tensor, Tensor)
@@ -90,8 +119,6 @@ def _halves(graph: Graph, node: Node) -> _Pair:
 
 def _replaced(graph: Graph, node: Node, pairs: dict[Node, _Pair]) -> None:
     """Put real nodes in the place of one that takes or returns complex tensors."""
-    if node.op == "output":
-        raise UnsupportedError("it returns complex numbers, which no engine does")
     if node.target is _aten._assert_tensor_metadata.default:
         graph.erase_node(node)
         return
@@ -110,18 +137,17 @@ def _is_node(one: Any) -> bool:
 
 def _made(graph: Graph, node: Node, args: list[Any]) -> Node | _Pair:
     """What stands for a node that is given pairs, or whose value is complex."""
-    name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
+    name = _name(node)
     if name in _RULES:
         return _RULES[name](graph, *args)
-    if name in _CASTS:
-        return _cast(node, args[0])
-    if name in _TO_EACH and callable(node.target):
-        real, imaginary = (_parts(args, part) for part in ("re", "im"))
-        re = call(graph, node.target, *real, **node.kwargs)
-        return _Pair(re=re, im=call(graph, node.target, *imaginary, **node.kwargs))
-    raise UnsupportedError(
-        f"it computes {node.target} of complex numbers, for which there is no rule"
-    )
+    if name in _CASTS:  # to a real dtype, which drops the imaginary part as PyTorch does
+        pair: _Pair = args[0]
+        return pair if _is_complex(value(node)) else pair.re
+    real, imaginary = (_parts(args, part) for part in ("re", "im"))
+    target = node.target
+    assert callable(target), "what has a rule is a call"
+    re = call(graph, target, *real, **node.kwargs)
+    return _Pair(re=re, im=call(graph, target, *imaginary, **node.kwargs))
 
 
 def _parts(args: list[Any], part: str) -> list[Any]:
@@ -129,15 +155,6 @@ def _parts(args: list[Any], part: str) -> list[Any]:
         lambda one: getattr(one, part) if isinstance(one, _Pair) else one, args
     )
     return parts
-
-
-def _cast(node: Node, given: Any) -> Node | _Pair:
-    """To a complex dtype, or to a real one, which drops the imaginary part as PyTorch does."""
-    if isinstance(given, _Pair):
-        return given if _is_complex(value(node)) else given.re
-    raise UnsupportedError(
-        f"it makes complex numbers with {node.target}, for which there is no rule"
-    )
 
 
 def _times(graph: Graph, one: Any, other: Any) -> _Pair:

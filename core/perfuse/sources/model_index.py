@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from perfuse.contract.spec import PipelineSpec
-from perfuse.errors import CheckpointError
+from perfuse.errors import CheckpointError, NotNativeError
 from perfuse.plugins import host
 from perfuse.sources.manifest import MANIFEST, is_artifact
 from perfuse.sources.weights import check_inside
@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
+#: What Diffusers writes for a modular pipeline in place of ``model_index.json``.
+MODULAR = "modular_model_index.json"
 PROCESSOR, IMAGE_PROCESSOR = "preprocessor_config.json", "CLIPImageProcessor"
 AGAIN = "Download or save the checkpoint again."
 
@@ -93,6 +95,11 @@ def read_index(path: Path, asked: str) -> dict[str, Any]:
     if (path / INDEX).exists():
         return read_json(check_inside(path / INDEX, path))
     names = names_in(path)
+    if MODULAR in names:
+        raise NotNativeError(
+            f"{path} is a modular pipeline of Diffusers (it has {MODULAR}), which runs through "
+            "Diffusers. Install that: pip install diffusers transformers."
+        )
     if CONFIG in names:
         named = read_json(path / CONFIG).get("_class_name", "one component")
         raise CheckpointError(
