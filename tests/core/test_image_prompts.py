@@ -130,6 +130,7 @@ def test_the_plain_graph_stays_as_it_is(checkpoint: Make, adapters: Path) -> Non
 
 
 @pytest.mark.export
+@pytest.mark.exhaustive
 def test_on_another_engine(checkpoint: Make, adapters: Path) -> None:
     pytest.importorskip("onnxruntime")
     inputs: dict[str, Any] = {**GIVEN, "ip_adapter_image": [[PICTURE, PICTURE.rotate(90)]]}

@@ -216,6 +216,7 @@ def test_an_export_made_without_it_says_how_to_make_another(exported: Any, tmp_p
 
 
 @pytest.mark.export
+@pytest.mark.exhaustive
 def test_an_export_reads_all_of_it_without_torch(checkpoint: Make, tmp_path: Path) -> None:
     needs_exporter("onnx")
     pytest.importorskip("onnxruntime")

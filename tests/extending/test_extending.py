@@ -168,6 +168,7 @@ def test_a_denoiser_with_a_task(plugin: Any, tmp_path: Path) -> None:
     conforms(str(model))
 
 
+@pytest.mark.exhaustive
 def test_a_denoiser_is_granted_its_level(plugin: Any, tmp_path: Path) -> None:
     from perfuse_conformance.runner.session import run_conformance
 

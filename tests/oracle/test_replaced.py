@@ -82,6 +82,7 @@ def test_a_model_of_another_kind_is_refused(pair: tuple[DiffusionPipeline, Any])
 
 
 @pytest.mark.export
+@pytest.mark.exhaustive
 def test_a_model_put_in_is_exported(pair: tuple[DiffusionPipeline, Any], tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     ours, theirs = pair
