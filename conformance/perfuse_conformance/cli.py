@@ -13,7 +13,7 @@ import click
 
 from perfuse.errors import InputError, NotNativeError
 from perfuse_conformance.cases.catalogue import LEVELS
-from perfuse_conformance.cases.models import RANDOM_MODELS, path_of, transforms_of
+from perfuse_conformance.cases.models import RANDOM_MODELS, arguments_of, path_of, transforms_of
 from perfuse_conformance.judge.results import Result, Run, Status, read_results
 
 __all__ = ["conformance"]
@@ -122,10 +122,12 @@ def _measure(
             if not native:
                 run = run_bridged(
                     target,
-                    model=str(path_of(model)),
+                    model=str(model),
                     level=level,
-                    arguments=_arguments(arguments),
+                    arguments={**arguments_of(model), **_arguments(arguments)},
                     precision=precisions[0] if precisions else None,
+                    options=switches,
+                    transforms=transforms,
                     seed=seed,
                     command=command,
                     watch=watch,

@@ -10,12 +10,21 @@ import numpy as np
 
 import perfuse
 from perfuse import ArtifactStore
-from perfuse_conformance.bridged.recipe import Made, Recipe
+from perfuse_conformance.bridged.recipe import Made, Recipe, recipes
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ["LIMIT", "Measured", "Part", "drawn", "measure"]
+__all__ = [
+    "LIMIT",
+    "Measured",
+    "Part",
+    "call_of",
+    "drawn",
+    "measure",
+    "pipeline_of",
+    "save_pipeline",
+]
 
 #: How far a picture may be from eager's: 2 of 255. Latents and sound: 10⁻³ of the largest number.
 LIMIT = {"picture": 2 / 255, "numbers": 1e-3}
@@ -105,14 +114,15 @@ def drawn(recipe: Recipe, target: str, store: ArtifactStore) -> Measured:
     """Draw eager and on a target, in this process."""
     row = Measured(pipeline=recipe.name, kind=recipe.kind, target=target)
     try:
-        made, pipe = _pipeline(recipe)
+        made, pipe = pipeline_of(recipe)
         wanted = _draw(pipe, made)
     except Exception as exc:  # noqa: BLE001 - a recipe that fails is a row of the table
         return replace(row, failure=f"in PyTorch: {_said(exc)}")
     return _bridged(row, pipe, made, wanted, store)
 
 
-def _pipeline(recipe: Recipe) -> tuple[Made, Any]:
+def pipeline_of(recipe: Recipe) -> tuple[Made, Any]:
+    """A recipe's pipeline, with no weight that is zero, and what it was made of."""
     import diffusers
     import torch
 
@@ -126,6 +136,23 @@ def _pipeline(recipe: Recipe) -> tuple[Made, Any]:
     pipe = getattr(diffusers, recipe.pipeline)(**made.components)
     pipe.set_progress_bar_config(disable=True)
     return made, pipe
+
+
+def save_pipeline(name: str, folder: Path) -> None:
+    """Write the pipeline of the recipe of this name as a checkpoint."""
+    pipeline_of(_recipe(name))[1].save_pretrained(folder)
+
+
+def call_of(name: str) -> dict[str, Any]:
+    """The arguments that the pipeline of this name is called with; a generator is the caller's."""
+    import torch
+
+    call = _recipe(name).make().call
+    return {key: value for key, value in call.items() if value is not torch.Generator}
+
+
+def _recipe(name: str) -> Recipe:
+    return next(one for one in recipes() if one.name == name)
 
 
 def _fill(module: Any) -> None:

@@ -4,17 +4,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from perfuse.sources import ArtifactStore, sha256, tool_versions
 
-__all__ = ["RANDOM_MODELS", "RandomModel", "path_of", "transforms_of"]
+__all__ = ["RANDOM_MODELS", "RandomModel", "arguments_of", "path_of", "transforms_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomModel:
     """A small random model: a checkpoint, and what is put on it."""
 
-    #: One of ``perfuse_conformance.checkpoints.KINDS``.
+    #: One of ``perfuse_conformance.checkpoints.KINDS``; or, of a pipeline that runs through Diffusers, the
+    #: class that ``perfuse_conformance.bridged`` has a recipe for.
     kind: str
     #: Transforms, ``"NAME:key=value"``.
     transforms: tuple[str, ...] = ()
@@ -55,6 +57,8 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-edited": RandomModel(kind="edited", transforms=_WORSE[:1]),
         "random-guided": RandomModel(kind="sd1-small", transforms=_WORSE),
         "random-steered": RandomModel(kind="sd1-small", transforms=_STEERED),
+        "random-pixart": RandomModel(kind="PixArtAlphaPipeline"),
+        "random-flux": RandomModel(kind="FluxPipeline"),
     }
 )
 
@@ -69,18 +73,37 @@ def path_of(model: str | None) -> str | None:
     kind = RANDOM_MODELS[model].kind
 
     def make(partial: Path) -> None:
+        if _is_bridged(kind):
+            from perfuse_conformance.bridged.measure import save_pipeline
+
+            save_pipeline(kind, partial)
+            return
         from perfuse_conformance.cases.checkpoints import make_checkpoint
 
         make_checkpoint(partial, kind)
 
     recipe = [sha256(Path(__file__).with_name(f"{name}.py")) for name in _RECIPE]
-    key = {"kind": kind, "recipe": recipe, "tools": tool_versions(("perfuse", "torch"))}
+    tools = ("perfuse", "torch", *(["diffusers"] if _is_bridged(kind) else []))
+    key = {"kind": kind, "recipe": recipe, "tools": tool_versions(tools)}
     return str(ArtifactStore.default().get_or_make(f"random-{kind}", key, make))
+
+
+def arguments_of(model: str | None) -> dict[str, Any]:
+    """What a pipeline that runs through Diffusers is called with, of ``RANDOM_MODELS``; else nothing."""
+    if not _is_random(model) or model is None or not _is_bridged(RANDOM_MODELS[model].kind):
+        return {}
+    from perfuse_conformance.bridged.measure import call_of
+
+    return call_of(RANDOM_MODELS[model].kind)
 
 
 def transforms_of(model: str | None) -> tuple[str, ...]:
     """What is put on one of ``RANDOM_MODELS``; nothing on anything else."""
     return RANDOM_MODELS[model].transforms if _is_random(model) and model is not None else ()
+
+
+def _is_bridged(kind: str) -> bool:
+    return kind.endswith("Pipeline")
 
 
 def _is_random(model: str | None) -> bool:

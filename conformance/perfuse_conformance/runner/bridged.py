@@ -24,6 +24,7 @@ from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.sources import tool_versions
 from perfuse_conformance import SUITE_VERSION
+from perfuse_conformance.cases.models import path_of
 from perfuse_conformance.judge import metrics
 from perfuse_conformance.judge.results import Claim, Metric, Result, Run, Status
 from perfuse_conformance.judge.tolerances import Tolerances
@@ -71,6 +72,8 @@ def run_bridged(
     level: str = "L2",
     arguments: Mapping[str, Any] | None = None,
     precision: str | None = None,
+    options: Mapping[str, str] | None = None,
+    transforms: Sequence[str] = (),
     seed: int = 0,
     command: str = "",
     watch: Callable[[Result], None] = lambda result: None,
@@ -79,11 +82,13 @@ def run_bridged(
 
     Args:
         target: ``"openvino:CPU"``.
-        model: A checkpoint's folder or Hub id.
+        model: A checkpoint's folder or Hub id, or one of ``RANDOM_MODELS``.
         level: ``"L1"`` for the modules' calls; ``"L2"`` for what is drawn, too.
         arguments: Of the pipeline's call; by default a prompt, two steps, and pictures of noise where
             it needs pictures.
         precision: Of the backend; by default that of the weights.
+        options: Of the backend.
+        transforms: As ``perfuse.accelerate`` takes them.
         seed: Of the noise.
         command: The command line, for the record.
         watch: Is told each result as it comes.
@@ -93,7 +98,7 @@ def run_bridged(
         CheckpointError: Diffusers cannot open the model.
         BackendError: the backend is unknown, or its engine is not installed.
     """
-    pipe: Any = DiffusionPipeline.from_pretrained(model, bridged=True)
+    pipe: Any = DiffusionPipeline.from_pretrained(path_of(model), bridged=True)
     pipe.set_progress_bar_config(disable=True)
     inputs = _inputs(pipe, arguments or {}, seed)
     expected = _drawn(pipe, inputs, seed)
@@ -105,7 +110,9 @@ def run_bridged(
 
     with tempfile.TemporaryDirectory(prefix="perfuse-conformance-") as folder:
         store = ArtifactStore(Path(folder))
-        perfuse.accelerate(pipe, target, precision=precision, store=store)
+        perfuse.accelerate(
+            pipe, target, precision=precision, store=store, options=options, transforms=transforms
+        )
         with _spying(pipe) as spies:
             found = _drawn(pipe, inputs, seed)
         asked = precision if precision is not None else "float32"
