@@ -10,8 +10,18 @@ TARGETS = torch:cpu onnxruntime:cpu openvino:CPU xla:cpu executorch openreg:0 \
 MODELS = shapes random-sd random-sdxl
 # Small random models of the other pipelines, a line each in the picture.
 BRIEF = random-refiner random-inpaint random-pix2pix random-depth random-upscale random-variation \
-  random-control random-adapter random-ip-adapter random-edited random-guided random-steered \
-  random-sd-checked random-lcm
+  random-control random-union random-adapter random-ip-adapter random-edited random-guided \
+  random-steered random-sd-checked random-lcm
+# Of pipelines that run through Diffusers.
+THROUGH = random-flux random-pixart
+TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=two ControlNets" \
+  --title "random-guided=all guiders" --title "random-ip-adapter=two IP-Adapters" \
+  --title "random-steered=steered prompts, FreeU" --title "random-union=ControlNet-Union" \
+  --title "random-refiner=SD XL refiner" --title "random-pix2pix=InstructPix2Pix" \
+  --title "random-inpaint=inpainting" --title "random-depth=depth to image" \
+  --title "random-upscale=x4 upscaling" --title "random-variation=image variation" \
+  --title "random-adapter=T2I-Adapter, tiny VAE" --title "random-sd-checked=safety checker" \
+  --title "random-lcm=LCM" --title "random-flux=Flux, bridged" --title "random-pixart=PixArt, bridged"
 PICTURE = --data docs/conformance.json --picture docs/conformance.svg
 BRIDGED = --data docs/bridged.json --page docs/bridged.md
 
@@ -67,11 +77,11 @@ conformance-tasks: $(VENV)/plugins
 	    *) asked="--level L1 --precision float32";; esac; \
 	  $(BIN)/perfuse conformance --backend $$target --model $$model $$asked \
 	    --report build/$$model-$$target; done; done
+	for model in $(THROUGH); do for target in onnxruntime:cpu openvino:CPU; do \
+	  $(BIN)/perfuse conformance --backend $$target --model $$model \
+	    --report build/$$model-$$target; done; done
 	$(BIN)/python -m perfuse_conformance.matrix build/random-*/*/results.json \
-	  $(foreach model,$(BRIEF),--brief $(model)) $(PICTURE) \
-	  --title "random-edited=mask, ControlNet, PAG" --title "random-control=two ControlNets" \
-	  --title "random-guided=all guiders" --title "random-ip-adapter=two IP-Adapters" \
-	  --title "random-steered=steered prompts, FreeU"
+	  $(foreach model,$(BRIEF) $(THROUGH),--brief $(model)) $(PICTURE) $(TITLES)
 
 # Draws with a small pipeline of every class of Diffusers that there is a recipe for, and writes the
 # table in the documentation. Takes an hour.

@@ -33,6 +33,7 @@ def called(unet: Any) -> Any:
         return unet(sample, torch.tensor(500)).sample
 
 
+@pytest.mark.exhaustive
 def test_a_transform_rewrites_the_network_that_it_is_for(checkpoint: Make, tmp_path: Path) -> None:
     module = diffusers.UNet2DConditionModel.from_pretrained(checkpoint("sd1") / "unet")
     torch.manual_seed(0)

@@ -104,6 +104,7 @@ class _Given:
             usual["aesthetic_score"] = 5.5
         if "strength" in task.inputs:
             usual["strength"] = 0.6
+        usual["control_mode"] = [1 for _ in self.spec.having(Role.CONTROL)]
         known = {name: value for name, value in usual.items() if name in task.inputs}
         fixed = {"num_inference_steps": steps, "guidance_scale": guidance}
         return {**known, **fixed, "seed": self.seed + number, **more}
@@ -228,6 +229,8 @@ def _further_draws(given: _Given, task: Task, *, main: bool) -> Iterator[Draw]:
     }
     if "mask_image" not in task.inputs and "strength" in task.inputs:
         ways["denoising_start"] = ("continued", {"denoising_start": 0.4, "image": latents})
+    followed = [{"picture": 70 + i, "size": given.size} for i in range(2)]
+    ways["control_mode"] = ("both", {"control_image": followed, "control_mode": [0, 3]})
     if masks:
         shown = {"ip_adapter_image": pairs, "cross_attention_kwargs": {"ip_adapter_masks": masks}}
         ways["ip_adapter_image"] = ("masked", shown)

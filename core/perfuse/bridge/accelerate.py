@@ -104,8 +104,8 @@ class Acceleration:
     def __init__(self, placement: Placement, manner: Manner) -> None:
         self.placement, self.manner = placement, manner
         self._stand_ins: dict[str, list[StandIn]] = {}
-        #: Methods that are left to torch because something of the user's own is in their place.
-        self._left: dict[str, list[EntryReport]] = {}
+        #: Modules with methods that are left to torch, because something else is in their place.
+        self._left: dict[str, tuple[nn.Module, list[EntryReport]]] = {}
 
     def put(self, name: str, module: "nn.Module") -> None:
         """Run a component's calls on its target. One that is to run on torch is left as it is.
@@ -139,7 +139,9 @@ class Acceleration:
                 there = StandIn(module, entry, settings)
                 setattr(module, entry, there)
             made.append(there)
-        self._stand_ins[name], self._left[name] = made, left
+        self._stand_ins[name] = made
+        if left:
+            self._left[name] = (module, left)
 
     def _equipped(self, name: str) -> Target:
         """The target that a component runs on, with its options."""
@@ -156,8 +158,12 @@ class Acceleration:
         return replace(target, options=options)
 
     def _leave(self, name: str, module: "nn.Module", entry: str, target: Target) -> EntryReport:
-        """The row of a method that the user has replaced on the object."""
+        """The row of a method that the user, or a library, has replaced on the object."""
+        from perfuse.bridge.state import obstacle
+
+        found = obstacle(module)
         why = f"its {entry} was replaced on the object before; what that does is not captured"
+        why = found if found is not None else why
         if self.manner.strict:
             raise InputError(f"{name} was to run on {target}; {why}. Leave strict out.")
         return EntryReport(
@@ -188,6 +194,9 @@ class Acceleration:
 
         Another pipeline that has the same module may have put its own stand-in there, or taken it away.
         """
+        for name, (module, _) in list(self._left.items()):
+            if not any(entry in vars(module) for entry in _ENTRIES):  # what was in place is gone
+                self.put(name, module)
         for stand_in in self._all():
             stand_in.attach()
             stand_in.suspect = True
@@ -199,7 +208,7 @@ class Acceleration:
 
     def report(self) -> tuple[EntryReport, ...]:
         """What ran where so far: one row for every method that was called, or never can be."""
-        left = [row for rows in self._left.values() for row in rows]
+        left = [row for _, rows in self._left.values() for row in rows]
         return (*(_row(one) for one in self._all() if _used(one.tally)), *left)
 
     def save(self, folder: Path) -> None:
