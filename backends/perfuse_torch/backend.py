@@ -23,7 +23,7 @@ from perfuse.backend import (
     SupportLevel,
     Target,
 )
-from perfuse.capture import replace_tensors
+from perfuse.capture import changed_weights, named_weights, replace_tensors
 from perfuse.errors import DeviceNotFoundError, ExecutionError, UnsupportedError
 from perfuse.plugins import resolve
 from perfuse.sources import ArtifactStore
@@ -231,6 +231,34 @@ class TorchProgram(Program):
         if self._options["channels_last"] and tensor.ndim == 4:
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         return tensor
+
+    def rebind(self, component: Component) -> bool:
+        """Replace the weights that adapters change, or changed; the others stay where they are."""
+        before, after = self._component.plain, component.plain
+        before = before if before is not None else self._component
+        after = after if after is not None else component
+        if self._module is None or before != after or after.build is None:
+            return False
+        if component.storage or self._options["compile"]:
+            return False
+        base, own = named_weights(after.build()), named_weights(self._module)
+        changes = [one.changes for one in (self._component, component) if one.changes is not None]
+        values = {name: base[name] for one in changes for name in one.names & base.keys()}
+        if component.changes is not None:
+            for name, value in changed_weights(base, component.changes, component.precision):
+                self._put(own[name], value)
+                del values[name]
+        for name, value in values.items():
+            self._put(own[name], value)
+        self._component = component
+        return True
+
+    def _put(self, weight: Tensor, value: Tensor) -> None:
+        """Give one of the module's own weights another value."""
+        value = _moved(value.detach(), self._entry, self._device, weight.dtype)
+        if self._options["channels_last"] and value.ndim == 4:
+            value = value.contiguous(memory_format=torch.channels_last)
+        weight.data = value
 
     def report(self) -> ExecutionReport:
         return ExecutionReport(

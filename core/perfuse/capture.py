@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from perfuse.backend import Component
 from perfuse.errors import ExportError, PerfuseError
+from perfuse.models.changed_weights import changed_weights, named_weights
 from perfuse.passes import neutral
 from perfuse.progress import say
 from perfuse.spec import TensorSpec
@@ -21,9 +22,11 @@ __all__ = [
     "build",
     "capture",
     "cast",
+    "changed_weights",
     "dynamic_shapes",
     "example_inputs",
     "hearing",
+    "named_weights",
     "replace_tensors",
     "trace",
 ]

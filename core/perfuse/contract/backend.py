@@ -120,6 +120,14 @@ class Program(ABC):
     def report(self) -> ExecutionReport:
         """The device and the precision that ran, and what fell back to another device."""
 
+    def rebind(self, component: Component) -> bool:
+        """Take the weights of the same component with other adapters, or with none.
+
+        Returns:
+            ``False`` where the engine cannot; the program is then prepared anew.
+        """
+        return False
+
     def close(self) -> None:  # noqa: B027 - most have nothing to release
         """Release the engine's memory. Calling the program afterwards is an error."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perfuse.contract.changes import Changes
 from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.spec import ComponentSpec, Signature
 from perfuse.errors import InputError
@@ -97,6 +98,11 @@ class Component:
     fingerprint: str | None = None
     #: Engine format to the file in an exported artifact: ``{"onnx": …/model.onnx}``.
     files: Mapping[str, Path] = field(default_factory=FrozenDict)
+    #: What active adapters make of its weights. ``build`` has them in; who loads ``files`` puts them
+    #: there. ``None`` where there are none.
+    changes: Changes | None = None
+    #: The component without them; ``None`` where there are none.
+    plain: "Component | None" = None
 
     def __post_init__(self) -> None:
         for name in ("static", "options", "files"):

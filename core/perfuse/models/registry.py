@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from perfuse.plugins import host, resolve
 from perfuse.sources.left_out import check_left_out
 
 __all__ = [
+    "aliases",
     "describe",
     "find",
     "fitted",
@@ -162,6 +163,15 @@ def host_inputs(
         return {}
     given: dict[str, Any] = resolve(architecture.host_inputs)(spec, sizes, guidance)
     return given
+
+
+def aliases(spec: ComponentSpec, layers: Iterable[str]) -> dict[str, str]:
+    """What files of adapters may also call the layers of a component: other name to layer."""
+    architecture = _architecture(spec)
+    if architecture is None or not architecture.aliases:
+        return {}
+    found: dict[str, str] = resolve(architecture.aliases)(layers)
+    return found
 
 
 def perturbed(component: Component, perturbation: Perturbation) -> Component:

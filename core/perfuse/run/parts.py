@@ -21,6 +21,8 @@ from perfuse.plugins import host
 from perfuse.progress import working
 from perfuse.run.adding import addable, extended
 from perfuse.run.image_prompts import with_adapters
+from perfuse.run.lora_state import Loras
+from perfuse.run.loras import with_loras
 from perfuse.run.options import options_for
 from perfuse.run.placing import target_of, torch_device
 from perfuse.run.plan import added, parts_of, plan_of, respecified, without
@@ -81,6 +83,9 @@ class Parts:
     _others: dict[str, Any]  # registered, and run by no task
     _perturbed: dict[str, Perturbation]  # worse versions that guiders asked for
     _adapters: tuple[ImageAdapter, ...]  # IP-Adapters
+    _loras: Loras
+    _lora_factor: float  # how much adapters that are not fused count in the call that runs
+    _outdated: set[str]  # components whose adapters changed since their programs were prepared
     _one_at_a_time: bool
     _plan: Plan | None
 
@@ -96,7 +101,7 @@ class Parts:
             for one in self._perturbed.values():
                 denoiser = plan.components[plan.spec.denoiser.name]
                 plan = plan.with_component(perturbed(denoiser, one))
-            self._plan = plan
+            self._plan = with_loras(plan, self._loras, self._lora_factor)
         return self._plan
 
     @property
@@ -231,6 +236,8 @@ class Parts:
             ExportError: it could not be exported to its target's format.
         """
         self._adopt()
+        if component in self._outdated:
+            self._renew(component)
         program = self._programs.get(component)
         if program is None:
             if self._one_at_a_time:
@@ -309,6 +316,37 @@ class Parts:
             )
 
         return self._programs.prepare(name, (component, target), make)
+
+    def weight_shapes(self, component: Component) -> dict[str, tuple[int, ...]]:
+        """The shapes of a component's weights by their names in its model's state dict.
+
+        Raises:
+            InputError: the component is exported for an engine that takes no other weights.
+        """
+        if component.plain is not None:
+            component = component.plain
+        if component.build is None:
+            raise InputError(
+                f"A LoRA was to be loaded; {self._source.model} is an export, whose weights are "
+                "fixed. Load it into the checkpoint, and export that: perfuse export --lora FILE."
+            )
+        from perfuse.models.changed_weights import named_weights
+
+        weights = named_weights(component.build())
+        return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+    def _adapters_changed(self) -> None:
+        """Plan anew; programs take the adapters when they run next."""
+        self._plan = None
+        self._outdated.update(self._programs.all())
+
+    def _renew(self, name: str) -> None:
+        """Have a program take the adapters of its component, or release it."""
+        self._outdated.discard(name)
+        component = self.component(name)
+        if not isinstance(self._models.get(component.spec.part), Program):
+            key = component, self._equipped(name)
+            self._programs.renew(name, key, lambda program: program.rebind(component))
 
     def _equipped(self, name: str) -> Target:
         """The target that a component runs on, with the component's options."""
