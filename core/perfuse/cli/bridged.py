@@ -23,6 +23,7 @@ _NATIVE = {
     "options": "--option",
     "transforms": "--transform",
     "embeddings": "--embedding",
+    "loras": "--lora",
     "preview": "--preview",
     "preview_vae": "--preview-vae",
     "origin": "--from",

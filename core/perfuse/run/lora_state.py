@@ -4,14 +4,16 @@ Each change gives another state, with the semantics of Diffusers and PEFT.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from perfuse.contract.frozen import FrozenDict
 from perfuse.errors import InputError
 from perfuse.sources.adapters import Active, Adapter, Strength, Use
 
-__all__ = ["Loras"]
+__all__ = ["Loras", "finite"]
 
 Names = tuple[str, ...]
 
@@ -143,6 +145,28 @@ class Loras:
             kept={part: there for part, there in kept.items() if there},
         )
 
+    def recorded(self, factor: float) -> tuple[dict[str, Any], ...]:
+        """What counts, for a picture's metadata; ``weight`` is ``None`` where it is not one number.
+
+        Args:
+            factor: How much those that are not fused count.
+        """
+        found: dict[str, tuple[Adapter, set[Strength | None]]] = {}
+        for part in {**self.uses, **self.kept}:
+            changes = self.changes(part, factor)
+            for use in changes.uses if changes is not None else ():
+                number = None if isinstance(use.strength, Mapping) else use.strength * use.scale
+                found.setdefault(use.adapter.name, (use.adapter, set()))[1].add(number)
+        return tuple(
+            {
+                "name": adapter.name,
+                "file": adapter.file,
+                "fingerprint": adapter.fingerprint,
+                "weight": numbers.pop() if len(numbers) == 1 else None,
+            }
+            for adapter, numbers in found.values()
+        )
+
     def check(self, names: Sequence[str]) -> None:
         """Raise ``InputError`` unless these adapters are loaded, each named once."""
         unknown = [name for name in names if name not in self.names]
@@ -153,3 +177,15 @@ class Loras:
             )
         if len(set(names)) < len(names):
             raise InputError(f"An adapter was named twice among {', '.join(names)}. Name it once.")
+
+
+def finite(value: Any, what: str) -> float:
+    """A number that is finite.
+
+    Raises:
+        InputError: it is none; ``what`` begins the message.
+    """
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    if not plain or not math.isfinite(value):
+        raise InputError(f"{what} is {value!r}; a finite number was expected.")
+    return float(value)

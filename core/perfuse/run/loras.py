@@ -1,7 +1,6 @@
 """Loading LoRAs into a pipeline: Diffusers' methods, and what they do to a plan."""
 
 import dataclasses
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from perfuse.errors import InputError
 from perfuse.models.changing import with_changes
 from perfuse.models.registry import aliases
 from perfuse.run.arguments import check_safetensors
-from perfuse.run.lora_state import Loras
+from perfuse.run.lora_state import Loras, finite
 from perfuse.sources.adapters import Home, Place, Strength, read_adapter
 
 __all__ = ["LoraMethods", "adaptable", "with_loras"]
@@ -201,7 +200,7 @@ class LoraMethods:
         """
         names = None if adapter_names is None else tuple(adapter_names)
         self._loras.check(names if names is not None else ())
-        factor = _number(lora_scale, "lora_scale")
+        factor = finite(lora_scale, "lora_scale")
         self._use(self._loras.with_fused(self._fusible(components), factor, names))
 
     def unfuse_lora(self, components: Sequence[str] | None = None, **_: Any) -> None:
@@ -275,7 +274,7 @@ class LoraMethods:
     def _strength(self, weight: Any, part: str) -> Strength:
         """How much an adapter counts in a part."""
         if not isinstance(weight, Mapping):
-            return _number(weight, f"The weight for {part}")
+            return finite(weight, f"The weight for {part}")
         (component,) = (one for one in adaptable(self._pipe.spec) if one.part == part)
         shapes = self._pipe.weight_shapes(self._pipe.component(component.name))
         places = dict.fromkeys(match[0] for name in shapes if (match := _ATTENTION.match(name)))
@@ -287,13 +286,6 @@ def _free(names: Sequence[str]) -> str:
     while f"default_{number}" in names:
         number += 1
     return f"default_{number}"
-
-
-def _number(value: Any, what: str) -> float:
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    if not plain or not math.isfinite(value):
-        raise InputError(f"{what} is {value!r}; a finite number was expected.")
-    return float(value)
 
 
 def _by_part(weight: Any, parts: Sequence[str]) -> dict[str, Any]:
@@ -333,4 +325,4 @@ def _by_place(weight: Mapping[str, Any], places: Sequence[str]) -> Iterator[tupl
                 f"The weight of {way} {block} has {len(each)} numbers; it has {len(own)} attentions."
             )
         for place, number in zip(own, each * (len(own) // len(each)), strict=True):
-            yield place, _number(number, f"The weight of {place}")
+            yield place, finite(number, f"The weight of {place}")

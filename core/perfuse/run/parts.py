@@ -15,13 +15,14 @@ from perfuse.contract.steps import Task
 from perfuse.contract.target import Placement, Target
 from perfuse.contract.transform import Plan
 from perfuse.errors import InputError
+from perfuse.models.changing import with_changes
 from perfuse.models.ip_adapter.description import ImageAdapter
 from perfuse.models.registry import perturbed
 from perfuse.plugins import host
 from perfuse.progress import working
 from perfuse.run.adding import addable, extended
 from perfuse.run.image_prompts import with_adapters
-from perfuse.run.lora_state import Loras
+from perfuse.run.lora_state import Loras, finite
 from perfuse.run.loras import with_loras
 from perfuse.run.options import options_for
 from perfuse.run.placing import target_of, torch_device
@@ -147,6 +148,16 @@ class Parts:
         return tuple(rewriting(plan, self._transforms))
 
     @property
+    def loras(self) -> Loras:
+        """The adapters that are loaded, and how much each counts."""
+        return self._loras
+
+    @property
+    def lora_factor(self) -> float:
+        """How much the adapters that are not fused counted in the last call, beside their weights."""
+        return self._lora_factor
+
+    @property
     def replaced(self) -> tuple[str, ...]:
         """The attributes whose models the user replaced, or has read and may have changed."""
         return tuple(self._models)
@@ -175,13 +186,15 @@ class Parts:
         return tuple(name for name in self._optional() if name not in there)
 
     def model(self, name: str) -> Any:
-        """The model of an attribute, only to be read: the pipeline goes on as it was."""
-        if name in self._models:
+        """The model of an attribute, with what is fused into it, only to be read."""
+        changes = self._loras.fused_changes(name)
+        if name in self._models and changes is None:
             return self._models[name]
         from perfuse.models.building import unwrap
 
         first = parts_of(self._spec)[name][0]
-        return unwrap(self._source.component(first, precision=self.precision))
+        plan = plan_of(self._source, self._spec, precision=self.precision, models=self._models)
+        return unwrap(with_changes(plan.components[first], changes))
 
     def asks(self, setting: str, of_model: str) -> bool:
         """Whether a setting of the pipeline is on, or one of a model that the user read or set."""
@@ -339,6 +352,13 @@ class Parts:
         """Plan anew; programs take the adapters when they run next."""
         self._plan = None
         self._outdated.update(self._programs.all())
+
+    def _set_lora_factor(self, factor: float) -> None:
+        """How much the adapters that are not fused count from now on, beside the weight of each."""
+        factor = finite(factor, "The scale of the adapters")
+        if factor != self._lora_factor:
+            self._lora_factor = factor
+            self._adapters_changed()
 
     def _renew(self, name: str) -> None:
         """Have a program take the adapters of its component, or release it."""
