@@ -24,6 +24,7 @@ _NATIVE = {
     "transforms": "--transform",
     "embeddings": "--embedding",
     "loras": "--lora",
+    "lora_folder": "--lora-folder",
     "preview": "--preview",
     "preview_vae": "--preview-vae",
     "origin": "--from",

@@ -80,6 +80,11 @@ def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
 @click.option("--option", "options", multiple=True, help="A backend's switch: compile=true.")
 @TRANSFORM
 @LORA
+@click.option(
+    "--lora-folder",
+    type=click.Path(path_type=Path),
+    help="Read <lora:NAME:0.8> in the prompt, and take the files from this folder.",
+)
 @NO_CHECKER
 @click.option(
     "--embedding",
@@ -162,6 +167,7 @@ def _generate(
     Raises:
         NotNativeError: the model is of a class that has none.
     """
+    prompt, given["loras"] = _tagged(prompt, given)
     again = _read(origin, flags) if origin is not None else None
     _check_output(output, as_json)
     if preview is None and preview_vae is not None:
@@ -257,6 +263,17 @@ def _opened(
     elif given["scheduler"] is not None and (again is None or "scheduler" in flags):
         pipe.scheduler = scheduler_class(given["scheduler"]).from_config(pipe.scheduler.config)
     return pipe
+
+
+def _tagged(prompt: str | None, given: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+    """The prompt without the LoRAs that it names, and ``--lora`` with these."""
+    folder = given["lora_folder"]
+    if folder is None or prompt is None:
+        return prompt, given["loras"]
+    from perfuse.sources.adapters.tags import read_tags
+
+    prompt, tags = read_tags(prompt, folder)
+    return prompt, (*given["loras"], *(f"{file}:{weight}" for file, weight in tags))
 
 
 def _load_again(pipe: "DiffusionPipeline", again: "Metadata") -> None:
