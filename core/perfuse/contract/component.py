@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.spec import ComponentSpec, Signature
+from perfuse.contract.weights import StoredTensor
 from perfuse.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +30,13 @@ class Recipe(ABC):
     @abstractmethod
     def __call__(self) -> "nn.Module":
         """Make it."""
+
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """What the module saves, by the names in its ``state_dict``; no graph is made for it.
+
+        Where a graph of the module is known, this is all that an engine needs besides.
+        """
+        return StoredTensor.all_of(self())
 
     def with_spec(self, spec: ComponentSpec) -> "Recipe":
         """The recipe of the same module with the inputs and outputs of another description."""
@@ -95,6 +103,10 @@ class Component:
     #: Identifies weights and config; part of an export's cache key. ``None`` where it is not known
     #: beforehand, as for a module that the user set.
     fingerprint: str | None = None
+    #: Identifies, together with the description, the graph that a capture would give, whatever the
+    #: weights. Two components that agree in it, in ``spec``, precision, sizes and options share one
+    #: graph. ``None`` where that is not known: the component is then exported with its weights.
+    graph: str | None = None
     #: Engine format to the file in an exported artifact: ``{"onnx": …/model.onnx}``.
     files: Mapping[str, Path] = field(default_factory=FrozenDict)
 
@@ -136,7 +148,11 @@ class Component:
         return replace(self, options={**self.options, **options})
 
     def rebuilt(
-        self, rewrite: "Callable[..., nn.Module]", *arguments: Any, mark: str = ""
+        self,
+        rewrite: "Callable[..., nn.Module]",
+        *arguments: Any,
+        mark: str = "",
+        graph: str | None = None,
     ) -> "Component":
         """The component with its torch module rewritten when it is built.
 
@@ -146,6 +162,9 @@ class Component:
             arguments: The function's other arguments; plain data.
             mark: Identifies the rewriting in the cache key: its name, and whatever its result
                 depends on. The function's import path by default.
+            graph: Identifies what the rewriting makes of the graph, where that follows from no
+                value of a weight: its name and options. ``""`` where it changes weights alone.
+                Without it the graph is taken to depend on the weights, and is shared with none.
         """
         fingerprint = self.fingerprint
         if fingerprint is not None:
@@ -154,7 +173,9 @@ class Component:
             fingerprint = hashlib.sha256(text.encode()).hexdigest()
         before = self.build if self.build is not None else Exported(name=self.name)
         build = Rewritten(before=before, rewrite=rewrite, arguments=arguments)
-        return replace(self, build=build, fingerprint=fingerprint)
+        known = self.graph is not None and graph is not None
+        both = f"{self.graph} {graph}".strip() if known else None
+        return replace(self, build=build, fingerprint=fingerprint, graph=both)
 
     def check_dims(self, dims: Mapping[str, int]) -> None:
         """Raise ``InputError`` if the component was not exported for the sizes of a call."""
