@@ -27,12 +27,21 @@ class Recipe(ABC):
         """Whether the module is another library's, run as it is. It may then compute in float64."""
         return False
 
+    @property
+    def graph(self) -> str | None:
+        """Identifies, with the component's description, the graph of the module whatever its weights.
+
+        Components that agree in it, in ``spec``, precision, sizes and options share one graph.
+        ``None`` where that is not known: they are then exported with their weights.
+        """
+        return None
+
     @abstractmethod
     def __call__(self) -> "nn.Module":
         """Make it."""
 
     def tensors(self) -> Mapping[str, StoredTensor]:
-        """What the module saves, by the names in its ``state_dict``; no graph is made for it.
+        """The parameters and buffers of the module, by their names; no graph is made for it.
 
         Where a graph of the module is known, this is all that an engine needs besides.
         """
@@ -63,10 +72,20 @@ class Rewritten(Recipe):
     before: Recipe
     rewrite: "Callable[..., nn.Module]"
     arguments: tuple[Any, ...] = ()
+    #: Identifies what the rewriting makes of the graph; ``""`` for nothing, ``None`` if that may
+    #: depend on the weights.
+    to_graph: str | None = None
 
     @property
     def foreign(self) -> bool:
         return isinstance(self.before, Recipe) and self.before.foreign
+
+    @property
+    def graph(self) -> str | None:
+        before = self.before.graph if isinstance(self.before, Recipe) else None
+        if before is None or self.to_graph is None:
+            return None
+        return f"{before} {self.to_graph}".rstrip()
 
     def with_spec(self, spec: ComponentSpec) -> "Recipe":
         return replace(self, before=self.before.with_spec(spec))
@@ -103,10 +122,6 @@ class Component:
     #: Identifies weights and config; part of an export's cache key. ``None`` where it is not known
     #: beforehand, as for a module that the user set.
     fingerprint: str | None = None
-    #: Identifies, together with the description, the graph that a capture would give, whatever the
-    #: weights. Two components that agree in it, in ``spec``, precision, sizes and options share one
-    #: graph. ``None`` where that is not known: the component is then exported with its weights.
-    graph: str | None = None
     #: Engine format to the file in an exported artifact: ``{"onnx": …/model.onnx}``.
     files: Mapping[str, Path] = field(default_factory=FrozenDict)
 
@@ -167,15 +182,18 @@ class Component:
                 Without it the graph is taken to depend on the weights, and is shared with none.
         """
         fingerprint = self.fingerprint
+        done = f"{rewrite.__module__}.{rewrite.__qualname__}"
         if fingerprint is not None:
-            done = f"{rewrite.__module__}.{rewrite.__qualname__}"
             text = f"{fingerprint} {mark or done} {arguments}"
             fingerprint = hashlib.sha256(text.encode()).hexdigest()
         before = self.build if self.build is not None else Exported(name=self.name)
-        build = Rewritten(before=before, rewrite=rewrite, arguments=arguments)
-        known = self.graph is not None and graph is not None
-        both = f"{self.graph} {graph}".strip() if known else None
-        return replace(self, build=build, fingerprint=fingerprint, graph=both)
+        build = Rewritten(
+            before=before,
+            rewrite=rewrite,
+            arguments=arguments,
+            to_graph=f"{done} {graph}" if graph else graph,
+        )
+        return replace(self, build=build, fingerprint=fingerprint)
 
     def check_dims(self, dims: Mapping[str, int]) -> None:
         """Raise ``InputError`` if the component was not exported for the sizes of a call."""

@@ -6,7 +6,7 @@ The map is plain data, so that whoever has the tensors can bind them without bui
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,13 +44,18 @@ class StoredTensor:
         dtype = str(plain.dtype).removeprefix("torch.")
         if plain.is_floating_point() and dtype not in _FLOATS:
             plain, dtype = plain.float(), "float32"
-        array = plain.view(torch.uint16) if dtype == _BFLOAT16 else plain
-        return cls(dtype=dtype, array=array.numpy())
+        if dtype == _BFLOAT16:
+            return cls(dtype=dtype, array=plain.view(torch.int16).numpy().view(np.uint16))
+        return cls(dtype=dtype, array=plain.numpy())
 
     @classmethod
     def all_of(cls, module: "nn.Module") -> "dict[str, StoredTensor]":
-        """The tensors that a module saves, by their names."""
-        return {name: cls.of(tensor) for name, tensor in module.state_dict().items()}
+        """The parameters and buffers of a module, by their names."""
+        tensors = {
+            **dict(module.named_parameters(remove_duplicate=False)),
+            **dict(module.named_buffers(remove_duplicate=False)),
+        }
+        return {name: cls.of(tensor) for name, tensor in tensors.items()}
 
     @property
     def floating(self) -> bool:
@@ -164,8 +169,8 @@ class WeightMap:
 
     #: The name of a constant in the graph to what it is.
     constants: Mapping[str, Constant]
-    #: The tensors of the module that the graph holds itself, whose values may have shaped it, to
-    #: their digests: a module where they differ has another graph.
+    #: The tensors of the module that the graph holds itself, because they are integers or computed
+    #: from the config, to their digests: a module where they differ has another graph.
     held: Mapping[str, str] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:
@@ -174,10 +179,19 @@ class WeightMap:
 
     @classmethod
     def around(
-        cls, constants: Mapping[str, Constant], tensors: Mapping[str, StoredTensor]
+        cls,
+        constants: Mapping[str, Constant],
+        tensors: Mapping[str, StoredTensor],
+        bound: Container[str],
     ) -> "WeightMap":
-        """The map of a graph with these constants, made of a module with these tensors."""
-        held = {name: one.digest for name, one in tensors.items() if not one.floating}
+        """The map of a graph with these constants.
+
+        Args:
+            constants: The constants that are tensors of the module.
+            tensors: All tensors of the module.
+            bound: The names of those that the graph holds no values of.
+        """
+        held = {name: one.digest for name, one in tensors.items() if name not in bound}
         return cls(constants=constants, held=held)
 
     @property
@@ -187,8 +201,12 @@ class WeightMap:
 
     def fits(self, tensors: Mapping[str, StoredTensor]) -> bool:
         """Whether a module with these tensors has the graph of this map."""
-        shapes = {name: one.array.shape for name, one in tensors.items() if one.floating}
-        held = {name: one.digest for name, one in tensors.items() if not one.floating}
-        return held == self.held and all(
-            shapes.get(one.tensor) == one.shape for one in self.constants.values()
+        constants = self.constants.values()
+        return all(
+            one.tensor in tensors
+            and tensors[one.tensor].floating
+            and tensors[one.tensor].array.shape == one.shape
+            for one in constants
+        ) and all(
+            name in tensors and tensors[name].digest == digest for name, digest in self.held.items()
         )

@@ -76,22 +76,17 @@ class OnnxExporter(Exporter):
     def export_graph(self, component: Component, folder: Path) -> tuple[Path, WeightMap]:
         """Write ``model.onnx`` without initializers for the weights: whoever loads it adds them."""
         dtype = _dtype(component)
-        from perfuse.capture import build, replace_tensors, trace
+        from perfuse.capture import build, hollow, trace
 
         module = build(component)
         tensors = StoredTensor.all_of(module)
-        saved = {id(tensor) for tensor in module.state_dict(keep_vars=True).values()}
-        # What the module computed from its config stays in the graph, with its values.
-        hollow = replace_tensors(
-            module, lambda tensor: _stand_in(tensor, dtype, hollow=id(tensor) in saved)
-        )
-        floating = {name: one.array.shape for name, one in tensors.items() if one.floating}
-        program = trace(component, hollow, dtype)
-        model, constants = _lowered(program, floating, component)
+        emptied, bound = hollow(module, dtype)
+        shapes = {name: tensors[name].array.shape for name in bound}
+        model, constants = _lowered(trace(component, emptied, dtype), shapes, component)
         path = folder / MODEL
         say(f"Writing the graph of {component.name}")
         path.write_bytes(model.SerializeToString())
-        return path, WeightMap.around(constants, tensors)
+        return path, WeightMap.around(constants, tensors, bound)
 
     def fill(
         self, graph: Path, weights: WeightMap, tensors: Mapping[str, StoredTensor], folder: Path
@@ -169,15 +164,11 @@ def _dtype(component: Component) -> "torch.dtype":
     return torch.float16 if component.precision == "float16" else torch.float32
 
 
-def _stand_in(
-    tensor: "torch.Tensor", dtype: "torch.dtype", *, hollow: bool = True
-) -> "torch.Tensor":
+def _stand_in(tensor: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
     import torch
 
     # Integers are positions and tables, whose values may determine the graph's structure.
-    if not tensor.is_floating_point():
-        return tensor
-    return torch.empty(tensor.shape, dtype=dtype) if hollow else tensor.to(dtype)
+    return torch.empty(tensor.shape, dtype=dtype) if tensor.is_floating_point() else tensor
 
 
 def _lowered(
