@@ -23,6 +23,7 @@ BENCHMARKS = (
     "cold_start",
     "listing",
     "export_memory",
+    "second_checkpoint",
     "coreml_export",
     "mil_interpreter",
     "overhead",

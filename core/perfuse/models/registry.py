@@ -191,7 +191,9 @@ def perturbed(component: Component, perturbation: Perturbation) -> Component:
     guidance = spec.guidance if spec.guidance != "branches" else ""
     own = replace(spec, name=perturbation.entry, entry_of=spec.name, guidance=guidance)
     settings = (perturbation.kind, perturbation.layers, perturbation.amount)
-    return replace(component, spec=own).rebuilt(_perturb, architecture.perturb, *settings)
+    return replace(component, spec=own).rebuilt(
+        _perturb, architecture.perturb, *settings, graph=f"{architecture.perturb} {settings}"
+    )
 
 
 def _perturb(module: Any, how: str, *settings: Any) -> Any:

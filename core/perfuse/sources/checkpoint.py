@@ -254,6 +254,10 @@ class FromCheckpoint(Recipe):
     #: The dtype to build in if the weights are stored in several.
     precision: str
 
+    @property
+    def graph(self) -> str:
+        return "of the config"
+
     def with_spec(self, spec: ComponentSpec) -> "FromCheckpoint":
         return dataclasses.replace(self, spec=spec)
 
