@@ -1,7 +1,7 @@
 """ONNX Runtime as a backend."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,14 +12,16 @@ from perfuse.backend import (
     Options,
     Program,
     Request,
+    StoredTensor,
     Support,
     SupportLevel,
     Target,
 )
 from perfuse.errors import ArtifactError, DeviceNotFoundError, ExecutionError, UnsupportedError
-from perfuse.sources import ArtifactStore
+from perfuse.sources import ArtifactStore, read_map, shapes_of
 from perfuse_onnxruntime import providers
 from perfuse_onnxruntime.binding import bind
+from perfuse_onnxruntime.changing import with_changes
 from perfuse_onnxruntime.external import check_external
 from perfuse_onnxruntime.program import OnnxProgram
 
@@ -66,6 +68,12 @@ class OnnxRuntime(Backend):
             "use float16 or float32",
         )
 
+    def weights(self, component: Component) -> Mapping[str, tuple[int, ...]] | None:
+        """Those of an exported folder that has a weight map, as perfuse writes one."""
+        path = component.files.get(_FORMAT)
+        known = read_map(path) if path is not None else None
+        return shapes_of(known) if known is not None else None
+
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
         """Load the component's ONNX file, or a checkpoint's weights into its graph.
 
@@ -109,11 +117,14 @@ class OnnxRuntime(Backend):
         wanted = [(provider, options)]
         if cpu_fallback and provider != _CPU:
             wanted.append((_CPU, {}))
-        if graph is None:
+        model: str | bytes = str(path)
+        weights: Sequence[StoredTensor] = ()
+        if graph is not None:
+            model, weights = bind(graph, settings)
+        else:
             _check(path)
-            session = _session(path, str(path), device, wanted, settings)
-            return OnnxProgram(session, component, path, device)
-        model, weights = bind(graph, settings)
+            if component.build is None and component.changes is not None:
+                model, weights = with_changes(path, component, settings)
         session = _session(path, model, device, wanted, settings)
         return OnnxProgram(session, component, path, device, weights)
 

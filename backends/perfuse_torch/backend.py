@@ -176,6 +176,8 @@ class TorchProgram(Program):
         self.signature = component.signature
         self.torch_device = str(device)
         self._component = component
+        #: Weights that adapters changed once, as the checkpoint has them: most are in its mapped file.
+        self._stored: dict[str, Tensor] = {}
         self._module: nn.Module | None = module
         self._device = device
         self._options = options
@@ -241,21 +243,25 @@ class TorchProgram(Program):
             return False
         if component.storage or self._options["compile"]:
             return False
-        base, own = named_weights(after.build()), named_weights(self._module)
         changes = [one.changes for one in (self._component, component) if one.changes is not None]
-        values = {name: base[name] for one in changes for name in one.names & base.keys()}
+        own = named_weights(self._module)
+        names = {name for one in changes for name in one.names & own.keys()}
+        if not names <= self._stored.keys():
+            stored = named_weights(after.build())
+            self._stored |= {name: stored[name].detach() for name in names}
+        values = {name: self._stored[name] for name in names}
         if component.changes is not None:
-            for name, value in changed_weights(base, component.changes, component.precision):
+            for name, value in changed_weights(values, component.changes, component.precision):
                 self._put(own[name], value)
-                del values[name]
-        for name, value in values.items():
-            self._put(own[name], value)
+                names.remove(name)
+        for name in names:
+            self._put(own[name], values[name])
         self._component = component
         return True
 
     def _put(self, weight: Tensor, value: Tensor) -> None:
         """Give one of the module's own weights another value."""
-        value = _moved(value.detach(), self._entry, self._device, weight.dtype)
+        value = _moved(value, self._entry, self._device, weight.dtype)
         if self._options["channels_last"] and value.ndim == 4:
             value = value.contiguous(memory_format=torch.channels_last)
         weight.data = value
@@ -277,6 +283,7 @@ class TorchProgram(Program):
         """Release the weights, and the memory that torch keeps for later."""
         if self._module is not None:
             self._module = None
+            self._stored.clear()
             _function(self._entry.synchronize)(self._device)
             _function(self._entry.empty_cache)()
 

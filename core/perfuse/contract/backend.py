@@ -185,6 +185,18 @@ class Backend(ABC):
         """
         return read_options(target.options, self.options, of=f"The {self.name} backend")
 
+    def weights(self, component: Component) -> Mapping[str, tuple[int, ...]] | None:
+        """The weights of an exported component that it can load with adapters in them.
+
+        Returns:
+            Their shapes by their names in the model's state dict; ``None`` where it loads a file
+            as it is. ``prepare`` is then never given one with ``changes``.
+
+        Raises:
+            ArtifactError: the file, or what is beside it, is damaged.
+        """
+        return None
+
     @abstractmethod
     def prepare(self, component: Component, target: Target, store: "ArtifactStore") -> Program:
         """Make the component ready to run.

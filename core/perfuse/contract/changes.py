@@ -6,7 +6,10 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Changes"]
+__all__ = ["Changes", "plain_name"]
+
+#: What flat modules call the model inside them, also where one wraps another.
+_WRAPPERS = ("inner", "model")
 
 
 class Changes(ABC):
@@ -29,3 +32,9 @@ class Changes(ABC):
     @abstractmethod
     def of(self, name: str, weight: NDArray[np.float32]) -> NDArray[np.float32]:
         """A weight with the adapters in it, a new array of the same shape."""
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name in its model's state dict, of its name in a component's flat module."""
+    head, _, rest = name.partition(".")
+    return plain_name(rest) if head in _WRAPPERS else name

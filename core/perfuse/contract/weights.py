@@ -110,6 +110,12 @@ class Change:
             return array.transpose(self.sizes)
         return array.reshape(self.sizes)
 
+    def undone(self, array: npt.NDArray[Any], before: tuple[int, ...]) -> npt.NDArray[Any]:
+        """What an array was before it, of that shape."""
+        if self.kind == "transpose":
+            return array.transpose(np.argsort(self.sizes))
+        return array.reshape(before)
+
     def shape(self, before: tuple[int, ...]) -> tuple[int, ...]:
         """The shape after it."""
         return tuple(before[i] for i in self.sizes) if self.kind == "transpose" else self.sizes
@@ -140,6 +146,16 @@ class Constant:
         for change in self.changes:
             shape = change.shape(shape)
         return shape
+
+    def undone(self, tensor: StoredTensor) -> StoredTensor:
+        """The tensor before the changes of its layout, of one that had them."""
+        shapes = [self.shape]
+        for change in self.changes:
+            shapes.append(change.shape(shapes[-1]))
+        array = tensor.array
+        for change, before in zip(reversed(self.changes), reversed(shapes[:-1]), strict=True):
+            array = change.undone(array, before)
+        return StoredTensor(dtype=tensor.dtype, array=array)
 
     def of(self, tensor: StoredTensor, *, exact: bool = False) -> StoredTensor:
         """The tensor, before the changes of its layout, in a dtype that the graph can take.

@@ -7,12 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perfuse.contract.changes import Changes
+from perfuse.contract.changes import Changes, plain_name
 
 __all__ = ["changed_module", "changed_weights", "named_weights"]
-
-#: What flat modules call the model inside them, also where one wraps another.
-_WRAPPERS = ("inner", "model")
 
 
 def changed_module(module: nn.Module, changes: Changes, precision: str) -> nn.Module:
@@ -26,7 +23,7 @@ def changed_module(module: nn.Module, changes: Changes, precision: str) -> nn.Mo
 
 def named_weights(module: nn.Module) -> dict[str, Tensor]:
     """The parameters of a flat module by their names in the model's state dict."""
-    return {_plain(name): tensor for name, tensor in module.named_parameters()}
+    return {plain_name(name): tensor for name, tensor in module.named_parameters()}
 
 
 def changed_weights(
@@ -43,8 +40,3 @@ def changed_weights(
     for name in sorted(changes.names & weights.keys()):
         weight = weights[name].detach().to("cpu", torch.float32)
         yield name, torch.from_numpy(changes.of(name, weight.numpy())).to(dtype)
-
-
-def _plain(name: str) -> str:
-    head, _, rest = name.partition(".")
-    return _plain(rest) if head in _WRAPPERS else name

@@ -334,15 +334,20 @@ class Parts:
         """The shapes of a component's weights by their names in its model's state dict.
 
         Raises:
-            InputError: the component is exported for an engine that takes no other weights.
+            InputError: the component is exported, and its engine takes no other weights.
         """
         if component.plain is not None:
             component = component.plain
         if component.build is None:
-            raise InputError(
-                f"A LoRA was to be loaded; {self._source.model} is an export, whose weights are "
-                "fixed. Load it into the checkpoint, and export that: perfuse export --lora FILE."
-            )
+            target = self.target(component.name)
+            shapes = host().backend(target.backend).weights(component)
+            if shapes is None:
+                raise InputError(
+                    f"A LoRA was to be loaded; {self._source.model} is an export, and {target} takes "
+                    f"the weights of its {component.name} as they are. Load it into the checkpoint, "
+                    "and export that: perfuse export --lora FILE."
+                )
+            return dict(shapes)
         from perfuse.models.changed_weights import named_weights
 
         weights = named_weights(component.build())

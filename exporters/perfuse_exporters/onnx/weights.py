@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfuse.backend import Change, Constant, StoredTensor, WeightMap
 from perfuse.errors import ExportError
+from perfuse.sources import write_map
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,6 +88,7 @@ def fill(
             with open(folder / _DATA, "wb") as file:
                 _write_beside(model, weights, tensor, file)
         path.write_bytes(model.SerializeToString())
+        write_map(weights, folder)
     except OSError as exc:
         raise ExportError(
             f"{path} was to be written; the system said: {exc.strerror or exc}. Free space or "
