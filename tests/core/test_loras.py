@@ -100,7 +100,7 @@ def made(checkpoint: Make, **settings: Any) -> Factors:
 
 
 def draw(pipe: DiffusionPipeline) -> Any:
-    return pipe(**GIVEN, output_type="latent").images.numpy()
+    return np.asarray(pipe(**GIVEN, output_type="latent").images)
 
 
 def test_switching_leaves_nothing_behind(checkpoint: Make, tmp_path: Path) -> None:
@@ -343,3 +343,42 @@ def test_pictures_are_drawn_again_with_their_loras(
     write(tmp_path / "a.safetensors", made(checkpoint, seed=1), "kohya")
     warned = perfuse("--from", "one.png", "--output", "four.png").stderr
     assert "a.safetensors is not the LoRA that the picture was drawn with" in warned
+
+
+def test_merging(checkpoint: Make, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.safetensors", made(checkpoint), "kohya")
+    given = ["merge", "--model", checkpoint("words"), "--output", tmp_path / "merged", "--quiet"]
+
+    def perfuse(*more: object) -> Any:
+        return CliRunner().invoke(main, [str(one) for one in (*given, *more)])
+
+    assert "Nothing was given to merge" in perfuse().stderr
+    assert "no number" in perfuse("--lora", f"{file}:much").stderr
+    assert not (tmp_path / "merged").exists()
+    assert perfuse("--lora", f"{file}:0.5").exit_code == 0
+    assert "holds other files" in perfuse("--lora", file).stderr
+    pipe = opened(checkpoint)
+    pipe.load_lora_weights(file, adapter_name="a")
+    pipe.set_adapters("a", 0.5)
+    merged = DiffusionPipeline.from_pretrained(tmp_path / "merged", backend="torch:cpu")
+    assert np.array_equal(draw(merged), draw(pipe))
+
+
+@pytest.mark.export
+def test_in_an_exported_folder(checkpoint: Make, exported: Any, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    file = write(tmp_path / "a.safetensors", made(checkpoint), "kohya")
+    pipe, folder = opened(checkpoint), exported("words", "onnx")
+    of_folder = DiffusionPipeline.from_pretrained(folder)
+    before = draw(of_folder)
+    for one in (pipe, of_folder):
+        one.load_lora_weights(file, adapter_name="a")
+    for weight in (1.0, 0.3):
+        for one in (pipe, of_folder):
+            one.set_adapters("a", weight)
+        now = draw(of_folder)
+        assert np.abs(now - draw(pipe)).max() < 1e-3
+        assert np.abs(now - before).max() > 1e-3
+    of_folder.unload_lora_weights()
+    assert np.array_equal(draw(of_folder), before)
+    assert DiffusionPipeline.from_pretrained(folder).source.verify() is None  # nothing was written
