@@ -152,9 +152,10 @@ class Constant:
         Raises:
             ExportError: it has numbers that the graph's dtype cannot hold.
         """
+        shaped = StoredTensor(dtype=tensor.dtype, array=tensor.array.reshape(self.shape))
         if tensor.dtype == self.dtype or (self.dtype == "float32" and not exact):
-            return tensor
-        cast = tensor.cast(self.dtype)
+            return shaped
+        cast = shaped.cast(self.dtype)
         if self.dtype == "float16" and not np.isfinite(cast.array).all():
             raise ExportError(
                 f"{self.tensor} was to be written in float16, which ends at 65504; the tensor "
