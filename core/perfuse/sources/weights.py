@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.original import View
 from perfuse.contract.weights import StoredTensor
@@ -334,6 +332,8 @@ def _changed(folder: Path) -> WeightsError:
 
 def _mapped(path: Path, names: Collection[str]) -> dict[str, StoredTensor]:
     """Tensors of a safetensors file, mapped privately: what is written to them stays in memory."""
+    import numpy as np
+
     header = read_header(path)
     try:
         whole = np.memmap(path, mode="c")
