@@ -10,13 +10,12 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from perfuse.contract.frozen import FrozenDict
 from perfuse.errors import ExportError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
     from torch import nn
 
@@ -33,11 +32,12 @@ class StoredTensor:
     #: ``"float16"``, ``"int64"``, …
     dtype: str
     #: The values; of bfloat16, which numpy has not, the bits as uint16.
-    array: npt.NDArray[Any]
+    array: "npt.NDArray[Any]"
 
     @classmethod
     def of(cls, tensor: "torch.Tensor") -> "StoredTensor":
         """A torch tensor, in the same memory where that is the CPU's."""
+        import numpy as np
         import torch
 
         plain = tensor.detach().cpu().contiguous()
@@ -69,6 +69,8 @@ class StoredTensor:
 
     def cast(self, dtype: str) -> "StoredTensor":
         """The values in another dtype, rounded to nearest; itself where it has that dtype."""
+        import numpy as np
+
         if dtype == self.dtype:
             return self
         if self.dtype == _BFLOAT16:
@@ -82,14 +84,18 @@ class StoredTensor:
 
     def changed(self, changes: "tuple[Change, ...]") -> "StoredTensor":
         """The tensor after changes of its layout, contiguous."""
+        import numpy as np
+
         array = self.array
         for change in changes:
             array = change.of(array)
         return StoredTensor(dtype=self.dtype, array=np.ascontiguousarray(array))
 
 
-def _bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
+def _bits(values: "npt.NDArray[np.float32]") -> "npt.NDArray[np.uint16]":
     """The nearest bfloat16 of each number, ties to even, as its bits."""
+    import numpy as np
+
     bits = values.view(np.uint32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
@@ -104,7 +110,7 @@ class Change:
     #: The axes in their new order, or the new shape.
     sizes: tuple[int, ...]
 
-    def of(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def of(self, array: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
         """An array after it."""
         if self.kind == "transpose":
             return array.transpose(self.sizes)
@@ -168,9 +174,12 @@ class Constant:
         Raises:
             ExportError: it has numbers that the graph's dtype cannot hold.
         """
+        import numpy as np
+
+        shaped = StoredTensor(dtype=tensor.dtype, array=tensor.array.reshape(self.shape))
         if tensor.dtype == self.dtype or (self.dtype == "float32" and not exact):
-            return tensor
-        cast = tensor.cast(self.dtype)
+            return shaped
+        cast = shaped.cast(self.dtype)
         if self.dtype == "float16" and not np.isfinite(cast.array).all():
             raise ExportError(
                 f"{self.tensor} was to be written in float16, which ends at 65504; the tensor "

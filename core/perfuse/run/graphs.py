@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perfuse.contract.component import Component
+from perfuse.contract.component import Component, Recipe
 from perfuse.contract.weights import StoredTensor, WeightMap
 from perfuse.errors import ExportError
 from perfuse.plugins.host import host
 from perfuse.progress import working
 from perfuse.run.lowering import lowered, settings
+from perfuse.sources.checkpoint import FromCheckpoint
 from perfuse.sources.manifest import sha256
 from perfuse.sources.plain import from_plain, to_plain
 from perfuse.sources.store import ArtifactStore
@@ -33,7 +34,8 @@ class Bound:
     #: The graph's main file.
     path: Path
     weights: WeightMap
-    #: All tensors of the component's module; most of them lie in the checkpoint's mapped files.
+    #: The tensors of the component's module; most of them lie in the checkpoint's mapped files. Their
+    #: shapes may differ from the constants' by axes of size 1.
     tensors: Mapping[str, StoredTensor]
 
 
@@ -53,11 +55,45 @@ def bound(component: Component, format: str, store: ArtifactStore) -> Bound | No
     folder = store.get_or_make(
         _label(component, format), key, lambda f: _make(component, format, f)
     )
-    path, weights = _read(folder)
-    tensors = component.build.tensors()
-    if not weights.fits(tensors):
-        return None
+    path, weights, files = _read(folder)
+    tensors: Mapping[str, StoredTensor] | None = _from_files(component.build, files)
+    if tensors is None:
+        tensors = component.build.tensors()
+        if not weights.fits(tensors):
+            return None
     return Bound(path=path, weights=weights, tensors=tensors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Files:
+    """How a checkpoint stores the tensors of a graph: another one may store them otherwise."""
+
+    #: The names of all stored tensors to their shapes.
+    shapes: Mapping[str, tuple[int, ...]]
+    #: The names of the module's tensors that are constants of the graph, to those of stored ones.
+    names: Mapping[str, str]
+
+
+def _files(build: Recipe, weights: WeightMap) -> _Files | None:
+    """How the tensors of a graph are stored; ``None`` where they are not all stored as they are."""
+    if not isinstance(build, FromCheckpoint):
+        return None
+    names = build.names()
+    wanted = {constant.tensor for constant in weights.constants.values()}
+    if not wanted <= names.keys() or weights.held.keys() & names.keys():
+        return None
+    shapes = {name: shape for name, (_, shape) in build.weights.shapes.items()}
+    return _Files(shapes=shapes, names={name: names[name] for name in wanted})
+
+
+def _from_files(build: Recipe, files: _Files | None) -> dict[str, StoredTensor] | None:
+    """The tensors of a graph from a checkpoint that stores them in the same way, without torch."""
+    if files is None or not isinstance(build, FromCheckpoint):
+        return None
+    if {name: shape for name, (_, shape) in build.weights.shapes.items()} != files.shapes:
+        return None
+    stored = build.weights.arrays(set(files.names.values()))
+    return {name: stored[of] for name, of in files.names.items()} if stored is not None else None
 
 
 def filled(
@@ -128,7 +164,10 @@ def _make(component: Component, format: str, folder: Path) -> None:
         subject=component.name,
     ):
         main, weights = lowered(component, format, lambda e: e.export_graph(component, folder))
-    (folder / _MAP).write_text(json.dumps(to_plain(weights)), encoding="utf-8")
+    assert component.build is not None  # it was lowered
+    stored = _files(component.build, weights)
+    content = {"weights": to_plain(weights), "files": to_plain(stored)}
+    (folder / _MAP).write_text(json.dumps(content), encoding="utf-8")
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     record = {
         "main": main.relative_to(folder).as_posix(),
@@ -137,15 +176,18 @@ def _make(component: Component, format: str, folder: Path) -> None:
     (folder / _RECORD).write_text(json.dumps(record), encoding="utf-8")
 
 
-def _read(folder: Path) -> tuple[Path, WeightMap]:
-    """A graph in the cache and its map, seen to be as they were written."""
+def _read(folder: Path) -> tuple[Path, WeightMap, _Files | None]:
+    """A graph in the cache with its maps, seen to be as they were written."""
     try:
         record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         for name, digest in record["files"].items():
             if sha256(folder / name) != digest:
                 raise ValueError(f"{name} is not what was written")
-        text = (folder / _MAP).read_text(encoding="utf-8")
-        return folder / record["main"], from_plain(WeightMap, json.loads(text))
+        content = json.loads((folder / _MAP).read_text(encoding="utf-8"))
+        weights = from_plain(WeightMap, content["weights"])
+        stored = content["files"]
+        files = from_plain(_Files, stored) if stored is not None else None
+        return folder / record["main"], weights, files
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ExportError(
             f"{folder} in the cache is damaged: {exc}. Run: perfuse cache clear"
