@@ -236,9 +236,7 @@ class TorchProgram(Program):
 
     def rebind(self, component: Component) -> bool:
         """Replace the weights that adapters change, or changed; the others stay where they are."""
-        before, after = self._component.plain, component.plain
-        before = before if before is not None else self._component
-        after = after if after is not None else component
+        before, after = self._component.unchanged, component.unchanged
         if self._module is None or before != after or after.build is None:
             return False
         if component.storage or self._options["compile"]:

@@ -2,9 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["Changes", "plain_name"]
 
@@ -30,7 +32,7 @@ class Changes(ABC):
         """The weights that change, by the names in the model's state dict."""
 
     @abstractmethod
-    def of(self, name: str, weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    def of(self, name: str, weight: "NDArray[np.float32]") -> "NDArray[np.float32]":
         """A weight with the adapters in it, a new array of the same shape."""
 
 

@@ -137,6 +137,14 @@ class Component:
         object.__setattr__(self, "sizes", tuple(FrozenDict(size) for size in self.sizes))
 
     @property
+    def unchanged(self) -> "Component":
+        """The component without adapters."""
+        if self.plain is None:
+            return self
+        build, fingerprint = self.plain.build, self.plain.fingerprint
+        return replace(self, build=build, fingerprint=fingerprint, changes=None, plain=None)
+
+    @property
     def name(self) -> str:
         return self.spec.name
 

@@ -116,8 +116,10 @@ class Change:
             return array.transpose(self.sizes)
         return array.reshape(self.sizes)
 
-    def undone(self, array: npt.NDArray[Any], before: tuple[int, ...]) -> npt.NDArray[Any]:
+    def undone(self, array: "npt.NDArray[Any]", before: tuple[int, ...]) -> "npt.NDArray[Any]":
         """What an array was before it, of that shape."""
+        import numpy as np
+
         if self.kind == "transpose":
             return array.transpose(np.argsort(self.sizes))
         return array.reshape(before)

@@ -28,10 +28,6 @@ class Changed(Recipe):
     def foreign(self) -> bool:
         return self.before.foreign
 
-    @property
-    def graph(self) -> str | None:
-        return self.before.graph  # adapters change numbers alone
-
     def with_spec(self, spec: ComponentSpec) -> "Changed":
         return dataclasses.replace(self, before=self.before.with_spec(spec))
 

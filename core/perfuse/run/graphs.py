@@ -1,11 +1,12 @@
 """Graphs in the cache, apart from weights: one serves every checkpoint of a configuration."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perfuse.contract.changes import Changes, plain_name
 from perfuse.contract.component import Component, Recipe
 from perfuse.contract.weights import StoredTensor, WeightMap
 from perfuse.errors import ExportError
@@ -49,6 +50,8 @@ def bound(component: Component, format: str, store: ArtifactStore) -> Bound | No
         ExportError: the graph could not be made, or the one in the cache is damaged.
         WeightsError: tensors are missing, unexpected or of another shape.
     """
+    changes = component.changes
+    component = component.unchanged
     key = _key(component, format)
     if key is None or component.build is None:
         return None
@@ -61,7 +64,20 @@ def bound(component: Component, format: str, store: ArtifactStore) -> Bound | No
         tensors = component.build.tensors()
         if not weights.fits(tensors):
             return None
+    if changes is not None:
+        tensors = {**tensors, **dict(_changed(tensors, changes))}
     return Bound(path=path, weights=weights, tensors=tensors)
+
+
+def _changed(
+    tensors: Mapping[str, StoredTensor], changes: Changes
+) -> Iterator[tuple[str, StoredTensor]]:
+    """The tensors that adapters change, as they are with them."""
+    for name, tensor in tensors.items():
+        weight = plain_name(name)
+        if weight in changes.names:
+            array = changes.of(weight, tensor.cast("float32").array)
+            yield name, StoredTensor(dtype="float32", array=array)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +134,7 @@ def filled(
     Raises:
         ExportError: the graph in the cache is damaged, or the folder cannot be written.
     """
-    key = _key(component, format)
+    key = _key(component.unchanged, format)
     if key is None or not store.folder(_label(component, format), key).is_dir():
         return None
     found = bound(component, format, store)

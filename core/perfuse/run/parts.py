@@ -336,8 +336,7 @@ class Parts:
         Raises:
             InputError: the component is exported, and its engine takes no other weights.
         """
-        if component.plain is not None:
-            component = component.plain
+        component = component.unchanged
         if component.build is None:
             target = self.target(component.name)
             shapes = host().backend(target.backend).weights(component)
