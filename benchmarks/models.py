@@ -101,11 +101,15 @@ def shapes(model: Path | None) -> Path:
     return model if model is not None else CHECKPOINT
 
 
-def sd15(work: Path, *, quick: bool = False) -> Path:
-    """A checkpoint of Stable Diffusion 1.5's sizes: 860 M, 123 M and 84 M parameters."""
+def sd15(work: Path, *, quick: bool = False, seed: int = 0) -> Path:
+    """A checkpoint of Stable Diffusion 1.5's sizes: 860 M, 123 M and 84 M parameters.
+
+    Another seed gives another checkpoint of the same configs.
+    """
     if quick:
-        return middle(work)
-    return _checkpoint(work / "sd15", _SD15_UNET, _SD15_VAE, _SD15_TEXT)
+        return middle(work, seed=seed)
+    folder = work / ("sd15" if seed == 0 else f"sd15-{seed}")
+    return _checkpoint(folder, _SD15_UNET, _SD15_VAE, _SD15_TEXT, seed=seed)
 
 
 def sdxl(work: Path, *, quick: bool = False) -> Path:
@@ -125,14 +129,15 @@ def sdxl(work: Path, *, quick: bool = False) -> Path:
     return _checkpoint(work / "sdxl", _SDXL_UNET, vae, _SD15_TEXT, _SDXL_TEXT_2, index)
 
 
-def middle(work: Path) -> Path:
+def middle(work: Path, *, seed: int = 0) -> Path:
     """The same at less than half the width and depth: a UNet of 92 M parameters, 256×256 pictures."""
     unet = {**_SD15_UNET, "sample_size": 32, "block_out_channels": [128, 256, 512, 512]}
     unet |= {"layers_per_block": 1, "cross_attention_dim": 256}
     vae = {**_SD15_VAE, "sample_size": 256, "block_out_channels": [32, 64, 128, 128]}
     vae |= {"layers_per_block": 1}
     text = {**_SD15_TEXT, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
-    return _checkpoint(work / "middle", unet, vae, {**text, "num_attention_heads": 4})
+    folder = work / ("middle" if seed == 0 else f"middle-{seed}")
+    return _checkpoint(folder, unet, vae, {**text, "num_attention_heads": 4}, seed=seed)
 
 
 def exported(checkpoint: Path, to: str, work: Path, precision: str = "float32") -> Path:
@@ -154,6 +159,8 @@ def _checkpoint(
     text: Mapping[str, Any],
     text_2: Mapping[str, Any] | None = None,
     index: Mapping[str, Any] = _INDEX,
+    *,
+    seed: int = 0,
 ) -> Path:
     if (folder / "model_index.json").is_file():
         return folder
@@ -173,7 +180,7 @@ def _checkpoint(
         if text_2 is not None:
             projected = CLIPTextModelWithProjection(CLIPTextConfig(**text_2))
             models["text_encoder_2"] = (projected, "model.safetensors")
-    for seed, (name, (model, file)) in enumerate(models.items()):
+    for number, (name, (model, file)) in enumerate(models.items()):
         config = model.config.to_dict()
         write_json(folder / name / "config.json", config)
         shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
@@ -181,7 +188,7 @@ def _checkpoint(
             shapes = {
                 f"text_model.{key.removeprefix('text_model.')}": shapes[key] for key in shapes
             }
-        _write_random(folder / name / file, shapes, seed)
+        _write_random(folder / name / file, shapes, seed + number)
     for name in (name for name in index if name.startswith("tokenizer")):
         write_tokenizer(folder / name)
     write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULE)

@@ -24,6 +24,7 @@ BENCHMARKS = (
     "cold_start",
     "listing",
     "export_memory",
+    "second_checkpoint",
     "coreml_export",
     "mil_interpreter",
     "overhead",

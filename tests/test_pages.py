@@ -14,7 +14,14 @@ NOT_RUN = {"writing-a-backend.md"}
 
 
 #: Pages whose commands export for every device, or measure a whole model.
-LONG = {"any-pipeline.md", "conformance.md", "devices.md", "exporting.md", "steps.md"}
+LONG = {
+    "adapters.md",
+    "any-pipeline.md",
+    "conformance.md",
+    "devices.md",
+    "exporting.md",
+    "steps.md",
+}
 
 
 def with_examples() -> list[Any]:

@@ -1,7 +1,7 @@
 """ONNX Runtime as a backend."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,13 +12,16 @@ from perfuse.backend import (
     Options,
     Program,
     Request,
+    StoredTensor,
     Support,
     SupportLevel,
     Target,
 )
 from perfuse.errors import ArtifactError, DeviceNotFoundError, ExecutionError, UnsupportedError
-from perfuse.sources import ArtifactStore
+from perfuse.sources import ArtifactStore, read_map, shapes_of
 from perfuse_onnxruntime import providers
+from perfuse_onnxruntime.binding import bind
+from perfuse_onnxruntime.changing import with_changes
 from perfuse_onnxruntime.external import check_external
 from perfuse_onnxruntime.program import OnnxProgram
 
@@ -65,15 +68,24 @@ class OnnxRuntime(Backend):
             "use float16 or float32",
         )
 
+    def weights(self, component: Component) -> Mapping[str, tuple[int, ...]] | None:
+        """Those of an exported folder that has a weight map, as perfuse writes one."""
+        path = component.files.get(_FORMAT)
+        known = read_map(path) if path is not None else None
+        return shapes_of(known) if known is not None else None
+
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
-        """Load the component's ONNX file, or export it into the store first.
+        """Load the component's ONNX file, or a checkpoint's weights into its graph.
+
+        The graph of a checkpoint comes from the store, where it is kept for every checkpoint of the
+        same config. Its weights stay in the checkpoint's mapped files.
 
         Args:
             component: What to run.
             target: Options: ``threads``, 0 for the engine's choice; ``cpu_fallback=false``, to fail where another
                 device would leave nodes to the CPU; ``prepack=false``, to have a CPU read the
                 weights where their file is mapped: slower, with no copy of them in its own layout.
-            store: Where an export goes.
+            store: Where graphs are, and exports of what has no graph of its own.
 
         Raises:
             InputError: an option is unknown or malformed.
@@ -90,30 +102,62 @@ class OnnxRuntime(Backend):
         device = target.device if target.device is not None else "cpu"
         provider, options = providers.resolve(device, onnxruntime.get_available_providers())
         self.check(component, target)
-        from perfuse.run import exported
+        from perfuse.run import bound, exported
 
-        path = exported(component, _FORMAT, store)
+        graph = bound(component, _FORMAT, store)
+        path = exported(component, _FORMAT, store) if graph is None else graph.path
         settings = _settings(provider, threads, cpu_fallback=cpu_fallback)
         if provider == _CPU and switches.get("prepack") == "false":
             _read_in_place(settings)
-        if provider == _CPU and _is_large(path):
+        size = _weights_size(path) if graph is None else graph.weights.size
+        if provider == _CPU and size >= _LARGE:
             # From the second call on the engine would keep what lies between twice: as the first call
             # took it, piece by piece, and as one block.
             settings.enable_mem_pattern = False
         wanted = [(provider, options)]
         if cpu_fallback and provider != _CPU:
             wanted.append((_CPU, {}))
-        session = _session(path, device, wanted, settings)
-        return OnnxProgram(session, component, path, device)
+        model: str | bytes = str(path)
+        weights: Sequence[StoredTensor] = ()
+        if graph is not None:
+            model, weights = bind(graph, settings)
+        else:
+            _check(path)
+            if component.build is None and component.changes is not None:
+                model, weights = with_changes(path, component, settings)
+        session = _session(path, model, device, wanted, settings)
+        return OnnxProgram(session, component, path, device, weights)
+
+
+def _check(path: Path) -> None:
+    """See that a file is there, with those that it takes its weights from.
+
+    Raises:
+        ArtifactError: one is missing, or lies outside of the folder.
+    """
+    if not path.is_file():
+        raise ArtifactError(f"{path} was to be loaded; it is not there. Export the model again.")
+    check_external(path)
 
 
 def _session(
-    path: Path, device: str, wanted: list[tuple[str, dict[str, Any]]], settings: Any
+    path: Path,
+    model: str | bytes,
+    device: str,
+    wanted: list[tuple[str, dict[str, Any]]],
+    settings: Any,
 ) -> Any:
     """A session on the first of the providers wanted, the next for the nodes it cannot take.
 
+    Args:
+        path: The file, for errors.
+        model: The same as text, or the model itself.
+        device: The device that was asked for.
+        wanted: Providers with their options.
+        settings: The ``onnxruntime.SessionOptions``.
+
     Raises:
-        ArtifactError: the file is missing or damaged.
+        ArtifactError: the file is damaged.
         DeviceNotFoundError: the provider's own libraries, or the device, are not there.
         UnsupportedError: there is no kernel for an operator.
         ExecutionError: the provider failed to compile the graph.
@@ -121,12 +165,9 @@ def _session(
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as engine
 
-    if not path.is_file():
-        raise ArtifactError(f"{path} was to be loaded; it is not there. Export the model again.")
-    check_external(path)
     try:
         session = onnxruntime.InferenceSession(
-            str(path), settings, providers=wanted, enable_fallback=False
+            model, settings, providers=wanted, enable_fallback=False
         )
     except engine.NotImplemented as exc:
         raise UnsupportedError(
@@ -170,9 +211,9 @@ def _settings(provider: str, threads: int, *, cpu_fallback: bool) -> Any:
     return options
 
 
-def _is_large(path: Path) -> bool:
+def _weights_size(path: Path) -> int:
     weights = path.with_name(f"{path.name}_data")
-    return weights.is_file() and weights.stat().st_size >= _LARGE
+    return weights.stat().st_size if weights.is_file() else 0
 
 
 def _read_in_place(settings: Any) -> None:

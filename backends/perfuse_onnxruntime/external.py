@@ -11,7 +11,7 @@ from pathlib import Path
 from perfuse.errors import ArtifactError, CheckpointError
 from perfuse.sources import check_inside
 
-__all__ = ["check_external"]
+__all__ = ["check_external", "fields"]
 
 #: The fields of onnx.proto that lead to tensors: message, field number, message.
 _MESSAGES: Mapping[str, Mapping[int, str]] = {
@@ -68,29 +68,42 @@ def _locations(data: mmap.mmap) -> Iterator[str]:
         message, position, end = stack.pop()
         children = _MESSAGES.get(message, {})
         entry: dict[int, bytes] = {}
-        while position < end:
-            key, position = _varint(data, position)
-            field, wire = key >> 3, key & 7
-            if wire == _BYTES:
-                length, position = _varint(data, position)
-                if position + length > end:
-                    raise ValueError(f"{position + length - end} bytes are missing")
+        for field, value in fields(data, position, end):
+            if isinstance(value, slice):
                 if field in children:
-                    stack.append((children[field], position, position + length))
+                    stack.append((children[field], value.start, value.stop))
                 elif message == "Entry":
-                    entry[field] = data[position : position + length]
-                position += length
-            elif wire == _VARINT:
-                _, position = _varint(data, position)
-            elif wire in (_FIXED64, _FIXED32):
-                position += 8 if wire == _FIXED64 else 4
-            else:
-                raise ValueError(f"unknown wire type {wire}")
+                    entry[field] = data[value]
         if entry.get(1) == b"location":
             yield entry.get(2, b"").decode()
 
 
-def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
+def fields(data: "mmap.mmap | bytes", position: int, end: int) -> Iterator[tuple[int, int | slice]]:
+    """The fields of a message: their numbers, and where their bytes are, or the number that they hold.
+
+    Raises:
+        IndexError: the message is cut short.
+        ValueError: it is not one of protobuf's.
+    """
+    while position < end:
+        key, position = _varint(data, position)
+        field, wire = key >> 3, key & 7
+        if wire == _BYTES:
+            length, position = _varint(data, position)
+            if position + length > end:
+                raise ValueError(f"{position + length - end} bytes are missing")
+            yield field, slice(position, position + length)
+            position += length
+        elif wire == _VARINT:
+            value, position = _varint(data, position)
+            yield field, value
+        elif wire in (_FIXED64, _FIXED32):
+            position += 8 if wire == _FIXED64 else 4
+        else:
+            raise ValueError(f"unknown wire type {wire}")
+
+
+def _varint(data: "mmap.mmap | bytes", position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = data[position]

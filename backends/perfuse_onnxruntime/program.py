@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from perfuse.backend import Component, ExecutionReport, Program
+from perfuse.backend import Component, ExecutionReport, Program, StoredTensor
 from perfuse.errors import ExecutionError
 from perfuse.spec import Signature
 from perfuse_onnxruntime import borders
@@ -32,7 +32,24 @@ class OnnxProgram(Program):
     and one that is kept keeps its values.
     """
 
-    def __init__(self, session: Any, component: Component, path: Path, device: str) -> None:
+    def __init__(
+        self,
+        session: Any,
+        component: Component,
+        path: Path,
+        device: str,
+        weights: Sequence[StoredTensor] = (),
+    ) -> None:
+        """Of a session.
+
+        Args:
+            session: The ``onnxruntime.InferenceSession``.
+            component: What it computes.
+            path: The file that it is made of.
+            device: Where it runs.
+            weights: What the session reads, so that it stays.
+        """
+        self._weights = weights
         self.signature: Signature = component.signature
         self._component = component
         self._session = session
@@ -166,6 +183,7 @@ class OnnxProgram(Program):
             self._bound.clear()
             self._pools.clear()
             self._binding = self._session = None
+            self._weights = ()
 
 
 class _Pool:

@@ -13,15 +13,17 @@ from perfuse.backend import (
     Options,
     Program,
     Request,
+    StoredTensor,
     Support,
     SupportLevel,
     Target,
 )
 from perfuse.errors import ArtifactError, DeviceNotFoundError, ExecutionError
-from perfuse.run import exported
+from perfuse.run import Bound, bound, exported
 from perfuse.sources import ArtifactStore
 from perfuse.spec import ComponentSpec
 from perfuse_exporters.openvino.engine import import_openvino, said
+from perfuse_exporters.openvino.weights import bind
 from perfuse_openvino.files import check_files
 from perfuse_openvino.program import OpenVinoProgram
 
@@ -101,10 +103,14 @@ class OpenVino(Backend):
         return Support(level=SupportLevel.FULL)
 
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
-        """Export the component if it is not a file yet, and compile it for the device.
+        """Compile the component for the device: an exported file, or a checkpoint's weights.
+
+        The graph of a checkpoint comes from the store, where it is kept for every checkpoint of the
+        same config. Its weights are read where their files are mapped, and it is compiled anew each
+        time: OpenVINO's cache of a model that is in no file would hold the weights, too.
 
         Options: ``threads=N`` for the CPU (``OMP_NUM_THREADS`` where it is not given), and
-        ``cache=false`` to compile anew each time.
+        ``cache=false`` to compile exported files anew, too.
 
         Raises:
             DeviceNotFoundError: OpenVINO does not list the device.
@@ -119,6 +125,10 @@ class OpenVino(Backend):
         self.check(component, target)
         arithmetic = _arithmetic(device, component.precision)
         assert arithmetic is not None  # what it is not is refused
+        graph = bound(component, self.name, store)
+        if graph is not None:
+            compiled, held = _compile_bound(graph, component.name, device, arithmetic, switches)
+            return OpenVinoProgram(component, compiled, path=graph.path, device=device, held=held)
         path = exported(component, self.name, store)
         check_files(path, component.name)
         compiled = _compile(path, component.name, device, arithmetic, switches, store)
@@ -228,10 +238,26 @@ def _compile(
             raise ArtifactError(
                 f"{path} cannot be read as OpenVINO IR: {reason}. Export the model again."
             ) from exc
-        raise ExecutionError(
-            f"{name} was to be compiled for openvino:{device}; OpenVINO said: {reason}. "
-            "Try openvino:CPU, or update OpenVINO and the device's driver."
-        ) from exc
+        raise _not_compiled(name, device, exc) from exc
+
+
+def _compile_bound(
+    graph: Bound, name: str, device: str, arithmetic: str, switches: Mapping[str, str]
+) -> "tuple[ov.CompiledModel, list[StoredTensor]]":
+    properties = _properties(device, arithmetic, _threads(switches))
+    try:
+        model = _core().read_model(graph.path)
+        held = bind(import_openvino(), model, graph.weights, graph.tensors)
+        return _core().compile_model(model, device, properties), held
+    except RuntimeError as exc:
+        raise _not_compiled(name, device, exc) from exc
+
+
+def _not_compiled(name: str, device: str, exc: RuntimeError) -> ExecutionError:
+    return ExecutionError(
+        f"{name} was to be compiled for openvino:{device}; OpenVINO said: {said(exc)}. "
+        "Try openvino:CPU, or update OpenVINO and the device's driver."
+    )
 
 
 def _in_float64(path: Path) -> bool:

@@ -1,7 +1,7 @@
 """A compiled model behind a component's signature."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perfuse.arrays import is_torch, to_numpy
-from perfuse.backend import Array, Component, ExecutionReport, Program
+from perfuse.backend import Array, Component, ExecutionReport, Program, StoredTensor
 from perfuse.errors import ArtifactError, ExecutionError, InputError
 from perfuse_exporters.openvino.engine import said
 
@@ -25,9 +25,26 @@ class OpenVinoProgram(Program):
     """One inference request. Inputs are read where they lie; outputs are the caller's to keep."""
 
     def __init__(
-        self, component: Component, compiled: "ov.CompiledModel", *, path: Path, device: str
+        self,
+        component: Component,
+        compiled: "ov.CompiledModel",
+        *,
+        path: Path,
+        device: str,
+        held: Sequence[StoredTensor] = (),
     ) -> None:
+        """Of a compiled model.
+
+        Args:
+            component: What it computes.
+            compiled: The model.
+            path: The file that it is made of, for errors.
+            device: Where it runs.
+            held: What it reads, so that it stays.
+        """
         import openvino
+
+        self._held = held
 
         self._compiled: ov.CompiledModel | None = compiled
         self._device = device
@@ -146,6 +163,7 @@ class OpenVinoProgram(Program):
     def close(self) -> None:
         """Release the request and the compiled model."""
         self._request = self._compiled = None
+        self._held = ()
 
 
 def _positions(ports: Any, names: tuple[str, ...], path: Path) -> list[int]:

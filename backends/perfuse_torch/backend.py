@@ -23,7 +23,7 @@ from perfuse.backend import (
     SupportLevel,
     Target,
 )
-from perfuse.capture import replace_tensors
+from perfuse.capture import changed_weights, named_weights, replace_tensors
 from perfuse.errors import DeviceNotFoundError, ExecutionError, UnsupportedError
 from perfuse.plugins import resolve
 from perfuse.sources import ArtifactStore
@@ -176,6 +176,8 @@ class TorchProgram(Program):
         self.signature = component.signature
         self.torch_device = str(device)
         self._component = component
+        #: Weights that adapters changed once, as the checkpoint has them: most are in its mapped file.
+        self._stored: dict[str, Tensor] = {}
         self._module: nn.Module | None = module
         self._device = device
         self._options = options
@@ -232,6 +234,36 @@ class TorchProgram(Program):
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         return tensor
 
+    def rebind(self, component: Component) -> bool:
+        """Replace the weights that adapters change, or changed; the others stay where they are."""
+        before, after = self._component.unchanged, component.unchanged
+        if self._module is None or before != after or after.build is None:
+            return False
+        if component.storage or self._options["compile"]:
+            return False
+        changes = [one.changes for one in (self._component, component) if one.changes is not None]
+        own = named_weights(self._module)
+        names = {name for one in changes for name in one.names & own.keys()}
+        if not names <= self._stored.keys():
+            stored = named_weights(after.build())
+            self._stored |= {name: stored[name].detach() for name in names}
+        values = {name: self._stored[name] for name in names}
+        if component.changes is not None:
+            for name, value in changed_weights(values, component.changes, component.precision):
+                self._put(own[name], value)
+                names.remove(name)
+        for name in names:
+            self._put(own[name], values[name])
+        self._component = component
+        return True
+
+    def _put(self, weight: Tensor, value: Tensor) -> None:
+        """Give one of the module's own weights another value."""
+        value = _moved(value, self._entry, self._device, weight.dtype)
+        if self._options["channels_last"] and value.ndim == 4:
+            value = value.contiguous(memory_format=torch.channels_last)
+        weight.data = value
+
     def report(self) -> ExecutionReport:
         return ExecutionReport(
             device=str(self._device),
@@ -249,6 +281,7 @@ class TorchProgram(Program):
         """Release the weights, and the memory that torch keeps for later."""
         if self._module is not None:
             self._module = None
+            self._stored.clear()
             _function(self._entry.synchronize)(self._device)
             _function(self._entry.empty_cache)()
 

@@ -14,12 +14,15 @@ from perfuse.contract.limits import Limits
 from perfuse.contract.options import Options, read_options
 from perfuse.contract.spec import Array
 from perfuse.contract.target import PRECISIONS, Device, Placement, Target
+from perfuse.contract.weights import Change, Constant, StoredTensor, WeightMap
 
 __all__ = [
     "PRECISIONS",
     "Array",
     "Backend",
+    "Change",
     "Component",
+    "Constant",
     "Device",
     "ExecutionReport",
     "Exporter",
@@ -29,8 +32,10 @@ __all__ = [
     "Program",
     "Recipe",
     "Request",
+    "StoredTensor",
     "Support",
     "SupportLevel",
     "Target",
+    "WeightMap",
     "read_options",
 ]

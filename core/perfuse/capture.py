@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from perfuse.backend import Component
 from perfuse.errors import ExportError
+from perfuse.models.changed_weights import changed_weights, named_weights
 from perfuse.passes import neutral
 from perfuse.progress import say
 from perfuse.spec import TensorSpec
@@ -21,9 +22,12 @@ __all__ = [
     "build",
     "capture",
     "cast",
+    "changed_weights",
     "dynamic_shapes",
     "example_inputs",
     "hearing",
+    "hollow",
+    "named_weights",
     "replace_tensors",
     "trace",
 ]
@@ -159,7 +163,7 @@ def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.M
     memo: dict[int, Any] = {}
     for _, tensor in _tensors(module):
         if id(tensor) not in memo:
-            made = make(tensor.detach())
+            made = make(tensor).detach()
             memo[id(tensor)] = (
                 nn.Parameter(made, requires_grad=False)
                 if isinstance(tensor, nn.Parameter)
@@ -169,23 +173,53 @@ def replace_tensors(module: nn.Module, make: Callable[[Tensor], Tensor]) -> nn.M
     return copy.deepcopy(module, memo)
 
 
+def hollow(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, frozenset[str]]:
+    """A copy of the module without its weights, for a graph without them; and the names of these.
+
+    Each is replaced by memory that is never touched, and so never allocated. Integers, which may
+    determine the graph's structure, and what the module computed from its config keep their values.
+    """
+    weights = {n: t for n, t in module.state_dict(keep_vars=True).items() if t.is_floating_point()}
+    emptied = {id(tensor) for tensor in weights.values()}
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        if id(tensor) in emptied:
+            return torch.empty(tensor.shape, dtype=dtype)
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return replace_tensors(module, stand_in), frozenset(weights)
+
+
 def _tensors(module: nn.Module) -> chain[tuple[str, Tensor]]:
     return chain(module.named_parameters(), module.named_buffers())
 
 
-def trace(component: Component, module: nn.Module, dtype: torch.dtype) -> ExportedProgram:
+def trace(
+    component: Component,
+    module: nn.Module,
+    dtype: torch.dtype,
+    *,
+    before: tuple[Tensor, ...] = (),
+) -> ExportedProgram:
     """Capture a module that has the component's signature, without computing with its weights.
+
+    Args:
+        component: What it is of.
+        module: The module.
+        dtype: Of floating-point inputs.
+        before: Further inputs of fixed sizes, in front of the signature's.
 
     Raises:
         ExportError: torch.export cannot capture it.
     """
     say(f"Capturing {component.name}")
+    shapes = (*({} for _ in before), *dynamic_shapes(component))
     try:
         with torch.no_grad():
             program = torch.export.export(
                 module,
-                example_inputs(component, dtype),
-                dynamic_shapes=_for_module(module, dynamic_shapes(component)),
+                (*before, *example_inputs(component, dtype)),
+                dynamic_shapes=_for_module(module, shapes),
                 strict=False,
             )
     except Exception as exc:

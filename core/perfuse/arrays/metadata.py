@@ -76,6 +76,8 @@ class Metadata:
     options: Mapping[str, str]
     transforms: tuple[str, ...]
     components: Mapping[str, Ran]
+    #: Adapters, as LoRAs: ``file``, ``weight`` and ``fingerprint`` of each.
+    loras: tuple[Mapping[str, Any], ...] = ()
     #: Inputs that were given and cannot be written down, such as ``latents``.
     unrecorded: tuple[str, ...]
     #: Components that the caller put in the place of the model's own.
@@ -105,8 +107,9 @@ class Metadata:
                 f"this perfuse reads version {VERSION}. Use the perfuse that wrote it."
             )
         fields = {name: value for name, value in data.items() if name != "version"}
+        fields.setdefault("loras", [])  # which pictures of before there were any have not
         _check(fields, where)
-        for name in ("seeds", "size", "transforms", "unrecorded", "replaced"):
+        for name in ("seeds", "size", "transforms", "loras", "unrecorded", "replaced"):
             fields[name] = tuple(fields[name])
         ran = {name: Ran(**one) for name, one in fields.pop("components").items()}
         return cls(**fields, components=ran)
@@ -186,6 +189,16 @@ def _is_ran(value: Any) -> bool:
     return _table_of(_is_text)(value) and set(value) == names
 
 
+def _is_lora(value: Any) -> bool:
+    tests = {"file": _is_text, "weight": _is_scalar, "fingerprint": _is_text}
+    return (
+        isinstance(value, dict)
+        and value.keys() == tests.keys()
+        and all(test(value[name]) for name, test in tests.items())
+        and isinstance(value["weight"], int | float)
+    )
+
+
 _TEXTS = _list_of(_is_text)
 #: What each field is, in words and as a test.
 _SCHEMA: Mapping[str, tuple[str, _Test]] = {
@@ -204,6 +217,7 @@ _SCHEMA: Mapping[str, tuple[str, _Test]] = {
     "options": ("an object of texts", _table_of(_is_text)),
     "transforms": ("a list of texts", _TEXTS),
     "components": ("an object of what each component ran on", _table_of(_is_ran)),
+    "loras": ("a list of files, each with its weight and fingerprint", _list_of(_is_lora)),
     "unrecorded": ("a list of texts", _TEXTS),
     "replaced": ("a list of texts", _TEXTS),
     "versions": ("an object of texts", _table_of(_is_text)),

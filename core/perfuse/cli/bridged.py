@@ -21,6 +21,8 @@ __all__ = ["check_native", "export", "generate", "has_diffusers", "inspect_model
 _NATIVE = {
     "options": "--option",
     "embeddings": "--embedding",
+    "loras": "--lora",
+    "lora_folder": "--lora-folder",
     "preview": "--preview",
     "preview_vae": "--preview-vae",
     "origin": "--from",

@@ -1,20 +1,26 @@
 """What several commands share."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from perfuse.errors import InputError
 
+if TYPE_CHECKING:
+    from perfuse.run.pipeline import DiffusionPipeline
+
 __all__ = [
     "ARGUMENT",
     "BRIDGED",
     "JSON",
+    "LORA",
     "NO_CHECKER",
     "QUIET",
     "TRANSFORM",
     "added_to",
+    "load_loras",
     "model_of",
     "model_options",
     "option",
@@ -34,6 +40,15 @@ ARGUMENT = click.option(
     metavar="NAME=VALUE",
     multiple=True,
     help="For a bridged pipeline: an argument of its call, as JSON, text or @PICTURE.",
+)
+
+#: For every command that opens a model to draw with, or to export.
+LORA = click.option(
+    "--lora",
+    "loras",
+    metavar="FILE[:WEIGHT]",
+    multiple=True,
+    help="A LoRA, its folder or Hub id, and how much it counts; several times for several.",
 )
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -123,6 +138,34 @@ def parts_of(no_safety_checker: bool) -> dict[str, Any]:
 def added_to(given: Mapping[str, Any]) -> dict[str, Any]:
     """A command's option values that add components to the model."""
     return {name: list(given[name]) for name in _ADDED if given[name]}
+
+
+def load_loras(pipe: "DiffusionPipeline", texts: Sequence[str]) -> None:
+    """Load the LoRAs of ``--lora FILE[:WEIGHT]`` into a pipeline; all of them count.
+
+    Raises:
+        InputError: a weight is no number, or a file does not fit.
+    """
+    weights = []
+    for number, text in enumerate(texts):
+        file, weight = _lora(text)
+        pipe.load_lora_weights(file, adapter_name=f"default_{number}")
+        weights.append(weight)
+    if texts:
+        pipe.set_adapters([f"default_{number}" for number in range(len(texts))], weights)
+
+
+def _lora(text: str) -> tuple[str, float]:
+    """The file and the weight of ``FILE[:WEIGHT]``."""
+    file, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists() or len(file) < 2:  # one letter is a drive
+        return text, 1.0
+    try:
+        return file, float(weight)
+    except ValueError as exc:
+        raise InputError(
+            f"--lora {text!r} was given; {weight!r} is no number. Write FILE, or FILE:WEIGHT."
+        ) from exc
 
 
 def read_options(options: tuple[str, ...]) -> dict[str, str]:

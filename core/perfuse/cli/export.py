@@ -12,10 +12,12 @@ from perfuse.cli.common import (
     ARGUMENT,
     BRIDGED,
     JSON,
+    LORA,
     NO_CHECKER,
     QUIET,
     TRANSFORM,
     added_to,
+    load_loras,
     model_of,
     model_options,
     option,
@@ -38,6 +40,7 @@ __all__ = ["export"]
 @option("--height", type=int, help="Fix the height in pixels; by default any size.")
 @option("--width", type=int, help="Fix the width in pixels.")
 @TRANSFORM
+@LORA
 @NO_CHECKER
 @click.option("--batch", type=int, help="Fix the batch size of every component.")
 @click.option("--size", "sizes", multiple=True, help="HEIGHTxWIDTH, several times for several.")
@@ -80,6 +83,7 @@ def _export(
     height: int | None,
     width: int | None,
     transforms: tuple[str, ...],
+    loras: tuple[str, ...],
     no_safety_checker: bool,
     batch: int | None,
     sizes: tuple[str, ...],
@@ -110,6 +114,7 @@ def _export(
             **parts_of(no_safety_checker),
         )
         through_diffusers.check_native(model)
+        load_loras(pipe, loras)
         watch.lap("open")
         watch.begin(f"Exporting to {format}")
         folder = pipe.export(

@@ -17,10 +17,12 @@ from perfuse.cli.common import (
     ARGUMENT,
     BRIDGED,
     JSON,
+    LORA,
     NO_CHECKER,
     QUIET,
     TRANSFORM,
     added_to,
+    load_loras,
     model_of,
     model_options,
     option,
@@ -77,6 +79,12 @@ def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
 @option("--scheduler", help="ddim, euler, dpm++, unipc, … instead of the checkpoint's.")
 @click.option("--option", "options", multiple=True, help="A backend's switch: compile=true.")
 @TRANSFORM
+@LORA
+@click.option(
+    "--lora-folder",
+    type=click.Path(path_type=Path),
+    help="Read <lora:NAME:0.8> in the prompt, and take the files from this folder.",
+)
 @NO_CHECKER
 @click.option(
     "--embedding",
@@ -159,6 +167,7 @@ def _generate(
     Raises:
         NotNativeError: the model is of a class that has none.
     """
+    prompt, given["loras"] = _tagged(prompt, given)
     again = _read(origin, flags) if origin is not None else None
     _check_output(output, as_json)
     if preview is None and preview_vae is not None:
@@ -204,6 +213,8 @@ def _read(origin: Path, flags: frozenset[str]) -> "Metadata":
         named.append(f"backend {again.backend}{options if 'options' not in flags else ''}")
     if again.transforms and "transforms" not in flags:
         named.append(f"transforms {', '.join(again.transforms)}")
+    if again.loras and "loras" not in flags:
+        named.append(f"LoRAs {', '.join(str(one['file']) for one in again.loras)}")
     if named:
         click.echo(f"perfuse: {safe(origin)} names {safe('; '.join(named))}.", err=True)
     if again.replaced:
@@ -242,12 +253,40 @@ def _opened(
     for text in given["embeddings"]:
         file, token = _embedding(text)
         pipe.load_textual_inversion(file, token=token)
+    if given["loras"] or again is None:
+        load_loras(pipe, given["loras"])
+    else:
+        _load_again(pipe, again)
     pipe.vae_tiling, pipe.vae_slicing = given["vae_tiling"], given["vae_slicing"]
     if scheduler is not None:
         pipe.scheduler = scheduler
     elif given["scheduler"] is not None and (again is None or "scheduler" in flags):
         pipe.scheduler = scheduler_class(given["scheduler"]).from_config(pipe.scheduler.config)
     return pipe
+
+
+def _tagged(prompt: str | None, given: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
+    """The prompt without the LoRAs that it names, and ``--lora`` with these."""
+    folder = given["lora_folder"]
+    if folder is None or prompt is None:
+        return prompt, given["loras"]
+    from perfuse.sources.adapters.tags import read_tags
+
+    prompt, tags = read_tags(prompt, folder)
+    return prompt, (*given["loras"], *(f"{file}:{weight}" for file, weight in tags))
+
+
+def _load_again(pipe: "DiffusionPipeline", again: "Metadata") -> None:
+    """Load a picture's LoRAs, and say so if a file is another one now."""
+    load_loras(pipe, [f"{one['file']}:{one['weight']}" for one in again.loras])
+    found = [one["fingerprint"] for one in pipe.loras.recorded(1.0)]
+    for one, now in zip(again.loras, found, strict=True):
+        if one["fingerprint"] != now:
+            warnings.warn(
+                f"{safe(one['file'])} is not the LoRA that the picture was drawn with: expect "
+                "another picture.",
+                stacklevel=2,
+            )
 
 
 def _embedding(text: str) -> tuple[str, str | None]:

@@ -17,6 +17,7 @@ from perfuse.cli.cache import cache
 from perfuse.cli.export import export
 from perfuse.cli.generate import generate
 from perfuse.cli.inspect import inspect
+from perfuse.cli.merge import merge
 from perfuse.cli.plugins import plugin
 from perfuse.errors import BackendNotFoundError, ConfigError, InputError, PerfuseError, PluginError
 from perfuse.report.console import safe
@@ -138,7 +139,7 @@ def _line(message: object) -> str:
     return safe(" ".join(str(message).splitlines()))
 
 
-for command in (generate, export, inspect, backends, doctor, plugin, cache):
+for command in (generate, export, merge, inspect, backends, doctor, plugin, cache):
     main.add_command(command)
 
 

@@ -45,5 +45,8 @@ class Architecture:
     #: tensors of a single-file checkpoint, where it is a component of this name; ``None`` if they
     #: are not this class's. A ``KeyError`` names a tensor that is missing.
     original: str = ""
+    #: ``(layers) -> {other: layer}``: what files of adapters may also call its layers, for a class
+    #: whose weights adapters change; every layer's own name is known without. Empty if there is none.
+    aliases: str = ""
     #: The library that ``model_index.json`` names for the class.
     library: str = "diffusers"

@@ -120,6 +120,14 @@ class Program(ABC):
     def report(self) -> ExecutionReport:
         """The device and the precision that ran, and what fell back to another device."""
 
+    def rebind(self, component: Component) -> bool:
+        """Take the weights of the same component with other adapters, or with none.
+
+        Returns:
+            ``False`` where the engine cannot; the program is then prepared anew.
+        """
+        return False
+
     def close(self) -> None:  # noqa: B027 - most have nothing to release
         """Release the engine's memory. Calling the program afterwards is an error."""
 
@@ -176,6 +184,18 @@ class Backend(ABC):
             InputError: an option or its value is unknown.
         """
         return read_options(target.options, self.options, of=f"The {self.name} backend")
+
+    def weights(self, component: Component) -> Mapping[str, tuple[int, ...]] | None:
+        """The weights of an exported component that it can load with adapters in them.
+
+        Returns:
+            Their shapes by their names in the model's state dict; ``None`` where it loads a file
+            as it is. ``prepare`` is then never given one with ``changes``.
+
+        Raises:
+            ArtifactError: the file, or what is beside it, is damaged.
+        """
+        return None
 
     @abstractmethod
     def prepare(self, component: Component, target: Target, store: "ArtifactStore") -> Program:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perfuse.contract.changes import Changes
 from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.spec import ComponentSpec, Signature
+from perfuse.contract.weights import StoredTensor
 from perfuse.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,9 +28,25 @@ class Recipe(ABC):
         """Whether the module is another library's, run as it is. It may then compute in float64."""
         return False
 
+    @property
+    def graph(self) -> str | None:
+        """Identifies, with the component's description, the graph of the module whatever its weights.
+
+        Components that agree in it, in ``spec``, precision, sizes and options share one graph.
+        ``None`` where that is not known: they are then exported with their weights.
+        """
+        return None
+
     @abstractmethod
     def __call__(self) -> "nn.Module":
         """Make it."""
+
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """The parameters and buffers of the module, by their names; no graph is made for it.
+
+        Where a graph of the module is known, this is all that an engine needs besides.
+        """
+        return StoredTensor.all_of(self())
 
     def with_spec(self, spec: ComponentSpec) -> "Recipe":
         """The recipe of the same module with the inputs and outputs of another description."""
@@ -55,10 +73,20 @@ class Rewritten(Recipe):
     before: Recipe
     rewrite: "Callable[..., nn.Module]"
     arguments: tuple[Any, ...] = ()
+    #: Identifies what the rewriting makes of the graph; ``""`` for nothing, ``None`` if that may
+    #: depend on the weights.
+    to_graph: str | None = None
 
     @property
     def foreign(self) -> bool:
         return isinstance(self.before, Recipe) and self.before.foreign
+
+    @property
+    def graph(self) -> str | None:
+        before = self.before.graph if isinstance(self.before, Recipe) else None
+        if before is None or self.to_graph is None:
+            return None
+        return f"{before} {self.to_graph}".rstrip()
 
     def with_spec(self, spec: ComponentSpec) -> "Recipe":
         return replace(self, before=self.before.with_spec(spec))
@@ -97,11 +125,24 @@ class Component:
     fingerprint: str | None = None
     #: Engine format to the file in an exported artifact: ``{"onnx": …/model.onnx}``.
     files: Mapping[str, Path] = field(default_factory=FrozenDict)
+    #: What active adapters make of its weights. ``build`` has them in; who loads ``files`` puts them
+    #: there. ``None`` where there are none.
+    changes: Changes | None = None
+    #: The component without them; ``None`` where there are none.
+    plain: "Component | None" = None
 
     def __post_init__(self) -> None:
         for name in ("static", "options", "files"):
             object.__setattr__(self, name, FrozenDict(getattr(self, name)))
         object.__setattr__(self, "sizes", tuple(FrozenDict(size) for size in self.sizes))
+
+    @property
+    def unchanged(self) -> "Component":
+        """The component without adapters."""
+        if self.plain is None:
+            return self
+        build, fingerprint = self.plain.build, self.plain.fingerprint
+        return replace(self, build=build, fingerprint=fingerprint, changes=None, plain=None)
 
     @property
     def name(self) -> str:
@@ -136,7 +177,11 @@ class Component:
         return replace(self, options={**self.options, **options})
 
     def rebuilt(
-        self, rewrite: "Callable[..., nn.Module]", *arguments: Any, mark: str = ""
+        self,
+        rewrite: "Callable[..., nn.Module]",
+        *arguments: Any,
+        mark: str = "",
+        graph: str | None = None,
     ) -> "Component":
         """The component with its torch module rewritten when it is built.
 
@@ -146,14 +191,22 @@ class Component:
             arguments: The function's other arguments; plain data.
             mark: Identifies the rewriting in the cache key: its name, and whatever its result
                 depends on. The function's import path by default.
+            graph: Identifies what the rewriting makes of the graph, where that follows from no
+                value of a weight: its name and options. ``""`` where it changes weights alone.
+                Without it the graph is taken to depend on the weights, and is shared with none.
         """
         fingerprint = self.fingerprint
+        done = f"{rewrite.__module__}.{rewrite.__qualname__}"
         if fingerprint is not None:
-            done = f"{rewrite.__module__}.{rewrite.__qualname__}"
             text = f"{fingerprint} {mark or done} {arguments}"
             fingerprint = hashlib.sha256(text.encode()).hexdigest()
         before = self.build if self.build is not None else Exported(name=self.name)
-        build = Rewritten(before=before, rewrite=rewrite, arguments=arguments)
+        build = Rewritten(
+            before=before,
+            rewrite=rewrite,
+            arguments=arguments,
+            to_graph=f"{done} {graph}" if graph else graph,
+        )
         return replace(self, build=build, fingerprint=fingerprint)
 
     def check_dims(self, dims: Mapping[str, int]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from perfuse.contract.component import Component
 from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.options import Options
+from perfuse.contract.weights import StoredTensor, WeightMap
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -28,6 +29,8 @@ class Exporter(ABC):
     options: ClassVar[Options] = FrozenDict()
     #: Whether tools that read the format expect a ``model_index.json`` in the folder.
     indexed: ClassVar[bool] = False
+    #: Whether it writes graphs without weights, too: ``export_graph`` and ``fill``.
+    apart: ClassVar[bool] = False
 
     @abstractmethod
     def export(self, component: Component, folder: Path) -> Path:
@@ -39,6 +42,33 @@ class Exporter(ABC):
             ExportError: the component could not be captured or lowered.
             InputError: an option does not fit another option or this component.
         """
+
+    def export_graph(self, component: Component, folder: Path) -> tuple[Path, WeightMap]:
+        """Write the component's graph without its weights into ``folder``, which exists and is empty.
+
+        Nothing of what is written may follow from the value of a floating-point tensor that the
+        module saves. What it holds besides, such as tables computed from the config, is part of the
+        graph.
+
+        Returns:
+            The main file, and what its constants are.
+
+        Raises:
+            ExportError: the component could not be captured or lowered.
+            InputError: an option does not fit another option or this component.
+        """
+        raise NotImplementedError(f"{self.format} files have their weights in them")
+
+    def fill(
+        self, graph: Path, weights: WeightMap, tensors: Mapping[str, StoredTensor], folder: Path
+    ) -> Path:
+        """Write a graph with weights into ``folder``, as ``export`` would; return its main file.
+
+        Raises:
+            ExportError: the folder cannot be written, or a tensor has numbers that the precision
+                cannot hold.
+        """
+        raise NotImplementedError(f"{self.format} files have their weights in them")
 
     def arrange(
         self,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from perfuse.contract.frozen import FrozenDict
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
 __all__ = ["Original", "Shapes", "View"]
@@ -35,6 +36,11 @@ class View:
         if self.transposed:
             tensor = tensor.T.contiguous()  # a matrix product of a strided one rounds otherwise
         return tensor.reshape(self.shape)
+
+    def of_array(self, array: "npt.NDArray[Any]") -> "npt.NDArray[Any]":
+        """The same of an array."""
+        rows = array if self.rows is None else array[slice(*self.rows)]
+        return (rows.T.copy() if self.transposed else rows).reshape(self.shape)
 
 
 @dataclass(frozen=True, kw_only=True)

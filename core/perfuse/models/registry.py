@@ -2,7 +2,7 @@
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from perfuse.plugins import host, resolve
 from perfuse.sources.left_out import check_left_out
 
 __all__ = [
+    "aliases",
     "describe",
     "find",
     "fitted",
@@ -164,6 +165,15 @@ def host_inputs(
     return given
 
 
+def aliases(spec: ComponentSpec, layers: Iterable[str]) -> dict[str, str]:
+    """What files of adapters may also call the layers of a component: other name to layer."""
+    architecture = _architecture(spec)
+    if architecture is None or not architecture.aliases:
+        return {}
+    found: dict[str, str] = resolve(architecture.aliases)(layers)
+    return found
+
+
 def perturbed(component: Component, perturbation: Perturbation) -> Component:
     """A worse version of a denoiser: another entry, over the same weights.
 
@@ -181,7 +191,9 @@ def perturbed(component: Component, perturbation: Perturbation) -> Component:
     guidance = spec.guidance if spec.guidance != "branches" else ""
     own = replace(spec, name=perturbation.entry, entry_of=spec.name, guidance=guidance)
     settings = (perturbation.kind, perturbation.layers, perturbation.amount)
-    return replace(component, spec=own).rebuilt(_perturb, architecture.perturb, *settings)
+    return replace(component, spec=own).rebuilt(
+        _perturb, architecture.perturb, *settings, graph=f"{architecture.perturb} {settings}"
+    )
 
 
 def _perturb(module: Any, how: str, *settings: Any) -> Any:

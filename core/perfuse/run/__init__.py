@@ -6,6 +6,8 @@ from perfuse._lazy import lazy
 
 if TYPE_CHECKING:
     from perfuse.run.export import exported as exported
+    from perfuse.run.graphs import Bound as Bound
+    from perfuse.run.graphs import bound as bound
     from perfuse.run.pipeline import DiffusionPipeline as DiffusionPipeline
     from perfuse.run.pipeline import PipelineOutput as PipelineOutput
     from perfuse.run.plan import Planned as Planned
@@ -14,6 +16,7 @@ __getattr__, __dir__ = lazy(
     __name__,
     {
         "export": ("exported",),
+        "graphs": ("Bound", "bound"),
         "pipeline": (
             "DiffusionPipeline",
             "PipelineOutput",

@@ -128,6 +128,7 @@ class Calling(Parts):
         return decoded(PipelineTools(self), task, event, latents, decoder)
 
     def _run(self, task: Task, inputs: Mapping[str, Any]) -> Iterator[Event]:
+        inputs = self._with_lora_scale(inputs)
         self._interrupt, self._running = False, task
         scale = inputs.get("guidance_scale")
         usual = task.inputs.get("guidance_scale")
@@ -137,6 +138,18 @@ class Calling(Parts):
             if "schedule" in event.state:
                 self._num_timesteps = len(event.state["schedule"].timesteps)
             yield event
+
+    def _with_lora_scale(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Have adapters count as a call says, and return its other inputs.
+
+        Diffusers takes it in ``cross_attention_kwargs``; without adapters that is left to the task.
+        """
+        others = dict(inputs.get("cross_attention_kwargs") or {})
+        scale = others.pop("scale", 1.0) if self._loras.names else 1.0
+        self._set_lora_factor(scale)
+        if len(others) == len(inputs.get("cross_attention_kwargs") or {}):
+            return inputs
+        return {**inputs, "cross_attention_kwargs": others or None}
 
     def _manifest(self) -> PipelineManifest | None:
         """The manifest of the pipeline's class; ``None`` for a class of the user's own."""
@@ -236,9 +249,10 @@ class Calling(Parts):
         order = _XL_ORDER if pooled else _ORDER
         given = {**dict(zip(order, arguments, strict=False)), **inputs}
         given.pop("device", None)
-        for name in ("lora_scale", "clip_skip"):
-            if name not in task.inputs and given.get(name) is None:
-                given.pop(name, None)
+        scale = given.pop("lora_scale", None)
+        self._set_lora_factor(1.0 if scale is None else scale)
+        if given.get("clip_skip") is None:
+            given.pop("clip_skip", None)
         guided = given.pop("do_classifier_free_guidance", True)
         given["guidance_scale"] = 2.0 if guided else 1.0
         given = {name: value for name, value in given.items() if value is not None}

@@ -3,23 +3,22 @@
 import dataclasses
 import json
 import shutil
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import CodeType
 
 from perfuse.contract.component import Component
-from perfuse.contract.options import read_options
 from perfuse.contract.spec import PipelineSpec
 from perfuse.errors import ExportError, InputError
 from perfuse.plugins.host import host
 from perfuse.progress import say, working
+from perfuse.run.graphs import filled
+from perfuse.run.lowering import lowered, settings, tools
 from perfuse.sources.manifest import (
     ExportedComponent,
     Manifest,
     is_artifact,
     sha256,
-    tool_versions,
 )
 from perfuse.sources.model_index import write_index
 from perfuse.sources.plain import to_plain
@@ -28,16 +27,6 @@ from perfuse.sources.store import ArtifactStore, atomic_folder, locked
 __all__ = ["component_options", "export_pipeline", "exported"]
 
 _MAIN = "main-file.json"
-
-
-def _tools(format: str) -> dict[str, str]:
-    """The versions of all packages that can change what an exporter writes, without imports."""
-    manifest = host().exporters().get(format)
-    if manifest is None:
-        return tool_versions(("perfuse",))
-    row = host().brought_by(format, "perfuse_exporters")
-    plugin = () if row is None else (row.distribution,)
-    return tool_versions(tuple(dict.fromkeys(("perfuse", *plugin, *manifest.requires))))
 
 
 def exported(component: Component, format: str, store: ArtifactStore) -> Path:
@@ -66,14 +55,8 @@ def _key(component: Component, format: str) -> dict[str, object]:
     fingerprint = component.fingerprint
     return {
         "component": to_plain(component.spec),
-        "precision": component.precision,
-        "storage": component.storage,
-        "static": dict(component.static),
-        "sizes": [dict(size) for size in component.sizes],
-        "options": dict(component.options),
-        "format": format,
         "fingerprint": _fingerprint(component) if fingerprint is None else fingerprint,
-        "tools": _tools(format),
+        **settings(component, format),
     }
 
 
@@ -116,29 +99,9 @@ def _export(
     if kept is not None:
         message = f"Copying {component.name} from the cache"
     with working("export", message, subject=component.name, done=done, total=total):
-        return _lowered(component, format, folder) if kept is None else _copied(kept, folder)
-
-
-def _lowered(component: Component, format: str, folder: Path) -> Path:
-    exporter = host().exporter(format)
-    read_options(component.options, exporter.options, of=f"The {format} exporter")
-    if component.storage and component.storage not in exporter.storages:
-        raise ExportError(
-            f"{component.name} was to be exported to {format} with its weights stored as "
-            f"{component.storage}; this exporter stores them as "
-            f"{', '.join(exporter.storages) or 'the precision alone'}."
-        )
-    try:
-        with warnings.catch_warnings():
-            # Users cannot act on deprecations inside the exporters' libraries.
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return exporter.export(component, folder)
-    except OSError as exc:
-        raise ExportError(
-            f"{component.name} was to be exported to {format}; the system said: "
-            f"{exc.strerror or exc}. Nothing was written. Free space or choose another folder."
-        ) from exc
+        if kept is not None:
+            return _copied(kept, folder)
+        return lowered(component, format, lambda exporter: exporter.export(component, folder))
 
 
 def _fingerprint(component: Component) -> str:
@@ -196,12 +159,17 @@ def export_pipeline(
     with locked(folder), atomic_folder(folder, replaces=is_artifact) as partial:
         components: dict[str, Component] = {}
         files: Mapping[str, Path] = {}
+        total = len(spec.components)
         for done, name in enumerate(spec.components):
             part = partial / name
             part.mkdir()
             one = component(name)
             kept = _kept(one, to, store)
-            main = _export(one, to, part, kept=kept, done=done, total=len(spec.components))
+            main = None
+            if kept is None:
+                main = filled(one, to, store, part, done=done, total=total)
+            if main is None:
+                main = _export(one, to, part, kept=kept, done=done, total=total)
             files = {**files, name: main}
             components[name] = dataclasses.replace(one, build=None)
             del one
@@ -233,7 +201,7 @@ def export_pipeline(
                 for path in sorted(partial.rglob("*"))
                 if path.is_file()
             },
-            tools=_tools(to),
+            tools=tools(to),
         ).write(partial)
     return folder
 

@@ -77,7 +77,12 @@ def export(
         component,
         folder,
         to=to,
-        source={"model": source.model, "revision": source.revision, **_transforms(pipe)},
+        source={
+            "model": source.model,
+            "revision": source.revision,
+            **_transforms(pipe),
+            **_loras(pipe),
+        },
         copy=copy,
         store=pipe.store,
     )
@@ -87,6 +92,13 @@ def _transforms(pipe: Parts) -> dict[str, str]:
     """For an export's manifest: the transforms that changed its components."""
     names = pipe.rewriting
     return {"transforms": ";".join(names)} if names else {}
+
+
+def _loras(pipe: Parts) -> dict[str, str]:
+    """For an export's manifest: the adapters that are in its weights, and how much each counts."""
+    found = pipe.loras.recorded(pipe.lora_factor)
+    texts = [f"{one['file'] or one['name']}:{one['weight']}" for one in found]
+    return {"loras": ";".join(texts)} if texts else {}
 
 
 def _spec_now(pipe: Parts) -> PipelineSpec:

@@ -36,8 +36,8 @@ def with_adapters(plan: Plan, adapters: "tuple[ImageAdapter, ...]", precision: s
     denoiser = plan.components[plan.spec.denoiser.name]
     names = denoiser.spec.signature.input_names
     described = prompted(denoiser.spec, adapters)
-    marks = " ".join(_mark(adapter) for adapter in adapters)
-    rebuilt = denoiser.rebuilt(attached, names, adapters, mark=f"IP-Adapter {marks}")
+    mark = f"IP-Adapter {' '.join(_mark(adapter) for adapter in adapters)}"
+    rebuilt = denoiser.rebuilt(attached, names, adapters, mark=mark, graph=mark)
     plan = plan.with_component(dataclasses.replace(rebuilt, spec=described))
     for i, adapter in enumerate(adapters):
         spec = projection(adapter, i)

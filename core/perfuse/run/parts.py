@@ -15,12 +15,15 @@ from perfuse.contract.steps import Task
 from perfuse.contract.target import Placement, Target
 from perfuse.contract.transform import Plan
 from perfuse.errors import InputError
+from perfuse.models.changing import with_changes
 from perfuse.models.ip_adapter.description import ImageAdapter
 from perfuse.models.registry import perturbed
 from perfuse.plugins import host
 from perfuse.progress import working
 from perfuse.run.adding import addable, extended
 from perfuse.run.image_prompts import with_adapters
+from perfuse.run.lora_state import Loras, finite
+from perfuse.run.loras import with_loras
 from perfuse.run.options import options_for
 from perfuse.run.placing import target_of, torch_device
 from perfuse.run.plan import added, parts_of, plan_of, respecified, without
@@ -81,6 +84,9 @@ class Parts:
     _others: dict[str, Any]  # registered, and run by no task
     _perturbed: dict[str, Perturbation]  # worse versions that guiders asked for
     _adapters: tuple[ImageAdapter, ...]  # IP-Adapters
+    _loras: Loras
+    _lora_factor: float  # how much adapters that are not fused count in the call that runs
+    _outdated: set[str]  # components whose adapters changed since their programs were prepared
     _one_at_a_time: bool
     _plan: Plan | None
 
@@ -96,7 +102,7 @@ class Parts:
             for one in self._perturbed.values():
                 denoiser = plan.components[plan.spec.denoiser.name]
                 plan = plan.with_component(perturbed(denoiser, one))
-            self._plan = plan
+            self._plan = with_loras(plan, self._loras, self._lora_factor)
         return self._plan
 
     @property
@@ -142,6 +148,16 @@ class Parts:
         return tuple(rewriting(plan, self._transforms))
 
     @property
+    def loras(self) -> Loras:
+        """The adapters that are loaded, and how much each counts."""
+        return self._loras
+
+    @property
+    def lora_factor(self) -> float:
+        """How much the adapters that are not fused counted in the last call, beside their weights."""
+        return self._lora_factor
+
+    @property
     def replaced(self) -> tuple[str, ...]:
         """The attributes whose models the user replaced, or has read and may have changed."""
         return tuple(self._models)
@@ -170,13 +186,15 @@ class Parts:
         return tuple(name for name in self._optional() if name not in there)
 
     def model(self, name: str) -> Any:
-        """The model of an attribute, only to be read: the pipeline goes on as it was."""
-        if name in self._models:
+        """The model of an attribute, with what is fused into it, only to be read."""
+        changes = self._loras.fused_changes(name)
+        if name in self._models and changes is None:
             return self._models[name]
         from perfuse.models.building import unwrap
 
         first = parts_of(self._spec)[name][0]
-        return unwrap(self._source.component(first, precision=self.precision))
+        plan = plan_of(self._source, self._spec, precision=self.precision, models=self._models)
+        return unwrap(with_changes(plan.components[first], changes))
 
     def asks(self, setting: str, of_model: str) -> bool:
         """Whether a setting of the pipeline is on, or one of a model that the user read or set."""
@@ -231,6 +249,8 @@ class Parts:
             ExportError: it could not be exported to its target's format.
         """
         self._adopt()
+        if component in self._outdated:
+            self._renew(component)
         program = self._programs.get(component)
         if program is None:
             if self._one_at_a_time:
@@ -309,6 +329,48 @@ class Parts:
             )
 
         return self._programs.prepare(name, (component, target), make)
+
+    def weight_shapes(self, component: Component) -> dict[str, tuple[int, ...]]:
+        """The shapes of a component's weights by their names in its model's state dict.
+
+        Raises:
+            InputError: the component is exported, and its engine takes no other weights.
+        """
+        component = component.unchanged
+        if component.build is None:
+            target = self.target(component.name)
+            shapes = host().backend(target.backend).weights(component)
+            if shapes is None:
+                raise InputError(
+                    f"A LoRA was to be loaded; {self._source.model} is an export, and {target} takes "
+                    f"the weights of its {component.name} as they are. Load it into the checkpoint, "
+                    "and export that: perfuse export --lora FILE."
+                )
+            return dict(shapes)
+        from perfuse.models.changed_weights import named_weights
+
+        weights = named_weights(component.build())
+        return {name: tuple(weight.shape) for name, weight in weights.items()}
+
+    def _adapters_changed(self) -> None:
+        """Plan anew; programs take the adapters when they run next."""
+        self._plan = None
+        self._outdated.update(self._programs.all())
+
+    def _set_lora_factor(self, factor: float) -> None:
+        """How much the adapters that are not fused count from now on, beside the weight of each."""
+        factor = finite(factor, "The scale of the adapters")
+        if factor != self._lora_factor:
+            self._lora_factor = factor
+            self._adapters_changed()
+
+    def _renew(self, name: str) -> None:
+        """Have a program take the adapters of its component, or release it."""
+        self._outdated.discard(name)
+        component = self.component(name)
+        if not isinstance(self._models.get(component.spec.part), Program):
+            key = component, self._equipped(name)
+            self._programs.renew(name, key, lambda program: program.rebind(component))
 
     def _equipped(self, name: str) -> Target:
         """The target that a component runs on, with the component's options."""

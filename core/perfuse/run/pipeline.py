@@ -19,6 +19,8 @@ from perfuse.run.assembled import Assembled
 from perfuse.run.classes import as_class, manifest_of, named_class
 from perfuse.run.exporting import export
 from perfuse.run.image_prompts import ImagePrompts
+from perfuse.run.lora_state import Loras
+from perfuse.run.loras import LoraMethods
 from perfuse.run.moving import moved_modules, read_where
 from perfuse.run.options import check_scopes
 from perfuse.run.output import PipelineOutput
@@ -36,7 +38,7 @@ from perfuse.sources.store import ArtifactStore
 __all__ = ["DiffusionPipeline", "PipelineOutput"]
 
 
-class DiffusionPipeline(ImagePrompts, Steering):
+class DiffusionPipeline(ImagePrompts, LoraMethods, Steering):
     """A pipeline that is ready to run; make one with ``from_pretrained``.
 
     Components are attributes, as in Diffusers. Set one to a torch module or a ``Program`` to
@@ -102,6 +104,7 @@ class DiffusionPipeline(ImagePrompts, Steering):
         self._progress_bar_config = {}
         self._perturbed = {}
         self._adapters = ()
+        self._loras, self._lora_factor, self._outdated = Loras(), 1.0, set()
         self._one_at_a_time = False
         self._plan = None
         return self
@@ -361,7 +364,7 @@ class DiffusionPipeline(ImagePrompts, Steering):
         pipe._scheduler = pipeline._scheduler
         pipe._store, pipe._transforms = pipeline._store, pipeline._transforms
         pipe._adapters = pipeline._adapters
-        pipe._learned = pipeline._learned
+        pipe._learned, pipe._loras = pipeline._learned, pipeline._loras
         for name in ("_options", "_models", "_tokenizers", "_others", "_settings"):
             object.__setattr__(pipe, name, dict(getattr(pipeline, name)))
         pipe._set_all(asked.components)

@@ -37,6 +37,13 @@ def prepare(
         ExportError: the component could not be exported to the target's format.
     """
     backend = host().backend(target.backend)
+    exported = component.build is None and component.changes is not None
+    if exported and backend.weights(component) is None:
+        raise UnsupportedError(
+            f"{component.name} was to run on {target} with a LoRA; {model} is an export whose "
+            "weights that loads as they are. Export the checkpoint with it: perfuse export --lora "
+            "FILE."
+        )
     support = backend.supports(Request.of(component, target))
     if support.works:
         program = backend.prepare(component, target, store)

@@ -25,6 +25,13 @@ class Shared:
         self._users[key] = self._users.get(key, 0) + 1
         return self._programs[key]
 
+    def rebind(self, old: Hashable, new: Hashable, change: Callable[[Program], bool]) -> bool:
+        """Have ``change`` make a program what another key names, if it is one pipeline's alone."""
+        if new in self._programs or self._users[old] > 1 or not change(self._programs[old]):
+            return False
+        self._programs[new], self._users[new] = self._programs.pop(old), self._users.pop(old)
+        return True
+
     def release(self, key: Hashable) -> None:
         """Give a program back, and close it if nobody else has it."""
         self._users[key] -= 1
@@ -50,6 +57,20 @@ class Programs:
         program = self.shared.take(key, make)
         self._held[name] = (key, program)
         return program
+
+    def renew(self, name: str, key: Hashable, change: Callable[[Program], bool]) -> None:
+        """Have ``change`` make a component's program what a key names, or give it back."""
+        held = self._held.get(name)
+        if held is None or held[0] == key:
+            return
+        try:
+            if self.shared.rebind(held[0], key, change):
+                self._held[name] = key, held[1]
+                return
+        except BaseException:  # it has some of the weights of each
+            self.release(name)
+            raise
+        self.release(name)
 
     def release(self, name: str) -> None:
         """Give the program of a component back, if it is prepared."""

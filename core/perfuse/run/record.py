@@ -57,6 +57,7 @@ def _metadata(
     inputs, unrecorded = _inputs(task, given)
     scheduler, lost = _scheduler(pipe.scheduler)
     source, images = pipe.source, state["images"]
+    loras, lost_loras = _loras(pipe)
     tiled = ("vae_tiling",) if pipe.asks("vae_tiling", "use_tiling") else ()
     return Metadata(
         model=_model(source),
@@ -74,7 +75,8 @@ def _metadata(
         options=dict(pipe.options),
         transforms=pipe.transforms,
         components=_components(pipe),
-        unrecorded=(*unrecorded, *lost, *tiled),
+        loras=loras,
+        unrecorded=(*unrecorded, *lost, *lost_loras, *tiled),
         replaced=pipe.replaced,
         versions={
             "perfuse": perfuse.__version__,
@@ -82,6 +84,14 @@ def _metadata(
             "python": platform.python_version(),
         },
     )
+
+
+def _loras(pipe: "Parts") -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
+    """The adapters that count, and the names of those that no file and one number tell of."""
+    found = pipe.loras.recorded(pipe.lora_factor)
+    told = [one for one in found if one["file"] is not None and one["weight"] is not None]
+    lost = tuple(f"the LoRA {one['name']}" for one in found if one not in told)
+    return tuple({n: v for n, v in one.items() if n != "name"} for one in told), lost
 
 
 def _scheduler(scheduler: "Scheduler") -> tuple[dict[str, Value], tuple[str, ...]]:

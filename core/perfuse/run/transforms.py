@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from perfuse.contract.component import Rewritten
 from perfuse.contract.fields import read_fields, split_named
 from perfuse.contract.transform import Plan, Transform
 from perfuse.errors import InputError, PerfuseError, PluginError
@@ -105,11 +106,14 @@ def _applied(plan: Plan, chosen: Chosen) -> Plan:
 
 
 def _marked(before: Plan, after: Plan, chosen: Chosen) -> Plan:
-    """The plan with the transform's version in the components' fingerprints (cache keys)."""
+    """The plan with the transform's version in what identifies the components (cache keys)."""
     components = {}
     for name, component in after.components.items():
         if component != before.components.get(name) and component.fingerprint is not None:
             mark = f"{component.fingerprint} {chosen.mark}"
-            component = dataclasses.replace(component, fingerprint=mark)
+            build = component.build
+            if isinstance(build, Rewritten) and build.to_graph:
+                build = dataclasses.replace(build, to_graph=f"{build.to_graph} {chosen.mark}")
+            component = dataclasses.replace(component, fingerprint=mark, build=build)
         components[name] = component
     return dataclasses.replace(after, components=components)

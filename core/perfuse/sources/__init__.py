@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from perfuse.sources.store import atomic_folder as atomic_folder
     from perfuse.sources.store import locked as locked
     from perfuse.sources.tokenizer import Tokenizer as Tokenizer
+    from perfuse.sources.weight_maps import changed_constants as changed_constants
+    from perfuse.sources.weight_maps import read_map as read_map
+    from perfuse.sources.weight_maps import shapes_of as shapes_of
+    from perfuse.sources.weight_maps import write_map as write_map
     from perfuse.sources.weights import Weights as Weights
     from perfuse.sources.weights import check_inside as check_inside
 
@@ -75,6 +79,12 @@ __getattr__, __dir__ = lazy(
             "locked",
         ),
         "tokenizer": ("Tokenizer",),
+        "weight_maps": (
+            "changed_constants",
+            "read_map",
+            "shapes_of",
+            "write_map",
+        ),
         "weights": (
             "Weights",
             "check_inside",

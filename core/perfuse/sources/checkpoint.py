@@ -40,7 +40,7 @@ from perfuse.sources.model_index import (
     read_json,
     unused_of,
 )
-from perfuse.sources.weights import Weights, check_inside
+from perfuse.sources.weights import Hollow, Weights, check_inside
 
 if TYPE_CHECKING:
     import os
@@ -253,6 +253,24 @@ class FromCheckpoint(Recipe):
     weights: Weights
     #: The dtype to build in if the weights are stored in several.
     precision: str
+
+    @property
+    def graph(self) -> str:
+        return "of the config"
+
+    def names(self) -> dict[str, str]:
+        """The names of the stored tensors that the module's are, unchanged but for their shape.
+
+        It reads no values: a module is built over memory without content.
+        """
+        import torch
+
+        from perfuse.models.building import build_component
+
+        hollow = Hollow.like(self.weights)
+        module = build_component(self.spec, hollow, torch.float32)
+        places = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
+        return {n: hollow.addresses[at] for n, at in places.items() if at in hollow.addresses}
 
     def with_spec(self, spec: ComponentSpec) -> "FromCheckpoint":
         return dataclasses.replace(self, spec=spec)

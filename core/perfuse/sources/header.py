@@ -51,6 +51,8 @@ class Header:
     shapes: Shapes
     #: Tensor name to its bytes in the file.
     sizes: Mapping[str, int]
+    #: Tensor name to where these begin; empty where tensors are not stored as they are.
+    starts: Mapping[str, int] = field(default_factory=FrozenDict)
     #: What the writer noted: ``{"format": "pt"}``.
     metadata: Mapping[str, str] = field(default_factory=FrozenDict)
 
@@ -96,11 +98,14 @@ def read_header(path: Path) -> Header:
         for name in sorted(entries, key=spans.__getitem__):
             shapes[name], end = _read_entry(name, entries[name], end, damaged)
         sizes = {name: last - first for name, (first, last) in spans.items()}
+        starts = {name: 8 + length + first for name, (first, _) in spans.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise damaged(f"its header is not what safetensors writes ({exc!r})") from exc
     if 8 + length + end != size:
         raise damaged(f"its header describes {8 + length + end} bytes, the file has {size}")
-    return Header(text=text, shapes=shapes, sizes=sizes, metadata=FrozenDict(metadata))
+    return Header(
+        text=text, shapes=shapes, sizes=sizes, starts=starts, metadata=FrozenDict(metadata)
+    )
 
 
 def _read_entry(

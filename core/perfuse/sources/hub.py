@@ -26,6 +26,7 @@ __all__ = [
     "file_from_hub",
     "from_hub",
     "is_hub_id",
+    "names_on_hub",
     "scheduler_from_hub",
 ]
 
@@ -260,6 +261,23 @@ def file_from_hub(
         ) from exc
     path = Path(found)  # CACHE/models--OWNER--NAME/snapshots/COMMIT/FILE
     return path, path.parents[file.count("/")].name
+
+
+def names_on_hub(
+    model: str, revision: str | None, offline: bool | None, hub: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """The names of a repository's files; none where the Hub is not to be asked, or does not answer."""
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE if offline is None else offline:
+        return ()
+    try:
+        info = HfApi(token=hub.get("token")).model_info(model, revision=revision)
+    except Exception as exc:  # requests, httpx, the system's own: the library has no one root
+        if (error := _hub_error(exc, model)) is not None:
+            raise error from exc
+        return ()
+    return tuple(file.rfilename for file in info.siblings or ())
 
 
 def _by_component(files: Iterable[str], entries: Mapping[str, str]) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
 """The weight files of one component: found and checked without reading tensors.
 
-Opening a component reads only headers. ``Weights.tensors`` memory-maps the tensors one by one; only
-that needs torch.
+Opening a component reads only headers. ``Weights.arrays`` memory-maps all tensors;
+``Weights.tensors`` gives them one by one, and needs torch.
 """
 
 import hashlib
@@ -9,14 +9,15 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.original import View
+from perfuse.contract.weights import StoredTensor
 from perfuse.errors import CheckpointError, WeightsError
 from perfuse.sources.header import Header, read_header
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Choice",
+    "Hollow",
     "Weights",
     "check_inside",
     "choose",
@@ -58,6 +60,8 @@ _FILES = (".safetensors", _GGUF)
 #: How the names of dtypes begin that count as one precision. Quantised ones have names of their own,
 #: and are dequantised to what is asked for.
 _STORED = ("float", "bfloat", "q")
+#: Numpy's names of the dtypes that are read without torch; of bfloat16 the bits.
+_ARRAYS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 #: Bytes of tensors to read through one mapping of a file.
 _WINDOW = 64 << 20
 _AGAIN = "Download or save the file again."
@@ -264,6 +268,34 @@ class Weights:
         """The number of elements in all tensors together."""
         return sum(math.prod(shape) for _, shape in self.shapes.values())
 
+    def arrays(self, names: Collection[str]) -> dict[str, StoredTensor] | None:
+        """Tensors by their names, memory-mapped, without torch.
+
+        Returns:
+            ``None`` where one of them is of a dtype, or in a format, that only torch reads.
+
+        Raises:
+            WeightsError: a file was damaged, changed or removed since it was opened.
+        """
+        plain = all(self.shapes[name][0] in _ARRAYS for name in names)
+        if not plain or any(_is_gguf(path) for path in self.files):
+            return None
+        views = {name: self.views[name] for name in names} if self.views else {}
+        wanted = {view.stored for view in views.values()} if views else set(names)
+        mapped: dict[str, StoredTensor] = {}
+        for path in self.files:
+            mapped |= _mapped(path, wanted)
+        try:
+            found = {
+                name: replace(mapped[view.stored], array=view.of_array(mapped[view.stored].array))
+                for name, view in views.items()
+            } or {name: mapped[name] for name in names}
+        except KeyError as exc:
+            raise _changed(self.folder) from exc
+        if any((found[n].dtype, found[n].array.shape) != self.shapes[n] for n in names):
+            raise _changed(self.folder)
+        return found
+
     def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """Every tensor with its name, memory-mapped: its data is read from disk on first use.
 
@@ -292,6 +324,54 @@ class Weights:
                             del tensor
             except (OSError, SafetensorError) as exc:
                 raise WeightsError(f"{path} cannot be read: {exc}. {_AGAIN}") from exc
+
+
+def _changed(folder: Path) -> WeightsError:
+    return WeightsError(f"{folder} was changed since it was opened. Open it again.")
+
+
+def _mapped(path: Path, names: Collection[str]) -> dict[str, StoredTensor]:
+    """Tensors of a safetensors file, mapped privately: what is written to them stays in memory."""
+    import numpy as np
+
+    header = read_header(path)
+    try:
+        whole = np.memmap(path, mode="c")
+    except (OSError, ValueError) as exc:
+        raise WeightsError(f"{path} cannot be read: {exc}. {_AGAIN}") from exc
+    found = {}
+    for name in header.shapes.keys() & names:
+        dtype, shape = header.shapes[name]
+        start = header.starts[name]
+        piece = whole[start : start + header.sizes[name]].view(np.ndarray)
+        array = piece.view(_ARRAYS[dtype]).reshape(shape)
+        # An old writer may have put them where no processor likes to read.
+        found[name] = StoredTensor(dtype=dtype, array=np.require(array, requirements="A"))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hollow(Weights):
+    """Weights without their values, to see which tensors of a module they become."""
+
+    #: Where each tensor is in memory, to its name; filled as they are given.
+    addresses: dict[int, str] = field(default_factory=dict, compare=False)
+    #: The tensors, so that no two are in one place.
+    given: "list[torch.Tensor]" = field(default_factory=list, compare=False)
+
+    @classmethod
+    def like(cls, weights: Weights) -> "Hollow":
+        """Tensors of the same names and shapes, of memory that is never touched."""
+        return cls(**{one.name: getattr(weights, one.name) for one in fields(Weights)})
+
+    def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
+        import torch
+
+        for name, (_, shape) in self.shapes.items():
+            tensor = torch.empty(shape)
+            self.given.append(tensor)
+            self.addresses[tensor.data_ptr()] = name
+            yield name, tensor
 
 
 def header_of(path: Path) -> Header:

@@ -63,7 +63,7 @@ class FreeU(Transform):
         )
         for name, component in plan.components.items():
             if denoiser.name in (name, component.spec.entry_of):
-                plan = plan.with_component(component.rebuilt(_rewrite, scales))
+                plan = plan.with_component(component.rebuilt(_rewrite, scales, graph=f"{scales}"))
         return plan
 
 

@@ -13,18 +13,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from perfuse.backend import Component, Exporter
+from perfuse.backend import Component, Constant, Exporter, StoredTensor, WeightMap
 from perfuse.errors import ExportError
 from perfuse.plugins import said
 from perfuse.progress import say
 from perfuse_exporters.onnx.attention import DOMAIN, define
 from perfuse_exporters.onnx.operators import translations
-from perfuse_exporters.onnx.weights import Weight, write
+from perfuse_exporters.onnx.weights import MODEL, changed, dtype_of, fill, number_of
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
     import torch
     from torch.export import ExportedProgram
+
+#: Names of a module's tensors to their shapes.
+Shapes = Mapping[str, tuple[int, ...]]
 
 __all__ = ["OnnxExporter", "lower"]
 
@@ -51,6 +55,8 @@ class OnnxExporter(Exporter):
 
     format: ClassVar[str] = "onnx"
 
+    apart: ClassVar[bool] = True
+
     def export(self, component: Component, folder: Path) -> Path:
         """Write the component into an empty folder and return the path of ``model.onnx``.
 
@@ -59,33 +65,45 @@ class OnnxExporter(Exporter):
                 captured or lowered.
             InputError: an option was given; there are none.
         """
-        import torch
-
-        if component.precision not in ("float32", "float16"):
-            raise ExportError(
-                f"{component.name} was to be exported to onnx in {component.precision}; ONNX "
-                "Runtime has no bfloat16 convolutions on the CPU, so nothing here could run or "
-                "check the file. Use --precision float16 or float32."
-            )
+        dtype = _dtype(component)
         from perfuse.capture import build, replace_tensors, trace
 
-        dtype = torch.float16 if component.precision == "float16" else torch.float32
         module = build(component)
         # Memory that is never touched is never allocated, so a stand-in of any size is free.
         hollow = replace_tensors(module, lambda tensor: _stand_in(tensor, dtype))
-        program = trace(component, hollow, dtype)
-        return lower(program, module, component, folder)
+        return lower(trace(component, hollow, dtype), module, component, folder)
+
+    def export_graph(self, component: Component, folder: Path) -> tuple[Path, WeightMap]:
+        """Write ``model.onnx`` without initializers for the weights: whoever loads it adds them."""
+        dtype = _dtype(component)
+        from perfuse.capture import build, hollow, trace
+
+        module = build(component)
+        tensors = StoredTensor.all_of(module)
+        emptied, bound = hollow(module, dtype)
+        shapes = {name: tensors[name].array.shape for name in bound}
+        model, constants = _lowered(trace(component, emptied, dtype), shapes, component)
+        path = folder / MODEL
+        say(f"Writing the graph of {component.name}")
+        path.write_bytes(model.SerializeToString())
+        return path, WeightMap.around(constants, tensors, bound)
+
+    def fill(
+        self, graph: Path, weights: WeightMap, tensors: Mapping[str, StoredTensor], folder: Path
+    ) -> Path:
+        import onnx
+
+        return fill(onnx.load(graph), weights, tensors.__getitem__, folder)
 
     def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
         """Operators that the converter refuses, or that perfuse's graphs must not hold."""
         from onnxscript import optimizer  # noqa: F401 - without it, everything would be refused
-        from torch import nn
 
         from perfuse_exporters.operators import refused
 
         def convert(program: "ExportedProgram") -> None:
             try:
-                model, weights = _lower(program, nn.Module())
+                model, weights = _lower(program, {})
             except Exception as exc:
                 cause: BaseException = exc
                 while cause.__cause__ is not None:  # the converter's own says the same of all
@@ -118,22 +136,32 @@ def lower(
     Raises:
         ExportError: it could not be lowered.
     """
-    say(f"Lowering {component.name} to ONNX")
-    try:
-        model, weights = _lower(program, module)
-        _simplify(model, weights, fold_casts=not for_reading)
-        _check(model, component)
-        _name(model, component)
-        define(model)
-    except ExportError:
-        raise
-    except Exception as exc:
-        raise ExportError(
-            f"{component.name} ({component.spec.class_name}) was to be lowered to ONNX; "
-            f"the converter said: {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
-        ) from exc
+    tensors = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+    shapes = {n: tuple(one.shape) for n, one in tensors.items() if one.is_floating_point()}
+    model, constants = _lowered(program, shapes, component, fold_casts=not for_reading)
     say(f"Writing {component.name}")
-    return write(model, weights, folder)
+    weights = WeightMap(constants=constants)
+    return fill(model, weights, lambda name: StoredTensor.of(tensors[name]), folder)
+
+
+def _dtype(component: Component) -> "torch.dtype":
+    """What to compute in.
+
+    Raises:
+        ExportError: ONNX Runtime could not.
+    """
+    import torch
+
+    if component.precision not in ("float32", "float16"):
+        raise ExportError(
+            f"{component.name} was to be exported to onnx in {component.precision}; ONNX "
+            "Runtime has no bfloat16 convolutions on the CPU, so nothing here could run or "
+            "check the file. Use --precision float16 or float32."
+        )
+    return torch.float16 if component.precision == "float16" else torch.float32
 
 
 def _stand_in(tensor: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
@@ -143,10 +171,43 @@ def _stand_in(tensor: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
     return torch.empty(tensor.shape, dtype=dtype) if tensor.is_floating_point() else tensor
 
 
+def _lowered(
+    program: "ExportedProgram",
+    tensors: Shapes,
+    component: Component,
+    *,
+    fold_casts: bool = True,
+) -> "tuple[onnx.ModelProto, dict[str, Constant]]":
+    """The graph without those tensors, and which of its constants they are.
+
+    Raises:
+        ExportError: it could not be lowered.
+    """
+    import onnx_ir as ir
+
+    say(f"Lowering {component.name} to ONNX")
+    try:
+        model, weights = _lower(program, tensors)
+        _simplify(model, weights, fold_casts=fold_casts)
+        _check(model, component)
+        _name(model, component)
+        define(model)
+        for value in weights:
+            del model.graph.initializers[str(value.name)]
+        return ir.to_proto(model), {str(value.name): one for value, one in weights.items()}
+    except ExportError:
+        raise
+    except Exception as exc:
+        raise ExportError(
+            f"{component.name} ({component.spec.class_name}) was to be lowered to ONNX; "
+            f"the converter said: {type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}"
+        ) from exc
+
+
 def _lower(
-    program: "ExportedProgram", module: "torch.nn.Module"
-) -> "tuple[ir.Model, dict[ir.Value, Weight]]":
-    """The unsimplified graph, and the tensor of the module behind every value that is a weight."""
+    program: "ExportedProgram", tensors: Shapes
+) -> "tuple[ir.Model, dict[ir.Value, Constant]]":
+    """The unsimplified graph, and which of its values are these tensors."""
     import torch
 
     with _quiet():
@@ -161,23 +222,11 @@ def _lower(
     if exported is None:
         raise ExportError("torch.onnx.export returned no program. Report it, with the model.")
     model: ir.Model = exported.model
-    tensors = {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
-    weights = {
-        value: Weight(
-            source=tensors[name].detach(),
-            dtype=value.dtype,
-            shape=tuple(tensors[name].shape),
-            change=lambda tensor: tensor,
-        )
-        for name, value in model.graph.initializers.items()
-        if name in tensors
-        and value.dtype is not None
-        and value.dtype.is_floating_point()
-        and not tensors[name].is_complex()  # whose content is in the graph, as pairs
-    }
+    weights = {}
+    for name, value in model.graph.initializers.items():
+        dtype = dtype_of(value.dtype.value) if value.dtype is not None else None
+        if name in tensors and dtype is not None:
+            weights[value] = Constant(tensor=name, dtype=dtype, shape=tensors[name])
     return model, weights
 
 
@@ -198,7 +247,7 @@ def _quiet() -> "Iterator[None]":
 
 
 def _simplify(
-    model: "ir.Model", weights: "dict[ir.Value, Weight]", *, fold_casts: bool = True
+    model: "ir.Model", weights: "dict[ir.Value, Constant]", *, fold_casts: bool = True
 ) -> None:
     """Fold constants and remove nodes without effect, without reading weights.
 
@@ -261,7 +310,7 @@ def _is_tiny(tensor: "ir.TensorProtocol") -> bool:
 
 
 def _fold_into_weights(
-    graph: "ir.Graph", weights: "dict[ir.Value, Weight]", *, casts: bool
+    graph: "ir.Graph", weights: "dict[ir.Value, Constant]", *, casts: bool
 ) -> None:
     """Apply operations whose only input is a weight when the weight is written, not in the graph."""
     import onnx_ir as ir
@@ -273,55 +322,18 @@ def _fold_into_weights(
         output = node.outputs[0]
         if weight is None or (node.op_type == "Cast" and not casts):
             continue
-        changed = _changed(node, weight)
-        if first is None or changed is None or output.is_graph_output():
+        after = changed(node, weight)
+        if first is None or after is None or output.is_graph_output():
             continue
         name = f"{first.name}.{node.op_type.lower()}"
         while name in names:
             name += "_"
         names.add(name)
-        value = ir.Value(
-            name=name, type=ir.TensorType(changed.dtype), shape=ir.Shape(changed.shape)
-        )
+        dtype = ir.TensorType(ir.DataType(number_of(after.dtype)))
+        value = ir.Value(name=name, type=dtype, shape=ir.Shape(after.final_shape))
         output.replace_all_uses_with(value)
         graph.remove(node, safe=True)
-        weights[value] = changed
-
-
-def _changed(node: "ir.Node", weight: Weight) -> Weight | None:
-    """The weight after a node that only rearranges or casts it; ``None`` after another."""
-    import onnx_ir as ir
-
-    before = weight.change
-    if node.op_type == "Transpose" and "perm" in node.attributes:
-        axes = tuple(node.attributes["perm"].as_ints())
-        return Weight(
-            source=weight.source,
-            dtype=weight.dtype,
-            shape=tuple(weight.shape[axis] for axis in axes),
-            change=lambda tensor: before(tensor).permute(axes),
-        )
-    if node.op_type == "Unsqueeze":
-        where = node.inputs[1]
-        if where is None or where.const_value is None:
-            return None
-        shape = list(weight.shape)
-        for axis in sorted(int(axis) for axis in where.const_value.numpy().ravel()):
-            shape.insert(axis, 1)
-        return Weight(
-            source=weight.source,
-            dtype=weight.dtype,
-            shape=tuple(shape),
-            change=lambda tensor: before(tensor).reshape(shape),
-        )
-    if node.op_type == "Cast":
-        return Weight(
-            source=weight.source,
-            dtype=ir.DataType(node.attributes["to"].as_int()),
-            shape=weight.shape,
-            change=before,
-        )
-    return None
+        weights[value] = after
 
 
 def _name(model: "ir.Model", component: Component) -> None:

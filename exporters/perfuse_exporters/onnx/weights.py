@@ -1,73 +1,94 @@
 """The weights of an ONNX model: streamed from the checkpoint's file to the artifact's, one by one."""
 
 import io
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perfuse.backend import Change, Constant, StoredTensor, WeightMap
 from perfuse.errors import ExportError
+from perfuse.sources import write_map
 
 if TYPE_CHECKING:
+    import numpy as np
+    import onnx
     import onnx_ir as ir
-    import torch
 
-__all__ = ["Weight", "write"]
+__all__ = ["MODEL", "changed", "dtype_of", "fill", "number_of"]
 
-_MODEL, _DATA = "model.onnx", "model.onnx_data"
+MODEL, _DATA = "model.onnx", "model.onnx_data"
 #: Smaller models are one file.
 _EXTERNAL_FROM = 1 << 20
 #: Engines map the weights file; a page is the unit of that.
 _PAGE = 4096
 #: Linux 5.4 and later; an older one refuses it, which does no harm.
 _MADV_PAGEOUT = 21
+#: Our dtypes as the enumeration of onnx.proto has them.
+_NUMBERS = {"float32": 1, "float16": 10, "bfloat16": 16}
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Weight:
-    """The content of an initializer: a tensor of the module, with changes made when written."""
-
-    source: "torch.Tensor"
-    dtype: "ir.DataType"
-    shape: tuple[int, ...]
-    change: "Callable[[torch.Tensor], torch.Tensor]"
-
-    @property
-    def bytes(self) -> int:
-        return math.prod(self.shape) * int(self.dtype.itemsize)
+def dtype_of(number: int) -> str | None:
+    """Our name of one of ONNX's dtypes; ``None`` for one that no weight has."""
+    return next((name for name, known in _NUMBERS.items() if known == number), None)
 
 
-def write(model: "ir.Model", weights: "dict[ir.Value, Weight]", folder: Path) -> Path:
-    """Write the graph, and the weights one by one: the largest is all that is held at a time."""
-    import numpy as np
-    import onnx_ir as ir
+def number_of(dtype: str) -> int:
+    """ONNX's number of one of our dtypes."""
+    return _NUMBERS[dtype]
 
-    path = folder / _MODEL
+
+def changed(node: "ir.Node", constant: Constant) -> Constant | None:
+    """A constant after a node that only rearranges or casts it; ``None`` for another node."""
+    if node.op_type == "Transpose" and "perm" in node.attributes:
+        axes = tuple(int(axis) for axis in node.attributes["perm"].as_ints())
+        return _with(constant, Change(kind="transpose", sizes=axes))
+    if node.op_type == "Unsqueeze":
+        where = node.inputs[1]
+        if where is None or where.const_value is None:
+            return None
+        shape = list(constant.final_shape)
+        for axis in sorted(int(axis) for axis in where.const_value.numpy().ravel()):
+            shape.insert(axis, 1)
+        return _with(constant, Change(kind="reshape", sizes=tuple(shape)))
+    if node.op_type == "Cast":
+        dtype = dtype_of(node.attributes["to"].as_int())
+        return replace(constant, dtype=dtype) if dtype is not None else None
+    return None
+
+
+def _with(constant: Constant, change: Change) -> Constant:
+    return replace(constant, changes=(*constant.changes, change))
+
+
+def fill(
+    model: "onnx.ModelProto",
+    weights: WeightMap,
+    tensor: Callable[[str], StoredTensor],
+    folder: Path,
+) -> Path:
+    """Write a graph, and its weights one by one: the largest is all that is held at a time.
+
+    Args:
+        model: The graph without them.
+        weights: What its constants are.
+        tensor: Gives a tensor of the module by its name.
+        folder: Where to write.
+
+    Raises:
+        ExportError: the folder cannot be written, or the precision cannot hold a number.
+    """
+    path = folder / MODEL
     try:
-        if sum(weight.bytes for weight in weights.values()) < _EXTERNAL_FROM:
-            for value, weight in weights.items():
-                array = np.frombuffer(_content(str(value.name), weight), weight.dtype.numpy())
-                value.const_value = ir.tensor(array.reshape(weight.shape), name=value.name)
+        if weights.size < _EXTERNAL_FROM:
+            for name, constant in weights.constants.items():
+                initializer = _initializer(model, name, constant)
+                initializer.raw_data = _content(constant, tensor(constant.tensor)).tobytes()
         else:
-            mappings = _file_mappings()
             with open(folder / _DATA, "wb") as file:
-                for value, weight in weights.items():
-                    if weight.bytes >= _PAGE:
-                        file.seek(-file.tell() % _PAGE, io.SEEK_CUR)
-                    offset = file.tell()
-                    file.write(_content(str(value.name), weight))
-                    _let_go(weight.source, mappings)
-                    value.const_value = ir.ExternalTensor(
-                        _DATA,
-                        offset,
-                        weight.bytes,
-                        weight.dtype,
-                        shape=ir.Shape(weight.shape),
-                        name=str(value.name),
-                        base_dir=folder,
-                    )
-        ir.save(model, path)
+                _write_beside(model, weights, tensor, file)
+        path.write_bytes(model.SerializeToString())
+        write_map(weights, folder)
     except OSError as exc:
         raise ExportError(
             f"{path} was to be written; the system said: {exc.strerror or exc}. Free space or "
@@ -76,31 +97,41 @@ def write(model: "ir.Model", weights: "dict[ir.Value, Weight]", folder: Path) ->
     return path
 
 
-def _content(name: str, weight: Weight) -> memoryview:
-    """The bytes of a weight as they go into the file.
+def _write_beside(
+    model: "onnx.ModelProto",
+    weights: WeightMap,
+    tensor: Callable[[str], StoredTensor],
+    file: io.BufferedWriter,
+) -> None:
+    from onnx import TensorProto
 
-    Raises:
-        ExportError: it holds numbers that its precision cannot.
-    """
+    mappings = _file_mappings()
+    for name, constant in weights.constants.items():
+        if constant.size >= _PAGE:
+            file.seek(-file.tell() % _PAGE, io.SEEK_CUR)
+        initializer = _initializer(model, name, constant)
+        initializer.data_location = TensorProto.EXTERNAL
+        where = {"location": _DATA, "offset": file.tell(), "length": constant.size}
+        for key, value in where.items():
+            initializer.external_data.add(key=key, value=str(value))
+        source = tensor(constant.tensor)
+        file.write(_content(constant, source).data)
+        _let_go(source.array, mappings)
+
+
+def _initializer(model: "onnx.ModelProto", name: str, constant: Constant) -> "onnx.TensorProto":
+    made: onnx.TensorProto = model.graph.initializer.add(
+        name=name, dims=constant.final_shape, data_type=number_of(constant.dtype)
+    )
+    return made
+
+
+def _content(constant: Constant, tensor: StoredTensor) -> "np.ndarray[Any, np.dtype[Any]]":
+    """The bytes of a weight as they go into the file."""
     import numpy as np
-    import onnx_ir as ir
-    import torch
 
-    dtypes = {
-        ir.DataType.FLOAT16: torch.float16,
-        ir.DataType.BFLOAT16: torch.bfloat16,
-        ir.DataType.FLOAT: torch.float32,
-    }
-    dtype = dtypes[weight.dtype]
-    tensor = weight.source.to("cpu", dtype)
-    if dtype == torch.float16 and not bool(tensor.isfinite().all()):
-        raise ExportError(
-            f"{name} was to be written in float16, which ends at 65504; the tensor exceeds it. "
-            "Use --precision float32."
-        )
-    plain = weight.change(tensor).contiguous().reshape(-1).view(torch.uint8)
-    array: np.ndarray[Any, np.dtype[Any]] = plain.numpy()
-    return array.data
+    array = constant.of(tensor, exact=True).changed(constant.changes).array
+    return array.reshape(-1).view(np.uint8)
 
 
 def _file_mappings() -> list[range]:
@@ -118,15 +149,16 @@ def _file_mappings() -> list[range]:
     return found
 
 
-def _let_go(tensor: "torch.Tensor", mappings: list[range]) -> None:
+def _let_go(array: "np.ndarray[Any, np.dtype[Any]]", mappings: list[range]) -> None:
     """Tell Linux that the pages of a mapped tensor are done with; all would stay otherwise.
 
     It is advice that loses nothing: they are read from the file again when somebody needs them.
     """
     import ctypes
 
-    start = -(-tensor.data_ptr() // _PAGE) * _PAGE
-    end = (tensor.data_ptr() + tensor.nbytes) // _PAGE * _PAGE
+    first = array.ctypes.data
+    start = -(-first // _PAGE) * _PAGE
+    end = (first + array.nbytes) // _PAGE * _PAGE
     if end > start and any(start in mapping for mapping in mappings):
         libc = ctypes.CDLL(None)
         libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_PAGEOUT)

@@ -13,10 +13,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 from xml.etree import ElementTree
 
-from perfuse.backend import PRECISIONS, Component, Exporter
+from perfuse.backend import PRECISIONS, Component, Constant, Exporter, StoredTensor, WeightMap
 from perfuse.errors import ExportError
 from perfuse.progress import say
 from perfuse_exporters.openvino.engine import import_openvino
+from perfuse_exporters.openvino.weights import bind
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -34,33 +35,47 @@ class OpenVinoExporter(Exporter):
 
     format: ClassVar[str] = "openvino"
 
+    apart: ClassVar[bool] = True
+
     def export(self, component: Component, folder: Path) -> Path:
-        if component.precision not in PRECISIONS:
-            raise ExportError(
-                f"{component.name} was to be exported to OpenVINO in {component.precision}; "
-                f"choose one of {', '.join(PRECISIONS)}."
-            )
+        _check(component)
         openvino = import_openvino()
-        path = folder / MODEL
         # What OpenVINO reads from there stays mapped until the model is written.
         with TemporaryDirectory(dir=folder) as scratch:
             model = _convert(openvino, component, Path(scratch))
             exact = _phases(model)
             _declare(model, component)
-            say(f"Writing {component.name}")
-            try:
-                # Its own compression would round the table of sinusoid frequencies, too, and a
-                # phase of 999 times that would be a quarter of a radian wrong. The weights have
-                # their precision already.
-                openvino.save_model(model, path, compress_to_fp16=False)
-                _keep_float32(path, {op.get_friendly_name() for op in exact})
-            except RuntimeError as exc:
-                raise ExportError(
-                    f"{component.name} was to be written to {path}; OpenVINO said: {_said(exc)}. "
-                    "Free space or choose another folder."
-                ) from exc
+            _write(openvino, model, folder / MODEL, component, exact)
             del model, exact
-        return path
+        return folder / MODEL
+
+    def export_graph(self, component: Component, folder: Path) -> tuple[Path, WeightMap]:
+        """Write IR in which each weight is an input, named after the tensor: see ``bind``."""
+        _check(component)
+        openvino = import_openvino()
+        from perfuse.capture import build
+
+        module = build(component)
+        tensors = StoredTensor.all_of(module)
+        model, names = _convert_apart(openvino, component, module)
+        constants = {
+            name: Constant(tensor=name, dtype=component.precision, shape=tensors[name].array.shape)
+            for name in _name_weights(model, names)
+        }
+        exact = _phases(model)
+        _declare(model, component, weights=len(constants))
+        _write(openvino, model, folder / MODEL, component, exact)
+        return folder / MODEL, WeightMap.around(constants, tensors, names)
+
+    def fill(
+        self, graph: Path, weights: WeightMap, tensors: Mapping[str, StoredTensor], folder: Path
+    ) -> Path:
+        openvino = import_openvino()
+        model = openvino.Core().read_model(graph)
+        held = bind(openvino, model, weights, tensors, exact=True)
+        _save(openvino, model, folder / MODEL)
+        del model, held
+        return folder / MODEL
 
     def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
         """What OpenVINO's frontend has no rule for, or fails to translate."""
@@ -75,6 +90,88 @@ class OpenVinoExporter(Exporter):
                 raise ExportError(_said(exc)) from exc
 
         return refused(program, convert)
+
+
+def _check(component: Component) -> None:
+    if component.precision not in PRECISIONS:
+        raise ExportError(
+            f"{component.name} was to be exported to OpenVINO in {component.precision}; "
+            f"choose one of {', '.join(PRECISIONS)}."
+        )
+
+
+def _write(
+    openvino: Any, model: "ov.Model", path: Path, component: Component, exact: "list[ov.Node]"
+) -> None:
+    say(f"Writing {component.name}")
+    _save(openvino, model, path)
+    _keep_float32(path, {op.get_friendly_name() for op in exact})
+
+
+def _save(openvino: Any, model: "ov.Model", path: Path) -> None:
+    try:
+        # Its own compression would round the table of sinusoid frequencies, too, and a phase of 999
+        # times that would be a quarter of a radian wrong. The weights have their precision already.
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as exc:
+        raise ExportError(
+            f"{path} was to be written; OpenVINO said: {_said(exc)}. Free space or choose another "
+            "folder."
+        ) from exc
+
+
+def _convert_apart(
+    openvino: Any, component: Component, module: "nn.Module"
+) -> "tuple[ov.Model, tuple[str, ...]]":
+    """The graph with each weight of the module as an input, before the signature's; their names.
+
+    What is not a constant cannot be folded into another, nor found to be of no effect.
+    """
+    import torch
+    from torch import Tensor, nn
+    from torch.func import functional_call
+
+    from perfuse.capture import hollow, trace
+
+    emptied, bound = hollow(module, getattr(torch, component.precision))
+    names = tuple(sorted(bound))
+    given = emptied.state_dict()
+    kept = {n: t.float() for n, t in emptied.named_buffers() if t.is_floating_point()}
+
+    class Apart(nn.Module):
+        """Takes its weights, then its inputs; computes in float32."""
+
+        def forward(self, *tensors: Tensor) -> Any:
+            weights = {name: t.float() for name, t in zip(names, tensors, strict=False)}
+            inputs = tensors[len(names) :]
+            return functional_call(emptied, {**kept, **weights}, inputs, tie_weights=False)
+
+    before = tuple(given[name] for name in names)
+    program = trace(component, Apart(), torch.float32, before=before)
+    say(f"Converting {component.name} to OpenVINO")
+    shapes = [openvino.PartialShape(list(tensor.shape)) for tensor in before]
+    shapes += [_partial_shape(openvino, component, t.shape) for t in component.signature.inputs]
+    try:
+        model: ov.Model = openvino.convert_model(program, input=shapes)
+    except Exception as exc:
+        raise ExportError(
+            f"{component.name} ({component.spec.class_name}) was to be lowered to OpenVINO "
+            f"{openvino.__version__}; it said: {_said(exc)}. Run this component on another backend."
+        ) from exc
+    return model, names
+
+
+def _name_weights(model: "ov.Model", names: tuple[str, ...]) -> list[str]:
+    """Name the inputs that are weights, and take out those that nothing reads."""
+    used = []
+    for port, name in zip(model.get_parameters(), names, strict=False):
+        if port.output(0).get_target_inputs():
+            port.set_friendly_name(name)
+            port.output(0).get_tensor().set_names({name})
+            used.append(name)
+        else:
+            model.remove_parameter(port)
+    return used
 
 
 def _convert(openvino: Any, component: Component, scratch: Path) -> "ov.Model":
@@ -167,11 +264,12 @@ def _partial_shape(
     return openvino.PartialShape([dimension(dim) for dim in shape])
 
 
-def _declare(model: "ov.Model", component: Component) -> None:
-    """Give inputs and outputs the signature's names, in its order."""
+def _declare(model: "ov.Model", component: Component, *, weights: int = 0) -> None:
+    """Give inputs and outputs the signature's names, in its order; weights come before the inputs."""
     signature = component.signature
+    inputs = model.inputs[weights:]
     for kind, found, wanted in (
-        ("inputs", model.inputs, signature.input_names),
+        ("inputs", inputs, signature.input_names),
         ("outputs", model.outputs, signature.output_names),
     ):
         if len(found) != len(wanted):
@@ -179,7 +277,7 @@ def _declare(model: "ov.Model", component: Component) -> None:
                 f"{component.name} has the {kind} {', '.join(wanted)}; OpenVINO's graph has "
                 f"{len(found)} {kind}. Correct the signature, or what the module returns."
             )
-    for port, name in zip(model.inputs, signature.input_names, strict=True):
+    for port, name in zip(inputs, signature.input_names, strict=True):
         port.get_tensor().set_names({name})
         port.get_node().set_friendly_name(name)
     for port, name in zip(model.outputs, signature.output_names, strict=True):

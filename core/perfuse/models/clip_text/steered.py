@@ -30,7 +30,7 @@ def steered(component: Component) -> Component | None:
         return None
     if spec.signature.input("added_embeddings") is not None:
         return component
-    return dataclasses.replace(component.rebuilt(_steer), spec=_described(spec))
+    return dataclasses.replace(component.rebuilt(_steer, graph="steered"), spec=_described(spec))
 
 
 def _described(spec: ComponentSpec) -> ComponentSpec:

@@ -10,6 +10,7 @@ ARCHITECTURES = (
         fit=f"{__name__}.description:fit",
         host_inputs=f"{__name__}.guidance:host_inputs",
         original=f"{__name__}.original:original",
+        aliases=f"{__name__}.aliases:aliases",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
         perturb="perfuse.models.perturbed:perturb",

@@ -7,9 +7,10 @@ from typing import Any
 
 from perfuse.contract.original import Original, Shapes, View
 
-__all__ = ["original"]
+__all__ = ["PLAIN", "RESNET", "original"]
 
-_PLAIN = {
+#: Parts that are stored alone, and their names in Diffusers' model.
+PLAIN = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
     "label_emb.0.0": "add_embedding.linear_1",
@@ -21,7 +22,8 @@ _PLAIN = {
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
-_RESNET = {
+#: The layers of a residual block.
+RESNET = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
     "emb_layers.1": "time_emb_proj",
@@ -60,7 +62,7 @@ def original(name: str, shapes: Shapes) -> Original | None:
 
 def _places(shapes: Shapes) -> tuple[dict[str, str], list[_Level], list[_Level]]:
     """Where each original block lies in Diffusers' model, and the levels down and up."""
-    places = dict(_PLAIN)
+    places = dict(PLAIN)
     found = {
         name: sorted({int(m[2]) for key in shapes if (m := _BLOCK.match(key)) and m[1] == name})
         for name in ("input_blocks", "output_blocks")
@@ -109,7 +111,7 @@ def _renamed(key: str, places: Mapping[str, str]) -> str:
         if place is not None:
             rest = ".".join(parts[length:])
             inner, _, last = rest.rpartition(".")
-            return f"{place}.{_RESNET.get(inner, inner)}.{last}" if inner else f"{place}.{rest}"
+            return f"{place}.{RESNET.get(inner, inner)}.{last}" if inner else f"{place}.{rest}"
     return key
 
 

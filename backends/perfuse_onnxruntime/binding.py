@@ -1,0 +1,127 @@
+"""Gives a graph its weights in memory: no file is written, and no path is followed.
+
+A graph in the cache names its weights and has none. What declares them, and what turns them around
+or widens them where that is needed, is written in front of the graph: protobuf reads two messages,
+one after the other, as one that has the fields of both.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from perfuse.backend import Constant, StoredTensor
+from perfuse.run import Bound
+
+__all__ = ["bind"]
+
+#: Our dtypes as onnx.proto numbers them.
+_DTYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
+_INT64, _EXTERNAL = 7, 1
+#: Its types of attributes.
+_INT, _INTS = 2, 7
+
+
+def bind(graph: Bound, settings: Any) -> tuple[bytes, list[StoredTensor]]:
+    """The model to make a session of; its weights go into the session's settings.
+
+    Each tensor stays where and as it is. What is done to it is part of the model, and the engine
+    does it once, when the session is made.
+
+    Args:
+        graph: The graph and its weights.
+        settings: The ``onnxruntime.SessionOptions``.
+
+    Returns:
+        The model, and the tensors, whose memory must last as long as the session.
+
+    Raises:
+        ExportError: a tensor has numbers that the graph's precision cannot hold.
+    """
+    declared, names, tensors = [], [], []
+    for name, constant in graph.weights.constants.items():
+        tensor = constant.of(graph.tensors[constant.tensor])
+        steps = list(_steps(constant, tensor))
+        # From the stored tensor to the constant, which has the name that the graph knows.
+        chain = [*(f"{name}/{i}" for i in range(len(steps))), name]
+        for step, source, target in zip(steps, chain, chain[1:], strict=False):
+            declared += step.fields(source, target)
+        names.append(chain[0])
+        tensors.append(tensor)
+        declared.append(_field(5, _external(names[-1], tensor)))
+    settings.add_external_initializers(names, [_value(tensor) for tensor in tensors])
+    return _field(7, b"".join(declared)) + graph.path.read_bytes(), tensors
+
+
+def _value(tensor: StoredTensor) -> Any:
+    from onnxruntime import OrtValue
+
+    if tensor.dtype == "bfloat16":
+        return OrtValue.ortvalue_from_numpy_with_onnx_type(tensor.array, _DTYPES[tensor.dtype])
+    return OrtValue.ortvalue_from_numpy(tensor.array)
+
+
+class _Step:
+    """A node with one input and one output, and the constant that says to which shape, if any."""
+
+    def __init__(self, kind: str, attribute: bytes = b"", shape: tuple[int, ...] = ()) -> None:
+        self._kind = kind
+        self._attribute = attribute
+        self._shape = shape
+
+    def fields(self, source: str, target: str) -> list[bytes]:
+        """The fields of GraphProto that it is."""
+        inputs, made = [source], []
+        if self._shape:
+            inputs.append(f"{target}/shape")
+            made.append(_field(5, _shape(inputs[-1], self._shape)))
+        node = b"".join(_field(1, one.encode()) for one in inputs)
+        node += _field(2, target.encode()) + _field(4, self._kind.encode())
+        if self._attribute:
+            node += _field(5, self._attribute)
+        return [*made, _field(1, node)]
+
+
+def _steps(constant: Constant, tensor: StoredTensor) -> Iterator[_Step]:
+    """What is done to a stored tensor before the graph reads it."""
+    if tensor.dtype != constant.dtype:
+        to = _field(1, b"to") + _number(3, _DTYPES[constant.dtype]) + _number(20, _INT)
+        yield _Step("Cast", to)
+    for change in constant.changes:
+        if change.kind == "transpose":
+            axes = b"".join(_number(8, axis) for axis in change.sizes)
+            yield _Step("Transpose", _field(1, b"perm") + axes + _number(20, _INTS))
+        else:
+            yield _Step("Reshape", shape=change.sizes)
+
+
+def _external(name: str, tensor: StoredTensor) -> bytes:
+    """The TensorProto of a tensor whose values are elsewhere: the engine is given them."""
+    dims = b"".join(_number(1, size) for size in tensor.array.shape)
+    place = _field(13, _field(1, b"location") + _field(2, b"given in memory"))
+    dtype = _number(2, _DTYPES[tensor.dtype])
+    return dims + dtype + _field(8, name.encode()) + place + _number(14, _EXTERNAL)
+
+
+def _shape(name: str, sizes: tuple[int, ...]) -> bytes:
+    """The TensorProto of a shape."""
+    values = _field(9, np.array(sizes, "<i8").tobytes())
+    return _number(1, len(sizes)) + _number(2, _INT64) + _field(8, name.encode()) + values
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of bytes, text or a message, as protobuf writes it."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _number(number: int, value: int) -> bytes:
+    """A field of a whole number from 0."""
+    return _varint(number << 3) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    parts = []
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])

@@ -1,0 +1,67 @@
+"""Calling an exporter: what its result depends on, what it may be asked for, how it fails."""
+
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+from perfuse.contract.component import Component
+from perfuse.contract.exporter import Exporter
+from perfuse.contract.options import read_options
+from perfuse.errors import ExportError
+from perfuse.plugins.host import host
+from perfuse.sources.manifest import tool_versions
+
+__all__ = ["lowered", "settings", "tools"]
+
+_T = TypeVar("_T")
+
+
+def tools(format: str) -> dict[str, str]:
+    """The versions of all packages that can change what an exporter writes, without imports."""
+    manifest = host().exporters().get(format)
+    if manifest is None:
+        return tool_versions(("perfuse",))
+    row = host().brought_by(format, "perfuse_exporters")
+    plugin = () if row is None else (row.distribution,)
+    return tool_versions(tuple(dict.fromkeys(("perfuse", *plugin, *manifest.requires))))
+
+
+def settings(component: Component, format: str) -> dict[str, object]:
+    """What an exporter's result depends on, besides the component's description and weights."""
+    return {
+        "precision": component.precision,
+        "storage": component.storage,
+        "static": dict(component.static),
+        "sizes": [dict(size) for size in component.sizes],
+        "options": dict(component.options),
+        "format": format,
+        "tools": tools(format),
+    }
+
+
+def lowered(component: Component, format: str, write: Callable[[Exporter], _T]) -> _T:
+    """The result of ``write(exporter)``.
+
+    Raises:
+        InputError: an option is unknown.
+        ExportError: the exporter does not know the storage, failed, or could not write.
+    """
+    exporter = host().exporter(format)
+    read_options(component.options, exporter.options, of=f"The {format} exporter")
+    if component.storage and component.storage not in exporter.storages:
+        raise ExportError(
+            f"{component.name} was to be exported to {format} with its weights stored as "
+            f"{component.storage}; this exporter stores them as "
+            f"{', '.join(exporter.storages) or 'the precision alone'}."
+        )
+    try:
+        with warnings.catch_warnings():
+            # Users cannot act on deprecations inside the exporters' libraries.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return write(exporter)
+    except OSError as exc:
+        raise ExportError(
+            f"{component.name} was to be exported to {format}; the system said: "
+            f"{exc.strerror or exc}. Nothing was written. Free space or choose another folder."
+        ) from exc
