@@ -126,6 +126,7 @@ DOORS = (
     "perfuse",
     "perfuse.arrays",
     "perfuse.backend",
+    "perfuse.bridge",
     "perfuse.capture",
     "perfuse.errors",
     "perfuse.models",

@@ -19,7 +19,7 @@ import numpy as np
 import perfuse
 from perfuse import ArtifactStore, DiffusionPipeline
 from perfuse.backend import Target
-from perfuse.bridge.calling import call_by_name, inputs_of
+from perfuse.bridge import call_by_name, inputs_of
 from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.sources import tool_versions

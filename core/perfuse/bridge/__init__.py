@@ -4,3 +4,7 @@
 components, their configs, processors and adapters. Only what a call of a component computes comes
 from a program of the backend: the first call of a kind is recorded, captured and lowered.
 """
+
+from perfuse.bridge.calling import call_by_name, inputs_of
+
+__all__ = ["call_by_name", "inputs_of"]
