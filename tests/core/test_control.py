@@ -169,6 +169,7 @@ def test_what_a_step_reads_can_be_pickled(two: DiffusionPipeline) -> None:
 
 
 @pytest.mark.export
+@pytest.mark.exhaustive
 def test_an_export_draws_what_the_checkpoint_draws(
     checkpoint: Make, made_once: Callable[..., Path]
 ) -> None:
