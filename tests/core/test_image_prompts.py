@@ -144,3 +144,25 @@ def test_on_another_engine(checkpoint: Make, adapters: Path) -> None:
     for ours, expected in zip(*drawn, strict=True):
         assert np.abs(ours - expected).max() <= 1e-3
     assert len({array.tobytes() for array in drawn[0]}) == 3
+
+
+def test_on_the_command_line(checkpoint: Make, adapters: Path) -> None:
+    from click.testing import CliRunner
+
+    from perfuse.cli import main
+
+    PICTURE.save(adapters / "shown.png")
+    drawn = adapters / "drawn.png"
+    asked = ["generate", "a red circle", "--model", str(checkpoint("words")), "--steps", "2"]
+    asked += ["--seed", "0", "--output", str(drawn)]
+    asked += ["--ip-adapter", f"{adapters / 'plain.safetensors'}:0.4"]
+    asked += ["--ip-adapter", str(adapters / "plus.safetensors")]
+    shown = ["--ip-adapter-image", str(adapters / "shown.png")] * 2
+    done = CliRunner().invoke(main, [*asked, *shown])
+    assert done.exit_code == 0, done.stderr
+    pipe = opened(checkpoint, adapters, "plain", "plus")
+    pipe.set_ip_adapter_scale([0.4, 1.0])
+    given = {**GIVEN, "output_type": "pil", "ip_adapter_image": [PICTURE, PICTURE]}
+    assert np.array_equal(np.asarray(Image.open(drawn)), np.asarray(pipe(**given).images[0]))
+    wrong = CliRunner().invoke(main, [*asked[:-4], "--ip-adapter", "a.safetensors:much"])
+    assert wrong.exit_code == 2 and "--ip-adapter 'a.safetensors:much' was given" in wrong.stderr

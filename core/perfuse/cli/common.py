@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 __all__ = [
     "ARGUMENT",
     "BRIDGED",
+    "IP_ADAPTER",
     "JSON",
     "LORA",
     "NO_CHECKER",
     "QUIET",
     "TRANSFORM",
     "added_to",
+    "load_ip_adapters",
     "load_loras",
     "model_of",
     "model_options",
@@ -49,6 +51,13 @@ LORA = click.option(
     metavar="FILE[:WEIGHT]",
     multiple=True,
     help="A LoRA, its folder or Hub id, and how much it counts; several times for several.",
+)
+IP_ADAPTER = click.option(
+    "--ip-adapter",
+    "ip_adapters",
+    metavar="FILE[:SCALE]",
+    multiple=True,
+    help="An IP-Adapter, a file or OWNER/NAME/FOLDER/FILE on the Hub; several times for several.",
 )
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -148,14 +157,39 @@ def load_loras(pipe: "DiffusionPipeline", texts: Sequence[str]) -> None:
     """
     weights = []
     for number, text in enumerate(texts):
-        file, weight = _lora(text)
+        file, weight = _weighted("--lora", text)
         pipe.load_lora_weights(file, adapter_name=f"default_{number}")
         weights.append(weight)
     if texts:
         pipe.set_adapters([f"default_{number}" for number in range(len(texts))], weights)
 
 
-def _lora(text: str) -> tuple[str, float]:
+def load_ip_adapters(pipe: "DiffusionPipeline", texts: Sequence[str]) -> None:
+    """Load the IP-Adapters of ``--ip-adapter FILE[:SCALE]`` into a pipeline.
+
+    Raises:
+        InputError: a scale is no number, or a file does not fit.
+        WeightsError: a file is missing, damaged, a pickle, or no IP-Adapter.
+    """
+    if not texts:
+        return
+    files, scales = zip(*(_weighted("--ip-adapter", text) for text in texts), strict=True)
+    models, folders, names = zip(*map(_in_model, files), strict=True)
+    pipe.load_ip_adapter(models, subfolder=folders, weight_name=names)
+    pipe.set_ip_adapter_scale(list(scales))
+
+
+def _in_model(file: str) -> tuple[str, str, str]:
+    """The folder or Hub id that a file is in, the folder in that, and the file's name."""
+    from perfuse.sources.hub import is_hub_id
+
+    path, parts = Path(file).expanduser(), file.split("/")
+    if not path.exists() and len(parts) > 2 and is_hub_id("/".join(parts[:2])):
+        return "/".join(parts[:2]), "/".join(parts[2:-1]), parts[-1]
+    return str(path.parent), "", path.name
+
+
+def _weighted(flag: str, text: str) -> tuple[str, float]:
     """The file and the weight of ``FILE[:WEIGHT]``."""
     file, colon, weight = text.rpartition(":")
     if not colon or Path(text).exists() or len(file) < 2:  # one letter is a drive
@@ -164,7 +198,7 @@ def _lora(text: str) -> tuple[str, float]:
         return file, float(weight)
     except ValueError as exc:
         raise InputError(
-            f"--lora {text!r} was given; {weight!r} is no number. Write FILE, or FILE:WEIGHT."
+            f"{flag} {text!r} was given; {weight!r} is no number. Write FILE, or FILE:NUMBER."
         ) from exc
 
 

@@ -11,12 +11,14 @@ from perfuse.cli import bridged as through_diffusers
 from perfuse.cli.common import (
     ARGUMENT,
     BRIDGED,
+    IP_ADAPTER,
     JSON,
     LORA,
     NO_CHECKER,
     QUIET,
     TRANSFORM,
     added_to,
+    load_ip_adapters,
     load_loras,
     model_of,
     model_options,
@@ -41,6 +43,7 @@ __all__ = ["export"]
 @option("--width", type=int, help="Fix the width in pixels.")
 @TRANSFORM
 @LORA
+@IP_ADAPTER
 @NO_CHECKER
 @click.option("--batch", type=int, help="Fix the batch size of every component.")
 @click.option("--size", "sizes", multiple=True, help="HEIGHTxWIDTH, several times for several.")
@@ -84,6 +87,7 @@ def _export(
     width: int | None,
     transforms: tuple[str, ...],
     loras: tuple[str, ...],
+    ip_adapters: tuple[str, ...],
     no_safety_checker: bool,
     batch: int | None,
     sizes: tuple[str, ...],
@@ -114,6 +118,7 @@ def _export(
             **parts_of(no_safety_checker),
         )
         through_diffusers.check_native(model)
+        load_ip_adapters(pipe, ip_adapters)
         load_loras(pipe, loras)
         watch.lap("open")
         watch.begin(f"Exporting to {format}")

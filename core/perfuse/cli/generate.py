@@ -16,12 +16,14 @@ from perfuse.cli import bridged as through_diffusers
 from perfuse.cli.common import (
     ARGUMENT,
     BRIDGED,
+    IP_ADAPTER,
     JSON,
     LORA,
     NO_CHECKER,
     QUIET,
     TRANSFORM,
     added_to,
+    load_ip_adapters,
     load_loras,
     model_of,
     model_options,
@@ -80,6 +82,7 @@ def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
 @click.option("--option", "options", multiple=True, help="A backend's switch: compile=true.")
 @TRANSFORM
 @LORA
+@IP_ADAPTER
 @click.option(
     "--lora-folder",
     type=click.Path(path_type=Path),
@@ -253,6 +256,7 @@ def _opened(
     for text in given["embeddings"]:
         file, token = _embedding(text)
         pipe.load_textual_inversion(file, token=token)
+    load_ip_adapters(pipe, given["ip_adapters"])
     if given["loras"] or again is None:
         load_loras(pipe, given["loras"])
     else:
