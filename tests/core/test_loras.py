@@ -224,7 +224,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         },
         "looks to be made for Stable Diffusion XL",
     ),
-    "another width": ({**pair(), DOWN: numbers(2, 20)}, "16 by 20 for unet.* which is 16 by 16"),
+    "another width": (
+        {**pair(), DOWN: numbers(2, 20)},
+        "16 by 20, rank 2, for unet.* which is 16 by 16",
+    ),
+    "ranks": ({DOWN: numbers(2, 16), UP: numbers(16, 3)}, "16 by 16, rank 2, for unet"),
+    "a vector": ({**pair(), DOWN: numbers(16)}, "which is no factor of a weight"),
+    "cores": (
+        {f"{LAYER}.hada_w{i}_{side}": numbers(2, 16) for i in (1, 2) for side in "ab"},
+        "2 by 16, rank 2, for unet",
+    ),
     "half": ({DOWN: numbers(2, 16)}, "has no up for unet"),
     "twice": ({**pair(), f"{LAYER}.lora.up.weight": numbers(16, 2)}, "has the up of .* twice"),
     "rank 0": (pair(0), "of rank 0"),
