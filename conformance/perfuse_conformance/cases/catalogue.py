@@ -22,6 +22,7 @@ from perfuse_conformance.cases.draws import Draw, draws_of
 
 __all__ = [
     "LEVELS",
+    "OTHER_WEIGHTS",
     "PROFILES",
     "Capabilities",
     "Capability",
@@ -351,6 +352,9 @@ def _ids(component: ComponentSpec, shape: tuple[int, ...], tokens: int, random: 
 
 # Cases
 
+#: The case of a component whose weights change while its graph does not.
+OTHER_WEIGHTS = "other-weights"
+
 
 def cases_of(
     spec: PipelineSpec, capabilities: Capabilities, precisions: tuple[str, ...], level: str
@@ -428,15 +432,20 @@ def _component_cases(
                 if case is not None:
                     yield case
     own = _mode(name, first, capabilities)
-    if own is not None:
+    if own is None:
+        return
+    contracts = {"closed": "L1"}
+    if component.name == spec.denoiser.name:
+        contracts |= {OTHER_WEIGHTS: "L2"}  # where graphs are not known apart, it exports again
+    for subject, level in contracts.items():
         yield Case(
-            id=f"contract/{name}/closed",
-            level="L1",
+            id=f"contract/{name}/{subject}",
+            level=level,
             kind="contract",
             component=name,
             precision=first,
             mode=own,
-            subject="closed",
+            subject=subject,
         )
 
 

@@ -334,6 +334,20 @@ CATALOGUE: tuple[Entry, ...] = (
         "group normalisation has 1e-6 for 1e-5",
         f"{_UNET}/middle",
     ),
+    # Weights
+    _entry(
+        "mutant-forgotten-transpose",
+        "weights:ForgottenTranspose",
+        "a square matrix is taken the wrong way round, as where a layout is noted and not applied",
+        f"{_UNET}/middle",
+    ),
+    _entry(
+        "mutant-first-weights",
+        "weights:FirstWeights",
+        "the first checkpoint's weights are kept for every other of its config",
+        "contract/unet/other-weights",
+        level="L2",
+    ),
     # Memory
     _entry(
         "mutant-overwritten-input",
