@@ -21,6 +21,7 @@ from perfuse.spec import ComponentSpec, PipelineSpec, Role, TensorSpec
 from perfuse_conformance.cases.draws import Draw, draws_of
 
 __all__ = [
+    "ADAPTERS",
     "LEVELS",
     "OTHER_WEIGHTS",
     "PROFILES",
@@ -352,8 +353,9 @@ def _ids(component: ComponentSpec, shape: tuple[int, ...], tokens: int, random: 
 
 # Cases
 
-#: The case of a component whose weights change while its graph does not.
-OTHER_WEIGHTS = "other-weights"
+#: The case of a component whose weights change while its graph does not, and of one whose adapters
+#: are switched to and fro.
+OTHER_WEIGHTS, ADAPTERS = "other-weights", "adapters"
 
 
 def cases_of(
@@ -437,6 +439,8 @@ def _component_cases(
     contracts = {"closed": "L1"}
     if component.name == spec.denoiser.name:
         contracts |= {OTHER_WEIGHTS: "L2"}  # where graphs are not known apart, it exports again
+    if component.role in (Role.DENOISER, Role.TEXT_ENCODER) and component.entry_of is None:
+        contracts |= {ADAPTERS: "L2"}
     for subject, level in contracts.items():
         yield Case(
             id=f"contract/{name}/{subject}",

@@ -21,6 +21,7 @@ from perfuse.spec import PipelineSpec
 from perfuse_conformance import SUITE_VERSION
 from perfuse_conformance.cases.bundle import Bundle
 from perfuse_conformance.cases.catalogue import (
+    ADAPTERS,
     LEVELS,
     OTHER_WEIGHTS,
     Arrays,
@@ -201,7 +202,8 @@ class Session:
         precisions = (held[self.spec.denoiser.name].precision,)
         cases = cases_of(self.spec, capabilities, precisions, self.level)
         fitting = [case for case in cases if case.kind != "refusal" and self._fits(case, held)]
-        return [case for case in fitting if case.subject != OTHER_WEIGHTS]  # it has its own alone
+        others = (OTHER_WEIGHTS, ADAPTERS)  # it has its own weights alone
+        return [case for case in fitting if case.subject not in others]
 
     def _fits(self, case: Case, held: Mapping[str, ExportedComponent]) -> bool:
         """Whether a case asks for sizes that the model was exported for."""
@@ -275,7 +277,7 @@ class Session:
         if case.kind in ("component", "forced"):
             return self._calls(case, result)
         if case.kind == "contract":
-            kept = case.subject == OTHER_WEIGHTS
+            kept = case.subject in (OTHER_WEIGHTS, ADAPTERS)
             return self._other_weights(case, result) if kept else self._closed(case, result)
         if case.kind == "refusal":
             return self._refusal(case, result)
@@ -363,13 +365,14 @@ class Session:
         return _mannered(replace(result, status=Status.PASS), answer)
 
     def _other_weights(self, case: Case, result: Result) -> Result:
-        """The same graph with other weights must compute with those, in whatever order they come."""
+        """With other weights, or adapters, it must compute with those, in whatever order they come."""
         answer = self.ask(
             {
                 "do": "other_weights",
                 "component": case.component,
                 "precision": case.precision,
                 "static": case.mode == "static",
+                "adapters": case.subject == ADAPTERS,
             },
             prepares=True,
         )
@@ -379,12 +382,13 @@ class Session:
         if all(miss <= _STALE for miss in misses):
             return _mannered(replace(result, status=Status.PASS), answer)
         told = ", ".join(f"{miss:.2g}" for miss in misses)
+        what = "adapters" if case.subject == ADAPTERS else "others"
         return fail(
             result,
             Status.FAIL_MISMATCH,
             "stale-weights",
-            "prepared with its weights, with others, and with both again, it misses what is right by "
-            f"{told} of the distance between the two; the weights of another are used",
+            f"with its weights, with {what}, and with both again, it misses what is right by "
+            f"{told} of the distance between the two; other weights are used",
         )
 
     def _refusal(self, case: Case, result: Result) -> Result:

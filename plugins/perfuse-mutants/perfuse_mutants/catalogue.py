@@ -348,6 +348,20 @@ CATALOGUE: tuple[Entry, ...] = (
         "contract/unet/other-weights",
         level="L2",
     ),
+    _entry(
+        "mutant-adapter-twice",
+        "weights:AdapterTwice",
+        "an adapter is added to weights that have it already, as where it is fused and active",
+        "contract/unet/adapters",
+        level="L2",
+    ),
+    _entry(
+        "mutant-dropped-adapter",
+        "weights:DroppedAdapter",
+        "an adapter is loaded into the denoiser, and its part for the text encoder is not",
+        "contract/text_encoder/adapters",
+        level="L2",
+    ),
     # Memory
     _entry(
         "mutant-overwritten-input",

@@ -6,10 +6,11 @@ from typing import Any
 from torch import nn
 
 from perfuse.backend import Component, Program, Target
+from perfuse.models import with_changes
 from perfuse.sources import ArtifactStore
 from perfuse_mutants.backend import Mutant, role_of
 
-__all__ = ["FirstWeights", "ForgottenTranspose"]
+__all__ = ["AdapterTwice", "DroppedAdapter", "FirstWeights", "ForgottenTranspose"]
 
 
 class FirstWeights(Mutant):
@@ -24,6 +25,29 @@ class FirstWeights(Mutant):
         first = self._known.setdefault((component.spec, component.precision), component)
         kept = dataclasses.replace(component, build=first.build, fingerprint=first.fingerprint)
         return super().prepare_right(kept, target, store)
+
+
+class AdapterTwice(Mutant):
+    """Adds what an adapter changes to weights that have it already."""
+
+    name = "mutant-adapter-twice"
+
+    def prepare_right(self, component: Component, target: Target, store: ArtifactStore) -> Program:
+        if role_of(component) in self.roles:
+            component = with_changes(component, component.changes)
+        return super().prepare_right(component, target, store)
+
+
+class DroppedAdapter(Mutant):
+    """Leaves the adapters of the text encoder out."""
+
+    name = "mutant-dropped-adapter"
+    roles = ("text",)
+
+    def prepare_right(self, component: Component, target: Target, store: ArtifactStore) -> Program:
+        if role_of(component) in self.roles:
+            component = component.unchanged
+        return super().prepare_right(component, target, store)
 
 
 class ForgottenTranspose(Mutant):

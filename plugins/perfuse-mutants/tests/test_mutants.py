@@ -16,7 +16,7 @@ from perfuse.plugins import host
 from perfuse.sources import ArtifactStore
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_conformance.cases.opening import open_source
-from perfuse_conformance.reference.other_weights import with_other_weights
+from perfuse_conformance.reference.other_weights import with_adapter, with_other_weights
 
 Arrays = dict[str, Any]
 Prepare = Callable[..., Program]
@@ -346,6 +346,25 @@ def test_the_first_weights_are_given_to_every_other(own_cache: Path) -> None:
     assert (run(right, other) != run(right, unet_of)).any()
 
 
+@pytest.mark.parametrize(
+    ("name", "component"),
+    [("mutant-adapter-twice", unet(500)), ("mutant-dropped-adapter", text(9))],
+    ids=["twice", "dropped"],
+)
+def test_adapters(own_cache: Path, name: str, component: tuple[str, Arrays]) -> None:
+    part, inputs = component
+    plain = open_source(None).component(part)
+
+    def run(backend: str, component: Component) -> Any:
+        target, store = Target(backend="torch"), ArtifactStore.default()
+        program = host().backend(backend).prepare(component, target, store)
+        return next(iter(program(**inputs).values()))
+
+    adapted = with_adapter(plain, 1.0)
+    np.testing.assert_array_equal(run(name, plain), run("torch", plain))
+    assert (run(name, adapted) != run("torch", adapted)).any()
+
+
 def test_the_second_encoder_reads_the_first_prompt_with_its_own_padding() -> None:
     heard: list[Any] = []
     mutant = FirstPrompt()
@@ -386,6 +405,8 @@ def test_every_mutant_of_numbers_is_tested_here() -> None:
         "mutant-no-mask",
         "mutant-unperturbed",
         "mutant-first-weights",
+        "mutant-adapter-twice",
+        "mutant-dropped-adapter",
     }
     mutants = {entry.name for entry in CATALOGUE if entry.name.startswith("mutant-")}
     assert mutants == elsewhere | SHOWN.keys()
