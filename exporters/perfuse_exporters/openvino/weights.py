@@ -53,6 +53,9 @@ def bind(
         node.set_friendly_name(port.get_friendly_name())
         if tensor.dtype != constant.dtype:
             node = opset13.convert(node, _TYPES[constant.dtype])
+            # Without OpenVINO's mark of weights that are stored in fewer bits, it would keep a copy
+            # of each in float32 beside the one in its own layout.
+            node.get_rt_info()["decompression_0"] = ""
         port.output(0).replace(node.output(0))
         model.remove_parameter(port)
     model.validate_nodes_and_infer_types()
