@@ -29,6 +29,15 @@ __all__ = ["OnnxRuntime"]
 
 _FORMAT = "onnx"
 _CPU = "CPUExecutionProvider"
+#: Providers that are kernels of ONNX Runtime's own. Others take the graph to a compiler, which may
+#: look for the weights in a file.
+_OWN = (
+    _CPU,
+    "CUDAExecutionProvider",
+    "ROCMExecutionProvider",
+    "DmlExecutionProvider",
+    "WebGpuExecutionProvider",
+)
 #: From this many bytes of weights on, what lies between is large, too.
 _LARGE = 250_000_000
 _ROUNDED = (
@@ -104,7 +113,7 @@ class OnnxRuntime(Backend):
         self.check(component, target)
         from perfuse.run import bound, exported
 
-        graph = bound(component, _FORMAT, store)
+        graph = bound(component, _FORMAT, store) if provider in _OWN else None
         path = exported(component, _FORMAT, store) if graph is None else graph.path
         settings = _settings(provider, threads, cpu_fallback=cpu_fallback)
         if provider == _CPU and switches.get("prepack") == "false":

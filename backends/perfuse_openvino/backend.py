@@ -1,10 +1,10 @@
 """Compiles OpenVINO IR for a device. From an exported folder it needs no torch."""
 
 import os
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from perfuse.backend import (
     Backend,
@@ -19,11 +19,11 @@ from perfuse.backend import (
     Target,
 )
 from perfuse.errors import ArtifactError, DeviceNotFoundError, ExecutionError
-from perfuse.run import Bound, bound, exported
-from perfuse.sources import ArtifactStore
+from perfuse.run import bound, exported
+from perfuse.sources import ArtifactStore, read_map, shapes_of
 from perfuse.spec import ComponentSpec
 from perfuse_exporters.openvino.engine import import_openvino, said
-from perfuse_exporters.openvino.weights import bind
+from perfuse_exporters.openvino.weights import bind, rebind
 from perfuse_openvino.files import check_files
 from perfuse_openvino.program import OpenVinoProgram
 
@@ -102,6 +102,12 @@ class OpenVino(Backend):
             )
         return Support(level=SupportLevel.FULL)
 
+    def weights(self, component: Component) -> Mapping[str, tuple[int, ...]] | None:
+        """Those of an exported folder that has a weight map: one that was made of a known graph."""
+        path = component.files.get(self.name)
+        known = read_map(path) if path is not None else None
+        return shapes_of(known) if known is not None else None
+
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
         """Compile the component for the device: an exported file, or a checkpoint's weights.
 
@@ -125,12 +131,19 @@ class OpenVino(Backend):
         self.check(component, target)
         arithmetic = _arithmetic(device, component.precision)
         assert arithmetic is not None  # what it is not is refused
+        properties = _properties(device, arithmetic, _threads(switches))
         graph = bound(component, self.name, store)
         if graph is not None:
-            compiled, held = _compile_bound(graph, component.name, device, arithmetic, switches)
+            change = partial(bind, weights=graph.weights, tensors=graph.tensors)
+            compiled, held = _compile_bound(graph.path, change, component.name, device, properties)
             return OpenVinoProgram(component, compiled, path=graph.path, device=device, held=held)
         path = exported(component, self.name, store)
         check_files(path, component.name)
+        known = read_map(path) if component.build is None else None
+        if component.changes is not None and known is not None:
+            change = partial(rebind, weights=known, changes=component.changes)
+            compiled, held = _compile_bound(path, change, component.name, device, properties)
+            return OpenVinoProgram(component, compiled, path=path, device=device, held=held)
         compiled = _compile(path, component.name, device, arithmetic, switches, store)
         return OpenVinoProgram(component, compiled, path=path, device=device)
 
@@ -242,12 +255,16 @@ def _compile(
 
 
 def _compile_bound(
-    graph: Bound, name: str, device: str, arithmetic: str, switches: Mapping[str, str]
+    path: Path,
+    change: Callable[[Any, "ov.Model"], list[StoredTensor]],
+    name: str,
+    device: str,
+    properties: dict[str, str],
 ) -> "tuple[ov.CompiledModel, list[StoredTensor]]":
-    properties = _properties(device, arithmetic, _threads(switches))
+    """Compile a file after ``change`` gave it weights; with these, which have to stay."""
     try:
-        model = _core().read_model(graph.path)
-        held = bind(import_openvino(), model, graph.weights, graph.tensors)
+        model = _core().read_model(path)
+        held = change(import_openvino(), model)
         return _core().compile_model(model, device, properties), held
     except RuntimeError as exc:
         raise _not_compiled(name, device, exc) from exc

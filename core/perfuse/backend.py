@@ -8,6 +8,7 @@ from perfuse.contract.backend import (
     Support,
     SupportLevel,
 )
+from perfuse.contract.changes import Changes
 from perfuse.contract.component import Component, Recipe
 from perfuse.contract.exporter import Exporter
 from perfuse.contract.limits import Limits
@@ -21,6 +22,7 @@ __all__ = [
     "Array",
     "Backend",
     "Change",
+    "Changes",
     "Component",
     "Constant",
     "Device",

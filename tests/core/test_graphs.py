@@ -36,7 +36,9 @@ def draw(folder: Path, backend: str, store: ArtifactStore | None = None, **given
     return pipe(**GIVEN).images
 
 
-@pytest.fixture(scope="module", params=["onnx", "openvino"])
+@pytest.fixture(
+    scope="module", params=["onnx", pytest.param("openvino", marks=pytest.mark.exhaustive)]
+)
 def format(request: pytest.FixtureRequest) -> str:
     pytest.importorskip({"onnx": "onnxruntime"}.get(request.param, request.param))
     return str(request.param)

@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 
 from tests.loras import Factors, factors, write
 
-from perfuse import DiffusionPipeline
+from perfuse import ArtifactStore, DiffusionPipeline
 from perfuse.arrays.metadata import of
 from perfuse.cli import main
 from perfuse.errors import InputError, WeightsError
@@ -224,7 +224,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         },
         "looks to be made for Stable Diffusion XL",
     ),
-    "another width": ({**pair(), DOWN: numbers(2, 20)}, "16 by 20 for unet.* which is 16 by 16"),
+    "another width": (
+        {**pair(), DOWN: numbers(2, 20)},
+        "16 by 20, rank 2, for unet.* which is 16 by 16",
+    ),
+    "ranks": ({DOWN: numbers(2, 16), UP: numbers(16, 3)}, "16 by 16, rank 2, for unet"),
+    "a vector": ({**pair(), DOWN: numbers(16)}, "which is no factor of a weight"),
+    "cores": (
+        {f"{LAYER}.hada_w{i}_{side}": numbers(2, 16) for i in (1, 2) for side in "ab"},
+        "2 by 16, rank 2, for unet",
+    ),
     "half": ({DOWN: numbers(2, 16)}, "has no up for unet"),
     "twice": ({**pair(), f"{LAYER}.lora.up.weight": numbers(16, 2)}, "has the up of .* twice"),
     "rank 0": (pair(0), "of rank 0"),
@@ -364,11 +373,8 @@ def test_merging(checkpoint: Make, tmp_path: Path) -> None:
     assert np.array_equal(draw(merged), draw(pipe))
 
 
-@pytest.mark.export
-def test_in_an_exported_folder(checkpoint: Make, exported: Any, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    file = write(tmp_path / "a.safetensors", made(checkpoint), "kohya")
-    pipe, folder = opened(checkpoint), exported("words", "onnx")
+def check_folder(pipe: DiffusionPipeline, folder: Path, file: Path) -> None:
+    """An exported folder takes a LoRA as its checkpoint does, and stays as it is."""
     of_folder = DiffusionPipeline.from_pretrained(folder)
     before = draw(of_folder)
     for one in (pipe, of_folder):
@@ -381,4 +387,27 @@ def test_in_an_exported_folder(checkpoint: Make, exported: Any, tmp_path: Path) 
         assert np.abs(now - before).max() > 1e-3
     of_folder.unload_lora_weights()
     assert np.array_equal(draw(of_folder), before)
-    assert DiffusionPipeline.from_pretrained(folder).source.verify() is None  # nothing was written
+    DiffusionPipeline.from_pretrained(folder).source.verify()
+
+
+@pytest.mark.export
+def test_in_an_exported_folder(checkpoint: Make, exported: Any, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    file = write(tmp_path / "a.safetensors", made(checkpoint), "kohya")
+    check_folder(opened(checkpoint), exported("words", "onnx"), file)
+
+
+@pytest.mark.export
+@pytest.mark.exhaustive
+def test_in_a_folder_for_openvino(checkpoint: Make, exported: Any, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    file = write(tmp_path / "a.safetensors", made(checkpoint), "kohya")
+    without_names = DiffusionPipeline.from_pretrained(exported("words", "openvino"))
+    with pytest.raises(InputError, match="takes the weights of its unet as they are"):
+        without_names.load_lora_weights(file)
+    pipe = DiffusionPipeline.from_pretrained(
+        checkpoint("words"), backend="openvino:CPU", store=ArtifactStore(tmp_path / "cache")
+    )
+    draw(pipe)  # so that its graphs are known
+    pipe.export(tmp_path / "folder", to="openvino")
+    check_folder(opened(checkpoint), tmp_path / "folder", file)

@@ -70,6 +70,17 @@ def test_json_there_and_back() -> None:
     assert Metadata.from_json(text) == METADATA
 
 
+def test_pictures_of_before_there_were_loras() -> None:
+    data = json.loads(METADATA.to_json())
+    del data["loras"]
+    assert Metadata.from_json(json.dumps(data)) == METADATA
+    lora = {"file": "a.safetensors", "weight": 0.5, "fingerprint": "0f"}
+    assert Metadata.from_json(changed(loras=[lora])).loras == (lora,)
+    for wrong in ({**lora, "weight": "much"}, {**lora, "more": 1}, "a.safetensors", {"file": "a"}):
+        with pytest.raises(InputError, match="its loras is not a list of files"):
+            Metadata.from_json(changed(loras=[wrong]))
+
+
 def test_a_file_there_and_back(tmp_path: Path) -> None:
     image = picture()
     attach(image, METADATA)

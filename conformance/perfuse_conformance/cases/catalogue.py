@@ -21,7 +21,9 @@ from perfuse.spec import ComponentSpec, PipelineSpec, Role, TensorSpec
 from perfuse_conformance.cases.draws import Draw, draws_of
 
 __all__ = [
+    "ADAPTERS",
     "LEVELS",
+    "OTHER_WEIGHTS",
     "PROFILES",
     "Capabilities",
     "Capability",
@@ -351,6 +353,10 @@ def _ids(component: ComponentSpec, shape: tuple[int, ...], tokens: int, random: 
 
 # Cases
 
+#: The case of a component whose weights change while its graph does not, and of one whose adapters
+#: are switched to and fro.
+OTHER_WEIGHTS, ADAPTERS = "other-weights", "adapters"
+
 
 def cases_of(
     spec: PipelineSpec, capabilities: Capabilities, precisions: tuple[str, ...], level: str
@@ -428,15 +434,22 @@ def _component_cases(
                 if case is not None:
                     yield case
     own = _mode(name, first, capabilities)
-    if own is not None:
+    if own is None:
+        return
+    contracts = {"closed": "L1"}
+    if component.name == spec.denoiser.name:
+        contracts |= {OTHER_WEIGHTS: "L2"}  # where graphs are not known apart, it exports again
+    if component.role in (Role.DENOISER, Role.TEXT_ENCODER) and component.entry_of is None:
+        contracts |= {ADAPTERS: "L2"}
+    for subject, level in contracts.items():
         yield Case(
-            id=f"contract/{name}/closed",
-            level="L1",
+            id=f"contract/{name}/{subject}",
+            level=level,
             kind="contract",
             component=name,
             precision=first,
             mode=own,
-            subject="closed",
+            subject=subject,
         )
 
 

@@ -21,7 +21,9 @@ from perfuse.spec import PipelineSpec
 from perfuse_conformance import SUITE_VERSION
 from perfuse_conformance.cases.bundle import Bundle
 from perfuse_conformance.cases.catalogue import (
+    ADAPTERS,
     LEVELS,
+    OTHER_WEIGHTS,
     Arrays,
     Capability,
     Case,
@@ -50,6 +52,10 @@ from perfuse_conformance.runner.process import Answer, Crash, Failure, WorkerPro
 __all__ = ["Drawn", "Session", "open_session", "run_conformance", "run_of"]
 
 Watch = Callable[[Result], None]
+
+
+#: How far a result may be from what is right, over how far other weights would take it.
+_STALE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +201,9 @@ class Session:
         }
         precisions = (held[self.spec.denoiser.name].precision,)
         cases = cases_of(self.spec, capabilities, precisions, self.level)
-        return [case for case in cases if case.kind != "refusal" and self._fits(case, held)]
+        fitting = [case for case in cases if case.kind != "refusal" and self._fits(case, held)]
+        others = (OTHER_WEIGHTS, ADAPTERS)  # it has its own weights alone
+        return [case for case in fitting if case.subject not in others]
 
     def _fits(self, case: Case, held: Mapping[str, ExportedComponent]) -> bool:
         """Whether a case asks for sizes that the model was exported for."""
@@ -269,7 +277,8 @@ class Session:
         if case.kind in ("component", "forced"):
             return self._calls(case, result)
         if case.kind == "contract":
-            return self._closed(case, result)
+            kept = case.subject in (OTHER_WEIGHTS, ADAPTERS)
+            return self._other_weights(case, result) if kept else self._closed(case, result)
         if case.kind == "refusal":
             return self._refusal(case, result)
         if case.kind == "draw":
@@ -285,7 +294,7 @@ class Session:
             Failure: it is gone.
         """
         limit = self.timeout + (self.prepare_timeout if prepares else 0.0)
-        if request["do"] in ("prepare", "call", "closed", "draw"):
+        if request["do"] in ("prepare", "call", "closed", "other_weights", "draw"):
             request = {**request, "bundle": str(self.bundle.path)}
         return self._worker.ask(request, limit)
 
@@ -354,6 +363,33 @@ class Session:
                 "the process from ending",
             )
         return _mannered(replace(result, status=Status.PASS), answer)
+
+    def _other_weights(self, case: Case, result: Result) -> Result:
+        """With other weights, or adapters, it must compute with those, in whatever order they come."""
+        answer = self.ask(
+            {
+                "do": "other_weights",
+                "component": case.component,
+                "precision": case.precision,
+                "static": case.mode == "static",
+                "adapters": case.subject == ADAPTERS,
+            },
+            prepares=True,
+        )
+        if answer.value is None:
+            return _mannered(raised(result, answer.error or {}), answer)
+        misses: list[float] = answer.value["misses"]
+        if all(miss <= _STALE for miss in misses):
+            return _mannered(replace(result, status=Status.PASS), answer)
+        told = ", ".join(f"{miss:.2g}" for miss in misses)
+        what = "adapters" if case.subject == ADAPTERS else "others"
+        return fail(
+            result,
+            Status.FAIL_MISMATCH,
+            "stale-weights",
+            f"with its weights, with {what}, and with both again, it misses what is right by "
+            f"{told} of the distance between the two; other weights are used",
+        )
 
     def _refusal(self, case: Case, result: Result) -> Result:
         """What was declared impossible must be refused with a reason, or be right."""

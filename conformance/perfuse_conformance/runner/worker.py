@@ -29,7 +29,9 @@ from perfuse.sources import ArtifactStore
 from perfuse_conformance.cases.bundle import Bundle
 from perfuse_conformance.cases.catalogue import Arrays, draws_of, made_for, sizes_of
 from perfuse_conformance.cases.opening import open_pipeline, open_source
+from perfuse_conformance.judge.metrics import rmse
 from perfuse_conformance.reference.draws import run_draw
+from perfuse_conformance.reference.other_weights import truth, with_adapter, with_other_weights
 from perfuse_conformance.reference.quality import caption_verdicts
 from perfuse_conformance.runner.watch import GlobalState, TorchWatch
 
@@ -242,6 +244,38 @@ class Worker:
         except PerfuseError as exc:
             return {"refused": str(exc), "threads": left}
         return {"refused": None, "threads": left}
+
+    def do_other_weights(
+        self, bundle: str, component: str, precision: str, static: bool, adapters: bool
+    ) -> dict[str, Any]:
+        """Run a component, the same with other weights, or with adapters, and all of them again.
+
+        ``misses`` has for each run how far it is from what is right, over the distance between what
+        is right with the first weights and with the others.
+        """
+        opened = self._opened(bundle)
+        probes = opened.index["probes"]
+        probe = next(id for id, meta in probes.items() if meta["component"] == component)
+        dims, inputs = probes[probe]["dims"] if static else {}, opened.inputs(probe, 0)
+        made = self._component(component, precision, dims)
+        each, order = [made, with_other_weights(made)], [0, 1, 0, 1]
+        if adapters:
+            each, order = [made, with_adapter(made, 1.0), with_adapter(made, 0.5)], [1, 0, 2] * 3
+        right = [truth(one, inputs) for one in each]
+        name = made.spec.signature.output_names[0]
+        apart = rmse(right[0][name], right[1][name])
+        self.release()
+        misses, notes, program = [], list[str](), None
+        for i in order:
+            if program is None or not adapters or not program.rebind(each[i]):
+                if program is not None:
+                    program.close()
+                program = self.backend.prepare(each[i], self.target, self._store)
+            outputs = _taken(program(**inputs), program.torch_device is not None, 0, notes)
+            misses.append(rmse(outputs[name], right[i][name]) / apart)
+        if program is not None:
+            program.close()
+        return {"misses": misses}
 
     def do_draw(self, bundle: str, draw: str, precision: str) -> dict[str, Any]:
         """Draw, and leave latents and pictures in the file."""

@@ -63,9 +63,9 @@ class StoredTensor:
 
     @property
     def digest(self) -> str:
-        """Identifies dtype, shape and values; reads all of them."""
-        said = f"{self.dtype} {self.array.shape} ".encode()
-        return hashlib.sha256(said + self.array.tobytes()).hexdigest()
+        """Identifies dtype, shape and values, of which it reads all; it begins with the dtype."""
+        said = f"{self.array.shape} ".encode()
+        return f"{self.dtype} {hashlib.sha256(said + self.array.tobytes()).hexdigest()}"
 
     def cast(self, dtype: str) -> "StoredTensor":
         """The values in another dtype, rounded to nearest; itself where it has that dtype."""

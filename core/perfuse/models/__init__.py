@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from perfuse.models.auto import AutoModel as AutoModel
     from perfuse.models.autoencoder_kl.latents import ScaledLatents as ScaledLatents
     from perfuse.models.building import wrap as wrap
+    from perfuse.models.changing import with_changes as with_changes
     from perfuse.models.loading import load_state as load_state
     from perfuse.models.registry import describe as describe
     from perfuse.models.registry import fitted as fitted
@@ -46,6 +47,7 @@ _get, __dir__ = lazy(
         ),
         "loading": ("load_state",),
         "building": ("wrap",),
+        "changing": ("with_changes",),
     },
 )
 

@@ -193,6 +193,8 @@ class Parts:
         from perfuse.models.building import unwrap
 
         first = parts_of(self._spec)[name][0]
+        if changes is None:
+            return unwrap(self._source.component(first, precision=self.precision))
         plan = plan_of(self._source, self._spec, precision=self.precision, models=self._models)
         return unwrap(with_changes(plan.components[first], changes))
 

@@ -4,8 +4,6 @@ Layouts: Diffusers' (one tensor, named by its token), AUTOMATIC1111's (``emb_par
 ``string_to_param``), and SD XL's (``clip_l`` and ``clip_g``, one for each text encoder).
 """
 
-import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from perfuse.arrays import to_numpy
-from perfuse.errors import CheckpointError, InputError
+from perfuse.errors import CheckpointError, InputError, WeightsError
+from perfuse.sources.tensors import read_tensors
 from perfuse.sources.weights import is_pickle
 
 __all__ = ["Embedding", "read_embedding"]
 
 _USUAL = "learned_embeds.safetensors"
 _UNNAMED = ("emb_params", "clip_l", "clip_g")
-_TYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,24 +123,9 @@ def _from_hub(
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    """The tensors of a safetensors file as numpy arrays; bfloat16 as float32."""
     try:
-        data = path.read_bytes()
-        (length,) = struct.unpack("<Q", data[:8])
-        header = json.loads(data[8 : 8 + length])
-        header.pop("__metadata__", None)
-        body = memoryview(data)[8 + length :]
-        return {name: _array(body, entry) for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as exc:
+        return read_tensors(path)[0]
+    except WeightsError as exc:
         raise InputError(
-            f"{path} was to be read as a textual inversion in safetensors; {exc}. Download it again."
+            f"{path} was to be read as a textual inversion in safetensors; {exc}"
         ) from exc
-
-
-def _array(body: memoryview, entry: Mapping[str, Any]) -> NDArray[Any]:
-    start, end = entry["data_offsets"]
-    raw, shape = body[start:end], entry["shape"]
-    if entry["dtype"] == "BF16":
-        bits = np.frombuffer(raw, dtype="<u2").astype(np.uint32) << 16
-        return bits.view(np.float32).reshape(shape)
-    return np.frombuffer(raw, dtype=_TYPES[entry["dtype"]]).reshape(shape)

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 from perfuse.backend import PRECISIONS, Component, Constant, Exporter, StoredTensor, WeightMap
 from perfuse.errors import ExportError
 from perfuse.progress import say
+from perfuse.sources import write_map
 from perfuse_exporters.openvino.engine import import_openvino
 from perfuse_exporters.openvino.weights import bind
 
@@ -74,6 +75,7 @@ class OpenVinoExporter(Exporter):
         model = openvino.Core().read_model(graph)
         held = bind(openvino, model, weights, tensors, exact=True)
         _save(openvino, model, folder / MODEL)
+        write_map(weights, folder)
         del model, held
         return folder / MODEL
 

@@ -334,6 +334,34 @@ CATALOGUE: tuple[Entry, ...] = (
         "group normalisation has 1e-6 for 1e-5",
         f"{_UNET}/middle",
     ),
+    # Weights
+    _entry(
+        "mutant-forgotten-transpose",
+        "weights:ForgottenTranspose",
+        "a square matrix is taken the wrong way round, as where a layout is noted and not applied",
+        f"{_UNET}/middle",
+    ),
+    _entry(
+        "mutant-first-weights",
+        "weights:FirstWeights",
+        "the first checkpoint's weights are kept for every other of its config",
+        "contract/unet/other-weights",
+        level="L2",
+    ),
+    _entry(
+        "mutant-adapter-twice",
+        "weights:AdapterTwice",
+        "an adapter is added to weights that have it already, as where it is fused and active",
+        "contract/unet/adapters",
+        level="L2",
+    ),
+    _entry(
+        "mutant-dropped-adapter",
+        "weights:DroppedAdapter",
+        "an adapter is loaded into the denoiser, and its part for the text encoder is not",
+        "contract/text_encoder/adapters",
+        level="L2",
+    ),
     # Memory
     _entry(
         "mutant-overwritten-input",

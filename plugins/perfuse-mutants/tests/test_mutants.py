@@ -16,6 +16,7 @@ from perfuse.plugins import host
 from perfuse.sources import ArtifactStore
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_conformance.cases.opening import open_source
+from perfuse_conformance.reference.other_weights import with_adapter, with_other_weights
 
 Arrays = dict[str, Any]
 Prepare = Callable[..., Program]
@@ -69,6 +70,7 @@ SHOWN: dict[str, tuple[list[Any], list[Any]]] = {
     "mutant-swapped-prompts": ([unet(600, 600, guided=True)], [unet(600, 600), unet(600)]),
     "mutant-last-token": ([unet(500)], []),
     "mutant-half-text": ([unet(500)], []),
+    "mutant-forgotten-transpose": ([unet(500)], [text(9), latent()]),
     "mutant-transposed": ([unet(500, size=(16, 24))], [unet(500)]),
     "mutant-default-size": ([unet(500, size=(16, 24))], [unet(500)]),
     "mutant-odd-sizes": ([unet(500, size=(13, 17))], [unet(500, size=(16, 17))]),
@@ -329,6 +331,40 @@ def test_an_entry_is_the_denoiser_itself(own_cache: Path) -> None:
     np.testing.assert_array_equal(run("mutant-unperturbed", source.component("unet")), plain)
 
 
+def test_the_first_weights_are_given_to_every_other(own_cache: Path) -> None:
+    unet_of = open_source(None).component("unet")
+    mutant = host().backend("mutant-first-weights")
+    right = host().backend("torch")
+
+    def run(backend: Any, component: Component) -> Any:
+        program = backend.prepare(component, Target(backend="torch"), ArtifactStore.default())
+        return program(**unet(500)[1])["out_sample"]
+
+    other = with_other_weights(unet_of)
+    np.testing.assert_array_equal(run(mutant, unet_of), run(right, unet_of))
+    np.testing.assert_array_equal(run(mutant, other), run(right, unet_of))
+    assert (run(right, other) != run(right, unet_of)).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "component"),
+    [("mutant-adapter-twice", unet(500)), ("mutant-dropped-adapter", text(9))],
+    ids=["twice", "dropped"],
+)
+def test_adapters(own_cache: Path, name: str, component: tuple[str, Arrays]) -> None:
+    part, inputs = component
+    plain = open_source(None).component(part)
+
+    def run(backend: str, component: Component) -> Any:
+        target, store = Target(backend="torch"), ArtifactStore.default()
+        program = host().backend(backend).prepare(component, target, store)
+        return next(iter(program(**inputs).values()))
+
+    adapted = with_adapter(plain, 1.0)
+    np.testing.assert_array_equal(run(name, plain), run("torch", plain))
+    assert (run(name, adapted) != run("torch", adapted)).any()
+
+
 def test_the_second_encoder_reads_the_first_prompt_with_its_own_padding() -> None:
     heard: list[Any] = []
     mutant = FirstPrompt()
@@ -368,6 +404,9 @@ def test_every_mutant_of_numbers_is_tested_here() -> None:
         "mutant-no-residuals",
         "mutant-no-mask",
         "mutant-unperturbed",
+        "mutant-first-weights",
+        "mutant-adapter-twice",
+        "mutant-dropped-adapter",
     }
     mutants = {entry.name for entry in CATALOGUE if entry.name.startswith("mutant-")}
     assert mutants == elsewhere | SHOWN.keys()

@@ -38,6 +38,12 @@ class LoHa(Delta):
             return len(a), math.prod(b.shape[1:])
         return a.shape[1], b.shape[1] * math.prod(self.cores[0].shape[2:])
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        cores = self.cores if self.cores is not None else (None, None)
+        pairs = zip((self.first, self.second), cores, strict=True)
+        same = [one.shape for one in self.first] == [one.shape for one in self.second]
+        return same and all(_join(*pair, core) for pair, core in pairs) and super().fits(shape)
+
     def product(self, factor: float) -> Array:
         if self.cores is None:
             one, other = (_plain(*pair) for pair in (self.first, self.second))
@@ -47,6 +53,13 @@ class LoHa(Delta):
         one *= other
         one *= factor
         return one
+
+
+def _join(a: Factor, b: Factor, core: Factor | None) -> bool:
+    """Whether the ranks of factors agree."""
+    if core is None:
+        return a.shape[1:] == b.shape[:1]
+    return core.ndim == 4 and core.shape[:2] == (len(a), len(b))
 
 
 def _plain(a: Factor, b: Factor) -> Array:

@@ -41,11 +41,22 @@ class LoKr(Delta):
             b, d = self.second[0].shape[0], math.prod(self.second[-1].shape[1:])
         return a * b, c * d
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        return _join(self.first) and _join(self.second) and super().fits(shape)
+
     def product(self, factor: float) -> Array:
         first, second = _whole(self.first), _whole(self.second)
         product: Array = np.kron(first.reshape(first.shape + (1,) * (second.ndim - 2)), second)
         product *= factor
         return product
+
+
+def _join(factors: tuple[Factor, ...]) -> bool:
+    """Whether the ranks of factors agree."""
+    if len(factors) == 3:
+        left, right, core = factors
+        return core.ndim == 4 and core.shape[:2] == (len(left), len(right))
+    return len(factors) == 1 or factors[0].shape[1:] == factors[1].shape[:1]
 
 
 def _whole(factors: tuple[Factor, ...]) -> Array:

@@ -35,6 +35,13 @@ class LoRA(Delta):
         kernel = 1 if self.mid is None else math.prod(self.mid.shape[2:])
         return len(self.up), math.prod(self.down.shape[1:]) * kernel
 
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        inner = self.up.size // len(self.up)
+        joined = (
+            inner == self.rank if self.mid is None else self.mid.shape[:2] == (inner, self.rank)
+        )
+        return joined and super().fits(shape)
+
     def product(self, factor: float) -> Array:
         up = matrix(self.up)
         up *= factor

@@ -29,6 +29,8 @@ __all__ = ["Adapter", "Home", "read_adapter"]
 
 Tensor = NDArray[Any]
 Factors = Mapping[str, Tensor]
+#: The factors that are no matrices.
+_OF_ANY_RANK = ("alpha", "dora_scale", "magnitude")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +176,10 @@ class _Reader:
             raise WeightsError(
                 f"{self.where} has {name} of shape {tensor.shape}; it is one number."
             )
+        if key.factor not in _OF_ANY_RANK and tensor.ndim not in (2, 4):
+            raise WeightsError(
+                f"{self.where} has {name} of shape {tensor.shape}, which is no factor of a weight."
+            )
         return tensor
 
     def _delta(self, part: str, weight: str, factors: Factors) -> Delta:
@@ -201,8 +207,8 @@ class _Reader:
     ) -> WeightsError:
         rows, columns = delta.size
         return WeightsError(
-            f"{self.where} has a change of {rows} by {columns} for {where}, which is "
-            f"{shape[0]} by {math.prod(shape[1:])}.{self._guess(tensors)}"
+            f"{self.where} has a change of {rows} by {columns}, rank {delta.rank}, for {where}, "
+            f"which is {shape[0]} by {math.prod(shape[1:])}.{self._guess(tensors)}"
         )
 
     def _guess(self, tensors: Factors) -> str:
