@@ -47,7 +47,7 @@ def bound(component: Component, format: str, store: ArtifactStore) -> Bound | No
         ``None`` where graph and weights cannot be had apart: ``exported`` gives both in one.
 
     Raises:
-        ExportError: the graph could not be made, or the one in the cache is damaged.
+        ExportError: the graph in the cache is damaged.
         WeightsError: tensors are missing, unexpected or of another shape.
     """
     changes = component.changes
@@ -55,9 +55,12 @@ def bound(component: Component, format: str, store: ArtifactStore) -> Bound | No
     key = _key(component, format)
     if key is None or component.build is None:
         return None
-    folder = store.get_or_make(
-        _label(component, format), key, lambda f: _make(component, format, f)
-    )
+    try:
+        folder = store.get_or_make(
+            _label(component, format), key, lambda f: _make(component, format, f)
+        )
+    except _NotApart:
+        return None
     path, weights, files = _read(folder)
     tensors: Mapping[str, StoredTensor] | None = _from_files(component.build, files)
     if tensors is None:
@@ -78,6 +81,10 @@ def _changed(
         if weight in changes.names:
             array = changes.of(weight, tensor.cast("float32").array)
             yield name, StoredTensor(dtype="float32", array=array)
+
+
+class _NotApart(ExportError):
+    """A graph could not be written without its weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +189,10 @@ def _make(component: Component, format: str, folder: Path) -> None:
         f"Making the graph of {component.name} for {format} ({component.precision})",
         subject=component.name,
     ):
-        main, weights = lowered(component, format, lambda e: e.export_graph(component, folder))
+        try:
+            main, weights = lowered(component, format, lambda e: e.export_graph(component, folder))
+        except ExportError as exc:  # an exporter may have another way for a model with its weights
+            raise _NotApart(str(exc)) from exc
     assert component.build is not None  # it was lowered
     stored = _files(component.build, weights)
     content = {"weights": to_plain(weights), "files": to_plain(stored)}
