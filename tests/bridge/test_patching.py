@@ -54,7 +54,7 @@ def test_a_pipeline_and_a_model_are_accelerated_as_they_are_asked(checkpoint: Ma
             diffusers.DDPMPipeline.from_pretrained(folder, backend="vae=onnxruntime")
     assert attributes() == before
     assert isinstance(pipe, diffusers.DDPMPipeline) and not hasattr(plain, "perfuse")
-    assert "missing_keys" in info and unet.perfuse.precision == "float16"
+    assert "missing_keys" in info and unet.perfuse.manner.precision == "float16"
     given = {"num_inference_steps": 2, "output_type": "np"}
     pictures = []
     for one in (pipe, plain):

@@ -113,7 +113,7 @@ def cases(checkpoint: Make) -> Iterator[Case]:
                     one = dataclasses.replace(one, precision=precision)
                     size = "one size" if static else "any size"
                     yield f"{kind} {name} {precision} {size}", one, usual
-    for name in OPERATIONS if MODELS else ("fft",):
+    for name in OPERATIONS if MODELS else ("bessel",):
         yield name, small(OPERATIONS[name], name), {"batch": 1}
 
 

@@ -443,7 +443,7 @@ def _component_cases(
         contracts |= {ADAPTERS: "L2"}
     for subject, level in contracts.items():
         yield Case(
-            id=f"contract/{name}/{subject}",
+            id=f"{'contract' if level == 'L1' else 'weights'}/{name}/{subject}",
             level=level,
             kind="contract",
             component=name,

@@ -50,6 +50,7 @@ _LEVEL_OF = {
     "refusal": "L1",
     "component": "L1",
     "contract": "L1",
+    "weights": "L2",
     "forced": "L2",
     "draw": "L2",
     "repeat": "L2",

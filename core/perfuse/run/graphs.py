@@ -169,7 +169,7 @@ def _label(component: Component, format: str) -> str:
 def _key(component: Component, format: str) -> dict[str, object] | None:
     """All that a component's graph depends on; ``None`` where that is not known."""
     build, spec = component.build, component.spec
-    graph = build.graph if build is not None else None
+    graph = build.graph if isinstance(build, Recipe) else None
     architecture = host().architectures().get(spec.class_name)
     # What a plugin's own architecture makes of weights is its own affair.
     ours = architecture is not None and architecture.build.startswith("perfuse.")

@@ -80,7 +80,8 @@ class OpenVinoExporter(Exporter):
         return folder / MODEL
 
     def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
-        """What OpenVINO's frontend has no rule for, or fails to translate."""
+        """What OpenVINO's frontend has no rule for, or fails to translate, and ONNX neither."""
+        from perfuse_exporters.onnx.exporter import OnnxExporter
         from perfuse_exporters.operators import refused
 
         openvino = import_openvino()
@@ -91,7 +92,8 @@ class OpenVinoExporter(Exporter):
             except Exception as exc:
                 raise ExportError(_said(exc)) from exc
 
-        return refused(program, convert)
+        found = refused(program, convert)
+        return found if found and OnnxExporter().unsupported(program, component) else {}
 
 
 def _check(component: Component) -> None:
