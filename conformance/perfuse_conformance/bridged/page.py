@@ -50,14 +50,21 @@ def rendered(data: Data) -> str:
         groups.setdefault(row.pipeline, []).append(row)
     tools = ", ".join(f"{tool} {number}" for tool, number in data.get("tools", {}).items())
     good = [name for name, rows in groups.items() if all(row.agrees for row in rows)]
+    there = [name for name in good if all(_mostly_there(row) for row in groups[name])]
     lines = [
-        f"{len(good)} of {len(groups)} pipelines agree with eager on both engines ({tools}).",
+        f"{len(good)} of {len(groups)} pipelines agree with eager on both engines; {len(there)} of them "
+        f"spend at least 80 % of the denoiser's time there ({tools}).",
         "",
         f"| pipeline | task | {' | '.join(_TARGETS)} | on the engine | on torch |",
         f"|---|---|{'---|' * len(_TARGETS)}---|---|",
     ]
     lines += [_line(name, rows) for name, rows in groups.items()]
     return "\n".join(lines)
+
+
+def _mostly_there(row: Measured) -> bool:
+    """Whether the engine has the most of the denoiser's time."""
+    return row.engine_share is not None and row.engine_share >= 0.8
 
 
 def _line(name: str, rows: Sequence[Measured]) -> str:
