@@ -51,9 +51,12 @@ def rendered(data: Data) -> str:
     tools = ", ".join(f"{tool} {number}" for tool, number in data.get("tools", {}).items())
     good = [name for name, rows in groups.items() if all(row.agrees for row in rows)]
     there = [name for name in good if all(_mostly_there(row) for row in groups[name])]
+    said = (
+        f"{len(good)} of {len(groups)} pipelines agree with eager on both engines; {len(there)} of "
+        f"them spend at least 80 % of the denoiser's time there ({tools})."
+    )
     lines = [
-        f"{len(good)} of {len(groups)} pipelines agree with eager on both engines; {len(there)} of them "
-        f"spend at least 80 % of the denoiser's time there ({tools}).",
+        said,
         "",
         f"| pipeline | task | {' | '.join(_TARGETS)} | on the engine | on torch |",
         f"|---|---|{'---|' * len(_TARGETS)}---|---|",
