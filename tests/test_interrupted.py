@@ -167,7 +167,7 @@ def test_export_on_the_way_that_is_interrupted(
     finish(start(*given, *engine))
     assert Image.open(picture).size == (8, 8)
     (entry,) = names(store)
-    assert entry.startswith("unet-onnx-float32-")
+    assert entry.startswith("unet-onnx-graph-float32-")
 
 
 # ── Two processes ───────────────────────────────────────────────────────────────────────────────
