@@ -4,6 +4,7 @@ The moments are exact: an audit hook in the child kills it at a given operation 
 """
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -69,6 +70,8 @@ def start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Bytecode that ends early would stay, for the next process to fail on.
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"} if limit is not None else None,
         preexec_fn=keep_small if limit is not None else None,  # noqa: PLW1509 - no threads here
     )
 
