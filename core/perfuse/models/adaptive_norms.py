@@ -60,7 +60,8 @@ class _Adaptive(nn.Module):
         self.parts = parts
 
     def modulations(self, embedding: Tensor) -> tuple[Tensor, ...]:
-        return self.linear(F.silu(embedding)).chunk(self.parts, dim=1)
+        parts: tuple[Tensor, ...] = self.linear(F.silu(embedding)).chunk(self.parts, dim=1)
+        return parts
 
 
 class AdaLayerNormZero(_Adaptive):

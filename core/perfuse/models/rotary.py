@@ -13,7 +13,8 @@ __all__ = ["rotate_halves", "rotate_pairs"]
 def rotate_pairs(hidden: Tensor, table: Tensor) -> Tensor:
     """Rotate channels 0 and 1, 2 and 3, … of heads [B, H, N, D], as Flux does; in float32."""
     cos, sin = _parts(table)
-    real, imaginary = hidden.float().unflatten(-1, (-1, 2)).unbind(-1)
+    pairs: Tensor = hidden.float().unflatten(-1, (-1, 2))  # type: ignore[no-untyped-call]
+    real, imaginary = pairs.unbind(-1)
     turned = (real * cos - imaginary * sin, imaginary * cos + real * sin)
     return torch.stack(turned, dim=-1).flatten(-2).to(hidden.dtype)
 
