@@ -81,7 +81,7 @@ def _describe(
     kind: str, name: str, folder: str, config: Mapping[str, Any]
 ) -> tuple[ComponentSpec, ...]:
     model = _settings(kind, config)
-    table = ("sequence", model.head_dim)
+    table = (2, "sequence", model.head_dim // 2)
     return (
         ComponentSpec(
             name=name,
@@ -93,8 +93,7 @@ def _describe(
                 inputs=(
                     TensorSpec(name="input_ids", dtype="int64", shape=("batch", "sequence")),
                     floating("attention_bias", "batch", "sequence", "sequence"),
-                    floating("rotary_cos", *table),
-                    floating("rotary_sin", *table),
+                    TensorSpec(name="rotary", dtype="float32", shape=table),
                 ),
                 outputs=(_output(LAST, model),),
             ),
@@ -161,15 +160,14 @@ def layers_of(spec: ComponentSpec) -> tuple[int, ...]:
 def host_inputs(
     spec: ComponentSpec, sizes: Mapping[str, int], guidance: float | None
 ) -> dict[str, Any]:
-    """The rotation of each position (Su et al. 2021, arXiv:2104.09864): float32 [S, D]."""
+    """The rotation of each position (Su et al. 2021, arXiv:2104.09864): float32 [2, S, D / 2]."""
     if "sequence" not in sizes:
         return {}
     model = settings_of(spec)
     pairs = np.arange(0, model.head_dim, 2, dtype=np.float32) / np.float32(model.head_dim)
-    frequencies = np.float32(1) / np.float32(model.rope_theta) ** pairs
-    positions = np.arange(sizes["sequence"], dtype=np.float32)
-    angles = np.tile(positions[:, None] * frequencies, (1, 2))
-    return {"rotary_cos": np.cos(angles), "rotary_sin": np.sin(angles)}
+    frequencies = np.float32(1) / np.float32(model.rope_theta) ** pairs  # float32: Transformers'
+    angles = np.arange(sizes["sequence"], dtype=np.float32)[:, None] * frequencies
+    return {"rotary": np.stack([np.cos(angles), np.sin(angles)])}
 
 
 def settings_of(spec: ComponentSpec) -> LanguageSettings:

@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from perfuse.contract.spec import ComponentSpec
 from perfuse.errors import CheckpointError
+from perfuse.models.adaptive_norms import RMSNorm
 from perfuse.models.language_model.description import LanguageSettings, layers_of, settings_of
 from perfuse.models.loading import Rename, load_state
+from perfuse.models.rotary import rotate_halves
 from perfuse.sources.weights import Weights
 
 __all__ = ["LanguageModel", "build", "wrap"]
@@ -23,20 +25,22 @@ _OTHER = re.compile(r"^(model\.)?(lm_head|visual)\.")
 _LAYER = re.compile(r"layers\.(\d+)\.")
 
 
-class Norm(nn.Module):
-    """Division by the root of the mean square (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+class ZeroCentredNorm(nn.Module):
+    """Gemma's norm: it multiplies by one plus its weight."""
 
-    def __init__(self, width: int, *, eps: float, gemma: bool = False) -> None:
+    def __init__(self, width: int, eps: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps, self.gemma = eps, gemma
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.plain = RMSNorm(width, eps, affine=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        whole = hidden.float()
-        normed = whole * torch.rsqrt(whole.pow(2).mean(-1, keepdim=True) + self.eps)
-        if self.gemma:
-            return (normed * (1.0 + self.weight.float())).to(hidden.dtype)
-        return self.weight * normed.to(hidden.dtype)
+        normed: Tensor = self.plain(hidden.float()) * (1.0 + self.weight.float())
+        return normed.to(hidden.dtype)
+
+
+def norm(model: LanguageSettings) -> nn.Module:
+    kind = ZeroCentredNorm if model.gemma else RMSNorm
+    return kind(model.hidden_size, model.rms_norm_eps)
 
 
 class Attention(nn.Module):
@@ -52,14 +56,15 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(model.hidden_size, shared * width, bias=bias)
         self.v_proj = nn.Linear(model.hidden_size, shared * width, bias=bias)
         self.o_proj = nn.Linear(heads * width, model.hidden_size, bias=model.output_bias)
-        self.q_norm = Norm(width, eps=model.rms_norm_eps) if model.norms_heads else nn.Identity()
-        self.k_norm = Norm(width, eps=model.rms_norm_eps) if model.norms_heads else nn.Identity()
+        eps, norms = model.rms_norm_eps, model.norms_heads
+        self.q_norm: nn.Module = RMSNorm(width, eps) if norms else nn.Identity()
+        self.k_norm: nn.Module = RMSNorm(width, eps) if norms else nn.Identity()
 
-    def forward(self, hidden: Tensor, bias: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, bias: Tensor, table: Tensor) -> Tensor:
         query = self.q_norm(self.q_proj(hidden).unflatten(-1, (self.heads, -1))).transpose(1, 2)
         key = self.k_norm(self.k_proj(hidden).unflatten(-1, (self.shared, -1))).transpose(1, 2)
         value = self.v_proj(hidden).unflatten(-1, (self.shared, -1)).transpose(1, 2)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        query, key = rotate_halves(query, table), rotate_halves(key, table)
         attended = self._attend(query, self._repeat(key), self._repeat(value), bias)
         output: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
         return output
@@ -78,12 +83,6 @@ class Attention(nn.Module):
         if self.heads == self.shared:
             return states
         return states[:, :, None].expand(-1, -1, self.heads // self.shared, -1, -1).flatten(1, 2)
-
-
-def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the halves of each head [B, H, S, D] against each other by angles [S, D]."""
-    first, second = states.chunk(2, dim=-1)
-    return states * cos + torch.cat([-second, first], dim=-1) * sin
 
 
 class FeedForward(nn.Module):
@@ -106,21 +105,17 @@ class Layer(nn.Module):
 
     def __init__(self, model: LanguageSettings) -> None:
         super().__init__()
-
-        def norm() -> Norm:
-            return Norm(model.hidden_size, eps=model.rms_norm_eps, gemma=model.gemma)
-
         self.self_attn = Attention(model)
         self.mlp = FeedForward(model)
-        self.input_layernorm = norm()
-        self.post_attention_layernorm = norm()
+        self.input_layernorm = norm(model)
+        self.post_attention_layernorm = norm(model)
         if model.gemma:  # where the norm "post attention" is one after it, not one before the next
-            self.pre_feedforward_layernorm = norm()
-            self.post_feedforward_layernorm = norm()
+            self.pre_feedforward_layernorm = norm(model)
+            self.post_feedforward_layernorm = norm(model)
         self.gemma = model.gemma
 
-    def forward(self, hidden: Tensor, bias: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        attended = self.self_attn(self.input_layernorm(hidden), bias, cos, sin)
+    def forward(self, hidden: Tensor, bias: Tensor, table: Tensor) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(hidden), bias, table)
         if not self.gemma:
             hidden = hidden + attended
             return hidden + self.mlp(self.post_attention_layernorm(hidden))
@@ -131,7 +126,7 @@ class Layer(nn.Module):
 
 
 class LanguageModel(nn.Module):
-    """``input_ids, attention_bias, rotary_cos, rotary_sin`` to the hidden states asked for.
+    """``input_ids, attention_bias, rotary`` to the hidden states asked for.
 
     Args:
         model: Its settings.
@@ -145,18 +140,17 @@ class LanguageModel(nn.Module):
         self.layers = nn.ModuleList(Layer(model) for _ in range(max(layers)))
         self.wanted, self.gemma = layers, model.gemma
         last = max(layers) == model.num_hidden_layers
-        norm = Norm(model.hidden_size, eps=model.rms_norm_eps, gemma=model.gemma)
-        self.norm: nn.Module = norm if last else nn.Identity()
+        self.norm: nn.Module = norm(model) if last else nn.Identity()
 
     def forward(
-        self, input_ids: Tensor, attention_bias: Tensor, rotary_cos: Tensor, rotary_sin: Tensor
+        self, input_ids: Tensor, attention_bias: Tensor, rotary: Tensor
     ) -> tuple[Tensor, ...]:
         hidden = self.embed_tokens(input_ids)
         if self.gemma:
             hidden = hidden * hidden.shape[-1] ** 0.5
         states, bias = [hidden], attention_bias[:, None]
         for layer in self.layers:
-            hidden = layer(hidden, bias, rotary_cos, rotary_sin)
+            hidden = layer(hidden, bias, rotary)
             states.append(hidden)
         states[-1] = self.norm(hidden)
         return tuple(states[i] for i in self.wanted)
@@ -197,7 +191,7 @@ def _hollow(spec: ComponentSpec) -> LanguageModel:
 
 def _names(module: LanguageModel) -> Rename:
     """A stored tensor's name in the module; ``None`` for a head, eyes, and layers left out."""
-    depth, normed = len(module.layers), isinstance(module.norm, Norm)
+    depth, normed = len(module.layers), not isinstance(module.norm, nn.Identity)
 
     def rename(stored: str) -> str | None:
         if _OTHER.match(stored):
