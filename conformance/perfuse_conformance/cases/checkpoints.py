@@ -24,6 +24,7 @@ from perfuse_conformance.cases.checkpoint_parts import (
     write_text_encoder,
     write_tokenizer,
 )
+from perfuse_conformance.cases.language_checkpoints import z_image
 
 __all__ = ["IP_ADAPTERS", "KINDS", "make_checkpoint"]
 
@@ -416,6 +417,7 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "ip-adapter": _ip_adapter,
         "depth-estimated": _estimated,
         "latent-upscaler": _latent_upscaler,
+        "z-image": z_image,
     }
 )
 #: Those that have a spec of their own to be measured.

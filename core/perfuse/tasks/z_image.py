@@ -6,24 +6,15 @@ from typing import Any
 from perfuse.arrays import to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import Input, State, Task, Tools, step
+from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.errors import InputError
 from perfuse.models.z_image_transformer.description import captions
-from perfuse.tasks.denoise import (
-    check_count,
-    check_output_type,
-    check_size,
-    decode,
-    denoise_loop,
-    finish,
-)
-from perfuse.tasks.flow import FLOW_STEPS, prepare_flow_schedule
+from perfuse.tasks.denoise import check_count, check_output_type
+from perfuse.tasks.flow import flow_task
 from perfuse.tasks.guiders.truncated import TruncatedGuidance
 from perfuse.tasks.image_to_image import from_picture
-from perfuse.tasks.inputs import GUIDANCE, NOISE, OUTPUT, SIZE
 from perfuse.tasks.prompts.language import LanguageReader
 from perfuse.tasks.text import Prompt, conditions_of, guider_for, read_texts
-from perfuse.tasks.text_to_image import check_model, prepare_latents
 
 __all__ = ["Z_IMAGE_TO_IMAGE", "Z_TEXT_TO_IMAGE"]
 
@@ -116,13 +107,9 @@ def encode_prompt(
     return {"conditions": conditions_of(encoded, num_images_per_prompt)}
 
 
-Z_TEXT_TO_IMAGE = Task(
-    name="text-to-image",
-    inputs={
-        "prompt": Input(kind=str, help="What to draw."),
-        "negative_prompt": Input(kind=str, option="--negative-prompt", help="What not to draw."),
-        **SIZE,
-        **FLOW_STEPS,
+Z_TEXT_TO_IMAGE = flow_task(
+    encode_prompt,
+    {
         "guidance_scale": Input(
             default=5.0,
             kind=float,
@@ -138,28 +125,16 @@ Z_TEXT_TO_IMAGE = Task(
             kind=float,
             help="The share of the noise that is gone, from which on there is no guidance.",
         ),
-        "guider": GUIDANCE["guider"],
-        "num_images_per_prompt": Input(
-            default=1, kind=int, option="--num-images", help="Pictures to draw."
-        ),
-        **NOISE,
         "prompt_embeds": Input(help="Text states [S, D] of each prompt, instead of prompts."),
         "negative_prompt_embeds": Input(help="Text states instead of negative prompts."),
         "max_sequence_length": Input(
-            default=512, kind=int, help="The most tokens of a prompt, with its template."
+            default=512,
+            kind=int,
+            option="--max-tokens",
+            help="The most tokens of a prompt, with its template.",
         ),
-        **OUTPUT,
     },
-    steps=(
-        check_model,
-        read_prompts,
-        check_size,
-        prepare_flow_schedule,
-        encode_prompt,
-        prepare_latents,
-        *denoise_loop,
-        decode,
-        finish,
-    ),
+    {},
+    read_prompts,
 )
 Z_IMAGE_TO_IMAGE = from_picture(Z_TEXT_TO_IMAGE, "image-to-image").with_defaults({"strength": 0.6})

@@ -149,17 +149,17 @@ class ZImageTransformer2DModel(Model):
         told = self.t_embedder(signal * self.config.t_scale, sample.dtype)
 
         picture = self.all_x_embedder["2-1"](tokens)
-        picture = torch.cat([picture, self.x_pad_token.expand(len(picture), 1, -1)], dim=1)
+        picture = torch.cat([picture, self.x_pad_token.expand(picture.shape[0], 1, -1)], dim=1)
         grid = _picture(picture_rotary, row_rotary, column_rotary)
         places = torch.cat([grid, _nowhere(picture_rotary, self.config)], dim=2)
         free = torch.zeros_like(tokens[..., 0])
-        bias = torch.cat([free, padding_bias.expand(len(picture), 1)], dim=1)
+        bias = torch.cat([free, padding_bias.expand(picture.shape[0], 1)], dim=1)
         for block in self.noise_refiner:
             picture = block(picture, places, bias[:, None, None], told)
 
         text = self.cap_embedder(encoder_hidden_states)
         text = torch.where(caption_padding[..., None] > 0.5, self.cap_pad_token, text)
-        text_places = _caption(caption_rotary, len(text), self.config)
+        text_places = _caption(caption_rotary, text.shape[0], self.config)
         for block in self.context_refiner:
             text = block(text, text_places, caption_bias[:, None, None])
 
@@ -175,7 +175,7 @@ class ZImageTransformer2DModel(Model):
 
 def _picture(first: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """The table of a picture's tokens, [B, 2, h · w, D / 2], of those of its three axes."""
-    batch, height, width = len(first), rows.shape[1], columns.shape[1]
+    batch, height, width = first.shape[0], rows.shape[1], columns.shape[1]
     parts = (
         first[:, :, None, None],
         rows[None, :, :, None],
