@@ -21,8 +21,10 @@ from perfuse_conformance.cases.checkpoint_parts import (
     write_json,
     write_model,
     write_processor,
+    write_t5,
     write_text_encoder,
     write_tokenizer,
+    write_word_pieces,
 )
 
 __all__ = ["IP_ADAPTERS", "KINDS", "make_checkpoint"]
@@ -408,6 +410,58 @@ def _latent_upscaler(folder: Path, seed: int) -> Path:
     return folder
 
 
+def _flux(folder: Path, seed: int, **fields: Any) -> Path:
+    """FLUX.1 dev; pictures are in multiples of 4 pixels, two by two latents a token."""
+    config = {
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 32,
+        "guidance_embeds": True,
+        "axes_dims_rope": [4, 4, 8],
+        **fields,
+    }
+    write_model(folder / "transformer", "FluxTransformer2DModel", config, seed)
+    _write_flow(folder, seed, use_dynamic_shifting=True, shift=3.0)
+    size = write_tokenizer(folder / "tokenizer")
+    write_text_encoder(folder / "text_encoder", "CLIPTextModel", size, seed + 2, eos_token_id=None)
+    write_t5(folder / "text_encoder_2", write_word_pieces(folder / "tokenizer_2"), seed + 3)
+    index = {
+        "_class_name": "FluxPipeline",
+        "_diffusers_version": "0.42.0",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(folder / "model_index.json", index)
+    return folder
+
+
+def _schnell(folder: Path, seed: int) -> Path:
+    return _flux(folder, seed, guidance_embeds=False)
+
+
+def _write_flow(folder: Path, seed: int, **scheduler: Any) -> None:
+    """An autoencoder with a shift and without the layers around its latents, and a flow's scheduler."""
+    vae = vae_config(
+        latent_channels=4,
+        shift_factor=0.06,
+        scaling_factor=1.5,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    write_model(folder / "vae", "AutoencoderKL", vae, seed + 1)
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", **scheduler}
+    write_json(folder / "scheduler" / "scheduler_config.json", config)
+
+
 def _union(folder: Path, seed: int) -> Path:
     _sdxl(folder, seed)
     unet = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
@@ -445,6 +499,8 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "unclip": _unclip,
         "depth-estimated": _estimated,
         "latent-upscaler": _latent_upscaler,
+        "flux": _flux,
+        "flux-schnell": _schnell,
     }
 )
 KINDS = tuple(_WRITERS)

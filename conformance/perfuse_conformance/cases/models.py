@@ -61,7 +61,7 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-guided": RandomModel(kind="sd1-small", transforms=_WORSE),
         "random-steered": RandomModel(kind="sd1-small", transforms=_STEERED),
         "random-pixart": RandomModel(kind="PixArtAlphaPipeline"),
-        "random-flux": RandomModel(kind="FluxPipeline"),
+        "random-flux": RandomModel(kind="flux"),
     }
 )
 

@@ -30,16 +30,26 @@ class ModelConfig:
     """The base class of model configurations."""
 
     class_name: ClassVar[str] = ""
+    #: Whether an unknown field is refused: for families of which newer variants appear, whose new
+    #: fields change what a network computes.
+    strict: ClassVar[bool] = False
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """Read a parsed ``config.json``; unknown fields are ignored with a warning.
+        """Read a parsed ``config.json``; unknown fields are ignored with a warning, or refused.
 
         Raises:
-            CheckpointError: the model cannot take a value.
+            CheckpointError: the model cannot take a value, or it is strict and a field is unknown.
         """
         known = _names(cls)
         unknown = sorted(key for key in config if key not in known and not key.startswith("_"))
+        if unknown and cls.strict:
+            said = ", ".join(f"{name}={config[name]!r}" for name in unknown)
+            raise CheckpointError(
+                f"{cls.class_name}: config.json has {said}, which perfuse does not know: it is of a "
+                "newer variant, which may compute something else. Use a newer perfuse, or Diffusers "
+                "through the bridge."
+            )
         if unknown:
             warnings.warn(
                 f"{cls.class_name}: config.json has {', '.join(unknown)}, which this class does "
