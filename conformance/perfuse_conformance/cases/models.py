@@ -50,6 +50,9 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-depth": RandomModel(kind="depth"),
         "random-upscale": RandomModel(kind="upscale"),
         "random-variation": RandomModel(kind="variation"),
+        "random-unclip": RandomModel(kind="unclip"),
+        "random-estimated": RandomModel(kind="depth-estimated"),
+        "random-latent-upscaler": RandomModel(kind="latent-upscaler"),
         "random-control": RandomModel(kind="control"),
         "random-union": RandomModel(kind="union"),
         "random-adapter": RandomModel(kind="adapter"),
@@ -58,7 +61,8 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-guided": RandomModel(kind="sd1-small", transforms=_WORSE),
         "random-steered": RandomModel(kind="sd1-small", transforms=_STEERED),
         "random-pixart": RandomModel(kind="PixArtAlphaPipeline"),
-        "random-flux": RandomModel(kind="FluxPipeline"),
+        "random-flux": RandomModel(kind="flux"),
+        "random-z-image": RandomModel(kind="z-image"),
     }
 )
 

@@ -580,6 +580,7 @@ def _result(
         "nsfw_content_detected": state.get("nsfw_content_detected"),
         "model": noted[0].model,
         "prompt": inputs.get("prompt"),
+        "approximate": list(pipe.approximate),
         "components": {
             name: {
                 "target": str(pipe.target(name)),

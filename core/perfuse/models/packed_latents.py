@@ -25,6 +25,10 @@ class PackedLatents(LatentSpec):
     def multiple(self) -> int:
         return 2 * self.downscale
 
+    @property
+    def channel_axis(self) -> int:
+        return 2
+
     def dims(self, height: int, width: int) -> dict[str, int]:
         """The autoencoder's, and ``image_sequence``, the number of tokens."""
         inner = self.inner.dims(height, width)

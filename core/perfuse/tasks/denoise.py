@@ -150,8 +150,8 @@ def check_latents(tools: Tools, given: Array, size: tuple[int, int, int]) -> Arr
 
 # Conditions
 
-#: A condition of this name is no input of the denoiser: its channels, [pictures, C, h, w], follow
-#: those of the sample, as a mask or a picture does in models made for editing.
+#: A condition of this name is no input of the denoiser: its channels, packed as the sample's are,
+#: follow those of the sample, as a mask or a picture does in models made for editing.
 CHANNELS = "channels"
 
 
@@ -336,7 +336,8 @@ def _ask(
     given = {name: array for name, array in inputs.items() if name in known}
     sample = call.sample
     if CHANNELS in inputs:
-        sample = concatenate([sample, inputs[CHANNELS]], axis=1)
+        axis = tools.spec.latents.channel_axis
+        sample = concatenate([sample, inputs[CHANNELS]], axis=axis)
     out = program(sample=sample, timestep=call.timesteps, **given)["out_sample"]
     parts = enumerate(call.branches)
     return {one.name: out[i * call.pictures : (i + 1) * call.pictures] for i, one in parts}
