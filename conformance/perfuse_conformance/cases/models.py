@@ -31,7 +31,13 @@ _WORSE = (
     "perturbed:kind=skip,layers=mid",
 )
 #: The modules that say how a checkpoint is made.
-_RECIPE = ("adapters", "checkpoint_parts", "checkpoints")
+_RECIPE = (
+    "adapters",
+    "checkpoint_parts",
+    "checkpoints",
+    "language_checkpoints",
+    "language_parts",
+)
 _STEERED = ("prompts", "freeu")
 
 #: What ``--model`` may name besides a checkpoint. Their pictures mean nothing; their numbers tell as
@@ -63,6 +69,7 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-pixart": RandomModel(kind="PixArtAlphaPipeline"),
         "random-flux": RandomModel(kind="flux"),
         "random-z-image": RandomModel(kind="z-image"),
+        "random-klein": RandomModel(kind="klein"),
     }
 )
 
