@@ -70,6 +70,7 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-flux": RandomModel(kind="flux"),
         "random-z-image": RandomModel(kind="z-image"),
         "random-klein": RandomModel(kind="klein"),
+        "random-qwen-image": RandomModel(kind="qwen-image"),
     }
 )
 
