@@ -23,9 +23,12 @@ from perfuse.tasks.text_to_image import checked_texts
 __all__ = ["QWEN_IMAGE_TO_IMAGE", "QWEN_INPAINTING", "QWEN_TEXT_TO_IMAGE"]
 
 _MOST = 1024
+_SYSTEM = (
+    "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:"
+)
 _TEMPLATE = (
-    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, "
-    "text, spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n",
+    f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n",
     "<|im_end|>\n<|im_start|>assistant\n",
 )
 #: The tokens of the text before a prompt, whose states are left out.

@@ -43,6 +43,7 @@ class AutoencoderKLQwenImageConfig(ModelConfig):
     latents_std: tuple[float, ...] = _STD
 
     def __post_init__(self) -> None:
+        self.check_choice("attn_scales", ((),))  # with others Diffusers' encoder fails
         if len(self.temperal_downsample) != len(self.dim_mult) - 1:
             raise self.error(
                 f"temperal_downsample has {len(self.temperal_downsample)} entries",

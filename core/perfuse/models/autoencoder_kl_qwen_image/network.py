@@ -132,8 +132,6 @@ class Encoder(nn.Module):
         for level, width in enumerate(widths[1:]):
             for i in range(config.num_res_blocks):
                 self.down_blocks.append(ResidualBlock(widths[level] if i == 0 else width, width))
-                if 0.5**level in config.attn_scales:
-                    self.down_blocks.append(PixelAttention(width))
             if level < len(config.dim_mult) - 1:
                 self.down_blocks.append(Halving(width))
         self.mid_block = Middle(widths[-1])
