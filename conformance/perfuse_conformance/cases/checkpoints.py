@@ -26,6 +26,7 @@ from perfuse_conformance.cases.checkpoint_parts import (
     write_tokenizer,
     write_word_pieces,
 )
+from perfuse_conformance.cases.language_checkpoints import z_image
 
 __all__ = ["IP_ADAPTERS", "KINDS", "make_checkpoint"]
 
@@ -501,6 +502,7 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "latent-upscaler": _latent_upscaler,
         "flux": _flux,
         "flux-schnell": _schnell,
+        "z-image": z_image,
     }
 )
 KINDS = tuple(_WRITERS)

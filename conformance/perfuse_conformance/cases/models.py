@@ -62,6 +62,7 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-steered": RandomModel(kind="sd1-small", transforms=_STEERED),
         "random-pixart": RandomModel(kind="PixArtAlphaPipeline"),
         "random-flux": RandomModel(kind="flux"),
+        "random-z-image": RandomModel(kind="z-image"),
     }
 )
 

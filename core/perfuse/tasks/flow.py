@@ -31,7 +31,13 @@ def mu_of(tools: Tools, height: int, width: int) -> float | None:
     """The shift of the schedule for a picture of this size in pixels; ``None`` for a fixed one."""
     if not tools.scheduler.config.get("use_dynamic_shifting", False):
         return None
-    return tools.scheduler.mu_for(tools.spec.latents.dims(height, width)["image_sequence"])
+    return tools.scheduler.mu_for(tokens_of(tools, height, width))
+
+
+def tokens_of(tools: Tools, height: int, width: int) -> int:
+    """The tokens of a picture of this size in pixels: one for each two by two latents."""
+    dims = tools.spec.latents.dims(height, width)
+    return (dims["latent_height"] // 2) * (dims["latent_width"] // 2)
 
 
 def flow_schedule(
