@@ -24,8 +24,8 @@ __all__ = [
     "write_json",
     "write_model",
     "write_processor",
-    "write_text_encoder",
     "write_t5",
+    "write_text_encoder",
     "write_tokenizer",
     "write_word_pieces",
 ]
