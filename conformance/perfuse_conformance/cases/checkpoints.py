@@ -449,6 +449,16 @@ def _schnell(folder: Path, seed: int) -> Path:
     return _flux(folder, seed, guidance_embeds=False)
 
 
+def _fill(folder: Path, seed: int) -> Path:
+    """Of the transformer's channels 16 are of a masked picture, and 16 of the mask's pixels."""
+    _flux(folder, seed, in_channels=48, out_channels=16)
+    return _of_class(folder, "FluxFillPipeline")
+
+
+def _kontext(folder: Path, seed: int) -> Path:
+    return _of_class(_flux(folder, seed), "FluxKontextPipeline")
+
+
 def _write_flow(folder: Path, seed: int, **scheduler: Any) -> None:
     """An autoencoder with a shift and without the layers around its latents, and a flow's scheduler."""
     vae = vae_config(
@@ -502,6 +512,8 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "latent-upscaler": _latent_upscaler,
         "flux": _flux,
         "flux-schnell": _schnell,
+        "flux-fill": _fill,
+        "flux-kontext": _kontext,
         "z-image": z_image,
     }
 )

@@ -34,7 +34,9 @@ class Architecture:
     #: The ``LatentSpec`` subclass that ``latents`` returns; reads it back from a manifest.
     latent_spec: str = ""
     #: ``(spec, sizes, guidance) -> {input: array}``: inputs that follow from the sizes of a call
-    #: and the guidance scale alone: position tables, ids, masks, an embedded scale.
+    #: and the guidance scale alone: position tables, ids, masks, an embedded scale. Where the tokens
+    #: of other pictures follow the sample's, ``sizes`` has ``reference_0_height``,
+    #: ``reference_0_width`` and so on: their latents' sizes, before they are packed.
     host_inputs: str = ""
     #: ``(module, kind, layers, amount) -> nn.Module``: a worse version of a denoiser, for guidance; a
     #: ``perfuse.Perturbation`` says what is changed. Empty if there is none.

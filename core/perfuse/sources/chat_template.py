@@ -60,9 +60,7 @@ def _source(folder: Path) -> tuple[str, Path]:
     return found, folder / CONFIG
 
 
-def _rendered(
-    source: str, where: Path, files: TokenizerFiles, settings: Mapping[str, Any]
-) -> str:
+def _rendered(source: str, where: Path, files: TokenizerFiles, settings: Mapping[str, Any]) -> str:
     try:
         from jinja2 import TemplateError
         from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -85,7 +83,14 @@ def _rendered(
     try:
         template = sandbox.from_string(source)
         text = template.render(messages=[{"role": "user", "content": _MARK}], **told)
-    except (TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as e:
+    except (
+        TemplateError,
+        ArithmeticError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as e:
         raise CheckpointError(
             f"The chat template in {where} was to be rendered; Jinja said: {e}. Download it again."
         ) from e

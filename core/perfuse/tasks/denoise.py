@@ -23,6 +23,7 @@ from perfuse.tasks.tiling import in_pieces
 
 __all__ = [
     "CHANNELS",
+    "REFERENCE",
     "advance",
     "check_count",
     "check_output_type",
@@ -154,6 +155,13 @@ def check_latents(tools: Tools, given: Array, size: tuple[int, int, int]) -> Arr
 #: follow those of the sample, as a mask or a picture does in models made for editing.
 CHANNELS = "channels"
 
+#: Conditions ``reference_0``, ``reference_1`` … are no inputs of the denoiser either: they are latents
+#: of pictures, [pictures, C, h, w], whose tokens follow those of the sample, once they are packed.
+#: What is predicted for them is left out.
+REFERENCE = "reference_"
+#: All of them together, packed.
+_TOKENS = "reference tokens"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
@@ -203,7 +211,7 @@ def _batches(
 ) -> Batches:
     spec = tools.spec.denoiser
     batched = {t.name for t in spec.signature.inputs if t.shape and t.shape[0] == "batch"}
-    batched.add(CHANNELS)
+    batched |= {CHANNELS, _TOKENS}
     inputs = {}
     for branch in guider.branches:
         if branch.condition not in conditions:
@@ -211,8 +219,9 @@ def _batches(
                 f"{type(guider).__name__} needs the condition {branch.condition!r}; this task "
                 f"has {', '.join(conditions) or 'none'}. Use another guider."
             )
-        own = dict(conditions[branch.condition])
+        own = _with_tokens(tools, conditions[branch.condition])
         sizes = {**tools.spec.latents.dims(*size), **_sizes(spec, own), "batch": pictures}
+        sizes |= _reference_sizes(conditions[branch.condition])
         own |= host_inputs(spec, sizes, guider.embedded)
         inputs[branch.name] = {name: place(array, device) for name, array in own.items()}
     branches = tuple(
@@ -222,6 +231,31 @@ def _batches(
         for branch in guider.branches
     )
     return Batches(branches=branches, inputs=inputs, batched=frozenset(batched))
+
+
+def _references(conditions: Mapping[str, Array]) -> dict[str, Array]:
+    """The latents of further pictures, in order."""
+    names = (f"{REFERENCE}{i}" for i in range(len(conditions)))
+    return {name: conditions[name] for name in names if name in conditions}
+
+
+def _reference_sizes(conditions: Mapping[str, Array]) -> dict[str, int]:
+    found = _references(conditions)
+    return {
+        f"{name}_{side}": int(size)
+        for name, latents in found.items()
+        for side, size in zip(("height", "width"), latents.shape[-2:], strict=True)
+    }
+
+
+def _with_tokens(tools: Tools, conditions: Mapping[str, Array]) -> dict[str, Array]:
+    """The conditions, further pictures packed to one sequence of tokens."""
+    found = _references(conditions)
+    others = {name: array for name, array in conditions.items() if name not in found}
+    if not found:
+        return others
+    tokens = [tools.spec.latents.pack(latents) for latents in found.values()]
+    return {**others, _TOKENS: concatenate(tokens, axis=1)}
 
 
 def _sizes(spec: ComponentSpec, inputs: Mapping[str, Array]) -> dict[str, int]:
@@ -338,7 +372,12 @@ def _ask(
     if CHANNELS in inputs:
         axis = tools.spec.latents.channel_axis
         sample = concatenate([sample, inputs[CHANNELS]], axis=axis)
+    drawn = sample.shape[1]
+    if _TOKENS in inputs:
+        sample = concatenate([sample, inputs[_TOKENS]], axis=1)
     out = program(sample=sample, timestep=call.timesteps, **given)["out_sample"]
+    if _TOKENS in inputs:
+        out = out[:, :drawn]
     parts = enumerate(call.branches)
     return {one.name: out[i * call.pictures : (i + 1) * call.pictures] for i, one in parts}
 
