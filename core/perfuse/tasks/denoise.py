@@ -328,17 +328,55 @@ def predict(
     controls: Sequence[Control] = (),
 ) -> State:
     """The denoiser's prediction for each branch that runs at this step, each [pictures, …]."""
+    found = answers(tools, index, samples, schedule, timesteps, batches, guider, controls)
+    return {"predictions": {name: outputs["out_sample"] for name, outputs in found.items()}}
+
+
+def answers(
+    tools: Tools,
+    index: int,
+    samples: tuple[Array, ...],
+    schedule: Schedule,
+    timesteps: Array,
+    batches: Batches,
+    guider: Guider,
+    controls: Sequence[Control] = (),
+    *,
+    denoiser: str | None = None,
+    kept: Mapping[str, Mapping[str, Array]] | None = None,
+) -> dict[str, dict[str, Array]]:
+    """All outputs for each branch that runs at a step, each [pictures, …].
+
+    Args:
+        tools: The pipeline.
+        index: The step.
+        samples: The sample, and those of steps before that the schedule needs.
+        schedule: The schedule.
+        timesteps: [steps, batch].
+        batches: The conditions.
+        guider: Says which branches run.
+        controls: What is added to the denoiser's states.
+        denoiser: Another entry that runs in the denoiser's place.
+        kept: The inputs of that entry that the denoiser gave before, by branch, each [pictures, …].
+    """
     moment = moment_of(schedule, index)
-    running = guider.running(moment)
     sample = schedule.scale_input(index, samples[0])
-    predictions: dict[str, Array] = {}
-    for entry, names in batches.groups(running):
-        program = tools.program(entry if entry is not None else tools.spec.denoiser.name)
+    own = denoiser if denoiser is not None else tools.spec.denoiser.name
+    found: dict[str, dict[str, Array]] = {}
+    for entry, names in batches.groups(guider.running(moment)):
+        program = tools.program(entry if entry is not None else own)
         together = _fits(program, len(names) * len(sample)) and batches.alike(names)
         for group in [names] if together else [(name,) for name in names]:
             call = _call(moment, sample, timesteps[index], batches, group)
-            predictions |= _ask(tools, program, call, controls)
-    return {"predictions": predictions}
+            more = _together(kept, group) if kept is not None and entry is None else {}
+            found |= _ask(tools, program, call, controls, more)
+    return found
+
+
+def _together(kept: Mapping[str, Mapping[str, Array]], names: tuple[str, ...]) -> dict[str, Array]:
+    """What was kept for some branches, as one batch."""
+    first, *others = (kept[name] for name in names)
+    return {key: concatenate([first[key], *(one[key] for one in others)]) for key in first}
 
 
 def _fits(program: Program, items: int) -> bool:
@@ -363,10 +401,14 @@ def _call(
 
 
 def _ask(
-    tools: Tools, program: Program, call: Call, controls: Sequence[Control]
-) -> dict[str, Array]:
+    tools: Tools,
+    program: Program,
+    call: Call,
+    controls: Sequence[Control],
+    more: Mapping[str, Array],
+) -> dict[str, dict[str, Array]]:
     known = program.signature.input_names
-    inputs = {**call.inputs, **_controlled(tools, program, call, controls)}
+    inputs = {**call.inputs, **more, **_controlled(tools, program, call, controls)}
     given = {name: array for name, array in inputs.items() if name in known}
     sample = call.sample
     if CHANNELS in inputs:
@@ -375,11 +417,16 @@ def _ask(
     drawn = sample.shape[1]
     if _TOKENS in inputs:
         sample = concatenate([sample, inputs[_TOKENS]], axis=1)
-    out = program(sample=sample, timestep=call.timesteps, **given)["out_sample"]
+    outputs = dict(program(sample=sample, timestep=call.timesteps, **given))
     if _TOKENS in inputs:
-        out = out[:, :drawn]
-    parts = enumerate(call.branches)
-    return {one.name: out[i * call.pictures : (i + 1) * call.pictures] for i, one in parts}
+        outputs["out_sample"] = outputs["out_sample"][:, :drawn]
+    parts = {
+        one.name: slice(i * call.pictures, (i + 1) * call.pictures)
+        for i, one in enumerate(call.branches)
+    }
+    return {
+        name: {key: array[part] for key, array in outputs.items()} for name, part in parts.items()
+    }
 
 
 def _controlled(
