@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from perfuse.errors import InputError
+from perfuse.sources.files import user_path
 
 if TYPE_CHECKING:
     from perfuse.run.pipeline import DiffusionPipeline
@@ -184,7 +185,7 @@ def _in_model(file: str) -> tuple[str, str, str]:
     """The folder or Hub id that a file is in, the folder in that, and the file's name."""
     from perfuse.sources.hub import is_hub_id
 
-    path, parts = Path(file).expanduser(), file.split("/")
+    path, parts = user_path(file), file.split("/")
     if not path.exists() and len(parts) > 2 and is_hub_id("/".join(parts[:2])):
         return "/".join(parts[:2]), "/".join(parts[2:-1]), parts[-1]
     return str(path.parent), "", path.name

@@ -30,6 +30,7 @@ from perfuse.cli.common import (
 from perfuse.cli.settings import Configured
 from perfuse.cli.watch import watching
 from perfuse.errors import InputError, NotNativeError
+from perfuse.report.console import say
 
 __all__ = ["export"]
 
@@ -75,7 +76,7 @@ def export(ctx: click.Context, /, **given: Any) -> None:
         result = {"folder": str(folder), "run": "bridged", "files": len(sizes)}
         click.echo(json.dumps({**result, "bytes": sum(sizes)}))
         return
-    click.echo(f"{folder}  ({len(sizes)} files, {size_text(sum(sizes))})")
+    say(f"{folder}  ({len(sizes)} files, {size_text(sum(sizes))})")
 
 
 def _export(
@@ -138,9 +139,9 @@ def _export(
         result = {"folder": str(output), "files": len(files), "bytes": size}
         click.echo(json.dumps({**result, "seconds": watch.seconds()}))
         return
-    click.echo(f"{output}  ({len(files)} files, {size_text(size)})")
+    say(f"{output}  ({len(files)} files, {size_text(size)})")
     if not quiet:
-        click.echo(watch.summary(), err=True)
+        say(watch.summary(), err=True)
 
 
 def _read_size(text: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,7 +36,8 @@ from perfuse.cli.settings import Configured
 from perfuse.cli.task_options import TaskOption, fitting, task_options
 from perfuse.cli.watch import Watch, watching
 from perfuse.errors import InputError, NotNativeError, PerfuseError
-from perfuse.report.console import safe
+from perfuse.report.console import safe, say
+from perfuse.sources.files import user_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -197,9 +199,9 @@ def _generate(
         return
     seeds = ", ".join(map(str, state["seeds"]))
     for path in paths:
-        click.echo(f"{path}  (seed {seeds})", err=output == _STDOUT)
+        say(f"{path}  (seed {seeds})", err=output == _STDOUT)
     if not quiet:
-        click.echo(watch.summary(_where(pipe)), err=True)
+        say(watch.summary(_where(pipe)), err=True)
 
 
 # --- inputs -----------------------------------------------------------------------------------
@@ -219,7 +221,7 @@ def _read(origin: Path, flags: frozenset[str]) -> "Metadata":
     if again.loras and "loras" not in flags:
         named.append(f"LoRAs {', '.join(str(one['file']) for one in again.loras)}")
     if named:
-        click.echo(f"perfuse: {safe(origin)} names {safe('; '.join(named))}.", err=True)
+        say(f"perfuse: {origin} names {'; '.join(named)}.", err=True)
     if again.replaced:
         warnings.warn(
             f"{safe(origin)} was drawn with another {safe(', '.join(again.replaced))} than its model "
@@ -466,12 +468,12 @@ def _check_output(output: Path, as_json: bool) -> None:
 
 
 def _check_writable(flag: str, path: Path) -> None:
-    folder = path.parent
-    if not folder.is_dir():
+    folder = user_path(path).parent
+    if not os.path.isdir(folder):
         raise InputError(f"{flag} {path} was asked for; there is no folder {folder}. Make it.")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{flag} {path} is a folder; name a file in it, such as a.png.")
-    if path.exists() and not _is_replaceable(path):
+    if os.path.lexists(path) and not _is_replaceable(path):
         raise InputError(
             f"{flag} {path} was asked for; what is there is not a picture, and stays. Name another "
             "file."
@@ -480,16 +482,14 @@ def _check_writable(flag: str, path: Path) -> None:
 
 def _is_replaceable(path: Path) -> bool:
     """Whether an existing file is a picture or empty, so that it may be replaced."""
-    from PIL import Image
+    from perfuse.arrays.reading import picture_file
 
-    if not path.is_file():
-        return False  # a device or a pipe
     try:
-        if path.stat().st_size == 0:
+        if os.path.isfile(path) and os.path.getsize(path) == 0:
             return True
-        with Image.open(path):
+        with picture_file(path):
             return True
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (InputError, OSError):
         return False
 
 

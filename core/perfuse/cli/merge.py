@@ -19,6 +19,7 @@ from perfuse.cli.common import (
 from perfuse.cli.settings import Configured
 from perfuse.cli.watch import watching
 from perfuse.errors import InputError
+from perfuse.report.console import say
 
 __all__ = ["merge"]
 
@@ -65,4 +66,4 @@ def merge(
         result = {"folder": str(output), "files": len(sizes), "bytes": sum(sizes)}
         click.echo(json.dumps({**result, "seconds": watch.seconds()}))
         return
-    click.echo(f"{output}  ({len(sizes)} files, {size_text(sum(sizes))})")
+    say(f"{output}  ({len(sizes)} files, {size_text(sum(sizes))})")
