@@ -59,6 +59,7 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-steered": RandomModel(kind="sd1-small", transforms=_STEERED),
         "random-pixart": RandomModel(kind="PixArtAlphaPipeline"),
         "random-flux": RandomModel(kind="flux"),
+        "random-sd3": RandomModel(kind="sd3"),
     }
 )
 
