@@ -26,7 +26,7 @@ from perfuse_conformance.cases.checkpoint_parts import (
     write_tokenizer,
     write_word_pieces,
 )
-from perfuse_conformance.cases.language_checkpoints import z_image
+from perfuse_conformance.cases.language_checkpoints import klein, klein_distilled, z_image
 
 __all__ = ["IP_ADAPTERS", "KINDS", "make_checkpoint"]
 
@@ -567,6 +567,8 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "flux-fill": _fill,
         "flux-kontext": _kontext,
         "z-image": z_image,
+        "klein": klein,
+        "klein-distilled": klein_distilled,
     }
 )
 KINDS = tuple(_WRITERS)

@@ -7,7 +7,7 @@ from typing import Any
 from perfuse_conformance.cases.checkpoint_parts import vae_config, write_json, write_model
 from perfuse_conformance.cases.language_parts import write_language_model, write_language_tokenizer
 
-__all__ = ["z_image"]
+__all__ = ["klein", "klein_distilled", "z_image"]
 
 
 def z_image(folder: Path, seed: int) -> Path:
@@ -32,6 +32,41 @@ def z_image(folder: Path, seed: int) -> Path:
     write_language_model(folder / "text_encoder", "Qwen3", "ForCausalLM", size, seed + 2)
     _finish(folder, "ZImagePipeline", "ZImageTransformer2DModel", shift=3.0)
     return folder
+
+
+def klein(folder: Path, seed: int, *, distilled: bool = False) -> Path:
+    """FLUX.2 klein's layout, of a base model. Pictures are 16×16, four by four pixels a token."""
+    transformer = {
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 48,
+        "axes_dims_rope": [4, 4, 4, 4],
+        "guidance_embeds": False,
+        "sample_size": 4,
+    }
+    write_model(folder / "transformer", "Flux2Transformer2DModel", transformer, seed)
+    vae = {"latent_channels": 4, "decoder_block_out_channels": [24, 32]}
+    write_model(folder / "vae", "AutoencoderKLFlux2", vae_config(**vae), seed + 1)
+    size = write_language_tokenizer(folder / "tokenizer")
+    text = {"num_hidden_layers": 28, "hidden_size": 16, "intermediate_size": 24, "head_dim": 4}
+    write_language_model(folder / "text_encoder", "Qwen3", "ForCausalLM", size, seed + 2, **text)
+    _finish(
+        folder,
+        "Flux2KleinPipeline",
+        "Flux2Transformer2DModel",
+        vae="AutoencoderKLFlux2",
+        index={"is_distilled": distilled},
+        use_dynamic_shifting=True,
+        shift=3.0,
+    )
+    return folder
+
+
+def klein_distilled(folder: Path, seed: int) -> Path:
+    return klein(folder, seed, distilled=True)
 
 
 def _finish(

@@ -31,7 +31,13 @@ _WORSE = (
     "perturbed:kind=skip,layers=mid",
 )
 #: The modules that say how a checkpoint is made.
-_RECIPE = ("adapters", "checkpoint_parts", "checkpoints")
+_RECIPE = (
+    "adapters",
+    "checkpoint_parts",
+    "checkpoints",
+    "language_checkpoints",
+    "language_parts",
+)
 _STEERED = ("prompts", "freeu")
 
 #: What ``--model`` may name besides a checkpoint. Their pictures mean nothing; their numbers tell as
@@ -64,6 +70,7 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-flux": RandomModel(kind="flux"),
         "random-z-image": RandomModel(kind="z-image"),
         "random-sd3": RandomModel(kind="sd3"),
+        "random-klein": RandomModel(kind="klein"),
     }
 )
 

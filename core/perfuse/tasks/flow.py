@@ -35,9 +35,10 @@ def mu_of(tools: Tools, tokens: int) -> float | None:
 
 
 def tokens_of(tools: Tools, height: int, width: int) -> int:
-    """The tokens of a picture of this size in pixels: one for each two by two latents."""
+    """The tokens of a picture of this size in pixels; one for each two by two latents, if not packed."""
     dims = tools.spec.latents.dims(height, width)
-    return (dims["latent_height"] // 2) * (dims["latent_width"] // 2)
+    each = (dims["latent_height"] // 2) * (dims["latent_width"] // 2)
+    return dims.get("image_sequence", each)
 
 
 def flow_schedule(

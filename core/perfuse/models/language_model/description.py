@@ -1,7 +1,7 @@
 """The settings and the description of language models that encode text, without torch."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -271,7 +271,9 @@ def _settings(kind: str, config: Mapping[str, Any]) -> LanguageSettings:
     return _within_window(said, found, refuse)
 
 
-def _within_window(said: Mapping[str, Any], found: LanguageSettings, refuse: Any) -> Any:
+def _within_window(
+    said: Mapping[str, Any], found: LanguageSettings, refuse: Callable[[str, str], CheckpointError]
+) -> LanguageSettings:
     """Sequences are kept shorter than a layer's window, within which it is plain attention."""
     slides = said.get("use_sliding_window") or "query_pre_attn_scalar" in said
     window = said.get("sliding_window") if slides else None

@@ -116,13 +116,13 @@ class Layer(nn.Module):
 
     def forward(self, hidden: Tensor, bias: Tensor, table: Tensor) -> Tensor:
         attended = self.self_attn(self.input_layernorm(hidden), bias, table)
-        if not self.gemma:
-            hidden = hidden + attended
-            return hidden + self.mlp(self.post_attention_layernorm(hidden))
-        hidden = hidden + self.post_attention_layernorm(attended)
-        return hidden + self.post_feedforward_layernorm(
-            self.mlp(self.pre_feedforward_layernorm(hidden))
-        )
+        if self.gemma:
+            attended = self.post_attention_layernorm(attended)
+        hidden = hidden + attended
+        second = self.pre_feedforward_layernorm if self.gemma else self.post_attention_layernorm
+        fed = self.mlp(second(hidden))
+        output: Tensor = hidden + (self.post_feedforward_layernorm(fed) if self.gemma else fed)
+        return output
 
 
 class LanguageModel(nn.Module):

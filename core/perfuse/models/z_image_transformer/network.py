@@ -68,12 +68,15 @@ class Block(nn.Module):
         normed, second = self.attention_norm1(hidden), self.ffn_norm1
         if not self.modulated:
             hidden = hidden + self.attention_norm2(self.attention(normed, table, bias))
-            return hidden + self.ffn_norm2(self.feed_forward(second(hidden)))
+            return self._fed(hidden, second(hidden))
         scale, gate, scale_2, gate_2 = self.adaLN_modulation(told)[:, None].chunk(4, dim=-1)
         attended = self.attention(normed * (1 + scale), table, bias)
         hidden = hidden + gate.tanh() * self.attention_norm2(attended)
-        fed = self.feed_forward(second(hidden) * (1 + scale_2))
-        return hidden + gate_2.tanh() * self.ffn_norm2(fed)
+        return self._fed(hidden, second(hidden) * (1 + scale_2), gate_2.tanh())
+
+    def _fed(self, hidden: Tensor, normed: Tensor, gate: Tensor | float = 1.0) -> Tensor:
+        output: Tensor = hidden + gate * self.ffn_norm2(self.feed_forward(normed))
+        return output
 
 
 class FinalLayer(nn.Module):

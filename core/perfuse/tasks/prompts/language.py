@@ -36,12 +36,24 @@ class LanguageReader:
         return self.tools.spec.templates.get(self.tokenizer_name, ("", ""))
 
     def tokens(
-        self, texts: list[str], longest: int, *, template: tuple[str, str] | None = None
+        self,
+        texts: list[str],
+        longest: int,
+        *,
+        template: tuple[str, str] | None = None,
+        filled: bool = False,
     ) -> TokenBatch:
-        """The tokens of prompts in their template, at most ``longest``; warns of what is cut off."""
+        """The tokens of prompts in their template, at most ``longest``; warns of what is cut off.
+
+        Args:
+            texts: The prompts.
+            longest: The most tokens of each.
+            template: The text before and after each, if not the tokenizer's.
+            filled: Whether all are filled up to ``longest`` tokens.
+        """
         before, after = self.template if template is None else template
         wrapped = [f"{before}{text}{after}" for text in texts]
-        tokens = self.tokenizer(wrapped, max_length=longest, padding=False)
+        tokens = self.tokenizer(wrapped, max_length=longest, padding=filled)
         for cut in tokens.truncated:
             if cut is not None:
                 warnings.warn(
