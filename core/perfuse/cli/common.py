@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ARGUMENT",
     "BRIDGED",
+    "FILE",
     "IP_ADAPTER",
     "JSON",
     "LORA",
@@ -61,6 +62,18 @@ IP_ADAPTER = click.option(
     multiple=True,
     help="An IP-Adapter, a file or OWNER/NAME/FOLDER/FILE on the Hub; several times for several.",
 )
+
+
+class _File(click.ParamType):  # type: ignore[type-arg]  # only of newer versions
+    """The path of a file or folder; whether there is one, the command says."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        return user_path(value)
+
+
+FILE = _File()
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -11,6 +11,7 @@ from perfuse.cli import bridged as through_diffusers
 from perfuse.cli.common import (
     ARGUMENT,
     BRIDGED,
+    FILE,
     IP_ADAPTER,
     JSON,
     LORA,
@@ -38,7 +39,7 @@ __all__ = ["export"]
 @click.command(cls=Configured)
 @model_options
 @click.option("--to", "format", required=True, help="onnx, openvino, or another exporter's format.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option("--output", type=FILE, required=True, help="A new folder.")
 @option("--precision", help="float32 or float16.")
 @option("--height", type=int, help="Fix the height in pixels; by default any size.")
 @option("--width", type=int, help="Fix the width in pixels.")

@@ -17,6 +17,7 @@ from perfuse.cli import bridged as through_diffusers
 from perfuse.cli.common import (
     ARGUMENT,
     BRIDGED,
+    FILE,
     IP_ADAPTER,
     JSON,
     LORA,
@@ -87,7 +88,7 @@ def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
 @IP_ADAPTER
 @click.option(
     "--lora-folder",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Read <lora:NAME:0.8> in the prompt, and take the files from this folder.",
 )
 @NO_CHECKER
@@ -102,12 +103,12 @@ def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
     "--from",
     "origin",
     metavar="PICTURE",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Draw a PNG of perfuse again; flags beside it win.",
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=FILE,
     default=Path("picture.png"),
     show_default=True,
     help="The PNG to write; - for standard output.",

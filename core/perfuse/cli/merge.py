@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from perfuse.cli.common import (
+    FILE,
     JSON,
     LORA,
     QUIET,
@@ -27,7 +28,7 @@ __all__ = ["merge"]
 @click.command(cls=Configured)
 @model_options
 @LORA
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option("--output", type=FILE, required=True, help="A new folder.")
 @option("--precision", help="float32, float16 or bfloat16.")
 @QUIET
 @JSON

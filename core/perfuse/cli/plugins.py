@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from perfuse.cli.common import JSON
+from perfuse.cli.common import FILE, JSON
 from perfuse.report.console import say
 
 __all__ = ["plugin"]
@@ -57,9 +57,7 @@ def plugin_enable(name: str) -> None:
 
 @plugin.command("new")
 @click.argument("name")
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=Path(), help="Where to make the folder."
-)
+@click.option("--output", type=FILE, default=Path(), help="Where to make the folder.")
 def plugin_new(name: str, output: Path) -> None:
     """Write a plugin that runs as it is: the folder perfuse-NAME."""
     import shlex

@@ -70,6 +70,11 @@ def split_config(
     config: Mapping[str, Any], known: set[str], overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings for a class that knows ``known``, and the rest, to be kept aside."""
+    marks = config.get(_DEFAULTED, ())
+    if not isinstance(marks, list | tuple | set | frozenset):
+        raise InputError(
+            f"{_DEFAULTED} of a scheduler's config is {marks!r}; it is a list of names."
+        )
     defaulted = {*config.get(_DEFAULTED, ()), _DEFAULTED}
     given = {key: value for key, value in config.items() if key not in defaulted}
     settings = {key: value for key, value in {**given, **overrides}.items() if key in known}

@@ -43,10 +43,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, cannot be read, or does not hold an object.
     """
-    if not os.path.lexists(path):
+    try:
+        return files.read_json(path, remedy=AGAIN)
+    except CheckpointError as exc:
+        if not isinstance(exc.__cause__, FileNotFoundError):
+            raise
         held = ", ".join(names_in(path.parent)[:8]) or "nothing"
-        raise CheckpointError(f"{path} is missing; its folder holds {held}. {AGAIN}")
-    return files.read_json(path, remedy=AGAIN)
+        raise CheckpointError(f"{path} is missing; its folder holds {held}. {AGAIN}") from exc
 
 
 def names_in(folder: Path) -> list[str]:

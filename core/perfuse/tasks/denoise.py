@@ -1,5 +1,6 @@
 """The steps that tasks share: schedule, initial noise, denoising loop, decoding."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +17,7 @@ from perfuse.contract.latents import PixelLatents
 from perfuse.contract.spec import Array, ComponentSpec, Role
 from perfuse.contract.steps import Loop, State, Tools, step
 from perfuse.errors import InputError, NonFiniteError
+from perfuse.memory import check_memory
 from perfuse.models.registry import host_inputs
 from perfuse.schedulers import Schedule
 from perfuse.tasks.part import Part
@@ -27,6 +29,7 @@ __all__ = [
     "advance",
     "check_count",
     "check_output_type",
+    "check_price",
     "check_size",
     "decode",
     "denoise_loop",
@@ -58,7 +61,27 @@ def pick_size(tools: Tools, height: int | None, width: int | None) -> tuple[int,
                 f"for example {low} or {low + multiple}."
             )
         sizes.append(size)
+    check_price(tools, 1, sizes[0], sizes[1])
     return sizes[0], sizes[1]
+
+
+def check_price(tools: Tools, pictures: int, height: int, width: int) -> None:
+    """Refuse what cannot fit into memory: a lower bound of what drawing needs is counted.
+
+    That is of all pictures at once the latents, their noise and what the denoiser predicts, the
+    widest array at their full size in the denoiser, and the picture as it is decoded and written.
+
+    Raises:
+        InputError: there is not that much memory.
+    """
+    layout = tools.spec.latents
+    latents = math.prod(layout.shape(pictures, height, width))
+    widths = tools.spec.denoiser.config.get("block_out_channels") or (0,)
+    between = latents // layout.channels * (widths[0] if isinstance(widths, tuple) else 0)
+    pixels = pictures * height * width * 3
+    needed = 4 * (3 * latents + between + pixels) + pixels
+    count = f"{pictures} pictures" if pictures > 1 else "A picture"
+    check_memory(needed, f"{count} of {height} x {width}")
 
 
 @step(outputs=("height", "width"))
@@ -119,10 +142,11 @@ def draw_latents(
         given: The caller's own unit noise, packed already; drawn from ``noise`` if ``None``.
 
     Raises:
-        InputError: ``given`` has another shape than the latents.
+        InputError: ``given`` has another shape than the latents, or they do not fit into memory.
     """
     if given is not None:
         return check_latents(tools, given, size) * schedule.init_noise_sigma
+    check_price(tools, *size)
     layout = tools.spec.latents
     return layout.pack(noise.normal(layout.shape(*size))) * schedule.init_noise_sigma
 
@@ -138,6 +162,7 @@ def check_latents(tools: Tools, given: Array, size: tuple[int, int, int]) -> Arr
     Raises:
         InputError: ``given`` has another shape than the latents.
     """
+    check_price(tools, *size)
     layout = tools.spec.latents
     shape = layout.shape(*size)
     latents = given if is_torch(given) else to_numpy(given)
