@@ -236,7 +236,7 @@ class TestCommands:
             (("a red circle",), "prompt was given; ConsistencyModelPipeline takes batch_size"),
             (("--arg", "num_frames=3"), "num_frames was given; ConsistencyModelPipeline takes"),
             (("--arg", "x"), "an argument is written NAME=VALUE"),
-            (("--preview", "a"), "--preview was given; .* runs through Diffusers"),
+            (("--embedding", "a"), "--embedding was given; .* runs through Diffusers"),
             (("--lora", "a"), "--lora a was given; ConsistencyModelPipeline takes none"),
             (
                 ("--ip-adapter", "a"),

@@ -454,10 +454,70 @@ def _schnell(folder: Path, seed: int) -> Path:
     return _flux(folder, seed, guidance_embeds=False)
 
 
-def _write_flow(folder: Path, seed: int, **scheduler: Any) -> None:
+def _fill(folder: Path, seed: int) -> Path:
+    """Of the transformer's channels 16 are of a masked picture, and 16 of the mask's pixels."""
+    _flux(folder, seed, in_channels=48, out_channels=16)
+    return _of_class(folder, "FluxFillPipeline")
+
+
+def _kontext(folder: Path, seed: int) -> Path:
+    return _of_class(_flux(folder, seed), "FluxKontextPipeline")
+
+
+def _sd3(folder: Path, seed: int, **fields: Any) -> Path:
+    """Stable Diffusion 3.5: a dual block, normalised queries and keys; T5 after two CLIPs."""
+    config = {
+        "sample_size": 16,
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": 3,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "joint_attention_dim": 80,
+        "caption_projection_dim": 32,
+        "pooled_projection_dim": 64,
+        "pos_embed_max_size": 24,
+        "dual_attention_layers": [0],
+        "qk_norm": "rms_norm",
+        **fields,
+    }
+    write_model(folder / "transformer", "SD3Transformer2DModel", config, seed)
+    _write_flow(folder, seed, channels=16, shift=3.0)
+    kind = "CLIPTextModelWithProjection"
+    index = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "_diffusers_version": "0.42.0",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder_3": ["transformers", "T5EncoderModel"],
+        "tokenizer_3": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    for i, end in enumerate(("", "_2")):
+        size = write_tokenizer(folder / f"tokenizer{end}")
+        write_text_encoder(
+            folder / f"text_encoder{end}", kind, size, seed + 2 + i, eos_token_id=None
+        )
+        index |= {f"text_encoder{end}": ["transformers", kind]}
+        index |= {f"tokenizer{end}": ["transformers", "CLIPTokenizer"]}
+    size = write_word_pieces(folder / "tokenizer_3")
+    write_t5(folder / "text_encoder_3", size, seed + 4, d_model=80)
+    write_json(folder / "model_index.json", index)
+    return folder
+
+
+def _without_t5(folder: Path, seed: int) -> Path:
+    nothing = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    plain = _sd3(folder, seed, dual_attention_layers=[], qk_norm=None)
+    return _of_class(plain, "StableDiffusion3Pipeline", **nothing)
+
+
+def _write_flow(folder: Path, seed: int, *, channels: int = 4, **scheduler: Any) -> None:
     """An autoencoder with a shift and without the layers around its latents, and a flow's scheduler."""
     vae = vae_config(
-        latent_channels=4,
+        latent_channels=channels,
         shift_factor=0.06,
         scaling_factor=1.5,
         use_quant_conv=False,
@@ -507,6 +567,10 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "latent-upscaler": _latent_upscaler,
         "flux": _flux,
         "flux-schnell": _schnell,
+        "sd3": _sd3,
+        "sd3-without-t5": _without_t5,
+        "flux-fill": _fill,
+        "flux-kontext": _kontext,
         "z-image": z_image,
         "klein": klein,
         "klein-distilled": klein_distilled,

@@ -13,7 +13,8 @@ import click
 from perfuse.cli.common import load_ip_adapters, parts_of, read_options, weighted
 from perfuse.cli.task_options import TaskOption
 from perfuse.errors import InputError, PerfuseError
-from perfuse.report.console import safe
+from perfuse.report.console import say
+from perfuse.sources.files import user_path
 
 __all__ = ["check_native", "export", "generate", "has_diffusers", "inspect_model", "runs_bridged"]
 
@@ -347,11 +348,11 @@ def _say(pipe: Any, paths: Sequence[Path], seed: int, *, as_json: bool, quiet: b
         click.echo(json.dumps(result))
         return
     for path in paths:
-        click.echo(f"{path}  (seed {seed})")
+        say(f"{path}  (seed {seed})")
     if not quiet:
-        click.echo(f"{type(pipe).__name__}, bridged", err=True)
+        say(f"{type(pipe).__name__}, bridged", err=True)
         for row in rows:
-            click.echo(safe(str(row)), err=True)
+            say(row, err=True)
 
 
 def export(given: Mapping[str, Any], flags: Collection[str]) -> Path:
@@ -395,7 +396,7 @@ def inspect_model(given: Mapping[str, Any]) -> dict[str, Any]:
     from perfuse.bridge.opening import index_of
 
     model, revision, offline = given["model"], given["revision"], given["offline"]
-    index, folder = index_of(model, revision, offline, {}), Path(model).expanduser()
+    index, folder = index_of(model, revision, offline, {}), user_path(model)
     components = {
         name: {
             "library": library,

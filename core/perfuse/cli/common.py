@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from perfuse.errors import InputError
+from perfuse.sources.files import user_path
 
 if TYPE_CHECKING:
     from perfuse.run.pipeline import DiffusionPipeline
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ARGUMENT",
     "BRIDGED",
+    "FILE",
     "IP_ADAPTER",
     "JSON",
     "LORA",
@@ -60,6 +62,18 @@ IP_ADAPTER = click.option(
     multiple=True,
     help="An IP-Adapter, a file or OWNER/NAME/FOLDER/FILE on the Hub; several times for several.",
 )
+
+
+class _File(click.ParamType):  # type: ignore[type-arg]  # only of newer versions
+    """The path of a file or folder; whether there is one, the command says."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        return user_path(value)
+
+
+FILE = _File()
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -184,7 +198,7 @@ def _in_model(file: str) -> tuple[str, str, str]:
     """The folder or Hub id that a file is in, the folder in that, and the file's name."""
     from perfuse.sources.hub import is_hub_id
 
-    path, parts = Path(file).expanduser(), file.split("/")
+    path, parts = user_path(file), file.split("/")
     if not path.exists() and len(parts) > 2 and is_hub_id("/".join(parts[:2])):
         return "/".join(parts[:2]), "/".join(parts[2:-1]), parts[-1]
     return str(path.parent), "", path.name

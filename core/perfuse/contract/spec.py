@@ -5,6 +5,7 @@ it. Everything that a backend or an exporter needs to know of a component is in 
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +24,11 @@ __all__ = [
     "TensorSpec",
 ]
 
+
+#: The largest size of an axis that is taken for one.
+_MOST = 2**31 - 1
+#: The name of a dimension, and what one that follows from another is.
+_DIM = re.compile(r"\w+([*/][1-9]\d{0,5})?")
 
 #: A numpy array, or a torch tensor if the denoiser runs on a torch device.
 Array = Any
@@ -76,9 +82,22 @@ class TensorSpec:
     #: or ``"latent_height*8"``.
     shape: tuple[int | str, ...]
 
+    def __post_init__(self) -> None:
+        for dim in self.shape:
+            if not (_DIM.fullmatch(dim) if isinstance(dim, str) else is_size(dim)):
+                raise InputError(
+                    f"{self.name} has the shape {self.shape!r}; sizes from 1 to {_MOST} and names of "
+                    "dimensions were expected."
+                )
+
     def resolve(self, dims: Mapping[str, int]) -> tuple[int | str, ...]:
         """The shape with the dimensions in ``dims`` replaced by their sizes."""
         return tuple(_resolved(d, dims) if isinstance(d, str) else d for d in self.shape)
+
+
+def is_size(value: object, least: int = 1) -> bool:
+    """Whether a value is a whole number that a size can be."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST
 
 
 def follows(dim: str) -> bool:
@@ -184,6 +203,12 @@ class Dim:
     #: Whether capture finds out itself how the dimension depends on others, or that it cannot vary:
     #: for modules that are not perfuse's own. Whoever captures has to heed the graph's guards.
     inferred: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("multiple", "maximum", "example", "smallest"):
+            value = getattr(self, name)
+            if not (value is None and name != "multiple") and not is_size(value):
+                raise InputError(f"{name} of a dimension is {value!r}; it takes 1 to {_MOST}.")
 
 
 _ANY = Dim()

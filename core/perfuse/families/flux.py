@@ -8,6 +8,8 @@ _ROOM = "perfuse.tasks.flux"
 _TEXT = {"text-to-image": f"{_ROOM}:FLUX_TEXT_TO_IMAGE"}
 _IMAGE = {"image-to-image": f"{_ROOM}:FLUX_IMAGE_TO_IMAGE"}
 _INPAINT = {"inpainting": f"{_ROOM}:FLUX_INPAINTING"}
+_FILL = {"inpainting": "perfuse.tasks.flux_fill:FLUX_FILL"}
+_EDIT = {"image-editing": "perfuse.tasks.flux_kontext:FLUX_KONTEXT"}
 _NEEDS = (
     "transformer",
     "vae",
@@ -38,7 +40,8 @@ _REST = (
     "negative_pooled_prompt_embeds",
     "output_type",
 )
-_MASKED = ("image", "mask_image", "masked_image_latents", *_SIZE, "padding_mask_crop", "strength")
+_MASKED = ("image", "mask_image", "masked_image_latents", *_SIZE)
+_WITHOUT_NEGATIVE = tuple(name for name in _REST if not name.startswith(("negative", "ip_")))
 
 PIPELINES = tuple(
     PipelineManifest(
@@ -46,11 +49,17 @@ PIPELINES = tuple(
         tasks=tasks,
         needs=_NEEDS,
         optional=("image_encoder", "feature_extractor"),
-        arguments=(*_FIRST, *own, *_REST),
+        arguments=arguments,
     )
-    for class_name, tasks, own in (
-        ("FluxPipeline", {**_TEXT, **_IMAGE, **_INPAINT}, _SIZE),
-        ("FluxImg2ImgPipeline", _IMAGE, ("image", *_SIZE, "strength")),
-        ("FluxInpaintPipeline", _INPAINT, _MASKED),
+    for class_name, tasks, arguments in (
+        ("FluxPipeline", {**_TEXT, **_IMAGE, **_INPAINT}, (*_FIRST, *_SIZE, *_REST)),
+        ("FluxImg2ImgPipeline", _IMAGE, (*_FIRST, "image", *_SIZE, "strength", *_REST)),
+        (
+            "FluxInpaintPipeline",
+            _INPAINT,
+            (*_FIRST, *_MASKED, "padding_mask_crop", "strength", *_REST),
+        ),
+        ("FluxFillPipeline", _FILL, (*_FIRST[:2], *_MASKED, "strength", *_WITHOUT_NEGATIVE)),
+        ("FluxKontextPipeline", _EDIT, ("image", *_FIRST, *_SIZE, *_REST)),
     )
 )

@@ -5,13 +5,13 @@ then overrides the other files; older ones spread them over ``special_tokens_map
 ``added_tokens.json`` and ``tokenizer.json``.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from perfuse.errors import CheckpointError
+from perfuse.sources import files
 
 __all__ = ["FILES", "TokenizerFiles", "apart", "read_tables"]
 
@@ -190,23 +190,12 @@ def _without_null(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as exc:
-        raise CheckpointError(f"{path} cannot be read as JSON: {exc}. {AGAIN}") from exc
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path} holds a JSON {type(content).__name__}, not an object. {AGAIN}"
-        )
-    return content
+    return files.read_json(path, remedy=AGAIN)
 
 
 def read_merges(path: Path) -> list[str]:
-    try:
-        # Not splitlines(): a merge may hold a character that Unicode counts as the end of a line.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as exc:
-        raise CheckpointError(f"{path} cannot be read as UTF-8 text: {exc}. {AGAIN}") from exc
+    # Not splitlines(): a merge may hold a character that Unicode counts as the end of a line.
+    lines = files.read_text(path, remedy=AGAIN).split("\n")
     return [line for line in lines if line and not line.startswith("#version")]
 
 

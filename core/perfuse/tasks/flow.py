@@ -27,11 +27,11 @@ _NOT_TAKEN = ("clip_skip", "prompt_syntax", "ip_adapter_image", "ip_adapter_imag
 _NOT_DONE = ("encode_image_prompt", "check_safety")
 
 
-def mu_of(tools: Tools, height: int, width: int) -> float | None:
-    """The shift of the schedule for a picture of this size in pixels; ``None`` for a fixed one."""
+def mu_of(tools: Tools, tokens: int) -> float | None:
+    """The shift of the schedule for a picture of so many tokens; ``None`` for a fixed one."""
     if not tools.scheduler.config.get("use_dynamic_shifting", False):
         return None
-    return tools.scheduler.mu_for(tokens_of(tools, height, width))
+    return tools.scheduler.mu_for(tokens)
 
 
 def tokens_of(tools: Tools, height: int, width: int) -> int:
@@ -87,7 +87,7 @@ def prepare_flow_schedule(
     even = not tools.scheduler.config.get("use_flow_sigmas", False)
     if sigmas is None and timesteps is None and even:
         sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-    mu = mu_of(tools, height, width)
+    mu = mu_of(tools, tokens_of(tools, height, width))
     schedule = flow_schedule(
         tools,
         num_inference_steps,

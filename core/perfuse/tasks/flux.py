@@ -20,7 +20,13 @@ from perfuse.tasks.text import Prompt, conditions_of, encode, guider_for
 from perfuse.tasks.text_to_image import checked_texts
 from perfuse.tasks.text_to_image_xl import check_pooled, second_texts
 
-__all__ = ["FLUX_IMAGE_TO_IMAGE", "FLUX_INPAINTING", "FLUX_TEXT_TO_IMAGE"]
+__all__ = [
+    "FLUX_IMAGE_TO_IMAGE",
+    "FLUX_INPAINTING",
+    "FLUX_TEXT_TO_IMAGE",
+    "encode_prompt",
+    "read_prompts",
+]
 
 _MOST = 512
 #: Scales that Diffusers' classes have by default; a model that takes none is not asked for them.

@@ -17,6 +17,8 @@ __all__ = ["FluxConfig", "FluxLatents", "describe", "host_inputs", "latents"]
 
 #: The position of text, and of the picture that is drawn, on the first axis.
 _TEXT = _PICTURE = 0
+#: The position of a picture to edit, of which Kontext was trained with one.
+_REFERENCE = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +106,16 @@ def latents(config: Mapping[str, Any], inner: LatentSpec | None) -> LatentSpec |
 def host_inputs(
     spec: ComponentSpec, sizes: Mapping[str, int], guidance: float | None
 ) -> dict[str, Array]:
-    """Rotary tables of the text, which has no places, and of the picture; the guidance scale."""
+    """Rotary tables of the text, which has no places, and of the pictures; the guidance scale."""
     flux = FluxConfig.from_dict(spec.config)
     axes = flux.axes_dims_rope
     text = np.full((sizes["sequence"], len(axes)), _TEXT)
-    picture = grid(sizes["latent_height"] // 2, sizes["latent_width"] // 2, _PICTURE)
-    given = {"text_rotary": rotary_axes(text, axes), "image_rotary": rotary_axes(picture, axes)}
+    pictures = [grid(sizes["latent_height"] // 2, sizes["latent_width"] // 2, _PICTURE)]
+    if "reference_0_height" in sizes:
+        shape = sizes["reference_0_height"] // 2, sizes["reference_0_width"] // 2
+        pictures.append(grid(*shape, _REFERENCE))
+    image = rotary_axes(np.concatenate(pictures), axes)
+    given = {"text_rotary": rotary_axes(text, axes), "image_rotary": image}
     if flux.guidance_embeds:
         scale = 1.0 if guidance is None else guidance
         given["guidance"] = np.full(sizes["batch"], scale, dtype=np.float32)

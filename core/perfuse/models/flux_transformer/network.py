@@ -4,6 +4,8 @@ Black Forest Labs 2024 (https://github.com/black-forest-labs/flux); blocks with 
 Esser et al. 2024, arXiv:2403.03206, parallel ones after Dehghani et al. 2023, arXiv:2302.05442.
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,6 +32,8 @@ __all__ = ["FluxTransformer2DModel", "build", "wrap"]
 
 class FluxTransformerBlock(nn.Module):
     """Joint attention of text and picture, then a feed-forward network for each."""
+
+    streams: ClassVar[int] = 2
 
     def __init__(self, flux: FluxConfig) -> None:
         super().__init__()
@@ -64,6 +68,8 @@ class FluxTransformerBlock(nn.Module):
 
 class FluxSingleTransformerBlock(nn.Module):
     """Attention and the feed-forward network side by side, over text and picture as one sequence."""
+
+    streams: ClassVar[int] = 1
 
     def __init__(self, flux: FluxConfig) -> None:
         super().__init__()
