@@ -96,6 +96,7 @@ def qwen_image(folder: Path, seed: int) -> Path:
         "latents_std": [2.8, 1.4, 1.9, 0.8],
     }
     write_model(folder / "vae", "AutoencoderKLQwenImage", vae, seed + 1)
+    _add_time(folder / "vae" / "diffusion_pytorch_model.safetensors", seed + 1)
     size = write_language_tokenizer(folder / "tokenizer", template=False)
     write_qwen_vl(folder / "text_encoder", size, seed + 2)
     _finish(
@@ -108,6 +109,22 @@ def qwen_image(folder: Path, seed: int) -> Path:
         shift_terminal=0.02,
     )
     return folder
+
+
+def _add_time(path: Path, seed: int) -> None:
+    """Add the layers that halve and double time, which are there in every checkpoint."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    generator = torch.Generator("cpu").manual_seed(seed)
+    weights = load_file(path)
+    names = {"encoder.down_blocks.1": (8, 8), "decoder.up_blocks.0.upsamplers.0": (32, 16)}
+    for name, (outputs, inputs) in names.items():
+        shapes = {"weight": (outputs, inputs, 3, 1, 1), "bias": (outputs,)}
+        for last, shape in shapes.items():
+            drawn = torch.randn(shape, generator=generator)
+            weights[f"{name}.time_conv.{last}"] = drawn / (3 * inputs) ** 0.5
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def _finish(

@@ -32,7 +32,9 @@ class CausalConv(nn.Module):
         self.padding = size // 2
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return F.conv2d(hidden, self.weight[:, :, -1], self.bias, padding=self.padding)
+        last = self.weight[:, :, -1]
+        output: Tensor = F.conv2d(hidden, last, self.bias, padding=self.padding)
+        return output
 
 
 class ChannelNorm(nn.Module):
