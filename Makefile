@@ -10,12 +10,12 @@ TARGETS = torch:cpu onnxruntime:cpu openvino:CPU xla:cpu executorch openreg:0 \
 MODELS = shapes random-sd random-sdxl
 # Small random models of the other pipelines, a line each in the picture.
 BRIEF = random-refiner random-inpaint random-pix2pix random-depth random-upscale random-variation \
-  random-control random-union random-adapter random-ip-adapter random-edited random-guided \
+  random-control random-union random-adapter random-ip-adapter random-edited random-guided random-shallow \
   random-steered random-sd-checked random-lcm
 # Of pipelines that run through Diffusers.
 THROUGH = random-flux random-pixart
 TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=two ControlNets" \
-  --title "random-guided=all guiders" --title "random-ip-adapter=two IP-Adapters" \
+  --title "random-guided=all guiders" --title "random-shallow=DeepCache" --title "random-ip-adapter=two IP-Adapters" \
   --title "random-steered=steered prompts, FreeU" --title "random-union=ControlNet-Union" \
   --title "random-refiner=SD XL refiner" --title "random-pix2pix=InstructPix2Pix" \
   --title "random-inpaint=inpainting" --title "random-depth=depth to image" \
