@@ -66,6 +66,7 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-edited": RandomModel(kind="edited", transforms=_WORSE[:1]),
         "random-guided": RandomModel(kind="sd1-small", transforms=_WORSE),
         "random-steered": RandomModel(kind="sd1-small", transforms=_STEERED),
+        "random-shallow": RandomModel(kind="sd1", transforms=("deepcache:every=2",)),
         "random-pixart": RandomModel(kind="PixArtAlphaPipeline"),
         "random-flux": RandomModel(kind="flux"),
         "random-z-image": RandomModel(kind="z-image"),

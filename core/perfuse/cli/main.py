@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from perfuse.cli.backends import backends, doctor
+from perfuse.cli.bench import bench
 from perfuse.cli.cache import cache
 from perfuse.cli.export import export
 from perfuse.cli.generate import generate
@@ -158,7 +159,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
         _complain(f"warning: {message}")
 
 
-for command in (generate, export, merge, inspect, backends, doctor, plugin, cache):
+for command in (generate, export, merge, inspect, bench, backends, doctor, plugin, cache):
     main.add_command(command)
 
 
