@@ -111,8 +111,9 @@ class _Group(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
         except OSError as exc:  # where no message says what was being done
-            where = f"{shown(exc.filename)}: " if isinstance(exc.filename, str | bytes) else ""
-            _complain(f"The system said: {where}{exc.strerror or exc}. Nothing half done was kept.")
+            named = isinstance(exc.filename, str | bytes)
+            where = shown(exc.filename) if named else "the working folder, or a device"
+            _complain(f"{where}: the system said: {exc.strerror or exc}. Is it there, and allowed?")
             ctx.exit(1)
         except MemoryError as exc:
             _complain(f"There is not enough memory: {exc or 'none is left'}. Ask for less at once.")
