@@ -72,6 +72,7 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-z-image": RandomModel(kind="z-image"),
         "random-sd3": RandomModel(kind="sd3"),
         "random-klein": RandomModel(kind="klein"),
+        "random-qwen-image": RandomModel(kind="qwen-image"),
     }
 )
 
