@@ -16,6 +16,7 @@ from perfuse.cli.backends import backends, doctor
 from perfuse.cli.cache import cache
 from perfuse.cli.export import export
 from perfuse.cli.generate import generate
+from perfuse.cli.graphs import graphs
 from perfuse.cli.inspect import inspect
 from perfuse.cli.merge import merge
 from perfuse.cli.plugins import plugin
@@ -139,7 +140,7 @@ def _line(message: object) -> str:
     return safe(" ".join(str(message).splitlines()))
 
 
-for command in (generate, export, merge, inspect, backends, doctor, plugin, cache):
+for command in (generate, export, merge, inspect, backends, doctor, plugin, cache, graphs):
     main.add_command(command)
 
 

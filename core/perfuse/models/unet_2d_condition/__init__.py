@@ -14,5 +14,8 @@ ARCHITECTURES = (
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
         perturb="perfuse.models.perturbed:perturb",
+        names="perfuse.models.names:current",
+        beside_graph=("sample_size", "dropout"),
+        in_half_precision=("upcast_attention",),
     ),
 )
