@@ -30,7 +30,7 @@ TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=t
 PICTURE = --data docs/conformance.json --picture docs/conformance.svg
 BRIDGED = --data docs/bridged.json --page docs/bridged.md
 
-.PHONY: demo quick test check bench conformance conformance-tasks bridged docs
+.PHONY: demo quick test check bench conformance conformance-tasks bridged docs graphs
 
 # Draws a grid with the bundled model: captions down, targets across. Leaves demo.png.
 demo: $(VENV)/all
@@ -92,6 +92,10 @@ conformance-tasks: $(VENV)/plugins
 # table in the documentation. Takes an hour.
 bridged: $(VENV)/dev
 	$(BIN)/python -m perfuse_conformance.bridged $(BRIDGED)
+
+# Makes the graphs that come along; those that are there and right stay. Takes half an hour for all.
+graphs: $(VENV)/dev
+	$(BIN)/python -m perfuse.known.make
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/run.py
