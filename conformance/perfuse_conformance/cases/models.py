@@ -57,9 +57,10 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-edited": RandomModel(kind="edited", transforms=_WORSE[:1]),
         "random-guided": RandomModel(kind="sd1-small", transforms=_WORSE),
         "random-steered": RandomModel(kind="sd1-small", transforms=_STEERED),
-        "random-pixart": RandomModel(kind="PixArtAlphaPipeline"),
         "random-flux": RandomModel(kind="flux"),
         "random-sd3": RandomModel(kind="sd3"),
+        "random-pixart": RandomModel(kind="pixart-sigma"),
+        "random-aura": RandomModel(kind="AuraFlowPipeline"),
     }
 )
 
