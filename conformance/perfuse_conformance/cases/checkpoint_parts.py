@@ -12,6 +12,7 @@ from typing import Any
 __all__ = [
     "WORDS",
     "adapter_config",
+    "byte_codes",
     "controlnet_config",
     "ddpm_config",
     "dpt_config",
@@ -220,7 +221,7 @@ def write_text_encoder(
 
 def write_tokenizer(folder: Path, *, pad_token: str = _END) -> int:
     """Write CLIP's ``vocab.json`` and ``merges.txt``, all bytes and a few words; return its size."""
-    letters = [chr(code) for code in _byte_codes()]
+    letters = [chr(code) for code in byte_codes()]
     vocab = letters + [letter + "</w>" for letter in letters]
     merges = []
     for word in WORDS:
@@ -294,7 +295,7 @@ def write_word_pieces(folder: Path) -> int:
     return len(vocab)
 
 
-def _byte_codes() -> list[int]:
+def byte_codes() -> list[int]:
     """The characters by which GPT-2's byte-level BPE shows the 256 bytes, in CLIP's order."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return shown + [256 + i for i in range(256 - len(shown))]

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from perfuse_conformance.cases.adapters import write_adapter, write_image_encoder
+from perfuse_conformance.cases.adapters import EMBED, write_adapter, write_image_encoder
 from perfuse_conformance.cases.checkpoint_parts import (
     adapter_config,
     controlnet_config,
@@ -26,6 +26,7 @@ from perfuse_conformance.cases.checkpoint_parts import (
     write_tokenizer,
     write_word_pieces,
 )
+from perfuse_conformance.cases.language_checkpoints import klein, klein_distilled, z_image
 
 __all__ = ["IP_ADAPTERS", "KINDS", "make_checkpoint"]
 
@@ -43,9 +44,9 @@ def make_checkpoint(folder: Path, kind: str = "sd1", *, seed: int = 0) -> Path:
     pictures. Models that look at pictures: ``inpaint``, ``pix2pix``, ``depth``, ``upscale``,
     ``variation``. With a part more: ``control`` (two ControlNets), ``adapter`` (a T2I-Adapter, and
     the tiny autoencoder), ``ip-adapter`` (two, in a folder of their own); ``edited`` inpaints as a
-    ControlNet says; ``union`` is XL with a ControlNet-Union. ``depth-estimated`` and
-    ``latent-upscaler``, which draw from pictures alone, are not among ``KINDS``. What is not about the UNet has a smaller one, as ``sd1-small`` has: with
-    attention in the middle alone.
+    ControlNet says; ``union`` is XL with a ControlNet-Union. From pictures alone: ``unclip``,
+    ``depth-estimated`` and ``latent-upscaler``. What is not about the UNet has a smaller one, as
+    ``sd1-small`` has: with attention in the middle alone.
 
     Pictures are 16×16 (latents 8×8), text states 32 wide (XL: 64), prompts 77 tokens.
     """
@@ -324,6 +325,34 @@ def _refiner(folder: Path, seed: int) -> Path:
     )
 
 
+def _unclip(folder: Path, seed: int) -> Path:
+    """The UNet is told a picture's noisy embedding, and how noisy it is."""
+    import torch
+
+    import perfuse.models
+
+    told = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2 * EMBED}
+    _small(folder, seed, **told)
+    write_image_encoder(folder / "image_encoder", seed=seed + 4)
+    write_processor(folder)
+    normalizer = perfuse.models.StableUnCLIPImageNormalizer(embedding_dim=EMBED)
+    with torch.no_grad():
+        randomise(normalizer, seed + 5).std.abs_().add_(0.5)
+    normalizer.save_pretrained(folder / "image_normalizer")
+    levels = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
+    write_json(folder / "image_noising_scheduler" / "scheduler_config.json", levels)
+    return _of_class(
+        folder,
+        "StableUnCLIPImg2ImgPipeline",
+        requires_safety_checker=...,
+        safety_checker=...,
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+        image_encoder=["transformers", "CLIPVisionModelWithProjection"],
+        image_normalizer=["stable_diffusion", "StableUnCLIPImageNormalizer"],
+        image_noising_scheduler=["diffusers", "DDPMScheduler"],
+    )
+
+
 def _estimated(folder: Path, seed: int) -> Path:
     """Stable Diffusion 2's depth model in small; pictures are 64×64 for its estimator."""
     import torch
@@ -563,6 +592,9 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "edited": _edited,
         "adapter": _adapter,
         "ip-adapter": _ip_adapter,
+        "unclip": _unclip,
+        "depth-estimated": _estimated,
+        "latent-upscaler": _latent_upscaler,
         "flux": _flux,
         "flux-schnell": _schnell,
         "pixart": _pixart,
@@ -571,9 +603,9 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "sd3-without-t5": _without_t5,
         "flux-fill": _fill,
         "flux-kontext": _kontext,
-        "depth-estimated": _estimated,
-        "latent-upscaler": _latent_upscaler,
+        "z-image": z_image,
+        "klein": klein,
+        "klein-distilled": klein_distilled,
     }
 )
-#: Those that have a spec of their own to be measured.
-KINDS = tuple(kind for kind in _WRITERS if kind not in ("depth-estimated", "latent-upscaler"))
+KINDS = tuple(_WRITERS)

@@ -41,6 +41,10 @@ class Architecture:
     #: ``(module, kind, layers, amount) -> nn.Module``: a worse version of a denoiser, for guidance; a
     #: ``perfuse.Perturbation`` says what is changed. Empty if there is none.
     perturb: str = ""
+    #: ``(component, layers) -> (component, component)``: a denoiser that also gives its state before
+    #: its last layers, and another entry, whose last input that is and which runs these layers
+    #: alone. Empty if there is none.
+    shallow: str = ""
     #: For a class that holds several models, in the folders ``NAME``, ``NAME_1``, …: their class.
     each: str = ""
     #: ``(name, shapes) -> perfuse.contract.original.Original | None``: reads the class from the

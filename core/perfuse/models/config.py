@@ -17,6 +17,10 @@ from perfuse.errors import CheckpointError
 __all__ = ["ModelConfig", "TransformersConfig", "check_types"]
 
 
+#: Above this a number in a config is none that a network computes with.
+_HUGE = 1e30
+
+
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
@@ -154,28 +158,43 @@ def check_types(config_class: type[Any], config: Mapping[str, Any], *, where: Pa
     """
     hints = typing.get_type_hints(config_class)
     for item in dataclasses.fields(config_class):
-        if item.name in config and not _accepts(hints[item.name], config[item.name]):
+        if item.name in config and not _accepts(
+            hints[item.name], config[item.name], _most(item.name)
+        ):
             wanted = item.type.__name__ if isinstance(item.type, type) else str(item.type)
+            limits = f", no int below 0 or above {_most(item.name)}" if "int" in wanted else ""
             raise CheckpointError(
-                f"{where}: {item.name} is {config[item.name]!r}; {wanted} was expected"
-                f"{', no int below 0' if 'int' in wanted else ''}. Download or save the checkpoint again."
+                f"{where}: {item.name} is {_short(config[item.name])}; {wanted} was expected{limits}"
+                f"{', no NaN' if 'float' in wanted else ''}. Download or save the checkpoint again."
             )
 
 
-def _accepts(hint: Any, value: Any) -> bool:
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:60]}…"
+
+
+def _most(name: str) -> int:
+    """The largest number that a field of a config may hold: far more than any model has."""
+    return 10_000 if "layers" in name else 2**24
+
+
+def _accepts(hint: Any, value: Any, most: int) -> bool:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
     if origin in (typing.Union, types.UnionType):
-        return any(_accepts(choice, value) for choice in args)
+        return any(_accepts(choice, value, most) for choice in args)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             return False
         if args[-1] is Ellipsis:
-            return all(_accepts(args[0], item) for item in value)
-        return len(args) == len(value) and all(map(_accepts, args, value))
+            return all(_accepts(args[0], item, most) for item in value)
+        return len(args) == len(value) and all(map(_accepts, args, value, [most] * len(args)))
     if isinstance(value, bool):
         return hint is bool
     if hint is int:
-        return isinstance(value, int) and value >= 0
-    return isinstance(value, int | float if hint is float else hint)
+        return isinstance(value, int) and 0 <= value <= most
+    if hint is float:
+        return isinstance(value, int | float) and abs(value) < _HUGE
+    return isinstance(value, hint)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfuse.errors import ExportError, InputError
-from perfuse.sources.files import shown
+from perfuse.sources.files import shown, user_path
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -30,7 +30,7 @@ def cache_folder() -> Path:
     """The folder of the export cache: ``PERFUSE_CACHE``, or the platform's cache folder."""
     configured = os.environ.get("PERFUSE_CACHE")
     if configured:
-        return Path(configured).expanduser()
+        return user_path(configured)
     import platformdirs
 
     return platformdirs.user_cache_path("perfuse", appauthor=False)

@@ -29,6 +29,13 @@ def mu_of(tools: Tools, tokens: int) -> float | None:
     return tools.scheduler.mu_for(tokens)
 
 
+def tokens_of(tools: Tools, height: int, width: int) -> int:
+    """The tokens of a picture of this size in pixels; one for each two by two latents, if not packed."""
+    dims = tools.spec.latents.dims(height, width)
+    each = (dims["latent_height"] // 2) * (dims["latent_width"] // 2)
+    return dims.get("image_sequence", each)
+
+
 def flow_schedule(
     tools: Tools,
     steps: int,
@@ -76,7 +83,7 @@ def prepare_flow_schedule(
     even = scheduler.takes("sigmas") and not scheduler.config.get("use_flow_sigmas", False)
     if sigmas is None and timesteps is None and even:
         sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-    mu = mu_of(tools, tools.spec.latents.dims(height, width)["image_sequence"])
+    mu = mu_of(tools, tokens_of(tools, height, width))
     schedule = flow_schedule(
         tools,
         num_inference_steps,
