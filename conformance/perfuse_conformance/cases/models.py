@@ -71,6 +71,8 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-flux": RandomModel(kind="flux"),
         "random-z-image": RandomModel(kind="z-image"),
         "random-sd3": RandomModel(kind="sd3"),
+        "random-pixart": RandomModel(kind="pixart-sigma"),
+        "random-aura": RandomModel(kind="AuraFlowPipeline"),
         "random-klein": RandomModel(kind="klein"),
         "random-qwen-image": RandomModel(kind="qwen-image"),
     }
