@@ -123,10 +123,11 @@ def compare(
     check_installed()
     plain = Way(transforms=(), steps=steps)
     asked = [plain, *(Way(transforms=tuple(one), steps=steps) for one in ways)]
-    runs = {way: Run(settings, way) for way in asked}
-    rivals = _rivals(runs, drawing, Run(settings, _half(plain))) if ways else {}
+    pipe = DiffusionPipeline.from_pretrained(**settings)
+    runs = {way: Run(_with(pipe, way), way) for way in asked}
+    rivals = _rivals(runs, drawing, Run(pipe, _half(plain))) if ways else {}
     for rival in dict.fromkeys(rivals.values()):
-        runs.setdefault(rival, Run(settings, rival))
+        runs.setdefault(rival, Run(pipe, rival))
     total = len(runs) * len(drawing.inputs)
     for number, inputs in enumerate(drawing.inputs):
         for turn, run in enumerate(runs.values()):
@@ -141,6 +142,16 @@ def compare(
         run.row(runs[plain], peaks[way], rivals[way].name if way in rivals else None)
         for way, run in runs.items()
     ]
+
+
+def _with(pipe: DiffusionPipeline, way: Way) -> DiffusionPipeline:
+    """A pipeline with the transforms of a way; it shares all models that these leave as they are."""
+    if not way.transforms:
+        return pipe
+    other = DiffusionPipeline.from_pipe(pipe)
+    for text in way.transforms:
+        other.add_transform(text)
+    return other
 
 
 def _half(plain: Way) -> Way:
@@ -179,9 +190,8 @@ _TRIES = 3
 class Run:
     """A way to draw at work, with what was seen of it so far."""
 
-    def __init__(self, settings: Mapping[str, Any], way: Way) -> None:
-        self.pipe = DiffusionPipeline.from_pretrained(**settings, transforms=way.transforms)
-        self.way = way
+    def __init__(self, pipe: DiffusionPipeline, way: Way) -> None:
+        self.pipe, self.way = pipe, way
         self.last: Picture = np.zeros((0, 0, 0), np.float32)
         self.forget()
 
@@ -315,6 +325,7 @@ def peak(settings: Mapping[str, Any], way: Way, inputs: Mapping[str, Any]) -> in
 def _peak(settings: Mapping[str, Any], way: Way, inputs: Mapping[str, Any]) -> int:
     import resource
 
-    Run(settings, way).draw(inputs, 0, None)
+    pipe = DiffusionPipeline.from_pretrained(**settings, transforms=way.transforms)
+    Run(pipe, way).draw(inputs, 0, None)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
