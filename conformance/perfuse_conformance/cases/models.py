@@ -67,7 +67,6 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-guided": RandomModel(kind="sd1-small", transforms=_WORSE),
         "random-steered": RandomModel(kind="sd1-small", transforms=_STEERED),
         "random-shallow": RandomModel(kind="sd1", transforms=("deepcache:every=2",)),
-        "random-pixart": RandomModel(kind="PixArtAlphaPipeline"),
         "random-flux": RandomModel(kind="flux"),
         "random-z-image": RandomModel(kind="z-image"),
         "random-sd3": RandomModel(kind="sd3"),
