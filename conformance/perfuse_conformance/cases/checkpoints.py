@@ -514,6 +514,41 @@ def _without_t5(folder: Path, seed: int) -> Path:
     return _of_class(plain, "StableDiffusion3Pipeline", **nothing)
 
 
+def _pixart(folder: Path, seed: int, **fields: Any) -> Path:
+    """PixArt-α, which is told the picture's size; its pictures are 256×256 by default."""
+    config = {
+        "sample_size": 128,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": 2,
+        "attention_head_dim": 12,
+        "num_attention_heads": 2,
+        "cross_attention_dim": 24,
+        "caption_channels": 32,
+        **fields,
+    }
+    write_model(folder / "transformer", "PixArtTransformer2DModel", config, seed)
+    write_model(folder / "vae", "AutoencoderKL", vae_config(), seed + 1)
+    write_t5(folder / "text_encoder", write_word_pieces(folder / "tokenizer"), seed + 2)
+    scheduler = {"_class_name": "DPMSolverMultistepScheduler", **_SCHEDULE}
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    index = {
+        "_class_name": "PixArtAlphaPipeline",
+        "_diffusers_version": "0.42.0",
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "PixArtTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(folder / "model_index.json", index)
+    return folder
+
+
+def _sigma(folder: Path, seed: int) -> Path:
+    return _of_class(_pixart(folder, seed, sample_size=16), "PixArtSigmaPipeline")
+
+
 def _write_flow(folder: Path, seed: int, *, channels: int = 4, **scheduler: Any) -> None:
     """An autoencoder with a shift and without the layers around its latents, and a flow's scheduler."""
     vae = vae_config(
@@ -567,6 +602,8 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "latent-upscaler": _latent_upscaler,
         "flux": _flux,
         "flux-schnell": _schnell,
+        "pixart": _pixart,
+        "pixart-sigma": _sigma,
         "sd3": _sd3,
         "sd3-without-t5": _without_t5,
         "flux-fill": _fill,

@@ -11,20 +11,21 @@ from typing import Any
 import numpy as np
 
 from perfuse.arrays import to_numpy
-from perfuse.contract.steps import Input, Node, State, Task, Tools, step
+from perfuse.contract.steps import State, Task, Tools, step
 from perfuse.schedulers import Schedule
 from perfuse.tasks.denoise import check_count, check_size
 from perfuse.tasks.image_to_image import from_picture
 from perfuse.tasks.inputs import SIZE
 from perfuse.tasks.part import Part
 from perfuse.tasks.pictures import is_latents
-from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
 
-__all__ = ["flow_schedule", "flow_task", "mu_of", "prepare_flow_schedule", "resized_from_picture"]
-
-#: What Stable Diffusion's tasks take and these do not.
-_NOT_TAKEN = ("clip_skip", "prompt_syntax", "ip_adapter_image", "ip_adapter_image_embeds")
-_NOT_DONE = ("encode_image_prompt", "check_safety")
+__all__ = [
+    "flow_schedule",
+    "mu_of",
+    "prepare_flow_schedule",
+    "resized_from_picture",
+    "tokens_of",
+]
 
 
 def mu_of(tools: Tools, tokens: int) -> float | None:
@@ -84,7 +85,8 @@ def prepare_flow_schedule(
 ) -> State:
     """The scheduler's steps: levels from 1 to one n-th, evenly, shifted by the picture's size."""
     check_count("num_inference_steps", num_inference_steps)
-    even = not tools.scheduler.config.get("use_flow_sigmas", False)
+    scheduler = tools.scheduler
+    even = scheduler.takes("sigmas") and not scheduler.config.get("use_flow_sigmas", False)
     if sigmas is None and timesteps is None and even:
         sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
     mu = mu_of(tools, tokens_of(tools, height, width))
@@ -98,27 +100,6 @@ def prepare_flow_schedule(
         strength=strength,
     )
     return {"schedule": schedule}
-
-
-def flow_task(
-    encode: Node, inputs: Mapping[str, Input], defaults: Mapping[str, Any], *more: Node
-) -> Task:
-    """A text-to-image task of a family of flow-matching transformers.
-
-    Args:
-        encode: The step ``encode_prompt``, which gives the conditions.
-        inputs: What the family takes besides what all take.
-        defaults: The family's defaults.
-        more: Further steps that replace those of the same names.
-    """
-    others = {n: one for n, one in TEXT_TO_IMAGE.inputs.items() if n not in _NOT_TAKEN}
-    steps = tuple(node for node in TEXT_TO_IMAGE.steps if node.name not in _NOT_DONE)
-    changed = {node.name: node for node in (prepare_flow_schedule, encode, *more)}
-    return Task(
-        name=TEXT_TO_IMAGE.name,
-        inputs={**others, **inputs},
-        steps=tuple(changed.get(node.name, node) for node in steps),
-    ).with_defaults(defaults)
 
 
 @step(outputs=("picture",))

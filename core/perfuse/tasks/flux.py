@@ -12,7 +12,8 @@ from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.tasks.denoise import check_output_type
-from perfuse.tasks.flow import flow_task, resized_from_picture
+from perfuse.tasks.family import family_task
+from perfuse.tasks.flow import prepare_flow_schedule, resized_from_picture
 from perfuse.tasks.guiders import EmbeddedGuidance
 from perfuse.tasks.inpainting import inpainting_of
 from perfuse.tasks.prompts.sequences import check_length, encode_sequence
@@ -136,8 +137,7 @@ def _conditions(states: Array, pooled: Array | None) -> Mapping[str, Array]:
     return {"encoder_hidden_states": states, "pooled_projections": pooled}
 
 
-FLUX_TEXT_TO_IMAGE = flow_task(
-    encode_prompt,
+FLUX_TEXT_TO_IMAGE = family_task(
     {
         "prompt_2": Input(kind=str, help="The prompt that T5 reads; the prompt by default."),
         "negative_prompt_2": Input(kind=str, help="The negative prompt that T5 reads."),
@@ -155,6 +155,8 @@ FLUX_TEXT_TO_IMAGE = flow_task(
     },
     {"num_inference_steps": 28, "guidance_scale": 3.5},
     read_prompts,
+    prepare_flow_schedule,
+    encode_prompt,
 )
 
 FLUX_IMAGE_TO_IMAGE = resized_from_picture(

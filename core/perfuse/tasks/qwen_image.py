@@ -12,7 +12,8 @@ from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.errors import InputError
 from perfuse.tasks.denoise import check_output_type
-from perfuse.tasks.flow import flow_task, resized_from_picture
+from perfuse.tasks.family import family_task
+from perfuse.tasks.flow import prepare_flow_schedule, resized_from_picture
 from perfuse.tasks.guiders.length import LengthPreservingGuidance
 from perfuse.tasks.inpainting import inpainting_of
 from perfuse.tasks.prompts.language import LanguageReader, fixed_length
@@ -130,8 +131,7 @@ def _conditions(states: Array, seen: Array) -> Mapping[str, Array]:
     return {"encoder_hidden_states": states, "text_bias": bias}
 
 
-QWEN_TEXT_TO_IMAGE = flow_task(
-    encode_prompt,
+QWEN_TEXT_TO_IMAGE = family_task(
     {
         "true_cfg_scale": Input(
             default=4.0,
@@ -150,6 +150,8 @@ QWEN_TEXT_TO_IMAGE = flow_task(
     },
     {},
     read_prompts,
+    prepare_flow_schedule,
+    encode_prompt,
 )
 
 QWEN_IMAGE_TO_IMAGE = resized_from_picture(QWEN_TEXT_TO_IMAGE, {"strength": 0.6})

@@ -16,7 +16,8 @@ from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.errors import InputError
 from perfuse.tasks.denoise import check_count, check_output_type
-from perfuse.tasks.flow import flow_schedule, flow_task, mu_of, resized_from_picture
+from perfuse.tasks.family import family_task
+from perfuse.tasks.flow import flow_schedule, mu_of, resized_from_picture
 from perfuse.tasks.guiders import SkipLayerGuidance
 from perfuse.tasks.inpainting import inpainting_of
 from perfuse.tasks.prompts.encoder import TextEncoder
@@ -202,8 +203,7 @@ def _t5(tools: Tools, texts: list[str], length: int) -> Array:
     return states
 
 
-SD3_TEXT_TO_IMAGE = flow_task(
-    encode_prompt,
+SD3_TEXT_TO_IMAGE = family_task(
     {
         "prompt_2": Input(kind=str, help="The prompt of the second CLIP; the prompt by default."),
         "prompt_3": Input(kind=str, help="The prompt that T5 reads; the prompt by default."),
@@ -232,6 +232,7 @@ SD3_TEXT_TO_IMAGE = flow_task(
     {"num_inference_steps": 28, "guidance_scale": 7.0},
     read_prompts,
     prepare_schedule,
+    encode_prompt,
 )
 
 SD3_IMAGE_TO_IMAGE = resized_from_picture(

@@ -48,7 +48,9 @@ class ChannelNorm(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         wide = hidden.float()
         length = wide.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
-        return (wide / length).to(hidden.dtype) * self.scale * self.gamma.reshape(-1, 1, 1)
+        normal = (wide / length).to(hidden.dtype) * self.scale
+        scaled: Tensor = normal * self.gamma.reshape(-1, 1, 1)
+        return scaled
 
 
 class ResidualBlock(nn.Module):
