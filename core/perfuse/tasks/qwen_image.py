@@ -14,7 +14,7 @@ from perfuse.errors import InputError
 from perfuse.tasks.denoise import check_output_type
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule, resized_from_picture
-from perfuse.tasks.guiders.length import LengthPreservingGuidance
+from perfuse.tasks.guiders.length_preserving import LengthPreservingGuidance
 from perfuse.tasks.inpainting import inpainting_of
 from perfuse.tasks.prompts.language import LanguageReader, fixed_length
 from perfuse.tasks.prompts.sequences import check_length
