@@ -54,19 +54,10 @@ def _bounded(image: "Image") -> "Image":
 
 
 def _cropped(image: "Image", each: int) -> "Image":
-    """The middle of a picture, whose sides are rounded down to multiples, as large as fits."""
-    from PIL import Image
-
+    """The middle of a picture, whose sides are rounded down to multiples."""
     wide, high = (max(side // each, 1) * each for side in image.size)
-    wider = wide / high > image.width / image.height
-    covering = (
-        wide if wider else image.width * high // image.height,
-        image.height * wide // image.width if wider else high,
-    )
-    left, top = wide // 2 - covering[0] // 2, high // 2 - covering[1] // 2
-    middle = Image.new("RGB", (wide, high))
-    middle.paste(image.resize(covering, Image.Resampling.LANCZOS), (left, top))
-    return middle
+    left, top = (image.width - wide) // 2, (image.height - high) // 2
+    return image.convert("RGB").crop((left, top, left + wide, top + high))
 
 
 @step(outputs=("conditions",))
