@@ -26,8 +26,9 @@ from perfuse.cli import main
 from perfuse.contract.limits import Limits
 from perfuse.errors import DeviceNotFoundError, InputError, PerfuseError, PluginError
 from perfuse.plugins import host, resolve
-from perfuse.report.portability import Finding, examine, limits_of, read_bytes, report, verdicts
+from perfuse.report.portability import Finding, examine, limits_of, report, verdicts
 from perfuse.run.pipeline import DiffusionPipeline
+from perfuse.run.residency import read_bytes
 from perfuse.sources.opening import open_model
 from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec, Signature, TensorSpec

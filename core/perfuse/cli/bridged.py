@@ -24,6 +24,7 @@ _NATIVE = {
     "loras": "--lora",
     "ip_adapters": "--ip-adapter",
     "lora_folder": "--lora-folder",
+    "memory": "--memory",
     "preview": "--preview",
     "preview_vae": "--preview-vae",
     "origin": "--from",
