@@ -13,14 +13,17 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 NOT_RUN = {"writing-a-backend.md"}
 
 
-#: Pages whose commands export for every device, or measure a whole model.
+#: Pages whose commands export for every device, measure a whole model, or are README's again.
 LONG = {
     "adapters.md",
     "any-pipeline.md",
     "conformance.md",
     "devices.md",
     "exporting.md",
+    "index.md",
+    "models.md",
     "steps.md",
+    "writing-a-transform.md",
 }
 
 

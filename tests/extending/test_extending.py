@@ -138,6 +138,7 @@ def conforms(model: str, **settings: Any) -> None:
 GIVEN = {"prompt": "a red circle", "num_inference_steps": 4, "seed": 0}
 
 
+@pytest.mark.exhaustive
 def test_a_scheduler(plugin: Any, copy_of: Make) -> None:
     plugin("quadratic")
     model = copy_of("words")

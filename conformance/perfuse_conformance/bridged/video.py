@@ -201,10 +201,10 @@ def _wan() -> Made:
     return Made(components=wan(), call={**SHORT, "num_frames": 5})
 
 
-def embedded() -> dict[str, Any]:
+def embedded(length: int = 16) -> dict[str, Any]:
     """A prompt that is embedded already: the pipelines clean words with a package of their own."""
-    words = {"prompt_embeds": torch.randn(1, 16, 32)}
-    words |= {"negative_prompt_embeds": torch.randn(1, 16, 32)}
+    words = {"prompt_embeds": torch.randn(1, length, 32)}
+    words |= {"negative_prompt_embeds": torch.randn(1, length, 32)}
     return {**STEPS, **words, "num_frames": 5, "height": SIDE, "width": SIDE}
 
 
@@ -212,7 +212,8 @@ def embedded() -> dict[str, Any]:
 def _wan_from_picture() -> Made:
     kept = wan(in_channels=36, image_dim=32, added_kv_proj_dim=24)
     kept |= {"image_processor": image_processor(), "image_encoder": clip_vision()}
-    return Made(components=kept, call={**embedded(), "image": picture()})
+    # What precedes the last 512 tokens is the picture to the transformer, however long a prompt is.
+    return Made(components=kept, call={**embedded(length=512), "image": picture()})
 
 
 @recipe("WanVideoToVideoPipeline", "video to video")

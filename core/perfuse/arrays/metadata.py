@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from perfuse.arrays.reading import picture_file
 from perfuse.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ class Metadata:
     #: The backends' switches.
     options: Mapping[str, str]
     transforms: tuple[str, ...]
+    #: Those of the transforms that change pictures by more than rounding.
+    approximate: tuple[str, ...] = ()
     components: Mapping[str, Ran]
     #: Adapters, as LoRAs: ``file``, ``weight`` and ``fingerprint`` of each.
     loras: tuple[Mapping[str, Any], ...] = ()
@@ -107,9 +110,10 @@ class Metadata:
                 f"this perfuse reads version {VERSION}. Use the perfuse that wrote it."
             )
         fields = {name: value for name, value in data.items() if name != "version"}
-        fields.setdefault("loras", [])  # which pictures of before there were any have not
+        for name in ("loras", "approximate"):  # which pictures of before there were any have not
+            fields.setdefault(name, [])
         _check(fields, where)
-        for name in ("seeds", "size", "transforms", "loras", "unrecorded", "replaced"):
+        for name in _SEVERAL:
             fields[name] = tuple(fields[name])
         ran = {name: Ran(**one) for name, one in fields.pop("components").items()}
         return cls(**fields, components=ran)
@@ -216,12 +220,16 @@ _SCHEMA: Mapping[str, tuple[str, _Test]] = {
     "precision": ("text or null", _or_none(_is_text)),
     "options": ("an object of texts", _table_of(_is_text)),
     "transforms": ("a list of texts", _TEXTS),
+    "approximate": ("a list of texts", _TEXTS),
     "components": ("an object of what each component ran on", _table_of(_is_ran)),
     "loras": ("a list of files, each with its weight and fingerprint", _list_of(_is_lora)),
     "unrecorded": ("a list of texts", _TEXTS),
     "replaced": ("a list of texts", _TEXTS),
     "versions": ("an object of texts", _table_of(_is_text)),
 }
+
+
+_SEVERAL = ("seeds", "size", "transforms", "approximate", "loras", "unrecorded", "replaced")
 
 
 def _check(data: Mapping[str, Any], where: str) -> None:
@@ -292,21 +300,10 @@ def read(path: "str | os.PathLike[str]") -> Metadata:
         InputError: there is no such file, it is damaged or no PNG, it has no metadata of perfuse,
             or what it has cannot be used.
     """
-    from PIL import Image
-
     path = os.fspath(path)
-    try:
-        with Image.open(path) as image:
-            kind, text = image.format, image.info.get(CHUNK)
-            image.verify()  # every chunk, to the end
-    except FileNotFoundError as exc:
-        raise InputError(f"There is no picture at {path}. Check the path.") from exc
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
-        why = getattr(exc, "strerror", None) or exc
-        raise InputError(
-            f"{path} was to be read; it is not a whole picture: {why}. Name a PNG that perfuse "
-            "wrote."
-        ) from exc
+    with picture_file(path) as image:
+        kind, text = image.format, image.info.get(CHUNK)
+        image.verify()  # every chunk, to the end
     if kind != "PNG":
         raise InputError(
             f"{path} was to be read; it is a {kind}, and only a PNG carries what it was drawn from. "

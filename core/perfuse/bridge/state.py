@@ -19,7 +19,6 @@ __all__ = ["Weights", "described", "fingerprint", "obstacle"]
 #: What nn.Module keeps for itself, and where Diffusers notes what a modular pipeline loaded; layers and
 #: weights are described on their own.
 _OWN = frozenset((*vars(nn.Module()), "_diffusers_load_id")) - {"training"}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 #: transformers' own hooks, put on layers at the first call that asks for what these return. A capture
 #: calls them, too, and they do nothing else.
 _RECORDING = ("transformers.utils.output_capturing", "_output_capturing_hooks_installed")
@@ -30,6 +29,9 @@ _MOST = 200
 _WHENCE = frozenset(
     ("_name_or_path", "_diffusers_version", "_commit_hash", "name_or_path", _RECORDING[1])
 )
+_UNSAID = _OWN | _WHENCE
+#: What is its own description.
+_PLAIN = frozenset((type(None), bool, int, float, str, bytes))
 #: Weights of up to so many bytes are read at every call.
 _SMALL = 1 << 24
 #: A prime, so that rows of no layer fall into the same columns.
@@ -45,26 +47,35 @@ def described(module: nn.Module, *, placed: bool = True) -> str:
         module: What to describe.
         placed: Whether the weights' dtype and device are part of it.
     """
-    digest = hashlib.sha256()
+    said: list[
+        str
+    ] = []  # runs at every call: one join and one digest, and no work for plain values
     for name, part in module.named_modules():
-        digest.update(f"\n{name} {_class(type(part))}".encode())
+        said.append(f"\n{name} {_class(type(part))}")
         for key, value in vars(part).items():
-            if key not in _OWN and key not in _WHENCE and not _is_usual(part, key, value):
-                digest.update(f" {key}={_value(value, _DEPTH)}".encode())
+            if key in _UNSAID:
+                continue
+            if type(value) in _PLAIN:
+                said.append(f" {key}={value!r}")
+            elif not _is_usual(part, key, value):
+                said.append(f" {key}={_value(value, _DEPTH)}")
         if name:  # hooks of the module itself are called by torch, around what stands in
             hooks = _hooks(part)
             if hooks:
-                digest.update(f" hooks={_value(hooks, _DEPTH)}".encode())
-        for key, tensor in (*part._parameters.items(), *part._buffers.items()):
-            if tensor is not None:
-                place = f"{tensor.dtype}{tensor.device}" if placed else ""
-                digest.update(f" {key}:{tuple(tensor.shape)}{place}".encode())
-    return digest.hexdigest()
+                said.append(f" hooks={_value(hooks, _DEPTH)}")
+        for kind in (part._parameters, part._buffers):
+            for key, tensor in kind.items():
+                if tensor is not None:
+                    place = f"{tensor.dtype}{tensor.device}" if placed else ""
+                    said.append(f" {key}:{tuple(tensor.shape)}{place}")
+    return hashlib.sha256("".join(said).encode()).hexdigest()
 
 
 def _hooks(part: nn.Module) -> list[Any]:
     """What is called before and after a layer."""
-    found = [hook for kind in _HOOKS for hook in getattr(part, kind).values()]
+    if not (part._forward_hooks or part._forward_pre_hooks):
+        return []
+    found = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
     return [hook for hook in found if getattr(hook, "__module__", None) != _RECORDING[0]]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from perfuse.cli import bridged as through_diffusers
-from perfuse.cli.common import BRIDGED, JSON, added_to, model_of, model_options, option
+from perfuse.cli.common import BRIDGED, FILE, JSON, added_to, model_of, model_options, option
 from perfuse.cli.settings import Configured
 from perfuse.cli.watch import watching
 from perfuse.errors import NotNativeError
@@ -21,7 +21,7 @@ __all__ = ["inspect"]
 
 
 @click.command(cls=Configured)
-@click.argument("picture", required=False, type=click.Path(path_type=Path))
+@click.argument("picture", required=False, type=FILE)
 @model_options
 @click.option("--verify", is_flag=True, help="Check the SHA-256 of every exported file.")
 @click.option("--for", "target", help="Report what a target would say; it need not be here.")
@@ -135,13 +135,13 @@ def _inspect_for(
 ) -> int:
     """Print the portability report; 1 where a component would not run."""
     from perfuse.contract.target import Target
+    from perfuse.memory import read_size
     from perfuse.report.portability import limits_of, report, verdicts
-    from perfuse.run.residency import read_bytes
 
     target = Target.parse(text)
     name, limits = limits_of(target)
     executed = limits.executed if limits is not None else ""
-    room = read_bytes(memory) if memory is not None else None
+    room = read_size(memory) if memory is not None else None
     with watching(show=True):
         findings = report(source, target, memory=room, **asked)
     found = verdicts(findings)

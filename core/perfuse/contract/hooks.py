@@ -111,6 +111,9 @@ class PipelineManifest:
     #: Scheduler settings that Diffusers corrects in outdated checkpoints: each name with the value
     #: that replaces any other.
     corrects: Mapping[str, Any] = field(default_factory=dict)
+    #: For prompts that are wrapped in the tokenizer's chat template: what the template is told,
+    #: ``{"enable_thinking": False}``. Empty for prompts as they are.
+    chat: Mapping[str, Any] = field(default_factory=dict)
     #: The scheduler class that replaces the checkpoint's, as the Diffusers pipeline does.
     scheduler: str | None = None
     #: The names of a call's arguments in Diffusers' order, for those given by position; by default

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from perfuse.errors import CheckpointError, InputError, WeightsError
 from perfuse.models.config import check_types
-from perfuse.sources.files import replacing, write_file
+from perfuse.sources.files import replacing, user_path, write_file
 from perfuse.sources.fitting import Rename, check_fit, some_names
 from perfuse.sources.hub import file_from_hub, is_hub_id
 from perfuse.sources.layouts import UNET, VAE
@@ -117,7 +117,7 @@ def component_folder(
             "use_safetensors=False was given; perfuse reads safetensors alone, because a pickle can "
             "run any code. Convert the model: save_pretrained in Diffusers writes safetensors."
         )
-    path = Path(model).expanduser()
+    path = user_path(model)
     if not path.exists() and is_hub_id(os.fspath(model)):
         return component_from_hub(
             os.fspath(model),
@@ -183,7 +183,7 @@ def config_file(
         CheckpointError: the Hub does not give it.
     """
     name = f"{subfolder}/{_CONFIG}" if subfolder is not None else _CONFIG
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.exists() or not is_hub_id(model):
         return path / name
     return file_from_hub(str(model), name, None, offline, hub)[0]

@@ -141,6 +141,7 @@ def _metadata_rows(metadata: "Metadata") -> list[tuple[str, str]]:
         ("precision", metadata.precision or ""),
         ("options", ", ".join(f"{name}={value}" for name, value in metadata.options.items())),
         ("transforms", ", ".join(metadata.transforms)),
+        ("approximate", ", ".join(metadata.approximate)),
         ("LoRAs", ", ".join(f"{one['file']}:{one['weight']}" for one in metadata.loras)),
         *(
             (name, f"{ran.target} ({ran.device}, {ran.precision}, {ran.engine})")

@@ -12,7 +12,7 @@ from perfuse.contract.architecture import Architecture
 from perfuse.contract.changes import Changes, plain_name
 from perfuse.contract.component import Component, Recipe
 from perfuse.contract.weights import StoredTensor, WeightMap
-from perfuse.errors import ExportError
+from perfuse.errors import ArtifactError, ExportError
 from perfuse.models.registry import find
 from perfuse.plugins import missing_modules, resolve
 from perfuse.plugins.host import host
@@ -20,6 +20,7 @@ from perfuse.progress import working
 from perfuse.run.graph_sets import DamagedGraphError, GraphSet, graph_sets
 from perfuse.run.lowering import lowered, settings, tools
 from perfuse.sources.checkpoint import FromCheckpoint
+from perfuse.sources.files import read_json
 from perfuse.sources.fitting import Rename, check_fit
 from perfuse.sources.manifest import sha256
 from perfuse.sources.plain import from_plain, to_plain
@@ -333,16 +334,24 @@ def _make(component: Component, format: str, folder: Path) -> None:
 def _read(folder: Path) -> tuple[Path, WeightMap, _Files | None]:
     """A graph in the cache with its maps, seen to be as they were written."""
     try:
-        record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        record = read_json(folder / _RECORD, error=ExportError)
         for name, digest in record["files"].items():
             if sha256(folder / name) != digest:
                 raise ValueError(f"{name} is not what was written")
-        content = json.loads((folder / _MAP).read_text(encoding="utf-8"))
+        content = read_json(folder / _MAP, error=ExportError)
         weights = from_plain(WeightMap, content["weights"])
         stored = content["files"]
         files = from_plain(_Files, stored) if stored is not None else None
         return folder / record["main"], weights, files
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+    except (
+        ExportError,
+        ArtifactError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as exc:
         raise ExportError(
             f"{folder} in the cache is damaged: {exc}. Run: perfuse cache clear"
         ) from exc

@@ -34,7 +34,7 @@ from perfuse.run.residency import Residency, residency
 from perfuse.run.safety import FEATURE_EXTRACTOR, processor_config
 from perfuse.run.sizes import fixed_dims, usual_sizes
 from perfuse.run.tools import PipelineTools
-from perfuse.run.transforms import Chosen, applied, rewriting
+from perfuse.run.transforms import Chosen, applied, approximate, rewriting
 from perfuse.schedulers import Scheduler, scheduler_from_config
 from perfuse.sources.store import ArtifactStore
 from perfuse.sources.tokenizer import Tokenizer
@@ -142,6 +142,14 @@ class Parts:
     def transforms(self) -> tuple[str, ...]:
         """The transforms, as they were given: ``"NAME"`` or ``"NAME:key=value"``."""
         return tuple(chosen.text for chosen in self._transforms)
+
+    @property
+    def approximate(self) -> tuple[str, ...]:
+        """Those of the transforms that change pictures by more than rounding."""
+        if not self._transforms and not self._source.transforms:
+            return ()
+        plan = plan_of(self._source, self._spec, precision=self.precision, models=self._models)
+        return approximate(plan, self._transforms, exported=self._source.transforms)
 
     @property
     def rewriting(self) -> tuple[str, ...]:
@@ -316,8 +324,8 @@ class Parts:
         is room, those that run in turns with it excepted.
 
         Args:
-            memory: Bytes, or ``"6GB"``; ``"low"`` for the least, ``"auto"`` for a part of what is free
-                now; ``None`` to keep all.
+            memory: Bytes, or ``"6GB"``; ``"low"`` for the least, ``"auto"`` for six tenths of
+                what the machine has; ``None`` to keep all.
 
         Raises:
             InputError: it is less than the least that would do, which the message says.

@@ -9,6 +9,7 @@ from perfuse.contract.target import Target
 from perfuse.errors import UnsupportedError
 from perfuse.plugins import host
 from perfuse.run.fixed_batch import FixedBatch, fixed_batch
+from perfuse.run.guarded import Guarded, guarding
 from perfuse.run.per_size import PerSize
 from perfuse.sources.store import ArtifactStore
 
@@ -44,9 +45,16 @@ def prepare(
             "weights that loads as they are. Export the checkpoint with it: perfuse export --lora "
             "FILE."
         )
-    support = backend.supports(Request.of(component, target))
+
+    def made(one: Component) -> Program:
+        with guarding(one.name, str(target)):
+            program = backend.prepare(one, target, store)
+        return Guarded(program, component=one.name, target=str(target))
+
+    with guarding(component.name, str(target)):
+        support = backend.supports(Request.of(component, target))
     if support.works:
-        program = backend.prepare(component, target, store)
+        program = made(component)
         size = fixed_batch(program.signature.inputs)
         return FixedBatch(program, size) if size is not None else program
     fixed = dataclasses.replace(component, static={**usual, **component.static})
@@ -61,8 +69,7 @@ def prepare(
         )
 
     def make(dims: Mapping[str, int]) -> Program:
-        sized = dataclasses.replace(component, static=dims)
-        return backend.prepare(sized, target, store)
+        return made(dataclasses.replace(component, static=dims))
 
     return PerSize(component.spec, make, usual=usual)
 

@@ -4,7 +4,6 @@ Sizes are of the weights alone. What an engine needs besides, for what lies betw
 depends on the engine and the size of a picture, and comes on top.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,17 +12,15 @@ from perfuse.contract.component import Component
 from perfuse.contract.source import Source
 from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.errors import InputError
+from perfuse.memory import most_memory, read_size
 from perfuse.sources.checkpoint import FromCheckpoint
 
-__all__ = ["Residency", "read_bytes", "residency"]
+__all__ = ["Residency", "residency"]
 
-_UNITS = {"": 1, "B": 1}
-_UNITS |= {f"{unit}B": 1000**i for i, unit in enumerate("KMGT", 1)}
-_UNITS |= {f"{unit}IB": 1024**i for i, unit in enumerate("KMGT", 1)}
 #: Roles whose components run in turns within one step; they are kept prepared together.
 _TOGETHER = (Role.DENOISER, Role.CONTROL)
-#: Of the memory that is free, what ``"auto"`` leaves to all that is not weights.
-_LEFT = 0.4
+#: Of the memory that there is, what ``"auto"`` gives to weights.
+_SHARE = 0.6
 LOW, AUTO = "low", "auto"
 
 
@@ -54,16 +51,16 @@ class Residency:
         """The bytes that weights may take.
 
         Args:
-            memory: As ``"6GB"`` or a number of bytes; ``"low"`` for the least; ``"auto"`` for a part
-                of what is free now, and the least where that is not known or is less.
+            memory: As ``"6GB"`` or a number of bytes; ``"low"`` for the least; ``"auto"`` for six
+                tenths of what the machine has, and the least where that is not known or is less.
 
         Raises:
             InputError: it is less than the least that would do, or no amount of memory.
         """
         if memory in (LOW, AUTO):
-            free = _free() if memory == AUTO else 0
-            return max(self.least, int(free * (1 - _LEFT)))
-        asked = read_bytes(memory) if isinstance(memory, str) else memory
+            most = (most_memory() or 0) if memory == AUTO else 0
+            return max(self.least, int(most * _SHARE))
+        asked = read_size(memory) if isinstance(memory, str) else memory
         if asked < self.least:
             largest = max(self.stages, key=self.of)
             raise InputError(
@@ -110,24 +107,3 @@ def _size(component: Component, stored: Mapping[str, int]) -> int:
         return int(build.weights.parameters * (4 if component.precision == "float32" else 2))
     spec = component.spec
     return stored.get(spec.name, stored.get(spec.folder, 0))
-
-
-def read_bytes(text: str) -> int:
-    """Read a number of bytes: ``"8GB"`` or ``"512 MiB"``.
-
-    Raises:
-        InputError: the text is not a number and a unit.
-    """
-    number = text.strip().rstrip("BIKMGTbikmgt ")
-    unit = text.strip()[len(number) :].strip().upper()
-    if not number.replace(".", "", 1).isdecimal() or unit not in _UNITS:
-        raise InputError(f"Memory {text!r} was given; write a number and a unit: 8GB, 512MiB.")
-    return int(float(number) * _UNITS[unit])
-
-
-def _free() -> int:
-    """Bytes of memory that are free now; 0 where the system does not say."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 0

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any, Self
 from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.spec import PipelineSpec, Signature
 from perfuse.errors import ArtifactError
+from perfuse.sources.files import open_file, read_json
 from perfuse.sources.plain import from_plain, to_plain
 
 __all__ = ["MANIFEST", "ExportedComponent", "Manifest", "inside", "is_artifact", "tool_versions"]
@@ -22,7 +24,7 @@ _VERSION = 2
 
 def is_artifact(folder: Path) -> bool:
     """Whether the folder is an exported artifact."""
-    return (folder / MANIFEST).is_file()
+    return os.path.isfile(folder / MANIFEST)
 
 
 def inside(folder: Path, relative: str) -> Path:
@@ -55,7 +57,7 @@ def tool_versions(distributions: Sequence[str]) -> dict[str, str]:
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
-    with open(path, "rb") as file:
+    with open_file(path, error=ArtifactError) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -112,9 +114,7 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(data, dict):
-                raise TypeError(f"an object was expected, not a {type(data).__name__}")
+            data = read_json(path, error=ArtifactError, remedy="Export the model again.")
             version = data["version"]
             if version != _VERSION:
                 raise ArtifactError(
