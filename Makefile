@@ -11,11 +11,14 @@ MODELS = shapes random-sd random-sdxl
 # Small random models of the other pipelines, a line each in the picture.
 BRIEF = random-refiner random-inpaint random-pix2pix random-depth random-upscale random-variation \
   random-control random-union random-adapter random-ip-adapter random-edited random-guided \
-  random-steered random-sd-checked random-lcm random-unclip random-estimated random-latent-upscaler
+  random-shallow random-steered random-sd-checked random-lcm random-unclip random-estimated \
+  random-latent-upscaler random-flux random-sd3 random-z-image random-klein random-qwen-image
 # Of pipelines that run through Diffusers.
 THROUGH = random-pixart
 TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=two ControlNets" \
   --title "random-guided=all guiders" --title "random-ip-adapter=two IP-Adapters" \
+  --title "random-shallow=DeepCache" --title "random-flux=FLUX.1" --title "random-sd3=SD 3.5" \
+  --title "random-z-image=Z-Image" --title "random-klein=FLUX.2 klein" --title "random-qwen-image=Qwen-Image" \
   --title "random-steered=steered prompts, FreeU" --title "random-union=ControlNet-Union" \
   --title "random-refiner=SD XL refiner" --title "random-pix2pix=InstructPix2Pix" \
   --title "random-inpaint=inpainting" --title "random-depth=depth to image" \
@@ -27,7 +30,7 @@ TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=t
 PICTURE = --data docs/conformance.json --picture docs/conformance.svg
 BRIDGED = --data docs/bridged.json --page docs/bridged.md
 
-.PHONY: demo quick test check bench conformance conformance-tasks bridged docs
+.PHONY: demo quick test check bench conformance conformance-tasks bridged docs graphs
 
 # Draws a grid with the bundled model: captions down, targets across. Leaves demo.png.
 demo: $(VENV)/all
@@ -89,6 +92,10 @@ conformance-tasks: $(VENV)/plugins
 # table in the documentation. Takes an hour.
 bridged: $(VENV)/dev
 	$(BIN)/python -m perfuse_conformance.bridged $(BRIDGED)
+
+# Makes the graphs that come along; those that are there and right stay. Takes half an hour for all.
+graphs: $(VENV)/dev
+	$(BIN)/python -m perfuse.known.make
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/run.py

@@ -67,11 +67,9 @@ def check_memory(needed: int, what: str) -> None:
     if most is not None and needed > most:
         raise InputError(
             f"{what} was asked for; that needs at least {_gb(needed)} of memory, and {_gb(most)} is "
-            f"the most here. Ask for less, or raise the limit: {_VARIABLE}={_gb(needed, '')}."
+            f"the most here. Ask for less, or set another limit: {_VARIABLE}=64GB."
         )
 
 
-def _gb(count: int, space: str = " ") -> str:
-    if count > 10**21:
-        return f"more than 10^12{space}GB"
-    return f"{count / 1e9:.3g}{space}GB" if count < 10**12 else f"{-(-count // 10**9)}{space}GB"
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.3g} GB" if count < 10**18 else f"10^{len(str(count)) - 10} GB"

@@ -104,6 +104,21 @@ def test_states_are_those_of_each_branch(checkpoint: Make) -> None:
     assert len(counted.steps("unet")) == 3
 
 
+def test_every_task_takes_part(checkpoint: Make) -> None:
+    """Pictures that begin as others, or in parts: their loops have steps and names of their own."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    mask = Image.new("L", image.size, 255)
+    mask.paste(0, (0, 0, 8, 16))
+    plain, pipe = opened(checkpoint("sd1")), opened(checkpoint("sd1"), "deepcache", "easycache")
+    for more in ({}, {"mask_image": mask}):
+        given = {"image": image, "strength": 0.9, **more}
+        with Counted(pipe) as counted:
+            picture = drawn(pipe, **given)
+        assert len(counted.steps("unet")) == 2
+        assert np.isfinite(picture).all()
+        assert np.abs(picture - drawn(plain, **given)).max() > 1e-3
+
+
 def test_it_goes_with_what_leaves_steps_out(checkpoint: Make) -> None:
     for transforms in (["deepcache", "taylorseer"], ["taylorseer", "deepcache"]):
         pipe = opened(checkpoint("words"), *transforms)

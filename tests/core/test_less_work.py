@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.counted import Counted
 from perfuse import DiffusionPipeline
 from perfuse.arrays.metadata import Metadata, of
 from perfuse.errors import InputError
+from perfuse.tasks.skipping import skipping
 from perfuse.transforms import easycache, hicache, spectrum, taylorseer
 
 torch = pytest.importorskip("torch")
@@ -189,19 +191,71 @@ def test_easycache_decides_as_its_paper_says(checkpoint: Make) -> None:
     assert len(decided) > 1
 
 
+SCALE = 7.5
+
+
+class NeverRefreshed(easycache.Options):
+    """Keeps what it was told first."""
+
+    def keep(self, seen: Any, answer: Any, memory: Any) -> Any:
+        kept = super().keep(seen, answer, memory)
+        return kept if memory is None or memory.rate is None else replace(memory, error=0.0)
+
+
+class ByTheNegativeBranch(easycache.Options):
+    """Decides by the prediction without the prompt."""
+
+    def keep(self, seen: Any, answer: Any, memory: Any) -> Any:
+        negative = (answer.guided - SCALE * answer.positive) / (1 - SCALE)
+        return super().keep(seen, replace(answer, positive=negative), memory)
+
+
+class NeverReset(easycache.Options):
+    """Goes on adding to the error of steps before the last computed one."""
+
+    def keep(self, seen: Any, answer: Any, memory: Any) -> Any:
+        error = memory.error if memory is not None else 0.0
+        return replace(super().keep(seen, answer, memory), error=error)
+
+
+@pytest.mark.parametrize("fault", [None, NeverRefreshed, NeverReset])
+def test_faults_of_easycache_are_found(checkpoint: Make, fault: type[Any] | None) -> None:
+    """What the comparison with the loop above tells apart; without a fault, nothing."""
+    given = {"output_type": "latent", "guidance_scale": SCALE}
+    found = False
+    for threshold in (0.05, 0.1, 0.2, 0.4):
+        pipe = opened(checkpoint("words"))
+        expected, computed = straightforward_easycache(pipe, threshold, 2)
+        rule = (fault or easycache.Options)(threshold=threshold, warmup=2)
+        pipe.task = skipping(pipe.task, rule)
+        with Counted(pipe) as counted:
+            latents = pipe(**{**GIVEN, **given}).images
+        same = len(counted.steps()) == len(computed) and torch.allclose(
+            latents, expected, atol=1e-5
+        )
+        if found := not same:
+            break
+    assert found == (fault is not None)
+
+
 def test_the_decision_looks_at_the_prediction_with_the_prompt() -> None:
     from perfuse.tasks.skipping import Answer, Seen
 
-    rule, zeros = easycache.Options(threshold=0.1, warmup=1), np.zeros((1, 2), dtype=np.float32)
-    positives = (zeros + 1, zeros + 3)
-    memory: Any = None
-    for index, positive in enumerate(positives):
-        seen = Seen(index=index, total=9, sample=zeros + index)
-        memory = rule.keep(seen, Answer(guided=-7 * positive, positive=positive), memory)
+    zeros = np.zeros((1, 2), dtype=np.float32)
+
+    def remembered(kind: type[Any]) -> tuple[Any, Any]:
+        rule, memory = kind(threshold=0.1, warmup=1), None
+        for index, positive in enumerate((zeros + 1, zeros + 3)):
+            seen = Seen(index=index, total=9, sample=zeros + index)
+            memory = rule.keep(seen, Answer(guided=-7 * positive, positive=positive), memory)
+        return rule, memory
+
+    rule, memory = remembered(easycache.Options)
     assert memory.rate == 2.0
     asks, memory = rule.asks(Seen(index=2, total=9, sample=zeros + 1.1), memory)
     assert not asks
     assert memory.error == pytest.approx(2.0 * 0.1 / 3, rel=1e-5)
+    assert remembered(ByTheNegativeBranch)[1].rate > 4  # the fault would be seen
 
 
 # Guidance at some steps alone
@@ -259,6 +313,17 @@ def test_an_approximation_is_named(checkpoint: Make, tmp_path: Path) -> None:
     del former["approximate"]  # as pictures of before have it
     assert Metadata.from_json(json.dumps(former)).approximate == ()
     assert opened(checkpoint("words")).approximate == ()
+
+
+def test_no_task_has_the_names_of_what_is_kept() -> None:
+    """A name of the state that a task's own steps use would be overwritten."""
+    from perfuse.plugins import host, resolve
+
+    names = {"asked", "remembered", "kept_states"}
+    references = {one for m in host().pipelines().values() for one in m.tasks.values()}
+    assert len(references) > 10
+    for reference in references:
+        assert not names & resolve(reference).known, reference
 
 
 def test_plans_are_plain_data(checkpoint: Make) -> None:

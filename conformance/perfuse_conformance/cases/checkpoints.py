@@ -26,7 +26,12 @@ from perfuse_conformance.cases.checkpoint_parts import (
     write_tokenizer,
     write_word_pieces,
 )
-from perfuse_conformance.cases.language_checkpoints import klein, klein_distilled, z_image
+from perfuse_conformance.cases.language_checkpoints import (
+    klein,
+    klein_distilled,
+    qwen_image,
+    z_image,
+)
 
 __all__ = ["IP_ADAPTERS", "KINDS", "make_checkpoint"]
 
@@ -606,6 +611,7 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "z-image": z_image,
         "klein": klein,
         "klein-distilled": klein_distilled,
+        "qwen-image": qwen_image,
     }
 )
 KINDS = tuple(_WRITERS)

@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from perfuse_conformance.cases.checkpoint_parts import vae_config, write_json, write_model
-from perfuse_conformance.cases.language_parts import write_language_model, write_language_tokenizer
+from perfuse_conformance.cases.language_parts import (
+    write_language_model,
+    write_language_tokenizer,
+    write_qwen_vl,
+)
 
-__all__ = ["klein", "klein_distilled", "z_image"]
+__all__ = ["klein", "klein_distilled", "qwen_image", "z_image"]
 
 
 def z_image(folder: Path, seed: int) -> Path:
@@ -67,6 +71,60 @@ def klein(folder: Path, seed: int, *, distilled: bool = False) -> Path:
 
 def klein_distilled(folder: Path, seed: int) -> Path:
     return klein(folder, seed, distilled=True)
+
+
+def qwen_image(folder: Path, seed: int) -> Path:
+    """Qwen-Image's layout. Pictures are 16×16, four by four pixels a token."""
+    transformer = {
+        "in_channels": 16,
+        "out_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "axes_dims_rope": [4, 4, 8],
+        "sample_size": 8,
+    }
+    write_model(folder / "transformer", "QwenImageTransformer2DModel", transformer, seed)
+    vae = {
+        "base_dim": 8,
+        "z_dim": 4,
+        "dim_mult": [1, 2],
+        "num_res_blocks": 1,
+        "temperal_downsample": [True],
+        "latents_mean": [-0.7, 0.1, 0.4, -0.2],
+        "latents_std": [2.8, 1.4, 1.9, 0.8],
+    }
+    write_model(folder / "vae", "AutoencoderKLQwenImage", vae, seed + 1)
+    _add_time(folder / "vae" / "diffusion_pytorch_model.safetensors", seed + 1)
+    size = write_language_tokenizer(folder / "tokenizer", template=False)
+    write_qwen_vl(folder / "text_encoder", size, seed + 2)
+    _finish(
+        folder,
+        "QwenImagePipeline",
+        "QwenImageTransformer2DModel",
+        vae="AutoencoderKLQwenImage",
+        text="Qwen2_5_VLForConditionalGeneration",
+        use_dynamic_shifting=True,
+        shift_terminal=0.02,
+    )
+    return folder
+
+
+def _add_time(path: Path, seed: int) -> None:
+    """Add the layers that halve and double time, which are there in every checkpoint."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    generator = torch.Generator("cpu").manual_seed(seed)
+    weights = load_file(path)
+    names = {"encoder.down_blocks.1": (8, 8), "decoder.up_blocks.0.upsamplers.0": (32, 16)}
+    for name, (outputs, inputs) in names.items():
+        shapes = {"weight": (outputs, inputs, 3, 1, 1), "bias": (outputs,)}
+        for last, shape in shapes.items():
+            drawn = torch.randn(shape, generator=generator)
+            weights[f"{name}.time_conv.{last}"] = drawn / (3 * inputs) ** 0.5
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def _finish(

@@ -5,7 +5,7 @@ from typing import Any
 
 from perfuse_conformance.cases.checkpoint_parts import WORDS, byte_codes, randomise, write_json
 
-__all__ = ["write_language_model", "write_language_tokenizer"]
+__all__ = ["write_language_model", "write_language_tokenizer", "write_qwen_vl"]
 
 _END, _TURN, _TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 #: Two turns as models of the Qwen family have them, and a setting that a pipeline gives.
@@ -56,7 +56,28 @@ def write_language_model(
     """A language model of Transformers', ``("Qwen3", "ForCausalLM")``; two queries share a key."""
     import transformers
 
-    config = {
+    settings = getattr(transformers, f"{family}Config")(**{**_sizes(vocab_size), **fields})
+    model = getattr(transformers, f"{family}{kind}")(settings)
+    randomise(model, seed).save_pretrained(folder)
+
+
+def write_qwen_vl(folder: Path, vocab_size: int, seed: int) -> None:
+    """Qwen 2.5 VL, which has eyes; here it reads text alone."""
+    import transformers
+
+    turned = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
+    ends = {"bos_token_id": None, "eos_token_id": None}
+    text = {**_sizes(vocab_size), "rope_parameters": turned, **ends}
+    eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    settings = transformers.Qwen2_5_VLConfig(
+        text_config=text, vision_config={**eyes, "out_hidden_size": 32}
+    )
+    model = transformers.Qwen2_5_VLForConditionalGeneration(settings)
+    randomise(model, seed).save_pretrained(folder)
+
+
+def _sizes(vocab_size: int) -> dict[str, Any]:
+    return {
         "vocab_size": vocab_size,
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -65,8 +86,4 @@ def write_language_model(
         "num_key_value_heads": 2,
         "head_dim": 8,
         "max_position_embeddings": 1024,
-        **fields,
     }
-    settings = getattr(transformers, f"{family}Config")(**config)
-    model = getattr(transformers, f"{family}{kind}")(settings)
-    randomise(model, seed).save_pretrained(folder)

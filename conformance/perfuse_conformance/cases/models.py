@@ -66,12 +66,14 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-edited": RandomModel(kind="edited", transforms=_WORSE[:1]),
         "random-guided": RandomModel(kind="sd1-small", transforms=_WORSE),
         "random-steered": RandomModel(kind="sd1-small", transforms=_STEERED),
+        "random-shallow": RandomModel(kind="sd1", transforms=("deepcache:every=2",)),
         "random-flux": RandomModel(kind="flux"),
         "random-z-image": RandomModel(kind="z-image"),
         "random-sd3": RandomModel(kind="sd3"),
         "random-pixart": RandomModel(kind="pixart-sigma"),
         "random-aura": RandomModel(kind="AuraFlowPipeline"),
         "random-klein": RandomModel(kind="klein"),
+        "random-qwen-image": RandomModel(kind="qwen-image"),
     }
 )
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from perfuse.cli.backends import backends, doctor
+from perfuse.cli.bench import bench
 from perfuse.cli.cache import cache
 from perfuse.cli.export import export
 from perfuse.cli.generate import generate
+from perfuse.cli.graphs import graphs
 from perfuse.cli.inspect import inspect
 from perfuse.cli.merge import merge
 from perfuse.cli.plugins import plugin
@@ -110,8 +112,9 @@ class _Group(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
         except OSError as exc:  # where no message says what was being done
-            where = f"{shown(exc.filename)}: " if isinstance(exc.filename, str | bytes) else ""
-            _complain(f"The system said: {where}{exc.strerror or exc}. Nothing half done was kept.")
+            named = isinstance(exc.filename, str | bytes)
+            where = shown(exc.filename) if named else "the working folder, or a device"
+            _complain(f"{where}: the system said: {exc.strerror or exc}. Is it there, and allowed?")
             ctx.exit(1)
         except MemoryError as exc:
             _complain(f"There is not enough memory: {exc or 'none is left'}. Ask for less at once.")
@@ -158,7 +161,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
         _complain(f"warning: {message}")
 
 
-for command in (generate, export, merge, inspect, backends, doctor, plugin, cache):
+for command in (generate, export, merge, inspect, bench, backends, doctor, plugin, cache, graphs):
     main.add_command(command)
 
 

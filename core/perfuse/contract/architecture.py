@@ -54,5 +54,12 @@ class Architecture:
     #: ``(layers) -> {other: layer}``: what files of adapters may also call its layers, for a class
     #: whose weights adapters change; every layer's own name is known without. Empty if there is none.
     aliases: str = ""
+    #: ``(name) -> str | None``: a stored tensor's name in checkpoints of today; ``None`` for one that
+    #: the class does not have. With it, tensors are found in a file without building the model.
+    names: str = ""
+    #: Fields of the config that change no graph: what the host reads, such as a scaling factor.
+    beside_graph: tuple[str, ...] = ()
+    #: Fields of the config that change its graphs in half precision alone.
+    in_half_precision: tuple[str, ...] = ()
     #: The library that ``model_index.json`` names for the class.
     library: str = "diffusers"

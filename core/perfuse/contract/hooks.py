@@ -82,6 +82,8 @@ class ExporterManifest:
     requires: tuple[str, ...] = ()
     install: str = ""
     summary: str = ""
+    #: Whether it writes graphs without weights, too: ``export_graph`` and ``fill``.
+    apart: bool = False
     #: The first and the last version of the contract that it was made for, both included.
     api_min: str = "1.0"
     api_max: str | None = None

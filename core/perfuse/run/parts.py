@@ -21,6 +21,7 @@ from perfuse.models.registry import perturbed
 from perfuse.plugins import host
 from perfuse.progress import working
 from perfuse.run.adding import addable, extended
+from perfuse.run.graphs import known_weights
 from perfuse.run.image_prompts import with_adapters
 from perfuse.run.lora_state import Loras, finite
 from perfuse.run.loras import with_loras
@@ -37,6 +38,7 @@ from perfuse.schedulers import Scheduler, scheduler_from_config
 from perfuse.sources.store import ArtifactStore
 from perfuse.sources.tokenizer import Tokenizer
 from perfuse.sources.tokenizer_face import PromptTokenizer, as_ours
+from perfuse.sources.weight_maps import shapes_of
 from perfuse.tasks.choosing import tasks_of
 
 __all__ = ["Parts"]
@@ -357,6 +359,10 @@ class Parts:
                     "and export that: perfuse export --lora FILE."
                 )
             return dict(shapes)
+        for format in host().backends()[self.target(component.name).backend].formats:
+            known = known_weights(component, format, self.store)
+            if known is not None:
+                return shapes_of(known)
         from perfuse.models.changed_weights import named_weights
 
         weights = named_weights(component.build())

@@ -19,7 +19,13 @@ from perfuse.tasks.inputs import SIZE
 from perfuse.tasks.part import Part
 from perfuse.tasks.pictures import is_latents
 
-__all__ = ["flow_schedule", "mu_of", "prepare_flow_schedule", "resized_from_picture"]
+__all__ = [
+    "flow_schedule",
+    "mu_of",
+    "prepare_flow_schedule",
+    "resized_from_picture",
+    "tokens_of",
+]
 
 
 def mu_of(tools: Tools, tokens: int) -> float | None:

@@ -10,7 +10,8 @@ from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.tasks.denoise import check_count, check_output_type
-from perfuse.tasks.flow import flow_schedule, flow_task, tokens_of
+from perfuse.tasks.family import family_task
+from perfuse.tasks.flow import flow_schedule, tokens_of
 from perfuse.tasks.guiders import ClassifierFreeGuidance
 from perfuse.tasks.prompts.language import LanguageReader
 from perfuse.tasks.prompts.sequences import check_length
@@ -121,8 +122,7 @@ def prepare_schedule(
     return {"schedule": schedule}
 
 
-FLUX2_TEXT_TO_IMAGE = flow_task(
-    encode_prompt,
+FLUX2_TEXT_TO_IMAGE = family_task(
     {
         "max_sequence_length": Input(
             default=_MOST,
@@ -134,4 +134,5 @@ FLUX2_TEXT_TO_IMAGE = flow_task(
     {"guidance_scale": _USUAL},
     read_prompts,
     prepare_schedule,
+    encode_prompt,
 )

@@ -26,9 +26,9 @@ def reusing(task: Task, entry: str, state: str, every: int) -> Task:
     Raises:
         InputError: the task has no loop of the usual steps.
     """
-    begin = Step(name="begin_reusing", run=_Begin(every), outputs=("kept",))
+    begin = Step(name="begin_reusing", run=_Begin(every), outputs=("kept_states",))
     predict = Step(
-        name="predict", run=_Predict(entry, state, every), outputs=("predictions", "kept")
+        name="predict", run=_Predict(entry, state, every), outputs=("predictions", "kept_states")
     )
     return task.insert(begin, after="prepare_schedule").replace("predict", predict)
 
@@ -50,7 +50,7 @@ class _Begin:
 
     def __call__(self, tools: Tools, schedule: Schedule) -> State:
         check_counts(len(schedule.timesteps), every=self.every)
-        return {"kept": None}
+        return {"kept_states": None}
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,10 @@ class _Predict:
         timesteps: Array,
         batches: Batches,
         guider: Guider,
-        kept: Kept | None,
+        kept_states: Kept | None,
         controls: Sequence[Control] = (),
     ) -> State:
+        kept = kept_states
         given = (tools, index, samples, schedule, timesteps, batches, guider, controls)
         running = dict(batches.groups(guider.running(moment_of(schedule, index))))
         if kept is None or self._is_old(kept, index, running.get(None, ())):
@@ -86,7 +87,7 @@ class _Predict:
         else:
             found = answers(*given, denoiser=self.entry, kept=kept.states)
         predictions = {name: outputs["out_sample"] for name, outputs in found.items()}
-        return {"predictions": predictions, "kept": kept}
+        return {"predictions": predictions, "kept_states": kept}
 
     def _is_old(self, kept: Kept, index: int, names: tuple[str, ...]) -> bool:
         """Whether it is the whole denoiser's turn, or has not run for one of the branches."""

@@ -10,7 +10,8 @@ from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.errors import InputError
 from perfuse.models.z_image_transformer.description import captions
 from perfuse.tasks.denoise import check_count, check_output_type
-from perfuse.tasks.flow import flow_task
+from perfuse.tasks.family import family_task
+from perfuse.tasks.flow import prepare_flow_schedule
 from perfuse.tasks.guiders.truncated import TruncatedGuidance
 from perfuse.tasks.image_to_image import from_picture
 from perfuse.tasks.prompts.language import LanguageReader
@@ -107,8 +108,7 @@ def encode_prompt(
     return {"conditions": conditions_of(encoded, num_images_per_prompt)}
 
 
-Z_TEXT_TO_IMAGE = flow_task(
-    encode_prompt,
+Z_TEXT_TO_IMAGE = family_task(
     {
         "guidance_scale": Input(
             default=5.0,
@@ -136,5 +136,7 @@ Z_TEXT_TO_IMAGE = flow_task(
     },
     {},
     read_prompts,
+    prepare_flow_schedule,
+    encode_prompt,
 )
 Z_IMAGE_TO_IMAGE = from_picture(Z_TEXT_TO_IMAGE, "image-to-image").with_defaults({"strength": 0.6})

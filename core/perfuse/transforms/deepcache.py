@@ -41,6 +41,8 @@ class DeepCache(Transform):
 
     def apply(self, plan: Plan, options: object) -> Plan:
         assert isinstance(options, Options)
+        if not plan.tasks:
+            raise self.refuse("the loop is not perfuse's, and runs the whole denoiser alone.")
         denoiser = plan.components[plan.spec.denoiser.name]
         found = shallow(denoiser, options.layers)
         if found is None:

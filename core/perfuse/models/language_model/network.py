@@ -14,8 +14,9 @@ from perfuse.contract.spec import ComponentSpec
 from perfuse.errors import CheckpointError
 from perfuse.models.adaptive_norms import RMSNorm
 from perfuse.models.language_model.description import LanguageSettings, layers_of, settings_of
-from perfuse.models.loading import Rename, load_state
+from perfuse.models.loading import load_state
 from perfuse.models.rotary import rotate_halves
+from perfuse.sources.fitting import Rename
 from perfuse.sources.weights import Weights
 
 __all__ = ["LanguageModel", "build", "wrap"]

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.adaptive_norms import RMSNorm
-from perfuse.models.loading import Rename, load_state
+from perfuse.models.loading import load_state
 from perfuse.models.t5_encoder.description import MULTILINGUAL, T5Config
+from perfuse.sources.fitting import Rename
 from perfuse.sources.weights import Weights
 
 __all__ = ["T5Encoder", "build", "wrap"]
