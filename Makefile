@@ -25,7 +25,7 @@ TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=t
 PICTURE = --data docs/conformance.json --picture docs/conformance.svg
 BRIDGED = --data docs/bridged.json --page docs/bridged.md
 
-.PHONY: demo quick test check bench conformance conformance-tasks bridged docs
+.PHONY: demo quick test check fuzz bench conformance conformance-tasks bridged docs
 
 # Draws a grid with the bundled model: captions down, targets across. Leaves demo.png.
 demo: $(VENV)/all
@@ -87,6 +87,10 @@ conformance-tasks: $(VENV)/plugins
 # table in the documentation. Takes an hour.
 bridged: $(VENV)/dev
 	$(BIN)/python -m perfuse_conformance.bridged $(BRIDGED)
+
+# Tries inputs that nobody meant, others each time, for at most an hour.
+fuzz: $(VENV)/dev
+	PERFUSE_FUZZ=20000 timeout 3600 $(PYTEST) --dist load tests/fuzz || test $$? -eq 124
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/run.py

@@ -385,6 +385,17 @@ def test_the_second_encoder_reads_the_first_prompt_with_its_own_padding() -> Non
     np.testing.assert_array_equal(heard[2], same)
 
 
+def test_what_is_worn_is_right_at_first(prepare: Prepare) -> None:
+    name, inputs = unet(500)
+    right = prepare("mutant-none", name)(**inputs)["out_sample"]
+    drifts, shared = prepare("mutant-drifts", name), prepare("mutant-negative-strides", name)
+    turned = {n: np.ascontiguousarray(a[..., ::-1])[..., ::-1] for n, a in inputs.items()}
+    np.testing.assert_array_equal(drifts(**inputs)["out_sample"], right)
+    np.testing.assert_array_equal(shared(**inputs)["out_sample"], right)
+    assert np.abs(shared(**turned)["out_sample"] - right).max() > 0.01
+    np.testing.assert_array_equal(prepare("mutant-none", name)(**turned)["out_sample"], right)
+
+
 def test_every_mutant_of_numbers_is_tested_here() -> None:
     elsewhere = {
         "mutant-none",
@@ -407,6 +418,10 @@ def test_every_mutant_of_numbers_is_tested_here() -> None:
         "mutant-first-weights",
         "mutant-adapter-twice",
         "mutant-dropped-adapter",
+        "mutant-drifts",
+        "mutant-one-in-a-hundred",
+        "mutant-negative-strides",
+        "mutant-leaks",
     }
     mutants = {entry.name for entry in CATALOGUE if entry.name.startswith("mutant-")}
     assert mutants == elsewhere | SHOWN.keys()
