@@ -90,7 +90,7 @@ bridged: $(VENV)/dev
 
 # Tries inputs that nobody meant, others each time, for at most an hour.
 fuzz: $(VENV)/dev
-	PERFUSE_FUZZ=20000 timeout 3600 $(PYTEST) --dist load tests/fuzz || test $$? -eq 124
+	FUZZ_INPUTS=20000 timeout 3600 $(PYTEST) --dist load tests/fuzz || test $$? -eq 124
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/run.py

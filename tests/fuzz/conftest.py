@@ -4,7 +4,7 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-_MANY = os.environ.get("PERFUSE_FUZZ")
+_MANY = os.environ.get("FUZZ_INPUTS")
 
 settings.register_profile(
     "perfuse",
