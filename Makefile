@@ -30,7 +30,7 @@ TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=t
 PICTURE = --data docs/conformance.json --picture docs/conformance.svg
 BRIDGED = --data docs/bridged.json --page docs/bridged.md
 
-.PHONY: demo quick test check bench conformance conformance-tasks bridged docs graphs
+.PHONY: demo quick test check fuzz bench conformance conformance-tasks bridged docs graphs
 
 # Draws a grid with the bundled model: captions down, targets across. Leaves demo.png.
 demo: $(VENV)/all
@@ -96,6 +96,10 @@ bridged: $(VENV)/dev
 # Makes the graphs that come along; those that are there and right stay. Takes half an hour for all.
 graphs: $(VENV)/dev
 	$(BIN)/python -m perfuse.known.make
+
+# Tries inputs that nobody meant, others each time, for at most an hour.
+fuzz: $(VENV)/dev
+	FUZZ_INPUTS=20000 timeout 3600 $(PYTEST) --dist load tests/fuzz || test $$? -eq 124
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/run.py
