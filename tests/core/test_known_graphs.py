@@ -1,5 +1,6 @@
 """Graphs that come along: what they are, that they are used, and that they are those made here."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -19,7 +20,9 @@ from perfuse import ArtifactStore, Checkpoint, DiffusionPipeline
 from perfuse.backend import Component
 from perfuse.errors import ExportError
 from perfuse.known import GRAPHS, make
-from perfuse.models.registry import original
+from perfuse.models.config import ModelConfig
+from perfuse.models.registry import original, own
+from perfuse.plugins import resolve
 from perfuse.run import bound, graphs
 from perfuse.run.graph_sets import GraphSet
 from perfuse.shapes import CHECKPOINT
@@ -180,14 +183,12 @@ def test_what_does_not_fit_is_said_without_torch(tmp_path: Path) -> None:
 
 
 def test_configs_that_mean_the_same_have_one_graph() -> None:
-    from dataclasses import replace
-
     component = known("Stable Diffusion XL refiner", "unet")
     first = graphs.graph_file(component, "onnx", SHIPPED)
 
     def changed(**fields: Any) -> Path | None:
-        spec = replace(component.spec, config={**component.spec.config, **fields})
-        return graphs.graph_file(replace(component, spec=spec), "onnx", SHIPPED)
+        spec = dataclasses.replace(component.spec, config={**component.spec.config, **fields})
+        return graphs.graph_file(dataclasses.replace(component, spec=spec), "onnx", SHIPPED)
 
     assert changed(sample_size=128, upcast_attention=None, mid_block_scale_factor=1.0) == first
     assert changed(cross_attention_dim=[1280] * 4, _name_or_path="somewhere") == first
@@ -195,18 +196,28 @@ def test_configs_that_mean_the_same_have_one_graph() -> None:
     assert changed(norm_eps=1e-6) != first
 
 
+def test_every_architecture_s_config_has_a_normal_form() -> None:
+    for architecture in own():
+        if architecture.config:
+            fields: Any = resolve(architecture.config)
+            assert issubclass(fields, ModelConfig)
+            assert set(architecture.beside_graph) <= {
+                field.name for field in dataclasses.fields(fields)
+            }
+
+
 @pytest.mark.parametrize("of", ["Stable Diffusion 1", "Stable Diffusion 2", "Stable Diffusion XL"])
 def test_single_files_have_the_graphs_of_folders(of: str) -> None:
     """What the tensors of a single file tell is the configuration of a folder."""
-    from dataclasses import replace
-
     pytest.importorskip("torch")
     component = known(of, "unet")
     build: Any = make.hollow(component).build
     names = unet_names(list(build.weights.shapes), 2)
     found = original("unet", {names[n]: shape for n, shape in build.weights.shapes.items()})
     assert found is not None
-    told = replace(component, spec=replace(component.spec, config=found[1].config))
+    told = dataclasses.replace(
+        component, spec=dataclasses.replace(component.spec, config=found[1].config)
+    )
     files = [graphs.graph_file(one, "onnx", SHIPPED) for one in (component, told)]
     assert files[0] == files[1]
 

@@ -23,6 +23,7 @@ _NATIVE = {
     "options": "--option",
     "embeddings": "--embedding",
     "lora_folder": "--lora-folder",
+    "memory": "--memory",
     "preview": "--preview",
     "preview_vae": "--preview-vae",
     "origin": "--from",
