@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from perfuse.arrays import join_features
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Tools
+from perfuse.errors import InputError
 from perfuse.models.registry import host_inputs
 from perfuse.sources.tokenizer import TokenBatch, Tokenizer
+from perfuse.tasks.choosing import pipeline_manifest
 
 __all__ = ["LanguageReader", "causal_bias", "fixed_length"]
 
@@ -32,8 +34,19 @@ class LanguageReader:
 
     @property
     def template(self) -> tuple[str, str]:
-        """The text before and after a prompt; nothing where the pipeline has no chat template."""
-        return self.tools.spec.templates.get(self.tokenizer_name, ("", ""))
+        """The text before and after a prompt; nothing for a pipeline that wraps prompts in none.
+
+        Raises:
+            InputError: the pipeline wraps them, and was not opened with a chat template.
+        """
+        spec = self.tools.spec
+        found = spec.templates.get(self.tokenizer_name)
+        if found is None and pipeline_manifest(spec.class_name).chat:
+            raise InputError(
+                f"{spec.class_name} wraps prompts in the chat template of its {self.tokenizer_name}, "
+                "which was not read with it. Open the checkpoint's folder or Hub id, or an export."
+            )
+        return ("", "") if found is None else found
 
     def tokens(
         self,
