@@ -31,6 +31,7 @@ BENCHMARKS = (
     "reference_speed",
     "latency",
     "tiling",
+    "less_work",
     *(f"bridged:{case}" for case in CASES),
     *(f"peers:{case}:{peer}" for case, peer in comparisons()),
 )

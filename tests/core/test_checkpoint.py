@@ -321,8 +321,8 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         ["model_index.json cannot be read"],
     ),
     "pipeline class unknown": (
-        edit(INDEX, _class_name="FluxPipeline"),
-        ["'FluxPipeline'", "it knows", "StableDiffusionPipeline", "DDPMPipeline"],
+        edit(INDEX, _class_name="AllegroPipeline"),
+        ["'AllegroPipeline'", "it knows", "StableDiffusionPipeline", "DDPMPipeline"],
     ),
     "pipeline class missing": (edit(INDEX, _class_name=...), ["None", "it knows"]),
     "pipeline class is a number": (edit(INDEX, _class_name=3), ["is None", "it knows"]),

@@ -152,7 +152,7 @@ def test_a_transform_that_cannot_be_put_on(install: Install, checkpoint: Make) -
         (
             "halv",
             InputError,
-            "'halv' was asked for; installed: absent, both, fails, .*halve, .*mirror",
+            "'halv' was asked for; installed: absent, both, .*fails, .*halve, .*mirror",
         ),
         ("absent", InputError, r"no_such_module is not installed. Run: pip install acme\[fast\]"),
         ("fails", PluginError, "'fails' raised RuntimeError: no kernels"),

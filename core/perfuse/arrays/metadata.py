@@ -76,6 +76,8 @@ class Metadata:
     #: The backends' switches.
     options: Mapping[str, str]
     transforms: tuple[str, ...]
+    #: Those of the transforms that change pictures by more than rounding.
+    approximate: tuple[str, ...] = ()
     components: Mapping[str, Ran]
     #: Adapters, as LoRAs: ``file``, ``weight`` and ``fingerprint`` of each.
     loras: tuple[Mapping[str, Any], ...] = ()
@@ -108,9 +110,10 @@ class Metadata:
                 f"this perfuse reads version {VERSION}. Use the perfuse that wrote it."
             )
         fields = {name: value for name, value in data.items() if name != "version"}
-        fields.setdefault("loras", [])  # which pictures of before there were any have not
+        for name in ("loras", "approximate"):  # which pictures of before there were any have not
+            fields.setdefault(name, [])
         _check(fields, where)
-        for name in ("seeds", "size", "transforms", "loras", "unrecorded", "replaced"):
+        for name in _SEVERAL:
             fields[name] = tuple(fields[name])
         ran = {name: Ran(**one) for name, one in fields.pop("components").items()}
         return cls(**fields, components=ran)
@@ -217,12 +220,16 @@ _SCHEMA: Mapping[str, tuple[str, _Test]] = {
     "precision": ("text or null", _or_none(_is_text)),
     "options": ("an object of texts", _table_of(_is_text)),
     "transforms": ("a list of texts", _TEXTS),
+    "approximate": ("a list of texts", _TEXTS),
     "components": ("an object of what each component ran on", _table_of(_is_ran)),
     "loras": ("a list of files, each with its weight and fingerprint", _list_of(_is_lora)),
     "unrecorded": ("a list of texts", _TEXTS),
     "replaced": ("a list of texts", _TEXTS),
     "versions": ("an object of texts", _table_of(_is_text)),
 }
+
+
+_SEVERAL = ("seeds", "size", "transforms", "approximate", "loras", "unrecorded", "replaced")
 
 
 def _check(data: Mapping[str, Any], where: str) -> None:

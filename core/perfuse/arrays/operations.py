@@ -13,6 +13,7 @@ __all__ = [
     "dot",
     "is_torch",
     "join_features",
+    "mean_size",
     "place",
     "std",
     "to_numpy",
@@ -81,6 +82,13 @@ def dot(a: Array, b: Array, axes: tuple[int, ...] | None = None) -> Array:
     if is_torch(a):
         return (a * b).sum(dim=axes, keepdim=True)
     return (a * b).sum(axis=axes, keepdims=True, dtype=np.float64).astype(a.dtype)
+
+
+def mean_size(array: Array) -> float:
+    """The mean of the absolute values."""
+    if is_torch(array):
+        return float(array.abs().mean())
+    return float(np.abs(array).mean(dtype=np.float64))
 
 
 def zeros_like(array: Array) -> Array:

@@ -32,6 +32,7 @@ __all__ = [
     "read_options",
     "size_text",
     "variable",
+    "weighted",
 ]
 
 #: For every command that opens a model: see ``perfuse.cli.bridged``.
@@ -171,7 +172,7 @@ def load_loras(pipe: "DiffusionPipeline", texts: Sequence[str]) -> None:
     """
     weights = []
     for number, text in enumerate(texts):
-        file, weight = _weighted("--lora", text)
+        file, weight = weighted("--lora", text)
         pipe.load_lora_weights(file, adapter_name=f"default_{number}")
         weights.append(weight)
     if texts:
@@ -187,7 +188,7 @@ def load_ip_adapters(pipe: "DiffusionPipeline", texts: Sequence[str]) -> None:
     """
     if not texts:
         return
-    files, scales = zip(*(_weighted("--ip-adapter", text) for text in texts), strict=True)
+    files, scales = zip(*(weighted("--ip-adapter", text) for text in texts), strict=True)
     models, folders, names = zip(*map(_in_model, files), strict=True)
     pipe.load_ip_adapter(models, subfolder=folders, weight_name=names)
     pipe.set_ip_adapter_scale(list(scales))
@@ -203,7 +204,7 @@ def _in_model(file: str) -> tuple[str, str, str]:
     return str(path.parent), "", path.name
 
 
-def _weighted(flag: str, text: str) -> tuple[str, float]:
+def weighted(flag: str, text: str) -> tuple[str, float]:
     """The file and the weight of ``FILE[:WEIGHT]``."""
     file, colon, weight = text.rpartition(":")
     if not colon or Path(text).exists() or len(file) < 2:  # one letter is a drive

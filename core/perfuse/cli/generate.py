@@ -113,6 +113,9 @@ def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
     show_default=True,
     help="The PNG to write; - for standard output.",
 )
+@option(
+    "--memory", help="Keep the weights of no more components than this takes: 6GB, low or auto."
+)
 @click.option("--vae-tiling", is_flag=True, help="Decode and encode large pictures in tiles.")
 @click.option("--vae-slicing", is_flag=True, help="Decode and encode pictures one by one.")
 @click.option("--no-metadata", is_flag=True, help="Write the picture alone, not how it was made.")
@@ -264,6 +267,7 @@ def _opened(
         load_loras(pipe, given["loras"])
     else:
         _load_again(pipe, again)
+    pipe.keep_within(given["memory"])
     pipe.vae_tiling, pipe.vae_slicing = given["vae_tiling"], given["vae_slicing"]
     if scheduler is not None:
         pipe.scheduler = scheduler
@@ -581,6 +585,7 @@ def _result(
         "nsfw_content_detected": state.get("nsfw_content_detected"),
         "model": noted[0].model,
         "prompt": inputs.get("prompt"),
+        "approximate": list(pipe.approximate),
         "components": {
             name: {
                 "target": str(pipe.target(name)),

@@ -29,7 +29,10 @@ __all__ = ["inspect"]
 @option("--height", type=int, help="With --for: the height in pixels, fixed.")
 @option("--width", type=int, help="With --for: the width in pixels, fixed.")
 @click.option("--batch", type=int, help="With --for: the batch, fixed.")
-@click.option("--memory", help="With --for: the device's memory, as 8GB.")
+@click.option(
+    "--memory",
+    help="What to keep of the weights at a time: 6GB, low or auto; with --for, the device's.",
+)
 @BRIDGED
 @JSON
 @click.pass_context
@@ -82,6 +85,9 @@ def inspect(
     if target is not None:
         asked = {"precision": precision, "height": height, "width": width, "batch": batch}
         ctx.exit(_inspect_for(source, target, memory, as_json, asked))
+    if memory is not None:
+        _inspect_memory(source, memory, precision, as_json)
+        return
     if as_json:
         data = {
             "model": source.model,
@@ -96,6 +102,28 @@ def inspect(
         click.echo(json.dumps(data))
         return
     print_spec(source)
+
+
+def _inspect_memory(source: "Source", memory: str, precision: str | None, as_json: bool) -> None:
+    """Print what a pipeline would keep of its weights within so much memory."""
+    from perfuse.run.pipeline import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(source, precision=precision)
+    found = pipe.residency
+    budget, together = found.budget(memory), list[str]()
+    rows = []
+    for stage in found.stages:
+        for name in stage:
+            gone = found.released(together, name, budget)
+            together = [one for one in together if one not in gone] + [name]
+        rows.append({"runs": stage, "in_memory": list(together), "bytes": found.of(together)})
+    if as_json:
+        sizes = {"weights": dict(found.sizes), "whole": found.whole, "least": found.least}
+        click.echo(json.dumps({"model": source.model, **sizes, "budget": budget, "plan": rows}))
+        return
+    from perfuse.report.tables import print_memory
+
+    print_memory(source.model, found.whole, found.least, budget, rows)
 
 
 def _inspect_for(

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from perfuse.cli.backends import backends, doctor
+from perfuse.cli.bench import bench
 from perfuse.cli.cache import cache
 from perfuse.cli.export import export
 from perfuse.cli.generate import generate
+from perfuse.cli.graphs import graphs
 from perfuse.cli.inspect import inspect
 from perfuse.cli.merge import merge
 from perfuse.cli.plugins import plugin
@@ -159,7 +161,7 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
         _complain(f"warning: {message}")
 
 
-for command in (generate, export, merge, inspect, backends, doctor, plugin, cache):
+for command in (generate, export, merge, inspect, bench, backends, doctor, plugin, cache, graphs):
     main.add_command(command)
 
 

@@ -42,6 +42,11 @@ class LatentSpec(ABC):
         """Heights and widths in pixels are multiples of this."""
         return self.downscale
 
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the channels, once latents are packed."""
+        return 1
+
     def shape(self, batch: int, height: int, width: int) -> tuple[int, ...]:
         """The shape of the noise for pictures of this size in pixels, before it is packed."""
         return (batch, self.channels, height // self.downscale, width // self.downscale)

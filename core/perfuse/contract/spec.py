@@ -236,6 +236,9 @@ class ComponentSpec:
     #: For a denoiser: ``"branches"`` if guidance runs it with and without the prompt,
     #: ``"embedded"`` if it takes the guidance scale as an input, ``""`` if it has no guidance.
     guidance: str = ""
+    #: For a denoiser that reads a language model: which of its hidden states, joined in this order.
+    #: Counted as Transformers does: 0 the embeddings, then one a layer; -1 the last, normed.
+    reads_layers: tuple[int, ...] = ()
     #: Whether it overflows in float16, and therefore runs in float32 in a float16 pipeline.
     upcast: bool = False
     #: The component whose weights this one shares: another graph (entry) over the same weights.
@@ -296,6 +299,8 @@ class PipelineSpec:
     latents: LatentSpec
     #: Tokenizer name to its folder in the checkpoint.
     tokenizers: Mapping[str, str] = field(default_factory=FrozenDict)
+    #: Tokenizer name to the text before and after a prompt: its chat template, rendered.
+    templates: Mapping[str, tuple[str, str]] = field(default_factory=FrozenDict)
     #: Image processor name to its ``preprocessor_config.json``: how pictures are made ready for the
     #: components that look at them.
     processors: Mapping[str, Mapping[str, Any]] = field(default_factory=FrozenDict)
@@ -308,7 +313,7 @@ class PipelineSpec:
         if not self.class_name.isidentifier():
             raise InputError(f"The pipeline's class is {self.class_name!r}; a name was expected.")
         names = ("components", "scheduler", "schedulers", "tokenizers", "processors", "options")
-        for name in names:
+        for name in (*names, "templates"):
             object.__setattr__(self, name, FrozenDict(getattr(self, name)))
 
     def having(self, role: str) -> tuple[ComponentSpec, ...]:

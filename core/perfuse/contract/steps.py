@@ -155,7 +155,7 @@ class Step:
         return _call(self, tools, inputs)
 
     def __reduce__(self) -> Any:
-        where = (self.run.__module__, self.run.__qualname__)
+        where = (self.run.__module__, getattr(self.run, "__qualname__", ""))
         if _at(*where) is self:  # the decorated function's name now refers to the step
             return _at, where
         return _step, (self.name, self.run, self.outputs)

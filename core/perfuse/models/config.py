@@ -29,21 +29,43 @@ def _thawed(value: Any) -> Any:
     return [_thawed(item) for item in value] if isinstance(value, tuple) else value
 
 
+def _normal(value: Any, default: Any) -> Any:
+    """One spelling of a value: of 1 and 1.0, ``None`` and ``False``, 8 and [8, 8] for two blocks."""
+    if isinstance(default, bool) and value is None:
+        return False
+    if isinstance(value, list | tuple):
+        listed = [_normal(one, None) for one in value]
+        same = not isinstance(default, tuple) and all(one == listed[0] for one in listed)
+        return listed[0] if same and listed else listed
+    plain_int = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if plain_int else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The base class of model configurations."""
 
     class_name: ClassVar[str] = ""
+    #: Whether an unknown field is refused: for families of which newer variants appear, whose new
+    #: fields change what a network computes.
+    strict: ClassVar[bool] = False
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """Read a parsed ``config.json``; unknown fields are ignored with a warning.
+        """Read a parsed ``config.json``; unknown fields are ignored with a warning, or refused.
 
         Raises:
-            CheckpointError: the model cannot take a value.
+            CheckpointError: the model cannot take a value, or it is strict and a field is unknown.
         """
         known = _names(cls)
         unknown = sorted(key for key in config if key not in known and not key.startswith("_"))
+        if unknown and cls.strict:
+            said = ", ".join(f"{name}={config[name]!r}" for name in unknown)
+            raise CheckpointError(
+                f"{cls.class_name}: config.json has {said}, which perfuse does not know: it is of a "
+                "newer variant, which may compute something else. Use a newer perfuse, or Diffusers "
+                "through the bridge."
+            )
         if unknown:
             warnings.warn(
                 f"{cls.class_name}: config.json has {', '.join(unknown)}, which this class does "
@@ -56,6 +78,10 @@ class ModelConfig:
         """The configuration as plain data, with the class name under ``_class_name``."""
         fields = {f.name: _thawed(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return {"_class_name": self.class_name, **fields}
+
+    def normal(self) -> dict[str, Any]:
+        """Plain data that is the same for two configurations that mean the same."""
+        return {f.name: _normal(getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
 
     # A config reads as a dictionary too, as Diffusers' do.
 

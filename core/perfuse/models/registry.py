@@ -32,6 +32,7 @@ __all__ = [
     "original",
     "own",
     "perturbed",
+    "shallow",
 ]
 
 
@@ -211,6 +212,26 @@ def perturbed(component: Component, perturbation: Perturbation) -> Component:
     return replace(component, spec=own).rebuilt(
         _perturb, architecture.perturb, *settings, graph=f"{architecture.perturb} {settings}"
     )
+
+
+def shallow(component: Component, layers: int) -> tuple[Component, Component] | None:
+    """A denoiser that also gives its state before its last layers, and an entry of these alone.
+
+    Args:
+        component: The denoiser.
+        layers: How many are the last ones; 0 for as many as its architecture chooses.
+
+    Returns:
+        Both, ``None`` if the denoiser's architecture has no such entry.
+
+    Raises:
+        InputError: this denoiser has no such entry.
+    """
+    architecture = _architecture(component.spec)
+    if architecture is None or not architecture.shallow:
+        return None
+    both: tuple[Component, Component] = resolve(architecture.shallow)(component, layers)
+    return both
 
 
 def _perturb(module: Any, how: str, *settings: Any) -> Any:

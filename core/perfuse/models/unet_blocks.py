@@ -100,10 +100,8 @@ class DownBlock(Block):
         feature: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Run the block. A T2I-Adapter's ``feature`` comes before downsampling if it attends."""
-        states = []
-        for i, resnet in enumerate(self.resnets):
-            hidden = self.attend(i, resnet(hidden, time), context, bias)
-            states.append(hidden)
+        states = self.layers(len(self.resnets), hidden, time, context, bias)
+        hidden = states[-1]
         if feature is not None and self.attentions is not None:
             hidden = states[-1] = hidden + resized(feature, hidden)
         if self.downsamplers is not None:
@@ -112,6 +110,21 @@ class DownBlock(Block):
         if feature is not None and self.attentions is None:
             hidden = states[-1] = hidden + resized(feature, hidden)
         return hidden, states
+
+    def layers(
+        self,
+        count: int,
+        hidden: Tensor,
+        time: Tensor | None,
+        context: Tensor | None,
+        bias: Tensor | None,
+    ) -> list[Tensor]:
+        """What each of the first ``count`` layers returns."""
+        states = []
+        for i, resnet in enumerate(self.resnets[:count]):
+            hidden = self.attend(i, resnet(hidden, time), context, bias)
+            states.append(hidden)
+        return states
 
 
 def resized(residual: Tensor, like: Tensor) -> Tensor:
@@ -197,15 +210,28 @@ class UpBlock(Block):
         bias: Tensor | None = None,
     ) -> Tensor:
         """Run the block; it pops its skip connections off the end of ``skips``."""
-        for i, resnet in enumerate(self.resnets):
-            hidden = resnet(self.join(hidden, skips.pop()), time)
-            hidden = self.attend(i, hidden, context, bias)
+        hidden = self.layers(range(len(self.resnets)), hidden, skips, time, context, bias)
         if self.upsamplers is not None:
             upsampler = self.upsamplers[0]
             if isinstance(upsampler, Upsample2D):
                 hidden = upsampler(hidden, skips[-1].shape[-2:] if skips else None)
             else:
                 hidden = upsampler(hidden, time)
+        return hidden
+
+    def layers(
+        self,
+        which: range,
+        hidden: Tensor,
+        skips: list[Tensor],
+        time: Tensor | None,
+        context: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """Run some of the layers; each pops its skip connection off the end of ``skips``."""
+        for i in which:
+            hidden = self.resnets[i](self.join(hidden, skips.pop()), time)
+            hidden = self.attend(i, hidden, context, bias)
         return hidden
 
 

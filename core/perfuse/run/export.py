@@ -58,6 +58,7 @@ def _key(component: Component, format: str) -> dict[str, object]:
         "component": to_plain(component.spec),
         "fingerprint": _fingerprint(component) if fingerprint is None else fingerprint,
         **settings(component, format),
+        "tools": tools(format),
     }
 
 
@@ -146,7 +147,7 @@ def export_pipeline(
         to: The format.
         source: Where the pipeline came from, for the manifest.
         copy: Writes tokenizer and scheduler files into the folder it is given.
-        store: The cache of exports, which is only read.
+        store: The cache: of exports, which are only read, and of graphs.
 
     Returns:
         The folder.

@@ -8,7 +8,7 @@ from perfuse.contract.component import Component
 from perfuse.contract.target import Target
 from perfuse.errors import UnsupportedError
 from perfuse.plugins import host
-from perfuse.run.fixed_batch import FixedBatch, fixed_batch
+from perfuse.run.fixed_batch import FixedBatch, fixed_batch, whole_inputs
 from perfuse.run.guarded import GuardedProgram, guarding
 from perfuse.run.per_size import PerSize
 from perfuse.sources.store import ArtifactStore
@@ -56,7 +56,9 @@ def prepare(
     if support.works:
         program = made(component)
         size = fixed_batch(program.signature.inputs)
-        return FixedBatch(program, size) if size is not None else program
+        if size is None:
+            return program
+        return FixedBatch(program, size, whole=whole_inputs(component.spec.signature.inputs))
     fixed = dataclasses.replace(component, static={**usual, **component.static})
     support_fixed = backend.supports(Request.of(fixed, target))
     if not support_fixed.works:

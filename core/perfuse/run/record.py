@@ -74,6 +74,7 @@ def _metadata(
         precision=pipe.precision,
         options=dict(pipe.options),
         transforms=pipe.transforms,
+        approximate=pipe.approximate,
         components=_components(pipe),
         loras=loras,
         unrecorded=(*unrecorded, *lost, *lost_loras, *tiled),

@@ -10,7 +10,7 @@ from perfuse.contract.transform import Plan, Transform
 from perfuse.errors import InputError, PerfuseError, PluginError
 from perfuse.plugins import host, said
 
-__all__ = ["Chosen", "applied", "find_transforms", "rewriting"]
+__all__ = ["Chosen", "applied", "approximate", "find_transforms", "rewriting"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,6 +84,21 @@ def rewriting(plan: Plan, transforms: Sequence[Chosen]) -> tuple[str, ...]:
             found.append(chosen.text)
         plan = after
     return tuple(found)
+
+
+def approximate(
+    plan: Plan, transforms: Sequence[Chosen], *, exported: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """The texts of the transforms that change pictures by more than rounding.
+
+    Of those that an export was made with, these are the ones that rewrite components alone: what
+    others do in a task is done only where they are asked for again.
+    """
+    known = host().transforms()
+    found = find_transforms([text for text in exported if split_named(text, what="")[0] in known])
+    inside = [one for one in found if _applied(plan, one).tasks == plan.tasks]
+    texts = (one.text for one in (*inside, *transforms) if one.transform.approximate)
+    return tuple(dict.fromkeys(texts))
 
 
 def _applied(plan: Plan, chosen: Chosen) -> Plan:

@@ -262,6 +262,11 @@ class Scheduler(Configured, ABC):
         return calculate_shift(image_seq_len, **known)
 
     @classmethod
+    def takes(cls, argument: str) -> bool:
+        """Whether ``schedule`` takes an argument, such as ``"sigmas"``, which not every class does."""
+        return argument in cls._takes()
+
+    @classmethod
     def _takes(cls) -> tuple[str, ...]:
         """What ``set_timesteps`` takes besides the number of steps and the device."""
         names = inspect.signature(cls.set_timesteps).parameters

@@ -23,7 +23,7 @@ from perfuse.sources.files import shown, user_path
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["ArtifactStore", "atomic_folder", "cache_folder", "locked"]
+__all__ = ["ArtifactStore", "atomic_folder", "cache_folder", "digest_of", "locked"]
 
 _PARTIAL = ".partial-"
 _HEX = "[0-9a-f]"
@@ -203,6 +203,12 @@ def _lock(final: Path) -> "BaseFileLock":
     return filelock.FileLock(locks / f"{name}.lock")
 
 
+def digest_of(key: Mapping[str, object]) -> str:
+    """A short digest of a key, for a name."""
+    text = json.dumps(key, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
 @dataclass(frozen=True)
 class ArtifactStore:
     """The cache of exports: one folder per key, made once."""
@@ -215,9 +221,7 @@ class ArtifactStore:
 
     def folder(self, label: str, key: Mapping[str, object]) -> Path:
         """The folder of a key, which may not exist yet. ``label`` makes its name readable."""
-        text = json.dumps(key, sort_keys=True, default=str)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:20]
-        return self.root / f"{label}-{digest}"
+        return self.root / f"{label}-{digest_of(key)}"
 
     def get_or_make(
         self, label: str, key: Mapping[str, object], make: Callable[[Path], None]

@@ -25,6 +25,7 @@ from perfuse.tasks.tiling import in_pieces
 
 __all__ = [
     "CHANNELS",
+    "REFERENCE",
     "advance",
     "check_count",
     "check_output_type",
@@ -175,9 +176,16 @@ def check_latents(tools: Tools, given: Array, size: tuple[int, int, int]) -> Arr
 
 # Conditions
 
-#: A condition of this name is no input of the denoiser: its channels, [pictures, C, h, w], follow
-#: those of the sample, as a mask or a picture does in models made for editing.
+#: A condition of this name is no input of the denoiser: its channels, packed as the sample's are,
+#: follow those of the sample, as a mask or a picture does in models made for editing.
 CHANNELS = "channels"
+
+#: Conditions ``reference_0``, ``reference_1`` … are no inputs of the denoiser either: they are latents
+#: of pictures, [pictures, C, h, w], whose tokens follow those of the sample, once they are packed.
+#: What is predicted for them is left out.
+REFERENCE = "reference_"
+#: All of them together, packed.
+_TOKENS = "reference tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +236,7 @@ def _batches(
 ) -> Batches:
     spec = tools.spec.denoiser
     batched = {t.name for t in spec.signature.inputs if t.shape and t.shape[0] == "batch"}
-    batched.add(CHANNELS)
+    batched |= {CHANNELS, _TOKENS}
     inputs = {}
     for branch in guider.branches:
         if branch.condition not in conditions:
@@ -236,8 +244,9 @@ def _batches(
                 f"{type(guider).__name__} needs the condition {branch.condition!r}; this task "
                 f"has {', '.join(conditions) or 'none'}. Use another guider."
             )
-        own = dict(conditions[branch.condition])
+        own = _with_tokens(tools, conditions[branch.condition])
         sizes = {**tools.spec.latents.dims(*size), **_sizes(spec, own), "batch": pictures}
+        sizes |= _reference_sizes(conditions[branch.condition])
         own |= host_inputs(spec, sizes, guider.embedded)
         inputs[branch.name] = {name: place(array, device) for name, array in own.items()}
     branches = tuple(
@@ -247,6 +256,31 @@ def _batches(
         for branch in guider.branches
     )
     return Batches(branches=branches, inputs=inputs, batched=frozenset(batched))
+
+
+def _references(conditions: Mapping[str, Array]) -> dict[str, Array]:
+    """The latents of further pictures, in order."""
+    names = (f"{REFERENCE}{i}" for i in range(len(conditions)))
+    return {name: conditions[name] for name in names if name in conditions}
+
+
+def _reference_sizes(conditions: Mapping[str, Array]) -> dict[str, int]:
+    found = _references(conditions)
+    return {
+        f"{name}_{side}": int(size)
+        for name, latents in found.items()
+        for side, size in zip(("height", "width"), latents.shape[-2:], strict=True)
+    }
+
+
+def _with_tokens(tools: Tools, conditions: Mapping[str, Array]) -> dict[str, Array]:
+    """The conditions, further pictures packed to one sequence of tokens."""
+    found = _references(conditions)
+    others = {name: array for name, array in conditions.items() if name not in found}
+    if not found:
+        return others
+    tokens = [tools.spec.latents.pack(latents) for latents in found.values()]
+    return {**others, _TOKENS: concatenate(tokens, axis=1)}
 
 
 def _sizes(spec: ComponentSpec, inputs: Mapping[str, Array]) -> dict[str, int]:
@@ -319,17 +353,55 @@ def predict(
     controls: Sequence[Control] = (),
 ) -> State:
     """The denoiser's prediction for each branch that runs at this step, each [pictures, …]."""
+    found = answers(tools, index, samples, schedule, timesteps, batches, guider, controls)
+    return {"predictions": {name: outputs["out_sample"] for name, outputs in found.items()}}
+
+
+def answers(
+    tools: Tools,
+    index: int,
+    samples: tuple[Array, ...],
+    schedule: Schedule,
+    timesteps: Array,
+    batches: Batches,
+    guider: Guider,
+    controls: Sequence[Control] = (),
+    *,
+    denoiser: str | None = None,
+    kept: Mapping[str, Mapping[str, Array]] | None = None,
+) -> dict[str, dict[str, Array]]:
+    """All outputs for each branch that runs at a step, each [pictures, …].
+
+    Args:
+        tools: The pipeline.
+        index: The step.
+        samples: The sample, and those of steps before that the schedule needs.
+        schedule: The schedule.
+        timesteps: [steps, batch].
+        batches: The conditions.
+        guider: Says which branches run.
+        controls: What is added to the denoiser's states.
+        denoiser: Another entry that runs in the denoiser's place.
+        kept: The inputs of that entry that the denoiser gave before, by branch, each [pictures, …].
+    """
     moment = moment_of(schedule, index)
-    running = guider.running(moment)
     sample = schedule.scale_input(index, samples[0])
-    predictions: dict[str, Array] = {}
-    for entry, names in batches.groups(running):
-        program = tools.program(entry if entry is not None else tools.spec.denoiser.name)
+    own = denoiser if denoiser is not None else tools.spec.denoiser.name
+    found: dict[str, dict[str, Array]] = {}
+    for entry, names in batches.groups(guider.running(moment)):
+        program = tools.program(entry if entry is not None else own)
         together = _fits(program, len(names) * len(sample)) and batches.alike(names)
         for group in [names] if together else [(name,) for name in names]:
             call = _call(moment, sample, timesteps[index], batches, group)
-            predictions |= _ask(tools, program, call, controls)
-    return {"predictions": predictions}
+            more = _together(kept, group) if kept is not None and entry is None else {}
+            found |= _ask(tools, program, call, controls, more)
+    return found
+
+
+def _together(kept: Mapping[str, Mapping[str, Array]], names: tuple[str, ...]) -> dict[str, Array]:
+    """What was kept for some branches, as one batch."""
+    first, *others = (kept[name] for name in names)
+    return {key: concatenate([first[key], *(one[key] for one in others)]) for key in first}
 
 
 def _fits(program: Program, items: int) -> bool:
@@ -354,17 +426,32 @@ def _call(
 
 
 def _ask(
-    tools: Tools, program: Program, call: Call, controls: Sequence[Control]
-) -> dict[str, Array]:
+    tools: Tools,
+    program: Program,
+    call: Call,
+    controls: Sequence[Control],
+    more: Mapping[str, Array],
+) -> dict[str, dict[str, Array]]:
     known = program.signature.input_names
-    inputs = {**call.inputs, **_controlled(tools, program, call, controls)}
+    inputs = {**call.inputs, **more, **_controlled(tools, program, call, controls)}
     given = {name: array for name, array in inputs.items() if name in known}
     sample = call.sample
     if CHANNELS in inputs:
-        sample = concatenate([sample, inputs[CHANNELS]], axis=1)
-    out = program(sample=sample, timestep=call.timesteps, **given)["out_sample"]
-    parts = enumerate(call.branches)
-    return {one.name: out[i * call.pictures : (i + 1) * call.pictures] for i, one in parts}
+        axis = tools.spec.latents.channel_axis
+        sample = concatenate([sample, inputs[CHANNELS]], axis=axis)
+    drawn = sample.shape[1]
+    if _TOKENS in inputs:
+        sample = concatenate([sample, inputs[_TOKENS]], axis=1)
+    outputs = dict(program(sample=sample, timestep=call.timesteps, **given))
+    if _TOKENS in inputs:
+        outputs["out_sample"] = outputs["out_sample"][:, :drawn]
+    parts = {
+        one.name: slice(i * call.pictures, (i + 1) * call.pictures)
+        for i, one in enumerate(call.branches)
+    }
+    return {
+        name: {key: array[part] for key, array in outputs.items()} for name, part in parts.items()
+    }
 
 
 def _controlled(

@@ -68,11 +68,15 @@ class FreeU(Transform):
 
 
 def _rewrite(module: "nn.Module", scales: tuple[tuple[int, float, float], ...]) -> "nn.Module":
+    from torch.nn import Identity
+
     from perfuse.models.freeu import FreeUJoin
 
     model: Any = getattr(module, "model", module)
     for i, skip, backbone in scales:
         block = model.up_blocks[i]
+        if isinstance(block, Identity):  # an entry that runs without it
+            continue
         if not hasattr(block, "join"):
             raise InputError(
                 f"FreeU was asked for; the denoiser that was set is a {type(model).__module__} "

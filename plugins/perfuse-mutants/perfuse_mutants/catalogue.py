@@ -209,6 +209,13 @@ CATALOGUE: tuple[Entry, ...] = (
         "forced/float32/ddim",
         level="L2",
     ),
+    _entry(
+        "mutant-stale-state",
+        "loop:StaleState",
+        "what a denoiser's last layers are given of a step before is bound once, and never refreshed",
+        "component/unet_shallow_1/float32/static/near-steps",
+        model="random-shallow",
+    ),
     # Text
     _entry(
         "mutant-cut-text",

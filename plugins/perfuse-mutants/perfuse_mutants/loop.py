@@ -7,7 +7,7 @@ import numpy as np
 from perfuse.backend import Component
 from perfuse_mutants.backend import Arrays, Mutant, Run
 
-__all__ = ["FeatureCache", "NearbyStep", "OwnNoise"]
+__all__ = ["FeatureCache", "NearbyStep", "OwnNoise", "StaleState"]
 
 
 class OwnNoise(Mutant):
@@ -74,5 +74,27 @@ class NearbyStep(Mutant):
             if not near or kept.shape != inputs["sample"].shape:
                 kept, last = run(inputs)["out_sample"], now
             return {"out_sample": kept.copy()}
+
+        return call
+
+
+class StaleState(Mutant):
+    """Binds the kept state of a denoiser's last layers once: each run has that of the first one.
+
+    Of the picture before, then, where the memory of a run is not given up at its end.
+    """
+
+    name = "mutant-stale-state"
+
+    def spoil(self, component: Component, run: Run) -> Run:
+        kept: Arrays = {}
+
+        def call(inputs: Arrays) -> Arrays:
+            given = dict(inputs)
+            for name, state in inputs.items():
+                if name.startswith("deep_state"):
+                    first = kept.setdefault(name, np.array(state))
+                    given[name] = first if first.shape == state.shape else state
+            return run(given)
 
         return call

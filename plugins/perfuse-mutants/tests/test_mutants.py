@@ -9,6 +9,7 @@ import pytest
 from perfuse_mutants.catalogue import CATALOGUE
 from perfuse_mutants.conditions import NoMask, NoResiduals
 from perfuse_mutants.denoiser import TimestepCond
+from perfuse_mutants.loop import StaleState
 from perfuse_mutants.text import FirstPrompt
 
 from perfuse.backend import Component, Program, Target
@@ -385,6 +386,20 @@ def test_the_second_encoder_reads_the_first_prompt_with_its_own_padding() -> Non
     np.testing.assert_array_equal(heard[2], same)
 
 
+def test_a_kept_state_is_never_refreshed() -> None:
+    given: list[Any] = []
+
+    def run(inputs: Arrays) -> Arrays:
+        given.append(inputs["deep_state_1"])
+        return inputs
+
+    part = StaleState().spoil(component_of("unet_shallow_1", "deep_state_1"), run)
+    for value in (1, 2):
+        part({"deep_state_1": np.full((2, 3), value)})
+    part({"deep_state_1": np.full((1, 3), 3)})  # another number of pictures
+    assert [int(state[0, 0]) for state in given] == [1, 1, 3]
+
+
 def test_what_is_worn_is_right_at_first(prepare: Prepare) -> None:
     name, inputs = unet(500)
     right = prepare("mutant-none", name)(**inputs)["out_sample"]
@@ -418,6 +433,7 @@ def test_every_mutant_of_numbers_is_tested_here() -> None:
         "mutant-first-weights",
         "mutant-adapter-twice",
         "mutant-dropped-adapter",
+        "mutant-stale-state",
         "mutant-drifts",
         "mutant-one-in-a-hundred",
         "mutant-negative-strides",

@@ -13,6 +13,10 @@ ARCHITECTURES = (
         aliases=f"{__name__}.aliases:aliases",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        shallow=f"{__name__}.shallow:shallow",
         perturb="perfuse.models.perturbed:perturb",
+        names="perfuse.models.names:current",
+        beside_graph=("sample_size", "dropout"),
+        in_half_precision=("upcast_attention",),
     ),
 )

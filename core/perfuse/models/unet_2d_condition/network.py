@@ -1,7 +1,7 @@
 """The text-conditioned UNet of Stable Diffusion (arXiv:2112.10752) and SD XL (arXiv:2307.01952)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,9 @@ from perfuse.models.unet_blocks import (
     resnet_up,
 )
 from perfuse.sources.weights import Weights
+
+#: The time embedding, the states that cross-attention looks at, and its bias.
+Conditions: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 class Conditioned(Model):
@@ -265,7 +268,7 @@ class Conditioned(Model):
         self,
         sample: Tensor,
         timestep: Tensor | float,
-        text: Tensor,
+        text: Tensor | None,
         class_labels: Tensor | None,
         timestep_cond: Tensor | None,
         added: Mapping[str, Tensor],
@@ -303,7 +306,7 @@ class Conditioned(Model):
             time = self.time_embed_act(time)
         return time
 
-    def _context(self, text: Tensor, added: Mapping[str, Tensor]) -> Tensor:
+    def context(self, text: Tensor, added: Mapping[str, Tensor]) -> Tensor:
         """The states that cross-attention looks at: [B, S, D]."""
         kind, project = self.config.encoder_hid_dim_type, self.encoder_hid_proj
         if project is None:
@@ -380,20 +383,49 @@ class UNet2DConditionModel(Conditioned):
             encoder_attention_mask: [B, S], 1 for tokens to attend to, 0 for padding.
             return_dict: ``False`` for a one-element tuple.
         """
+        sample, skips, conditions = self.trunk(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            class_labels,
+            timestep_cond,
+            added_cond_kwargs,
+            down_block_additional_residuals,
+            mid_block_additional_residual,
+            down_intrablock_additional_residuals,
+            encoder_attention_mask,
+        )
+        sample = self.finish(self.up_blocks[-1](sample, skips, *conditions))
+        return UNetOutput(sample) if return_dict else (sample,)
+
+    def trunk(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        encoder_hidden_states: Tensor,
+        class_labels: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+        added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        down_block_additional_residuals: Sequence[Tensor] | None = None,
+        mid_block_additional_residual: Tensor | None = None,
+        down_intrablock_additional_residuals: Sequence[Tensor] | None = None,
+        encoder_attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, list[Tensor], Conditions]:
+        """All but the last block: what it is given, the skip connections left, and the conditions.
+
+        The arguments are those of ``forward``.
+        """
         added = added_cond_kwargs if added_cond_kwargs is not None else {}
         bias = None
         if encoder_attention_mask is not None:
             # -10000 and not minus infinity, which becomes NaN in half precision.
             bias = ((1 - encoder_attention_mask.to(sample.dtype)) * -10000.0)[:, None, None]
-        if self.config.center_input_sample:
-            sample = 2 * sample - 1.0
-        time = self._embed(
+        sample, time = self.begin(
             sample, timestep, encoder_hidden_states, class_labels, timestep_cond, added
         )
-        context = self._context(encoder_hidden_states, added)
+        context = self.context(encoder_hidden_states, added)
 
         features = list(down_intrablock_additional_residuals or ())
-        sample = self.conv_in(sample)
         skips = [sample]
         for block in self.down_blocks:
             feature = features.pop(0) if features else None
@@ -407,12 +439,31 @@ class UNet2DConditionModel(Conditioned):
         for residual in (*features, mid_block_additional_residual):
             if residual is not None:
                 sample = sample + resized(residual, sample)
-        for block in self.up_blocks:
+        for block in self.up_blocks[:-1]:
             sample = block(sample, skips, time, context, bias)
+        return sample, skips, (time, context, bias)
+
+    def begin(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        text: Tensor | None,
+        class_labels: Tensor | None,
+        timestep_cond: Tensor | None,
+        added: Mapping[str, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """The sample after the first convolution, and the time embedding."""
+        if self.config.center_input_sample:
+            sample = 2 * sample - 1.0
+        time = self._embed(sample, timestep, text, class_labels, timestep_cond, added)
+        return self.conv_in(sample), time
+
+    def finish(self, sample: Tensor) -> Tensor:
+        """The prediction, from what the last block returns."""
         if self.conv_norm_out is not None:
             sample = self.conv_act(self.conv_norm_out(sample))
-        sample = self.conv_out(sample)
-        return UNetOutput(sample) if return_dict else (sample,)
+        output: Tensor = self.conv_out(sample)
+        return output
 
 
 def _need(added: Mapping[str, Tensor], name: str, kind: str | None) -> Tensor:
@@ -429,30 +480,27 @@ class UNet2DCondition(nn.Module):
         self.model = model
         self.names = names
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor]:
-        named = dict(zip(self.names, inputs, strict=True))
-        sample, timestep = named.pop("sample"), named.pop("timestep")
-        text = named.pop("encoder_hidden_states")
-        added = {
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        output: tuple[Tensor] = self.model(**self.arguments(inputs), return_dict=False)
+        return output
+
+    def arguments(self, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+        """The model's arguments by name, of a signature's inputs in order."""
+        named: dict[str, Any] = dict(zip(self.names, inputs, strict=True))
+        named["added_cond_kwargs"] = {
             name: named.pop(name)
             for name in ("text_embeds", "time_ids", "image_embeds")
             if name in named
         }
         down = [named.pop(name) for name in self.names if name.startswith("down_residual")]
         features = [named.pop(name) for name in self.names if name.startswith("adapter_feature")]
-        if down:
+        if "mid_residual" in named:
             named["mid_block_additional_residual"] = named.pop("mid_residual")
-        output: tuple[Tensor] = self.model(
-            sample,
-            timestep,
-            text,
-            added_cond_kwargs=added,
-            down_block_additional_residuals=down or None,
-            down_intrablock_additional_residuals=features or None,
-            return_dict=False,
+        return {
             **named,
-        )
-        return output
+            "down_block_additional_residuals": down or None,
+            "down_intrablock_additional_residuals": features or None,
+        }
 
 
 def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:

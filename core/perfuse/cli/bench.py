@@ -1,0 +1,126 @@
+"""``perfuse bench``."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from perfuse.cli.common import JSON, QUIET, model_of, model_options, option, read_options
+from perfuse.cli.settings import Configured
+from perfuse.cli.watch import watching
+from perfuse.errors import InputError
+
+if TYPE_CHECKING:
+    from perfuse.run.bench import Drawing
+
+__all__ = ["bench"]
+
+
+@click.command(cls=Configured)
+@model_options
+@option("--backend", help="BACKEND[:DEVICE], or one a component: unet=openvino:GPU,torch:cpu.")
+@option("--precision", help="float32, float16 or bfloat16.")
+@click.option("--option", "options", multiple=True, help="A backend's switch: compile=true.")
+@click.option(
+    "--transform",
+    "transforms",
+    multiple=True,
+    help='One way to draw; several transforms of one way in quotes: "deepcache freeu".',
+)
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option("--prompt", "prompts", multiple=True, help="What to draw; several for several.")
+@click.option(
+    "--captions",
+    type=click.IntRange(min=1),
+    help="How many of the held-out captions to draw with the bundled model; 100 by default.",
+)
+@click.option("--pictures", type=click.IntRange(min=1), help="How many; 4 by default.")
+@click.option("--memory", is_flag=True, help="The memory of each way, in a process of its own.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="A PNG or SVG of time against quality."
+)
+@QUIET
+@JSON
+def bench(
+    backend: str | None,
+    precision: str | None,
+    options: tuple[str, ...],
+    transforms: tuple[str, ...],
+    steps: int,
+    prompts: tuple[str, ...],
+    captions: int | None,
+    pictures: int | None,
+    memory: bool,
+    plot: Path | None,
+    quiet: bool,
+    as_json: bool,
+    controlnet: tuple[str, ...],
+    adapter: tuple[str, ...],
+    **model: Any,
+) -> None:
+    """Measure transforms against the plain pipeline, and against fewer steps in the same time."""
+    from perfuse.report.bench import check_plot, print_rows, save_plot
+    from perfuse.run.bench import check_installed, compare
+    from perfuse.sources.opening import open_model
+
+    if controlnet or adapter:
+        raise InputError("--controlnet and --adapter were given; bench draws without.")
+    check_installed()
+    if plot is not None:
+        check_plot(plot)
+    with watching(show=not quiet) as watch:
+        watch.begin("Opening the model")
+        source = open_model(**model_of(model))
+        settings = {
+            "pretrained_model_name_or_path": source,
+            "backend": backend,
+            "precision": precision,
+            "options": read_options(options),
+            "offline": model["offline"],
+        }
+        bundled = source.model == "shapes"
+        drawing = _drawing(bundled, prompts, captions, pictures)
+        rows = compare(
+            settings,
+            [text.split() for text in transforms],
+            drawing,
+            steps=steps,
+            memory=memory,
+        )
+    if plot is not None:
+        save_plot(rows, plot)
+    if as_json:
+        found = [dataclasses.asdict(row) for row in rows]
+        click.echo(json.dumps({"model": source.model, "backend": backend, "rows": found}))
+        return
+    print_rows(rows)
+
+
+def _drawing(
+    bundled: bool, prompts: tuple[str, ...], captions: int | None, pictures: int | None
+) -> "Drawing":
+    """What is drawn: held-out captions of the bundled model, prompts, or nothing said.
+
+    Raises:
+        InputError: captions were asked for, and cannot be judged.
+    """
+    from perfuse.run.bench import Drawing
+    from perfuse.shapes.grammar import held_out
+
+    if captions is not None and (not bundled or prompts or pictures is not None):
+        raise InputError(
+            "--captions was given; they are of the bundled model, and take the place of --prompt and "
+            "--pictures."
+        )
+    if bundled and not prompts and pictures is None:
+        known = held_out()
+        count = captions if captions is not None else 100
+        if count > len(known):
+            raise InputError(f"--captions {count} was given; there are {len(known)}.")
+        scenes = known[:count]
+        return Drawing(inputs=[{"prompt": scene.caption()} for scene in scenes], scenes=scenes)
+    count = pictures if pictures is not None else max(4, len(prompts))
+    each = [{"prompt": prompts[i % len(prompts)]} if prompts else {} for i in range(count)]
+    return Drawing(inputs=each)

@@ -1,0 +1,107 @@
+"""``perfuse bench``: what is measured, and against what."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from perfuse.cli import main
+from perfuse.run.bench import wilson
+
+pytest.importorskip("torch")
+pytest.importorskip("skimage")
+pytest.importorskip("flip_evaluator")
+
+Make = Callable[[str], Path]
+
+
+def bench(model: Path | None, *arguments: object) -> Result:
+    opened = () if model is None else ("--model", model)
+    given = ("bench", *opened, "--backend", "torch:cpu", "--quiet", *arguments)
+    return CliRunner().invoke(main, [str(one) for one in given])
+
+
+def test_each_way_and_its_rival(checkpoint: Make, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    ways = ("steps:compute=0+1+2+3", "deepcache:every=4 guidance-interval", "easycache:threshold=9")
+    asked = [part for way in ways for part in ("--transform", way)]
+    plot = tmp_path / "plot.svg"
+    given = ("--steps", 8, "--pictures", 2, "--prompt", "red", "--plot", plot, "--json")
+    done = bench(checkpoint("words"), *given, *asked)
+    assert done.exit_code == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads(done.stdout)["rows"]}
+    plain = rows["plain, 8 steps"]
+    assert plain["predictions"] == {"unet": 16}
+    assert (plain["psnr"], plain["ssim"], plain["flip"]) == (100, 1, 0)
+    assert plain["speed"] == 1
+    assert rows[ways[0]]["predictions"] == {"unet": 8}
+    assert rows[ways[1]]["predictions"] == {"unet": 3, "unet_shallow_1": 9}
+    assert rows[ways[1]]["transforms"] == ways[1].split()
+    for way in ways:
+        row, rival = rows[way], rows[rows[way]["rival"]]
+        assert rival["transforms"] == []
+        assert 1 <= rival["steps"] <= 8
+        assert 0 < row["psnr"] < 100
+        assert row["flip"] > 0
+        assert row["seconds"] > 0
+        assert row["memory"] is None
+        assert row["right"] is None
+    assert plot.read_text().startswith("<?xml")
+
+
+@pytest.mark.exhaustive
+def test_memory_is_that_of_a_process_of_its_own(checkpoint: Make) -> None:
+    given = ("--steps", 2, "--pictures", 1, "--memory", "--json")
+    done = bench(checkpoint("words"), *given)
+    assert done.exit_code == 0, done.stderr
+    (row,) = json.loads(done.stdout)["rows"]
+    assert 50e6 < row["memory"] < 5e9
+
+
+def test_captions_of_the_bundled_model() -> None:
+    given = ("--steps", 4, "--captions", 2, "--transform", "taylorseer:warmup=1")
+    done = bench(None, *given)
+    assert done.exit_code == 0, done.stderr
+    titles, plain, *_ = done.stdout.splitlines()
+    assert "right" in titles
+    assert "of 2" in plain
+
+
+def test_quality_is_that_of_the_judge() -> None:
+    """The metrics that conformance uses, at its settings."""
+    from perfuse.run.bench import _quality
+    from perfuse_conformance.judge import metrics
+
+    rng = np.random.default_rng(0)
+    a = rng.uniform(size=(32, 32, 3)).astype(np.float32)
+    b = np.clip(a + 0.1 * rng.normal(size=a.shape), 0, 1).astype(np.float32)
+    expected = (metrics.psnr_db(b, a), metrics.ssim(b, a), metrics.flip(b, a)[0])
+    assert _quality(b, a) == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_interval_of_a_share() -> None:
+    assert wilson(98, 100) == pytest.approx((0.9300, 0.9945), abs=1e-4)
+    assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    assert wilson(10, 10)[1] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--transform", "deepcash"), "'deepcash' was asked for; installed"),
+        (("--transform", "easycache:threshold=nan"), "threshold=nan was given"),
+        (("--transform", "taylorseer easycache"), "Two transforms were asked for"),
+        (("--captions", 2), "they are of the bundled model"),
+        (("--plot", "plot.pdf"), "name a .png or a .svg"),
+        (("--plot", "nowhere/plot.png"), "there is no folder nowhere"),
+    ],
+)
+def test_what_cannot_be_measured(
+    checkpoint: Make, arguments: tuple[str, ...], message: str
+) -> None:
+    done = bench(checkpoint("words"), *arguments)
+    assert done.exit_code == 2
+    assert message in done.stderr
