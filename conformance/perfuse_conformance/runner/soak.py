@@ -10,7 +10,7 @@ import numpy as np
 
 from perfuse.backend import Program
 
-__all__ = ["Soaked", "resident", "soak"]
+__all__ = ["LAYOUTS", "Soaked", "resident", "soak"]
 
 Arrays = dict[str, Any]
 
@@ -59,7 +59,7 @@ def _apart(array: Any) -> Any:
     return wide[..., 0]
 
 
-_LAYOUTS: Mapping[str, Callable[[Any], Any]] = {
+LAYOUTS: Mapping[str, Callable[[Any], Any]] = {
     "contiguous": np.ascontiguousarray,
     "Fortran": _fortran,
     "negative strides": _reversed,
@@ -85,8 +85,8 @@ def soak(
     made = 0
     while made < _CALLS and time.monotonic() - begun < _SECONDS:
         made += 1
-        which, how = int(random.integers(len(inputs))), str(random.choice(list(_LAYOUTS)))
-        given = {name: _LAYOUTS[how](array) for name, array in inputs[which].items()}
+        which, how = int(random.integers(len(inputs))), str(random.choice(list(LAYOUTS)))
+        given = {name: LAYOUTS[how](array) for name, array in inputs[which].items()}
         miss = _miss(taken(program(**given)), first[which])
         if miss > worst:
             worst, at, layout = miss, made, how
