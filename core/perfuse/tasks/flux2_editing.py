@@ -1,6 +1,7 @@
 """Editing with FLUX.2 klein: the tokens of pictures follow those of the picture that is drawn."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from perfuse.arrays import to_numpy
@@ -79,7 +80,8 @@ def add_pictures(
 
 
 FLUX2_EDITING = (
-    FLUX2_TEXT_TO_IMAGE.with_inputs(
+    replace(FLUX2_TEXT_TO_IMAGE, name="image-editing")
+    .with_inputs(
         image=Input(
             default=REQUIRED,
             kind=Picture,

@@ -5,6 +5,7 @@ axis of the positions.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from perfuse.arrays import to_numpy
@@ -86,7 +87,8 @@ def _encoded(tools: Tools, image: Any, resizes: bool) -> Array:
 
 
 FLUX_KONTEXT = (
-    FLUX_TEXT_TO_IMAGE.with_inputs(
+    replace(FLUX_TEXT_TO_IMAGE, name="image-editing")
+    .with_inputs(
         image=Input(kind=Picture, option="--image", help="The picture to edit."),
         max_area=Input(default=1024**2, kind=int, help="Pixels of the picture that is drawn."),
         _auto_resize=Input(
