@@ -182,6 +182,15 @@ def test_what_does_not_fit_is_said_without_torch(tmp_path: Path) -> None:
     assert "missing: conv_in.weight; unexpected: conv_in.weight_" in done.stderr
 
 
+def test_what_torch_alone_reads_is_said_without_it(tmp_path: Path) -> None:
+    folder = other(tmp_path / "other", lambda name, one: (name, one.astype(np.float64)))
+    given = ("--model", folder, "--steps", 2, "--output", tmp_path / "picture.png")
+    done = run(BLOCKED, "generate", "a red circle", *given, PERFUSE_CACHE=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "stored in a way that needs torch" in line and "pip install 'perfuse[torch]'" in line
+
+
 def test_configs_that_mean_the_same_have_one_graph() -> None:
     component = known("Stable Diffusion XL refiner", "unet")
     first = graphs.graph_file(component, "onnx", SHIPPED)
