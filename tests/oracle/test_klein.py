@@ -102,3 +102,14 @@ def test_other_variants_are_refused(change: dict[str, Any], said: str) -> None:
     config = {"attention_head_dim": 16, "axes_dims_rope": [4, 4, 4, 4]}
     with pytest.raises(CheckpointError, match=said):
         describe("Flux2Transformer2DModel", "transformer", "transformer", {**config, **change})
+
+
+@pytest.mark.parametrize("sizes", [[(64, 72)], [(72, 64), (66, 71)]], ids=["one", "two"])
+def test_editing(sizes: list[tuple[int, int]], pair: Pair) -> None:
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    images = [
+        Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes
+    ]
+    check(pair, prompt=SHORT, image=images, max_sequence_length=48, own={"image": list(images)})

@@ -105,3 +105,11 @@ class TestBadInput:
         edit_json(model / part / name, **change)
         with pytest.raises(CheckpointError, match=said):
             DiffusionPipeline.from_pretrained(model, backend="torch:cpu")
+
+    def test_components_without_a_chat_template(self, pair: Pair) -> None:
+        """What wraps the prompts is read from a checkpoint's files."""
+        import perfuse
+
+        pipe = perfuse.ZImagePipeline(**pair.theirs.components)
+        with pytest.raises(InputError, match="chat template"):
+            pipe(SHORT, num_inference_steps=1, **SMALL)

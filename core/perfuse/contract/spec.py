@@ -310,6 +310,8 @@ class PipelineSpec:
     options: Mapping[str, Any] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:
+        if not self.class_name.isidentifier():
+            raise InputError(f"The pipeline's class is {self.class_name!r}; a name was expected.")
         names = ("components", "scheduler", "schedulers", "tokenizers", "processors", "options")
         for name in (*names, "templates"):
             object.__setattr__(self, name, FrozenDict(getattr(self, name)))

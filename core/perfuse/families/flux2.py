@@ -23,7 +23,10 @@ _ARGUMENTS = (
 PIPELINES = (
     PipelineManifest(
         class_name="Flux2KleinPipeline",
-        tasks={"text-to-image": "perfuse.tasks.flux2:FLUX2_TEXT_TO_IMAGE"},
+        tasks={
+            "text-to-image": "perfuse.tasks.flux2:FLUX2_TEXT_TO_IMAGE",
+            "image-editing": "perfuse.tasks.flux2_editing:FLUX2_EDITING",
+        },
         needs=("transformer", "vae", "text_encoder", "tokenizer", "scheduler"),
         chat={"enable_thinking": False},
         arguments=_ARGUMENTS,

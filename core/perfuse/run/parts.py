@@ -460,7 +460,9 @@ class Parts:
         """
 
         def lengths() -> list[int]:
-            return [self.prompt_tokenizer(n).model_max_length for n in self.spec.tokenizers]
+            told = (task.inputs.get("max_sequence_length") for task in self.tasks.values())
+            most = [int(one.default) for one in told if one is not None]
+            return most or [self.prompt_tokenizer(n).model_max_length for n in self.spec.tokenizers]
 
         return fixed_dims(PipelineTools(self), height, width, batch, lengths)
 

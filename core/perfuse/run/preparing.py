@@ -8,8 +8,8 @@ from perfuse.contract.component import Component
 from perfuse.contract.target import Target
 from perfuse.errors import UnsupportedError
 from perfuse.plugins import host
-from perfuse.run.fixed_batch import FixedBatch, fixed_batch
-from perfuse.run.guarded import Guarded, guarding
+from perfuse.run.fixed_batch import FixedBatch, fixed_batch, whole_inputs
+from perfuse.run.guarded import GuardedProgram, guarding
 from perfuse.run.per_size import PerSize
 from perfuse.sources.store import ArtifactStore
 
@@ -49,14 +49,16 @@ def prepare(
     def made(one: Component) -> Program:
         with guarding(one.name, str(target)):
             program = backend.prepare(one, target, store)
-        return Guarded(program, component=one.name, target=str(target))
+        return GuardedProgram(program, component=one.name, target=str(target))
 
     with guarding(component.name, str(target)):
         support = backend.supports(Request.of(component, target))
     if support.works:
         program = made(component)
         size = fixed_batch(program.signature.inputs)
-        return FixedBatch(program, size) if size is not None else program
+        if size is None:
+            return program
+        return FixedBatch(program, size, whole=whole_inputs(component.spec.signature.inputs))
     fixed = dataclasses.replace(component, static={**usual, **component.static})
     support_fixed = backend.supports(Request.of(fixed, target))
     if not support_fixed.works:

@@ -12,7 +12,8 @@ from typing import Any, Self
 
 from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.spec import PipelineSpec, Signature
-from perfuse.errors import ArtifactError
+from perfuse.errors import ArtifactError, CheckpointError
+from perfuse.models.registry import check_config
 from perfuse.sources.files import open_file, read_json
 from perfuse.sources.plain import from_plain, to_plain
 
@@ -125,6 +126,8 @@ class Manifest:
             fields["spec"] = fields.pop("pipeline")
             manifest = from_plain(cls, fields)
             manifest._check(folder)
+        except CheckpointError as exc:  # of a component's config
+            raise ArtifactError(str(exc)) from exc
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
             raise ArtifactError(
                 f"{path} was to be read as an artifact's manifest; {type(exc).__name__}: {exc}. "
@@ -161,6 +164,8 @@ class Manifest:
                 f"it holds {', '.join(self.components) or 'no components'}; the pipeline has "
                 f"{', '.join(self.spec.components)}"
             )
+        for described in self.spec.components.values():
+            check_config(described.class_name, described.config, where=folder / MANIFEST)
         for name, component in self.components.items():
             inside(folder, component.file)
             if not any(

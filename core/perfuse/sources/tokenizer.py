@@ -21,6 +21,7 @@ from perfuse.sources.tokenizer_files import (
     AGAIN,
     CONFIG,
     MATCHING,
+    PIECES,
     WHOLE,
     TokenizerFiles,
     apart,
@@ -371,9 +372,24 @@ def _build_from_json(files: TokenizerFiles) -> "tokenizers.Tokenizer":
     return tokenizer
 
 
+def _build_t5(files: TokenizerFiles) -> "tokenizers.Tokenizer":
+    """Build T5's tokenizer from its SentencePiece model, where it has no ``tokenizer.json``."""
+    if WHOLE in files.present or PIECES not in files.present:
+        return _build_from_json(files)
+    from perfuse.sources.sentencepiece import Pieces, build_unigram
+
+    count = int(files.config.get("extra_ids", 100))
+    extra = tuple(f"<extra_id_{i}>" for i in reversed(range(count)))
+    end: str = files.named["eos_token"]["content"]
+    tokenizer = build_unigram(Pieces.read(files.folder / PIECES), extra, end)
+    _add_tokens(tokenizer, files)
+    return tokenizer
+
+
 _BUILDERS: dict[str, Callable[[TokenizerFiles], "tokenizers.Tokenizer"]] = {
     "CLIPTokenizer": _build_clip,
     "Qwen2Tokenizer": _build_qwen2,
+    "T5Tokenizer": _build_t5,
 }
 """Tokenizer class to its builder, for classes that need no ``tokenizer.json``."""
 

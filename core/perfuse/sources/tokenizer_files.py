@@ -17,8 +17,9 @@ __all__ = ["FILES", "TokenizerFiles", "apart", "read_tables"]
 
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 WHOLE, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
+PIECES = "spiece.model"
 TEMPLATE = "chat_template.jinja"
-FILES = (CONFIG, SPECIAL, ADDED, WHOLE, VOCAB, MERGES, TEMPLATE)
+FILES = (CONFIG, SPECIAL, ADDED, WHOLE, VOCAB, MERGES, PIECES, TEMPLATE)
 """Every file that a tokenizer may be made of."""
 
 AGAIN = "Download or export the checkpoint again."
@@ -41,6 +42,7 @@ _DEFAULTS = {
         "unk_token": _END,
         "pad_token": _END,
     },
+    "T5Tokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
     "Qwen2Tokenizer": {"eos_token": _END, "pad_token": _END},
 }
 

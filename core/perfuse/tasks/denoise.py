@@ -76,8 +76,8 @@ def check_price(tools: Tools, pictures: int, height: int, width: int) -> None:
     """
     layout = tools.spec.latents
     latents = math.prod(layout.shape(pictures, height, width))
-    widths = tools.spec.denoiser.config.get("block_out_channels") or (0,)
-    between = latents // layout.channels * (widths[0] if isinstance(widths, tuple) else 0)
+    widths = tools.spec.denoiser.config.get("block_out_channels")
+    between = latents // layout.channels * widths[0] if widths else 0
     pixels = pictures * height * width * 3
     needed = 4 * (3 * latents + between + pixels) + pixels
     count = f"{pictures} pictures" if pictures > 1 else "A picture"

@@ -14,9 +14,9 @@ from perfuse.errors import InputError
 from perfuse.tasks.denoise import check_output_type
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule, resized_from_picture
-from perfuse.tasks.guiders.length import LengthPreservingGuidance
+from perfuse.tasks.guiders.length_preserving import LengthPreservingGuidance
 from perfuse.tasks.inpainting import inpainting_of
-from perfuse.tasks.prompts.language import LanguageReader
+from perfuse.tasks.prompts.language import LanguageReader, fixed_length
 from perfuse.tasks.prompts.sequences import check_length
 from perfuse.tasks.text import Prompt, conditions_of, guider_for
 from perfuse.tasks.text_to_image import checked_texts
@@ -113,12 +113,14 @@ def encode_prompt(
 
 def _read(tools: Tools, texts: list[str], longest: int) -> Mapping[str, Array]:
     read = LanguageReader(tools=tools)
+    fixed = fixed_length(tools, tools.spec.denoiser.name, "encoder_hidden_states")
+    longest = longest if fixed is None else min(longest, fixed)
     tokens = read.tokens(texts, longest + _BEFORE, template=_TEMPLATE)
     states = to_numpy(read(tokens.input_ids, tokens.attention_mask))
     each = [
         one[mask != 0][_BEFORE:] for one, mask in zip(states, tokens.attention_mask, strict=True)
     ]
-    most = max(map(len, each))
+    most = max(map(len, each)) if fixed is None else fixed
     filled = [np.pad(one, ((0, most - len(one)), (0, 0))) for one in each]
     lengths = np.asarray([len(one) for one in each])
     return _conditions(np.stack(filled), np.arange(most) < lengths[:, None])

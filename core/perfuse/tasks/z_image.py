@@ -14,7 +14,7 @@ from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule
 from perfuse.tasks.guiders.truncated import TruncatedGuidance
 from perfuse.tasks.image_to_image import from_picture
-from perfuse.tasks.prompts.language import LanguageReader
+from perfuse.tasks.prompts.language import LanguageReader, fixed_length
 from perfuse.tasks.text import Prompt, conditions_of, guider_for, read_texts
 
 __all__ = ["Z_IMAGE_TO_IMAGE", "Z_TEXT_TO_IMAGE"]
@@ -93,11 +93,13 @@ def encode_prompt(
     guider: Guider,
 ) -> State:
     """The captions of each condition that the guider uses, of their own lengths."""
-    read = LanguageReader(tools=tools)
+    read, denoiser = LanguageReader(tools=tools), tools.spec.denoiser
+    fixed = fixed_length(tools, denoiser.name, "encoder_hidden_states")
+    longest = max_sequence_length if fixed is None else min(max_sequence_length, fixed)
 
     def states(texts: list[str], given: States = None) -> Mapping[str, Array]:
-        found = read.of_prompts(texts, max_sequence_length) if given is None else given
-        return captions(tools.spec.denoiser, [to_numpy(one) for one in found])
+        found = read.of_prompts(texts, longest) if given is None else given
+        return captions(denoiser, [to_numpy(one) for one in found], tokens=fixed)
 
     wanted = {branch.condition for branch in guider.branches}
     encoded = {"positive": states(prompts, prompt_embeds)}

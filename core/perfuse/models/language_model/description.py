@@ -24,6 +24,9 @@ __all__ = [
     "settings_of",
 ]
 
+#: No family's prompts are longer, however far a model was trained.
+_LONGEST = 2048
+
 LAST = "last_hidden_state"
 _ONE = "hidden_state_"
 
@@ -99,7 +102,9 @@ def _describe(
             ),
             dims={
                 "batch": Dim(example=2),
-                "sequence": Dim(maximum=model.max_position_embeddings, example=7, smallest=2),
+                "sequence": Dim(
+                    maximum=min(model.max_position_embeddings, _LONGEST), example=7, smallest=2
+                ),
             },
         ),
     )

@@ -92,11 +92,11 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
                 inputs=(
                     floating("sample", *picture),
                     TIMESTEP,
-                    floating("encoder_hidden_states", "batch", "caption", model.cap_feat_dim),
-                    floating("caption_padding", "batch", "caption"),
-                    floating("caption_bias", "batch", "caption"),
+                    floating("encoder_hidden_states", "batch", "sequence", model.cap_feat_dim),
+                    floating("caption_padding", "batch", "sequence"),
+                    floating("caption_bias", "batch", "sequence"),
                     table("picture_rotary", "batch", 2, first),
-                    table("caption_rotary", 2, "caption", first),
+                    table("caption_rotary", 2, "sequence", first),
                     table("row_rotary", 2, "latent_height/2", second),
                     table("column_rotary", 2, "latent_width/2", third),
                     floating("padding_bias", 1),
@@ -105,7 +105,7 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
             ),
             dims={
                 "batch": Dim(example=2),
-                "caption": Dim(multiple=_MULTIPLE, maximum=caption * _MULTIPLE, example=2),
+                "sequence": Dim(multiple=_MULTIPLE, maximum=caption * _MULTIPLE, example=2),
                 "latent_height": Dim(multiple=2, maximum=2 * rows, example=6, smallest=2),
                 "latent_width": Dim(multiple=2, maximum=2 * columns, example=5, smallest=2),
             },
@@ -126,7 +126,7 @@ def host_inputs(
     """
     model = ZImageTransformerConfig.from_dict(spec.config)
     height, width = sizes["latent_height"] // 2, sizes["latent_width"] // 2
-    lengths = (np.arange(sizes["caption"]) + 1, np.arange(height), np.arange(width))
+    lengths = (np.arange(sizes["sequence"]) + 1, np.arange(height), np.arange(width))
     names = ("caption_rotary", "row_rotary", "column_rotary")
     tables = {
         name: rotary_table(places, channels, model.rope_theta)
@@ -137,17 +137,20 @@ def host_inputs(
     return {**tables, "padding_bias": np.asarray([bias], dtype=np.float32)}
 
 
-def captions(spec: ComponentSpec, states: Sequence[Array]) -> dict[str, Array]:
+def captions(
+    spec: ComponentSpec, states: Sequence[Array], *, tokens: int | None = None
+) -> dict[str, Array]:
     """The conditions of a batch of captions, each of its own length.
 
     Args:
         spec: The transformer.
         states: The text states of each caption, [S, D].
+        tokens: The length to fill all up to; that of the longest by default.
     """
     model = ZImageTransformerConfig.from_dict(spec.config)
     lengths = [len(one) for one in states]
     filled = [-(-length // _MULTIPLE) * _MULTIPLE for length in lengths]
-    most = max(filled)
+    most = max(filled) if tokens is None else tokens
     places = np.arange(most)
     rotary = rotary_table(np.asarray(filled) + 1, model.axes_dims[0], model.rope_theta)
     return {

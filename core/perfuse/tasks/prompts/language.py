@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from perfuse.arrays import join_features
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Tools
+from perfuse.errors import InputError
 from perfuse.models.registry import host_inputs
 from perfuse.sources.tokenizer import TokenBatch, Tokenizer
+from perfuse.tasks.choosing import pipeline_manifest
 
-__all__ = ["LanguageReader", "causal_bias"]
+__all__ = ["LanguageReader", "causal_bias", "fixed_length"]
 
 #: Added to the logits of what may not be attended to; float16 holds it, and its exponential is 0.
 _HIDDEN = np.float32(-10000.0)
@@ -32,8 +34,19 @@ class LanguageReader:
 
     @property
     def template(self) -> tuple[str, str]:
-        """The text before and after a prompt; nothing where the pipeline has no chat template."""
-        return self.tools.spec.templates.get(self.tokenizer_name, ("", ""))
+        """The text before and after a prompt; nothing for a pipeline that wraps prompts in none.
+
+        Raises:
+            InputError: the pipeline wraps them, and was not opened with a chat template.
+        """
+        spec = self.tools.spec
+        found = spec.templates.get(self.tokenizer_name)
+        if found is None and pipeline_manifest(spec.class_name).chat:
+            raise InputError(
+                f"{spec.class_name} wraps prompts in the chat template of its {self.tokenizer_name}, "
+                "which was not read with it. Open the checkpoint's folder or Hub id, or an export."
+            )
+        return ("", "") if found is None else found
 
     def tokens(
         self,
@@ -51,6 +64,8 @@ class LanguageReader:
             template: The text before and after each, if not the tokenizer's.
             filled: Whether all are filled up to ``longest`` tokens.
         """
+        fixed = fixed_length(self.tools, self.name, "input_ids")
+        longest = longest if fixed is None else min(longest, fixed)
         before, after = self.template if template is None else template
         wrapped = [f"{before}{text}{after}" for text in texts]
         tokens = self.tokenizer(wrapped, max_length=longest, padding=filled)
@@ -71,10 +86,8 @@ class LanguageReader:
             seen: int64 [B, L], 0 where a token must not be attended to.
         """
         program = self.tools.program(self.name)
-        length = ids.shape[1]
-        taken = program.signature.input("input_ids")
-        fixed = taken.shape[1] if taken is not None else length
-        if isinstance(fixed, int) and fixed > length:
+        length, fixed = ids.shape[1], fixed_length(self.tools, self.name, "input_ids")
+        if fixed is not None and fixed > length:
             room = ((0, 0), (0, fixed - length))
             ids, seen = np.pad(ids, room), np.pad(seen, room)
         spec = self.tools.spec.components[self.name]
@@ -90,6 +103,13 @@ class LanguageReader:
         tokens = self.tokens(texts, longest)
         states = self(tokens.input_ids, tokens.attention_mask)
         return [one[mask != 0] for one, mask in zip(states, tokens.attention_mask, strict=True)]
+
+
+def fixed_length(tools: Tools, component: str, name: str) -> int | None:
+    """The length of an input [B, L, …] that a component was exported for; ``None`` for any."""
+    taken = tools.program(component).signature.input(name)
+    length = taken.shape[1] if taken is not None else None
+    return length if isinstance(length, int) else None
 
 
 def causal_bias(seen: NDArray[np.int64]) -> NDArray[np.float32]:
