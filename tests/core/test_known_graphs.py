@@ -32,7 +32,11 @@ Make = Callable[[str], Path]
 GIVEN = {"num_inference_steps": 2, "seed": 0, "output_type": "np"}
 SHIPPED = GraphSet(folder=GRAPHS)
 #: Those that CI makes anew; `python -m perfuse.known.make --check` does with all.
-CHECKED = [("shapes", "text_encoder", "openvino"), ("Stable Diffusion 1", "vae_encoder", "onnx")]
+CHECKED = [
+    ("Stable Diffusion 1", "vae_encoder", "onnx"),
+    pytest.param("shapes", "text_encoder", "openvino", marks=pytest.mark.exhaustive),
+]
+BACKENDS = ["onnxruntime", pytest.param("openvino", marks=pytest.mark.exhaustive)]
 
 
 def known(of: str, name: str) -> Component:
@@ -68,7 +72,7 @@ def test_all_are_those_that_are_made_here(tmp_path: Path) -> None:
     assert not {path.name for path in anew if make.differing(path, GRAPHS / path.name)}
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_bundled_model_draws_without_torch(backend: str, tmp_path: Path) -> None:
     pytest.importorskip(backend)
     given = ("generate", "a red circle", "--steps", 4, "--seed", 5)
@@ -85,7 +89,7 @@ def test_the_bundled_model_draws_without_torch(backend: str, tmp_path: Path) -> 
     assert np.abs(drawn - expected).max() <= 1
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_lora_on_a_checkpoint_without_torch(backend: str, tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
@@ -182,6 +186,15 @@ def test_what_does_not_fit_is_said_without_torch(tmp_path: Path) -> None:
     assert "missing: conv_in.weight; unexpected: conv_in.weight_" in done.stderr
 
 
+def test_what_torch_alone_reads_is_said_without_it(tmp_path: Path) -> None:
+    folder = other(tmp_path / "other", lambda name, one: (name, one.astype(np.float64)))
+    given = ("--model", folder, "--steps", 2, "--output", tmp_path / "picture.png")
+    done = run(BLOCKED, "generate", "a red circle", *given, PERFUSE_CACHE=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "stored in a way that needs torch" in line and "pip install 'perfuse[torch]'" in line
+
+
 def test_configs_that_mean_the_same_have_one_graph() -> None:
     component = known("Stable Diffusion XL refiner", "unet")
     first = graphs.graph_file(component, "onnx", SHIPPED)
@@ -250,7 +263,15 @@ def command(*arguments: object, cache: Path) -> subprocess.CompletedProcess[str]
     )
 
 
+def test_what_is_known_is_listed(tmp_path: Path) -> None:
+    listed = json.loads(command("graphs", "list", "--json", cache=tmp_path).stdout)["graphs"]
+    assert len(listed) == len(list(GRAPHS.iterdir()))
+    assert {"shapes", "Stable Diffusion 1"} <= {one["of"] for one in listed}
+    assert {one["from"] for one in listed} == {"comes along"}
+
+
 @pytest.mark.export
+@pytest.mark.exhaustive
 def test_graphs_of_one_s_own(checkpoint: Make, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")

@@ -80,7 +80,7 @@ def bound(component: Component, format: str, store: ArtifactStore) -> Bound | No
     path, weights, files = _read(folder)
     tensors: Mapping[str, StoredTensor] | None = _from_files(component.build, weights, files)
     if tensors is None:
-        tensors = component.build.tensors()
+        tensors = _from_module(component)
         if not weights.fits(tensors):
             return None
     if changes is not None:
@@ -154,6 +154,23 @@ def _from_files(
     if arrays is None:
         return None
     return {name: arrays[stored[of]] for name, of in files.names.items()}
+
+
+def _from_module(component: Component) -> Mapping[str, StoredTensor]:
+    """The tensors of a component's module.
+
+    Raises:
+        ExportError: torch is not installed.
+    """
+    assert component.build is not None  # it has a graph
+    try:
+        return component.build.tensors()
+    except ModuleNotFoundError as exc:
+        raise ExportError(
+            f"{component.name} was to run without torch, with a graph that is known; its weights are "
+            f"stored in a way that needs {exc.name}, which is not installed. Run: pip install "
+            "'perfuse[torch]', or save the checkpoint in float32, float16 or bfloat16."
+        ) from exc
 
 
 def filled(
