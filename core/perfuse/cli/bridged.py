@@ -22,6 +22,7 @@ _NATIVE = {
     "options": "--option",
     "embeddings": "--embedding",
     "loras": "--lora",
+    "preset": "--fast, --faster or --fastest",
     "ip_adapters": "--ip-adapter",
     "lora_folder": "--lora-folder",
     "preview": "--preview",
