@@ -62,12 +62,13 @@ def test_memory_is_that_of_a_process_of_its_own(checkpoint: Make) -> None:
 
 
 def test_captions_of_the_bundled_model() -> None:
-    given = ("--steps", 4, "--captions", 2, "--transform", "taylorseer:warmup=1")
+    given = ("--steps", 4, "--guidance", 1, "--captions", 2, "--transform", "taylorseer:warmup=1")
     done = bench(None, *given)
     assert done.exit_code == 0, done.stderr
     titles, plain, *_ = done.stdout.splitlines()
     assert "right" in titles
     assert "of 2" in plain
+    assert plain.endswith(" 4 unet")  # one prediction a step
 
 
 def test_quality_is_that_of_the_judge() -> None:

@@ -30,6 +30,7 @@ __all__ = ["bench"]
     help='One way to draw; several transforms of one way in quotes: "deepcache freeu".',
 )
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option("--guidance", type=float, help="The guidance scale; the model's own by default.")
 @click.option("--prompt", "prompts", multiple=True, help="What to draw; several for several.")
 @click.option(
     "--captions",
@@ -49,6 +50,7 @@ def bench(
     options: tuple[str, ...],
     transforms: tuple[str, ...],
     steps: int,
+    guidance: float | None,
     prompts: tuple[str, ...],
     captions: int | None,
     pictures: int | None,
@@ -81,7 +83,7 @@ def bench(
             "offline": model["offline"],
         }
         bundled = source.model == "shapes"
-        drawing = _drawing(bundled, prompts, captions, pictures)
+        drawing = _drawing(bundled, prompts, captions, pictures, guidance)
         rows = compare(
             settings,
             [text.split() for text in transforms],
@@ -99,7 +101,11 @@ def bench(
 
 
 def _drawing(
-    bundled: bool, prompts: tuple[str, ...], captions: int | None, pictures: int | None
+    bundled: bool,
+    prompts: tuple[str, ...],
+    captions: int | None,
+    pictures: int | None,
+    guidance: float | None,
 ) -> "Drawing":
     """What is drawn: held-out captions of the bundled model, prompts, or nothing said.
 
@@ -114,13 +120,16 @@ def _drawing(
             "--captions was given; they are of the bundled model, and take the place of --prompt and "
             "--pictures."
         )
+    scale = {} if guidance is None else {"guidance_scale": guidance}
     if bundled and not prompts and pictures is None:
         known = held_out()
         count = captions if captions is not None else 100
         if count > len(known):
             raise InputError(f"--captions {count} was given; there are {len(known)}.")
         scenes = known[:count]
-        return Drawing(inputs=[{"prompt": scene.caption()} for scene in scenes], scenes=scenes)
+        return Drawing(
+            inputs=[{"prompt": scene.caption(), **scale} for scene in scenes], scenes=scenes
+        )
     count = pictures if pictures is not None else max(4, len(prompts))
     each = [{"prompt": prompts[i % len(prompts)]} if prompts else {} for i in range(count)]
-    return Drawing(inputs=each)
+    return Drawing(inputs=[{**one, **scale} for one in each])

@@ -22,6 +22,7 @@ __all__ = ["check_native", "export", "generate", "has_diffusers", "inspect_model
 _NATIVE = {
     "options": "--option",
     "embeddings": "--embedding",
+    "preset": "--fast, --faster or --fastest",
     "lora_folder": "--lora-folder",
     "memory": "--memory",
     "preview": "--preview",

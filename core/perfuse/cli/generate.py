@@ -31,6 +31,7 @@ from perfuse.cli.common import (
     model_options,
     option,
     parts_of,
+    preset_options,
     read_options,
 )
 from perfuse.cli.settings import Configured
@@ -84,6 +85,7 @@ def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
 @option("--scheduler", help="ddim, euler, dpm++, unipc, … instead of the checkpoint's.")
 @click.option("--option", "options", multiple=True, help="A backend's switch: compile=true.")
 @TRANSFORM
+@preset_options
 @LORA
 @IP_ADAPTER
 @click.option(
@@ -240,6 +242,7 @@ def _opened(
 ) -> "DiffusionPipeline":
     """The pipeline, from the picture's metadata if there is any, overridden by flags."""
     from perfuse.run.pipeline import DiffusionPipeline
+    from perfuse.run.presets import preset
     from perfuse.schedulers import scheduler_class
     from perfuse.sources.opening import open_model
 
@@ -257,6 +260,9 @@ def _opened(
     scheduler = _scheduler(again) if again is not None and not flags & _OTHERS else None
     source = open_model(**model_of(opening))
     settings = {name: value for name, value in opening.items() if name not in model_of(opening)}
+    if given["preset"] is not None:
+        chosen = preset(given["preset"], source.spec)
+        settings["transforms"] = (*chosen, *settings["transforms"])
     added_with = {name: opening[name] for name in ("variant", "offline")}  # to components added
     pipe = DiffusionPipeline.from_pretrained(source, **added_with, **settings)
     for text in given["embeddings"]:

@@ -84,7 +84,8 @@ def save_plot(rows: "Sequence[Row]", path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    ways = [row for row in rows if row.transforms]
+    figure = Figure(figsize=(7, 4.2 + 0.2 * len(ways)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     share = all(row.right is not None for row in rows)
@@ -96,12 +97,12 @@ def save_plot(rows: "Sequence[Row]", path: Path) -> None:
     axes.plot(*_columns(line)[:2], color="grey", marker="o", label="fewer steps")
     for x, y, steps in line:
         axes.annotate(f"{steps}", (x, y), (4, -11), textcoords="offset points", color="grey")
-    for row in (row for row in rows if row.transforms):
+    for row in ways:
         axes.plot(1 / row.speed, quality(row), marker="D", linestyle="", label=row.name)
     axes.set_xlabel("time a picture, 1 for the plain pipeline")
     axes.set_ylabel("captions drawn right, %" if share else "SSIM with the plain pictures")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", fontsize="small")
     figure.savefig(path)
 
 

@@ -43,8 +43,6 @@ class Way:
     #: Empty for the plain pipeline.
     transforms: tuple[str, ...]
     steps: int
-    #: Whether it is there as the rival of others: plain, with fewer steps.
-    rival: bool = False
 
     @property
     def name(self) -> str:
@@ -84,7 +82,7 @@ class Row:
     #: How many pictures show what they should, and the ends of the share's 95 % interval.
     right: int | None
     interval: tuple[float, float] | None
-    #: The row of the plain pipeline with fewer steps in about the same time.
+    #: The name of the plain row that took the most similar time.
     rival: str | None = None
 
 
@@ -125,8 +123,8 @@ def compare(
     asked = [plain, *(Way(transforms=tuple(one), steps=steps) for one in ways)]
     pipe = DiffusionPipeline.from_pretrained(**settings)
     runs = {way: Run(_with(pipe, way), way) for way in asked}
-    rivals = _rivals(runs, drawing, Run(pipe, _half(plain))) if ways else {}
-    for rival in dict.fromkeys(rivals.values()):
+    rivals = _rivals(runs, drawing, Run(pipe, _half(plain))) if ways else ()
+    for rival in dict.fromkeys(rivals):
         runs.setdefault(rival, Run(pipe, rival))
     total = len(runs) * len(drawing.inputs)
     for number, inputs in enumerate(drawing.inputs):
@@ -138,10 +136,17 @@ def compare(
         for run in runs.values():
             run.judge(reference)
     peaks = {way: peak(settings, way, drawing.inputs[0]) if memory else None for way in runs}
+    rows = [run.row(runs[plain], peaks[way]) for way, run in runs.items()]
+    others = [row for row in rows if not row.transforms]
     return [
-        run.row(runs[plain], peaks[way], rivals[way].name if way in rivals else None)
-        for way, run in runs.items()
+        dataclasses.replace(row, rival=_nearest(row, others).name) if row.transforms else row
+        for row in rows
     ]
+
+
+def _nearest(row: Row, others: Sequence[Row]) -> Row:
+    """The row of those that took the most similar time."""
+    return min(others, key=lambda one: abs(math.log(one.speed / row.speed)))
 
 
 def _with(pipe: DiffusionPipeline, way: Way) -> DiffusionPipeline:
@@ -155,36 +160,34 @@ def _with(pipe: DiffusionPipeline, way: Way) -> DiffusionPipeline:
 
 
 def _half(plain: Way) -> Way:
-    return dataclasses.replace(plain, steps=max(plain.steps // 2, 1), rival=True)
+    return dataclasses.replace(plain, steps=max(plain.steps // 2, 1))
 
 
-def _rivals(runs: "Mapping[Way, Run]", drawing: Drawing, half: "Run") -> dict[Way, Way]:
-    """For each way with transforms, the plain pipeline with as many steps as fit into its time.
+def _rivals(runs: "Mapping[Way, Run]", drawing: Drawing, half: "Run") -> tuple[Way, ...]:
+    """The plain pipeline with as many steps as fit into the time of each way with transforms.
 
     A picture's time is taken as a fixed part and a part for each step, from two numbers of steps.
     """
     timed = {run.way: run for run in (*runs.values(), half)}
-    for run in timed.values():
-        run.draw(drawing.inputs[0], 0, None)  # what is prepared, and warmed, before
-    for number in range(_TRIES):
+    for number in range(_TRIES + 1):  # the first prepares and warms
         for run in timed.values():
             run.draw(drawing.inputs[number % len(drawing.inputs)], number, None)
-    seconds = {way: min(run.times[1:]) for way, run in timed.items()}
+    seconds = {way: statistics.median(run.times[1:]) for way, run in timed.items()}
     for run in timed.values():
         run.forget()
     plain = next(way for way in runs if not way.transforms)
     each = (seconds[plain] - seconds[half.way]) / max(plain.steps - half.way.steps, 1)
-    found = {}
+    found = []
     for way in runs:
         if way.transforms:
             saved = (seconds[plain] - seconds[way]) / each if each > 0 else 0.0
             count = min(max(round(plain.steps - saved), 1), plain.steps)
-            found[way] = dataclasses.replace(plain, steps=count, rival=count != plain.steps)
-    return found
+            found.append(dataclasses.replace(plain, steps=count))
+    return tuple(found)
 
 
 #: Pictures that are drawn to find the rivals.
-_TRIES = 3
+_TRIES = 5
 
 
 class Run:
@@ -225,7 +228,7 @@ class Run:
         """Compare the last picture with the plain pipeline's."""
         self.quality.append(_quality(self.last, reference))
 
-    def row(self, plain: "Run", memory: int | None, rival: str | None) -> Row:
+    def row(self, plain: "Run", memory: int | None) -> Row:
         """What was measured."""
         count = len(self.times)
         psnr, ssim, flip = (statistics.fmean(values) for values in zip(*self.quality, strict=True))
@@ -244,7 +247,6 @@ class Run:
             flip=flip,
             right=right,
             interval=wilson(right, count) if right is not None else None,
-            rival=rival,
         )
 
 
