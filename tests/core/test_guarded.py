@@ -10,7 +10,7 @@ import pytest
 from perfuse.backend import ExecutionReport, Program
 from perfuse.errors import ExecutionError, InputError
 from perfuse.plugins.importing import Stopped
-from perfuse.run.guarded import Guarded
+from perfuse.run.guarded import GuardedProgram
 from perfuse.spec import Signature, TensorSpec
 
 _X = TensorSpec(name="x", dtype="float", shape=("batch", 2))
@@ -42,8 +42,8 @@ class Hostile(Program):
         self._act()
 
 
-def guarded(act: Callable[[], Any]) -> Guarded:
-    return Guarded(Hostile(act), component="unet", target="acme:0")
+def guarded(act: Callable[[], Any]) -> GuardedProgram:
+    return GuardedProgram(Hostile(act), component="unet", target="acme:0")
 
 
 def call(act: Callable[[], Any]) -> Any:
@@ -104,7 +104,7 @@ def test_a_report_that_is_none() -> None:
 
 def test_what_is_no_program() -> None:
     with pytest.raises(ExecutionError, match="prepared a dict"):
-        Guarded({}, component="unet", target="acme")  # type: ignore[arg-type]
+        GuardedProgram({}, component="unet", target="acme")  # type: ignore[arg-type]
 
 
 def test_whose_interrupt_it_is() -> None:

@@ -10,10 +10,10 @@ from perfuse.contract.spec import Array, Signature, TensorSpec
 from perfuse.errors import ExecutionError, InputError, PerfuseError
 from perfuse.plugins.importing import is_stop, said
 
-__all__ = ["Guarded", "guarding"]
+__all__ = ["GuardedProgram", "guarding"]
 
 
-class Guarded(Program):
+class GuardedProgram(Program):
     """A backend's program. A backend's fault is an ``ExecutionError`` that names it."""
 
     def __init__(self, program: Program, *, component: str, target: str) -> None:
@@ -29,12 +29,8 @@ class Guarded(Program):
                 raise TypeError(f"it prepared a {type(program).__name__}, which is no program")
         self.program = program
         self.signature = program.signature
-        self.max_batch = program.max_batch
+        self.torch_device, self.max_batch = program.torch_device, program.max_batch
         self._component, self._target = component, target
-
-    @property
-    def torch_device(self) -> str | None:  # type: ignore[override]  # it may change at a call
-        return self.program.torch_device
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         """Run once, and check names, shapes and dtypes of what is returned.
@@ -46,6 +42,7 @@ class Guarded(Program):
         with self._guarding():
             out = self.program(**inputs)
             self._check(out, inputs)
+        self.torch_device = self.program.torch_device  # one for each size may choose at a call
         return out
 
     def _check(self, out: Any, inputs: Mapping[str, Array]) -> None:

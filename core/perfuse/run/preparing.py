@@ -9,7 +9,7 @@ from perfuse.contract.target import Target
 from perfuse.errors import UnsupportedError
 from perfuse.plugins import host
 from perfuse.run.fixed_batch import FixedBatch, fixed_batch, whole_inputs
-from perfuse.run.guarded import Guarded, guarding
+from perfuse.run.guarded import GuardedProgram, guarding
 from perfuse.run.per_size import PerSize
 from perfuse.sources.store import ArtifactStore
 
@@ -49,7 +49,7 @@ def prepare(
     def made(one: Component) -> Program:
         with guarding(one.name, str(target)):
             program = backend.prepare(one, target, store)
-        return Guarded(program, component=one.name, target=str(target))
+        return GuardedProgram(program, component=one.name, target=str(target))
 
     with guarding(component.name, str(target)):
         support = backend.supports(Request.of(component, target))
