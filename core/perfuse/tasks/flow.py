@@ -30,7 +30,8 @@ __all__ = [
 
 def mu_of(tools: Tools, tokens: int) -> float | None:
     """The shift of the schedule for a picture of so many tokens; ``None`` for a fixed one."""
-    if not tools.scheduler.config.get("use_dynamic_shifting", False):
+    scheduler = tools.scheduler
+    if not scheduler.takes("mu") or not scheduler.config.get("use_dynamic_shifting", False):
         return None
     return tools.scheduler.mu_for(tokens)
 
