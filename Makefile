@@ -10,22 +10,27 @@ TARGETS = torch:cpu onnxruntime:cpu openvino:CPU xla:cpu executorch openreg:0 \
 MODELS = shapes random-sd random-sdxl
 # Small random models of the other pipelines, a line each in the picture.
 BRIEF = random-refiner random-inpaint random-pix2pix random-depth random-upscale random-variation \
-  random-control random-union random-adapter random-ip-adapter random-edited random-guided random-shallow \
-  random-steered random-sd-checked random-lcm
+  random-control random-union random-adapter random-ip-adapter random-edited random-guided \
+  random-shallow random-steered random-sd-checked random-lcm random-unclip random-estimated \
+  random-latent-upscaler random-flux random-sd3 random-pixart random-z-image random-klein random-qwen-image
 # Of pipelines that run through Diffusers.
-THROUGH = random-flux random-pixart
+THROUGH = random-aura
 TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=two ControlNets" \
-  --title "random-guided=all guiders" --title "random-shallow=DeepCache" --title "random-ip-adapter=two IP-Adapters" \
+  --title "random-guided=all guiders" --title "random-ip-adapter=two IP-Adapters" \
+  --title "random-shallow=DeepCache" --title "random-flux=FLUX.1" --title "random-sd3=SD 3.5" \
+  --title "random-z-image=Z-Image" --title "random-klein=FLUX.2 klein" --title "random-qwen-image=Qwen-Image" \
   --title "random-steered=steered prompts, FreeU" --title "random-union=ControlNet-Union" \
   --title "random-refiner=SD XL refiner" --title "random-pix2pix=InstructPix2Pix" \
   --title "random-inpaint=inpainting" --title "random-depth=depth to image" \
   --title "random-upscale=x4 upscaling" --title "random-variation=image variation" \
   --title "random-adapter=T2I-Adapter, tiny VAE" --title "random-sd-checked=safety checker" \
-  --title "random-lcm=LCM" --title "random-flux=Flux, bridged" --title "random-pixart=PixArt, bridged"
+  --title "random-unclip=unCLIP" --title "random-estimated=estimated depth" \
+  --title "random-latent-upscaler=latent upscaling" --title "random-lcm=LCM" \
+  --title "random-pixart=PixArt" --title "random-aura=AuraFlow, bridged"
 PICTURE = --data docs/conformance.json --picture docs/conformance.svg
 BRIDGED = --data docs/bridged.json --page docs/bridged.md
 
-.PHONY: demo quick test check bench conformance conformance-tasks bridged docs
+.PHONY: demo quick test check fuzz bench conformance conformance-tasks bridged docs graphs
 
 # Draws a grid with the bundled model: captions down, targets across. Leaves demo.png.
 demo: $(VENV)/all
@@ -87,6 +92,14 @@ conformance-tasks: $(VENV)/plugins
 # table in the documentation. Takes an hour.
 bridged: $(VENV)/dev
 	$(BIN)/python -m perfuse_conformance.bridged $(BRIDGED)
+
+# Makes the graphs that come along; those that are there and right stay. Takes half an hour for all.
+graphs: $(VENV)/dev
+	$(BIN)/python -m perfuse.known.make
+
+# Tries inputs that nobody meant, others each time, for at most an hour.
+fuzz: $(VENV)/dev
+	FUZZ_INPUTS=20000 timeout 3600 $(PYTEST) --dist load tests/fuzz || test $$? -eq 124
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/run.py

@@ -71,60 +71,10 @@ def make_followed(folder: Path) -> Path:
     return folder
 
 
-def make_unclip(folder: Path) -> Path:
-    """Stable unCLIP with the UNet of ``words``; its image encoder sees 32×32 pixels."""
-    import torch
-
-    import perfuse.models
-    from perfuse_conformance.checkpoints import edit_json, randomise, unet_config, write_json
-
-    make_words(folder)
-    config = unet_config(
-        block_out_channels=[16],
-        down_block_types=["CrossAttnDownBlock2D"],
-        up_block_types=["CrossAttnUpBlock2D"],
-        mid_block_type=None,
-        class_embed_type="projection",
-        projection_class_embeddings_input_dim=24,
-    )
-    randomise(perfuse.models.UNet2DConditionModel(**config)).save_pretrained(folder / "unet")
-    encoder = perfuse.models.CLIPVisionModelWithProjection(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=32,
-        patch_size=8,
-        projection_dim=12,
-    )
-    randomise(encoder, 1).save_pretrained(folder / "image_encoder")
-    normalizer = randomise(perfuse.models.StableUnCLIPImageNormalizer(embedding_dim=12), 2)
-    with torch.no_grad():
-        normalizer.std.abs_().add_(0.5)
-    normalizer.save_pretrained(folder / "image_normalizer")
-    processor = {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}}
-    processor["crop_size"] = {"height": 32, "width": 32}
-    write_json(folder / "feature_extractor" / "preprocessor_config.json", processor)
-    noising = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
-    write_json(folder / "image_noising_scheduler" / "scheduler_config.json", noising)
-    edit_json(
-        folder / "model_index.json",
-        _class_name="StableUnCLIPImg2ImgPipeline",
-        requires_safety_checker=...,
-        safety_checker=...,
-        feature_extractor=["transformers", "CLIPImageProcessor"],
-        image_encoder=["transformers", "CLIPVisionModelWithProjection"],
-        image_normalizer=["stable_diffusion", "StableUnCLIPImageNormalizer"],
-        image_noising_scheduler=["diffusers", "DDPMScheduler"],
-    )
-    return folder
-
-
 _SMALLER = {
     "tiny": make_tiny,
     "words": make_words,
     "followed": make_followed,
-    "unclip": make_unclip,
 }
 
 

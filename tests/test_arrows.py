@@ -133,6 +133,7 @@ DOORS = (
     "perfuse.modular",
     "perfuse.plugins",
     "perfuse.progress",
+    "perfuse.report",
     "perfuse.run",
     "perfuse.schedulers",
     "perfuse.shapes",

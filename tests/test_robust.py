@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from tests.conftest import needs_exporter
 
 from perfuse.cli import main
 from perfuse_conformance.checkpoints import edit_json, write_json
@@ -337,6 +339,91 @@ def test_component_named_as_a_path(copy_of: Make, tmp_path: Path) -> None:
     folder = copy_of("sd1")
     edit_json(folder / "model_index.json", **{"../unet": ["diffusers", "UNet2DConditionModel"]})
     check_generate(1, ("'../unet'",), tmp_path, "--model", folder)
+
+
+def test_a_pipe_is_no_file(copy_of: Make, tmp_path: Path) -> None:
+    """Reading one would wait for ever."""
+    folder = copy_of("sd1")
+    for name in ("unet/config.json", "tokenizer/vocab.json", UNET):
+        (folder / name).rename(tmp_path / "kept")
+        os.mkfifo(folder / name)
+        result = perfuse("generate", "red", "--model", folder, "--output", tmp_path / "a.png")
+        check_refusal(result, 1, name.split("/")[-1], "pipe")
+        (folder / name).unlink()
+        (tmp_path / "kept").rename(folder / name)
+
+
+@pytest.mark.parametrize("flag", ["--image", "--from"])
+def test_a_pipe_is_no_picture(checkpoint: Make, tmp_path: Path, flag: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    given = ("--model", checkpoint("sd1"), flag, tmp_path / "pipe")
+    check_generate(2, ("it is a pipe",), tmp_path, *given)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "y/" * 2500 + "z"])
+@pytest.mark.parametrize("flag", ["--model", "--image", "--lora", "--embedding", "--output"])
+def test_names_that_no_file_has(checkpoint: Make, tmp_path: Path, flag: str, name: str) -> None:
+    given = ("--model", checkpoint("sd1"), flag, name)
+    result = perfuse("generate", "red", *given)
+    check_refusal(result, 2, "no file can have that name")
+    assert len(result.stderr) < 1000
+
+
+def test_a_working_folder_that_is_gone(
+    checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    model = ("--model", checkpoint("tiny"))
+    assert perfuse("inspect", *model).exit_code == 0
+    given = ("--steps", 1, "--output", tmp_path / "a.png")
+    assert perfuse("generate", *model, *given).exit_code == 0
+    check_refusal(perfuse("export", *model, "--to", "onnx", "--output", "new"), 1, "folder")
+
+
+def test_a_cache_that_cannot_be_written(
+    checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A temporary one is used, and said."""
+    needs_exporter("onnx")
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PERFUSE_CACHE", str(tmp_path / "file" / "cache"))
+    given = ("--model", checkpoint("tiny"), "--backend", "onnxruntime:cpu", "--steps", 1)
+    result = perfuse("generate", *given, "--output", tmp_path / "a.png")
+    assert result.exit_code == 0, result.stderr
+    assert "cannot be written; a temporary one is used" in result.stderr
+
+
+def test_a_terminal_of_ascii_alone(copy_of: Make, tmp_path: Path) -> None:
+    model = copy_of("tiny").rename(tmp_path / "größe")
+    done = subprocess.run(
+        [sys.executable, "-m", "perfuse.cli", "inspect", "--model", str(model)],
+        check=False,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"gr?" in done.stdout
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_signals_end_a_command(number: signal.Signals, status: int) -> None:
+    """The signal comes while an option is read, which is before any work."""
+    code = f"""
+import os
+from perfuse.cli import main
+from perfuse.cli.generate import _Generate
+_Generate.parse_args = lambda *_: os.kill(os.getpid(), {int(number)}) or __import__('time').sleep(9)
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "generate"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stderr == "perfuse: interrupted; nothing half done was kept.\n"
 
 
 # ── What is asked for ───────────────────────────────────────────────────────────────────────────

@@ -22,6 +22,7 @@ from perfuse.sources import ArtifactStore, read_map, shapes_of
 from perfuse_onnxruntime import providers
 from perfuse_onnxruntime.binding import bind
 from perfuse_onnxruntime.changing import with_changes
+from perfuse_onnxruntime.engine import import_onnxruntime
 from perfuse_onnxruntime.external import check_external
 from perfuse_onnxruntime.program import OnnxProgram
 
@@ -58,9 +59,7 @@ class OnnxRuntime(Backend):
 
     def devices(self) -> Sequence[Device]:
         """One device a provider; the CPU is the first."""
-        import onnxruntime
-
-        return providers.devices(onnxruntime.get_available_providers())
+        return providers.devices(import_onnxruntime().get_available_providers())
 
     def supports(self, request: Request) -> Support:
         """Every component in float32; in float16 with the device's restrictions."""
@@ -103,7 +102,7 @@ class OnnxRuntime(Backend):
             ExportError: the component could not be lowered.
             ArtifactError: the file is missing, damaged, or of another component.
         """
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
 
         switches = self.switches(target)
         threads = int(switches["threads"]) if "threads" in switches else _threads()
@@ -171,7 +170,7 @@ def _session(
         UnsupportedError: there is no kernel for an operator.
         ExecutionError: the provider failed to compile the graph.
     """
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
     from onnxruntime.capi import onnxruntime_pybind11_state as engine
 
     try:
@@ -204,7 +203,7 @@ def _session(
 
 
 def _settings(provider: str, threads: int, *, cpu_fallback: bool) -> Any:
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is wrong comes as an exception, with the same words
@@ -231,7 +230,7 @@ def _read_in_place(settings: Any) -> None:
     Without this the engine keeps a copy of every matrix, packed for its kernels, and one of every
     convolution's, in blocks of channels.
     """
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     settings.add_session_config_entry("session.disable_prepacking", "1")
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED

@@ -104,6 +104,16 @@ def _border(tensor: TensorSpec, node: Any, where: str) -> Border:
             f"{where} declares {node.name} with {len(shape)} dimensions; {len(tensor.shape)} "
             f"were expected: {tensor.shape}. Export the model again."
         )
+    fixed = [
+        (size, wanted)
+        for size, wanted in zip(shape, tensor.shape, strict=False)
+        if size is not None and isinstance(wanted, int)
+    ]
+    if any(size != wanted for size, wanted in fixed):
+        raise ArtifactError(
+            f"{where} declares {node.name} of shape {tuple(node.shape)}; {tensor.shape} was expected. "
+            "Export the model again."
+        )
     return Border(name=tensor.name, node=node.name, dtype=np.dtype(dtype), shape=shape)
 
 

@@ -14,6 +14,7 @@ from perfuse.errors import ExecutionError
 from perfuse.spec import Signature
 from perfuse_onnxruntime import borders
 from perfuse_onnxruntime.borders import Array
+from perfuse_onnxruntime.engine import import_onnxruntime
 
 __all__ = ["OnnxProgram"]
 
@@ -161,7 +162,7 @@ class OnnxProgram(Program):
 
     def report(self) -> ExecutionReport:
         """The providers that took part; on other devices than the CPU, the nodes it took over."""
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
 
         if self._session is None:
             raise ExecutionError(f"{self._component.name} was closed; it has nothing to report.")

@@ -93,8 +93,8 @@ class OpenVinoProgram(Program):
             array = inputs[name]
             if not (type(array) is np.ndarray and array.dtype == dtype and array.ndim == rank):
                 array = self._fit(name, array, dtype, rank)
-            if not array.flags.c_contiguous:
-                array = np.ascontiguousarray(array)
+            if not (array.flags.c_contiguous and array.flags.writeable):
+                array = np.array(array, order="C")  # it takes no memory that it may not write
             held.append(array)
             request.set_input_tensor(index, self._tensor(array, shared_memory=True))
         try:

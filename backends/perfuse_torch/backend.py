@@ -226,7 +226,9 @@ class TorchProgram(Program):
     def _tensor(self, array: Array, dtype: torch.dtype) -> Tensor:
         if not is_torch(array):
             # torch warns of memory that it could not write to; nothing here writes.
-            array = torch.as_tensor(array if array.flags.writeable else array.copy())
+            # PyTorch has no negative strides, and warns of memory that may not be written.
+            plain = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+            array = torch.as_tensor(array if plain else array.copy())
         tensor = _moved(
             array, self._entry, self._device, dtype, non_blocking=self._entry.copies_async
         )

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from perfuse.errors import InputError, NotNativeError
+from perfuse.report import safe, say
 from perfuse_conformance.cases.catalogue import LEVELS
 from perfuse_conformance.cases.models import RANDOM_MODELS, arguments_of, path_of, transforms_of
 from perfuse_conformance.judge.results import Result, Run, Status, read_results
@@ -134,7 +135,7 @@ def _measure(
                 )
         run, complaints = expected(run, expectations)
         for complaint in complaints:
-            click.echo(f"perfuse: {complaint}", err=True)
+            say(f"perfuse: {complaint}", err=True)
         if report is not None:
             folder = report / _folder_of(run)
             run = save_drawn(run, drawn, folder)
@@ -150,7 +151,7 @@ def _measure(
         for run in runs:
             _print_run(run)
         if report is not None:
-            click.echo(f"{report / 'index.html'}")
+            say(f"{report / 'index.html'}")
     return good
 
 
@@ -206,7 +207,7 @@ def _single(
         click.echo(json.dumps({t: [dataclasses.asdict(r) for r in rs] for t, rs in found.items()}))
     else:
         for target, results in found.items():
-            click.echo("\n".join([target, *(line for r in results for line in lines_of(r))]))
+            say("\n".join([target, *(line for r in results for line in lines_of(r))]))
     statuses = [result.status for results in found.values() for result in results]
     return any(s.executed for s in statuses) and not any(s.failed for s in statuses)
 
@@ -228,45 +229,40 @@ def _folder_of(run: Run) -> str:
 def _progress(target: str, *, as_json: bool) -> Iterator[Callable[[Result], None]]:
     """A line for each failure as it comes; on a terminal also a count."""
     from rich.console import Console
+    from rich.text import Text
 
-    console = Console(stderr=True, highlight=False)
-    if not console.is_terminal or as_json:
+    to = Console(stderr=True, highlight=False)
+    if not to.is_terminal or as_json:
         yield lambda result: None
         return
     done = 0
-    with console.status(f"{target}: the reference") as status:
+    with to.status(Text(safe(f"{target}: the reference"))) as status:
 
         def watch(result: Result) -> None:
             nonlocal done
             done += 1
-            status.update(f"{target}: {done} cases, {result.id}")
+            status.update(Text(safe(f"{target}: {done} cases, {result.id}")))
 
         yield watch
 
 
 def _print_run(run: Run) -> None:
     """The claim, the counts, and every case that needs a word."""
-    from rich.console import Console
-    from rich.markup import escape
-
-    console = Console(highlight=False, soft_wrap=True)
     counts = {name: count for name, count in run.totals.items() if name.isupper()}
     told = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
     model = Path(run.run["model"]).name
     manner = f" interpreted, not executed on {run.interprets}" if run.interprets else ""
-    console.print(
-        f"[bold]{run.backend['target']}[/]  {model}  [bold]{run.claim}[/]{manner}  {told}"
-    )
+    say(f"{run.backend['target']}  {model}  {run.claim}{manner}  {told}", bold=True)
     for result in run.results:
         if result.status.failed or result.status in (
             Status.PASS_FALLBACK,
             Status.UNDER_DECLARED,
             Status.ENV_MISSING,
         ):
-            console.print(f"  {result.status}  {result.id}  {escape(result.reason)}")
+            say(f"  {result.status}  {result.id}  {result.reason}")
     lost = sum(result.status is Status.NOT_RUN for result in run.results)
     if lost:
-        console.print(f"  {lost} cases were not run: a case before them took their program down")
+        say(f"  {lost} cases were not run: a case before them took their program down")
 
 
 def _write_report(runs: Sequence[Run], folders: Sequence[Path], report: Path) -> None:
@@ -299,7 +295,7 @@ def record(target: str, model: str | None, level: str, seed: int, output: Path) 
     )
     size = sum(path.stat().st_size for path in output.iterdir())
     index = bundle.index
-    click.echo(
+    say(
         f"{output}  ({len(index['probes'])} probes, {len(index['draws'])} pictures, "
         f"{size / 1e6:.1f} MB)"
     )
@@ -314,4 +310,4 @@ def report(results: tuple[Path, ...], output: Path) -> None:
     runs = [read_results(path) for path in paths]
     output.mkdir(parents=True, exist_ok=True)
     _write_report(runs, [path.parent for path in paths], output)
-    click.echo(f"{output / 'index.html'}")
+    say(f"{output / 'index.html'}")

@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from perfuse.tasks.guiders import EmbeddedGuidance as EmbeddedGuidance
     from perfuse.tasks.guiders import FrequencyDecoupledGuidance as FrequencyDecoupledGuidance
     from perfuse.tasks.guiders import InstructPix2PixGuidance as InstructPix2PixGuidance
+    from perfuse.tasks.guiders import LengthPreservingGuidance as LengthPreservingGuidance
     from perfuse.tasks.guiders import MagnitudeAwareGuidance as MagnitudeAwareGuidance
     from perfuse.tasks.guiders import NoGuidance as NoGuidance
     from perfuse.tasks.guiders import PAGGuidance as PAGGuidance
@@ -104,6 +105,7 @@ if TYPE_CHECKING:
     from perfuse.tasks.guiders import (
         TangentialClassifierFreeGuidance as TangentialClassifierFreeGuidance,
     )
+    from perfuse.tasks.guiders import TruncatedGuidance as TruncatedGuidance
 
 __version__ = "0.1.0"
 

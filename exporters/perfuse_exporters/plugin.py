@@ -26,6 +26,7 @@ def perfuse_exporters() -> Sequence[ExporterManifest]:
             requires=("torch", "transformers", "onnx", "onnxscript"),
             install=_INSTALL,
             summary="ONNX, with weights beside the graph",
+            apart=True,
         ),
         ExporterManifest(
             format="openvino",
@@ -33,6 +34,7 @@ def perfuse_exporters() -> Sequence[ExporterManifest]:
             requires=("torch", "transformers", "openvino"),
             install="pip install 'perfuse[torch,openvino]'",
             summary="OpenVINO IR",
+            apart=True,
         ),
         ExporterManifest(
             format="coreml",

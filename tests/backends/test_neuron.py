@@ -252,9 +252,9 @@ def test_what_optimum_neuron_wrote_is_read_as_an_export(folder: Path) -> None:
             "unet/config.json was read as the config of a AutoencoderKL",
         ),
         (
-            lambda f: (f / "model_index.json").write_text('{"_class_name": "NeuronFluxPipeline"}'),
+            lambda f: (f / "model_index.json").write_text('{"_class_name": "NeuronMochiPipeline"}'),
             InputError,
-            "it is a FluxPipeline",
+            "it is a MochiPipeline",
         ),
     ],
 )

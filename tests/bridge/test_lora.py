@@ -80,3 +80,31 @@ def test_every_change_of_a_lora_is_seen(checkpoint: Callable[[str], Path], tmp_p
     assert np.abs(last - before).max() < 1e-3
     (row,) = pipe.perfuse.report()
     assert row.torch_calls == 0
+
+
+def test_the_command_line_loads_it(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from perfuse.cli.main import main
+
+    model = checkpoint("sd1")
+    eager = diffusers.StableDiffusionPipeline.from_pretrained(model)
+    file = adapter(eager, tmp_path)
+    eager.load_lora_weights(file, adapter_name="style")
+    eager.set_adapters(["style"], [0.4])
+    size = {"num_inference_steps": 2, "height": 16, "width": 16}
+    picture = eager("a red circle", generator=torch.Generator().manual_seed(3), **size).images[0]
+    asked = ["generate", "a red circle", "--bridged", "--model", str(model), "--seed", "3"]
+    asked += ["--steps", "2", "--height", "16", "--width", "16", "--quiet"]
+    output = tmp_path / "a.png"
+    done = CliRunner().invoke(main, [*asked, "--lora", f"{file}:0.4", "--output", str(output)])
+    assert done.exit_code == 0, done.output
+    from PIL import Image
+
+    apart = np.asarray(Image.open(output)).astype(int) - np.asarray(picture).astype(int)
+    assert np.abs(apart).max() <= 1
+    pickled = file.with_suffix(".bin")
+    pickled.write_bytes(b"")
+    done = CliRunner().invoke(main, [*asked, "--lora", str(pickled), "--output", str(output)])
+    assert done.exit_code == 2
+    assert "only .safetensors" in f"{done.output} {done.exception}"

@@ -236,7 +236,12 @@ class TestCommands:
             (("a red circle",), "prompt was given; ConsistencyModelPipeline takes batch_size"),
             (("--arg", "num_frames=3"), "num_frames was given; ConsistencyModelPipeline takes"),
             (("--arg", "x"), "an argument is written NAME=VALUE"),
-            (("--ip-adapter", "a"), "--ip-adapter was given; .* runs through Diffusers"),
+            (("--embedding", "a"), "--embedding was given; .* runs through Diffusers"),
+            (("--lora", "a"), "--lora a was given; ConsistencyModelPipeline takes none"),
+            (
+                ("--ip-adapter", "a"),
+                "--ip-adapter a was given; ConsistencyModelPipeline takes none",
+            ),
             (("--arg", "batch_size=-1"), "it raised "),
             (("--output", "-"), "a bridged pipeline writes files"),
             (("--output", "no/a.png"), "there is no folder no"),

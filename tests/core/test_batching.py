@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from perfuse import ExecutionReport, Program, Signature, TensorSpec
-from perfuse.run.fixed_batch import FixedBatch, fixed_batch
+from perfuse.run.fixed_batch import FixedBatch, fixed_batch, whole_inputs
 
 SIGNATURE = Signature(
     inputs=(
@@ -69,3 +69,18 @@ def test_fixed_batch() -> None:
     assert fixed_batch(SIGNATURE.inputs) == 2
     free = (TensorSpec(name="x", dtype="float", shape=("batch", 2)),)
     assert fixed_batch(free) is None
+
+
+def test_inputs_without_a_batch_go_into_every_part() -> None:
+    batched = TensorSpec(name="x", dtype="float", shape=("batch", 3))
+    table = TensorSpec(name="table", dtype="float", shape=(2, 3))
+    assert whole_inputs((batched, table)) == {"table"}
+    assert whole_inputs((table,)) == frozenset()
+
+    class Adding(Two):
+        def __call__(self, **inputs: Any) -> dict[str, Any]:
+            return {"y": inputs["x"] + inputs["table"].sum(axis=0)}
+
+    x, rows = np.arange(9, dtype=np.float32).reshape(3, 3), np.ones((2, 3), dtype=np.float32)
+    program = FixedBatch(Adding(), 1, whole=frozenset({"table"}))
+    assert (program(x=x, table=rows)["y"] == x + 2).all()

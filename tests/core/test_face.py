@@ -302,7 +302,7 @@ def test_saving_what_has_no_weights(pipe: DiffusionPipeline, tmp_path: Path) -> 
     with pytest.raises(InputError, match="was given safe_serialization=False"):
         pipe.save_pretrained(tmp_path, safe_serialization=False)
     pipe.unet = pipe.program("unet")
-    with pytest.raises(InputError, match="its unet is a TorchProgram"):
+    with pytest.raises(InputError, match="its unet is a GuardedProgram"):
         pipe.save_pretrained(tmp_path)
 
 

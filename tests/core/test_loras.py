@@ -1,6 +1,7 @@
 """LoRAs: their arithmetic, what is refused, and that switching leaves nothing behind."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ pytest.importorskip("transformers")
 
 from tests.loras import Factors, factors, write
 
-from perfuse import ArtifactStore, DiffusionPipeline
+from perfuse import DiffusionPipeline
 from perfuse.arrays.metadata import of
 from perfuse.cli import main
 from perfuse.errors import InputError, WeightsError
@@ -402,12 +403,13 @@ def test_in_an_exported_folder(checkpoint: Make, exported: Any, tmp_path: Path) 
 def test_in_a_folder_for_openvino(checkpoint: Make, exported: Any, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     file = write(tmp_path / "a.safetensors", made(checkpoint), "kohya")
-    without_names = DiffusionPipeline.from_pretrained(exported("words", "openvino"))
+    check_folder(opened(checkpoint), exported("words", "openvino"), file)
+    older = shutil.copytree(exported("words", "openvino"), tmp_path / "older")
+    for path in older.rglob("weights.json"):
+        path.unlink()
+    manifest = json.loads((older / "perfuse.json").read_text("utf-8"))
+    files = {n: one for n, one in manifest["files"].items() if not n.endswith("weights.json")}
+    (older / "perfuse.json").write_text(json.dumps({**manifest, "files": files}))
+    without_names = DiffusionPipeline.from_pretrained(older)
     with pytest.raises(InputError, match="takes the weights of its unet as they are"):
         without_names.load_lora_weights(file)
-    pipe = DiffusionPipeline.from_pretrained(
-        checkpoint("words"), backend="openvino:CPU", store=ArtifactStore(tmp_path / "cache")
-    )
-    draw(pipe)  # so that its graphs are known
-    pipe.export(tmp_path / "folder", to="openvino")
-    check_folder(opened(checkpoint), tmp_path / "folder", file)

@@ -212,7 +212,7 @@ def test_an_export_of_unclip_draws_as_its_checkpoint(
         ({}, "image and image_embeds were given both, or neither"),
         ({"image": picture(), "noise_level": 1000}, "noise_level must be 0 to 999; got 1000"),
         ({"image": [picture()] * 2, "prompt": "red"}, "2 images were given for 1 prompts"),
-        ({"image_embeds": np.zeros((1, 8), np.float32)}, r"an array \[pictures, 12\]"),
+        ({"image_embeds": np.zeros((1, 8), np.float32)}, r"an array \[pictures, 16\]"),
         ({"image": picture(), "latents": np.zeros((1, 4, 2, 2))}, "latents must have shape"),
     ],
 )

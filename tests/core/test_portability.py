@@ -25,8 +25,9 @@ from perfuse.backend import PRECISIONS, Component, Request, Target
 from perfuse.cli import main
 from perfuse.contract.limits import Limits
 from perfuse.errors import DeviceNotFoundError, InputError, PerfuseError, PluginError
+from perfuse.memory import read_size
 from perfuse.plugins import host, resolve
-from perfuse.report.portability import Finding, examine, limits_of, read_bytes, report, verdicts
+from perfuse.report.portability import Finding, examine, limits_of, report, verdicts
 from perfuse.run.pipeline import DiffusionPipeline
 from perfuse.sources.opening import open_model
 from perfuse.sources.store import ArtifactStore
@@ -183,7 +184,7 @@ def test_weights_that_do_not_fit(memory: str, limit: Any, checkpoint: Make, tmp_
     usual = pipe.usual_sizes("unet")
     component = pipe.component("unet", static=usual)
     target = Target(backend="openreg", device="0", options={"memory": memory})
-    findings = examine(component, target, usual=usual, memory=read_bytes(memory))
+    findings = examine(component, target, usual=usual, memory=read_size(memory))
     failure = runs(component, target, usual, tmp_path)
     assert bool(failure) == (memory == "0.02MB"), failure
     assert (verdicts(findings)["unet"] == "does not run") == bool(failure)
@@ -462,13 +463,13 @@ def test_limits_have_sources(backend: str) -> None:
     ("text", "number"), [("8GB", 8 * 10**9), ("512 MiB", 2**29), ("1.5kb", 1500), ("7", 7)]
 )
 def test_bytes(text: str, number: int) -> None:
-    assert read_bytes(text) == number
+    assert read_size(text) == number
 
 
 @pytest.mark.parametrize("text", ["", "GB", "8 apples", "-1GB", "1e9", "8GBB"])
 def test_what_is_no_number_of_bytes(text: str) -> None:
     with pytest.raises(InputError, match="write a number and a unit"):
-        read_bytes(text)
+        read_size(text)
 
 
 # The command

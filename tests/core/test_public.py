@@ -20,12 +20,12 @@ _TEXT = """
     ClassifierFreeGuidance ClassifierFreeZeroStarGuidance Component ComponentSpec Device
     DiffusionPipeline Dim EmbeddedGuidance EntryReport Event ExecutionReport Exporter ExporterManifest
     FrequencyDecoupledGuidance Guider GuiderManifest Input InstructPix2PixGuidance LatentSpec
-    Limits Loop MagnitudeAwareGuidance Moment NoGuidance NoiseSource PAGGuidance Patch PerfuseError
+    LengthPreservingGuidance Limits Loop MagnitudeAwareGuidance Moment NoGuidance NoiseSource PAGGuidance Patch PerfuseError
     Perturbation PerturbedAttentionGuidance PipelineManifest PipelineOutput PipelineSpec
     PixelLatents Placement Plan Program Reader ReaderManifest Recipe Request Role Schedule
     Scheduler Signature SkipLayerGuidance SmoothedEnergyGuidance Source SourceManifest Step
     Support SupportLevel TangentialClassifierFreeGuidance Target Task TensorSpec Tokenizer Tools
-    Transform TransformManifest When accelerate exported hookimpl load_accelerated patch_diffusers step
+    Transform TransformManifest TruncatedGuidance When accelerate exported hookimpl load_accelerated patch_diffusers step
 """
 TYPED = _TEXT.split()
 #: A scheduler is a file of its room, a pipeline class is made of its manifest: no list names them.

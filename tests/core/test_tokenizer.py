@@ -215,7 +215,7 @@ def test_missing_files_are_named(folder):
 @pytest.mark.parametrize("content", [b'{"a": ', b"", b"\xff\xfe\x00", b"[1, 2]", b"[" * 100_000])
 def test_damaged_json_is_named(folder, name, content):
     (folder / name).write_bytes(content)
-    refused(folder, f"{name}.*(JSON|object)")
+    refused(folder, f"{name}.*(JSON|object|UTF-8)")
 
 
 def test_damaged_merges_are_named(folder):
@@ -223,7 +223,7 @@ def test_damaged_merges_are_named(folder):
     path.write_text("#version: 0.2\nr e\nonly-one\n")
     refused(folder, "Merge 2 in .*merges.txt is not a pair")
     path.write_bytes(b"r e\n\xff\xff e\n")
-    refused(folder, "merges.txt cannot be read")
+    refused(folder, "merges.txt is not UTF-8")
 
 
 def test_merges_of_another_vocabulary_are_refused(folder):
@@ -243,7 +243,7 @@ def test_a_vocabulary_of_another_kind_is_refused(folder):
     refused(folder, "is not CLIP's")
 
 
-@pytest.mark.parametrize("name", ["T5Tokenizer", "Qwen2TokenizerFast"])
+@pytest.mark.parametrize("name", ["T5Tokenizer", "GemmaTokenizerFast"])
 def test_a_class_to_come_is_named(folder, name):
     refused(change(folder, tokenizer_class=name), name.removesuffix("Fast") + ".*CLIPTokenizer")
     (folder / "tokenizer_config.json").unlink()

@@ -22,13 +22,15 @@ diffusers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 
 
-def make_gentle(folder: Path, *, factor: float = GENTLE) -> Path:
-    """Scale the UNet's last layer, so that latents stay within what trained models have."""
+def make_gentle(
+    folder: Path, *, factor: float = GENTLE, part: str = "unet", layer: str = "conv_out"
+) -> Path:
+    """Scale the denoiser's last layer, so that latents stay within what trained models have."""
     from safetensors.torch import load_file, save_file
 
-    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    path = folder / part / "diffusion_pytorch_model.safetensors"
     weights = load_file(path)
-    for name in ("conv_out.weight", "conv_out.bias"):
+    for name in (f"{layer}.weight", f"{layer}.bias"):
         weights[name] = weights[name] * factor
     save_file(weights, path, metadata={"format": "pt"})
     return folder

@@ -17,7 +17,7 @@ from tests.oracle.pairs import Pair, make_gentle
 
 import perfuse
 from perfuse import DiffusionPipeline
-from perfuse_conformance.checkpoints import edit_json, make_checkpoint, randomise
+from perfuse_conformance.checkpoints import EMBED, edit_json, make_checkpoint, randomise
 
 pytestmark = pytest.mark.slow
 
@@ -353,6 +353,6 @@ def test_unclip_of_embeddings_pixels_and_latents(copy_of: Callable[[str], Path])
     pair = unclip(copy_of("unclip"), class_embeddings_concat=True)
     pair = with_scheduler(pair, "EulerDiscreteScheduler")
     draw = torch.Generator().manual_seed(0)
-    embeds, latents = torch.randn(1, 12, generator=draw), torch.randn(1, 4, 8, 8, generator=draw)
+    embeds, latents = torch.randn(1, EMBED, generator=draw), torch.randn(1, 4, 8, 8, generator=draw)
     pair.check(3, prompt="a circle", image_embeds=embeds, noise_level=20, latents=latents)
-    pair.check(3, image=torch.randn(1, 3, 32, 32, generator=draw), num_images_per_prompt=2)
+    pair.check(3, image=torch.randn(1, 3, 24, 24, generator=draw), num_images_per_prompt=2)

@@ -1,13 +1,16 @@
 """CLIP tokenizers against transformers', over thousands of generated strings and a list of odd ones."""
 
+import io
+import itertools
 import json
 import random
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from perfuse.errors import InputError
+from perfuse.errors import CheckpointError, InputError
 from perfuse.sources.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -351,3 +354,43 @@ def test_another_class_is_read_from_its_tokenizer_json(tmp_path):
     ours = Tokenizer.from_folder(tmp_path)
     assert (ours.bos_token_id, ours.eos_token_id, ours.pad_token_id) == (None, 1, 0)
     compare(ours, theirs, ODD + list(generated(100)), 32, True)
+
+
+def test_a_sentencepiece_model_alone(tmp_path: Path) -> None:
+    """T5's tokenizer from ``spiece.model``, as PixArt's repositories have it."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    colours, shapes = ("red", "green", "blue", "white"), ("circle", "square", "triangle")
+    pairs = itertools.product(colours, shapes, colours)
+    lines = [f"a {one} {shape} on the {other} background" for one, shape, other in pairs]
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*lines, "an über-große Fläche, ½ ﬁne!"] * 3),
+        model_writer=written,
+        vocab_size=41,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (tmp_path / "spiece.model").write_bytes(written.getvalue())
+    config = {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 10}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = Tokenizer.from_folder(tmp_path)
+    model = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+    theirs = transformers.T5Tokenizer.from_pretrained(tmp_path)
+    texts = ["a red circle on the blue background", "  ﬁne   Fläche, ½ 紅 ", "", "triangle</s> red"]
+    for text in texts:
+        found = ours(text, max_length=40).input_ids[0].tolist()
+        padded = theirs(text, padding="max_length", max_length=40).input_ids
+        assert found == padded, text
+    for text in texts[:3]:
+        assert ours.ids(text) == [*model.encode(text), 1], text
+
+
+def test_a_sentencepiece_model_that_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    for content in (b"\xff" * 40, b"\x0a\x7f", b""):
+        (tmp_path / "spiece.model").write_bytes(content)
+        with pytest.raises(CheckpointError, match="is no SentencePiece model"):
+            Tokenizer.from_folder(tmp_path)

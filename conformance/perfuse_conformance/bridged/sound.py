@@ -10,37 +10,21 @@ from perfuse_conformance.bridged.recipe import Made, recipe
 CALL = {"prompt": PROMPT, "num_inference_steps": 2, "generator": torch.Generator}
 
 
-def clap(kind: str) -> Any:
-    """CLAP, or its text encoder."""
+def clap() -> Any:
+    """CLAP's text encoder."""
     import transformers
 
-    text = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 2,
-        "projection_dim": 16,
-        "vocab_size": 32,
-        "max_position_embeddings": 32,
-        "pad_token_id": 0,
-    }
-    if kind == "ClapTextModelWithProjection":
-        return transformers.ClapTextModelWithProjection(transformers.ClapTextConfig(**text))
-    audio = {
-        "spec_size": 64,
-        "window_size": 4,
-        "num_mel_bins": 64,
-        "patch_stride": [4, 4],
-        "patch_size": 4,
-        "patch_embeds_hidden_size": 16,
-        "hidden_size": 32,
-        "projection_dim": 16,
-        "depths": [2, 2],
-        "num_hidden_layers": 2,
-        "num_attention_heads": [2, 2],
-    }
-    config = transformers.ClapConfig(text_config=text, audio_config=audio, projection_dim=16)
-    return transformers.ClapModel(config)
+    config = transformers.ClapTextConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        projection_dim=16,
+        vocab_size=32,
+        max_position_embeddings=32,
+        pad_token_id=0,
+    )
+    return transformers.ClapTextModelWithProjection(config)
 
 
 def vocoder() -> Any:
@@ -60,7 +44,8 @@ def vocoder() -> Any:
     )
 
 
-def _ldm(encoder: Any) -> dict[str, Any]:
+@recipe("AudioLDMPipeline", "sound")
+def _audio() -> Made:
     from diffusers import DDIMScheduler
 
     given = unet(
@@ -71,27 +56,14 @@ def _ldm(encoder: Any) -> dict[str, Any]:
         down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
         up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
     )
-    return {
+    kept = {
         "vae": vae(in_channels=1, out_channels=1),
-        "text_encoder": encoder,
+        "text_encoder": clap(),
         "tokenizer": tokenizer(start=True),
         "unet": given,
         "scheduler": DDIMScheduler(beta_start=0.0015, beta_end=0.0195, clip_sample=False),
         "vocoder": vocoder(),
     }
-
-
-@recipe("AudioLDMPipeline", "sound")
-def _audio() -> Made:
-    kept = _ldm(clap("ClapTextModelWithProjection"))
-    return Made(components=kept, call={**CALL, "audio_length_in_s": 0.005})
-
-
-@recipe("MusicLDMPipeline", "sound")
-def _music() -> Made:
-    from transformers import ClapFeatureExtractor
-
-    kept = {**_ldm(clap("ClapModel")), "feature_extractor": ClapFeatureExtractor()}
     return Made(components=kept, call={**CALL, "audio_length_in_s": 0.005})
 
 

@@ -88,6 +88,7 @@ def _dance() -> Made:
         flip_sin_to_cos=True,
         use_timestep_embedding=False,
         time_embedding_type="fourier",
+        time_embedding_dim=16,
         mid_block_type="UNetMidBlock1D",
         down_block_types=("DownBlock1DNoSkip", "DownBlock1D", "AttnDownBlock1D"),
         up_block_types=("AttnUpBlock1D", "UpBlock1D", "UpBlock1DNoSkip"),

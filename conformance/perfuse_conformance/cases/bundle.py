@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from perfuse.errors import PerfuseError
-from perfuse.sources import from_plain, inside, sha256
+from perfuse.sources import from_plain, inside, read_json, sha256
 from perfuse.spec import PipelineSpec
 
 __all__ = ["FORMAT", "Bundle", "BundleError", "hash_of", "write_bundle"]
@@ -67,18 +67,10 @@ class Bundle:
             BundleError: it is no bundle, is damaged, or of a newer version.
         """
         path = folder / _INDEX
-        try:
-            index = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as exc:
-            raise BundleError(
-                f"{folder} was to be read as a golden bundle; {path.name}: {exc.strerror}. Make one "
-                "with: perfuse conformance record"
-            ) from exc
-        except ValueError as exc:
-            raise BundleError(
-                f"{path} was to be read; it is not whole JSON: {exc}. Record the bundle again."
-            ) from exc
-        if not isinstance(index, dict) or index.get("format") != FORMAT:
+        index = read_json(
+            path, error=BundleError, remedy="Make one with: perfuse conformance record"
+        )
+        if index.get("format") != FORMAT:
             raise BundleError(f"{path} is not a golden bundle. Name the folder of one.")
         if not _MANIFEST_KEYS <= index.keys() or not isinstance(index["version"], int):
             raise BundleError(f"{path} lacks fields of a bundle. Record it again.")

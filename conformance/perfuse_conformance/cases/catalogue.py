@@ -25,6 +25,7 @@ __all__ = [
     "LEVELS",
     "OTHER_WEIGHTS",
     "PROFILES",
+    "SOAK",
     "Capabilities",
     "Capability",
     "Case",
@@ -356,6 +357,8 @@ def _ids(component: ComponentSpec, shape: tuple[int, ...], tokens: int, random: 
 #: The case of a component whose weights change while its graph does not, and of one whose adapters
 #: are switched to and fro.
 OTHER_WEIGHTS, ADAPTERS = "other-weights", "adapters"
+#: Many calls of one program, and what they leave behind.
+SOAK = "soak"
 
 
 def cases_of(
@@ -438,12 +441,13 @@ def _component_cases(
         return
     contracts = {"closed": "L1"}
     if component.name == spec.denoiser.name:
+        contracts |= {SOAK: "L2"}
         contracts |= {OTHER_WEIGHTS: "L2"}  # where graphs are not known apart, it exports again
     if component.role in (Role.DENOISER, Role.TEXT_ENCODER) and component.entry_of is None:
         contracts |= {ADAPTERS: "L2"}
     for subject, level in contracts.items():
         yield Case(
-            id=f"{'contract' if level == 'L1' else 'weights'}/{name}/{subject}",
+            id=f"{'weights' if subject in (OTHER_WEIGHTS, ADAPTERS) else 'contract'}/{name}/{subject}",
             level=level,
             kind="contract",
             component=name,

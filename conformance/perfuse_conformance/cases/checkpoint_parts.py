@@ -12,6 +12,7 @@ from typing import Any
 __all__ = [
     "WORDS",
     "adapter_config",
+    "byte_codes",
     "controlnet_config",
     "ddpm_config",
     "dpt_config",
@@ -24,8 +25,10 @@ __all__ = [
     "write_json",
     "write_model",
     "write_processor",
+    "write_t5",
     "write_text_encoder",
     "write_tokenizer",
+    "write_word_pieces",
 ]
 
 WORDS = ["a", "the", "red", "green", "blue", "circle", "square", "on", "white", "background"]
@@ -218,7 +221,7 @@ def write_text_encoder(
 
 def write_tokenizer(folder: Path, *, pad_token: str = _END) -> int:
     """Write CLIP's ``vocab.json`` and ``merges.txt``, all bytes and a few words; return its size."""
-    letters = [chr(code) for code in _byte_codes()]
+    letters = [chr(code) for code in byte_codes()]
     vocab = letters + [letter + "</w>" for letter in letters]
     merges = []
     for word in WORDS:
@@ -239,7 +242,60 @@ def write_tokenizer(folder: Path, *, pad_token: str = _END) -> int:
     return len(vocab)
 
 
-def _byte_codes() -> list[int]:
+def write_t5(folder: Path, vocab_size: int, seed: int, **fields: Any) -> None:
+    """Write a T5 encoder of version 1.1, whose states are 32 wide."""
+    import transformers
+
+    config = {
+        "vocab_size": vocab_size,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 2,
+        "num_heads": 4,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 20,
+        "feed_forward_proj": "gated-gelu",
+        **fields,
+    }
+    model = transformers.T5EncoderModel(transformers.T5Config(**config))
+    randomise(model, seed).save_pretrained(folder)
+
+
+def write_word_pieces(folder: Path) -> int:
+    """Write a T5 tokenizer, a few words and all letters; return its size."""
+    import tokenizers
+    from tokenizers import decoders, normalizers, pre_tokenizers, processors
+
+    special = ["<pad>", "</s>", "<unk>"]
+    pieces = [(f"\N{LOWER ONE EIGHTH BLOCK}{word}", -2.0) for word in WORDS]
+    letters = [(chr(code), -8.0) for code in range(33, 127)]
+    vocab = [
+        *((one, 0.0) for one in special),
+        ("\N{LOWER ONE EIGHTH BLOCK}", -4.0),
+        *pieces,
+        *letters,
+    ]
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram(vocab, unk_id=2, byte_fallback=False))
+    spaces = tokenizers.Regex(" {2,}")
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Strip(left=False, right=True), normalizers.Replace(spaces, " ")]
+    )
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    ends = [("</s>", 1)]
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=ends)
+    made.add_special_tokens(special)
+    folder.mkdir(parents=True, exist_ok=True)
+    made.save(str(folder / "tokenizer.json"))
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    write_json(folder / "special_tokens_map.json", names)
+    config = {"tokenizer_class": "T5TokenizerFast", "model_max_length": 512, "extra_ids": 0}
+    write_json(folder / "tokenizer_config.json", {**config, **names})
+    return len(vocab)
+
+
+def byte_codes() -> list[int]:
     """The characters by which GPT-2's byte-level BPE shows the 256 bytes, in CLIP's order."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return shown + [256 + i for i in range(256 - len(shown))]

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from perfuse_conformance.cases.adapters import write_adapter, write_image_encoder
+from perfuse_conformance.cases.adapters import EMBED, write_adapter, write_image_encoder
 from perfuse_conformance.cases.checkpoint_parts import (
     adapter_config,
     controlnet_config,
@@ -21,8 +21,16 @@ from perfuse_conformance.cases.checkpoint_parts import (
     write_json,
     write_model,
     write_processor,
+    write_t5,
     write_text_encoder,
     write_tokenizer,
+    write_word_pieces,
+)
+from perfuse_conformance.cases.language_checkpoints import (
+    klein,
+    klein_distilled,
+    qwen_image,
+    z_image,
 )
 
 __all__ = ["IP_ADAPTERS", "KINDS", "make_checkpoint"]
@@ -41,9 +49,9 @@ def make_checkpoint(folder: Path, kind: str = "sd1", *, seed: int = 0) -> Path:
     pictures. Models that look at pictures: ``inpaint``, ``pix2pix``, ``depth``, ``upscale``,
     ``variation``. With a part more: ``control`` (two ControlNets), ``adapter`` (a T2I-Adapter, and
     the tiny autoencoder), ``ip-adapter`` (two, in a folder of their own); ``edited`` inpaints as a
-    ControlNet says; ``union`` is XL with a ControlNet-Union. ``depth-estimated`` and
-    ``latent-upscaler``, which draw from pictures alone, are not among ``KINDS``. What is not about the UNet has a smaller one, as ``sd1-small`` has: with
-    attention in the middle alone.
+    ControlNet says; ``union`` is XL with a ControlNet-Union. From pictures alone: ``unclip``,
+    ``depth-estimated`` and ``latent-upscaler``. What is not about the UNet has a smaller one, as
+    ``sd1-small`` has: with attention in the middle alone.
 
     Pictures are 16×16 (latents 8×8), text states 32 wide (XL: 64), prompts 77 tokens.
     """
@@ -322,6 +330,34 @@ def _refiner(folder: Path, seed: int) -> Path:
     )
 
 
+def _unclip(folder: Path, seed: int) -> Path:
+    """The UNet is told a picture's noisy embedding, and how noisy it is."""
+    import torch
+
+    import perfuse.models
+
+    told = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2 * EMBED}
+    _small(folder, seed, **told)
+    write_image_encoder(folder / "image_encoder", seed=seed + 4)
+    write_processor(folder)
+    normalizer = perfuse.models.StableUnCLIPImageNormalizer(embedding_dim=EMBED)
+    with torch.no_grad():
+        randomise(normalizer, seed + 5).std.abs_().add_(0.5)
+    normalizer.save_pretrained(folder / "image_normalizer")
+    levels = {"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"}
+    write_json(folder / "image_noising_scheduler" / "scheduler_config.json", levels)
+    return _of_class(
+        folder,
+        "StableUnCLIPImg2ImgPipeline",
+        requires_safety_checker=...,
+        safety_checker=...,
+        feature_extractor=["transformers", "CLIPImageProcessor"],
+        image_encoder=["transformers", "CLIPVisionModelWithProjection"],
+        image_normalizer=["stable_diffusion", "StableUnCLIPImageNormalizer"],
+        image_noising_scheduler=["diffusers", "DDPMScheduler"],
+    )
+
+
 def _estimated(folder: Path, seed: int) -> Path:
     """Stable Diffusion 2's depth model in small; pictures are 64×64 for its estimator."""
     import torch
@@ -380,6 +416,153 @@ def _latent_upscaler(folder: Path, seed: int) -> Path:
     return folder
 
 
+def _flux(folder: Path, seed: int, **fields: Any) -> Path:
+    """FLUX.1 dev; pictures are in multiples of 4 pixels, two by two latents a token."""
+    config = {
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 32,
+        "guidance_embeds": True,
+        "axes_dims_rope": [4, 4, 8],
+        **fields,
+    }
+    write_model(folder / "transformer", "FluxTransformer2DModel", config, seed)
+    _write_flow(folder, seed, use_dynamic_shifting=True, shift=3.0)
+    size = write_tokenizer(folder / "tokenizer")
+    write_text_encoder(folder / "text_encoder", "CLIPTextModel", size, seed + 2, eos_token_id=None)
+    write_t5(folder / "text_encoder_2", write_word_pieces(folder / "tokenizer_2"), seed + 3)
+    index = {
+        "_class_name": "FluxPipeline",
+        "_diffusers_version": "0.42.0",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(folder / "model_index.json", index)
+    return folder
+
+
+def _schnell(folder: Path, seed: int) -> Path:
+    return _flux(folder, seed, guidance_embeds=False)
+
+
+def _fill(folder: Path, seed: int) -> Path:
+    """Of the transformer's channels 16 are of a masked picture, and 16 of the mask's pixels."""
+    _flux(folder, seed, in_channels=48, out_channels=16)
+    return _of_class(folder, "FluxFillPipeline")
+
+
+def _kontext(folder: Path, seed: int) -> Path:
+    return _of_class(_flux(folder, seed), "FluxKontextPipeline")
+
+
+def _sd3(folder: Path, seed: int, **fields: Any) -> Path:
+    """Stable Diffusion 3.5: a dual block, normalised queries and keys; T5 after two CLIPs."""
+    config = {
+        "sample_size": 16,
+        "in_channels": 16,
+        "out_channels": 16,
+        "num_layers": 3,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "joint_attention_dim": 80,
+        "caption_projection_dim": 32,
+        "pooled_projection_dim": 64,
+        "pos_embed_max_size": 24,
+        "dual_attention_layers": [0],
+        "qk_norm": "rms_norm",
+        **fields,
+    }
+    write_model(folder / "transformer", "SD3Transformer2DModel", config, seed)
+    _write_flow(folder, seed, channels=16, shift=3.0)
+    kind = "CLIPTextModelWithProjection"
+    index = {
+        "_class_name": "StableDiffusion3Pipeline",
+        "_diffusers_version": "0.42.0",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder_3": ["transformers", "T5EncoderModel"],
+        "tokenizer_3": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "SD3Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    for i, end in enumerate(("", "_2")):
+        size = write_tokenizer(folder / f"tokenizer{end}")
+        write_text_encoder(
+            folder / f"text_encoder{end}", kind, size, seed + 2 + i, eos_token_id=None
+        )
+        index |= {f"text_encoder{end}": ["transformers", kind]}
+        index |= {f"tokenizer{end}": ["transformers", "CLIPTokenizer"]}
+    size = write_word_pieces(folder / "tokenizer_3")
+    write_t5(folder / "text_encoder_3", size, seed + 4, d_model=80)
+    write_json(folder / "model_index.json", index)
+    return folder
+
+
+def _without_t5(folder: Path, seed: int) -> Path:
+    nothing = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
+    plain = _sd3(folder, seed, dual_attention_layers=[], qk_norm=None)
+    return _of_class(plain, "StableDiffusion3Pipeline", **nothing)
+
+
+def _pixart(folder: Path, seed: int, **fields: Any) -> Path:
+    """PixArt-α, which is told the picture's size; its pictures are 256×256 by default."""
+    config = {
+        "sample_size": 128,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": 2,
+        "attention_head_dim": 12,
+        "num_attention_heads": 2,
+        "cross_attention_dim": 24,
+        "caption_channels": 32,
+        **fields,
+    }
+    write_model(folder / "transformer", "PixArtTransformer2DModel", config, seed)
+    write_model(folder / "vae", "AutoencoderKL", vae_config(), seed + 1)
+    write_t5(folder / "text_encoder", write_word_pieces(folder / "tokenizer"), seed + 2)
+    scheduler = {"_class_name": "DPMSolverMultistepScheduler", **_SCHEDULE}
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    index = {
+        "_class_name": "PixArtAlphaPipeline",
+        "_diffusers_version": "0.42.0",
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "PixArtTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(folder / "model_index.json", index)
+    return folder
+
+
+def _sigma(folder: Path, seed: int) -> Path:
+    return _of_class(_pixart(folder, seed, sample_size=16), "PixArtSigmaPipeline")
+
+
+def _write_flow(folder: Path, seed: int, *, channels: int = 4, **scheduler: Any) -> None:
+    """An autoencoder with a shift and without the layers around its latents, and a flow's scheduler."""
+    vae = vae_config(
+        latent_channels=channels,
+        shift_factor=0.06,
+        scaling_factor=1.5,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    write_model(folder / "vae", "AutoencoderKL", vae, seed + 1)
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", **scheduler}
+    write_json(folder / "scheduler" / "scheduler_config.json", config)
+
+
 def _union(folder: Path, seed: int) -> Path:
     _sdxl(folder, seed)
     unet = json.loads((folder / "unet" / "config.json").read_text("utf-8"))
@@ -414,9 +597,21 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "edited": _edited,
         "adapter": _adapter,
         "ip-adapter": _ip_adapter,
+        "unclip": _unclip,
         "depth-estimated": _estimated,
         "latent-upscaler": _latent_upscaler,
+        "flux": _flux,
+        "flux-schnell": _schnell,
+        "pixart": _pixart,
+        "pixart-sigma": _sigma,
+        "sd3": _sd3,
+        "sd3-without-t5": _without_t5,
+        "flux-fill": _fill,
+        "flux-kontext": _kontext,
+        "z-image": z_image,
+        "klein": klein,
+        "klein-distilled": klein_distilled,
+        "qwen-image": qwen_image,
     }
 )
-#: Those that have a spec of their own to be measured.
-KINDS = tuple(kind for kind in _WRITERS if kind not in ("depth-estimated", "latent-upscaler"))
+KINDS = tuple(_WRITERS)

@@ -111,8 +111,8 @@ class _Given:
 
     def _pictures(self, task: Task, number: int, size: list[int]) -> dict[str, Any]:
         """The pictures that a task takes; small ones where it makes them large."""
-        scale = self.spec.latents.downscale
-        shown = [length // scale for length in size] if task.name == "upscale" else size
+        times = {"upscale": self.spec.latents.downscale, "latent-upscale": 2}.get(task.name, 1)
+        shown = [length // times for length in size]
         nets = self.spec.having(Role.CONTROL)
         follow: Any = [{"picture": number + i, "size": size} for i, _ in enumerate(nets)]
         follow = follow if len(follow) > 1 else follow[0] if follow else None
@@ -181,7 +181,9 @@ def _plain_draws(seed: int) -> Iterator[Draw]:
 
 def _task_draws(given: _Given, task: Task, *, main: bool) -> Iterator[Draw]:
     """A task that starts from pictures: once, and more if it is what the model is made for."""
-    scheduler, name = given.scheduler, task.name
+    # k-diffusion's upscaler predicts what other schedulers do not take.
+    own = task.name == "latent-upscale"
+    scheduler, name = None if own else given.scheduler, task.name
     strong = 8.5 if given.embedded else 5.0
     one = Draw(id=name, scheduler=scheduler, task=name, inputs=given(task, 10, 8, strong))
     yield replace(one, forced=main, halves=main)

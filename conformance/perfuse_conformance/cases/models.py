@@ -31,7 +31,13 @@ _WORSE = (
     "perturbed:kind=skip,layers=mid",
 )
 #: The modules that say how a checkpoint is made.
-_RECIPE = ("adapters", "checkpoint_parts", "checkpoints")
+_RECIPE = (
+    "adapters",
+    "checkpoint_parts",
+    "checkpoints",
+    "language_checkpoints",
+    "language_parts",
+)
 _STEERED = ("prompts", "freeu")
 
 #: What ``--model`` may name besides a checkpoint. Their pictures mean nothing; their numbers tell as
@@ -50,6 +56,9 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-depth": RandomModel(kind="depth"),
         "random-upscale": RandomModel(kind="upscale"),
         "random-variation": RandomModel(kind="variation"),
+        "random-unclip": RandomModel(kind="unclip"),
+        "random-estimated": RandomModel(kind="depth-estimated"),
+        "random-latent-upscaler": RandomModel(kind="latent-upscaler"),
         "random-control": RandomModel(kind="control"),
         "random-union": RandomModel(kind="union"),
         "random-adapter": RandomModel(kind="adapter"),
@@ -58,8 +67,13 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-guided": RandomModel(kind="sd1-small", transforms=_WORSE),
         "random-steered": RandomModel(kind="sd1-small", transforms=_STEERED),
         "random-shallow": RandomModel(kind="sd1", transforms=("deepcache:every=2",)),
-        "random-pixart": RandomModel(kind="PixArtAlphaPipeline"),
-        "random-flux": RandomModel(kind="FluxPipeline"),
+        "random-flux": RandomModel(kind="flux"),
+        "random-z-image": RandomModel(kind="z-image"),
+        "random-sd3": RandomModel(kind="sd3"),
+        "random-pixart": RandomModel(kind="pixart-sigma"),
+        "random-aura": RandomModel(kind="AuraFlowPipeline"),
+        "random-klein": RandomModel(kind="klein"),
+        "random-qwen-image": RandomModel(kind="qwen-image"),
     }
 )
 

@@ -15,13 +15,13 @@ one with an entry in ``waivers.toml`` beside this module, which also names the b
 """
 
 import datetime
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from perfuse.errors import ConfigError
+from perfuse.sources import read_toml
 from perfuse_conformance.cases.catalogue import LEVELS, Capability
 from perfuse_conformance.judge.levels import claim_of
 from perfuse_conformance.judge.results import Result, Run, Status
@@ -272,10 +272,7 @@ def _expected(result: Result, entry: Expectation, *, waived: bool) -> Result:
 def _read(
     path: Path, *, table: str, required: tuple[str, ...] = (), optional: tuple[str, ...]
 ) -> Expectations:
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"{path} was to be read as TOML: {exc}. Mend or remove it.") from exc
+    data = read_toml(path, error=ConfigError, remedy="Mend or remove it.")
     others = sorted(set(data) - {table})
     if others:
         raise ConfigError(f"{path} has {', '.join(others)}; it may have [[{table}]] alone.")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from perfuse.sources import read_toml
 from perfuse_conformance import SUITE_VERSION
 from perfuse_conformance.judge.tolerances import (
     TOLERANCES,
@@ -18,7 +19,6 @@ from perfuse_conformance.judge.tolerances import (
     error_of,
     named,
     problems,
-    read_toml,
 )
 
 __all__ = ["LARGEST_SLACK", "main", "offences", "released_table"]
@@ -45,7 +45,7 @@ def offences(path: Path = TOLERANCES, *, suite_version: str = SUITE_VERSION) -> 
         suite_version: What its version has to be.
     """
     try:
-        data = read_toml(path)
+        data = read_toml(path, error=TolerancesError, remedy="Mend it.")
     except TolerancesError as exc:
         return [str(exc)]
     found = list(problems(data))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from perfuse.errors import PerfuseError
-from perfuse.sources import write_file
+from perfuse.sources import read_json, write_file
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -283,15 +283,8 @@ def read_results(path: Path) -> Run:
     Raises:
         ResultsError: there is no such file, it is truncated, or of a newer or another schema.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise ResultsError(f"{path} was to be read; the system said: {exc.strerror}.") from exc
-    except ValueError as exc:
-        raise ResultsError(
-            f"{path} was to be read as results; it is not whole JSON: {exc}. Run the suite again."
-        ) from exc
-    version = data.get("schema_version") if isinstance(data, dict) else None
+    data = read_json(path, error=ResultsError, remedy="Run the suite again.")
+    version = data.get("schema_version")
     if (
         not isinstance(version, str)
         or version.partition(".")[0] != SCHEMA_VERSION.partition(".")[0]

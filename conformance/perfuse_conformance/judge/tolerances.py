@@ -7,7 +7,6 @@
 import hashlib
 import json
 import math
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from perfuse.errors import InputError, PerfuseError
+from perfuse.sources import read_toml
 from perfuse_conformance.judge.results import Metric
 
 __all__ = ["TOLERANCES", "Limit", "Tolerances", "TolerancesError", "error_of"]
@@ -107,7 +107,7 @@ class Tolerances:
         Raises:
             TolerancesError: it cannot be read, or does not say what it has to.
         """
-        data = read_toml(path)
+        data = read_toml(path, error=TolerancesError, remedy="Mend it.")
         problem = next(problems(data), None)
         if problem is not None:
             raise TolerancesError(f"{path} was to be read as limits; {problem}. Mend it.")
@@ -143,18 +143,6 @@ def error_of(metric: str, value: float) -> float:
     if metric in ("ssim", "agreement"):
         return max(1 - value, 0.0)
     return value
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The file as it is.
-
-    Raises:
-        TolerancesError: it is missing or not TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise TolerancesError(f"{path} was to be read as limits: {exc}. Mend it.") from exc
 
 
 def problems(data: Mapping[str, Any]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from perfuse.errors import InputError, PerfuseError
+from perfuse.sources import read_json
 from perfuse_conformance.judge.results import ResultsError, Run, Status, read_results
 from perfuse_conformance.report import presentation as said
 from perfuse_conformance.report.presentation import KINDS
@@ -84,7 +85,7 @@ def read_data(path: Path) -> dict[str, Any]:
         ResultsError: there is no such file, or it is not what ``summarise`` makes.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path, error=ResultsError)
         if data["schema_version"] != _VERSION:
             raise ResultsError(
                 f"{path} has the schema version {data['schema_version']!r}; this suite draws "
@@ -92,8 +93,6 @@ def read_data(path: Path) -> dict[str, Any]:
             )
         for entry in data["entries"]:
             _levels(entry)
-    except OSError as exc:
-        raise ResultsError(f"{path} was to be drawn; the system said: {exc.strerror}.") from exc
     except (ValueError, TypeError, KeyError, AttributeError) as exc:
         raise ResultsError(
             f"{path} was to be drawn; it is not a summary of results ({type(exc).__name__}: {exc}). "

@@ -24,6 +24,7 @@ from perfuse_conformance.cases.catalogue import (
     ADAPTERS,
     LEVELS,
     OTHER_WEIGHTS,
+    SOAK,
     Arrays,
     Capability,
     Case,
@@ -56,6 +57,11 @@ Watch = Callable[[Result], None]
 
 #: How far a result may be from what is right, over how far other weights would take it.
 _STALE = 0.1
+#: How far an answer may be from the first one to the same inputs, over its spread: engines add up in
+#: an order that threads and layouts change.
+_SOAKED = 1e-3
+#: Bytes that a process may grow by over hundreds of calls.
+_GROWN = 64_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +282,8 @@ class Session:
             return judge_host(case, result, self)
         if case.kind in ("component", "forced"):
             return self._calls(case, result)
+        if case.subject == SOAK:
+            return self._soaked(case, result)
         if case.kind == "contract":
             kept = case.subject in (OTHER_WEIGHTS, ADAPTERS)
             return self._other_weights(case, result) if kept else self._closed(case, result)
@@ -294,7 +302,7 @@ class Session:
             Failure: it is gone.
         """
         limit = self.timeout + (self.prepare_timeout if prepares else 0.0)
-        if request["do"] in ("prepare", "call", "closed", "other_weights", "draw"):
+        if request["do"] in ("prepare", "call", "closed", "soak", "other_weights", "draw"):
             request = {**request, "bundle": str(self.bundle.path)}
         return self._worker.ask(request, limit)
 
@@ -361,6 +369,39 @@ class Session:
                 "leaves-threads",
                 f"a closed program left {', '.join(answer.value['threads'])} running, which keeps "
                 "the process from ending",
+            )
+        return _mannered(replace(result, status=Status.PASS), answer)
+
+    def _soaked(self, case: Case, result: Result) -> Result:
+        """The hundredth answer must be the first one, however its inputs lie, and leave nothing."""
+        answer = self.ask(
+            {
+                "do": "soak",
+                "component": case.component,
+                "precision": case.precision,
+                "static": case.mode == "static",
+                "seed": self.seed,
+            },
+            prepares=True,
+        )
+        if answer.value is None:
+            return _mannered(raised(result, answer.error or {}), answer)
+        found = answer.value
+        if not found["miss"] <= _SOAKED:
+            return fail(
+                result,
+                Status.FAIL_MISMATCH,
+                "changes-with-calls",
+                f"call {found['at']} of {found['calls']}, with {found['layout']} inputs, misses the "
+                f"first answer to the same inputs by {found['miss']:.2g} of its spread",
+            )
+        if found["grown"] is not None and found["grown"] > _GROWN:
+            return fail(
+                result,
+                Status.FAIL_CONTRACT,
+                "memory-grows",
+                f"{found['calls']} calls left {found['grown'] / 1e6:.0f} MB more in memory than the "
+                "first hundred",
             )
         return _mannered(replace(result, status=Status.PASS), answer)
 

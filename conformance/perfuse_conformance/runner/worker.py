@@ -33,6 +33,7 @@ from perfuse_conformance.judge.metrics import rmse
 from perfuse_conformance.reference.draws import run_draw
 from perfuse_conformance.reference.other_weights import truth, with_adapter, with_other_weights
 from perfuse_conformance.reference.quality import caption_verdicts
+from perfuse_conformance.runner.soak import soak
 from perfuse_conformance.runner.watch import GlobalState, TorchWatch
 
 __all__ = ["main"]
@@ -244,6 +245,28 @@ class Worker:
         except PerfuseError as exc:
             return {"refused": str(exc), "threads": left}
         return {"refused": None, "threads": left}
+
+    def do_soak(
+        self, bundle: str, component: str, precision: str, static: bool, seed: int
+    ) -> dict[str, Any]:
+        """Call one program many times with what the probes of its sizes are called with."""
+        opened = self._opened(bundle)
+        made = self.source.component(component, precision=precision)
+        fitting = {
+            id: meta
+            for id, meta in opened.index["probes"].items()
+            if meta["component"] == component and made_for(made, meta["dims"])
+        }
+        if not fitting:
+            raise InputError(
+                f"{component} is fixed to {dict(made.static)}, which nothing is asked with."
+            )
+        dims = next(iter(fitting.values()))["dims"]
+        alike = {id: meta for id, meta in fitting.items() if not static or meta["dims"] == dims}
+        inputs = [opened.inputs(id, i) for id, meta in alike.items() for i in range(meta["calls"])]
+        program = self._ready(component, precision, dims if static else {})
+        tensors = program.torch_device is not None
+        return soak(program, inputs, seed, lambda out: _taken(out, tensors, 0, [])).to_dict()
 
     def do_other_weights(
         self, bundle: str, component: str, precision: str, static: bool, adapters: bool

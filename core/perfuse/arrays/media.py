@@ -3,12 +3,11 @@
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from perfuse.arrays.reading import picture_file
 from perfuse.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["export_to_gif", "export_to_video", "load_image", "make_image_grid"]
 
+_REMOTE = ("http://", "https://")
 #: The most bytes that are read from a URL.
 _LARGEST = 200 * 2**20
 
@@ -33,37 +33,34 @@ def load_image(
     Raises:
         InputError: there is no such picture, or Pillow cannot read it.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
-    try:
-        if isinstance(image, Image.Image):
-            opened = image
-        elif str(image).startswith(("http://", "https://")):
-            opened = Image.open(BytesIO(_fetched(str(image))))
-        else:
-            opened = Image.open(Path(image))
-        opened = ImageOps.exif_transpose(opened)
-    except FileNotFoundError as exc:
-        raise InputError(f"There is no picture at {image}. Check the path.") from exc
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as exc:
-        raise InputError(
-            f"{image} cannot be read as a picture: {exc}. Give a whole PNG, JPEG or WebP file."
-        ) from exc
-    except Image.DecompressionBombError as exc:
-        raise InputError(
-            f"{image} has too many pixels to be read: {exc}. Make it smaller."
-        ) from exc
-    return opened.convert("RGB") if convert_method is None else convert_method(opened)
+    if isinstance(image, Image.Image):
+        upright = ImageOps.exif_transpose(image)
+    else:
+        content = _fetched(str(image)) if str(image).startswith(_REMOTE) else None
+        with picture_file(image, content) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            upright.load()
+    return upright.convert("RGB") if convert_method is None else convert_method(upright)
 
 
 def _fetched(url: str) -> bytes:
     from urllib.request import Request, urlopen
 
-    request = Request(url, headers={"User-Agent": "perfuse"})
-    with urlopen(request, timeout=60) as answer:
-        content: bytes = answer.read(_LARGEST + 1)
+    try:
+        request = Request(url, headers={"User-Agent": "perfuse"})
+        with urlopen(request, timeout=60) as answer:
+            content: bytes = answer.read(_LARGEST + 1)
+    except (OSError, ValueError) as exc:
+        raise InputError(
+            f"{url} cannot be read as a picture: {exc}. Check the address, or give a file."
+        ) from exc
     if len(content) > _LARGEST:
-        raise ValueError(f"it is larger than {_LARGEST // 2**20} MiB")
+        raise InputError(
+            f"{url} cannot be read as a picture: it is larger than {_LARGEST // 2**20} MiB. Give a "
+            "smaller one."
+        )
     return content
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from perfuse.arrays.reading import picture_file
 from perfuse.errors import InputError
 
 if TYPE_CHECKING:
@@ -299,21 +300,10 @@ def read(path: "str | os.PathLike[str]") -> Metadata:
         InputError: there is no such file, it is damaged or no PNG, it has no metadata of perfuse,
             or what it has cannot be used.
     """
-    from PIL import Image
-
     path = os.fspath(path)
-    try:
-        with Image.open(path) as image:
-            kind, text = image.format, image.info.get(CHUNK)
-            image.verify()  # every chunk, to the end
-    except FileNotFoundError as exc:
-        raise InputError(f"There is no picture at {path}. Check the path.") from exc
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
-        why = getattr(exc, "strerror", None) or exc
-        raise InputError(
-            f"{path} was to be read; it is not a whole picture: {why}. Name a PNG that perfuse "
-            "wrote."
-        ) from exc
+    with picture_file(path) as image:
+        kind, text = image.format, image.info.get(CHUNK)
+        image.verify()  # every chunk, to the end
     if kind != "PNG":
         raise InputError(
             f"{path} was to be read; it is a {kind}, and only a PNG carries what it was drawn from. "

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from perfuse.arrays.operations import is_torch, to_numpy
+from perfuse.arrays.reading import picture_file
 from perfuse.errors import InputError, NonFiniteError
 from perfuse.sources.files import replacing
 
@@ -157,19 +158,10 @@ def open_picture(path: str | Path) -> "Image":
 
     Raises `InputError` if there is no such file or Pillow cannot read it.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    try:
-        with Image.open(path) as image:
-            return _rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError as exc:
-        raise InputError(f"There is no picture at {path}. Check the path.") from exc
-    except (OSError, SyntaxError, ValueError) as exc:
-        raise InputError(
-            f"{path} cannot be read as a picture: {exc}. Give a whole PNG, JPEG or WebP file."
-        ) from exc
-    except Image.DecompressionBombError as exc:
-        raise InputError(f"{path} has too many pixels to be read: {exc}. Make it smaller.") from exc
+    with picture_file(path) as image:
+        return _rgb(ImageOps.exif_transpose(image))
 
 
 def _checked_list(given: Any) -> list[Any]:

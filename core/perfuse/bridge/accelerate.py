@@ -14,6 +14,7 @@ from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.run.options import check_scopes, options_for
 from perfuse.run.transforms import find_transforms
+from perfuse.sources.files import read_json
 from perfuse.sources.model_index import MODULAR
 from perfuse.sources.store import ArtifactStore, atomic_folder, locked
 
@@ -402,10 +403,10 @@ def loaded(
 ) -> Any:
     """``load_accelerated``, with the ``from_pretrained`` to call in place of its class."""
     try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        record = read_json(path / RECORD, error=InputError)
         saved, precision = str(record["backend"]), record["precision"]
         options, transforms = dict(record["options"]), [str(one) for one in record["transforms"]]
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+    except (ValueError, KeyError, TypeError) as exc:
         raise InputError(
             f"{path} was to be opened as an accelerated pipeline; its {RECORD} cannot be read: {exc}. "
             "Name a folder that pipe.save_perfuse(folder) wrote."

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from perfuse.errors import InputError
+from perfuse.sources.files import user_path
 from perfuse.sources.hub import is_hub_id
 
 __all__ = ["check_code", "check_files", "custom_class"]
@@ -111,7 +112,7 @@ def custom_class(
     custom = os.fspath(custom)
     file = _local(custom)
     if file is None:
-        own = Path(str(model)).expanduser() / f"{custom}.py"
+        own = user_path(str(model)) / f"{custom}.py"
         file = own if own.is_file() else _from_hub(custom, revision, offline)
         what = f"custom_pipeline={custom!r} would run {file}."
         if not trust_remote_code:
@@ -124,7 +125,7 @@ def custom_class(
 
 def _local(custom: str) -> Path | None:
     """The user's own file; ``None`` if none was named."""
-    path = Path(custom).expanduser()
+    path = user_path(custom)
     if path.is_dir():
         path = path / _FILE
     elif path.suffix != ".py":

@@ -8,6 +8,7 @@ from typing import Any
 from perfuse.bridge.accelerate import diffusers_pipeline
 from perfuse.bridge.code import check_files
 from perfuse.errors import CheckpointError, InputError
+from perfuse.sources.files import user_path
 from perfuse.sources.hub import file_from_hub, is_hub_id
 from perfuse.sources.model_index import CONFIG, INDEX, MODULAR, read_json
 
@@ -20,7 +21,7 @@ def modular_index_of(
     model: _Model, revision: str | None, offline: bool | None, hub: Mapping[str, Any]
 ) -> dict[str, Any] | None:
     """The content of ``modular_model_index.json``; ``None`` for another model than a modular one."""
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.is_dir():
         named = path / MODULAR
         return read_json(named) if named.is_file() and not (path / INDEX).exists() else None
@@ -65,7 +66,7 @@ def open_modular(
     diffusers_pipeline()
     from diffusers import ModularPipeline, __version__
 
-    path = Path(model).expanduser()
+    path = user_path(model)
     files = _code(model, path, revision, offline, hub)
     check_files(files, model=str(model), revision=revision, trusted=trust_remote_code)
     where: dict[str, Any] = {**hub, **({"local_files_only": True} if offline else {})}

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from perfuse.bridge.accelerate import (
@@ -20,6 +19,7 @@ from perfuse.contract.target import Placement
 from perfuse.errors import CheckpointError, InputError, PerfuseError
 from perfuse.run.arguments import check_safetensors
 from perfuse.run.placing import torch_device
+from perfuse.sources.files import user_path
 from perfuse.sources.hub import file_from_hub, is_hub_id
 from perfuse.sources.model_index import INDEX, read_index
 from perfuse.sources.store import ArtifactStore
@@ -38,7 +38,7 @@ _Model = str | os.PathLike[str]
 
 def is_accelerated(model: object) -> bool:
     """Whether a model is a folder that ``pipe.save_perfuse`` wrote."""
-    return isinstance(model, str | os.PathLike) and (Path(model).expanduser() / RECORD).is_file()
+    return isinstance(model, str | os.PathLike) and (user_path(model) / RECORD).is_file()
 
 
 def open_bridged(
@@ -96,7 +96,7 @@ def open_bridged(
             f"bridged=True was given for {model if model is not None else 'the bundled model'}; "
             "Diffusers opens a checkpoint's folder or a Hub id. Name one."
         )
-    path = Path(model).expanduser()
+    path = user_path(model)
     if is_accelerated(path):
         return loaded(path, opening, backend=backend, strict=strict, **arguments)
     hub = {n: arguments[n] for n in ("cache_dir", "token") if arguments.get(n) is not None}
@@ -193,7 +193,7 @@ def index_of(
     """The content of ``model_index.json``, or of a modular pipeline's ``modular_model_index.json``."""
     if (modular := modular_index_of(model, revision, offline, hub)) is not None:
         return modular
-    path = Path(model).expanduser()
+    path = user_path(model)
     if not path.exists() and is_hub_id(model):
         path = file_from_hub(str(model), INDEX, revision, offline, hub)[0].parent
     return read_index(path, str(model))

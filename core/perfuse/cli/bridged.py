@@ -10,10 +10,11 @@ from typing import Any
 
 import click
 
-from perfuse.cli.common import parts_of, read_options
+from perfuse.cli.common import load_ip_adapters, parts_of, read_options, weighted
 from perfuse.cli.task_options import TaskOption
 from perfuse.errors import InputError, PerfuseError
-from perfuse.report.console import safe
+from perfuse.report.console import say
+from perfuse.sources.files import user_path
 
 __all__ = ["check_native", "export", "generate", "has_diffusers", "inspect_model", "runs_bridged"]
 
@@ -21,10 +22,9 @@ __all__ = ["check_native", "export", "generate", "has_diffusers", "inspect_model
 _NATIVE = {
     "options": "--option",
     "embeddings": "--embedding",
-    "loras": "--lora",
     "preset": "--fast, --faster or --fastest",
-    "ip_adapters": "--ip-adapter",
     "lora_folder": "--lora-folder",
+    "memory": "--memory",
     "preview": "--preview",
     "preview_vae": "--preview-vae",
     "origin": "--from",
@@ -141,7 +141,50 @@ def opened(given: Mapping[str, Any], flags: Collection[str]) -> Any:
     for name in ("tiling", "slicing"):
         if given.get(f"vae_{name}"):
             getattr(pipe.vae, f"enable_{name}")()
+    _adapt(pipe, given.get("loras", ()), given.get("ip_adapters", ()))
     return pipe
+
+
+def _adapt(pipe: Any, loras: Sequence[str], ip_adapters: Sequence[str]) -> None:
+    """Load LoRAs and IP-Adapters by the pipeline's own methods.
+
+    Raises:
+        InputError: its class takes none, a weight is no number, or a file does not fit.
+    """
+    for flag, texts, method, load in (
+        ("--lora", loras, "load_lora_weights", _load_loras),
+        ("--ip-adapter", ip_adapters, "load_ip_adapter", load_ip_adapters),
+    ):
+        if not texts:
+            continue
+        if not hasattr(pipe, method):
+            raise InputError(f"{flag} {texts[0]} was given; {type(pipe).__name__} takes none.")
+        try:
+            load(pipe, texts)
+        except PerfuseError:
+            raise
+        except Exception as exc:  # Diffusers, PEFT, safetensors: they have no one root
+            raise InputError(
+                f"{flag} {texts[0]} was given; Diffusers raised {type(exc).__name__}: "
+                f"{' '.join(str(exc).split())}"
+            ) from exc
+
+
+def _load_loras(pipe: Any, texts: Sequence[str]) -> None:
+    """Load the LoRAs of ``--lora FILE[:WEIGHT]``; all of them count."""
+    weights = {}
+    for number, text in enumerate(texts):
+        file, weight = weighted("--lora", text)
+        path, name = Path(file).expanduser(), f"default_{number}"
+        own = {"weight_name": path.name} if path.is_file() else {}
+        if own and path.suffix != ".safetensors":
+            raise InputError(
+                f"--lora {file} was given; only .safetensors files are read, as others can run code."
+            )
+        where = path.parent if own else file
+        pipe.load_lora_weights(str(where), adapter_name=name, use_safetensors=True, **own)
+        weights[name] = weight
+    pipe.set_adapters(list(weights), list(weights.values()))
 
 
 def _import_diffusers() -> None:
@@ -307,11 +350,11 @@ def _say(pipe: Any, paths: Sequence[Path], seed: int, *, as_json: bool, quiet: b
         click.echo(json.dumps(result))
         return
     for path in paths:
-        click.echo(f"{path}  (seed {seed})")
+        say(f"{path}  (seed {seed})")
     if not quiet:
-        click.echo(f"{type(pipe).__name__}, bridged", err=True)
+        say(f"{type(pipe).__name__}, bridged", err=True)
         for row in rows:
-            click.echo(safe(str(row)), err=True)
+            say(row, err=True)
 
 
 def export(given: Mapping[str, Any], flags: Collection[str]) -> Path:
@@ -355,7 +398,7 @@ def inspect_model(given: Mapping[str, Any]) -> dict[str, Any]:
     from perfuse.bridge.opening import index_of
 
     model, revision, offline = given["model"], given["revision"], given["offline"]
-    index, folder = index_of(model, revision, offline, {}), Path(model).expanduser()
+    index, folder = index_of(model, revision, offline, {}), user_path(model)
     components = {
         name: {
             "library": library,

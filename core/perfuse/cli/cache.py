@@ -5,6 +5,7 @@ import json
 import click
 
 from perfuse.cli.common import JSON, size_text
+from perfuse.report.console import say
 
 __all__ = ["cache"]
 
@@ -42,4 +43,4 @@ def cache_clear() -> None:
     from perfuse.sources.store import ArtifactStore
 
     forget_all()
-    click.echo(f"{ArtifactStore.default().clear()} exports removed")
+    say(f"{ArtifactStore.default().clear()} exports removed")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from perfuse.errors import InputError
+from perfuse.sources.files import user_path
 
 if TYPE_CHECKING:
     from perfuse.run.pipeline import DiffusionPipeline
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ARGUMENT",
     "BRIDGED",
+    "FILE",
     "IP_ADAPTER",
     "JSON",
     "LORA",
@@ -31,6 +33,7 @@ __all__ = [
     "read_options",
     "size_text",
     "variable",
+    "weighted",
 ]
 
 #: For every command that opens a model: see ``perfuse.cli.bridged``.
@@ -60,6 +63,18 @@ IP_ADAPTER = click.option(
     multiple=True,
     help="An IP-Adapter, a file or OWNER/NAME/FOLDER/FILE on the Hub; several times for several.",
 )
+
+
+class _File(click.ParamType):  # type: ignore[type-arg]  # only of newer versions
+    """The path of a file or folder; whether there is one, the command says."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        return user_path(value)
+
+
+FILE = _File()
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -172,7 +187,7 @@ def load_loras(pipe: "DiffusionPipeline", texts: Sequence[str]) -> None:
     """
     weights = []
     for number, text in enumerate(texts):
-        file, weight = _weighted("--lora", text)
+        file, weight = weighted("--lora", text)
         pipe.load_lora_weights(file, adapter_name=f"default_{number}")
         weights.append(weight)
     if texts:
@@ -188,7 +203,7 @@ def load_ip_adapters(pipe: "DiffusionPipeline", texts: Sequence[str]) -> None:
     """
     if not texts:
         return
-    files, scales = zip(*(_weighted("--ip-adapter", text) for text in texts), strict=True)
+    files, scales = zip(*(weighted("--ip-adapter", text) for text in texts), strict=True)
     models, folders, names = zip(*map(_in_model, files), strict=True)
     pipe.load_ip_adapter(models, subfolder=folders, weight_name=names)
     pipe.set_ip_adapter_scale(list(scales))
@@ -198,13 +213,13 @@ def _in_model(file: str) -> tuple[str, str, str]:
     """The folder or Hub id that a file is in, the folder in that, and the file's name."""
     from perfuse.sources.hub import is_hub_id
 
-    path, parts = Path(file).expanduser(), file.split("/")
+    path, parts = user_path(file), file.split("/")
     if not path.exists() and len(parts) > 2 and is_hub_id("/".join(parts[:2])):
         return "/".join(parts[:2]), "/".join(parts[2:-1]), parts[-1]
     return str(path.parent), "", path.name
 
 
-def _weighted(flag: str, text: str) -> tuple[str, float]:
+def weighted(flag: str, text: str) -> tuple[str, float]:
     """The file and the weight of ``FILE[:WEIGHT]``."""
     file, colon, weight = text.rpartition(":")
     if not colon or Path(text).exists() or len(file) < 2:  # one letter is a drive

@@ -11,6 +11,7 @@ from perfuse.cli import bridged as through_diffusers
 from perfuse.cli.common import (
     ARGUMENT,
     BRIDGED,
+    FILE,
     IP_ADAPTER,
     JSON,
     LORA,
@@ -30,6 +31,7 @@ from perfuse.cli.common import (
 from perfuse.cli.settings import Configured
 from perfuse.cli.watch import watching
 from perfuse.errors import InputError, NotNativeError
+from perfuse.report.console import say
 
 __all__ = ["export"]
 
@@ -37,7 +39,7 @@ __all__ = ["export"]
 @click.command(cls=Configured)
 @model_options
 @click.option("--to", "format", required=True, help="onnx, openvino, or another exporter's format.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option("--output", type=FILE, required=True, help="A new folder.")
 @option("--precision", help="float32 or float16.")
 @option("--height", type=int, help="Fix the height in pixels; by default any size.")
 @option("--width", type=int, help="Fix the width in pixels.")
@@ -75,7 +77,7 @@ def export(ctx: click.Context, /, **given: Any) -> None:
         result = {"folder": str(folder), "run": "bridged", "files": len(sizes)}
         click.echo(json.dumps({**result, "bytes": sum(sizes)}))
         return
-    click.echo(f"{folder}  ({len(sizes)} files, {size_text(sum(sizes))})")
+    say(f"{folder}  ({len(sizes)} files, {size_text(sum(sizes))})")
 
 
 def _export(
@@ -138,9 +140,9 @@ def _export(
         result = {"folder": str(output), "files": len(files), "bytes": size}
         click.echo(json.dumps({**result, "seconds": watch.seconds()}))
         return
-    click.echo(f"{output}  ({len(files)} files, {size_text(size)})")
+    say(f"{output}  ({len(files)} files, {size_text(size)})")
     if not quiet:
-        click.echo(watch.summary(), err=True)
+        say(watch.summary(), err=True)
 
 
 def _read_size(text: str) -> tuple[int, int]:

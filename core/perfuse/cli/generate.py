@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from perfuse.cli import bridged as through_diffusers
 from perfuse.cli.common import (
     ARGUMENT,
     BRIDGED,
+    FILE,
     IP_ADAPTER,
     JSON,
     LORA,
@@ -36,7 +38,8 @@ from perfuse.cli.settings import Configured
 from perfuse.cli.task_options import TaskOption, fitting, task_options
 from perfuse.cli.watch import Watch, watching
 from perfuse.errors import InputError, NotNativeError, PerfuseError
-from perfuse.report.console import safe
+from perfuse.report.console import safe, say
+from perfuse.sources.files import user_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -87,7 +90,7 @@ def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
 @IP_ADAPTER
 @click.option(
     "--lora-folder",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Read <lora:NAME:0.8> in the prompt, and take the files from this folder.",
 )
 @NO_CHECKER
@@ -102,15 +105,18 @@ def _options(ctx: click.Context) -> tuple[TaskOption, ...]:
     "--from",
     "origin",
     metavar="PICTURE",
-    type=click.Path(path_type=Path),
+    type=FILE,
     help="Draw a PNG of perfuse again; flags beside it win.",
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=FILE,
     default=Path("picture.png"),
     show_default=True,
     help="The PNG to write; - for standard output.",
+)
+@option(
+    "--memory", help="Keep the weights of no more components than this takes: 6GB, low or auto."
 )
 @click.option("--vae-tiling", is_flag=True, help="Decode and encode large pictures in tiles.")
 @click.option("--vae-slicing", is_flag=True, help="Decode and encode pictures one by one.")
@@ -199,9 +205,9 @@ def _generate(
         return
     seeds = ", ".join(map(str, state["seeds"]))
     for path in paths:
-        click.echo(f"{path}  (seed {seeds})", err=output == _STDOUT)
+        say(f"{path}  (seed {seeds})", err=output == _STDOUT)
     if not quiet:
-        click.echo(watch.summary(_where(pipe)), err=True)
+        say(watch.summary(_where(pipe)), err=True)
 
 
 # --- inputs -----------------------------------------------------------------------------------
@@ -221,7 +227,7 @@ def _read(origin: Path, flags: frozenset[str]) -> "Metadata":
     if again.loras and "loras" not in flags:
         named.append(f"LoRAs {', '.join(str(one['file']) for one in again.loras)}")
     if named:
-        click.echo(f"perfuse: {safe(origin)} names {safe('; '.join(named))}.", err=True)
+        say(f"perfuse: {origin} names {'; '.join(named)}.", err=True)
     if again.replaced:
         warnings.warn(
             f"{safe(origin)} was drawn with another {safe(', '.join(again.replaced))} than its model "
@@ -267,6 +273,7 @@ def _opened(
         load_loras(pipe, given["loras"])
     else:
         _load_again(pipe, again)
+    pipe.keep_within(given["memory"])
     pipe.vae_tiling, pipe.vae_slicing = given["vae_tiling"], given["vae_slicing"]
     if scheduler is not None:
         pipe.scheduler = scheduler
@@ -472,12 +479,12 @@ def _check_output(output: Path, as_json: bool) -> None:
 
 
 def _check_writable(flag: str, path: Path) -> None:
-    folder = path.parent
-    if not folder.is_dir():
+    folder = user_path(path).parent
+    if not os.path.isdir(folder):
         raise InputError(f"{flag} {path} was asked for; there is no folder {folder}. Make it.")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{flag} {path} is a folder; name a file in it, such as a.png.")
-    if path.exists() and not _is_replaceable(path):
+    if os.path.lexists(path) and not _is_replaceable(path):
         raise InputError(
             f"{flag} {path} was asked for; what is there is not a picture, and stays. Name another "
             "file."
@@ -486,16 +493,14 @@ def _check_writable(flag: str, path: Path) -> None:
 
 def _is_replaceable(path: Path) -> bool:
     """Whether an existing file is a picture or empty, so that it may be replaced."""
-    from PIL import Image
+    from perfuse.arrays.reading import picture_file
 
-    if not path.is_file():
-        return False  # a device or a pipe
     try:
-        if path.stat().st_size == 0:
+        if os.path.isfile(path) and os.path.getsize(path) == 0:
             return True
-        with Image.open(path):
+        with picture_file(path):
             return True
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (InputError, OSError):
         return False
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from perfuse.cli import bridged as through_diffusers
-from perfuse.cli.common import BRIDGED, JSON, added_to, model_of, model_options, option
+from perfuse.cli.common import BRIDGED, FILE, JSON, added_to, model_of, model_options, option
 from perfuse.cli.settings import Configured
 from perfuse.cli.watch import watching
 from perfuse.errors import NotNativeError
@@ -21,7 +21,7 @@ __all__ = ["inspect"]
 
 
 @click.command(cls=Configured)
-@click.argument("picture", required=False, type=click.Path(path_type=Path))
+@click.argument("picture", required=False, type=FILE)
 @model_options
 @click.option("--verify", is_flag=True, help="Check the SHA-256 of every exported file.")
 @click.option("--for", "target", help="Report what a target would say; it need not be here.")
@@ -29,7 +29,10 @@ __all__ = ["inspect"]
 @option("--height", type=int, help="With --for: the height in pixels, fixed.")
 @option("--width", type=int, help="With --for: the width in pixels, fixed.")
 @click.option("--batch", type=int, help="With --for: the batch, fixed.")
-@click.option("--memory", help="With --for: the device's memory, as 8GB.")
+@click.option(
+    "--memory",
+    help="What to keep of the weights at a time: 6GB, low or auto; with --for, the device's.",
+)
 @BRIDGED
 @JSON
 @click.pass_context
@@ -82,6 +85,9 @@ def inspect(
     if target is not None:
         asked = {"precision": precision, "height": height, "width": width, "batch": batch}
         ctx.exit(_inspect_for(source, target, memory, as_json, asked))
+    if memory is not None:
+        _inspect_memory(source, memory, precision, as_json)
+        return
     if as_json:
         data = {
             "model": source.model,
@@ -98,6 +104,28 @@ def inspect(
     print_spec(source)
 
 
+def _inspect_memory(source: "Source", memory: str, precision: str | None, as_json: bool) -> None:
+    """Print what a pipeline would keep of its weights within so much memory."""
+    from perfuse.run.pipeline import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(source, precision=precision)
+    found = pipe.residency
+    budget, together = found.budget(memory), list[str]()
+    rows = []
+    for stage in found.stages:
+        for name in stage:
+            gone = found.released(together, name, budget)
+            together = [one for one in together if one not in gone] + [name]
+        rows.append({"runs": stage, "in_memory": list(together), "bytes": found.of(together)})
+    if as_json:
+        sizes = {"weights": dict(found.sizes), "whole": found.whole, "least": found.least}
+        click.echo(json.dumps({"model": source.model, **sizes, "budget": budget, "plan": rows}))
+        return
+    from perfuse.report.tables import print_memory
+
+    print_memory(source.model, found.whole, found.least, budget, rows)
+
+
 def _inspect_for(
     source: "Source",
     text: str,
@@ -107,12 +135,13 @@ def _inspect_for(
 ) -> int:
     """Print the portability report; 1 where a component would not run."""
     from perfuse.contract.target import Target
-    from perfuse.report.portability import limits_of, read_bytes, report, verdicts
+    from perfuse.memory import read_size
+    from perfuse.report.portability import limits_of, report, verdicts
 
     target = Target.parse(text)
     name, limits = limits_of(target)
     executed = limits.executed if limits is not None else ""
-    room = read_bytes(memory) if memory is not None else None
+    room = read_size(memory) if memory is not None else None
     with watching(show=True):
         findings = report(source, target, memory=room, **asked)
     found = verdicts(findings)

@@ -17,11 +17,14 @@ from perfuse.cli.bench import bench
 from perfuse.cli.cache import cache
 from perfuse.cli.export import export
 from perfuse.cli.generate import generate
+from perfuse.cli.graphs import graphs
 from perfuse.cli.inspect import inspect
 from perfuse.cli.merge import merge
 from perfuse.cli.plugins import plugin
 from perfuse.errors import BackendNotFoundError, ConfigError, InputError, PerfuseError, PluginError
-from perfuse.report.console import safe
+from perfuse.plugins.importing import Stopped
+from perfuse.report.console import forgive, say
+from perfuse.sources.files import shown
 
 if TYPE_CHECKING:
     from perfuse.plugins.installed import Entry
@@ -29,25 +32,30 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 
-class _Terminated(KeyboardInterrupt):
-    """Raised on SIGTERM, so that it is handled as Ctrl-C is and unfinished work is cleaned up."""
+#: What ends a command, so that unfinished work is cleaned up: Ctrl-C, ``kill``, a closed terminal.
+_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Make SIGTERM raise ``_Terminated`` in the ``with`` block."""
+def _stoppable() -> Iterator[None]:
+    """Make each of these signals raise ``Stopped`` in the ``with`` block."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        raise _Terminated
+        raise Stopped(signum)
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set a signal handler
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    # One that is ignored stays so: nohup ignores SIGHUP.
+    heeded = [one for one in _SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+    before = {one: signal.signal(one, stop) for one in heeded}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 class _Group(click.Group):
@@ -83,21 +91,39 @@ class _Group(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(sorted(said.items()))
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            forgive(stream)
+        with _stoppable():
+            return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _terminable():
-                return super().invoke(ctx)
+            return super().invoke(ctx)
+        except KeyboardInterrupt as exc:
+            say("perfuse: interrupted; nothing half done was kept.", err=True)
+            # The status that a shell reports for a process ended by the signal.
+            ctx.exit(128 + (exc.signal if isinstance(exc, Stopped) else signal.SIGINT))
+        except PerfuseError as exc:
+            _complain(exc)
+            wrong_line = isinstance(exc, InputError | ConfigError | BackendNotFoundError)
+            ctx.exit(2 if wrong_line else 1)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
-        except KeyboardInterrupt as exc:
-            click.echo("perfuse: interrupted; nothing half done was kept.", err=True)
-            # The status that a shell reports for a process ended by the signal.
-            ctx.exit(128 + (signal.SIGTERM if isinstance(exc, _Terminated) else signal.SIGINT))
-        except PerfuseError as exc:
-            click.echo(f"perfuse: {_line(exc)}", err=True)
-            wrong_line = isinstance(exc, InputError | ConfigError | BackendNotFoundError)
-            ctx.exit(2 if wrong_line else 1)
+        except OSError as exc:  # where no message says what was being done
+            named = isinstance(exc.filename, str | bytes)
+            where = shown(exc.filename) if named else "the working folder, or a device"
+            _complain(f"{where}: the system said: {exc.strerror or exc}. Is it there, and allowed?")
+            ctx.exit(1)
+        except MemoryError as exc:
+            _complain(f"There is not enough memory: {exc or 'none is left'}. Ask for less at once.")
+            ctx.exit(1)
+
+
+def _complain(message: object) -> None:
+    """Say on one line what is wrong; the message may quote an engine or a file."""
+    say(f"perfuse: {' '.join(str(message).splitlines())}", err=True)
 
 
 def _load_command(entry: "Entry") -> click.Command:
@@ -132,15 +158,10 @@ def main() -> None:
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     if issubclass(category, UserWarning):
-        click.echo(f"perfuse: warning: {_line(message)}", err=True)
+        _complain(f"warning: {message}")
 
 
-def _line(message: object) -> str:
-    """A message on one line, with control sequences escaped: it may quote an engine or a file."""
-    return safe(" ".join(str(message).splitlines()))
-
-
-for command in (generate, export, merge, inspect, bench, backends, doctor, plugin, cache):
+for command in (generate, export, merge, inspect, bench, backends, doctor, plugin, cache, graphs):
     main.add_command(command)
 
 

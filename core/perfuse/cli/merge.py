@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from perfuse.cli.common import (
+    FILE,
     JSON,
     LORA,
     QUIET,
@@ -19,6 +20,7 @@ from perfuse.cli.common import (
 from perfuse.cli.settings import Configured
 from perfuse.cli.watch import watching
 from perfuse.errors import InputError
+from perfuse.report.console import say
 
 __all__ = ["merge"]
 
@@ -26,7 +28,7 @@ __all__ = ["merge"]
 @click.command(cls=Configured)
 @model_options
 @LORA
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="A new folder.")
+@click.option("--output", type=FILE, required=True, help="A new folder.")
 @option("--precision", help="float32, float16 or bfloat16.")
 @QUIET
 @JSON
@@ -65,4 +67,4 @@ def merge(
         result = {"folder": str(output), "files": len(sizes), "bytes": sum(sizes)}
         click.echo(json.dumps({**result, "seconds": watch.seconds()}))
         return
-    click.echo(f"{output}  ({len(sizes)} files, {size_text(sum(sizes))})")
+    say(f"{output}  ({len(sizes)} files, {size_text(sum(sizes))})")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from perfuse.cli.common import JSON
+from perfuse.cli.common import FILE, JSON
+from perfuse.report.console import say
 
 __all__ = ["plugin"]
 
@@ -41,7 +42,7 @@ def plugin_disable(name: str) -> None:
     from perfuse.plugins.disabled import switch
     from perfuse.plugins.installed import entry_points
 
-    click.echo(f"{', '.join(switch(name, [e.key for e in entry_points()], on=False))} disabled")
+    say(f"{', '.join(switch(name, [e.key for e in entry_points()], on=False))} disabled")
 
 
 @plugin.command("enable")
@@ -51,14 +52,12 @@ def plugin_enable(name: str) -> None:
     from perfuse.plugins.disabled import switch
     from perfuse.plugins.installed import entry_points
 
-    click.echo(f"{', '.join(switch(name, [e.key for e in entry_points()], on=True))} enabled")
+    say(f"{', '.join(switch(name, [e.key for e in entry_points()], on=True))} enabled")
 
 
 @plugin.command("new")
 @click.argument("name")
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=Path(), help="Where to make the folder."
-)
+@click.option("--output", type=FILE, default=Path(), help="Where to make the folder.")
 def plugin_new(name: str, output: Path) -> None:
     """Write a plugin that runs as it is: the folder perfuse-NAME."""
     import shlex
@@ -66,6 +65,6 @@ def plugin_new(name: str, output: Path) -> None:
     from perfuse.plugins.scaffold import new_plugin
 
     folder = new_plugin(name, output)
-    click.echo(f"{folder} is ready. Next:")
+    say(f"{folder} is ready. Next:")
     for line in (f"cd {shlex.quote(str(folder))}", "pip install -e '.[test]'", "pytest"):
-        click.echo(f"  {line}")
+        say(f"  {line}")

@@ -1,6 +1,6 @@
 """``perfuse.toml``: defaults for the command line, overridden by the environment and by flags."""
 
-import tomllib
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import click
 
 from perfuse.cli.task_options import task_options
 from perfuse.errors import ConfigError
+from perfuse.sources.files import read_toml
 
 __all__ = ["SETTINGS", "Configured", "known_settings", "read_settings"]
 
@@ -44,13 +45,21 @@ class Configured(click.Command):
     ) -> click.Context:
         if not {"-h", "--help"} & set(args):  # help works even with a broken file
             extra["default_map"] = read_settings(
-                Path.cwd(), known_settings, more=lambda: known_settings(plugins=True)
+                _working_folder(), known_settings, more=lambda: known_settings(plugins=True)
             )
         return super().make_context(info_name, args, parent, **extra)
 
 
+def _working_folder() -> Path | None:
+    """The working folder; ``None`` if it was removed, or may not be read."""
+    try:
+        return Path.cwd()
+    except OSError:
+        return None
+
+
 def read_settings(
-    folder: Path,
+    folder: Path | None,
     known: Callable[[], Mapping[str, type]],
     *,
     more: Callable[[], Mapping[str, type]] = dict,
@@ -58,20 +67,18 @@ def read_settings(
     """The ``[pipeline]`` table of the nearest ``perfuse.toml``, from a folder upwards, or empty.
 
     Args:
-        folder: Where to begin to look.
+        folder: Where to begin to look; ``None`` reads no file.
         known: Gives the settings that there are, each with its type; called where there is a file.
         more: Gives others, that take longer to find; called where the file has one not known.
 
     Raises:
         ConfigError: the file does not parse, or has an unknown setting.
     """
-    path = next((p / SETTINGS for p in (folder, *folder.parents) if (p / SETTINGS).is_file()), None)
+    folders = () if folder is None else (folder, *folder.parents)
+    path = next((p / SETTINGS for p in folders if os.path.isfile(p / SETTINGS)), None)
     if path is None:
         return {}
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"{path} was to be read as TOML: {exc}. Repair or remove it.") from exc
+    data = read_toml(path, error=ConfigError, remedy="Repair or remove it.")
     settings = data.get("pipeline", {})
     others = sorted(set(data) - {"pipeline"})
     if others:

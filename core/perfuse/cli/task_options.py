@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from perfuse.cli.common import variable
+from perfuse.cli.common import FILE, variable
 from perfuse.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class TaskOption:
         """The click option, which the environment can also set."""
         switch = self.kind is bool
         flags = f"{self.flag}/--no-{self.flag.removeprefix('--')}" if switch else self.flag
-        kind: Any = click.Path(path_type=Path) if self.kind is Path else self.kind
+        kind: Any = FILE if self.kind is Path else self.kind
         return click.Option(
             [flags],
             type=None if switch else kind,

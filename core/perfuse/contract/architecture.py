@@ -34,7 +34,9 @@ class Architecture:
     #: The ``LatentSpec`` subclass that ``latents`` returns; reads it back from a manifest.
     latent_spec: str = ""
     #: ``(spec, sizes, guidance) -> {input: array}``: inputs that follow from the sizes of a call
-    #: and the guidance scale alone: position tables, ids, masks, an embedded scale.
+    #: and the guidance scale alone: position tables, ids, masks, an embedded scale. Where the tokens
+    #: of other pictures follow the sample's, ``sizes`` has ``reference_0_height``,
+    #: ``reference_0_width`` and so on: their latents' sizes, before they are packed.
     host_inputs: str = ""
     #: ``(module, kind, layers, amount) -> nn.Module``: a worse version of a denoiser, for guidance; a
     #: ``perfuse.Perturbation`` says what is changed. Empty if there is none.
@@ -52,5 +54,12 @@ class Architecture:
     #: ``(layers) -> {other: layer}``: what files of adapters may also call its layers, for a class
     #: whose weights adapters change; every layer's own name is known without. Empty if there is none.
     aliases: str = ""
+    #: ``(name) -> str | None``: a stored tensor's name in checkpoints of today; ``None`` for one that
+    #: the class does not have. With it, tensors are found in a file without building the model.
+    names: str = ""
+    #: Fields of the config that change no graph: what the host reads, such as a scaling factor.
+    beside_graph: tuple[str, ...] = ()
+    #: Fields of the config that change its graphs in half precision alone.
+    in_half_precision: tuple[str, ...] = ()
     #: The library that ``model_index.json`` names for the class.
     library: str = "diffusers"

@@ -29,8 +29,6 @@ class Exporter(ABC):
     options: ClassVar[Options] = FrozenDict()
     #: Whether tools that read the format expect a ``model_index.json`` in the folder.
     indexed: ClassVar[bool] = False
-    #: Whether it writes graphs without weights, too: ``export_graph`` and ``fill``.
-    apart: ClassVar[bool] = False
 
     @abstractmethod
     def export(self, component: Component, folder: Path) -> Path:

@@ -82,6 +82,8 @@ class ExporterManifest:
     requires: tuple[str, ...] = ()
     install: str = ""
     summary: str = ""
+    #: Whether it writes graphs without weights, too: ``export_graph`` and ``fill``.
+    apart: bool = False
     #: The first and the last version of the contract that it was made for, both included.
     api_min: str = "1.0"
     api_max: str | None = None
@@ -109,6 +111,9 @@ class PipelineManifest:
     #: Scheduler settings that Diffusers corrects in outdated checkpoints: each name with the value
     #: that replaces any other.
     corrects: Mapping[str, Any] = field(default_factory=dict)
+    #: For prompts that are wrapped in the tokenizer's chat template: what the template is told,
+    #: ``{"enable_thinking": False}``. Empty for prompts as they are.
+    chat: Mapping[str, Any] = field(default_factory=dict)
     #: The scheduler class that replaces the checkpoint's, as the Diffusers pipeline does.
     scheduler: str | None = None
     #: The names of a call's arguments in Diffusers' order, for those given by position; by default

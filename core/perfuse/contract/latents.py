@@ -4,9 +4,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from perfuse.errors import InputError
+
 __all__ = ["LatentSpec", "PixelLatents"]
 
 Array = Any
+
+#: More channels, pixels a latent, or pixels of a tile than this have no latents.
+_MOST = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +31,21 @@ class LatentSpec(ABC):
     #: Pixels of a tile's side, where large pictures are decoded and encoded in tiles.
     tile: int = 512
 
+    def __post_init__(self) -> None:
+        for name in ("channels", "downscale", "tile"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not 1 <= value <= _MOST:
+                raise InputError(f"{name} of the latents is {value!r}; it takes 1 to {_MOST}.")
+
     @property
     def multiple(self) -> int:
         """Heights and widths in pixels are multiples of this."""
         return self.downscale
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the channels, once latents are packed."""
+        return 1
 
     def shape(self, batch: int, height: int, width: int) -> tuple[int, ...]:
         """The shape of the noise for pictures of this size in pixels, before it is packed."""

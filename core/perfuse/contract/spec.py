@@ -5,6 +5,7 @@ it. Everything that a backend or an exporter needs to know of a component is in 
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +24,11 @@ __all__ = [
     "TensorSpec",
 ]
 
+
+#: The largest size of an axis that is taken for one.
+_MOST = 2**31 - 1
+#: The name of a dimension, and what one that follows from another is.
+_DIM = re.compile(r"\w+([*/][1-9]\d{0,5})?")
 
 #: A numpy array, or a torch tensor if the denoiser runs on a torch device.
 Array = Any
@@ -76,9 +82,22 @@ class TensorSpec:
     #: or ``"latent_height*8"``.
     shape: tuple[int | str, ...]
 
+    def __post_init__(self) -> None:
+        for dim in self.shape:
+            if not (_DIM.fullmatch(dim) if isinstance(dim, str) else is_size(dim)):
+                raise InputError(
+                    f"{self.name} has the shape {self.shape!r}; sizes from 1 to {_MOST} and names of "
+                    "dimensions were expected."
+                )
+
     def resolve(self, dims: Mapping[str, int]) -> tuple[int | str, ...]:
         """The shape with the dimensions in ``dims`` replaced by their sizes."""
         return tuple(_resolved(d, dims) if isinstance(d, str) else d for d in self.shape)
+
+
+def is_size(value: object, least: int = 1) -> bool:
+    """Whether a value is a whole number that a size can be."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= _MOST
 
 
 def follows(dim: str) -> bool:
@@ -185,6 +204,12 @@ class Dim:
     #: for modules that are not perfuse's own. Whoever captures has to heed the graph's guards.
     inferred: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("multiple", "maximum", "example", "smallest"):
+            value = getattr(self, name)
+            if not (value is None and name != "multiple") and not is_size(value):
+                raise InputError(f"{name} of a dimension is {value!r}; it takes 1 to {_MOST}.")
+
 
 _ANY = Dim()
 
@@ -211,6 +236,9 @@ class ComponentSpec:
     #: For a denoiser: ``"branches"`` if guidance runs it with and without the prompt,
     #: ``"embedded"`` if it takes the guidance scale as an input, ``""`` if it has no guidance.
     guidance: str = ""
+    #: For a denoiser that reads a language model: which of its hidden states, joined in this order.
+    #: Counted as Transformers does: 0 the embeddings, then one a layer; -1 the last, normed.
+    reads_layers: tuple[int, ...] = ()
     #: Whether it overflows in float16, and therefore runs in float32 in a float16 pipeline.
     upcast: bool = False
     #: The component whose weights this one shares: another graph (entry) over the same weights.
@@ -271,6 +299,8 @@ class PipelineSpec:
     latents: LatentSpec
     #: Tokenizer name to its folder in the checkpoint.
     tokenizers: Mapping[str, str] = field(default_factory=FrozenDict)
+    #: Tokenizer name to the text before and after a prompt: its chat template, rendered.
+    templates: Mapping[str, tuple[str, str]] = field(default_factory=FrozenDict)
     #: Image processor name to its ``preprocessor_config.json``: how pictures are made ready for the
     #: components that look at them.
     processors: Mapping[str, Mapping[str, Any]] = field(default_factory=FrozenDict)
@@ -280,8 +310,10 @@ class PipelineSpec:
     options: Mapping[str, Any] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:
+        if not self.class_name.isidentifier():
+            raise InputError(f"The pipeline's class is {self.class_name!r}; a name was expected.")
         names = ("components", "scheduler", "schedulers", "tokenizers", "processors", "options")
-        for name in names:
+        for name in (*names, "templates"):
             object.__setattr__(self, name, FrozenDict(getattr(self, name)))
 
     def having(self, role: str) -> tuple[ComponentSpec, ...]:

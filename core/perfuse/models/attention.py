@@ -84,15 +84,51 @@ class GEGLU(nn.Module):
         return hidden * F.gelu(gate)
 
 
-class FeedForward(nn.Module):
-    """The gated two-layer network of a transformer block."""
+class SwiGLU(nn.Module):
+    """A gated linear unit with SiLU (Shazeer 2020)."""
 
-    def __init__(self, channels: int, *, dropout: float = 0.0) -> None:
+    def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
-        inner = 4 * channels
-        self.net = nn.ModuleList(
-            [GEGLU(channels, inner), nn.Dropout(dropout), nn.Linear(inner, channels)]
-        )
+        self.proj = nn.Linear(channels, inner * 2)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden, gate = self.proj(hidden).chunk(2, dim=-1)
+        return hidden * F.silu(gate)
+
+
+class TanhGELU(nn.Module):
+    """A linear layer and GELU, approximated by tanh."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, inner)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.gelu(self.proj(hidden), approximate="tanh")
+
+
+_FIRST_LAYERS: dict[str, type[nn.Module]] = {
+    "geglu": GEGLU,
+    "gelu-approximate": TanhGELU,
+    "swiglu": SwiGLU,
+}
+
+
+class FeedForward(nn.Module):
+    """The two-layer network of a transformer block; the first is gated, or has an activation."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        activation: str = "geglu",
+        inner: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        inner = inner if inner is not None else 4 * channels
+        first = _FIRST_LAYERS[activation](channels, inner)
+        self.net = nn.ModuleList([first, nn.Dropout(dropout), nn.Linear(inner, channels)])
 
     def forward(self, hidden: Tensor) -> Tensor:
         for layer in self.net:

@@ -20,7 +20,7 @@ from perfuse.models.registry import find
 from perfuse.plugins import resolve
 from perfuse.sources.weights import Weights
 
-__all__ = ["Given", "build_component", "load_native", "native", "unwrap", "wrap"]
+__all__ = ["Given", "build_component", "converted", "load_native", "native", "unwrap", "wrap"]
 
 _M = TypeVar("_M", bound=Model)
 
@@ -68,6 +68,22 @@ def native(cls: type[Model], spec: ComponentSpec, model: nn.Module) -> nn.Module
     except RuntimeError:  # layers were added or removed: run the user's module as it is
         return model
     return ours.requires_grad_(False)
+
+
+def converted(cls: type[_M], spec: ComponentSpec, model: nn.Module) -> _M:
+    """perfuse's model of class ``cls`` with the tensors of ``model``, which must be all of it.
+
+    Raises:
+        InputError: layers were added to ``model``, or removed.
+    """
+    ours = native(cls, spec, model)
+    if isinstance(ours, cls):
+        return ours
+    raise InputError(
+        f"A {type(model).__name__} was given for {spec.name}, a {spec.class_name}; its parameters are "
+        "not those of its config: layers were added or removed. Merge adapters into it first, or "
+        "give the pipeline the adapters' files."
+    )
 
 
 def load_native(cls: type[_M], spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> _M:

@@ -17,6 +17,10 @@ from perfuse.errors import CheckpointError
 __all__ = ["ModelConfig", "TransformersConfig", "check_types"]
 
 
+#: Above this a number in a config is none that a network computes with.
+_HUGE = 1e30
+
+
 def _frozen(value: Any) -> Any:
     return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
 
@@ -25,21 +29,43 @@ def _thawed(value: Any) -> Any:
     return [_thawed(item) for item in value] if isinstance(value, tuple) else value
 
 
+def _normal(value: Any, default: Any) -> Any:
+    """One spelling of a value: of 1 and 1.0, ``None`` and ``False``, 8 and [8, 8] for two blocks."""
+    if isinstance(default, bool) and value is None:
+        return False
+    if isinstance(value, list | tuple):
+        listed = [_normal(one, None) for one in value]
+        same = not isinstance(default, tuple) and all(one == listed[0] for one in listed)
+        return listed[0] if same and listed else listed
+    plain_int = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if plain_int else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The base class of model configurations."""
 
     class_name: ClassVar[str] = ""
+    #: Whether an unknown field is refused: for families of which newer variants appear, whose new
+    #: fields change what a network computes.
+    strict: ClassVar[bool] = False
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        """Read a parsed ``config.json``; unknown fields are ignored with a warning.
+        """Read a parsed ``config.json``; unknown fields are ignored with a warning, or refused.
 
         Raises:
-            CheckpointError: the model cannot take a value.
+            CheckpointError: the model cannot take a value, or it is strict and a field is unknown.
         """
         known = _names(cls)
         unknown = sorted(key for key in config if key not in known and not key.startswith("_"))
+        if unknown and cls.strict:
+            said = ", ".join(f"{name}={config[name]!r}" for name in unknown)
+            raise CheckpointError(
+                f"{cls.class_name}: config.json has {said}, which perfuse does not know: it is of a "
+                "newer variant, which may compute something else. Use a newer perfuse, or Diffusers "
+                "through the bridge."
+            )
         if unknown:
             warnings.warn(
                 f"{cls.class_name}: config.json has {', '.join(unknown)}, which this class does "
@@ -52,6 +78,10 @@ class ModelConfig:
         """The configuration as plain data, with the class name under ``_class_name``."""
         fields = {f.name: _thawed(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return {"_class_name": self.class_name, **fields}
+
+    def normal(self) -> dict[str, Any]:
+        """Plain data that is the same for two configurations that mean the same."""
+        return {f.name: _normal(getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
 
     # A config reads as a dictionary too, as Diffusers' do.
 
@@ -144,28 +174,43 @@ def check_types(config_class: type[Any], config: Mapping[str, Any], *, where: Pa
     """
     hints = typing.get_type_hints(config_class)
     for item in dataclasses.fields(config_class):
-        if item.name in config and not _accepts(hints[item.name], config[item.name]):
+        if item.name in config and not _accepts(
+            hints[item.name], config[item.name], _most(item.name)
+        ):
             wanted = item.type.__name__ if isinstance(item.type, type) else str(item.type)
+            limits = f", no int below 0 or above {_most(item.name)}" if "int" in wanted else ""
             raise CheckpointError(
-                f"{where}: {item.name} is {config[item.name]!r}; {wanted} was expected"
-                f"{', no int below 0' if 'int' in wanted else ''}. Download or save the checkpoint again."
+                f"{where}: {item.name} is {_short(config[item.name])}; {wanted} was expected{limits}"
+                f"{', no NaN' if 'float' in wanted else ''}. Download or save the checkpoint again."
             )
 
 
-def _accepts(hint: Any, value: Any) -> bool:
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:60]}…"
+
+
+def _most(name: str) -> int:
+    """The largest number that a field of a config may hold: far more than any model has."""
+    return 10_000 if "layers" in name else 2**24
+
+
+def _accepts(hint: Any, value: Any, most: int) -> bool:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return True
     if origin in (typing.Union, types.UnionType):
-        return any(_accepts(choice, value) for choice in args)
+        return any(_accepts(choice, value, most) for choice in args)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             return False
         if args[-1] is Ellipsis:
-            return all(_accepts(args[0], item) for item in value)
-        return len(args) == len(value) and all(map(_accepts, args, value))
+            return all(_accepts(args[0], item, most) for item in value)
+        return len(args) == len(value) and all(map(_accepts, args, value, [most] * len(args)))
     if isinstance(value, bool):
         return hint is bool
     if hint is int:
-        return isinstance(value, int) and value >= 0
-    return isinstance(value, int | float if hint is float else hint)
+        return isinstance(value, int) and 0 <= value <= most
+    if hint is float:
+        return isinstance(value, int | float) and abs(value) < _HUGE
+    return isinstance(value, hint)

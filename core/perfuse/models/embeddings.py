@@ -89,6 +89,53 @@ class TimestepEmbedding(nn.Module):
         return output
 
 
+class TextProjection(nn.Module):
+    """Two layers over an embedding of text: [..., D] -> [..., C] (Chen et al. 2023, PixArt-α)."""
+
+    def __init__(self, in_channels: int, channels: int, act: nn.Module) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_channels, channels)
+        self.act_1 = act
+        self.linear_2 = nn.Linear(channels, channels)
+
+    def forward(self, text: Tensor) -> Tensor:
+        output: Tensor = self.linear_2(self.act_1(self.linear_1(text)))
+        return output
+
+
+class TimeTextEmbedding(nn.Module):
+    """Timestep, pooled text and, for a distilled model, the guidance scale in one [B, C].
+
+    Args:
+        channels: C.
+        pooled: The width of the pooled text; ``None`` for none.
+        guidance: Whether the guidance scale is embedded, too.
+    """
+
+    def __init__(self, channels: int, *, pooled: int | None, guidance: bool = False) -> None:
+        super().__init__()
+        self.time_proj = Timesteps(256, flip_sin_to_cos=True, freq_shift=0)
+        self.timestep_embedder = TimestepEmbedding(256, channels)
+        if guidance:
+            self.guidance_embedder = TimestepEmbedding(256, channels)
+        if pooled is not None:
+            self.text_embedder = TextProjection(pooled, channels, nn.SiLU())
+
+    def forward(
+        self,
+        timestep: Tensor,
+        dtype: torch.dtype,
+        *,
+        pooled: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """``timestep`` and ``guidance`` are float32 [B], both times a thousand."""
+        told: Tensor = self.timestep_embedder(self.time_proj(timestep).to(dtype))
+        if guidance is not None:
+            told = told + self.guidance_embedder(self.time_proj(guidance).to(dtype))
+        return told if pooled is None else told + self.text_embedder(pooled)
+
+
 class AttentionPooling(nn.Module):
     """Pools a sequence by letting its mean attend to it (OpenAI's CLIP): [B, S, C] -> [B, C]."""
 

@@ -3,7 +3,7 @@
 import importlib.metadata
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from perfuse.errors import CheckpointError, InputError, WeightsError
 from perfuse.models.config import check_types
-from perfuse.sources.files import replacing, write_file
+from perfuse.sources.files import replacing, user_path, write_file
+from perfuse.sources.fitting import Rename, check_fit, some_names
 from perfuse.sources.hub import file_from_hub, is_hub_id
 from perfuse.sources.layouts import UNET, VAE
 from perfuse.sources.model_index import read_json
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from perfuse.models.model import Model
 
 __all__ = [
-    "Rename",
     "component_folder",
     "config_file",
     "load_model",
@@ -33,12 +33,9 @@ __all__ = [
 ]
 
 _CONFIG = "config.json"
-_LISTED = 10
 #: Where a file of a whole pipeline keeps the models that are also kept alone.
 _PLACES = {"unet": UNET, "vae": VAE}
 _M = TypeVar("_M", bound="Model")
-Shape = tuple[int, ...]
-Rename = Callable[[str], str | None]
 
 
 def load_state(
@@ -64,7 +61,7 @@ def load_state(
         WeightsError: tensors are missing, unexpected or of another shape.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    _check(expected, weights, where, rename)
+    check_fit(expected, weights, where, rename)
     dtypes = {name: tensor.dtype for name, tensor in module.state_dict().items()}
     state: dict[str, Tensor] = {}
     for old, tensor in weights.tensors():
@@ -78,49 +75,6 @@ def load_state(
     _fill_buffers(module, where)
 
 
-def _fits(found: Shape, expected: Shape) -> bool:
-    # Older autoencoders hold the linear layers of their attention as 1×1 convolutions.
-    return found == expected or (len(expected) == 2 and found == (*expected, 1, 1))
-
-
-def _check(expected: Mapping[str, Shape], weights: Weights, where: str, rename: Rename) -> None:
-    found: dict[str, Shape] = {}
-    twice, unexpected = [], []
-    for old, (_, shape) in weights.shapes.items():
-        if (name := rename(old)) is None:
-            continue
-        if name not in expected:
-            unexpected.append(old)
-        elif name in found:
-            twice.append(f"{old} (also as {name})")
-        found[name] = shape
-    missing = [name for name in expected if name not in found]
-    misshapen = [
-        f"{name} ({list(shape)} expected, {list(found[name])} found)"
-        for name, shape in expected.items()
-        if name in found and not _fits(found[name], shape)
-    ]
-    kinds = {
-        "missing": missing,
-        "unexpected": unexpected,
-        "of another shape": misshapen,
-        "given twice": twice,
-    }
-    if any(kinds.values()):
-        said = "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
-        told, remedy = "its config.json", "Take weights and config.json from one checkpoint."
-        if weights.views:
-            told, remedy = "what its config says", "Download the file again, or give its config."
-        raise WeightsError(
-            f"The weights of {where} in {weights.folder} do not fit {told}. {said}. {remedy}"
-        )
-
-
-def _some(names: list[str]) -> str:
-    rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + rest
-
-
 def _fill_buffers(module: nn.Module, where: str) -> None:
     """Compute non-persistent buffers, and check that no tensor is left on the meta device."""
     for name, buffer in list(module.named_buffers()):
@@ -132,7 +86,7 @@ def _fill_buffers(module: nn.Module, where: str) -> None:
     if left:
         raise WeightsError(
             f"{where} has tensors that no file holds and that perfuse cannot compute: "
-            f"{_some(left)}. Please report this, with the version of transformers."
+            f"{some_names(left)}. Please report this, with the version of transformers."
         )
 
 
@@ -163,7 +117,7 @@ def component_folder(
             "use_safetensors=False was given; perfuse reads safetensors alone, because a pickle can "
             "run any code. Convert the model: save_pretrained in Diffusers writes safetensors."
         )
-    path = Path(model).expanduser()
+    path = user_path(model)
     if not path.exists() and is_hub_id(os.fspath(model)):
         return component_from_hub(
             os.fspath(model),
@@ -229,7 +183,7 @@ def config_file(
         CheckpointError: the Hub does not give it.
     """
     name = f"{subfolder}/{_CONFIG}" if subfolder is not None else _CONFIG
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.exists() or not is_hub_id(model):
         return path / name
     return file_from_hub(str(model), name, None, offline, hub)[0]

@@ -1,7 +1,6 @@
 """The base class of perfuse's own models: building from a config, loading and saving."""
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -11,9 +10,7 @@ from torch import Tensor, nn
 
 from perfuse.errors import InputError
 from perfuse.models.config import ModelConfig
-
-_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-_OLD_ATTENTION = re.compile(rf"(attentions\.\d+\.)({'|'.join(_ATTENTION)})(?=\.(?:weight|bias)$)")
+from perfuse.models.names import current
 
 
 class Model(nn.Module):
@@ -167,11 +164,8 @@ class Model(nn.Module):
 
     @staticmethod
     def rename(name: str) -> str | None:
-        """The current name of a tensor that older checkpoints call ``name``; ``None`` drops it.
-
-        Before Diffusers 0.12, attention over pixels had other parameter names.
-        """
-        return _OLD_ATTENTION.sub(lambda old: old[1] + _ATTENTION[old[2]], name)
+        """The current name of a tensor that older checkpoints call ``name``; ``None`` drops it."""
+        return current(name)
 
 
 def as_batch(timestep: Tensor | float, sample: Tensor) -> Tensor:

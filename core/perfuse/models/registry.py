@@ -20,6 +20,7 @@ from perfuse.sources.left_out import check_left_out
 
 __all__ = [
     "aliases",
+    "check_config",
     "describe",
     "find",
     "fitted",
@@ -93,11 +94,27 @@ def describe(
         CheckpointError: the class is unknown, or it cannot take this config.
     """
     architecture = find(class_name, asked=name)
-    if architecture.config and where is not None:
-        fields: Any = resolve(architecture.config)
-        check_types(fields, config, where=where)
+    if where is not None:
+        check_config(class_name, config, where=where)
     specs: tuple[ComponentSpec, ...] = resolve(architecture.describe)(name, folder, config)
     return specs
+
+
+def check_config(class_name: str, config: Mapping[str, Any], *, where: Path) -> None:
+    """Check the types of a component's config, where its class is known and says which they are.
+
+    Args:
+        class_name: The model's class.
+        config: Its ``config.json``, parsed.
+        where: The path of the file that has it, for error messages.
+
+    Raises:
+        CheckpointError: a value is not of its field's type.
+    """
+    architecture = host().architectures().get(class_name)
+    if architecture is not None and architecture.config:
+        fields: Any = resolve(architecture.config)
+        check_types(fields, config, where=where)
 
 
 def original(name: str, shapes: Shapes) -> tuple[str, Original] | None:

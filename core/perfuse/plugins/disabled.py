@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from perfuse.errors import ConfigError, InputError
-from perfuse.sources.files import read_json, shown, write_json
+from perfuse.sources.files import read_json, shown, user_path, write_json
 
 __all__ = ["config_folder", "is_named", "key", "read_disabled", "switch"]
 
@@ -22,7 +22,7 @@ def config_folder() -> Path:
     """The user's configuration folder: ``PERFUSE_CONFIG``, or the platform's default."""
     configured = os.environ.get("PERFUSE_CONFIG")
     if configured:
-        return Path(configured).expanduser()
+        return user_path(configured)
     import platformdirs
 
     return platformdirs.user_config_path("perfuse", appauthor=False)

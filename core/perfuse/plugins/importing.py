@@ -1,15 +1,34 @@
 """Importing what a manifest names, and describing what went wrong."""
 
 import importlib
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-__all__ = ["quiet", "resolve", "said"]
+__all__ = ["Stopped", "is_stop", "quiet", "resolve", "said"]
 
 _printing = threading.RLock()
+
+
+class Stopped(KeyboardInterrupt):
+    """Raised by the command line on a signal that ends it, Ctrl-C's among them."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = number
+
+
+def is_stop(exc: BaseException) -> bool:
+    """Whether an exception that came out of third-party code is the user's wish to stop.
+
+    Code may raise ``KeyboardInterrupt`` itself. Where a handler of ours is set for Ctrl-C, the user's
+    is a ``Stopped``; elsewhere it cannot be told from such a one, and is taken for the user's.
+    """
+    ours = signal.getsignal(signal.SIGINT) not in (signal.default_int_handler, signal.SIG_IGN)
+    return isinstance(exc, Stopped if ours else KeyboardInterrupt)
 
 
 @contextmanager

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console", "cut", "line_width", "safe"]
+__all__ = ["console", "cut", "forgive", "line_width", "safe", "say"]
+
+#: The longest line to print of a message, in characters.
+_LONGEST = 2000
 
 
 def safe(text: object) -> str:
@@ -18,6 +21,25 @@ def safe(text: object) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
     )
+
+
+def say(text: object, *, err: bool = False, bold: bool = False) -> None:
+    """Print a message: control characters are escaped, and the middle of a very long line left out.
+
+    All readable output of the command line is printed by this or by ``console``.
+
+    Args:
+        text: What to say; it may have several lines.
+        err: Whether to print on standard error.
+        bold: Whether to print it in bold letters, on a terminal.
+    """
+    import click
+
+    for line in str(text).split("\n"):
+        shown = safe(line)
+        if len(shown) > _LONGEST:
+            shown = f"{shown[: _LONGEST - 400]} … {shown[-400:]}"
+        click.echo(click.style(shown, bold=True) if bold else shown, err=err)
 
 
 def cut(text: str, width: int) -> str:
@@ -39,7 +61,7 @@ def console(*, stderr: bool = False, wrap: bool = False) -> "Console":
     """
     from rich.console import Console
 
-    _forgive(sys.stderr if stderr else sys.stdout)
+    forgive(sys.stderr if stderr else sys.stdout)
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=not wrap)
 
 
@@ -50,7 +72,8 @@ def line_width(to: "Console") -> int | None:
     return to.width if to.is_terminal or os.environ.get("COLUMNS", "").isdecimal() else None
 
 
-def _forgive(stream: TextIO) -> None:
+def forgive(stream: TextIO | None) -> None:
+    """Have a stream print a question mark for what its encoding does not have."""
     reconfigure = getattr(stream, "reconfigure", None)
-    if reconfigure is not None and stream.errors == "strict":
+    if reconfigure is not None and getattr(stream, "errors", "") == "strict":
         reconfigure(errors="replace")

@@ -21,7 +21,6 @@ from perfuse.errors import (
     BackendNotFoundError,
     DeviceNotFoundError,
     ExportError,
-    InputError,
     PluginError,
 )
 from perfuse.plugins.host import host, missing_modules, resolve, said
@@ -31,14 +30,11 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
-__all__ = ["Finding", "examine", "limits_of", "read_bytes", "report", "verdicts"]
+__all__ = ["Finding", "examine", "limits_of", "report", "verdicts"]
 
 #: The component of a finding about all components together.
 TOGETHER = "together"
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_UNITS = {"": 1, "B": 1}
-_UNITS |= {f"{unit}B": 1000**i for i, unit in enumerate("KMGT", 1)}
-_UNITS |= {f"{unit}IB": 1024**i for i, unit in enumerate("KMGT", 1)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,19 +201,6 @@ def _verdict(findings: Sequence[Finding]) -> str:
     if any(finding.topic == "limits" for finding in findings):
         return "unknown"
     return "runs with changes" if "changed" in standings else "runs"
-
-
-def read_bytes(text: str) -> int:
-    """Read a number of bytes: ``"8GB"`` or ``"512 MiB"``.
-
-    Raises:
-        InputError: the text is not a number and a unit.
-    """
-    number = text.strip().rstrip("BIKMGTbikmgt ")
-    unit = text.strip()[len(number) :].strip().upper()
-    if not number.replace(".", "", 1).isdecimal() or unit not in _UNITS:
-        raise InputError(f"Memory {text!r} was given; write a number and a unit: 8GB, 512MiB.")
-    return int(float(number) * _UNITS[unit])
 
 
 def _finding(

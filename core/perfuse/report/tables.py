@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from perfuse.contract.source import Source
     from perfuse.report.portability import Finding
 
-__all__ = ["print_bridged", "print_findings", "print_metadata", "print_spec"]
+__all__ = ["print_bridged", "print_findings", "print_memory", "print_metadata", "print_spec"]
 
 
 _MARKS = {"fits": "", "changed": "*", "refused": "no", "unknown": "?"}
@@ -74,6 +74,22 @@ def print_spec(source: "Source") -> None:
             for tensor in tensors:
                 shape = ", ".join(str(size) for size in tensor.shape)
                 to.print(safe(f"  {arrow} {tensor.name:26} {tensor.dtype:8} [{shape}]"))
+
+
+def print_memory(
+    model: str, whole: int, least: int, budget: int, plan: Sequence[Mapping[str, Any]]
+) -> None:
+    """Print which components' weights are in memory at which time of a draw."""
+    to = console()
+    to.print(safe(f"{model}: weights of {_gb(whole)} in all, {_gb(least)} at least"))
+    to.print(f"within {_gb(budget)}, what engines need besides on top:")
+    for row in plan:
+        runs, there = ", ".join(row["runs"]), ", ".join(row["in_memory"])
+        to.print(safe(f"  {runs:<24} {_gb(row['bytes']):>9}  in memory: {there}"))
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def print_bridged(found: Mapping[str, Any]) -> None:

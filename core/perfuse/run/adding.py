@@ -15,6 +15,7 @@ from perfuse.contract.spec import ComponentSpec, PipelineSpec
 from perfuse.errors import CheckpointError, InputError
 from perfuse.models.registry import describe, fitted, is_known, latents_of
 from perfuse.plugins import host
+from perfuse.sources.files import user_path
 from perfuse.sources.model_index import CONFIG, read_json
 from perfuse.sources.tokenizer import Tokenizer
 from perfuse.tasks.choosing import pipeline_manifest
@@ -141,7 +142,7 @@ def _found(
 def _folder(given: "str | os.PathLike[str]", variant: str | None, offline: bool | None) -> Path:
     from perfuse.sources.hub import component_from_hub, is_hub_id
 
-    path = Path(given).expanduser()
+    path = user_path(given)
     if not path.exists() and is_hub_id(given):
         return component_from_hub(str(given), None, variant=variant, offline=offline, hub={})
     if not (path / CONFIG).is_file():

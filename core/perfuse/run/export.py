@@ -14,6 +14,7 @@ from perfuse.plugins.host import host
 from perfuse.progress import say, working
 from perfuse.run.graphs import filled
 from perfuse.run.lowering import lowered, settings, tools
+from perfuse.sources.files import read_json
 from perfuse.sources.manifest import (
     ExportedComponent,
     Manifest,
@@ -57,15 +58,16 @@ def _key(component: Component, format: str) -> dict[str, object]:
         "component": to_plain(component.spec),
         "fingerprint": _fingerprint(component) if fingerprint is None else fingerprint,
         **settings(component, format),
+        "tools": tools(format),
     }
 
 
 def _main_file(folder: Path) -> Path:
     """The main file of an export in the cache."""
     try:
-        main = folder / str(json.loads((folder / _MAIN).read_text(encoding="utf-8"))["main"])
+        main = folder / str(read_json(folder / _MAIN, error=ExportError)["main"])
         main.stat()
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+    except (ExportError, OSError, ValueError, KeyError) as exc:
         raise ExportError(
             f"{folder} in the cache is damaged: {exc}. Run: perfuse cache clear"
         ) from exc
@@ -145,7 +147,7 @@ def export_pipeline(
         to: The format.
         source: Where the pipeline came from, for the manifest.
         copy: Writes tokenizer and scheduler files into the folder it is given.
-        store: The cache of exports, which is only read.
+        store: The cache: of exports, which are only read, and of graphs.
 
     Returns:
         The folder.

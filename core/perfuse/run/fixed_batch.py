@@ -6,18 +6,24 @@ from perfuse.arrays.operations import concatenate, is_torch
 from perfuse.contract.backend import ExecutionReport, Program
 from perfuse.contract.spec import Array, TensorSpec
 
-__all__ = ["FixedBatch"]
+__all__ = ["FixedBatch", "fixed_batch", "whole_inputs"]
 
 
 class FixedBatch(Program):
     """Splits a batch into parts of the program's batch size, and pads the last part.
 
     Needed because guidance doubles the batch and several prompts multiply it.
+
+    Args:
+        program: What runs a part.
+        size: Its batch size.
+        whole: Inputs that have no batch, and go into every part as they are: tables of positions.
     """
 
-    def __init__(self, program: Program, size: int) -> None:
+    def __init__(self, program: Program, size: int, *, whole: frozenset[str] = frozenset()) -> None:
         self._program = program
         self._size = size
+        self._whole = whole
         self.torch_device = program.torch_device
         self.signature = program.signature
 
@@ -28,7 +34,10 @@ class FixedBatch(Program):
             return self._program(**inputs)
         parts: list[dict[str, Array]] = []
         for start in range(0, total, size):
-            chunk = {name: _padded(a[start : start + size], size) for name, a in inputs.items()}
+            chunk = {
+                name: a if name in self._whole else _padded(a[start : start + size], size)
+                for name, a in inputs.items()
+            }
             parts.append(self._program(**chunk))
         return {name: concatenate([part[name] for part in parts])[:total] for name in parts[0]}
 
@@ -46,6 +55,12 @@ def _padded(array: Array, size: int) -> Array:
     if is_torch(array):
         return concatenate([array, *[array[-1:]] * missing])
     return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+
+
+def whole_inputs(tensors: tuple[TensorSpec, ...]) -> frozenset[str]:
+    """The inputs whose first axis is not the batch; none where the signature names no batch."""
+    batched = {one.name for one in tensors if one.shape and one.shape[0] == "batch"}
+    return frozenset(one.name for one in tensors if one.name not in batched and batched)
 
 
 def fixed_batch(tensors: tuple[TensorSpec, ...]) -> int | None:

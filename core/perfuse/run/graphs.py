@@ -1,24 +1,40 @@
 """Graphs in the cache, apart from weights: one serves every checkpoint of a configuration."""
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from perfuse.contract.architecture import Architecture
 from perfuse.contract.changes import Changes, plain_name
 from perfuse.contract.component import Component, Recipe
 from perfuse.contract.weights import StoredTensor, WeightMap
-from perfuse.errors import ExportError
+from perfuse.errors import ArtifactError, ExportError
+from perfuse.models.registry import find
+from perfuse.plugins import missing_modules, resolve
 from perfuse.plugins.host import host
 from perfuse.progress import working
-from perfuse.run.lowering import lowered, settings
+from perfuse.run.graph_sets import DamagedGraphError, GraphSet, graph_sets
+from perfuse.run.lowering import lowered, settings, tools
 from perfuse.sources.checkpoint import FromCheckpoint
+from perfuse.sources.files import read_json
+from perfuse.sources.fitting import Rename, check_fit
 from perfuse.sources.manifest import sha256
 from perfuse.sources.plain import from_plain, to_plain
 from perfuse.sources.store import ArtifactStore
 
-__all__ = ["Bound", "bound", "filled"]
+__all__ = [
+    "Bound",
+    "add_graph",
+    "apart_formats",
+    "bound",
+    "filled",
+    "graph_file",
+    "known_weights",
+]
 
 _MAP, _RECORD = "weights.json", "main-file.json"
 #: What a config says of where it comes from, and of the dtype that it was saved in.
@@ -57,12 +73,12 @@ def bound(component: Component, format: str, store: ArtifactStore) -> Bound | No
         return None
     try:
         folder = store.get_or_make(
-            _label(component, format), key, lambda f: _make(component, format, f)
+            _label(component, format), key, lambda f: _provide(component, format, f)
         )
     except _NotApart:
         return None
     path, weights, files = _read(folder)
-    tensors: Mapping[str, StoredTensor] | None = _from_files(component.build, files)
+    tensors: Mapping[str, StoredTensor] | None = _from_files(component.build, weights, files)
     if tensors is None:
         tensors = component.build.tensors()
         if not weights.fits(tensors):
@@ -89,37 +105,55 @@ class _NotApart(ExportError):
 
 @dataclass(frozen=True, kw_only=True)
 class _Files:
-    """How a checkpoint stores the tensors of a graph: another one may store them otherwise."""
+    """What a checkpoint calls the tensors of a graph, by the names of today (``Architecture.names``)."""
 
-    #: The names of all stored tensors to their shapes.
-    shapes: Mapping[str, tuple[int, ...]]
-    #: The names of the module's tensors that are constants of the graph, to those of stored ones.
+    #: The names of the module's tensors that are constants of the graph, to those in a file.
     names: Mapping[str, str]
+    #: The names of the other tensors that belong to the component, such as the other half's.
+    others: tuple[str, ...]
 
 
 def _files(build: Recipe, weights: WeightMap) -> _Files | None:
     """How the tensors of a graph are stored; ``None`` where they are not all stored as they are."""
     if not isinstance(build, FromCheckpoint):
         return None
-    names = build.names()
+    current = _current(build)
+    names = {name: str(current(stored)) for name, stored in build.names().items()}
     wanted = {constant.tensor for constant in weights.constants.values()}
     if not wanted <= names.keys() or weights.held.keys() & names.keys():
         return None
     # What the module computes from its config has the dtype of its weights: look at it each time.
     if any("float" in digest.partition(" ")[0] for digest in weights.held.values()):
         return None
-    shapes = {name: shape for name, (_, shape) in build.weights.shapes.items()}
-    return _Files(shapes=shapes, names={name: names[name] for name in wanted})
+    stored = {name for name in map(current, build.weights.shapes) if name is not None}
+    read = {name: names[name] for name in sorted(wanted)}
+    return _Files(names=read, others=tuple(sorted(stored - set(read.values()))))
 
 
-def _from_files(build: Recipe, files: _Files | None) -> dict[str, StoredTensor] | None:
-    """The tensors of a graph from a checkpoint that stores them in the same way, without torch."""
+def _current(build: FromCheckpoint) -> Rename:
+    """What the tensors of a file are called in checkpoints of today."""
+    found = find(build.spec.class_name, asked=build.spec.name).names
+    rename: Rename = resolve(found) if found else str
+    return rename
+
+
+def _from_files(
+    build: Recipe, weights: WeightMap, files: _Files | None
+) -> dict[str, StoredTensor] | None:
+    """The tensors of a graph from a checkpoint's files, without torch; ``None`` if that reads them.
+
+    Raises:
+        WeightsError: tensors are missing, unexpected or of another shape.
+    """
     if files is None or not isinstance(build, FromCheckpoint):
         return None
-    if {name: shape for name, (_, shape) in build.weights.shapes.items()} != files.shapes:
+    shapes = {files.names[one.tensor]: one.shape for one in weights.constants.values()}
+    where, current = build.spec.folder, _current(build)
+    stored = check_fit(shapes, build.weights, where, current, others=frozenset(files.others))
+    arrays = build.weights.arrays(set(stored.values()))
+    if arrays is None:
         return None
-    stored = build.weights.arrays(set(files.names.values()))
-    return {name: stored[of] for name, of in files.names.items()} if stored is not None else None
+    return {name: arrays[stored[of]] for name, of in files.names.items()}
 
 
 def filled(
@@ -131,12 +165,12 @@ def filled(
     done: int,
     total: int,
 ) -> Path | None:
-    """Write a component with the graph that is in the cache; ``None`` if there is none.
+    """Write a component with its graph; ``None`` where graph and weights cannot be had apart.
 
     Args:
         component: What to write.
         format: In which format.
-        store: The cache.
+        store: The cache, where the graph is or is kept.
         folder: Where to write.
         done: How many components are written.
         total: How many there are.
@@ -144,15 +178,12 @@ def filled(
     Raises:
         ExportError: the graph in the cache is damaged, or the folder cannot be written.
     """
-    key = _key(component.unchanged, format)
-    if key is None or not store.folder(_label(component, format), key).is_dir():
-        return None
     found = bound(component, format, store)
     if found is None:
         return None
     with working(
         "export",
-        f"Writing {component.name} with the graph in the cache",
+        f"Writing {component.name} for {format}",
         subject=component.name,
         done=done,
         total=total,
@@ -168,19 +199,114 @@ def _label(component: Component, format: str) -> str:
 
 def _key(component: Component, format: str) -> dict[str, object] | None:
     """All that a component's graph depends on; ``None`` where that is not known."""
+    known = _identity(component, format)
+    return {**known, "tools": tools(format)} if known is not None else None
+
+
+def _identity(component: Component, format: str) -> dict[str, object] | None:
+    """All that a component's graph depends on but the tools; ``None`` where that is not known."""
     build, spec = component.build, component.spec
     graph = build.graph if isinstance(build, Recipe) else None
     architecture = host().architectures().get(spec.class_name)
     # What a plugin's own architecture makes of weights is its own affair.
-    ours = architecture is not None and architecture.build.startswith("perfuse.")
+    if architecture is None or not architecture.build.startswith("perfuse."):
+        return None
     manifest = host().exporters().get(format)
-    if graph is None or component.storage or not ours or manifest is None:
+    if graph is None or component.storage or manifest is None or not manifest.apart:
         return None
-    if not host().exporter(format).apart:
+    described = {
+        "name": spec.name,
+        "class_name": spec.class_name,
+        "config": _config(component, architecture),
+        "signature": to_plain(spec.signature),
+        "dims": to_plain(spec.dims),
+    }
+    return {"component": described, "graph": graph, **settings(component, format)}
+
+
+def _config(component: Component, architecture: Architecture) -> dict[str, Any]:
+    """What of a config the graph depends on, the same for all that mean the same."""
+    config = component.spec.config
+    if not architecture.config:
+        return {name: to_plain(one) for name, one in config.items() if name not in _WHENCE}
+    beside = architecture.beside_graph
+    if component.precision == "float32":
+        beside += architecture.in_half_precision
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # opening the checkpoint said what it does not know
+        fields: Any = resolve(architecture.config)
+        found: dict[str, Any] = fields.from_dict(config).normal()
+    return {name: one for name, one in found.items() if name not in beside}
+
+
+def _provide(component: Component, format: str, folder: Path) -> None:
+    """Put a component's graph into an empty folder: one that is known, or one made now.
+
+    Raises:
+        ExportError: a known one is damaged, and none can be made.
+    """
+    identity = _identity(component, format)
+    assert identity is not None  # it has a key
+    damaged = None
+    for known in graph_sets():
+        try:
+            if known.unpack(_label(component, format), identity, folder):
+                return
+        except DamagedGraphError as exc:
+            damaged = exc
+    try:
+        _make(component, format, folder)
+    except ExportError as exc:
+        raise exc if damaged is None else ExportError(f"{damaged} {exc}") from damaged
+
+
+def apart_formats() -> tuple[str, ...]:
+    """The formats of which graphs without weights can be made with what is installed."""
+    known = host().exporters()
+    return tuple(n for n, one in known.items() if one.apart and not missing_modules(one.requires))
+
+
+def known_weights(component: Component, format: str, store: ArtifactStore) -> WeightMap | None:
+    """The weight map of a component's graph, where that is known or in the cache; makes none."""
+    component = component.unchanged
+    key, label = _key(component, format), _label(component, format)
+    if key is None:
         return None
-    plain = to_plain(spec)
-    plain["config"] = {n: value for n, value in plain["config"].items() if n not in _WHENCE}
-    return {"component": plain, "graph": graph, **settings(component, format)}
+    files = [graph_file(component, format, known) for known in graph_sets()]
+    there = store.folder(label, key).is_dir() or any(f is not None and f.is_file() for f in files)
+    if not there:
+        return None
+    return _read(store.get_or_make(label, key, lambda f: _provide(component, format, f)))[1]
+
+
+def graph_file(component: Component, format: str, known: GraphSet) -> Path | None:
+    """Where a set has a component's graph, or would have it; ``None`` where that is not known."""
+    identity = _identity(component.unchanged, format)
+    return known.path(_label(component, format), identity) if identity is not None else None
+
+
+def add_graph(component: Component, format: str, to: GraphSet, *, of: str) -> Path | None:
+    """Put a component's graph into a set; ``None`` where graph and weights cannot be had apart.
+
+    Args:
+        component: What it is the graph of.
+        format: In which format.
+        to: The set.
+        of: What the set's list calls the model.
+
+    Raises:
+        ExportError: it cannot be made or written.
+    """
+    identity = _identity(component.unchanged, format)
+    if identity is None:
+        return None
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        try:
+            _make(component.unchanged, format, folder)
+        except _NotApart:
+            return None
+        return to.pack(_label(component, format), identity, folder, of=of)
 
 
 def _make(component: Component, format: str, folder: Path) -> None:
@@ -200,7 +326,7 @@ def _make(component: Component, format: str, folder: Path) -> None:
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
     record = {
         "main": main.relative_to(folder).as_posix(),
-        "files": {name: sha256(path) for name, path in files.items() if path.is_file()},
+        "files": {name: sha256(files[name]) for name in sorted(files) if files[name].is_file()},
     }
     (folder / _RECORD).write_text(json.dumps(record), encoding="utf-8")
 
@@ -208,16 +334,24 @@ def _make(component: Component, format: str, folder: Path) -> None:
 def _read(folder: Path) -> tuple[Path, WeightMap, _Files | None]:
     """A graph in the cache with its maps, seen to be as they were written."""
     try:
-        record: dict[str, Any] = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        record = read_json(folder / _RECORD, error=ExportError)
         for name, digest in record["files"].items():
             if sha256(folder / name) != digest:
                 raise ValueError(f"{name} is not what was written")
-        content = json.loads((folder / _MAP).read_text(encoding="utf-8"))
+        content = read_json(folder / _MAP, error=ExportError)
         weights = from_plain(WeightMap, content["weights"])
         stored = content["files"]
         files = from_plain(_Files, stored) if stored is not None else None
         return folder / record["main"], weights, files
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+    except (
+        ExportError,
+        ArtifactError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as exc:
         raise ExportError(
             f"{folder} in the cache is damaged: {exc}. Run: perfuse cache clear"
         ) from exc

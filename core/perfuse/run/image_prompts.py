@@ -10,6 +10,7 @@ from perfuse.contract.component import Component
 from perfuse.contract.spec import PipelineSpec, Role
 from perfuse.contract.transform import Plan
 from perfuse.errors import InputError, WeightsError
+from perfuse.sources.files import user_path
 from perfuse.tasks.image_prompt import SCALES
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ class _Fetch:
     offline: bool | None
 
     def file(self, model: str, folder: str, name: str) -> Path:
-        path = Path(model).expanduser()
+        path = user_path(model)
         if not path.is_dir():
             return self._from_hub(model, f"{folder}/{name}".strip("/"))
         found = path / folder / name
@@ -240,7 +241,7 @@ class _Fetch:
         return found.resolve()
 
     def folder(self, model: str, folder: str) -> Path:
-        path = Path(model).expanduser()
+        path = user_path(model)
         if path.is_dir():
             return path / folder
         self._from_hub(model, f"{folder}/model.safetensors")

@@ -27,7 +27,7 @@ def tools(format: str) -> dict[str, str]:
 
 
 def settings(component: Component, format: str) -> dict[str, object]:
-    """What an exporter's result depends on, besides the component's description and weights."""
+    """What an exporter's result depends on, besides the component, its weights and the tools."""
     return {
         "precision": component.precision,
         "storage": component.storage,
@@ -35,7 +35,6 @@ def settings(component: Component, format: str) -> dict[str, object]:
         "sizes": [dict(size) for size in component.sizes],
         "options": dict(component.options),
         "format": format,
-        "tools": tools(format),
     }
 
 

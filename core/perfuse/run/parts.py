@@ -10,7 +10,7 @@ from perfuse.contract.backend import Program
 from perfuse.contract.component import Component
 from perfuse.contract.guider import Perturbation
 from perfuse.contract.source import Source
-from perfuse.contract.spec import PipelineSpec, Role
+from perfuse.contract.spec import PipelineSpec
 from perfuse.contract.steps import Task
 from perfuse.contract.target import Placement, Target
 from perfuse.contract.transform import Plan
@@ -21,6 +21,7 @@ from perfuse.models.registry import perturbed
 from perfuse.plugins import host
 from perfuse.progress import working
 from perfuse.run.adding import addable, extended
+from perfuse.run.graphs import known_weights
 from perfuse.run.image_prompts import with_adapters
 from perfuse.run.lora_state import Loras, finite
 from perfuse.run.loras import with_loras
@@ -29,6 +30,7 @@ from perfuse.run.placing import target_of, torch_device
 from perfuse.run.plan import added, parts_of, plan_of, respecified, without
 from perfuse.run.preparing import prepare
 from perfuse.run.programs import Programs
+from perfuse.run.residency import Residency, residency
 from perfuse.run.safety import FEATURE_EXTRACTOR, processor_config
 from perfuse.run.sizes import fixed_dims, usual_sizes
 from perfuse.run.tools import PipelineTools
@@ -37,6 +39,7 @@ from perfuse.schedulers import Scheduler, scheduler_from_config
 from perfuse.sources.store import ArtifactStore
 from perfuse.sources.tokenizer import Tokenizer
 from perfuse.sources.tokenizer_face import PromptTokenizer, as_ours
+from perfuse.sources.weight_maps import shapes_of
 from perfuse.tasks.choosing import tasks_of
 
 __all__ = ["Parts"]
@@ -57,8 +60,6 @@ _DERIVED: Mapping[str, Callable[[PipelineSpec], Any]] = {
         do_convert_grayscale=True,
     ),
 }
-#: Roles whose components run in turns within one step; they are kept prepared together.
-_TOGETHER = (Role.DENOISER, Role.CONTROL)
 
 
 class Parts:
@@ -88,6 +89,7 @@ class Parts:
     _lora_factor: float  # how much adapters that are not fused count in the call that runs
     _outdated: set[str]  # components whose adapters changed since their programs were prepared
     _one_at_a_time: bool
+    _budget: int | None  # bytes that the weights of prepared components may take
     _plan: Plan | None
 
     # Description
@@ -263,8 +265,7 @@ class Parts:
             self._renew(component)
         program = self._programs.get(component)
         if program is None:
-            if self._one_at_a_time:
-                self._release_others(component)
+            self._make_room(component)
             with working("prepare", f"Preparing {component}", subject=component):
                 program = self._prepare(component)
         return program
@@ -311,15 +312,33 @@ class Parts:
         while self._beside:
             self._beside.popitem()[1].close()
 
-    def _release_others(self, component: str) -> None:
-        """Release the programs that do not run in turns with a component."""
+    @property
+    def residency(self) -> Residency:
+        """How large the weights of the components are, and which are needed together."""
+        return residency(self._source, self.plan.components)
 
-        def stage(name: str) -> str:
-            spec = self.spec.components.get(name)
-            return "loop" if spec is not None and spec.role in _TOGETHER else name
+    def keep_within(self, memory: int | str | None) -> None:
+        """Keep no more weights prepared than so much memory takes, from now on.
 
-        for name in self._programs.all():
-            if stage(name) != stage(component):
+        Components are prepared when their turn comes; before that others are released until there
+        is room, those that run in turns with it excepted.
+
+        Args:
+            memory: Bytes, or ``"6GB"``; ``"low"`` for the least, ``"auto"`` for six tenths of
+                what the machine has; ``None`` to keep all.
+
+        Raises:
+            InputError: it is less than the least that would do, which the message says.
+        """
+        self._budget = self.residency.budget(memory) if memory is not None else None
+        self.close()
+
+    def _make_room(self, component: str) -> None:
+        """Release programs before one more is prepared, as far as that was asked for."""
+        budget = -1 if self._one_at_a_time else self._budget
+        if budget is not None:
+            held = list(self._programs.all())
+            for name in self.residency.released(held, component, budget):
                 self._programs.release(name)
 
     def _prepare(self, name: str) -> Program:
@@ -357,6 +376,10 @@ class Parts:
                     "and export that: perfuse export --lora FILE."
                 )
             return dict(shapes)
+        for format in host().backends()[self.target(component.name).backend].formats:
+            known = known_weights(component, format, self.store)
+            if known is not None:
+                return shapes_of(known)
         from perfuse.models.changed_weights import named_weights
 
         weights = named_weights(component.build())
@@ -437,7 +460,9 @@ class Parts:
         """
 
         def lengths() -> list[int]:
-            return [self.prompt_tokenizer(n).model_max_length for n in self.spec.tokenizers]
+            told = (task.inputs.get("max_sequence_length") for task in self.tasks.values())
+            most = [int(one.default) for one in told if one is not None]
+            return most or [self.prompt_tokenizer(n).model_max_length for n in self.spec.tokenizers]
 
         return fixed_dims(PipelineTools(self), height, width, batch, lengths)
 

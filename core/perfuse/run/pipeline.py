@@ -105,7 +105,7 @@ class DiffusionPipeline(ImagePrompts, LoraMethods, Steering):
         self._perturbed = {}
         self._adapters = ()
         self._loras, self._lora_factor, self._outdated = Loras(), 1.0, set()
-        self._one_at_a_time = False
+        self._one_at_a_time, self._budget = False, None
         self._plan = None
         return self
 

@@ -4,13 +4,15 @@ from perfuse.contract.source import Source
 from perfuse.contract.spec import PipelineSpec
 from perfuse.contract.target import Placement, Target
 from perfuse.errors import BackendError, InputError
-from perfuse.plugins import host
+from perfuse.plugins import host, missing_modules
 
 __all__ = ["check_placement", "natural_backend", "target_of", "torch_device"]
 
 
 def natural_backend(source: Source) -> str:
     """The default backend: the first that runs a source's files without an export.
+
+    Where its engine is not installed, a checkpoint runs on the first that takes graphs without weights.
 
     Raises:
         BackendError: no installed plugin has such a backend.
@@ -21,14 +23,25 @@ def natural_backend(source: Source) -> str:
         for name, manifest in host().backends().items()
         if (wanted in manifest.formats if wanted is not None else not manifest.formats)
     ]
-    for name, interprets in fitting:
-        if not interprets:  # an interpreter has to be asked for by name
-            return name
+    usual = [name for name, interprets in fitting if not interprets]  # others are asked for by name
+    if wanted is None:
+        exporters = host().exporters()
+        apart = {format for format, one in exporters.items() if one.apart}
+        others = [
+            name for name, one in host().backends().items() if apart.intersection(one.formats)
+        ]
+        usual = [name for name in (*usual, *others) if _installed(name)] or usual
+    if usual:
+        return usual[0]
     hint = f" To interpret it: --backend {fitting[0][0]}." if fitting else ""
     raise BackendError(
         f"{source.model} holds {wanted or 'a checkpoint'}; no installed plugin runs that as it is. "
         f"Install one that does; `perfuse backends` lists the installed ones.{hint}"
     )
+
+
+def _installed(backend: str) -> bool:
+    return not missing_modules(host().backends()[backend].requires)
 
 
 def target_of(placement: Placement, spec: PipelineSpec, component: str) -> Target:

@@ -8,7 +8,8 @@ from perfuse.contract.component import Component
 from perfuse.contract.target import Target
 from perfuse.errors import UnsupportedError
 from perfuse.plugins import host
-from perfuse.run.fixed_batch import FixedBatch, fixed_batch
+from perfuse.run.fixed_batch import FixedBatch, fixed_batch, whole_inputs
+from perfuse.run.guarded import GuardedProgram, guarding
 from perfuse.run.per_size import PerSize
 from perfuse.sources.store import ArtifactStore
 
@@ -44,11 +45,20 @@ def prepare(
             "weights that loads as they are. Export the checkpoint with it: perfuse export --lora "
             "FILE."
         )
-    support = backend.supports(Request.of(component, target))
+
+    def made(one: Component) -> Program:
+        with guarding(one.name, str(target)):
+            program = backend.prepare(one, target, store)
+        return GuardedProgram(program, component=one.name, target=str(target))
+
+    with guarding(component.name, str(target)):
+        support = backend.supports(Request.of(component, target))
     if support.works:
-        program = backend.prepare(component, target, store)
+        program = made(component)
         size = fixed_batch(program.signature.inputs)
-        return FixedBatch(program, size) if size is not None else program
+        if size is None:
+            return program
+        return FixedBatch(program, size, whole=whole_inputs(component.spec.signature.inputs))
     fixed = dataclasses.replace(component, static={**usual, **component.static})
     support_fixed = backend.supports(Request.of(fixed, target))
     if not support_fixed.works:
@@ -61,8 +71,7 @@ def prepare(
         )
 
     def make(dims: Mapping[str, int]) -> Program:
-        sized = dataclasses.replace(component, static=dims)
-        return backend.prepare(sized, target, store)
+        return made(dataclasses.replace(component, static=dims))
 
     return PerSize(component.spec, make, usual=usual)
 

@@ -24,7 +24,7 @@ def fixed_dims(
         height: In pixels; ``None`` leaves sizes symbolic if ``width`` is ``None`` too.
         width: In pixels.
         batch: Of every component; ``None`` leaves it symbolic.
-        lengths: Returns the sequence length of each tokenizer; called only if sizes are fixed.
+        lengths: Returns the tokens of a prompt for each tokenizer; called only if sizes are fixed.
 
     Raises:
         InputError: the model cannot take a size.
@@ -40,9 +40,22 @@ def fixed_dims(
         if spec.tokenizers:
             sizes["sequence"] = max(lengths())
     return {
-        name: {dim: sizes[dim] for dim in component.signature.dims if dim in sizes}
+        name: {
+            dim: _taken(component, dim, sizes[dim])
+            for dim in component.signature.dims
+            if dim in sizes
+        }
         for name, component in spec.components.items()
     }
+
+
+def _taken(component: ComponentSpec, dim: str, size: int) -> int:
+    """A size; of text as much as the component takes of it, in whole multiples."""
+    if dim != "sequence":
+        return size
+    taken = component.dim(dim)
+    whole = -(-size // taken.multiple) * taken.multiple
+    return whole if taken.maximum is None else min(whole, taken.maximum)
 
 
 def usual_sizes(component: ComponentSpec, known: Mapping[str, int]) -> dict[str, int]:

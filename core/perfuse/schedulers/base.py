@@ -23,6 +23,9 @@ from .table import Array, Schedule, State, to_float32
 
 __all__ = ["KARRAS", "Grid", "Options", "Request", "Scheduler", "StepOutput", "choose"]
 
+_MOST = 10**6
+"""The most noise levels of a model; those that there are have 1000."""
+
 KARRAS = "karras"
 """The family of those that can stand in for each other on one Stable Diffusion checkpoint."""
 
@@ -167,10 +170,10 @@ class Scheduler(Configured, ABC):
                     f"{type(self).__name__} has no setting {key!r}. It has: "
                     f"{', '.join(sorted(known))}. For a config with more keys use from_config."
                 )
+        total = settings.get("num_train_timesteps", 1)
+        if isinstance(total, bool) or not isinstance(total, int) or not 1 <= total <= _MOST:
+            raise InputError(f"num_train_timesteps must be from 1 to {_MOST}; got {total!r}.")
         self.settings = made = self._checked(self.Settings(**settings))
-        total = getattr(made, "num_train_timesteps", 1)
-        if isinstance(total, bool) or not isinstance(total, int) or total < 1:
-            raise InputError(f"num_train_timesteps must be at least 1; got {total!r}.")
         shown = {f.name: getattr(made, f.name) for f in dataclasses.fields(self.Settings)}
         self._internal_dict = merge_config(type(self).__name__, shown, set(settings), {})
         self.is_scale_input_called = False
@@ -257,6 +260,11 @@ class Scheduler(Configured, ABC):
         given = {end: self.config.get(key) for end, key in ends.items()}
         known = {end: value for end, value in given.items() if value is not None}
         return calculate_shift(image_seq_len, **known)
+
+    @classmethod
+    def takes(cls, argument: str) -> bool:
+        """Whether ``schedule`` takes an argument, such as ``"sigmas"``, which not every class does."""
+        return argument in cls._takes()
 
     @classmethod
     def _takes(cls) -> tuple[str, ...]:

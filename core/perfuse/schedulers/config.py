@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self, overload
 import numpy as np
 
 from perfuse.errors import CheckpointError, InputError
-from perfuse.sources.files import write_file
+from perfuse.sources.files import read_json, write_file
 
 __all__ = [
     "CONFIG_NAME",
@@ -70,6 +70,11 @@ def split_config(
     config: Mapping[str, Any], known: set[str], overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings for a class that knows ``known``, and the rest, to be kept aside."""
+    marks = config.get(_DEFAULTED, ())
+    if not isinstance(marks, list | tuple | set | frozenset):
+        raise InputError(
+            f"{_DEFAULTED} of a scheduler's config is {marks!r}; it is a list of names."
+        )
     defaulted = {*config.get(_DEFAULTED, ()), _DEFAULTED}
     given = {key: value for key, value in config.items() if key not in defaulted}
     settings = {key: value for key, value in {**given, **overrides}.items() if key in known}
@@ -96,21 +101,11 @@ def read_config(
         CheckpointError: there is no such file, or it is not a JSON object.
     """
     path = _config_file(source, subfolder, hub)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as exc:
-        raise CheckpointError(
-            f"No scheduler config could be read at {path}: {exc.strerror or exc}. Name the folder "
-            f"that holds {CONFIG_NAME}; in a pipeline's folder that is subfolder='scheduler'."
-        ) from exc
-    except ValueError as exc:
-        raise CheckpointError(f"{path} is not JSON: {exc}. Get the file again.") from exc
-    if not isinstance(config, dict):
-        raise CheckpointError(
-            f"{path} holds a JSON {type(config).__name__} where an object of settings belongs. "
-            "Get the file again."
-        )
-    return config
+    return read_json(
+        path,
+        remedy=f"Name the folder that holds a whole {CONFIG_NAME}; in a pipeline's folder that is "
+        "subfolder='scheduler'.",
+    )
 
 
 def _config_file(
@@ -119,9 +114,9 @@ def _config_file(
     from perfuse.sources.hub import is_hub_id
 
     base = Path(source)
-    if base.is_file():
+    if os.path.isfile(base):
         return base
-    if not base.exists() and is_hub_id(str(source)):
+    if not os.path.exists(base) and is_hub_id(str(source)):
         from huggingface_hub import hf_hub_download
 
         try:
@@ -339,7 +334,7 @@ class Configured:
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Write that text to this file."""
-        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
+        write_file(json_file_path, self.to_json_string())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"

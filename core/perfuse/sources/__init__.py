@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from perfuse.sources.files import open_file as open_file
     from perfuse.sources.files import read_json as read_json
     from perfuse.sources.files import read_text as read_text
+    from perfuse.sources.files import read_toml as read_toml
     from perfuse.sources.files import replacing as replacing
     from perfuse.sources.files import write_file as write_file
     from perfuse.sources.files import write_json as write_json
@@ -60,6 +61,7 @@ __getattr__, __dir__ = lazy(
             "open_file",
             "read_json",
             "read_text",
+            "read_toml",
             "replacing",
             "write_file",
             "write_json",

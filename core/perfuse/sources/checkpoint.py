@@ -23,6 +23,8 @@ from perfuse.errors import CheckpointError, InputError, NotNativeError
 from perfuse.models.registry import describe, fitted, latents_of
 from perfuse.plugins import host
 from perfuse.schedulers import scheduler_from_config
+from perfuse.sources.chat_template import chat_template
+from perfuse.sources.files import user_path
 from perfuse.sources.hub import check_variant, from_hub, is_hub_id
 from perfuse.sources.left_out import LEFT_OUT
 from perfuse.sources.model_index import (
@@ -115,7 +117,7 @@ class Checkpoint(Source):
         unknown_as: str | None,
     ) -> Self:
         asked, commit = str(model), None
-        path = Path(model).expanduser()
+        path = user_path(model)
         if not path.exists() and is_hub_id(model):
             check = partial(_known_class, unknown_as=unknown_as)
             path, commit = from_hub(asked, revision, variant, offline, hub, check=check)
@@ -341,6 +343,11 @@ def _read_spec(
         },
         latents=latents,
         tokenizers=tokenizers,
+        templates={
+            name: chat_template(path / folder, kind.chat)
+            for name, folder in tokenizers.items()
+            if kind.chat
+        },
         processors=processors,
         options={
             name: value

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from perfuse.arrays import to_numpy
 from perfuse.errors import CheckpointError, InputError, WeightsError
+from perfuse.sources.files import user_path
 from perfuse.sources.tensors import read_tensors
 from perfuse.sources.weights import is_pickle
 
@@ -87,7 +88,7 @@ def _file(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> Path:
-    path = Path(given).expanduser()
+    path = user_path(given)
     name = weight_name if weight_name is not None else _USUAL
     if path.is_dir():
         path = path / (subfolder or "") / name

@@ -1,4 +1,4 @@
-"""Reading and writing files: one function to open, one to read JSON, one to write.
+"""Reading and writing files: one function to open, one for JSON, one for TOML, one to write.
 
 Only regular files are read, so that a pipe or a device never blocks the process. Files are written
 atomically: complete or not at all, even if the process is killed.
@@ -7,11 +7,13 @@ atomically: complete or not at all, even if the process is killed.
 import json
 import os
 import stat
+import tomllib
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from perfuse.errors import CheckpointError, InputError, PerfuseError
 
@@ -20,14 +22,18 @@ __all__ = [
     "read_bytes",
     "read_json",
     "read_text",
+    "read_toml",
     "replacing",
     "shown",
+    "user_path",
     "write_file",
     "write_json",
 ]
 
 #: The largest JSON file to read, in bytes. The largest known, a tokenizer's, has about 30 MB.
 _LARGEST_JSON = 256 * 1024 * 1024
+#: The longest name of a file, and the longest path, that systems take, in bytes.
+_NAME, _PATH = 255, 4096
 #: The longest path to show in a message, in characters.
 _SHOWN = 160
 _RIGHTS = {"read": "read", "written": "write"}
@@ -40,16 +46,34 @@ _KINDS = (
 )
 
 
-def shown(path: str | os.PathLike[str]) -> str:
+def shown(path: str | bytes | os.PathLike[str]) -> str:
     """A path for a message: unprintable characters are escaped, long paths are shortened."""
-    text = os.fspath(path)
+    text = os.fsdecode(path)
     text = text if text.isprintable() else repr(text)
     return text if len(text) <= _SHOWN else f"{text[:80]}…{text[-60:]}"
 
 
+def user_path(given: str | os.PathLike[str]) -> Path:
+    """The path that a user named, ``~`` replaced by the home folder where that is known.
+
+    Raises:
+        InputError: no file can have this name: it is too long, or holds NUL or half a character.
+    """
+    path = Path(os.path.expanduser(given))
+    try:
+        encoded = os.fsencode(path)
+    except ValueError as exc:
+        raise InputError(f"{shown(path)} was named; no file can have that name: {exc}.") from exc
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if b"\0" in encoded or longest > _NAME or len(encoded) > _PATH:
+        why = "it holds a NUL" if b"\0" in encoded else f"it has {len(encoded)} bytes"
+        raise InputError(f"{shown(path)} was named; no file can have that name: {why}.")
+    return path
+
+
 def open_file(
     path: str | os.PathLike[str], *, error: type[PerfuseError] = CheckpointError, remedy: str = ""
-) -> BinaryIO:
+) -> BufferedReader:
     """Open a regular file to read its bytes.
 
     Args:
@@ -155,6 +179,21 @@ def read_json(
             f"{remedy}".rstrip()
         )
     return value
+
+
+def read_toml(
+    path: str | os.PathLike[str], *, error: type[PerfuseError] = CheckpointError, remedy: str = ""
+) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Raises:
+        PerfuseError: of class ``error``: the file cannot be read, or is not TOML.
+    """
+    text = read_text(path, error=error, remedy=remedy)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as exc:  # numbers of thousands of digits, deep nesting
+        raise error(f"{shown(path)} is not TOML: {exc}. {remedy}".rstrip()) from exc
 
 
 @contextmanager

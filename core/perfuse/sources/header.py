@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.original import Shapes
 from perfuse.errors import WeightsError
+from perfuse.sources.files import open_file
 
 __all__ = ["Header", "read_header"]
 
@@ -77,8 +79,8 @@ def read_header(path: Path) -> Header:
         return WeightsError(f"{path} is damaged: {found}. {_AGAIN}")
 
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
+        with open_file(path, error=WeightsError, remedy=_AGAIN) as file:
+            size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             if len(prefix) < 8:
                 raise damaged(f"at least 8 bytes were expected, it has {size}")

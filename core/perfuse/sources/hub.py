@@ -1,5 +1,6 @@
 """Checkpoints from the Hub: downloads only the files needed, into ``huggingface_hub``'s cache."""
 
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
@@ -29,6 +30,9 @@ __all__ = [
     "names_on_hub",
     "scheduler_from_hub",
 ]
+
+# Read when huggingface_hub and diffusers are imported, which happens after this module is.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,9 @@ from typing import Any, Self
 
 from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.spec import PipelineSpec, Signature
-from perfuse.errors import ArtifactError
+from perfuse.errors import ArtifactError, CheckpointError
+from perfuse.models.registry import check_config
+from perfuse.sources.files import open_file, read_json
 from perfuse.sources.plain import from_plain, to_plain
 
 __all__ = ["MANIFEST", "ExportedComponent", "Manifest", "inside", "is_artifact", "tool_versions"]
@@ -22,7 +25,7 @@ _VERSION = 2
 
 def is_artifact(folder: Path) -> bool:
     """Whether the folder is an exported artifact."""
-    return (folder / MANIFEST).is_file()
+    return os.path.isfile(folder / MANIFEST)
 
 
 def inside(folder: Path, relative: str) -> Path:
@@ -55,7 +58,7 @@ def tool_versions(distributions: Sequence[str]) -> dict[str, str]:
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
-    with open(path, "rb") as file:
+    with open_file(path, error=ArtifactError) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -112,9 +115,7 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(data, dict):
-                raise TypeError(f"an object was expected, not a {type(data).__name__}")
+            data = read_json(path, error=ArtifactError, remedy="Export the model again.")
             version = data["version"]
             if version != _VERSION:
                 raise ArtifactError(
@@ -125,6 +126,8 @@ class Manifest:
             fields["spec"] = fields.pop("pipeline")
             manifest = from_plain(cls, fields)
             manifest._check(folder)
+        except CheckpointError as exc:  # of a component's config
+            raise ArtifactError(str(exc)) from exc
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
             raise ArtifactError(
                 f"{path} was to be read as an artifact's manifest; {type(exc).__name__}: {exc}. "
@@ -161,6 +164,8 @@ class Manifest:
                 f"it holds {', '.join(self.components) or 'no components'}; the pipeline has "
                 f"{', '.join(self.spec.components)}"
             )
+        for described in self.spec.components.values():
+            check_config(described.class_name, described.config, where=folder / MANIFEST)
         for name, component in self.components.items():
             inside(folder, component.file)
             if not any(

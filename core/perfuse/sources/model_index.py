@@ -1,6 +1,7 @@
 """``model_index.json``: the components of a checkpoint, and their folders."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from perfuse.contract.spec import PipelineSpec
 from perfuse.errors import CheckpointError, NotNativeError
 from perfuse.plugins import host
+from perfuse.sources import files
 from perfuse.sources.manifest import MANIFEST, is_artifact
 from perfuse.sources.weights import check_inside
 
@@ -42,25 +44,12 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, cannot be read, or does not hold an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as exc:
+        return files.read_json(path, remedy=AGAIN)
+    except CheckpointError as exc:
+        if not isinstance(exc.__cause__, FileNotFoundError):
+            raise
         held = ", ".join(names_in(path.parent)[:8]) or "nothing"
         raise CheckpointError(f"{path} is missing; its folder holds {held}. {AGAIN}") from exc
-    except OSError as exc:
-        raise CheckpointError(
-            f"{path} cannot be read: {exc.strerror or exc}. Give this user the right to read it."
-        ) from exc
-    except json.JSONDecodeError as exc:
-        raise CheckpointError(
-            f"{path}, line {exc.lineno}, column {exc.colno}, is not JSON: {exc.msg}. {AGAIN}"
-        ) from exc
-    except (ValueError, RecursionError) as exc:
-        raise CheckpointError(f"{path} is not JSON: {exc}. {AGAIN}") from exc
-    if not isinstance(value, dict):
-        raise CheckpointError(
-            f"{path} holds a JSON {type(value).__name__}; an object was expected. {AGAIN}"
-        )
-    return value
 
 
 def names_in(folder: Path) -> list[str]:
@@ -76,12 +65,12 @@ def read_index(path: Path, asked: str) -> dict[str, Any]:
     Raises:
         CheckpointError: there is no such file; the message says what ``path`` is instead.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         raise CheckpointError(
             f"Model {asked!r} was asked for; there is no such folder. Name an existing folder, or "
             "a Hub repository as OWNER/NAME."
         )
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise CheckpointError(
             f"Model {asked!r} is a file; a Diffusers folder with {INDEX} was expected. A single "
             "file can be converted: load it with diffusers' from_single_file and call "

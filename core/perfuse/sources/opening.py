@@ -3,7 +3,6 @@
 import dataclasses
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from perfuse.contract.source import Source
@@ -11,6 +10,7 @@ from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.shapes import CHECKPOINT
 from perfuse.sources.artifact import Artifact
+from perfuse.sources.files import user_path
 from perfuse.sources.manifest import is_artifact
 from perfuse.sources.readers import read_folder, scheduler_config, with_scheduler
 from perfuse.sources.weights import is_single_file
@@ -78,10 +78,10 @@ def open_model(
         from perfuse.sources.single_file import SingleFile
 
         source = SingleFile.open(model, revision=revision, offline=offline, hub=hub or {}, **asked)
-    elif model is not None and is_artifact(Path(model)):
+    elif model is not None and is_artifact(user_path(model)):
         source = Artifact.open(model)
     elif model is not None:
-        source = read_folder(Path(model).expanduser(), scheduler=scheduler)
+        source = read_folder(user_path(model), scheduler=scheduler)
     if source is None:
         assert not isinstance(model, Source)
         from perfuse.sources.checkpoint import Checkpoint  # not for an export, which starts sooner
@@ -112,6 +112,6 @@ def _kind(model: str | os.PathLike[str]) -> str | None:
     """``KIND``, if the model is written ``KIND:REST`` and a plugin opens that kind."""
     name, colon, _ = str(model).partition(":")
     # One letter is a Windows drive; and an existing folder may have such a name.
-    if not colon or len(name) < 2 or Path(model).exists():
+    if not colon or len(name) < 2 or os.path.exists(model):
         return None
     return name if name in host().sources() else None

@@ -14,6 +14,7 @@ from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.original import Original, View
 from perfuse.errors import CheckpointError, InputError, WeightsError
 from perfuse.models.registry import original
+from perfuse.sources.files import user_path
 from perfuse.sources.header import Header
 from perfuse.sources.hub import file_from_hub
 from perfuse.sources.layouts import LAYOUTS, UNET, VAE
@@ -65,7 +66,7 @@ def locate(
             "never does. Take its safetensors version, or convert it where you trust it: "
             "safetensors.torch.save_file(torch.load(FILE, weights_only=True)['state_dict'], NEW)."
         )
-    path = Path(model).expanduser()
+    path = user_path(model)
     if path.is_file():
         return path, None
     match = _URL.fullmatch(asked)

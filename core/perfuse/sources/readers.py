@@ -13,6 +13,7 @@ from perfuse.contract.source import Source
 from perfuse.errors import CheckpointError, InputError
 from perfuse.plugins.host import host
 from perfuse.sources.artifact import Artifact
+from perfuse.sources.files import user_path
 from perfuse.sources.manifest import is_artifact
 from perfuse.sources.model_index import INDEX, SCHEDULER, read_json
 
@@ -52,7 +53,7 @@ def scheduler_config(
     """
     if isinstance(source, Mapping):
         return dict(source)
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         if is_artifact(path):
             return dict(Artifact.open(path).spec.scheduler)

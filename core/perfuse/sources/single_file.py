@@ -19,6 +19,7 @@ from perfuse.errors import CheckpointError, InputError
 from perfuse.models.registry import describe, fitted, latents_of
 from perfuse.plugins import host
 from perfuse.sources.checkpoint import Checkpoint, corrected, stored_component
+from perfuse.sources.files import user_path
 from perfuse.sources.hub import from_hub, is_hub_id
 from perfuse.sources.layouts import UNET, Layout, layout_of, nearest
 from perfuse.sources.original import NONE, OriginalFile, Part, locate, values
@@ -212,7 +213,7 @@ def _opened(
     hub: Mapping[str, Any],
 ) -> Checkpoint:
     """The checkpoint that gives what the file has not."""
-    if not Path(config).expanduser().exists() and is_hub_id(config):
+    if not user_path(config).exists() and is_hub_id(config):
         config, _ = from_hub(str(config), None, None, offline, hub, held=held)
     return Checkpoint.open(config, offline=offline)
 

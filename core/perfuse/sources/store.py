@@ -1,12 +1,16 @@
 """Atomically written folders, and the cache of exports that is made of them."""
 
+import atexit
+import functools
 import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -14,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perfuse.errors import ExportError, InputError
-from perfuse.sources.files import shown
+from perfuse.sources.files import shown, user_path
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-__all__ = ["ArtifactStore", "atomic_folder", "cache_folder", "locked"]
+__all__ = ["ArtifactStore", "atomic_folder", "cache_folder", "digest_of", "locked"]
 
 _PARTIAL = ".partial-"
 _HEX = "[0-9a-f]"
@@ -27,13 +31,37 @@ _PARTIAL_NAME = re.compile(rf"{re.escape(_PARTIAL)}(.+)-{_HEX}{{8}}")
 
 
 def cache_folder() -> Path:
-    """The folder of the export cache: ``PERFUSE_CACHE``, or the platform's cache folder."""
+    """The folder of the export cache: ``PERFUSE_CACHE``, or the platform's cache folder.
+
+    A temporary one where that cannot be written.
+    """
     configured = os.environ.get("PERFUSE_CACHE")
     if configured:
-        return Path(configured).expanduser()
-    import platformdirs
+        folder = user_path(configured)
+    else:
+        import platformdirs
 
-    return platformdirs.user_cache_path("perfuse", appauthor=False)
+        folder = platformdirs.user_cache_path("perfuse", appauthor=False)
+    return folder if _is_writable(folder) else _temporary(folder)
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether a folder can be written, or made where it is not there yet."""
+    there = next((one for one in (folder, *folder.parents) if os.path.lexists(one)), folder)
+    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
+
+
+@functools.cache
+def _temporary(instead_of: Path) -> Path:
+    """A folder that is removed when the process ends; says so."""
+    folder = Path(tempfile.mkdtemp(prefix="perfuse-cache-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    warnings.warn(
+        f"The cache, {shown(instead_of)}, cannot be written; a temporary one is used for this time. "
+        "Name another: PERFUSE_CACHE.",
+        stacklevel=2,
+    )
+    return folder
 
 
 @contextmanager
@@ -175,6 +203,12 @@ def _lock(final: Path) -> "BaseFileLock":
     return filelock.FileLock(locks / f"{name}.lock")
 
 
+def digest_of(key: Mapping[str, object]) -> str:
+    """A short digest of a key, for a name."""
+    text = json.dumps(key, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
 @dataclass(frozen=True)
 class ArtifactStore:
     """The cache of exports: one folder per key, made once."""
@@ -187,9 +221,7 @@ class ArtifactStore:
 
     def folder(self, label: str, key: Mapping[str, object]) -> Path:
         """The folder of a key, which may not exist yet. ``label`` makes its name readable."""
-        text = json.dumps(key, sort_keys=True, default=str)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:20]
-        return self.root / f"{label}-{digest}"
+        return self.root / f"{label}-{digest_of(key)}"
 
     def get_or_make(
         self, label: str, key: Mapping[str, object], make: Callable[[Path], None]

@@ -21,12 +21,11 @@ from perfuse.sources.tokenizer_files import (
     AGAIN,
     CONFIG,
     MATCHING,
-    MERGES,
-    VOCAB,
+    PIECES,
     WHOLE,
     TokenizerFiles,
-    read_json,
-    read_merges,
+    apart,
+    read_tables,
 )
 
 if TYPE_CHECKING:
@@ -276,12 +275,26 @@ _CLIP_PATTERN = (
 )
 
 
+_QWEN2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+"  # a word, with one character before it
+    r"|\p{N}"  # a digit, alone
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"  # anything else, to the end of its line
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
 def _build_clip(files: TokenizerFiles) -> "tokenizers.Tokenizer":
     """Build CLIP's tokenizer from its vocabulary and merges, whichever file holds them."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from tokenizers.processors import BertProcessing
 
-    vocab, merges, source = _clip_tables(files)
+    vocab, merges, source = read_tables(files)
+    if not any(token.endswith("</w>") for token in vocab):
+        raise CheckpointError(
+            f"The vocabulary in {source} is not CLIP's: none of its {len(vocab)} tokens ends in "
+            f"'</w>'. Its class is {files.kind!r}; is {CONFIG} of another tokenizer?"
+        )
     try:
         model = models.BPE(
             vocab=vocab,
@@ -291,9 +304,7 @@ def _build_clip(files: TokenizerFiles) -> "tokenizers.Tokenizer":
             end_of_word_suffix="</w>",
         )
     except Exception as exc:  # the library raises nothing narrower
-        raise CheckpointError(
-            f"The vocabulary and the merges in {source} do not belong together: {exc}. {AGAIN}"
-        ) from exc
+        raise apart(source, exc) from exc
     tokenizer = Tokenizer(model)
 
     def placed(role: str) -> tuple[str, int]:
@@ -319,36 +330,27 @@ def _build_clip(files: TokenizerFiles) -> "tokenizers.Tokenizer":
     return tokenizer
 
 
-def _clip_tables(files: TokenizerFiles) -> tuple[dict[str, int], list[tuple[str, str]], str]:
-    """Return the vocabulary, the merges and the files that they were read from."""
+def _build_qwen2(files: TokenizerFiles) -> "tokenizers.Tokenizer":
+    """Build Qwen's tokenizer from ``tokenizer.json``, or from its vocabulary and merges."""
     if files.whole is not None:
-        source = str(files.folder / WHOLE)
-        model = files.whole.get("model")
-        model = model if isinstance(model, dict) else {}
-        vocab, lines = model.get("vocab"), model.get("merges")
-    else:
-        missing = [name for name in (VOCAB, MERGES) if name not in files.present]
-        if missing:
-            raise CheckpointError(
-                f"The tokenizer in {files.folder} lacks {' and '.join(missing)}, and there is no "
-                f"{WHOLE} instead. It holds: {', '.join(files.present) or 'nothing'}. {AGAIN}"
-            )
-        source = f"{files.folder / VOCAB} and {MERGES}"
-        vocab, lines = read_json(files.folder / VOCAB), read_merges(files.folder / MERGES)
-    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in lines or ()]
-    if not isinstance(vocab, dict) or any(type(i) is not int or i < 0 for i in vocab.values()):
-        raise CheckpointError(f"The vocabulary in {source} does not map tokens to ids. {AGAIN}")
-    bad = next((n for n, merge in enumerate(merges, 1) if len(merge) != 2), None)
-    if bad is not None:
-        raise CheckpointError(
-            f"Merge {bad} in {source} is not a pair of tokens: {merges[bad - 1]!r}. {AGAIN}"
-        )
-    if not any(token.endswith("</w>") for token in vocab):
-        raise CheckpointError(
-            f"The vocabulary in {source} is not CLIP's: none of its {len(vocab)} tokens ends in "
-            f"'</w>'. Its class is {files.kind!r}; is {CONFIG} of another tokenizer?"
-        )
-    return vocab, merges, source  # type: ignore[return-value]  # pairs, as checked above
+        return _build_from_json(files)
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    vocab, merges, source = read_tables(files)
+    try:
+        tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    except Exception as exc:  # the library raises nothing narrower
+        raise apart(source, exc) from exc
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_QWEN2_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    _add_tokens(tokenizer, files)
+    return tokenizer
 
 
 def _build_from_json(files: TokenizerFiles) -> "tokenizers.Tokenizer":
@@ -370,8 +372,24 @@ def _build_from_json(files: TokenizerFiles) -> "tokenizers.Tokenizer":
     return tokenizer
 
 
+def _build_t5(files: TokenizerFiles) -> "tokenizers.Tokenizer":
+    """Build T5's tokenizer from its SentencePiece model, where it has no ``tokenizer.json``."""
+    if WHOLE in files.present or PIECES not in files.present:
+        return _build_from_json(files)
+    from perfuse.sources.sentencepiece import Pieces, build_unigram
+
+    count = int(files.config.get("extra_ids", 100))
+    extra = tuple(f"<extra_id_{i}>" for i in reversed(range(count)))
+    end: str = files.named["eos_token"]["content"]
+    tokenizer = build_unigram(Pieces.read(files.folder / PIECES), extra, end)
+    _add_tokens(tokenizer, files)
+    return tokenizer
+
+
 _BUILDERS: dict[str, Callable[[TokenizerFiles], "tokenizers.Tokenizer"]] = {
-    "CLIPTokenizer": _build_clip
+    "CLIPTokenizer": _build_clip,
+    "Qwen2Tokenizer": _build_qwen2,
+    "T5Tokenizer": _build_t5,
 }
 """Tokenizer class to its builder, for classes that need no ``tokenizer.json``."""
 

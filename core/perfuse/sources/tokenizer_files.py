@@ -5,19 +5,21 @@ then overrides the other files; older ones spread them over ``special_tokens_map
 ``added_tokens.json`` and ``tokenizer.json``.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from perfuse.errors import CheckpointError
+from perfuse.sources import files
 
-__all__ = ["FILES", "TokenizerFiles"]
+__all__ = ["FILES", "TokenizerFiles", "apart", "read_tables"]
 
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 WHOLE, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
-FILES = (CONFIG, SPECIAL, ADDED, WHOLE, VOCAB, MERGES)
+PIECES = "spiece.model"
+TEMPLATE = "chat_template.jinja"
+FILES = (CONFIG, SPECIAL, ADDED, WHOLE, VOCAB, MERGES, PIECES, TEMPLATE)
 """Every file that a tokenizer may be made of."""
 
 AGAIN = "Download or export the checkpoint again."
@@ -32,11 +34,16 @@ _NAMED = (
 )
 _UNSTATED = 10**9  # a model_max_length above this is the field's way of writing "no limit" (1e30)
 MATCHING = ("single_word", "lstrip", "rstrip", "normalized", "special")
-_CLIP_TOKENS = {
-    "bos_token": "<|startoftext|>",
-    "eos_token": "<|endoftext|>",
-    "unk_token": "<|endoftext|>",
-    "pad_token": "<|endoftext|>",
+_END = "<|endoftext|>"
+_DEFAULTS = {
+    "CLIPTokenizer": {
+        "bos_token": "<|startoftext|>",
+        "eos_token": _END,
+        "unk_token": _END,
+        "pad_token": _END,
+    },
+    "T5Tokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
+    "Qwen2Tokenizer": {"eos_token": _END, "pad_token": _END},
 }
 
 Token = Mapping[str, Any]
@@ -76,7 +83,7 @@ class TokenizerFiles:
         if kind is None and whole is None and {VOCAB, MERGES} <= set(present):
             kind = "CLIPTokenizer"  # only CLIP's has these files alone; _clip_tables checks
         kind = str(kind or "").removesuffix("Fast")
-        defaults = _CLIP_TOKENS if kind == "CLIPTokenizer" else {}
+        defaults = _DEFAULTS.get(kind, {})
         if pad_token is not None:
             defaults = {**defaults, "pad_token": pad_token}
         try:
@@ -185,21 +192,44 @@ def _without_null(entries: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as exc:
-        raise CheckpointError(f"{path} cannot be read as JSON: {exc}. {AGAIN}") from exc
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{path} holds a JSON {type(content).__name__}, not an object. {AGAIN}"
-        )
-    return content
+    return files.read_json(path, remedy=AGAIN)
 
 
 def read_merges(path: Path) -> list[str]:
-    try:
-        # Not splitlines(): a merge may hold a character that Unicode counts as the end of a line.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, ValueError) as exc:
-        raise CheckpointError(f"{path} cannot be read as UTF-8 text: {exc}. {AGAIN}") from exc
+    # Not splitlines(): a merge may hold a character that Unicode counts as the end of a line.
+    lines = files.read_text(path, remedy=AGAIN).split("\n")
     return [line for line in lines if line and not line.startswith("#version")]
+
+
+def read_tables(files: "TokenizerFiles") -> tuple[dict[str, int], list[tuple[str, str]], str]:
+    """The vocabulary of a byte-level BPE, its merges, and the files that they were read from."""
+    if files.whole is not None:
+        source = str(files.folder / WHOLE)
+        model = files.whole.get("model")
+        model = model if isinstance(model, dict) else {}
+        vocab, lines = model.get("vocab"), model.get("merges")
+    else:
+        missing = [name for name in (VOCAB, MERGES) if name not in files.present]
+        if missing:
+            raise CheckpointError(
+                f"The tokenizer in {files.folder} lacks {' and '.join(missing)}, and there is no "
+                f"{WHOLE} instead. It holds: {', '.join(files.present) or 'nothing'}. {AGAIN}"
+            )
+        source = f"{files.folder / VOCAB} and {MERGES}"
+        vocab, lines = read_json(files.folder / VOCAB), read_merges(files.folder / MERGES)
+    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in lines or ()]
+    if not isinstance(vocab, dict) or any(type(i) is not int or i < 0 for i in vocab.values()):
+        raise CheckpointError(f"The vocabulary in {source} does not map tokens to ids. {AGAIN}")
+    bad = next((n for n, merge in enumerate(merges, 1) if len(merge) != 2), None)
+    if bad is not None:
+        raise CheckpointError(
+            f"Merge {bad} in {source} is not a pair of tokens: {merges[bad - 1]!r}. {AGAIN}"
+        )
+    return vocab, merges, source  # type: ignore[return-value]  # pairs, as checked above
+
+
+def apart(source: str, exc: Exception) -> CheckpointError:
+    """The error for a vocabulary and merges of two tokenizers."""
+    return CheckpointError(
+        f"The vocabulary and the merges in {source} do not belong together: {exc}. {AGAIN}"
+    )

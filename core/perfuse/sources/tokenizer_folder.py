@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from perfuse.errors import CheckpointError
+from perfuse.sources.files import user_path
 from perfuse.sources.hub import file_from_hub, is_hub_id
 from perfuse.sources.store import ArtifactStore
 
@@ -48,7 +49,7 @@ def clip_folder(
         ExportError: perfuse's cache cannot be written.
     """
     if source is not None and not _is_remote(source):
-        folder = Path(source).expanduser()
+        folder = user_path(source)
         if (folder / name).is_dir():
             folder = folder / name
         vocab, merges = folder / _VOCAB, folder / _MERGES
@@ -75,7 +76,7 @@ def clip_folder(
 
 def _is_remote(source: str) -> bool:
     """Whether a source is a Hub id and not a folder."""
-    return not Path(source).expanduser().exists() and is_hub_id(source)
+    return not user_path(source).exists() and is_hub_id(source)
 
 
 def _made(vocab: bytes, merges: bytes, padding: str) -> Path:

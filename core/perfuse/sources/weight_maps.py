@@ -12,6 +12,7 @@ import numpy as np
 from perfuse.contract.changes import Changes, plain_name
 from perfuse.contract.weights import StoredTensor, WeightMap
 from perfuse.errors import ArtifactError
+from perfuse.sources.files import read_json
 from perfuse.sources.plain import from_plain, to_plain
 
 __all__ = ["changed_constants", "read_map", "shapes_of", "write_map"]
@@ -34,8 +35,10 @@ def read_map(file: Path) -> WeightMap | None:
     if not path.is_file():
         return None
     try:
-        return from_plain(WeightMap, json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        return from_plain(
+            WeightMap, read_json(path, error=ArtifactError, remedy="Export the model again.")
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ArtifactError(
             f"{path} cannot be read as a weight map: {exc}. Export the model again."
         ) from exc

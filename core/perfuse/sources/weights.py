@@ -19,6 +19,7 @@ from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.original import View
 from perfuse.contract.weights import StoredTensor
 from perfuse.errors import CheckpointError, WeightsError
+from perfuse.sources.files import read_json
 from perfuse.sources.header import Header, read_header
 
 if TYPE_CHECKING:
@@ -450,11 +451,8 @@ def check_inside(path: Path, root: Path) -> Path:
 def _read_index(path: Path, root: Path) -> dict[str, str]:
     """Tensor name to the file that holds it."""
     try:
-        text = check_inside(path, root).read_text(encoding="utf-8")
-        placed = json.loads(text)["weight_map"]
-        pairs = dict(placed.items())
-    except OSError as exc:
-        raise WeightsError(f"{path} cannot be read: {exc.strerror or exc}. {_AGAIN}") from exc
+        index = read_json(check_inside(path, root), error=WeightsError, remedy=_AGAIN)
+        pairs = dict(index["weight_map"].items())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise WeightsError(
             f"{path} is not an index of shards: a JSON object with weight_map was expected, and "

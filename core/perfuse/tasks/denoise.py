@@ -1,5 +1,6 @@
 """The steps that tasks share: schedule, initial noise, denoising loop, decoding."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,6 +17,7 @@ from perfuse.contract.latents import PixelLatents
 from perfuse.contract.spec import Array, ComponentSpec, Role
 from perfuse.contract.steps import Loop, State, Tools, step
 from perfuse.errors import InputError, NonFiniteError
+from perfuse.memory import check_memory
 from perfuse.models.registry import host_inputs
 from perfuse.schedulers import Schedule
 from perfuse.tasks.part import Part
@@ -23,9 +25,11 @@ from perfuse.tasks.tiling import in_pieces
 
 __all__ = [
     "CHANNELS",
+    "REFERENCE",
     "advance",
     "check_count",
     "check_output_type",
+    "check_price",
     "check_size",
     "decode",
     "denoise_loop",
@@ -57,7 +61,27 @@ def pick_size(tools: Tools, height: int | None, width: int | None) -> tuple[int,
                 f"for example {low} or {low + multiple}."
             )
         sizes.append(size)
+    check_price(tools, 1, sizes[0], sizes[1])
     return sizes[0], sizes[1]
+
+
+def check_price(tools: Tools, pictures: int, height: int, width: int) -> None:
+    """Refuse what cannot fit into memory: a lower bound of what drawing needs is counted.
+
+    That is of all pictures at once the latents, their noise and what the denoiser predicts, the
+    widest array at their full size in the denoiser, and the picture as it is decoded and written.
+
+    Raises:
+        InputError: there is not that much memory.
+    """
+    layout = tools.spec.latents
+    latents = math.prod(layout.shape(pictures, height, width))
+    widths = tools.spec.denoiser.config.get("block_out_channels")
+    between = latents // layout.channels * widths[0] if widths else 0
+    pixels = pictures * height * width * 3
+    needed = 4 * (3 * latents + between + pixels) + pixels
+    count = f"{pictures} pictures" if pictures > 1 else "A picture"
+    check_memory(needed, f"{count} of {height} x {width}")
 
 
 @step(outputs=("height", "width"))
@@ -118,10 +142,11 @@ def draw_latents(
         given: The caller's own unit noise, packed already; drawn from ``noise`` if ``None``.
 
     Raises:
-        InputError: ``given`` has another shape than the latents.
+        InputError: ``given`` has another shape than the latents, or they do not fit into memory.
     """
     if given is not None:
         return check_latents(tools, given, size) * schedule.init_noise_sigma
+    check_price(tools, *size)
     layout = tools.spec.latents
     return layout.pack(noise.normal(layout.shape(*size))) * schedule.init_noise_sigma
 
@@ -137,6 +162,7 @@ def check_latents(tools: Tools, given: Array, size: tuple[int, int, int]) -> Arr
     Raises:
         InputError: ``given`` has another shape than the latents.
     """
+    check_price(tools, *size)
     layout = tools.spec.latents
     shape = layout.shape(*size)
     latents = given if is_torch(given) else to_numpy(given)
@@ -150,9 +176,16 @@ def check_latents(tools: Tools, given: Array, size: tuple[int, int, int]) -> Arr
 
 # Conditions
 
-#: A condition of this name is no input of the denoiser: its channels, [pictures, C, h, w], follow
-#: those of the sample, as a mask or a picture does in models made for editing.
+#: A condition of this name is no input of the denoiser: its channels, packed as the sample's are,
+#: follow those of the sample, as a mask or a picture does in models made for editing.
 CHANNELS = "channels"
+
+#: Conditions ``reference_0``, ``reference_1`` … are no inputs of the denoiser either: they are latents
+#: of pictures, [pictures, C, h, w], whose tokens follow those of the sample, once they are packed.
+#: What is predicted for them is left out.
+REFERENCE = "reference_"
+#: All of them together, packed.
+_TOKENS = "reference tokens"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +236,7 @@ def _batches(
 ) -> Batches:
     spec = tools.spec.denoiser
     batched = {t.name for t in spec.signature.inputs if t.shape and t.shape[0] == "batch"}
-    batched.add(CHANNELS)
+    batched |= {CHANNELS, _TOKENS}
     inputs = {}
     for branch in guider.branches:
         if branch.condition not in conditions:
@@ -211,8 +244,9 @@ def _batches(
                 f"{type(guider).__name__} needs the condition {branch.condition!r}; this task "
                 f"has {', '.join(conditions) or 'none'}. Use another guider."
             )
-        own = dict(conditions[branch.condition])
+        own = _with_tokens(tools, conditions[branch.condition])
         sizes = {**tools.spec.latents.dims(*size), **_sizes(spec, own), "batch": pictures}
+        sizes |= _reference_sizes(conditions[branch.condition])
         own |= host_inputs(spec, sizes, guider.embedded)
         inputs[branch.name] = {name: place(array, device) for name, array in own.items()}
     branches = tuple(
@@ -222,6 +256,31 @@ def _batches(
         for branch in guider.branches
     )
     return Batches(branches=branches, inputs=inputs, batched=frozenset(batched))
+
+
+def _references(conditions: Mapping[str, Array]) -> dict[str, Array]:
+    """The latents of further pictures, in order."""
+    names = (f"{REFERENCE}{i}" for i in range(len(conditions)))
+    return {name: conditions[name] for name in names if name in conditions}
+
+
+def _reference_sizes(conditions: Mapping[str, Array]) -> dict[str, int]:
+    found = _references(conditions)
+    return {
+        f"{name}_{side}": int(size)
+        for name, latents in found.items()
+        for side, size in zip(("height", "width"), latents.shape[-2:], strict=True)
+    }
+
+
+def _with_tokens(tools: Tools, conditions: Mapping[str, Array]) -> dict[str, Array]:
+    """The conditions, further pictures packed to one sequence of tokens."""
+    found = _references(conditions)
+    others = {name: array for name, array in conditions.items() if name not in found}
+    if not found:
+        return others
+    tokens = [tools.spec.latents.pack(latents) for latents in found.values()]
+    return {**others, _TOKENS: concatenate(tokens, axis=1)}
 
 
 def _sizes(spec: ComponentSpec, inputs: Mapping[str, Array]) -> dict[str, int]:
@@ -378,8 +437,14 @@ def _ask(
     given = {name: array for name, array in inputs.items() if name in known}
     sample = call.sample
     if CHANNELS in inputs:
-        sample = concatenate([sample, inputs[CHANNELS]], axis=1)
-    outputs = program(sample=sample, timestep=call.timesteps, **given)
+        axis = tools.spec.latents.channel_axis
+        sample = concatenate([sample, inputs[CHANNELS]], axis=axis)
+    drawn = sample.shape[1]
+    if _TOKENS in inputs:
+        sample = concatenate([sample, inputs[_TOKENS]], axis=1)
+    outputs = dict(program(sample=sample, timestep=call.timesteps, **given))
+    if _TOKENS in inputs:
+        outputs["out_sample"] = outputs["out_sample"][:, :drawn]
     parts = {
         one.name: slice(i * call.pictures, (i + 1) * call.pictures)
         for i, one in enumerate(call.branches)

@@ -22,6 +22,7 @@ from perfuse.tasks.pictures import (
     IMAGE,
     STRENGTH,
     added_channels,
+    channels_of,
     encode_picture,
     for_batch,
     is_latents,
@@ -38,7 +39,7 @@ Kept: TypeAlias = tuple[Array, Array, Array]
 @step(outputs=())
 def check_model(tools: Tools) -> State:
     """Refuse a denoiser whose further channels are not a mask and a masked picture."""
-    more, channels = added_channels(tools), tools.spec.latents.channels
+    more, channels = added_channels(tools), channels_of(tools.spec.latents)
     if more not in (0, channels + 1):
         raise InputError(
             f"Inpainting was asked for; this denoiser takes {more} channels besides the latents' "
@@ -125,14 +126,15 @@ def prepare_masked(
     original = None
     if not own or strength < 1.0 or denoising_start is not None:
         original = for_batch(encode_picture(tools, picture, noise), batch, "images")
-    shape = tools.spec.latents.shape(batch, height, width)
+    layout = tools.spec.latents
+    shape = layout.shape(batch, height, width)
     fresh = to_numpy(latents) if latents is not None else noise.normal(shape)
     if original is not None and denoising_start is not None:
-        start = original
+        start = layout.pack(original)
     elif original is None or strength == 1.0 or latents is not None:
         start = draw_latents(tools, noise, schedule, (batch, height, width), fresh)
     else:
-        start = schedule.add_noise(0, original, fresh)
+        start = layout.pack(schedule.add_noise(0, original, fresh))
     small = for_batch(_smaller(mask, shape[-2:]), batch, "masks")
     masked = _masked(tools, picture, mask, masked_image_latents, noise)
     channels = None
@@ -142,9 +144,16 @@ def prepare_masked(
         "noise": noise,
         "seeds": noise.seeds,
         "latents": start,
-        "kept": None if own else (small, original, fresh),
+        "kept": None if own else (_packed(tools, small), layout.pack(original), layout.pack(fresh)),
         "channels": channels,
     }
+
+
+def _packed(tools: Tools, mask: Array) -> Array:
+    """A mask [B, 1, h, w] as it masks packed latents."""
+    layout = tools.spec.latents
+    alike = np.broadcast_to(mask, (len(mask), layout.channels, *mask.shape[2:]))
+    return layout.pack(alike)
 
 
 def _smaller(mask: Array, size: tuple[int, ...]) -> Array:

@@ -19,6 +19,8 @@ class Part:
 
     #: The share of the steps to run, from the end: how much of a picture is drawn anew.
     strength: float | None = None
+    #: Whether a part of a step counts as one, as in Diffusers' pipelines of flow-matching models.
+    rounds_up: bool = False
     #: Instead: the share of the training timesteps that another model has done already.
     start: float | None = None
     #: The share of the training timesteps at which to stop, for another model to go on.
@@ -56,7 +58,9 @@ class Part:
             begin = _begin_at(schedule, train - self.start * train, scheduler.order)
         elif self.strength is not None:
             count = len(schedule) if steps is None else steps
-            begin = max(count - int(count * self.strength), 0) * scheduler.order
+            left = count - count * self.strength if self.rounds_up else count
+            kept = 0 if self.rounds_up else int(count * self.strength)
+            begin = max(int(left) - kept, 0) * scheduler.order
         if begin >= len(schedule):
             raise InputError(
                 f"{self._said()} leaves none of the {len(schedule)} steps. Ask for more strength "

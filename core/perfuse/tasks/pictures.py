@@ -7,6 +7,7 @@ import numpy as np
 
 from perfuse.arrays import is_torch, place, to_numpy
 from perfuse.arrays.noise import BatchNoise, noise_for
+from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import Array, Role
 from perfuse.contract.steps import REQUIRED, Input, Picture, State, Tools, step
 from perfuse.errors import InputError
@@ -18,6 +19,7 @@ __all__ = [
     "IMAGE",
     "STRENGTH",
     "added_channels",
+    "channels_of",
     "embedding_of",
     "encode_picture",
     "for_batch",
@@ -188,9 +190,17 @@ def prepare_from_picture(
 
 def added_channels(tools: Tools) -> int:
     """How many channels the denoiser takes besides those of the latents."""
-    taken = tools.spec.denoiser.signature.inputs[0].shape[1]
+    layout = tools.spec.latents
+    taken = tools.spec.denoiser.signature.inputs[0].shape[layout.channel_axis]
     assert isinstance(taken, int)
-    return taken - tools.spec.latents.channels
+    return taken - channels_of(layout)
+
+
+def channels_of(layout: LatentSpec) -> int:
+    """The channels of latents, once they are packed."""
+    smallest = layout.shape(1, layout.multiple, layout.multiple)
+    packed = layout.pack(np.empty(smallest, dtype=np.float32))
+    return int(packed.shape[layout.channel_axis])
 
 
 def with_channels(

@@ -49,10 +49,16 @@ def guider_for(tools: Tools, guider: Any, scale: float, rescale: float) -> Guide
     return usual
 
 
-def encode(tools: Tools, encoder: str, tokenizer: str, texts: list[str]) -> dict[str, Any]:
-    """Run a text encoder; warn, as Diffusers does, if a prompt was truncated."""
+def encode(
+    tools: Tools, encoder: str, tokenizer: str, texts: list[str], *, remedy: str | None = None
+) -> dict[str, Any]:
+    """Run a text encoder; warn, as Diffusers does, if a prompt was truncated.
+
+    ``remedy`` is what the warning says to do, if not to use ``prompt_syntax``.
+    """
     reads = TextEncoder(tools=tools, name=encoder, tokenizer_name=tokenizer)
-    return reads.outputs(tokenised(reads, texts))
+    said = {} if remedy is None else {"remedy": remedy}
+    return reads.outputs(tokenised(reads, texts, **said))
 
 
 def conditions_of(

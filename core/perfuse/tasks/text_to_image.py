@@ -20,11 +20,12 @@ from perfuse.tasks.denoise import (
 )
 from perfuse.tasks.image_prompt import IMAGE_PROMPT, encode_image_prompt
 from perfuse.tasks.inputs import GUIDANCE, NOISE, OUTPUT, PROMPTS, SIZE, STEPS
+from perfuse.tasks.pictures import added_channels, channels_of
 from perfuse.tasks.prompts.reading import PromptReader, equally_long
 from perfuse.tasks.safety import check_safety
 from perfuse.tasks.text import Prompt, conditions_of, guider_for, read_texts
 
-__all__ = ["TEXT_TO_IMAGE", "prepare_latents", "read_prompts"]
+__all__ = ["TEXT_TO_IMAGE", "checked_texts", "prepare_latents", "read_prompts"]
 
 
 def _check_states(tools: Tools, name: str, states: Array) -> None:
@@ -40,10 +41,10 @@ def _check_states(tools: Tools, name: str, states: Array) -> None:
 @step(outputs=())
 def check_model(tools: Tools) -> State:
     """Refuse a model that needs more than text, such as an inpainting one."""
-    taken, channels = tools.spec.denoiser.signature.inputs[0].shape[1], tools.spec.latents.channels
-    if taken != channels:
+    more, channels = added_channels(tools), channels_of(tools.spec.latents)
+    if more:
         raise InputError(
-            f"A picture from text was asked for; this denoiser takes {taken} channels and the latents "
+            f"A picture from text was asked for; this denoiser takes {channels + more} channels and the latents "
             f"have {channels}: it is made for inpainting or editing. Give image= and mask_image=, "
             "or use another checkpoint."
         )
@@ -64,7 +65,26 @@ def read_prompts(
     output_type: str,
 ) -> State:
     """Check the inputs before anything is prepared."""
+    texts = checked_texts(
+        tools, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
+    )
     check_output_type(output_type)
+    return {**texts, "guider": guider_for(tools, guider, guidance_scale, guidance_rescale)}
+
+
+def checked_texts(
+    tools: Tools,
+    prompt: Prompt,
+    negative_prompt: Prompt,
+    prompt_embeds: Array | None,
+    negative_prompt_embeds: Array | None,
+    num_images_per_prompt: int,
+) -> dict[str, Any]:
+    """The prompts and the negative prompts as lists, and how many prompts there are.
+
+    Raises:
+        InputError: they contradict each other, or are no texts or states of this denoiser.
+    """
     if (prompt is None) == (prompt_embeds is None):
         raise InputError(
             "prompt and prompt_embeds were given both, or neither. Give exactly one of them."
@@ -101,7 +121,6 @@ def read_prompts(
         "prompts": prompts,
         "negatives": negatives * (count if len(negatives) == 1 else 1),
         "count": count,
-        "guider": guider_for(tools, guider, guidance_scale, guidance_rescale),
     }
 
 

@@ -22,7 +22,7 @@ from perfuse.tasks.text import Prompt, conditions_of, read_texts
 from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
 from perfuse.tasks.watermark import watermark
 
-__all__ = ["TEXT_TO_IMAGE_XL", "Size", "ids_of"]
+__all__ = ["TEXT_TO_IMAGE_XL", "Size", "check_pooled", "ids_of", "second_texts"]
 
 Size = tuple[int, int] | None
 
@@ -72,7 +72,15 @@ def _states(states: Array, pooled: Array) -> dict[str, Array]:
     return {"encoder_hidden_states": states, "text_embeds": pooled}
 
 
-def _second(given: Prompt, name: str, first: list[str]) -> list[str]:
+def check_pooled(name: str, states: Array | None, pooled: Array | None) -> None:
+    """Raise ``InputError`` where states were given without pooled ones, or these without those."""
+    if (states is None) != (pooled is None):
+        other = name.replace("prompt_embeds", "pooled_prompt_embeds")
+        raise InputError(f"Only one of {name} and {other} was given. Give both or neither.")
+
+
+def second_texts(given: Prompt, name: str, first: list[str]) -> list[str]:
+    """The texts of another text encoder, as many as those of the first, which are the default."""
     if given is None:
         return first
     texts = read_texts(given, name)
@@ -157,16 +165,8 @@ def encode_prompt(
     prompt_syntax: str | None = None,
 ) -> State:
     """Text states, pooled text and time ids, each [pictures, …], by condition of the guider."""
-    if (prompt_embeds is None) != (pooled_prompt_embeds is None):
-        raise InputError(
-            "Only one of prompt_embeds and pooled_prompt_embeds was given. Give both or neither."
-        )
-    if (negative_prompt_embeds is None) != (negative_pooled_prompt_embeds is None):
-        raise InputError(
-            "Only one of negative_prompt_embeds and negative_pooled_prompt_embeds was given. Give "
-            "both or neither."
-        )
-
+    check_pooled("prompt_embeds", prompt_embeds, pooled_prompt_embeds)
+    check_pooled("negative_prompt_embeds", negative_prompt_embeds, negative_pooled_prompt_embeds)
     read = _Readers.of(tools, prompt_syntax)
 
     def empty() -> Mapping[str, Array]:
@@ -178,12 +178,12 @@ def encode_prompt(
         if not negatives and tools.spec.options.get("force_zeros_for_empty_prompt", True):
             return {name: zeros_like(array) for name, array in positive.items()}
         texts = negatives or [""] * count
-        return read(texts, _second(negative_prompt_2, "negative_prompt_2", texts))
+        return read(texts, second_texts(negative_prompt_2, "negative_prompt_2", texts))
 
     if prompt_embeds is not None:
         positive = _states(prompt_embeds, pooled_prompt_embeds)
     else:
-        positive = read(prompts, _second(prompt_2, "prompt_2", prompts), clip_skip)
+        positive = read(prompts, second_texts(prompt_2, "prompt_2", prompts), clip_skip)
     others = {"negative": negative, "empty": empty}
     wanted = {branch.condition for branch in guider.branches}
     encoded: dict[str, Mapping[str, Array]] = {"positive": positive}

@@ -55,8 +55,6 @@ class OnnxExporter(Exporter):
 
     format: ClassVar[str] = "onnx"
 
-    apart: ClassVar[bool] = True
-
     def export(self, component: Component, folder: Path) -> Path:
         """Write the component into an empty folder and return the path of ``model.onnx``.
 

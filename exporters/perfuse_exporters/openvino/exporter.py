@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 __all__ = ["OpenVinoExporter"]
 
 MODEL = "openvino_model.xml"
+#: A name that OpenVINO gives to what has none.
+_COUNTED = re.compile(r"((?:phase/)?[A-Z][A-Za-z0-9]*)_\d+$")
 
 
 class OpenVinoExporter(Exporter):
     """Writes OpenVINO IR with float32, float16 or bfloat16 weights."""
 
     format: ClassVar[str] = "openvino"
-
-    apart: ClassVar[bool] = True
 
     def export(self, component: Component, folder: Path) -> Path:
         _check(component)
@@ -108,8 +108,12 @@ def _write(
     openvino: Any, model: "ov.Model", path: Path, component: Component, exact: "list[ov.Node]"
 ) -> None:
     say(f"Writing {component.name}")
+    model.set_friendly_name(component.name)
     _save(openvino, model, path)
-    _keep_float32(path, {op.get_friendly_name() for op in exact})
+    tree = ElementTree.parse(path)
+    _keep_float32(tree, {op.get_friendly_name() for op in exact})
+    _number_anew(tree)
+    tree.write(path, encoding="utf-8", xml_declaration=True)
 
 
 def _save(openvino: Any, model: "ov.Model", path: Path) -> None:
@@ -345,18 +349,20 @@ def _adds_last_axis(op: "ov.Node") -> bool:
     )
 
 
-def _keep_float32(path: Path, names: set[str]) -> None:
+def _keep_float32(tree: "ElementTree.ElementTree[Any]", names: set[str]) -> None:
     """Mark layers as ones that no device may compute in half precision."""
-    if not names:
-        return
-    tree = ElementTree.parse(path)
     for layer in tree.iter("layer"):
         if layer.get("name") in names:
             info = layer.find("rt_info")
             info = ElementTree.SubElement(layer, "rt_info") if info is None else info
             # OpenVINO's name for it, in files, since 2022.
             ElementTree.SubElement(info, "attribute", {"name": "precise", "version": "0"})
-    tree.write(path, encoding="utf-8", xml_declaration=True)
+
+
+def _number_anew(tree: "ElementTree.ElementTree[Any]") -> None:
+    """Number the layers that OpenVINO named by what it counted in this process."""
+    for i, layer in enumerate(tree.iter("layer")):
+        layer.set("name", _COUNTED.sub(rf"\g<1>_{i}", layer.get("name", "")))
 
 
 def _said(exc: Exception) -> str:

@@ -696,6 +696,36 @@ CATALOGUE: tuple[Entry, ...] = (
         f"{_UNET}/middle",
         "FAIL_CONTRACT",
     ),
+    # Found by many calls
+    _entry(
+        "mutant-drifts",
+        "worn:Drifts",
+        "wrong from the two hundredth call on",
+        "contract/unet/soak",
+        level="L2",
+    ),
+    _entry(
+        "mutant-one-in-a-hundred",
+        "worn:OneInAHundred",
+        "one call of a hundred answers to the inputs of the call before",
+        "contract/unet/soak",
+        level="L2",
+    ),
+    _entry(
+        "mutant-negative-strides",
+        "worn:SharedStrides",
+        "arrays with negative strides are read from their lowest address",
+        "contract/unet/soak",
+        level="L2",
+    ),
+    _entry(
+        "mutant-leaks",
+        "worn:Leaks",
+        "each call leaves half a megabyte behind",
+        "contract/unet/soak",
+        "FAIL_CONTRACT",
+        level="L2",
+    ),
     _entry(
         "rude-leaked-thread",
         "rude:LeaksThread",

@@ -400,6 +400,17 @@ def test_a_kept_state_is_never_refreshed() -> None:
     assert [int(state[0, 0]) for state in given] == [1, 1, 3]
 
 
+def test_what_is_worn_is_right_at_first(prepare: Prepare) -> None:
+    name, inputs = unet(500)
+    right = prepare("mutant-none", name)(**inputs)["out_sample"]
+    drifts, shared = prepare("mutant-drifts", name), prepare("mutant-negative-strides", name)
+    turned = {n: np.ascontiguousarray(a[..., ::-1])[..., ::-1] for n, a in inputs.items()}
+    np.testing.assert_array_equal(drifts(**inputs)["out_sample"], right)
+    np.testing.assert_array_equal(shared(**inputs)["out_sample"], right)
+    assert np.abs(shared(**turned)["out_sample"] - right).max() > 0.01
+    np.testing.assert_array_equal(prepare("mutant-none", name)(**turned)["out_sample"], right)
+
+
 def test_every_mutant_of_numbers_is_tested_here() -> None:
     elsewhere = {
         "mutant-none",
@@ -423,6 +434,10 @@ def test_every_mutant_of_numbers_is_tested_here() -> None:
         "mutant-adapter-twice",
         "mutant-dropped-adapter",
         "mutant-stale-state",
+        "mutant-drifts",
+        "mutant-one-in-a-hundred",
+        "mutant-negative-strides",
+        "mutant-leaks",
     }
     mutants = {entry.name for entry in CATALOGUE if entry.name.startswith("mutant-")}
     assert mutants == elsewhere | SHOWN.keys()

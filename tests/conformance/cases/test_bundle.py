@@ -80,7 +80,7 @@ def test_damage_is_an_error_that_says_what(damaged: Path, way: str) -> None:
         tensors.write_bytes(bytes(raw))
     elif way == "json":
         index.write_text(index.read_text("utf-8")[:-9], "utf-8")
-        said = "it is not whole JSON"
+        said = "is not JSON"
     elif way == "newer":
         index.write_text(json.dumps({**data, "version": 99}), "utf-8")
         said = "Update perfuse"

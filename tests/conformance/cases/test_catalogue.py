@@ -120,7 +120,7 @@ def test_what_is_declined_is_asked_to_be_refused(spec: PipelineSpec) -> None:
 def test_a_family_s_own_inputs_are_drawn_with(spec: PipelineSpec) -> None:
     draws = draws_of(spec)
     inputs = [draw.inputs for draw in draws.values()]
-    if "timestep_cond" in spec.denoiser.signature.input_names:
+    if spec.denoiser.guidance == "embedded":
         assert {draw.scheduler for draw in draws.values()} == {"lcm"}
         return
     if spec.tokenizers:
@@ -143,6 +143,9 @@ TASKS = {
     "depth": {"depth-to-image"},
     "upscale": {"upscale"},
     "variation": {"image-variation"},
+    "unclip": {"unclip"},
+    "depth-estimated": {"depth-to-image"},
+    "latent-upscaler": {"latent-upscale"},
     "control": {"text-to-image", "image-to-image", "inpainting"},
     "adapter": {"text-to-image"},
 }

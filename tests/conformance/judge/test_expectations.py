@@ -87,7 +87,7 @@ def test_an_entry(read):
         ("[[expect]]", "[[xfail]]", r"has xfail; it may have \[\[expect\]\] alone"),
         ("[[expect]]", "[expect]", r"write tables, \[\[expect\]\]"),
         ("[[expect]]", "expect = [3]\n[[other]]", "has other"),
-        ('reason = "', "reason = ", "was to be read as TOML"),
+        ('reason = "', "reason = ", "is not TOML"),
     ],
 )
 def test_what_a_file_may_not_say(read, old, new, said):

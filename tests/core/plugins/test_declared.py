@@ -204,7 +204,7 @@ def test_a_damaged_record_is_made_anew(
 def test_a_cache_that_cannot_be_written(
     install: Install, tmp_path: Path, cache: Path, what: str
 ) -> None:
-    """Nothing is kept, and nothing fails."""
+    """Nothing fails; where there can be no cache at all, a temporary one serves this process."""
     log = tmp_path / "log"
     noted(install, log)
     if what == "file":
@@ -216,7 +216,7 @@ def test_a_cache_that_cannot_be_written(
         cache.mkdir(mode=0o500)
     for _ in range(2):
         assert set(PluginHost(["sound"]).backends()) == {"sound"}
-    assert len(runs(log)) == (1 if what == "forbidden" and os.geteuid() == 0 else 2)
+    assert len(runs(log)) == (2 if what == "unwritable" else 1)
 
 
 def test_several_processes_at_once(install: Install, cache: Path) -> None:

@@ -13,6 +13,8 @@ ARCHITECTURES = (
         aliases=f"{__name__}.aliases:aliases",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        names=f"{__name__}.description:current",
+        beside_graph=("projection_dim",),
     ),
     Architecture(
         class_name="CLIPTextModelWithProjection",
@@ -24,5 +26,6 @@ ARCHITECTURES = (
         aliases=f"{__name__}.aliases:aliases",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        names=f"{__name__}.description:current",
     ),
 )

@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.errors import CheckpointError
+from perfuse.models.config import TransformersConfig
+from perfuse.models.names import without_positions
 from perfuse.models.shapes import floating
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "PROJECTED",
     "UNNORMED",
     "ClipTextConfig",
+    "current",
     "describe",
     "describe_projected",
     "fit",
@@ -22,11 +25,15 @@ __all__ = [
 PLAIN, PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
 #: The last layer's states before the last norm, which a latent upscaler reads.
 UNNORMED = "unnormed_hidden_state"
+#: What stands before the names of most tensors.
+_PREFIX = "text_model."
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipTextConfig:
-    """The fields of Transformers' ``CLIPTextConfig`` that determine shapes."""
+class ClipTextConfig(TransformersConfig):
+    """The fields of Transformers' ``CLIPTextConfig`` that determine what is computed."""
+
+    class_name: ClassVar[str] = PLAIN
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -37,6 +44,13 @@ class ClipTextConfig:
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
+    #: With 2, the token with the highest id ends a prompt.
+    eos_token_id: Any = 49407
+
+
+def current(name: str) -> str | None:
+    """A tensor's name without ``text_model.``, as Transformers 5 saves it; ``None`` for positions."""
+    return without_positions(name.removeprefix(_PREFIX))
 
 
 def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from perfuse.contract.spec import ComponentSpec
 from perfuse.errors import CheckpointError
-from perfuse.models.clip_text.description import PLAIN, PROJECTED, UNNORMED
-from perfuse.models.loading import Rename, load_state
+from perfuse.models.clip_text.description import PLAIN, PROJECTED, UNNORMED, current
+from perfuse.models.loading import load_state
+from perfuse.sources.fitting import Rename
 from perfuse.sources.plain import to_plain
 from perfuse.sources.weights import Weights
 
@@ -85,14 +86,10 @@ def _clip_names(expected: Iterable[str]) -> Rename:
 
     ``position_ids`` are dropped: Transformers saved them before 4.31, and they are only a range.
     """
-    known, prefix = set(expected), "text_model."
+    known = {current(name): name for name in expected}
 
     def rename(name: str) -> str | None:
-        if name.endswith("embeddings.position_ids"):
-            return None
-        for candidate in (name, prefix + name, name.removeprefix(prefix)):
-            if candidate in known:
-                return candidate
-        return name
+        plain = current(name)
+        return known.get(plain, name) if plain is not None else None
 
     return rename

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.building import load_native, native
 from perfuse.models.clip_vision.description import ClipVisionConfig
-from perfuse.models.clip_vision.transformer import VisionTransformer, current_name
+from perfuse.models.clip_vision.transformer import VisionTransformer
 from perfuse.models.model import Model
+from perfuse.models.names import without_positions
 from perfuse.sources.weights import Weights
 
 __all__ = ["CLIPVisionModelWithProjection", "build", "load", "wrap"]
@@ -34,7 +35,7 @@ class CLIPVisionModelWithProjection(Model):
 
     @staticmethod
     def rename(name: str) -> str | None:
-        return current_name(name)
+        return without_positions(name)
 
 
 def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:

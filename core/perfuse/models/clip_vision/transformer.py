@@ -6,12 +6,7 @@ from torch.nn import functional as F
 
 from perfuse.models.clip_vision.description import ClipVisionConfig
 
-__all__ = ["VisionTransformer", "current_name"]
-
-
-def current_name(name: str) -> str | None:
-    """A tensor's name; ``None`` for positions, only a range, which Transformers saved before 4.31."""
-    return None if name.endswith("embeddings.position_ids") else name
+__all__ = ["VisionTransformer"]
 
 
 class QuickGELU(nn.Module):

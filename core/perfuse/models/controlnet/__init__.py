@@ -10,6 +10,7 @@ ARCHITECTURES = (
         fit=f"{__name__}.description:fit",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        names="perfuse.models.names:current",
     ),
     Architecture(
         class_name="MultiControlNetModel",

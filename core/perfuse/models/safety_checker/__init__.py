@@ -13,5 +13,6 @@ ARCHITECTURES = (
         describe=f"{__name__}.description:describe",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        names=f"{__name__}.description:current",
     ),
 )

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.clip_vision.description import ClipVisionConfig
 from perfuse.models.config import TransformersConfig
+from perfuse.models.names import without_positions
 
-__all__ = ["CONCEPTS", "SPECIAL", "SafetyCheckerConfig", "describe"]
+__all__ = ["CONCEPTS", "SPECIAL", "SafetyCheckerConfig", "current", "describe"]
 
 #: How many concepts each table holds: those that blacken a picture, and those that lower the bar.
 CONCEPTS, SPECIAL = 17, 3
@@ -40,11 +41,19 @@ class SafetyCheckerConfig(TransformersConfig):
             "vision_config": self.vision.to_dict(),
         }
 
+    def normal(self) -> dict[str, Any]:
+        return {"vision": self.vision.normal()}
+
     @property
     def vision(self) -> ClipVisionConfig:
         """The configuration of the image encoder."""
         fields = {**(self.vision_config or {}), **(self.vision_config_dict or {})}
         return ClipVisionConfig.from_dict(fields)
+
+
+def current(name: str) -> str | None:
+    """A tensor's name: before version 5, Transformers saved the vision model one level deeper."""
+    return without_positions(name.replace("vision_model.vision_model.", "vision_model.", 1))
 
 
 def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:

@@ -7,9 +7,14 @@ from torch import Tensor, nn
 
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.building import load_native, native
-from perfuse.models.clip_vision.transformer import VisionTransformer, current_name
+from perfuse.models.clip_vision.transformer import VisionTransformer
 from perfuse.models.model import Model
-from perfuse.models.safety_checker.description import CONCEPTS, SPECIAL, SafetyCheckerConfig
+from perfuse.models.safety_checker.description import (
+    CONCEPTS,
+    SPECIAL,
+    SafetyCheckerConfig,
+    current,
+)
 from perfuse.sources.weights import Weights
 
 __all__ = ["StableDiffusionSafetyChecker", "build", "wrap"]
@@ -47,8 +52,7 @@ class StableDiffusionSafetyChecker(Model):
 
     @staticmethod
     def rename(name: str) -> str | None:
-        """Before version 5, Transformers saved the vision model one level deeper."""
-        return current_name(name.replace("vision_model.vision_model.", "vision_model.", 1))
+        return current(name)
 
 
 def _unit(rows: Tensor) -> Tensor:

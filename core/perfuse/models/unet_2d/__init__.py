@@ -9,6 +9,8 @@ ARCHITECTURES = (
         describe=f"{__name__}.description:describe",
         latents=f"{__name__}.description:latents",
         build=f"{__name__}.network:build",
+        names="perfuse.models.names:current",
+        beside_graph=("sample_size", "dropout"),
         wrap=f"{__name__}.network:wrap",
     ),
 )

@@ -15,5 +15,8 @@ ARCHITECTURES = (
         wrap=f"{__name__}.network:wrap",
         shallow=f"{__name__}.shallow:shallow",
         perturb="perfuse.models.perturbed:perturb",
+        names="perfuse.models.names:current",
+        beside_graph=("sample_size", "dropout"),
+        in_half_precision=("upcast_attention",),
     ),
 )

@@ -90,6 +90,17 @@ class UNet2DConditionConfig(ModelConfig):
     cross_attention_norm: str | None = None
     addition_embed_type_num_heads: int = 64
 
+    def normal(self) -> dict[str, Any]:
+        """Without the depth of an attention that is not there."""
+        if self.reverse_transformer_layers_per_block is not None:
+            return super().normal()
+        ways = zip(self.down_block_types, reversed(self.up_block_types), strict=True)
+        read = [any("CrossAttn" in kind for kind in way) for way in ways]
+        read[-1] = True  # the middle block has the last level's
+        depths = self.per_block("transformer_layers_per_block")
+        kept = tuple(depth if used else 1 for depth, used in zip(depths, read, strict=True))
+        return ModelConfig.normal(dataclasses.replace(self, transformer_layers_per_block=kept))
+
     def __post_init__(self) -> None:
         if self.encoder_hid_dim is not None and self.encoder_hid_dim_type is None:
             object.__setattr__(self, "encoder_hid_dim_type", "text_proj")

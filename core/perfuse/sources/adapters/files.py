@@ -8,6 +8,7 @@ from typing import Any
 
 from perfuse.contract.frozen import FrozenDict
 from perfuse.errors import CheckpointError, WeightsError
+from perfuse.sources.files import user_path
 from perfuse.sources.hub import file_from_hub, is_hub_id, names_on_hub
 from perfuse.sources.weights import is_pickle
 
@@ -43,7 +44,7 @@ def find_file(given: "str | os.PathLike[str]", place: Place) -> Path:
         CheckpointError: the Hub does not give it.
         WeightsError: there is no such file, or several and none was named, or it is a pickle.
     """
-    path = Path(given).expanduser()
+    path = user_path(given)
     inner = place.subfolder.strip("/") if place.subfolder is not None else ""
     if path.is_dir():
         folder = path / inner

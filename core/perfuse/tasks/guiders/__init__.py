@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from perfuse.tasks.guiders.instruct_pix2pix import (
         InstructPix2PixGuidance as InstructPix2PixGuidance,
     )
+    from perfuse.tasks.guiders.length_preserving import (
+        LengthPreservingGuidance as LengthPreservingGuidance,
+    )
     from perfuse.tasks.guiders.mambo_g import MagnitudeAwareGuidance as MagnitudeAwareGuidance
     from perfuse.tasks.guiders.none import NoGuidance as NoGuidance
     from perfuse.tasks.guiders.pag import PAGGuidance as PAGGuidance
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from perfuse.tasks.guiders.tcfg import (
         TangentialClassifierFreeGuidance as TangentialClassifierFreeGuidance,
     )
+    from perfuse.tasks.guiders.truncated import TruncatedGuidance as TruncatedGuidance
 
 #: A guider's name ends in Guidance; what several share is a class of another name.
 _CLASS = re.compile(r"^class ([A-Z]\w*Guidance)\(", re.MULTILINE)

@@ -88,7 +88,10 @@ class PromptReader:
         return empty(self.encoder)
 
 
-def tokenised(encoder: TextEncoder, texts: list[str]) -> Any:
+_ALL_OF_IT = "prompt_syntax='plain' reads all of it."
+
+
+def tokenised(encoder: TextEncoder, texts: list[str], remedy: str = _ALL_OF_IT) -> Any:
     """Rows of tokens [B, L]; warns, as Diffusers does, where a prompt was cut off."""
     tokens = encoder.tokenizer(texts)
     for cut in tokens.truncated:
@@ -96,7 +99,7 @@ def tokenised(encoder: TextEncoder, texts: list[str]) -> Any:
             limit = tokens.input_ids.shape[1]
             warnings.warn(
                 f"The prompt is longer than the {limit} tokens that {encoder.name} reads; this was "
-                f"cut off: {cut!r}. prompt_syntax='plain' reads all of it.",
+                f"cut off: {cut!r}. {remedy}",
                 stacklevel=2,
             )
     return tokens.input_ids

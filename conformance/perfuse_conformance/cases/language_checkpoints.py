@@ -1,0 +1,154 @@
+"""Small random checkpoints of families whose text encoder is a language model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from perfuse_conformance.cases.checkpoint_parts import vae_config, write_json, write_model
+from perfuse_conformance.cases.language_parts import (
+    write_language_model,
+    write_language_tokenizer,
+    write_qwen_vl,
+)
+
+__all__ = ["klein", "klein_distilled", "qwen_image", "z_image"]
+
+
+def z_image(folder: Path, seed: int) -> Path:
+    """Z-Image's layout. Pictures are 16×16 (latents 8×8), captions 32 tokens or more."""
+    transformer = {
+        "in_channels": 4,
+        "dim": 48,
+        "n_layers": 2,
+        "n_refiner_layers": 2,
+        "n_heads": 2,
+        "n_kv_heads": 2,
+        "cap_feat_dim": 32,
+        "axes_dims": [8, 8, 8],
+        "axes_lens": [1024, 64, 64],
+        "sample_size": 8,
+    }
+    write_model(folder / "transformer", "ZImageTransformer2DModel", transformer, seed)
+    vae = vae_config(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False)
+    vae["use_post_quant_conv"] = False
+    write_model(folder / "vae", "AutoencoderKL", vae, seed + 1)
+    size = write_language_tokenizer(folder / "tokenizer")
+    write_language_model(folder / "text_encoder", "Qwen3", "ForCausalLM", size, seed + 2)
+    _finish(folder, "ZImagePipeline", "ZImageTransformer2DModel", shift=3.0)
+    return folder
+
+
+def klein(folder: Path, seed: int, *, distilled: bool = False) -> Path:
+    """FLUX.2 klein's layout, of a base model. Pictures are 16×16, four by four pixels a token."""
+    transformer = {
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 48,
+        "axes_dims_rope": [4, 4, 4, 4],
+        "guidance_embeds": False,
+        "sample_size": 4,
+    }
+    write_model(folder / "transformer", "Flux2Transformer2DModel", transformer, seed)
+    vae = {"latent_channels": 4, "decoder_block_out_channels": [24, 32]}
+    write_model(folder / "vae", "AutoencoderKLFlux2", vae_config(**vae), seed + 1)
+    size = write_language_tokenizer(folder / "tokenizer")
+    text = {"num_hidden_layers": 28, "hidden_size": 16, "intermediate_size": 24, "head_dim": 4}
+    write_language_model(folder / "text_encoder", "Qwen3", "ForCausalLM", size, seed + 2, **text)
+    _finish(
+        folder,
+        "Flux2KleinPipeline",
+        "Flux2Transformer2DModel",
+        vae="AutoencoderKLFlux2",
+        index={"is_distilled": distilled},
+        use_dynamic_shifting=True,
+        shift=3.0,
+    )
+    return folder
+
+
+def klein_distilled(folder: Path, seed: int) -> Path:
+    return klein(folder, seed, distilled=True)
+
+
+def qwen_image(folder: Path, seed: int) -> Path:
+    """Qwen-Image's layout. Pictures are 16×16, four by four pixels a token."""
+    transformer = {
+        "in_channels": 16,
+        "out_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "axes_dims_rope": [4, 4, 8],
+        "sample_size": 8,
+    }
+    write_model(folder / "transformer", "QwenImageTransformer2DModel", transformer, seed)
+    vae = {
+        "base_dim": 8,
+        "z_dim": 4,
+        "dim_mult": [1, 2],
+        "num_res_blocks": 1,
+        "temperal_downsample": [True],
+        "latents_mean": [-0.7, 0.1, 0.4, -0.2],
+        "latents_std": [2.8, 1.4, 1.9, 0.8],
+    }
+    write_model(folder / "vae", "AutoencoderKLQwenImage", vae, seed + 1)
+    _add_time(folder / "vae" / "diffusion_pytorch_model.safetensors", seed + 1)
+    size = write_language_tokenizer(folder / "tokenizer", template=False)
+    write_qwen_vl(folder / "text_encoder", size, seed + 2)
+    _finish(
+        folder,
+        "QwenImagePipeline",
+        "QwenImageTransformer2DModel",
+        vae="AutoencoderKLQwenImage",
+        text="Qwen2_5_VLForConditionalGeneration",
+        use_dynamic_shifting=True,
+        shift_terminal=0.02,
+    )
+    return folder
+
+
+def _add_time(path: Path, seed: int) -> None:
+    """Add the layers that halve and double time, which are there in every checkpoint."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    generator = torch.Generator("cpu").manual_seed(seed)
+    weights = load_file(path)
+    names = {"encoder.down_blocks.1": (8, 8), "decoder.up_blocks.0.upsamplers.0": (32, 16)}
+    for name, (outputs, inputs) in names.items():
+        shapes = {"weight": (outputs, inputs, 3, 1, 1), "bias": (outputs,)}
+        for last, shape in shapes.items():
+            drawn = torch.randn(shape, generator=generator)
+            weights[f"{name}.time_conv.{last}"] = drawn / (3 * inputs) ** 0.5
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def _finish(
+    folder: Path,
+    class_name: str,
+    denoiser: str,
+    *,
+    vae: str = "AutoencoderKL",
+    text: str = "Qwen3ForCausalLM",
+    index: Mapping[str, Any] | None = None,
+    **scheduler: Any,
+) -> None:
+    """The scheduler and the index of a checkpoint whose models are written."""
+    name = "FlowMatchEulerDiscreteScheduler"
+    config = {"_class_name": name, "num_train_timesteps": 1000, **scheduler}
+    write_json(folder / "scheduler" / "scheduler_config.json", config)
+    entries = {
+        "_class_name": class_name,
+        "_diffusers_version": "0.36.0",
+        "scheduler": ["diffusers", name],
+        "text_encoder": ["transformers", text],
+        "tokenizer": ["transformers", "Qwen2Tokenizer"],
+        "transformer": ["diffusers", denoiser],
+        "vae": ["diffusers", vae],
+        **(index or {}),
+    }
+    write_json(folder / "model_index.json", entries)

@@ -1,0 +1,89 @@
+"""Language models and their tokenizers for small random checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+from perfuse_conformance.cases.checkpoint_parts import WORDS, byte_codes, randomise, write_json
+
+__all__ = ["write_language_model", "write_language_tokenizer", "write_qwen_vl"]
+
+_END, _TURN, _TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+#: Two turns as models of the Qwen family have them, and a setting that a pipeline gives.
+_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
+)
+
+
+def write_language_tokenizer(folder: Path, *, template: bool = True) -> int:
+    """Write Qwen's ``vocab.json`` and ``merges.txt``, all bytes and a few words; return its size."""
+    vocab = [chr(code) for code in byte_codes()]
+    merges = []
+    for word in (*WORDS, *(f"Ġ{word}" for word in WORDS)):
+        left = word[0]
+        for letter in word[1:]:
+            if left + letter not in vocab:
+                merges.append(f"{left} {letter}")
+                vocab.append(left + letter)
+            left += letter
+    special = (_END, _TURN, _TURN_END)
+    write_json(folder / "vocab.json", {token: i for i, token in enumerate(vocab)})
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
+    added = {
+        str(len(vocab) + i): {"content": token, "special": True, "normalized": False}
+        for i, token in enumerate(special)
+    }
+    config: dict[str, Any] = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "model_max_length": 512,
+        "added_tokens_decoder": added,
+        "eos_token": _TURN_END,
+        "pad_token": _END,
+        "unk_token": None,
+    }
+    config |= {"chat_template": _TEMPLATE} if template else {}
+    write_json(folder / "tokenizer_config.json", config)
+    return len(vocab) + len(special)
+
+
+def write_language_model(
+    folder: Path, family: str, kind: str, vocab_size: int, seed: int, **fields: Any
+) -> None:
+    """A language model of Transformers', ``("Qwen3", "ForCausalLM")``; two queries share a key."""
+    import transformers
+
+    settings = getattr(transformers, f"{family}Config")(**{**_sizes(vocab_size), **fields})
+    model = getattr(transformers, f"{family}{kind}")(settings)
+    randomise(model, seed).save_pretrained(folder)
+
+
+def write_qwen_vl(folder: Path, vocab_size: int, seed: int) -> None:
+    """Qwen 2.5 VL, which has eyes; here it reads text alone."""
+    import transformers
+
+    turned = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
+    ends = {"bos_token_id": None, "eos_token_id": None}
+    text = {**_sizes(vocab_size), "rope_parameters": turned, **ends}
+    eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    settings = transformers.Qwen2_5_VLConfig(
+        text_config=text, vision_config={**eyes, "out_hidden_size": 32}
+    )
+    model = transformers.Qwen2_5_VLForConditionalGeneration(settings)
+    randomise(model, seed).save_pretrained(folder)
+
+
+def _sizes(vocab_size: int) -> dict[str, Any]:
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+    }

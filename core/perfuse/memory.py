@@ -1,0 +1,75 @@
+"""How much memory there is, and refusing what needs more before it is tried."""
+
+import functools
+import os
+from pathlib import Path
+
+from perfuse.errors import InputError
+
+__all__ = ["check_memory", "most_memory", "read_size"]
+
+_UNITS = {"": 1, "B": 1}
+_UNITS |= {f"{unit}B": 1000**i for i, unit in enumerate("KMGT", 1)}
+_UNITS |= {f"{unit}IB": 1024**i for i, unit in enumerate("KMGT", 1)}
+_VARIABLE = "PERFUSE_MEMORY"
+#: Where Linux says what a container may take.
+_CONTAINER = Path("/sys/fs/cgroup/memory.max")
+
+
+def read_size(text: str) -> int:
+    """Read a number of bytes: ``"8GB"`` or ``"512 MiB"``.
+
+    Raises:
+        InputError: the text is not a number and a unit.
+    """
+    number = text.strip().rstrip("BIKMGTbikmgt ")
+    unit = text.strip()[len(number) :].strip().upper()
+    if not number.replace(".", "", 1).isdecimal() or unit not in _UNITS:
+        raise InputError(f"Memory {text!r} was given; write a number and a unit: 8GB, 512MiB.")
+    return int(float(number) * _UNITS[unit])
+
+
+def most_memory() -> int | None:
+    """The bytes that a run may need: ``PERFUSE_MEMORY``, or what the machine has.
+
+    ``None`` where the system does not tell.
+
+    Raises:
+        InputError: ``PERFUSE_MEMORY`` is no size.
+    """
+    configured = os.environ.get(_VARIABLE)
+    return read_size(configured) if configured else _of_machine()
+
+
+@functools.cache
+def _of_machine() -> int | None:
+    try:
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # Windows; or the name is not known
+        return None
+    try:
+        return min(found, int(_CONTAINER.read_text("ascii")))
+    except (OSError, ValueError):  # no container, or "max"
+        return found
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Refuse what cannot fit into memory.
+
+    Args:
+        needed: Bytes that it needs at least, as an estimate that is never too high.
+        what: What was asked for.
+
+    Raises:
+        InputError: that is more than there is, or than ``PERFUSE_MEMORY`` allows.
+    """
+    most = most_memory()
+    if most is not None and needed > most:
+        raise InputError(
+            f"{what} was asked for; that needs at least {_gb(needed)} of memory, and {_gb(most)} is "
+            f"the most here. Ask for less, or set another limit: {_VARIABLE}=64GB."
+        )
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.3g} GB" if count < 10**18 else f"10^{len(str(count)) - 10} GB"

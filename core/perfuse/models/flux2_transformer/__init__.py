@@ -1,0 +1,16 @@
+"""``Flux2Transformer2DModel``: the transformer of FLUX.2."""
+
+from perfuse.contract.architecture import Architecture
+
+ARCHITECTURES = (
+    Architecture(
+        class_name="Flux2Transformer2DModel",
+        config=f"{__name__}.description:Flux2Config",
+        describe=f"{__name__}.description:describe",
+        latents=f"{__name__}.description:latents",
+        latent_spec=f"{__name__}.description:Flux2Latents",
+        host_inputs=f"{__name__}.description:host_inputs",
+        build=f"{__name__}.network:build",
+        wrap=f"{__name__}.network:wrap",
+    ),
+)

@@ -1,0 +1,159 @@
+"""Attention of transformers that read text and picture tokens in one sequence.
+
+Esser et al. 2024, arXiv:2403.03206, section 4: the two kinds have weights of their own, and attend
+to each other.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perfuse.models.adaptive_norms import RMSNorm
+
+__all__ = ["JointAttention", "Rotate", "SelfAttention", "attend"]
+
+#: Turns heads [B, H, N, D] by a table of positions.
+Rotate = Callable[[Tensor, Tensor], Tensor]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention of heads [B, H, N, D], joined to [B, N, H · D]."""
+    hidden = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    return hidden.transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """Self-attention of [B, N, C] with optional norms of queries and keys, and rotary positions.
+
+    Args:
+        channels: C.
+        heads: Their number.
+        head_dim: Channels of a head.
+        qk_eps: The epsilon of the RMS norms of queries and keys; ``None`` for no norms.
+        bias: Whether the projections have biases.
+        out: Whether there is an output projection; without, the joined heads are the result.
+        rotate: How ``table`` turns queries and keys.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int,
+        head_dim: int,
+        qk_eps: float | None = 1e-6,
+        bias: bool = True,
+        out: bool = True,
+        rotate: Rotate | None = None,
+    ) -> None:
+        super().__init__()
+        inner = heads * head_dim
+        self.heads = heads
+        self.rotate = rotate
+        self.norm_q: nn.Module = _norm(head_dim, qk_eps)
+        self.norm_k: nn.Module = _norm(head_dim, qk_eps)
+        self.to_q = nn.Linear(channels, inner, bias=bias)
+        self.to_k = nn.Linear(channels, inner, bias=bias)
+        self.to_v = nn.Linear(channels, inner, bias=bias)
+        if out:
+            self.to_out = nn.ModuleList([nn.Linear(inner, channels, bias=bias), nn.Dropout(0.0)])
+        self.out = out
+
+    def forward(
+        self, hidden: Tensor, table: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        query, key, value = self.heads_of(hidden)
+        query, key = self.turned(query, table), self.turned(key, table)
+        joined = attend(query, key, value, bias)
+        return self.leave(joined) if self.out else joined
+
+    def heads_of(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, normalised, and values, each [B, H, N, D]."""
+        query, key, value = (
+            _split(layer(hidden), self.heads) for layer in (self.to_q, self.to_k, self.to_v)
+        )
+        return self.norm_q(query), self.norm_k(key), value
+
+    def turned(self, heads: Tensor, table: Tensor | None) -> Tensor:
+        return heads if table is None or self.rotate is None else self.rotate(heads, table)
+
+    def leave(self, joined: Tensor) -> Tensor:
+        output: Tensor = self.to_out[0](joined)
+        return output
+
+
+class JointAttention(SelfAttention):
+    """Attention of picture tokens [B, N, C] and text tokens [B, S, C] to both, with weights for each.
+
+    Args:
+        text_first: Whether the text comes first in the sequence, and in ``table``: as in Flux and
+            Qwen-Image, unlike in Stable Diffusion 3.
+        reads_only: The text is read and not written: the last block of Stable Diffusion 3, whose text
+            has no output projection.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int,
+        head_dim: int,
+        qk_eps: float | None = 1e-6,
+        text_first: bool = True,
+        reads_only: bool = False,
+        bias: bool = True,
+        rotate: Rotate | None = None,
+    ) -> None:
+        super().__init__(
+            channels, heads=heads, head_dim=head_dim, qk_eps=qk_eps, bias=bias, rotate=rotate
+        )
+        inner = heads * head_dim
+        self.text_first = text_first
+        self.norm_added_q: nn.Module = _norm(head_dim, qk_eps)
+        self.norm_added_k: nn.Module = _norm(head_dim, qk_eps)
+        self.add_q_proj = nn.Linear(channels, inner, bias=bias)
+        self.add_k_proj = nn.Linear(channels, inner, bias=bias)
+        self.add_v_proj = nn.Linear(channels, inner, bias=bias)
+        self.to_add_out: nn.Module | None = None
+        if not reads_only:
+            self.to_add_out = nn.Linear(inner, channels, bias=bias)
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden: Tensor,
+        text: Tensor,
+        table: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The picture's and the text's tokens after attention; no text if it is only read."""
+        pairs = zip(self.heads_of(hidden), self.text_heads(text), strict=True)
+        query, key, value = (
+            torch.cat([added, own] if self.text_first else [own, added], dim=2)
+            for own, added in pairs
+        )
+        joined = attend(self.turned(query, table), self.turned(key, table), value, bias)
+        length = text.shape[1]
+        if self.text_first:
+            text, hidden = joined[:, :length], joined[:, length:]
+        else:
+            length = hidden.shape[1]
+            hidden, text = joined[:, :length], joined[:, length:]
+        return self.leave(hidden), None if self.to_add_out is None else self.to_add_out(text)
+
+    def text_heads(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The text's queries and keys, normalised, and values, each [B, H, S, D]."""
+        layers = (self.add_q_proj, self.add_k_proj, self.add_v_proj)
+        query, key, value = (_split(layer(text), self.heads) for layer in layers)
+        return self.norm_added_q(query), self.norm_added_k(key), value
+
+
+def _split(tokens: Tensor, heads: int) -> Tensor:
+    """[B, N, H · D] to [B, H, N, D]."""
+    split: Tensor = tokens.unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
+    return split.transpose(1, 2)
+
+
+def _norm(channels: int, eps: float | None) -> nn.Module:
+    return nn.Identity() if eps is None else RMSNorm(channels, eps)

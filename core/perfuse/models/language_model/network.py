@@ -1,0 +1,205 @@
+"""Decoder-only language models, run once over a prompt for their hidden states.
+
+Layers are named as in Transformers, whose checkpoints they read; layers above the last hidden state
+that is asked for are neither built nor loaded.
+"""
+
+import re
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perfuse.contract.spec import ComponentSpec
+from perfuse.errors import CheckpointError
+from perfuse.models.adaptive_norms import RMSNorm
+from perfuse.models.language_model.description import LanguageSettings, layers_of, settings_of
+from perfuse.models.loading import load_state
+from perfuse.models.rotary import rotate_halves
+from perfuse.sources.fitting import Rename
+from perfuse.sources.weights import Weights
+
+__all__ = ["LanguageModel", "build", "wrap"]
+
+_PREFIX = re.compile(r"^(language_model\.model|model\.language_model|language_model|model)\.")
+_OTHER = re.compile(r"^(model\.)?(lm_head|visual)\.")
+_LAYER = re.compile(r"layers\.(\d+)\.")
+
+
+class ZeroCentredNorm(nn.Module):
+    """Gemma's norm: it multiplies by one plus its weight."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.plain = RMSNorm(width, eps, affine=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        normed: Tensor = self.plain(hidden.float()) * (1.0 + self.weight.float())
+        return normed.to(hidden.dtype)
+
+
+def norm(model: LanguageSettings) -> nn.Module:
+    kind = ZeroCentredNorm if model.gemma else RMSNorm
+    return kind(model.hidden_size, model.rms_norm_eps)
+
+
+class Attention(nn.Module):
+    """Attention with rotated queries and keys; several queries share a key."""
+
+    def __init__(self, model: LanguageSettings) -> None:
+        super().__init__()
+        heads, shared, width = model.num_attention_heads, model.num_key_value_heads, model.head_dim
+        self.heads, self.shared = heads, shared
+        self.scale, self.softcap = model.scale, model.softcap
+        bias = model.attention_bias
+        self.q_proj = nn.Linear(model.hidden_size, heads * width, bias=bias)
+        self.k_proj = nn.Linear(model.hidden_size, shared * width, bias=bias)
+        self.v_proj = nn.Linear(model.hidden_size, shared * width, bias=bias)
+        self.o_proj = nn.Linear(heads * width, model.hidden_size, bias=model.output_bias)
+        eps, norms = model.rms_norm_eps, model.norms_heads
+        self.q_norm: nn.Module = RMSNorm(width, eps) if norms else nn.Identity()
+        self.k_norm: nn.Module = RMSNorm(width, eps) if norms else nn.Identity()
+
+    def forward(self, hidden: Tensor, bias: Tensor, table: Tensor) -> Tensor:
+        query = self.q_norm(self.q_proj(hidden).unflatten(-1, (self.heads, -1))).transpose(1, 2)
+        key = self.k_norm(self.k_proj(hidden).unflatten(-1, (self.shared, -1))).transpose(1, 2)
+        value = self.v_proj(hidden).unflatten(-1, (self.shared, -1)).transpose(1, 2)
+        query, key = rotate_halves(query, table), rotate_halves(key, table)
+        attended = self._attend(query, self._repeat(key), self._repeat(value), bias)
+        output: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
+        return output
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        if self.softcap is None:
+            return F.scaled_dot_product_attention(
+                query, key, value, attn_mask=bias, scale=self.scale
+            )
+        logits = query @ key.transpose(2, 3) * (self.scale / self.softcap)
+        logits = torch.tanh(logits) * self.softcap + bias
+        return logits.float().softmax(-1).to(value.dtype) @ value
+
+    def _repeat(self, states: Tensor) -> Tensor:
+        """[B, shared, S, D] to [B, heads, S, D]."""
+        if self.heads == self.shared:
+            return states
+        return states[:, :, None].expand(-1, -1, self.heads // self.shared, -1, -1).flatten(1, 2)
+
+
+class FeedForward(nn.Module):
+    """A gated linear unit between two linear layers (Shazeer 2020, arXiv:2002.05202)."""
+
+    def __init__(self, model: LanguageSettings) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(model.hidden_size, model.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(model.hidden_size, model.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(model.intermediate_size, model.hidden_size, bias=False)
+        self.act: nn.Module = nn.SiLU() if model.hidden_act == "silu" else nn.GELU("tanh")
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        output: Tensor = self.down_proj(self.act(self.gate_proj(hidden)) * self.up_proj(hidden))
+        return output
+
+
+class Layer(nn.Module):
+    """Attention and a feed-forward network, each normalised first and added to its input."""
+
+    def __init__(self, model: LanguageSettings) -> None:
+        super().__init__()
+        self.self_attn = Attention(model)
+        self.mlp = FeedForward(model)
+        self.input_layernorm = norm(model)
+        self.post_attention_layernorm = norm(model)
+        if model.gemma:  # where the norm "post attention" is one after it, not one before the next
+            self.pre_feedforward_layernorm = norm(model)
+            self.post_feedforward_layernorm = norm(model)
+        self.gemma = model.gemma
+
+    def forward(self, hidden: Tensor, bias: Tensor, table: Tensor) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(hidden), bias, table)
+        if self.gemma:
+            attended = self.post_attention_layernorm(attended)
+        hidden = hidden + attended
+        second = self.pre_feedforward_layernorm if self.gemma else self.post_attention_layernorm
+        fed = self.mlp(second(hidden))
+        output: Tensor = hidden + (self.post_feedforward_layernorm(fed) if self.gemma else fed)
+        return output
+
+
+class LanguageModel(nn.Module):
+    """``input_ids, attention_bias, rotary`` to the hidden states asked for.
+
+    Args:
+        model: Its settings.
+        layers: Which hidden states, as Transformers counts them: 0 the embeddings, then a layer
+            each, the last one normed.
+    """
+
+    def __init__(self, model: LanguageSettings, layers: tuple[int, ...]) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(model.vocab_size, model.hidden_size)
+        self.layers = nn.ModuleList(Layer(model) for _ in range(max(layers)))
+        self.wanted, self.gemma = layers, model.gemma
+        last = max(layers) == model.num_hidden_layers
+        self.norm: nn.Module = norm(model) if last else nn.Identity()
+
+    def forward(
+        self, input_ids: Tensor, attention_bias: Tensor, rotary: Tensor
+    ) -> tuple[Tensor, ...]:
+        hidden = self.embed_tokens(input_ids)
+        if self.gemma:
+            hidden = hidden * hidden.shape[-1] ** 0.5
+        states, bias = [hidden], attention_bias[:, None]
+        for layer in self.layers:
+            hidden = layer(hidden, bias, rotary)
+            states.append(hidden)
+        states[-1] = self.norm(hidden)
+        return tuple(states[i] for i in self.wanted)
+
+
+def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    """The flat module of a checkpoint's language model, with the layers that are needed."""
+    module = _hollow(spec)
+    load_state(module, weights, where=spec.folder, rename=_names(module), dtype=dtype)
+    return module
+
+
+def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
+    """The flat module of one of Transformers' models, over its tensors.
+
+    Raises:
+        CheckpointError: the model has other layers than its config says.
+    """
+    if isinstance(model, LanguageModel):
+        return model
+    module = _hollow(spec)
+    rename = _names(module)
+    state = {rename(name): tensor for name, tensor in model.state_dict().items()}
+    try:
+        module.load_state_dict({n: t for n, t in state.items() if n is not None}, assign=True)
+    except RuntimeError as exc:
+        raise CheckpointError(
+            f"{spec.name}, a {type(model).__name__}, does not fit its config: "
+            f"{' '.join(str(exc).split())}. Give the model as Transformers loads it."
+        ) from exc
+    return module.requires_grad_(False)
+
+
+def _hollow(spec: ComponentSpec) -> LanguageModel:
+    with torch.device("meta"):
+        return LanguageModel(settings_of(spec), layers_of(spec))
+
+
+def _names(module: LanguageModel) -> Rename:
+    """A stored tensor's name in the module; ``None`` for a head, eyes, and layers left out."""
+    depth, normed = len(module.layers), not isinstance(module.norm, nn.Identity)
+
+    def rename(stored: str) -> str | None:
+        if _OTHER.match(stored):
+            return None
+        name = _PREFIX.sub("", stored)
+        layer = _LAYER.match(name)
+        above = int(layer[1]) >= depth if layer else name == "norm.weight" and not normed
+        return None if above else name
+
+    return rename

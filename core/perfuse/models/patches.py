@@ -1,0 +1,18 @@
+"""Pictures as tokens inside a network, and back: patches of P × P pixels of [B, C, H, W]."""
+
+from torch import Tensor
+
+__all__ = ["patchify", "unpatchify"]
+
+
+def patchify(picture: Tensor, patch: int) -> Tensor:
+    """[B, C, H, W] to tokens [B, H/P · W/P, P · P · C]; within a token rows, columns, channels."""
+    batch, channels, height, width = picture.shape
+    split = picture.reshape(batch, channels, height // patch, patch, width // patch, patch)
+    return split.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(tokens: Tensor, height: int, width: int, patch: int) -> Tensor:
+    """Tokens [B, h · w, P · P · C] to [B, C, h · P, w · P], for a picture of h × w tokens."""
+    split = tokens.reshape(tokens.shape[0], height, width, patch, patch, -1)
+    return split.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

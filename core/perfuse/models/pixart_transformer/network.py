@@ -1,0 +1,170 @@
+"""PixArt's transformer: DiT with cross-attention, and one modulation for all blocks.
+
+Chen et al. 2023 (PixArt-α, arXiv:2310.00426, section 2.3) and 2024 (PixArt-Σ, arXiv:2403.04692).
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perfuse.contract.spec import ComponentSpec
+from perfuse.models.adaptive_norms import plain_norm
+from perfuse.models.attention import Attention, FeedForward
+from perfuse.models.building import converted, load_native
+from perfuse.models.embeddings import TextProjection, TimestepEmbedding, Timesteps
+from perfuse.models.model import Model
+from perfuse.models.patches import unpatchify
+from perfuse.models.pixart_transformer.description import PixArtConfig
+from perfuse.sources.weights import Weights
+
+__all__ = ["PixArtTransformer2DModel", "build", "wrap"]
+
+#: Added to the logits of what is hidden; float16 holds it, and its exponential is 0.
+_HIDDEN = -10000.0
+
+
+class PatchEmbed(nn.Module):
+    """Patches of [B, C, H, W] as tokens, with a table of their places [h, w, D]."""
+
+    def __init__(self, pixart: PixArtConfig) -> None:
+        super().__init__()
+        patch = pixart.patch_size
+        self.proj = nn.Conv2d(pixart.in_channels, pixart.width, patch, stride=patch)
+
+    def forward(self, sample: Tensor, positions: Tensor) -> Tensor:
+        tokens = self.proj(sample).flatten(2).transpose(1, 2)
+        added: Tensor = (tokens + positions.flatten(0, 1)[None]).to(tokens.dtype)
+        return added
+
+
+class TimeSizeEmbedding(nn.Module):
+    """The timestep, and for some models the picture's size and shape, as one vector [B, C]."""
+
+    def __init__(self, pixart: PixArtConfig) -> None:
+        super().__init__()
+        self.time_proj = Timesteps(256, flip_sin_to_cos=True, freq_shift=0)
+        self.timestep_embedder = TimestepEmbedding(256, pixart.width)
+        if pixart.told_size:
+            self.resolution_embedder = TimestepEmbedding(256, pixart.width // 3)
+            self.aspect_ratio_embedder = TimestepEmbedding(256, pixart.width // 3)
+
+    def forward(
+        self, timestep: Tensor, dtype: torch.dtype, resolution: Tensor | None, shape: Tensor | None
+    ) -> Tensor:
+        told: Tensor = self.timestep_embedder(self.time_proj(timestep).to(dtype))
+        if resolution is None or shape is None:
+            return told
+        sides = [self.time_proj(resolution[:, i]).to(dtype) for i in (0, 1)]
+        parts = [self.resolution_embedder(side) for side in sides]
+        parts.append(self.aspect_ratio_embedder(self.time_proj(shape[:, 0]).to(dtype)))
+        return told + torch.cat(parts, dim=1)
+
+
+class AdaLayerNormSingle(nn.Module):
+    """The modulation of all blocks [B, 6 C], to which each adds its own, and the embedding [B, C]."""
+
+    def __init__(self, pixart: PixArtConfig) -> None:
+        super().__init__()
+        self.emb = TimeSizeEmbedding(pixart)
+        self.linear = nn.Linear(pixart.width, 6 * pixart.width)
+
+    def forward(
+        self, timestep: Tensor, dtype: torch.dtype, resolution: Tensor | None, shape: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        told = self.emb(timestep, dtype, resolution, shape)
+        return self.linear(F.silu(told)), told
+
+
+class PixArtBlock(nn.Module):
+    """Self-attention, cross-attention to the text, a feed-forward network."""
+
+    streams: ClassVar[int] = 1
+
+    def __init__(self, pixart: PixArtConfig) -> None:
+        super().__init__()
+        width, heads = pixart.width, pixart.num_attention_heads
+        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
+        self.norm1 = plain_norm(width, pixart.norm_eps)
+        self.attn1 = self._attention(pixart, heads, None)
+        self.norm2 = plain_norm(width, pixart.norm_eps)
+        self.attn2 = self._attention(pixart, heads, pixart.context_width)
+        self.ff = FeedForward(width, activation=pixart.activation_fn)
+
+    def _attention(self, pixart: PixArtConfig, heads: int, context: int | None) -> Attention:
+        return Attention(
+            pixart.width,
+            heads=heads,
+            head_dim=pixart.attention_head_dim,
+            context_channels=context,
+            bias=pixart.attention_bias,
+            upcast=pixart.upcast_attention,
+        )
+
+    def forward(self, hidden: Tensor, told: Tensor, text: Tensor, bias: Tensor) -> Tensor:
+        own = self.scale_shift_table[None] + told.unflatten(1, (6, -1))  # type: ignore[no-untyped-call]
+        shift, scale, gate, shift_2, scale_2, gate_2 = own.chunk(6, dim=1)
+        hidden = hidden + gate * self.attn1(self.norm1(hidden) * (1 + scale) + shift)
+        hidden = hidden + self.attn2(hidden, text, bias)
+        output: Tensor = hidden + gate_2 * self.ff(self.norm2(hidden) * (1 + scale_2) + shift_2)
+        return output
+
+
+class PixArtTransformer2DModel(Model):
+    """PixArt's denoiser."""
+
+    config_class = PixArtConfig
+    config: PixArtConfig
+
+    def build(self) -> None:
+        pixart = self.config
+        width = pixart.width
+        out = pixart.in_channels if pixart.out_channels is None else pixart.out_channels
+        self.pos_embed = PatchEmbed(pixart)
+        self.transformer_blocks = nn.ModuleList(
+            PixArtBlock(pixart) for _ in range(pixart.num_layers)
+        )
+        self.norm_out = plain_norm(width)
+        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+        self.proj_out = nn.Linear(width, pixart.patch_size**2 * out)
+        self.adaln_single = AdaLayerNormSingle(pixart)
+        self.caption_projection: nn.Module | None = None
+        if pixart.caption_channels is not None:
+            act = nn.GELU(approximate="tanh")
+            self.caption_projection = TextProjection(pixart.caption_channels, width, act)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        encoder_attention_mask: Tensor,
+        positions: Tensor,
+        resolution: Tensor | None = None,
+        aspect_ratio: Tensor | None = None,
+    ) -> tuple[Tensor]:
+        """The noise in latents [B, C, h, w]; ``positions`` [h / P, w / P, D] of their patches."""
+        bias = (1 - encoder_attention_mask.to(sample.dtype))[:, None, None] * _HIDDEN
+        hidden = self.pos_embed(sample, positions)
+        shared, told = self.adaln_single(timestep, hidden.dtype, resolution, aspect_ratio)
+        text = encoder_hidden_states
+        if self.caption_projection is not None:
+            text = self.caption_projection(text)
+        for block in self.transformer_blocks:
+            hidden = block(hidden, shared, text, bias)
+        shift, scale = (self.scale_shift_table[None] + told[:, None]).chunk(2, dim=1)
+        tokens = self.proj_out(self.norm_out(hidden) * (1 + scale) + shift)
+        patch = self.config.patch_size
+        size = sample.shape[2] // patch, sample.shape[3] // patch
+        return (unpatchify(tokens, *size, patch)[:, : self.config.in_channels],)
+
+
+def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    """The flat module of a checkpoint's component."""
+    return load_native(PixArtTransformer2DModel, spec, weights, dtype)
+
+
+def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
+    """The flat module of a model that the user gives: its weights in perfuse's own."""
+    return converted(PixArtTransformer2DModel, spec, model)

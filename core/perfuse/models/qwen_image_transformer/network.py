@@ -1,0 +1,108 @@
+"""Qwen-Image's transformer: text and picture in two streams that attend to both (arXiv:2508.02324)."""
+
+import torch
+from torch import Tensor, nn
+
+from perfuse.contract.spec import ComponentSpec
+from perfuse.models.adaptive_norms import AdaLayerNormContinuous, RMSNorm, modulate, plain_norm
+from perfuse.models.attention import FeedForward
+from perfuse.models.building import converted, load_native
+from perfuse.models.embeddings import TimeTextEmbedding
+from perfuse.models.joint_attention import JointAttention
+from perfuse.models.model import Model
+from perfuse.models.qwen_image_transformer.description import QwenImageConfig
+from perfuse.models.rotary import rotate_pairs
+from perfuse.sources.weights import Weights
+
+__all__ = ["QwenImageTransformer2DModel", "build", "wrap"]
+
+
+class QwenImageTransformerBlock(nn.Module):
+    """Joint attention of text and picture, then a feed-forward network for each."""
+
+    def __init__(self, config: QwenImageConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.img_mod = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.img_norm1, self.img_norm2 = plain_norm(width), plain_norm(width)
+        self.attn = JointAttention(
+            width,
+            heads=config.num_attention_heads,
+            head_dim=config.attention_head_dim,
+            rotate=rotate_pairs,
+        )
+        self.img_mlp = FeedForward(width, activation="gelu-approximate")
+        self.txt_mod = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.txt_norm1, self.txt_norm2 = plain_norm(width), plain_norm(width)
+        self.txt_mlp = FeedForward(width, activation="gelu-approximate")
+
+    def forward(
+        self, hidden: Tensor, text: Tensor, told: Tensor, table: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        shift, scale, gate, *feed = self.img_mod(told).chunk(6, dim=-1)
+        text_shift, text_scale, text_gate, *text_feed = self.txt_mod(told).chunk(6, dim=-1)
+        normal = modulate(self.img_norm1(hidden), shift, scale)
+        text_normal = modulate(self.txt_norm1(text), text_shift, text_scale)
+        attended, text_attended = self.attn(normal, text_normal, table, bias)
+        hidden = hidden + gate[:, None] * attended
+        text = text + text_gate[:, None] * text_attended
+        shift, scale, gate = feed
+        hidden = hidden + gate[:, None] * self.img_mlp(
+            modulate(self.img_norm2(hidden), shift, scale)
+        )
+        shift, scale, gate = text_feed
+        text = text + gate[:, None] * self.txt_mlp(modulate(self.txt_norm2(text), shift, scale))
+        return _in_range(hidden), _in_range(text)
+
+
+def _in_range(hidden: Tensor) -> Tensor:
+    """Within what float16 holds, where it is computed in that."""
+    return hidden.clamp(-65504, 65504) if hidden.dtype == torch.float16 else hidden
+
+
+class QwenImageTransformer2DModel(Model):
+    """Qwen-Image's denoiser of packed latents."""
+
+    config_class = QwenImageConfig
+    config: QwenImageConfig
+
+    def build(self) -> None:
+        config, width = self.config, self.config.width
+        self.time_text_embed = TimeTextEmbedding(width, pooled=None)
+        self.txt_norm = RMSNorm(config.joint_attention_dim, 1e-6)
+        self.img_in = nn.Linear(config.in_channels, width)
+        self.txt_in = nn.Linear(config.joint_attention_dim, width)
+        self.transformer_blocks = nn.ModuleList(
+            QwenImageTransformerBlock(config) for _ in range(config.num_layers)
+        )
+        self.norm_out = AdaLayerNormContinuous(width)
+        self.proj_out = nn.Linear(width, config.token_channels)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_bias: Tensor,
+        text_rotary: Tensor,
+        image_rotary: Tensor,
+    ) -> tuple[Tensor]:
+        """The velocity at tokens [B, N, C]; ``timestep`` is 0 to 1000, tables [2, N, D / 2]."""
+        hidden = self.img_in(sample)
+        text = self.txt_in(self.txt_norm(encoder_hidden_states))
+        told = self.time_text_embed(timestep, hidden.dtype)
+        table = torch.cat([text_rotary, image_rotary], dim=1)
+        bias = torch.cat([text_bias, torch.zeros_like(sample[..., 0])], dim=1)[:, None, None]
+        for block in self.transformer_blocks:
+            hidden, text = block(hidden, text, told, table, bias)
+        return (self.proj_out(self.norm_out(hidden, told)),)
+
+
+def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    """The flat module of a checkpoint's component."""
+    return load_native(QwenImageTransformer2DModel, spec, weights, dtype)
+
+
+def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
+    """The flat module of a model that the user gives: its weights in perfuse's own."""
+    return converted(QwenImageTransformer2DModel, spec, model)

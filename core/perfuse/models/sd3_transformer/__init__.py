@@ -1,0 +1,15 @@
+"""``SD3Transformer2DModel``: the denoiser of Stable Diffusion 3 and 3.5."""
+
+from perfuse.contract.architecture import Architecture
+
+ARCHITECTURES = (
+    Architecture(
+        class_name="SD3Transformer2DModel",
+        config=f"{__name__}.description:SD3Config",
+        describe=f"{__name__}.description:describe",
+        host_inputs=f"{__name__}.description:host_inputs",
+        build=f"{__name__}.network:build",
+        wrap=f"{__name__}.network:wrap",
+        perturb="perfuse.models.block_skipping:perturb",
+    ),
+)

@@ -1,0 +1,152 @@
+"""The transformer of Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206) and 3.5."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from perfuse.contract.spec import ComponentSpec
+from perfuse.models.adaptive_norms import (
+    AdaLayerNormContinuous,
+    AdaLayerNormZero,
+    AdaLayerNormZeroDual,
+    modulate,
+    plain_norm,
+)
+from perfuse.models.attention import FeedForward
+from perfuse.models.building import converted, load_native
+from perfuse.models.embeddings import TimeTextEmbedding
+from perfuse.models.joint_attention import JointAttention, SelfAttention
+from perfuse.models.model import Model
+from perfuse.models.patches import unpatchify
+from perfuse.models.sd3_transformer.description import SD3Config
+from perfuse.sources.weights import Weights
+
+__all__ = ["SD3Transformer2DModel", "build", "wrap"]
+
+
+class PatchEmbed(nn.Module):
+    """Patches of [B, C, H, W] as tokens, with the learned or sinusoidal table of their places."""
+
+    def __init__(self, sd3: SD3Config) -> None:
+        super().__init__()
+        patch, side = sd3.patch_size, sd3.pos_embed_max_size
+        self.proj = nn.Conv2d(sd3.in_channels, sd3.width, patch, stride=patch)
+        self.side = side
+        self.register_buffer("pos_embed", torch.zeros(1, side * side, sd3.width))
+
+    def forward(self, sample: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        tokens = self.proj(sample).flatten(2).transpose(1, 2)
+        table: Tensor = self.pos_embed.view(self.side, self.side, -1)  # type: ignore[operator]
+        places = table.index_select(0, rows).index_select(1, columns)
+        added: Tensor = tokens + places.flatten(0, 1)[None]
+        return added
+
+
+class JointTransformerBlock(nn.Module):
+    """Joint attention of picture and text, then a feed-forward network for each.
+
+    ``dual`` blocks attend within the picture, too (SD 3.5). The last block only reads the text.
+    """
+
+    streams: ClassVar[int] = 2
+
+    def __init__(self, sd3: SD3Config, *, dual: bool, last: bool) -> None:
+        super().__init__()
+        width = sd3.width
+        heads, size = sd3.num_attention_heads, sd3.attention_head_dim
+        eps = 1e-6 if sd3.qk_norm is not None else None
+        self.norm1 = AdaLayerNormZeroDual(width) if dual else AdaLayerNormZero(width)
+        self.norm1_context: nn.Module = (
+            AdaLayerNormContinuous(width) if last else AdaLayerNormZero(width)
+        )
+        self.attn = JointAttention(
+            width, heads=heads, head_dim=size, qk_eps=eps, text_first=False, reads_only=last
+        )
+        self.attn2 = SelfAttention(width, heads=heads, head_dim=size, qk_eps=eps) if dual else None
+        self.norm2 = plain_norm(width)
+        self.ff = FeedForward(width, activation="gelu-approximate")
+        if not last:
+            self.norm2_context = plain_norm(width)
+            self.ff_context = FeedForward(width, activation="gelu-approximate")
+        self.last = last
+
+    def forward(self, hidden: Tensor, text: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+        normal, gate, *feed = self.norm1(hidden, told)
+        if self.last:
+            hidden, _ = self._read(hidden, normal, gate, self.norm1_context(text, told))
+            return self._feed(hidden, *feed), text
+        text_normal, text_gate, shift, scale, gate_2 = self.norm1_context(text, told)
+        hidden, attended = self._read(hidden, normal, gate, text_normal)
+        hidden = self._feed(hidden, *feed)
+        assert attended is not None
+        text = text + text_gate[:, None] * attended
+        inner = self.ff_context(modulate(self.norm2_context(text), shift, scale))
+        return hidden, text + gate_2[:, None] * inner
+
+    def _read(
+        self, hidden: Tensor, normal: Tensor, gate: Tensor, text: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        attended, text_attended = self.attn(normal, text)
+        return hidden + gate[:, None] * attended, text_attended
+
+    def _feed(
+        self, hidden: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, *second: Tensor
+    ) -> Tensor:
+        if self.attn2 is not None:
+            normal, own_gate = second
+            hidden = hidden + own_gate[:, None] * self.attn2(normal)
+        inner: Tensor = self.ff(modulate(self.norm2(hidden), shift, scale))
+        return hidden + gate[:, None] * inner
+
+
+class SD3Transformer2DModel(Model):
+    """Stable Diffusion 3's denoiser."""
+
+    config_class = SD3Config
+    config: SD3Config
+
+    def build(self) -> None:
+        sd3 = self.config
+        width = sd3.width
+        self.pos_embed = PatchEmbed(sd3)
+        self.time_text_embed = TimeTextEmbedding(width, pooled=sd3.pooled_projection_dim)
+        self.context_embedder = nn.Linear(sd3.joint_attention_dim, width)
+        self.transformer_blocks = nn.ModuleList(
+            JointTransformerBlock(
+                sd3, dual=i in sd3.dual_attention_layers, last=i == sd3.num_layers - 1
+            )
+            for i in range(sd3.num_layers)
+        )
+        self.norm_out = AdaLayerNormContinuous(width)
+        self.proj_out = nn.Linear(width, sd3.patch_size**2 * sd3.drawn)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        pooled_projections: Tensor,
+        rows: Tensor,
+        columns: Tensor,
+    ) -> tuple[Tensor]:
+        """The velocity at latents [B, C, h, w]; ``rows`` and ``columns`` of the position table."""
+        hidden = self.pos_embed(sample, rows, columns)
+        told = self.time_text_embed(timestep, hidden.dtype, pooled=pooled_projections)
+        text = self.context_embedder(encoder_hidden_states)
+        for block in self.transformer_blocks:
+            hidden, text = block(hidden, text, told)
+        tokens = self.proj_out(self.norm_out(hidden, told))
+        patch = self.config.patch_size
+        size = sample.shape[2] // patch, sample.shape[3] // patch
+        return (unpatchify(tokens, *size, patch),)
+
+
+def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
+    """The flat module of a checkpoint's component."""
+    return load_native(SD3Transformer2DModel, spec, weights, dtype)
+
+
+def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
+    """The flat module of a model that the user gives: its weights in perfuse's own."""
+    return converted(SD3Transformer2DModel, spec, model)

@@ -1,0 +1,14 @@
+"""``ZImageTransformer2DModel``: the single-stream transformer of Z-Image."""
+
+from perfuse.contract.architecture import Architecture
+
+ARCHITECTURES = (
+    Architecture(
+        class_name="ZImageTransformer2DModel",
+        config=f"{__name__}.description:ZImageTransformerConfig",
+        describe=f"{__name__}.description:describe",
+        host_inputs=f"{__name__}.description:host_inputs",
+        build=f"{__name__}.network:build",
+        wrap=f"{__name__}.network:wrap",
+    ),
+)

@@ -1,0 +1,119 @@
+"""Prompts as a language model reads them: wrapped in its chat template, one state a token."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perfuse.arrays import join_features
+from perfuse.contract.spec import Array
+from perfuse.contract.steps import Tools
+from perfuse.errors import InputError
+from perfuse.models.registry import host_inputs
+from perfuse.sources.tokenizer import TokenBatch, Tokenizer
+from perfuse.tasks.choosing import pipeline_manifest
+
+__all__ = ["LanguageReader", "causal_bias", "fixed_length"]
+
+#: Added to the logits of what may not be attended to; float16 holds it, and its exponential is 0.
+_HIDDEN = np.float32(-10000.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageReader:
+    """A language model of the pipeline, with its tokenizer."""
+
+    tools: Tools
+    name: str = "text_encoder"
+    tokenizer_name: str = "tokenizer"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.tools.tokenizer(self.tokenizer_name)
+
+    @property
+    def template(self) -> tuple[str, str]:
+        """The text before and after a prompt; nothing for a pipeline that wraps prompts in none.
+
+        Raises:
+            InputError: the pipeline wraps them, and was not opened with a chat template.
+        """
+        spec = self.tools.spec
+        found = spec.templates.get(self.tokenizer_name)
+        if found is None and pipeline_manifest(spec.class_name).chat:
+            raise InputError(
+                f"{spec.class_name} wraps prompts in the chat template of its {self.tokenizer_name}, "
+                "which was not read with it. Open the checkpoint's folder or Hub id, or an export."
+            )
+        return ("", "") if found is None else found
+
+    def tokens(
+        self,
+        texts: list[str],
+        longest: int,
+        *,
+        template: tuple[str, str] | None = None,
+        filled: bool = False,
+    ) -> TokenBatch:
+        """The tokens of prompts in their template, at most ``longest``; warns of what is cut off.
+
+        Args:
+            texts: The prompts.
+            longest: The most tokens of each.
+            template: The text before and after each, if not the tokenizer's.
+            filled: Whether all are filled up to ``longest`` tokens.
+        """
+        fixed = fixed_length(self.tools, self.name, "input_ids")
+        longest = longest if fixed is None else min(longest, fixed)
+        before, after = self.template if template is None else template
+        wrapped = [f"{before}{text}{after}" for text in texts]
+        tokens = self.tokenizer(wrapped, max_length=longest, padding=filled)
+        for cut in tokens.truncated:
+            if cut is not None:
+                warnings.warn(
+                    f"The prompt is longer than the {longest} tokens that are read of it with its "
+                    f"template; this was cut off: {cut!r}. Write less, or raise max_sequence_length.",
+                    stacklevel=2,
+                )
+        return tokens
+
+    def __call__(self, ids: NDArray[np.int64], seen: NDArray[np.int64]) -> Array:
+        """The hidden states that the denoiser reads, joined: [B, L, D].
+
+        Args:
+            ids: int64 [B, L].
+            seen: int64 [B, L], 0 where a token must not be attended to.
+        """
+        program = self.tools.program(self.name)
+        length, fixed = ids.shape[1], fixed_length(self.tools, self.name, "input_ids")
+        if fixed is not None and fixed > length:
+            room = ((0, 0), (0, fixed - length))
+            ids, seen = np.pad(ids, room), np.pad(seen, room)
+        spec = self.tools.spec.components[self.name]
+        sizes = {"batch": len(ids), "sequence": ids.shape[1]}
+        outputs = program(
+            input_ids=ids, attention_bias=causal_bias(seen), **host_inputs(spec, sizes)
+        )
+        states = [outputs[tensor.name] for tensor in spec.signature.outputs]
+        return join_features(states)[:, :length]
+
+    def of_prompts(self, texts: list[str], longest: int) -> list[Array]:
+        """The states of each prompt alone, [S, D], template included."""
+        tokens = self.tokens(texts, longest)
+        states = self(tokens.input_ids, tokens.attention_mask)
+        return [one[mask != 0] for one, mask in zip(states, tokens.attention_mask, strict=True)]
+
+
+def fixed_length(tools: Tools, component: str, name: str) -> int | None:
+    """The length of an input [B, L, …] that a component was exported for; ``None`` for any."""
+    taken = tools.program(component).signature.input(name)
+    length = taken.shape[1] if taken is not None else None
+    return length if isinstance(length, int) else None
+
+
+def causal_bias(seen: NDArray[np.int64]) -> NDArray[np.float32]:
+    """What is added to logits so that no token sees a later one, or a hidden one: [B, L, L]."""
+    length = seen.shape[1]
+    allowed = np.tril(np.ones((length, length), dtype=bool))[None] & (seen != 0)[:, None, :]
+    return np.where(allowed, np.float32(0), _HIDDEN)

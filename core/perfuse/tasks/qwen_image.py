@@ -1,0 +1,159 @@
+"""Pictures with Qwen-Image (arXiv:2508.02324): from text, from a picture, and inside a mask."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from perfuse.arrays import to_numpy
+from perfuse.contract.guider import Guider
+from perfuse.contract.spec import Array
+from perfuse.contract.steps import Input, State, Tools, step
+from perfuse.errors import InputError
+from perfuse.tasks.denoise import check_output_type
+from perfuse.tasks.family import family_task
+from perfuse.tasks.flow import prepare_flow_schedule, resized_from_picture
+from perfuse.tasks.guiders.length_preserving import LengthPreservingGuidance
+from perfuse.tasks.inpainting import inpainting_of
+from perfuse.tasks.prompts.language import LanguageReader, fixed_length
+from perfuse.tasks.prompts.sequences import check_length
+from perfuse.tasks.text import Prompt, conditions_of, guider_for
+from perfuse.tasks.text_to_image import checked_texts
+
+__all__ = ["QWEN_IMAGE_TO_IMAGE", "QWEN_INPAINTING", "QWEN_TEXT_TO_IMAGE"]
+
+_MOST = 1024
+_SYSTEM = (
+    "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:"
+)
+_TEMPLATE = (
+    f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n",
+    "<|im_end|>\n<|im_start|>assistant\n",
+)
+#: The tokens of the text before a prompt, whose states are left out.
+_BEFORE = 34
+#: Added to the logits of what may not be attended to; float16 holds it, and its exponential is 0.
+_HIDDEN = np.float32(-10000.0)
+
+
+@step(outputs=("prompts", "negatives", "count", "guider"))
+def read_prompts(
+    tools: Tools,
+    prompt: Prompt,
+    negative_prompt: Prompt,
+    prompt_embeds: Array | None,
+    negative_prompt_embeds: Array | None,
+    guidance_scale: float | None,
+    true_cfg_scale: float,
+    guidance_rescale: float,
+    guider: Any,
+    num_images_per_prompt: int,
+    max_sequence_length: int,
+    output_type: str,
+) -> State:
+    """Check the inputs, and choose the guidance."""
+    check_output_type(output_type)
+    check_length(max_sequence_length, _MOST)
+    texts = checked_texts(
+        tools, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
+    )
+    if guider is not None:
+        return {**texts, "guider": guider_for(tools, guider, true_cfg_scale, guidance_rescale)}
+    if guidance_scale is not None:
+        warnings.warn(
+            f"guidance_scale={guidance_scale} was given, for models that were distilled with it; "
+            "this one was not, so the scale changes nothing. Give true_cfg_scale.",
+            stacklevel=2,
+        )
+    negative = negative_prompt is not None or negative_prompt_embeds is not None
+    scale = true_cfg_scale if negative else 1.0
+    return {**texts, "guider": LengthPreservingGuidance(guidance_scale=scale)}
+
+
+@step(outputs=("conditions",))
+def encode_prompt(
+    tools: Tools,
+    prompts: list[str],
+    negatives: list[str],
+    count: int,
+    prompt_embeds: Array | None,
+    prompt_embeds_mask: Array | None,
+    negative_prompt_embeds: Array | None,
+    negative_prompt_embeds_mask: Array | None,
+    num_images_per_prompt: int,
+    max_sequence_length: int,
+    guider: Guider,
+) -> State:
+    """The states of each prompt, without those of the text before it, filled up to the longest."""
+
+    def states(
+        texts: list[str], given: Array | None = None, mask: Array | None = None
+    ) -> Mapping[str, Array]:
+        if given is None:
+            return _read(tools, texts, max_sequence_length)
+        seen = np.ones(tuple(given.shape[:2])) if mask is None else to_numpy(mask)
+        if seen.shape != tuple(given.shape[:2]):
+            raise InputError(
+                f"A mask of shape {seen.shape} was given for states of shape "
+                f"{tuple(given.shape)}. Give one number for each token."
+            )
+        return _conditions(given, seen)
+
+    wanted = {branch.condition for branch in guider.branches}
+    encoded = {"positive": states(prompts, prompt_embeds, prompt_embeds_mask)}
+    if "negative" in wanted:
+        texts = negatives or [""] * count
+        encoded["negative"] = states(texts, negative_prompt_embeds, negative_prompt_embeds_mask)
+    if "empty" in wanted:
+        encoded["empty"] = states([""] * count)
+    return {"conditions": conditions_of(encoded, num_images_per_prompt)}
+
+
+def _read(tools: Tools, texts: list[str], longest: int) -> Mapping[str, Array]:
+    read = LanguageReader(tools=tools)
+    fixed = fixed_length(tools, tools.spec.denoiser.name, "encoder_hidden_states")
+    longest = longest if fixed is None else min(longest, fixed)
+    tokens = read.tokens(texts, longest + _BEFORE, template=_TEMPLATE)
+    states = to_numpy(read(tokens.input_ids, tokens.attention_mask))
+    each = [
+        one[mask != 0][_BEFORE:] for one, mask in zip(states, tokens.attention_mask, strict=True)
+    ]
+    most = max(map(len, each)) if fixed is None else fixed
+    filled = [np.pad(one, ((0, most - len(one)), (0, 0))) for one in each]
+    lengths = np.asarray([len(one) for one in each])
+    return _conditions(np.stack(filled), np.arange(most) < lengths[:, None])
+
+
+def _conditions(states: Array, seen: Array) -> Mapping[str, Array]:
+    bias = np.where(np.asarray(seen) != 0, np.float32(0), _HIDDEN)
+    return {"encoder_hidden_states": states, "text_bias": bias}
+
+
+QWEN_TEXT_TO_IMAGE = family_task(
+    {
+        "true_cfg_scale": Input(
+            default=4.0,
+            kind=float,
+            option="--true-cfg",
+            help="Guidance away from the negative prompt; without one, or with 1 or less, none.",
+        ),
+        "guidance_scale": Input(
+            kind=float, option="--guidance", help="For models distilled with it; else of no use."
+        ),
+        "prompt_embeds_mask": Input(help="0 for what fills prompt_embeds up, [B, S]."),
+        "negative_prompt_embeds_mask": Input(help="0 for what fills negative_prompt_embeds up."),
+        "max_sequence_length": Input(
+            default=512, kind=int, option="--max-tokens", help="Tokens of a prompt that are read."
+        ),
+    },
+    {},
+    read_prompts,
+    prepare_flow_schedule,
+    encode_prompt,
+)
+
+QWEN_IMAGE_TO_IMAGE = resized_from_picture(QWEN_TEXT_TO_IMAGE, {"strength": 0.6})
+
+QWEN_INPAINTING = inpainting_of(QWEN_TEXT_TO_IMAGE, 0.6)

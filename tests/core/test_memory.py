@@ -1,0 +1,50 @@
+"""What cannot fit into memory is refused before it is tried."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from perfuse import DiffusionPipeline
+from perfuse.errors import InputError
+from perfuse.memory import check_memory, most_memory, read_size
+
+Make = Callable[[str], Path]
+
+
+def test_the_limit_is_the_machine_s_or_the_user_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PERFUSE_MEMORY", raising=False)
+    machine = most_memory()
+    assert machine is None or machine > 10**8
+    monkeypatch.setenv("PERFUSE_MEMORY", "3 GB")
+    assert most_memory() == read_size("3GB") == 3 * 10**9
+    check_memory(3 * 10**9, "Little")
+    with pytest.raises(InputError, match=r"Much was asked for.* 4 GB of memory, and 3 GB is"):
+        check_memory(4 * 10**9, "Much")
+    with pytest.raises(InputError, match=r"at least 10\^191 GB"):
+        check_memory(10**200, "More")
+    monkeypatch.setenv("PERFUSE_MEMORY", "much")
+    with pytest.raises(InputError, match="a number and a unit"):
+        most_memory()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"height": 4_000_000, "width": 4_000_000}, "A picture of 4000000 x 4000000"),
+        ({"batch_size": 10**9}, "1000000000 pictures of 8 x 8"),
+        ({"batch_size": 10**30}, "10\\^.* GB"),
+    ],
+)
+def test_pictures_that_do_not_fit(checkpoint: Make, asked: dict[str, int], said: str) -> None:
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"), backend="torch:cpu")
+    with pytest.raises(InputError, match=said):
+        pipe(num_inference_steps=1, **asked)
+
+
+def test_a_limit_that_is_lower(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"), backend="torch:cpu")
+    monkeypatch.setenv("PERFUSE_MEMORY", "1MB")
+    with pytest.raises(InputError, match="PERFUSE_MEMORY="):
+        pipe(num_inference_steps=1, batch_size=1000)
+    assert len(pipe(num_inference_steps=1).images) == 1
