@@ -340,7 +340,8 @@ def _array(
 
 def _ids(component: ComponentSpec, shape: tuple[int, ...], tokens: int, random: Any) -> Any:
     """As CLIP's tokenizer has it: begin, the text, end, and the end again up to the length."""
-    size = int(component.config.get("vocab_size", 49408))
+    config = component.config.get("text_config", component.config)  # of a model that also sees
+    size = int(config.get("vocab_size", 49408))
     ids = np.full(shape, size - 1, dtype=np.int64)
     ids[:, 0] = size - 2
     learned = component.signature.input("added_embeddings") is not None
