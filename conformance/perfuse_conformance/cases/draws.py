@@ -77,15 +77,24 @@ def _starts_from_pictures(task: Task) -> bool:
     return "image" in task.inputs and (not follows or "control_image" in task.inputs)
 
 
+#: Latents of a side of what is drawn by a model whose config names no size.
+_SIDE = 16
+
+
 class _Given:
     """What tasks are given, by the names of their inputs."""
 
     def __init__(self, spec: PipelineSpec, seed: int) -> None:
         self.spec, self.seed = spec, seed
         self.size = list(spec.default_size)
+        if "sample_size" not in spec.denoiser.config:  # as large as anyone likes: small ones do
+            self.size = [_SIDE * spec.latents.downscale] * 2
         self.two = "text_encoder_2" in spec.components and "text_encoder" in spec.components
         self.embedded = spec.denoiser.guidance == "embedded"
-        self.scheduler = "lcm" if self.embedded else "ddim"
+        #: A model of flows is drawn with by its own scheduler: others take another prediction.
+        self.flow = str(spec.scheduler.get("_class_name", "")).startswith("FlowMatch")
+        noise = "lcm" if self.embedded else "ddim"
+        self.scheduler = None if self.flow else noise
 
     def __call__(
         self, task: Task, number: int, steps: int, guidance: float, **more: Any
@@ -130,6 +139,9 @@ class _Given:
 
 def _word_draws(given: _Given, task: Task) -> Iterator[Draw]:
     """Text to image."""
+    if given.flow:
+        yield from _flow_draws(given, task)
+        return
     if given.embedded:
         one = Draw(id="lcm", scheduler="lcm", inputs=given(task, 0, 4, 8.5))
         yield replace(one, forced=True, halves=True)
@@ -164,6 +176,16 @@ def _word_draws(given: _Given, task: Task) -> Iterator[Draw]:
     yield Draw(id="two-wide", scheduler="ddim", inputs=given(task, 6, 6, 7.5, **wide))
 
 
+def _flow_draws(given: _Given, task: Task) -> Iterator[Draw]:
+    """Text to image by flow matching, by the scheduler of the model."""
+    one = Draw(id="flow", inputs=given(task, 0, 8, 3.5))
+    yield replace(one, forced=True, halves=True)
+    yield Draw(id="flow-unguided", inputs=given(task, 1, 8, 1.0), forced=True)
+    pair = ["a small red circle", "a large blue square on a black background"]
+    wide: dict[str, Any] = {"prompt": pair, "width": given.size[1] + given.size[1] // 2}
+    yield Draw(id="two-wide", inputs=given(task, 6, 6, 5.0, **wide))
+
+
 def _plain_draws(seed: int) -> Iterator[Draw]:
     yield Draw(
         id="ddim",
@@ -187,7 +209,7 @@ def _task_draws(given: _Given, task: Task, *, main: bool) -> Iterator[Draw]:
     strong = 8.5 if given.embedded else 5.0
     one = Draw(id=name, scheduler=scheduler, task=name, inputs=given(task, 10, 8, strong))
     yield replace(one, forced=main, halves=main)
-    if not main:
+    if not main or given.flow:
         return
     inputs = given(task, 11, 8, 3.0)
     euler = {"timestep_spacing": "linspace"}
@@ -240,7 +262,8 @@ def _further_draws(given: _Given, task: Task, *, main: bool) -> Iterator[Draw]:
         # What a model is not made for is drawn as a whole, and every way of what it is made for.
         if name in task.inputs and (main or name in ("strength", "denoising_start")):
             inputs = given(task, number, 8, usual, **changed)
-            scheduler = "lcm" if given.embedded else "euler-ancestral"
+            noise = "lcm" if given.embedded else "euler-ancestral"
+            scheduler = None if given.flow else noise
             id = f"{task.name}-{suffix}"
             yield Draw(id=id, scheduler=scheduler, task=task.name, inputs=inputs)
 
