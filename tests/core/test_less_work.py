@@ -299,6 +299,19 @@ def test_a_batch_is_drawn_as_its_pictures(checkpoint: Make) -> None:
         assert np.abs(both - np.stack(alone)).max() < 1e-4
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
+def test_transformers_take_part(checkpoint: Make, kind: str) -> None:
+    for transform, computed in (("taylorseer", 6), ("easycache:threshold=1e9", 4)):
+        pipe = opened(checkpoint(kind), transform)
+        with Counted(pipe) as counted:
+            picture = drawn(pipe)
+        assert len(counted.steps(pipe.spec.denoiser.name)) == computed
+        assert np.isfinite(picture).all()
+    with pytest.raises(InputError, match="which has no shallow part"):
+        drawn(opened(checkpoint(kind), "deepcache"))
+
+
 # What is said
 
 
