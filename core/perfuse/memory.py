@@ -11,7 +11,7 @@ __all__ = ["check_memory", "most_memory", "read_size"]
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{unit}B": 1000**i for i, unit in enumerate("KMGT", 1)}
 _UNITS |= {f"{unit}IB": 1024**i for i, unit in enumerate("KMGT", 1)}
-_VARIABLE = "PERFUSE_MEMORY"
+_VARIABLE = "PERFUSE_MEMORY_LIMIT"
 #: Where Linux says what a container may take.
 _CONTAINER = Path("/sys/fs/cgroup/memory.max")
 
@@ -30,12 +30,12 @@ def read_size(text: str) -> int:
 
 
 def most_memory() -> int | None:
-    """The bytes that a run may need: ``PERFUSE_MEMORY``, or what the machine has.
+    """The bytes that a run may need: ``PERFUSE_MEMORY_LIMIT``, or what the machine has.
 
     ``None`` where the system does not tell.
 
     Raises:
-        InputError: ``PERFUSE_MEMORY`` is no size.
+        InputError: ``PERFUSE_MEMORY_LIMIT`` is no size.
     """
     configured = os.environ.get(_VARIABLE)
     return read_size(configured) if configured else _of_machine()
@@ -61,7 +61,7 @@ def check_memory(needed: int, what: str) -> None:
         what: What was asked for.
 
     Raises:
-        InputError: that is more than there is, or than ``PERFUSE_MEMORY`` allows.
+        InputError: that is more than there is, or than ``PERFUSE_MEMORY_LIMIT`` allows.
     """
     most = most_memory()
     if most is not None and needed > most:

@@ -13,17 +13,17 @@ Make = Callable[[str], Path]
 
 
 def test_the_limit_is_the_machine_s_or_the_user_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PERFUSE_MEMORY", raising=False)
+    monkeypatch.delenv("PERFUSE_MEMORY_LIMIT", raising=False)
     machine = most_memory()
     assert machine is None or machine > 10**8
-    monkeypatch.setenv("PERFUSE_MEMORY", "3 GB")
+    monkeypatch.setenv("PERFUSE_MEMORY_LIMIT", "3 GB")
     assert most_memory() == read_size("3GB") == 3 * 10**9
     check_memory(3 * 10**9, "Little")
     with pytest.raises(InputError, match=r"Much was asked for.* 4 GB of memory, and 3 GB is"):
         check_memory(4 * 10**9, "Much")
     with pytest.raises(InputError, match=r"at least 10\^191 GB"):
         check_memory(10**200, "More")
-    monkeypatch.setenv("PERFUSE_MEMORY", "much")
+    monkeypatch.setenv("PERFUSE_MEMORY_LIMIT", "much")
     with pytest.raises(InputError, match="a number and a unit"):
         most_memory()
 
@@ -44,7 +44,7 @@ def test_pictures_that_do_not_fit(checkpoint: Make, asked: dict[str, int], said:
 
 def test_a_limit_that_is_lower(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"), backend="torch:cpu")
-    monkeypatch.setenv("PERFUSE_MEMORY", "1MB")
-    with pytest.raises(InputError, match="PERFUSE_MEMORY="):
+    monkeypatch.setenv("PERFUSE_MEMORY_LIMIT", "1MB")
+    with pytest.raises(InputError, match="PERFUSE_MEMORY_LIMIT="):
         pipe(num_inference_steps=1, batch_size=1000)
     assert len(pipe(num_inference_steps=1).images) == 1
