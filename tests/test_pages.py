@@ -21,6 +21,7 @@ LONG = {
     "devices.md",
     "exporting.md",
     "index.md",
+    "less-work.md",
     "models.md",
     "steps.md",
     "writing-a-transform.md",

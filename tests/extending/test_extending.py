@@ -196,6 +196,7 @@ def test_a_latent_decoder(plugin: Any, copy_of: Make) -> None:
     conforms(str(model))
 
 
+@pytest.mark.exhaustive
 def test_a_guider(plugin: Any, checkpoint: Make) -> None:
     plugin("three")
     from plugin_three import Three

@@ -359,7 +359,9 @@ def _ids(component: ComponentSpec, shape: tuple[int, ...], tokens: int, random: 
 #: are switched to and fro.
 OTHER_WEIGHTS, ADAPTERS = "other-weights", "adapters"
 #: Many calls of one program, and what they leave behind.
-SOAK = "soak"
+SOAK = "many-calls"
+#: The first word of the ids of contracts that are of level L2.
+_WORDS = {OTHER_WEIGHTS: "weights", ADAPTERS: "weights", SOAK: "soak"}
 
 
 def cases_of(
@@ -448,7 +450,7 @@ def _component_cases(
         contracts |= {ADAPTERS: "L2"}
     for subject, level in contracts.items():
         yield Case(
-            id=f"{'weights' if subject in (OTHER_WEIGHTS, ADAPTERS) else 'contract'}/{name}/{subject}",
+            id=f"{_WORDS.get(subject, 'contract')}/{name}/{subject}",
             level=level,
             kind="contract",
             component=name,

@@ -51,6 +51,7 @@ _LEVEL_OF = {
     "component": "L1",
     "contract": "L1",
     "weights": "L2",
+    "soak": "L2",
     "forced": "L2",
     "draw": "L2",
     "repeat": "L2",

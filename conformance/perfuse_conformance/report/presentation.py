@@ -153,7 +153,11 @@ _GROUPS = {
 def group_of(result: Result) -> Group:
     """Group the cases of a component; group those of whole pipelines by kind."""
     kind = result.id.partition("/")[0]
-    own = result.component if kind in ("component", "refusal", "contract", "weights") else None
+    own = (
+        result.component
+        if kind in ("component", "refusal", "contract", "weights", "soak")
+        else None
+    )
     return Group(level=result.level, name=own if own is not None else kind)
 
 

@@ -4,14 +4,15 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from perfuse.contract.spec import Array
 from perfuse.errors import InputError
 from perfuse.tasks.skipping import Answer, Rule, Seen
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["Forecast", "check_counts", "check_positive", "derivatives", "every"]
 
@@ -58,12 +59,14 @@ class Forecast(Rule):
         return total
 
 
-def derivatives(steps: Sequence[int]) -> list[NDArray[np.float64]]:
+def derivatives(steps: Sequence[int]) -> "list[NDArray[np.float64]]":
     """The derivatives at the last of some steps, each as weights of the predictions at them.
 
     Differences of differences, each over the time since the step before (Liu et al. 2025,
     arXiv:2503.06923, eq. 5, where all intervals are equal).
     """
+    import numpy as np
+
     table, gaps = np.eye(len(steps)), np.diff(np.asarray(steps, dtype=np.float64))
     found = [table[-1]]
     for order in range(len(gaps)):

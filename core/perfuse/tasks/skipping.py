@@ -7,12 +7,14 @@ place of the guided prediction, so it works with every guider.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Node, State, Step, Task, Tools, When, inside
 from perfuse.errors import InputError
-from perfuse.schedulers import Schedule
+
+if TYPE_CHECKING:
+    from perfuse.schedulers import Schedule
 
 __all__ = ["Answer", "Rule", "Seen", "skipping"]
 
@@ -111,7 +113,7 @@ class _Begin:
 
     rule: Rule
 
-    def __call__(self, tools: Tools, schedule: Schedule) -> State:
+    def __call__(self, tools: Tools, schedule: "Schedule") -> State:
         self.rule.check(len(schedule.timesteps))
         return {"remembered": None}
 
@@ -127,7 +129,7 @@ class _Decide:
         tools: Tools,
         index: int,
         samples: tuple[Array, ...],
-        schedule: Schedule,
+        schedule: "Schedule",
         remembered: Any,
     ) -> State:
         seen = _seen(index, samples, schedule)
@@ -146,7 +148,7 @@ class _Guess:
         tools: Tools,
         index: int,
         samples: tuple[Array, ...],
-        schedule: Schedule,
+        schedule: "Schedule",
         remembered: Any,
     ) -> State:
         return {"prediction": self.rule.guess(_seen(index, samples, schedule), remembered)}
@@ -163,7 +165,7 @@ class _Remember:
         tools: Tools,
         index: int,
         samples: tuple[Array, ...],
-        schedule: Schedule,
+        schedule: "Schedule",
         asked: bool,
         predictions: Mapping[str, Array],
         prediction: Array,
@@ -176,6 +178,6 @@ class _Remember:
         return {"remembered": self.rule.keep(seen, answer, remembered)}
 
 
-def _seen(index: int, samples: tuple[Array, ...], schedule: Schedule) -> Seen:
+def _seen(index: int, samples: tuple[Array, ...], schedule: "Schedule") -> Seen:
     sample = schedule.scale_input(index, samples[0])
     return Seen(index=index, total=len(schedule.timesteps), sample=sample)

@@ -7,7 +7,6 @@ from perfuse.contract.steps import Task
 from perfuse.contract.transform import Plan, Transform
 from perfuse.models.registry import shallow
 from perfuse.tasks.forecast import check_counts
-from perfuse.tasks.reusing import reusing
 
 __all__ = ["TRANSFORMS", "DeepCache"]
 
@@ -40,6 +39,8 @@ class DeepCache(Transform):
     approximate = True
 
     def apply(self, plan: Plan, options: object) -> Plan:
+        from perfuse.tasks.reusing import reusing
+
         assert isinstance(options, Options)
         if not plan.tasks:
             raise self.refuse("the loop is not perfuse's, and runs the whole denoiser alone.")

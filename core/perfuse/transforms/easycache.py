@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from functools import partial
 
-from perfuse.arrays.operations import mean_size
 from perfuse.contract.hooks import TransformManifest
 from perfuse.contract.spec import Array
 from perfuse.contract.transform import Plan, Transform
@@ -55,6 +54,8 @@ class Options(Rule):
         check_counts(total, warmup=self.warmup)
 
     def asks(self, seen: Seen, memory: Memory) -> tuple[bool, Memory]:
+        from perfuse.arrays.operations import mean_size
+
         moved = mean_size(seen.sample - memory.previous)
         memory = replace(memory, previous=seen.sample)
         if seen.index < self.warmup or seen.index == seen.total - 1 or memory.rate is None:
@@ -63,6 +64,8 @@ class Options(Rule):
         return not error < self.threshold, replace(memory, error=error)
 
     def keep(self, seen: Seen, answer: Answer, memory: Memory | None) -> Memory:
+        from perfuse.arrays.operations import mean_size
+
         rate = None
         if memory is not None and (moved := mean_size(seen.sample - memory.sample)) > 0:
             rate = mean_size(answer.positive - memory.positive) / moved  # eq. 5

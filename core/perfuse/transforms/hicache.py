@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from math import factorial
 
-import numpy as np
-from numpy.polynomial.hermite import hermval
-
 from perfuse.contract.hooks import TransformManifest
 from perfuse.contract.transform import Plan, Transform
 from perfuse.errors import InputError
@@ -56,12 +53,16 @@ class Options(Forecast):
         return every(self.interval, self.warmup, index, steps)
 
     def weights(self, steps: Sequence[int], index: int, total: int) -> Sequence[float]:
+        import numpy as np
+
         k = index - steps[-1]
         terms = [d * self._hermite(i, k) / factorial(i) for i, d in enumerate(derivatives(steps))]
         return tuple(np.sum(terms, axis=0))
 
     def _hermite(self, n: int, x: float) -> float:
         """``σⁿ Hₙ(σ x)``, the dual scaling of the physicists' polynomial."""
+        from numpy.polynomial.hermite import hermval
+
         return float(self.sigma**n * hermval(self.sigma * x, [0] * n + [1]))
 
 

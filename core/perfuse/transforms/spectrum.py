@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-from numpy.polynomial.chebyshev import chebvander
-
 from perfuse.contract.hooks import TransformManifest
 from perfuse.contract.transform import Plan, Transform
 from perfuse.errors import InputError
@@ -64,6 +61,9 @@ class Options(Forecast):
 
     def weights(self, steps: Sequence[int], index: int, total: int) -> Sequence[float]:
         """``x (XᵀX + λI)⁻¹ Xᵀ``: the fit at ``index`` is linear in the predictions."""
+        import numpy as np
+        from numpy.polynomial.chebyshev import chebvander
+
         times = 2 * np.asarray([*steps, index], dtype=np.float64) / total - 1
         *fitted, x = chebvander(times, self.degree)
         X = np.asarray(fitted)

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from math import factorial
 
-import numpy as np
-
 from perfuse.contract.hooks import TransformManifest
 from perfuse.contract.transform import Plan, Transform
 from perfuse.errors import InputError
@@ -51,6 +49,8 @@ class Options(Forecast):
         return every(self.interval, self.warmup, index, steps)
 
     def weights(self, steps: Sequence[int], index: int, total: int) -> Sequence[float]:
+        import numpy as np
+
         k = index - steps[-1]
         terms = [d * k**i / factorial(i) for i, d in enumerate(derivatives(steps))]
         return tuple(np.sum(terms, axis=0))

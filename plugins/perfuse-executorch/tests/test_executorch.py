@@ -130,6 +130,7 @@ def test_sizes_up_to_the_largest(component: Find, prepare: Prepare) -> None:
         program(**arrays(spec, {"batch": 4, "sequence": 7}))
 
 
+@pytest.mark.exhaustive
 def test_what_runs_where_is_said(unet: Program) -> None:
     report = unet.report()
     assert report.device == "cpu"

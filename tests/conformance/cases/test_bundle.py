@@ -86,7 +86,7 @@ def test_damage_is_an_error_that_says_what(damaged: Path, way: str) -> None:
         said = "Update perfuse"
     else:
         index.write_text("[]", "utf-8")
-        said = "is not a golden bundle"
+        said = "holds a JSON list; an object was expected"
     with pytest.raises(BundleError, match=said):
         Bundle.open(damaged)
 

@@ -121,7 +121,8 @@ def test_a_family_s_own_inputs_are_drawn_with(spec: PipelineSpec) -> None:
     draws = draws_of(spec)
     inputs = [draw.inputs for draw in draws.values()]
     if spec.denoiser.guidance == "embedded":
-        assert {draw.scheduler for draw in draws.values()} == {"lcm"}
+        # Those of flow matching are drawn with by their own schedulers.
+        assert {draw.scheduler for draw in draws.values()} in ({"lcm"}, {None})
         return
     if spec.tokenizers:
         scales = {given["guidance_scale"] for given in inputs}

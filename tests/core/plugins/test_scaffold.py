@@ -82,6 +82,7 @@ def test_every_name_goes_everywhere_and_keeps_the_style(name: str, tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_it_has_types(tmp_path: Path) -> None:
     needs("mypy")
     folder = new_plugin("acme-npu", tmp_path)
