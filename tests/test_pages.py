@@ -13,17 +13,20 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 NOT_RUN = {"writing-a-backend.md"}
 
 
-#: Pages whose commands export for every device, measure a whole model, or are README's again.
+#: Pages whose commands take more than ten seconds, or are README's again; `make conformance` runs them.
 LONG = {
     "adapters.md",
     "any-pipeline.md",
     "conformance.md",
+    "control.md",
     "devices.md",
     "exporting.md",
     "index.md",
     "less-work.md",
     "models.md",
+    "prompts.md",
     "steps.md",
+    "writing-a-scheduler.md",
     "writing-a-transform.md",
 }
 

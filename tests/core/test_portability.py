@@ -141,6 +141,7 @@ def runs(component: Component, target: Target, usual: Mapping[str, int], store: 
 
 
 @pytest.mark.export
+@pytest.mark.exhaustive
 def test_report_and_engines_agree(checkpoint: Make, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("openvino")
