@@ -97,7 +97,7 @@ def check_artifact(folder: Path) -> None:
 # ── A full disk ─────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.exhaustive)])
 def test_export_on_a_full_disk(checkpoint: Make, tmp_path: Path, cache: Path, format: str) -> None:
     needs_exporter(format)
     folder = tmp_path / "out" / "exported"

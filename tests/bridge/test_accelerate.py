@@ -53,6 +53,7 @@ def test_a_pipeline_of_one_s_own(checkpoint: Make, tmp_path: Path) -> None:
     assert "unet (UNet2DModel): onnxruntime: 1 calls" in str(pipe.perfuse)
 
 
+@pytest.mark.exhaustive
 def test_a_replaced_component_runs_on_the_engine_too(checkpoint: Make, tmp_path: Path) -> None:
     pipe = diffusers.DDPMPipeline.from_pretrained(checkpoint("tiny"))
     pipe.set_progress_bar_config(disable=True)

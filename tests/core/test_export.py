@@ -83,6 +83,7 @@ def test_what_ran_before_is_not_exported_again(checkpoint: Make, tmp_path: Path)
     assert np.array_equal(draw(copied, ArtifactStore(tmp_path / "none")), expected)
 
 
+@pytest.mark.exhaustive
 def test_a_module_that_the_user_changed(checkpoint: Make, tmp_path: Path) -> None:
     """What runs is the changed one, on every backend; and the checkpoint's export stays its own."""
     store = ArtifactStore(tmp_path / "store")

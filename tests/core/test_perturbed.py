@@ -90,6 +90,7 @@ def test_entries_have_names_that_are_files() -> None:
 
 
 @pytest.mark.export
+@pytest.mark.exhaustive
 def test_an_engine_runs_it(checkpoint: Make) -> None:
     reference = drawn(DiffusionPipeline.from_pretrained(checkpoint("words")), guider=PAG)
     pipe = DiffusionPipeline.from_pretrained(checkpoint("words"), backend="openvino:CPU")

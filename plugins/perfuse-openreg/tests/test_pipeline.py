@@ -73,6 +73,7 @@ def test_the_second_time_nothing_is_compiled(pipe: DiffusionPipeline) -> None:
     assert "export" not in stages
 
 
+@pytest.mark.exhaustive
 def test_another_size_and_no_guidance(pipe: DiffusionPipeline) -> None:
     given = {**GIVEN, "height": 32, "width": 64, "guidance_scale": 1.0, "num_inference_steps": 2}
     wanted = DiffusionPipeline.from_pretrained(backend="torch:cpu")(**given).images
@@ -81,6 +82,7 @@ def test_another_size_and_no_guidance(pipe: DiffusionPipeline) -> None:
     assert np.abs(found - wanted).max() < 1e-4
 
 
+@pytest.mark.exhaustive
 def test_the_second_device_in_half_precision(reference: np.ndarray) -> None:
     pipe = DiffusionPipeline.from_pretrained(backend="openreg:1", precision="bfloat16")
     images = pipe(**GIVEN).images
