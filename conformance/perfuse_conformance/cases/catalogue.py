@@ -401,7 +401,7 @@ def _host_cases() -> Iterator[Case]:
 
 def runs_in(component: ComponentSpec, precision: str) -> bool:
     """Whether a pipeline of this precision runs the component in it."""
-    return not (precision == "float16" and component.config.get("force_upcast"))
+    return not (precision == "float16" and component.upcast)
 
 
 def _component_cases(
