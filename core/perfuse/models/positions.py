@@ -5,9 +5,12 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["grid", "rotary_axes", "rotary_table", "sincos_2d"]
+__all__ = ["HIDDEN", "grid", "rotary_axes", "rotary_table", "sincos_2d"]
 
 Array = Any
+
+#: Added to the logits of what may not be attended to; float16 holds it, and its exponential is 0.
+HIDDEN = np.float32(-10000.0)
 
 
 def grid(height: int, width: int, *leading: int) -> Array:

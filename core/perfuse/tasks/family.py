@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, Node, Task
 from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
 
-__all__ = ["family_task"]
+__all__ = ["family_task", "pooled_conditions"]
 
 #: What Stable Diffusion's tasks take and do, and these do not.
 _NOT_TAKEN = ("clip_skip", "prompt_syntax", "ip_adapter_image", "ip_adapter_image_embeds")
@@ -30,3 +31,9 @@ def family_task(inputs: Mapping[str, Input], defaults: Mapping[str, Any], *steps
         inputs={**others, **inputs},
         steps=tuple(changed.get(node.name, node) for node in kept),
     ).with_defaults(defaults)
+
+
+def pooled_conditions(states: Array, pooled: Array | None) -> Mapping[str, Array]:
+    """Text states [B, S, D] and pooled text [B, P], which ``check_pooled`` has seen to be both there."""
+    assert pooled is not None
+    return {"encoder_hidden_states": states, "pooled_projections": pooled}

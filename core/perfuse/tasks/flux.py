@@ -12,12 +12,12 @@ from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.tasks.denoise import check_output_type
-from perfuse.tasks.family import family_task
+from perfuse.tasks.family import family_task, pooled_conditions
 from perfuse.tasks.flow import prepare_flow_schedule, resized_from_picture
 from perfuse.tasks.guiders import EmbeddedGuidance
 from perfuse.tasks.inpainting import inpainting_of
 from perfuse.tasks.prompts.sequences import check_length, encode_sequence
-from perfuse.tasks.text import Prompt, conditions_of, encode, guider_for
+from perfuse.tasks.text import Prompt, encode, guider_for, read_conditions
 from perfuse.tasks.text_to_image import checked_texts
 from perfuse.tasks.text_to_image_xl import check_pooled, second_texts
 
@@ -112,29 +112,27 @@ def encode_prompt(
             length=max_sequence_length,
             hides_padding=False,
         )
-        return _conditions(states, pooled["pooler_output"])
+        return pooled_conditions(states, pooled["pooler_output"])
 
-    encoded: dict[str, Mapping[str, Array]] = {}
-    if prompt_embeds is not None:
-        encoded["positive"] = _conditions(prompt_embeds, pooled_prompt_embeds)
-    else:
-        encoded["positive"] = read(prompts, second_texts(prompt_2, "prompt_2", prompts))
-    wanted = {branch.condition for branch in guider.branches}
-    if "negative" in wanted and negative_prompt_embeds is not None:
-        encoded["negative"] = _conditions(negative_prompt_embeds, negative_pooled_prompt_embeds)
-    elif "negative" in wanted:
+    def positive() -> Mapping[str, Array]:
+        if prompt_embeds is not None:
+            return pooled_conditions(prompt_embeds, pooled_prompt_embeds)
+        return read(prompts, second_texts(prompt_2, "prompt_2", prompts))
+
+    def negative() -> Mapping[str, Array]:
+        if negative_prompt_embeds is not None:
+            return pooled_conditions(negative_prompt_embeds, negative_pooled_prompt_embeds)
         texts = negatives or [""] * count
-        encoded["negative"] = read(
-            texts, second_texts(negative_prompt_2, "negative_prompt_2", texts)
-        )
-    if "empty" in wanted:
-        encoded["empty"] = read([""] * count, [""] * count)
-    return {"conditions": conditions_of(encoded, num_images_per_prompt)}
+        return read(texts, second_texts(negative_prompt_2, "negative_prompt_2", texts))
 
-
-def _conditions(states: Array, pooled: Array | None) -> Mapping[str, Array]:
-    assert pooled is not None  # check_pooled
-    return {"encoder_hidden_states": states, "pooled_projections": pooled}
+    conditions = read_conditions(
+        guider,
+        num_images_per_prompt,
+        positive=positive,
+        negative=negative,
+        empty=lambda: read([""] * count, [""] * count),
+    )
+    return {"conditions": conditions}
 
 
 FLUX_TEXT_TO_IMAGE = family_task(

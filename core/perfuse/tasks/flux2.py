@@ -15,7 +15,7 @@ from perfuse.tasks.flow import flow_schedule, tokens_of
 from perfuse.tasks.guiders import ClassifierFreeGuidance
 from perfuse.tasks.prompts.language import LanguageReader
 from perfuse.tasks.prompts.sequences import check_length
-from perfuse.tasks.text import Prompt, conditions_of, guider_for
+from perfuse.tasks.text import Prompt, guider_for, read_conditions
 from perfuse.tasks.text_to_image import checked_texts
 
 __all__ = ["FLUX2_TEXT_TO_IMAGE"]
@@ -79,13 +79,14 @@ def encode_prompt(
             given = read(tokens.input_ids, tokens.attention_mask)
         return {"encoder_hidden_states": given}
 
-    wanted = {branch.condition for branch in guider.branches}
-    encoded = {"positive": states(prompts, prompt_embeds)}
-    if "negative" in wanted:
-        encoded["negative"] = states(negatives or [""] * count, negative_prompt_embeds)
-    if "empty" in wanted:
-        encoded["empty"] = states([""] * count)
-    return {"conditions": conditions_of(encoded, num_images_per_prompt)}
+    conditions = read_conditions(
+        guider,
+        num_images_per_prompt,
+        positive=lambda: states(prompts, prompt_embeds),
+        negative=lambda: states(negatives or [""] * count, negative_prompt_embeds),
+        empty=lambda: states([""] * count),
+    )
+    return {"conditions": conditions}
 
 
 def empirical_mu(tokens: int, steps: int) -> float:

@@ -18,7 +18,7 @@ from perfuse.errors import InputError
 from perfuse.tasks.denoise import check_output_type, pick_size
 from perfuse.tasks.family import family_task
 from perfuse.tasks.prompts.sequences import check_length, encode_sequence
-from perfuse.tasks.text import Prompt, conditions_of, guider_for
+from perfuse.tasks.text import Prompt, guider_for, read_conditions
 from perfuse.tasks.text_to_image import checked_texts
 
 __all__ = ["PIXART_ALPHA", "PIXART_SIGMA"]
@@ -122,24 +122,22 @@ def encode_prompt(
         )
         return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
-    def given(states: Array, mask: Array | None) -> Mapping[str, Array]:
-        assert mask is not None  # _check_mask
+    def states(texts: list[str], given: Array | None, mask: Array | None) -> Mapping[str, Array]:
+        if given is None or mask is None:  # both, or neither: _check_mask
+            return read(texts)
         whole = to_numpy(mask).astype(np.int64)
-        return {"encoder_hidden_states": states, "encoder_attention_mask": whole}
+        return {"encoder_hidden_states": given, "encoder_attention_mask": whole}
 
-    wanted = {branch.condition for branch in guider.branches}
-    encoded: dict[str, Mapping[str, Array]] = {}
-    if prompt_embeds is not None:
-        encoded["positive"] = given(prompt_embeds, prompt_attention_mask)
-    else:
-        encoded["positive"] = read(prompts)
-    if "negative" in wanted and negative_prompt_embeds is not None:
-        encoded["negative"] = given(negative_prompt_embeds, negative_prompt_attention_mask)
-    elif "negative" in wanted:
-        encoded["negative"] = read(negatives or [""] * count)
-    if "empty" in wanted:
-        encoded["empty"] = read([""] * count)
-    return {"conditions": conditions_of(encoded, num_images_per_prompt)}
+    conditions = read_conditions(
+        guider,
+        num_images_per_prompt,
+        positive=lambda: states(prompts, prompt_embeds, prompt_attention_mask),
+        negative=lambda: states(
+            negatives or [""] * count, negative_prompt_embeds, negative_prompt_attention_mask
+        ),
+        empty=lambda: read([""] * count),
+    )
+    return {"conditions": conditions}
 
 
 def _check_mask(name: str, states: Array | None, mask: Array | None) -> None:

@@ -11,6 +11,7 @@ from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.errors import InputError
+from perfuse.models.positions import HIDDEN
 from perfuse.tasks.denoise import check_output_type
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule, resized_from_picture
@@ -18,7 +19,7 @@ from perfuse.tasks.guiders.length_preserving import LengthPreservingGuidance
 from perfuse.tasks.inpainting import inpainting_of
 from perfuse.tasks.prompts.language import LanguageReader, fixed_length
 from perfuse.tasks.prompts.sequences import check_length
-from perfuse.tasks.text import Prompt, conditions_of, guider_for
+from perfuse.tasks.text import Prompt, guider_for, read_conditions
 from perfuse.tasks.text_to_image import checked_texts
 
 __all__ = ["QWEN_IMAGE_TO_IMAGE", "QWEN_INPAINTING", "QWEN_TEXT_TO_IMAGE"]
@@ -34,8 +35,6 @@ _TEMPLATE = (
 )
 #: The tokens of the text before a prompt, whose states are left out.
 _BEFORE = 34
-#: Added to the logits of what may not be attended to; float16 holds it, and its exponential is 0.
-_HIDDEN = np.float32(-10000.0)
 
 
 @step(outputs=("prompts", "negatives", "count", "guider"))
@@ -101,14 +100,16 @@ def encode_prompt(
             )
         return _conditions(given, seen)
 
-    wanted = {branch.condition for branch in guider.branches}
-    encoded = {"positive": states(prompts, prompt_embeds, prompt_embeds_mask)}
-    if "negative" in wanted:
-        texts = negatives or [""] * count
-        encoded["negative"] = states(texts, negative_prompt_embeds, negative_prompt_embeds_mask)
-    if "empty" in wanted:
-        encoded["empty"] = states([""] * count)
-    return {"conditions": conditions_of(encoded, num_images_per_prompt)}
+    conditions = read_conditions(
+        guider,
+        num_images_per_prompt,
+        positive=lambda: states(prompts, prompt_embeds, prompt_embeds_mask),
+        negative=lambda: states(
+            negatives or [""] * count, negative_prompt_embeds, negative_prompt_embeds_mask
+        ),
+        empty=lambda: states([""] * count),
+    )
+    return {"conditions": conditions}
 
 
 def _read(tools: Tools, texts: list[str], longest: int) -> Mapping[str, Array]:
@@ -127,7 +128,7 @@ def _read(tools: Tools, texts: list[str], longest: int) -> Mapping[str, Array]:
 
 
 def _conditions(states: Array, seen: Array) -> Mapping[str, Array]:
-    bias = np.where(np.asarray(seen) != 0, np.float32(0), _HIDDEN)
+    bias = np.where(np.asarray(seen) != 0, np.float32(0), HIDDEN)
     return {"encoder_hidden_states": states, "text_bias": bias}
 
 

@@ -16,14 +16,14 @@ from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.errors import InputError
 from perfuse.tasks.denoise import check_count, check_output_type
-from perfuse.tasks.family import family_task
+from perfuse.tasks.family import family_task, pooled_conditions
 from perfuse.tasks.flow import flow_schedule, mu_of, resized_from_picture
 from perfuse.tasks.guiders import SkipLayerGuidance
 from perfuse.tasks.inpainting import inpainting_of
 from perfuse.tasks.prompts.encoder import TextEncoder
 from perfuse.tasks.prompts.reading import tokenised
 from perfuse.tasks.prompts.sequences import check_length, encode_sequence
-from perfuse.tasks.text import Prompt, conditions_of, guider_for
+from perfuse.tasks.text import Prompt, guider_for, read_conditions
 from perfuse.tasks.text_to_image import checked_texts
 from perfuse.tasks.text_to_image_xl import check_pooled, second_texts
 
@@ -146,25 +146,25 @@ def encode_prompt(
         skip = clip_skip if name == "prompt" else None  # the prompt's alone, as in Diffusers
         return _read(tools, every, max_sequence_length, skip)
 
-    wanted = {branch.condition for branch in guider.branches}
-    encoded: dict[str, Mapping[str, Array]] = {}
-    if prompt_embeds is not None:
-        encoded["positive"] = _conditions(prompt_embeds, pooled_prompt_embeds)
-    else:
-        encoded["positive"] = read(prompts, "prompt", prompt_2, prompt_3)
-    if "negative" in wanted and negative_prompt_embeds is not None:
-        encoded["negative"] = _conditions(negative_prompt_embeds, negative_pooled_prompt_embeds)
-    elif "negative" in wanted:
+    def positive() -> Mapping[str, Array]:
+        if prompt_embeds is not None:
+            return pooled_conditions(prompt_embeds, pooled_prompt_embeds)
+        return read(prompts, "prompt", prompt_2, prompt_3)
+
+    def negative() -> Mapping[str, Array]:
+        if negative_prompt_embeds is not None:
+            return pooled_conditions(negative_prompt_embeds, negative_pooled_prompt_embeds)
         texts = negatives or [""] * count
-        encoded["negative"] = read(texts, "negative_prompt", negative_prompt_2, negative_prompt_3)
-    if "empty" in wanted:
-        encoded["empty"] = read([""] * count, "empty", None, None)
-    return {"conditions": conditions_of(encoded, num_images_per_prompt)}
+        return read(texts, "negative_prompt", negative_prompt_2, negative_prompt_3)
 
-
-def _conditions(states: Array, pooled: Array | None) -> Mapping[str, Array]:
-    assert pooled is not None  # check_pooled
-    return {"encoder_hidden_states": states, "pooled_projections": pooled}
+    conditions = read_conditions(
+        guider,
+        num_images_per_prompt,
+        positive=positive,
+        negative=negative,
+        empty=lambda: read([""] * count, "empty", None, None),
+    )
+    return {"conditions": conditions}
 
 
 def _read(
@@ -188,7 +188,7 @@ def _read(
     t5 = place(_t5(tools, texts[2], length), device)
     more = int(t5.shape[-1]) - int(clip.shape[-1])
     fill = place(np.zeros((*clip.shape[:2], more), dtype=np.float32), device)
-    return _conditions(concatenate([join_features([clip, fill]), t5], axis=1), pooled)
+    return pooled_conditions(concatenate([join_features([clip, fill]), t5], axis=1), pooled)
 
 
 def _t5(tools: Tools, texts: list[str], length: int) -> Array:

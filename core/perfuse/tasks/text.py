@@ -1,6 +1,6 @@
 """What text-conditioned tasks share: reading prompts, encoding them, the default guider."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,15 @@ from perfuse.tasks.guiders import ClassifierFreeGuidance, EmbeddedGuidance
 from perfuse.tasks.prompts.encoder import TextEncoder
 from perfuse.tasks.prompts.reading import tokenised
 
-__all__ = ["Prompt", "conditions_of", "encode", "guider_for", "read_texts", "repeat"]
+__all__ = [
+    "Prompt",
+    "conditions_of",
+    "encode",
+    "guider_for",
+    "read_conditions",
+    "read_texts",
+    "repeat",
+]
 
 Prompt = str | Sequence[str] | None
 
@@ -59,6 +67,29 @@ def encode(
     reads = TextEncoder(tools=tools, name=encoder, tokenizer_name=tokenizer)
     said = {} if remedy is None else {"remedy": remedy}
     return reads.outputs(tokenised(reads, texts, **said))
+
+
+def read_conditions(
+    guider: Guider,
+    times: int,
+    *,
+    positive: Callable[[], Mapping[str, Array]],
+    negative: Callable[[], Mapping[str, Array]],
+    empty: Callable[[], Mapping[str, Array]],
+) -> dict[str, dict[str, Array]]:
+    """The conditions that a guider uses, each read once; the positive one always.
+
+    Args:
+        guider: Whose branches name the conditions.
+        times: Pictures per prompt.
+        positive: Reads the prompts: inputs of the denoiser, each [prompts, …].
+        negative: Reads the negative prompts.
+        empty: Reads as many empty prompts.
+    """
+    wanted = {"positive", *(branch.condition for branch in guider.branches)}
+    readers = {"positive": positive, "negative": negative, "empty": empty}
+    read = {name: reader() for name, reader in readers.items() if name in wanted}
+    return conditions_of(read, times)
 
 
 def conditions_of(

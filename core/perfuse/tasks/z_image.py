@@ -15,7 +15,7 @@ from perfuse.tasks.flow import prepare_flow_schedule
 from perfuse.tasks.guiders.truncated import TruncatedGuidance
 from perfuse.tasks.image_to_image import from_picture
 from perfuse.tasks.prompts.language import LanguageReader, fixed_length
-from perfuse.tasks.text import Prompt, conditions_of, guider_for, read_texts
+from perfuse.tasks.text import Prompt, guider_for, read_conditions, read_texts
 
 __all__ = ["Z_IMAGE_TO_IMAGE", "Z_TEXT_TO_IMAGE"]
 
@@ -101,13 +101,14 @@ def encode_prompt(
         found = read.of_prompts(texts, longest) if given is None else given
         return captions(denoiser, [to_numpy(one) for one in found], tokens=fixed)
 
-    wanted = {branch.condition for branch in guider.branches}
-    encoded = {"positive": states(prompts, prompt_embeds)}
-    if "negative" in wanted:
-        encoded["negative"] = states(negatives, negative_prompt_embeds)
-    if "empty" in wanted:
-        encoded["empty"] = states([""] * count)
-    return {"conditions": conditions_of(encoded, num_images_per_prompt)}
+    conditions = read_conditions(
+        guider,
+        num_images_per_prompt,
+        positive=lambda: states(prompts, prompt_embeds),
+        negative=lambda: states(negatives, negative_prompt_embeds),
+        empty=lambda: states([""] * count),
+    )
+    return {"conditions": conditions}
 
 
 Z_TEXT_TO_IMAGE = family_task(

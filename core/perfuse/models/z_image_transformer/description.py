@@ -14,15 +14,13 @@ import numpy as np
 
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.config import ModelConfig
-from perfuse.models.positions import rotary_table
+from perfuse.models.positions import HIDDEN, rotary_table
 from perfuse.models.shapes import TIMESTEP, floating
 
 __all__ = ["ZImageTransformerConfig", "captions", "describe", "host_inputs"]
 
 #: Captions and pictures are filled up to a multiple of this many tokens.
 _MULTIPLE = 32
-#: Added to the logits of what may not be attended to; float16 holds it, and its exponential is 0.
-_HIDDEN = -10000.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +131,7 @@ def host_inputs(
         for name, places, channels in zip(names, lengths, model.axes_dims, strict=True)
     }
     padding = -(height * width) % _MULTIPLE
-    bias = math.log(padding) if padding else _HIDDEN
+    bias = math.log(padding) if padding else float(HIDDEN)
     return {**tables, "padding_bias": np.asarray([bias], dtype=np.float32)}
 
 
@@ -158,7 +156,7 @@ def captions(
             [np.pad(one, ((0, most - len(one)), (0, 0))) for one in states]
         ),
         "caption_padding": (places >= np.asarray(lengths)[:, None]).astype(np.float32),
-        "caption_bias": np.where(places < np.asarray(filled)[:, None], 0, _HIDDEN).astype(
+        "caption_bias": np.where(places < np.asarray(filled)[:, None], 0, HIDDEN).astype(
             np.float32
         ),
         "picture_rotary": rotary.transpose(1, 0, 2),

@@ -10,14 +10,12 @@ from perfuse.arrays import join_features
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Tools
 from perfuse.errors import InputError
+from perfuse.models.positions import HIDDEN
 from perfuse.models.registry import host_inputs
 from perfuse.sources.tokenizer import TokenBatch, Tokenizer
 from perfuse.tasks.choosing import pipeline_manifest
 
 __all__ = ["LanguageReader", "causal_bias", "fixed_length"]
-
-#: Added to the logits of what may not be attended to; float16 holds it, and its exponential is 0.
-_HIDDEN = np.float32(-10000.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,4 +114,4 @@ def causal_bias(seen: NDArray[np.int64]) -> NDArray[np.float32]:
     """What is added to logits so that no token sees a later one, or a hidden one: [B, L, L]."""
     length = seen.shape[1]
     allowed = np.tril(np.ones((length, length), dtype=bool))[None] & (seen != 0)[:, None, :]
-    return np.where(allowed, np.float32(0), _HIDDEN)
+    return np.where(allowed, np.float32(0), HIDDEN)
