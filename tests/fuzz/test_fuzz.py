@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.fuzz.hostile import altered, command_lines, damaged, templates, toml_settings
 from tests.single_files import make_folder, write_single_file
@@ -39,6 +39,8 @@ Export = Callable[[str, str], Path]
 _SECONDS, _BYTES = int(os.environ.get("FUZZ_SECONDS", "30")), 2 * 10**9
 
 
+#: For what takes longer: a quarter of the inputs.
+costly = settings(max_examples=max(1, settings.default.max_examples // 4))
 #: What the inputs write, and folders that they may write to.
 WRITTEN: list[str] = []
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
@@ -178,6 +180,7 @@ _DRAWN = ["tiny", "words", "flux", "sd3", "pixart-sigma", "z-image", "klein", "q
 
 
 @pytest.mark.parametrize("kind", _DRAWN)
+@costly
 @given(data=st.data())
 def test_a_checkpoint_that_is_drawn_with(
     checkpoint: Make, copies: Path, kind: str, data: Any
@@ -213,6 +216,7 @@ def test_a_weights_file(checkpoint: Make, copies: Path, data: Any) -> None:
 
 
 @pytest.mark.export
+@costly
 @given(data=st.data())
 def test_a_manifest(exported: Export, copies: Path, data: Any) -> None:
     pytest.importorskip("onnxruntime")
@@ -376,6 +380,7 @@ def test_a_single_file(copies: Path, single: dict[str, Path], kind: str, data: A
 
 
 @pytest.mark.export
+@costly
 @given(data=st.data())
 def test_a_set_of_graphs(checkpoint: Make, copies: Path, data: Any) -> None:
     """An archive with other members, or other content in them."""
