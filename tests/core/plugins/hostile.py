@@ -98,11 +98,8 @@ CHANGING: Mapping[str, tuple[str, str]] = MappingProxyType(
         ),
         "masks": ("import os; os.umask(0o777)", "the mask of new files"),
         "patches": (
-            (
-                "import perfuse.errors, builtins\n"
-                "perfuse.errors.InputError.__str__ = lambda self: 'patched'\nbuiltins.input = print"
-            ),
-            "the function perfuse.errors.InputError.__str__",
+            "import perfuse.sources.files, builtins\nperfuse.sources.files.user_path = builtins.input = print",
+            "the function perfuse.sources.files.user_path",
         ),
         "stays": (
             (

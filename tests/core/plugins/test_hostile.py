@@ -128,8 +128,8 @@ def test_all(install: Install, checkpoint: Make, tmp_path: Path) -> None:
     assert draw(checkpoint, tmp_path / "first.png", "torch:cpu").exit_code == 0
     install_all(install, names)
     before = State.now()
-    host = PluginHost(timeout=20)
-    host.ask_all()
+    PluginHost(["hangs"], timeout=5)  # is remembered
+    PluginHost()
     began = time.monotonic()
     again = PluginHost()
     assert time.monotonic() - began < 2  # whatever is installed
@@ -145,7 +145,7 @@ def test_all(install: Install, checkpoint: Make, tmp_path: Path) -> None:
 @pytest.mark.exhaustive
 def test_the_doctor_names_what_they_change(install: Install) -> None:
     install_all(install, CHANGING)
-    result = perfuse("doctor", "--timeout", 60, "--json")
+    result = perfuse("doctor", "--json")
     rows = {row["backend"]: row for row in json.loads(result.stdout)["backends"]}
     for name, (_, change) in CHANGING.items():
         if change:
