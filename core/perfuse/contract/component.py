@@ -37,6 +37,11 @@ class Recipe(ABC):
         """
         return None
 
+    @property
+    def quantized(self) -> str:
+        """The scheme of few bits that its weights come in, as a GGUF file's; empty for none."""
+        return ""
+
     @abstractmethod
     def __call__(self) -> "nn.Module":
         """Make it."""
@@ -80,6 +85,10 @@ class Rewritten(Recipe):
     @property
     def foreign(self) -> bool:
         return isinstance(self.before, Recipe) and self.before.foreign
+
+    @property
+    def quantized(self) -> str:
+        return self.before.quantized if isinstance(self.before, Recipe) else ""
 
     @property
     def graph(self) -> str | None:

@@ -102,6 +102,7 @@ class Artifact(Source):
             static=exported.static,
             sizes=exported.sizes,
             options=exported.options,
+            storage=exported.storage,
             files={exported.format: inside(self.path, exported.file)},
         )
 

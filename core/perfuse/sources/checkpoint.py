@@ -263,6 +263,10 @@ class FromCheckpoint(Recipe):
     def graph(self) -> str:
         return OF_THE_CONFIG
 
+    @property
+    def quantized(self) -> str:
+        return self.weights.quantized
+
     def names(self) -> dict[str, str]:
         """The names of the stored tensors that the module's are, unchanged but for their shape.
 

@@ -78,6 +78,8 @@ class ExportedComponent:
     sizes: tuple[Mapping[str, int], ...] = ()
     #: The exporter's options.
     options: Mapping[str, str] = field(default_factory=FrozenDict)
+    #: The scheme that its weights are stored in; empty where that is the precision.
+    storage: str = ""
 
     def __post_init__(self) -> None:
         for name in ("static", "options"):

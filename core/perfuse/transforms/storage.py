@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from perfuse.contract.hooks import TransformManifest
+from perfuse.contract.quantized import SCHEMES
 from perfuse.contract.transform import Plan, Transform
 
 __all__ = ["TRANSFORMS", "Storage"]
@@ -11,7 +12,7 @@ TRANSFORMS = (
     TransformManifest(
         name="storage",
         impl=f"{__name__}:Storage",
-        summary="weights stored in fewer bits: storage:scheme=float16,component=unet",
+        summary="weights stored in fewer bits: storage:scheme=int8,component=unet",
     ),
 )
 
@@ -34,12 +35,23 @@ class Storage(Transform):
 
     def apply(self, plan: Plan, options: object) -> Plan:
         assert isinstance(options, Options)
-        if options.component and options.component not in plan.components:
+        chosen = [
+            one
+            for one in plan.components.values()
+            if options.component in ("", one.name, one.spec.part)
+        ]
+        if not chosen:
             raise self.refuse(
                 f"component={options.component} was given, and the pipeline has "
                 f"{', '.join(plan.components)}."
             )
-        for name, component in plan.components.items():
-            if options.component in ("", name):
-                plan = plan.with_component(replace(component, storage=options.scheme))
+        for one in chosen:
+            before = one.build.quantized if one.build is not None else ""
+            before = before if options.component else before or one.storage
+            if before not in ("", options.scheme) and options.scheme in SCHEMES:
+                raise self.refuse(
+                    f"the weights of {one.name} are stored as {before} already. Leave them so, or use "
+                    "the checkpoint that has them in float16, bfloat16 or float32."
+                )
+            plan = plan.with_component(replace(one, storage=options.scheme))
         return plan
