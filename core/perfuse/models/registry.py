@@ -11,7 +11,7 @@ from perfuse.contract.architecture import Architecture
 from perfuse.contract.component import Component
 from perfuse.contract.guider import Perturbation
 from perfuse.contract.latents import LatentSpec, PixelLatents
-from perfuse.contract.original import Original, Shapes
+from perfuse.contract.original import Original, Shapes, Stacked
 from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.errors import CheckpointError, InputError
 from perfuse.models.config import check_types
@@ -183,12 +183,12 @@ def host_inputs(
     return given
 
 
-def aliases(spec: ComponentSpec, layers: Iterable[str]) -> dict[str, str]:
+def aliases(spec: ComponentSpec, layers: Iterable[str]) -> dict[str, str | Stacked]:
     """What files of adapters may also call the layers of a component: other name to layer."""
     architecture = _architecture(spec)
     if architecture is None or not architecture.aliases:
         return {}
-    found: dict[str, str] = resolve(architecture.aliases)(layers)
+    found: dict[str, str | Stacked] = resolve(architecture.aliases)(layers)
     return found
 
 
