@@ -109,7 +109,7 @@ class Torch(Backend):
         dtype = _DTYPES[component.precision]
         module = component.build()
         if component.storage in SCHEMES:
-            module = in_integers(module, SCHEMES[component.storage])
+            module = in_integers(module, component.storage, component.calibration)
         # The module may be the user's own: tensors with this device and dtype are shared.
         module = replace_tensors(
             module,

@@ -13,7 +13,7 @@ from perfuse.contract.component import Component, Recipe
 from perfuse.contract.exporter import Exporter
 from perfuse.contract.limits import Limits
 from perfuse.contract.options import Options, read_options
-from perfuse.contract.quantized import SCHEMES, Quantized, Scheme, packed, quantized
+from perfuse.contract.quantized import SCHEMES, Calibration, Quantized, Scheme, packed, quantized
 from perfuse.contract.spec import Array
 from perfuse.contract.target import PRECISIONS, Device, Placement, Target
 from perfuse.contract.weights import Change, Constant, StoredTensor, WeightMap
@@ -23,6 +23,7 @@ __all__ = [
     "SCHEMES",
     "Array",
     "Backend",
+    "Calibration",
     "Change",
     "Changes",
     "Component",

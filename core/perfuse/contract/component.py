@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfuse.contract.changes import Changes
 from perfuse.contract.frozen import FrozenDict
+from perfuse.contract.quantized import Calibration
 from perfuse.contract.spec import ComponentSpec, Signature
 from perfuse.contract.weights import StoredTensor
 from perfuse.errors import InputError
@@ -125,6 +126,8 @@ class Component:
     #: The weight format, where it differs from the precision: ``"int8"``. Empty otherwise. Backends
     #: and exporters refuse a format that they do not know.
     storage: str = ""
+    #: What was measured of it to store it so; ``None`` where nothing was.
+    calibration: Calibration | None = None
     #: Builds the torch module with its weights in their stored dtype. The module takes the
     #: signature's inputs in order and returns a tuple of its outputs. It may be the user's own: do
     #: not modify it. ``None`` for a component of an exported artifact.

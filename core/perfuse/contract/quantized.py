@@ -4,19 +4,21 @@ A tensor is cut into groups, each with one scale and, unless the scheme is symme
 ``weight = (code - zero) * scale``. Exporters and backends only spell that in an engine's words.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from perfuse.contract.changes import plain_name
 from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.weights import Change, StoredTensor
-from perfuse.errors import WeightsError
+from perfuse.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["SCHEMES", "Quantized", "Scheme", "packed", "quantized"]
+__all__ = ["SCHEMES", "Calibration", "Quantized", "Scheme", "marks_of", "packed", "quantized"]
 
 #: Fewer elements stay as they are: their bits are few, and they are often sensitive.
 _SMALLEST = 1024
@@ -31,6 +33,9 @@ class Scheme:
     symmetric: bool = False
     #: How many neighbours of a matrix's row share a scale; ``None`` for all of one output.
     group: int | None = None
+    #: Whether what the weights are multiplied with is in integers, too: eight bits of a range that
+    #: was measured (``Calibration``).
+    activations: bool = False
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a tensor of a module becomes integers: matrices and the weights of convolutions."""
@@ -95,8 +100,68 @@ SCHEMES: Mapping[str, Scheme] = FrozenDict(
         "int4_sym_g64": Scheme(bits=4, symmetric=True, group=64),
         "int4_g128": Scheme(bits=4, group=128),
         "int4_sym_g128": Scheme(bits=4, symmetric=True, group=128),
+        "w8a8": Scheme(bits=8, symmetric=True, activations=True),
     }
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What a run on the reference measured of a component, to store it in fewer bits.
+
+    Weights are named as in the model's state dict.
+    """
+
+    scheme: str
+    #: Identifies the weights that it was measured with: ``marks_of``.
+    vectors: Mapping[str, str] = field(default_factory=FrozenDict)
+    #: The weights that stay as they are, because what they lose counts most.
+    kept: tuple[str, ...] = ()
+    #: Weight to the range of what it is multiplied with, as wide as 256 steps of which one is zero.
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=FrozenDict)
+    #: The RMS of what predictions lose, as a part of theirs.
+    error: float = 0.0
+    prompts: tuple[str, ...] = ()
+    steps: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("vectors", "ranges"):
+            object.__setattr__(self, name, FrozenDict(getattr(self, name)))
+
+    def check(self, tensors: Mapping[str, StoredTensor], storage: str) -> None:
+        """See that it is of this scheme, and of a component with these tensors.
+
+        Raises:
+            InputError: it is not.
+        """
+        if self.scheme != storage:
+            raise InputError(
+                f"Weights were to be stored as {storage}; the calibration is for {self.scheme}. Run "
+                "perfuse calibrate for this one."
+            )
+        there = {plain_name(name): one for name, one in tensors.items()}
+        known = {name: mark for name, mark in self.vectors.items() if name in there}
+        if not known or any(_mark(there[name]) != mark for name, mark in known.items()):
+            raise InputError(
+                f"Weights were to be stored as {storage}; the calibration is of another model. Run "
+                "perfuse calibrate with this one."
+            )
+
+
+def marks_of(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """What identifies a component's weights: some of its vectors, such as biases, by their values."""
+    vectors = {
+        plain_name(name): one
+        for name, one in tensors.items()
+        if one.floating and one.array.ndim == 1
+    }
+    names = sorted(vectors)
+    return {name: _mark(vectors[name]) for name in names[:: max(len(names) // 16, 1)]}
+
+
+def _mark(tensor: StoredTensor) -> str:
+    values = tensor.cast("float32").array.tobytes()
+    return hashlib.sha256(values).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,6 +175,8 @@ class Quantized:
     scale: "NDArray[np.float32]"
     #: Like ``scale``, of the dtype of ``codes``; ``None`` where it is zero.
     zero: "NDArray[Any] | None"
+    #: The range of what it is multiplied with, where that is to be in integers, too.
+    range: tuple[float, float] | None = None
 
     def changed(self, changes: tuple[Change, ...]) -> "Quantized | None":
         """It after changes of the tensor's layout; ``None`` if the groups do not outlast them."""
@@ -167,7 +234,7 @@ def _transposed(array: "NDArray[Any]", changes: tuple[Change, ...]) -> "NDArray[
 
 
 def quantized(
-    tensors: Mapping[str, StoredTensor], storage: str
+    tensors: Mapping[str, StoredTensor], storage: str, calibration: Calibration | None = None
 ) -> Mapping[str, "StoredTensor | Quantized"]:
     """The tensors of a module as a component stores them: those that its scheme fits in integers.
 
@@ -176,19 +243,36 @@ def quantized(
     Args:
         tensors: By their names in the component's module, in its shapes.
         storage: A component's; what is no integer scheme changes nothing.
+        calibration: What was measured of it.
+
+    Raises:
+        InputError: the calibration is of another model or scheme.
     """
     scheme = SCHEMES.get(storage)
-    return tensors if scheme is None else _Tensors(tensors, scheme)
+    if scheme is None:
+        return tensors
+    if calibration is not None:
+        calibration.check(tensors, storage)
+    return _Tensors(tensors, scheme, calibration)
 
 
 class _Tensors(Mapping[str, "StoredTensor | Quantized"]):
-    def __init__(self, tensors: Mapping[str, StoredTensor], scheme: Scheme) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, StoredTensor],
+        scheme: Scheme,
+        calibration: Calibration | None,
+    ) -> None:
         self._tensors, self._scheme = tensors, scheme
+        self._kept = calibration.kept if calibration is not None else ()
+        self._ranges = calibration.ranges if calibration is not None else {}
 
     def __getitem__(self, name: str) -> "StoredTensor | Quantized":
-        tensor = self._tensors[name]
+        tensor, plain = self._tensors[name], plain_name(name)
         fits = tensor.floating and self._scheme.fits(name, tensor.array.shape)
-        return self._scheme.of(tensor, name) if fits else tensor
+        if not fits or plain in self._kept:
+            return tensor
+        return replace(self._scheme.of(tensor, name), range=self._ranges.get(plain))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)

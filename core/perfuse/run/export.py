@@ -196,6 +196,7 @@ def export_pipeline(
                     sizes=one.sizes,
                     options=one.options,
                     storage=one.storage,
+                    calibration=one.calibration,
                 )
                 for name, one in components.items()
             },

@@ -200,11 +200,13 @@ def filled(
         ExportError: the graph in the cache is damaged, or the folder cannot be written.
     """
     integers = component.storage in SCHEMES
-    plain = dataclasses.replace(component, storage="") if integers else component
+    plain = component
+    if integers:
+        plain = dataclasses.replace(component, storage="", calibration=None)
     found = bound(plain, format, store)
     if found is None:
         return None
-    tensors = quantized(_shaped(found), component.storage)
+    tensors = quantized(_shaped(found), component.storage, component.calibration)
     with working(
         "export",
         f"Writing {component.name} for {format}",

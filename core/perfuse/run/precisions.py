@@ -13,7 +13,7 @@ from perfuse.contract.spec import ComponentSpec, PipelineSpec
 from perfuse.contract.target import PRECISIONS
 from perfuse.errors import InputError
 
-__all__ = ["check_precision", "general", "precision_of", "read_precision"]
+__all__ = ["check_precision", "general", "precision_of", "read_precision", "schemes_of"]
 
 #: The name of what holds for all components that are not named.
 _ALL = ""
@@ -48,6 +48,22 @@ def read_precision(text: str | None) -> tuple[str | None, tuple[str, ...]]:
             where = "" if name == _ALL else f",component={name}"
             schemes.append(f"storage:scheme={scheme}{where}")
     return ",".join(floats) or None, tuple(schemes)
+
+
+def schemes_of(text: str) -> dict[str, str]:
+    """Component to its scheme of fewer bits, for ``unet=w8a8,text_encoder=int8``.
+
+    Raises:
+        InputError: a part of it names no component, or no such scheme.
+    """
+    parts = _parts(text)
+    wrong = [name for name, scheme in parts.items() if name == _ALL or scheme not in SCHEMES]
+    if wrong:
+        raise InputError(
+            f"--precision {text} was given; components with schemes of fewer bits were expected, "
+            f"unet=w8a8; schemes: {', '.join(SCHEMES)}."
+        )
+    return dict(parts)
 
 
 @lru_cache(maxsize=64)

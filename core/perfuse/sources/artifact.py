@@ -103,6 +103,7 @@ class Artifact(Source):
             sizes=exported.sizes,
             options=exported.options,
             storage=exported.storage,
+            calibration=exported.calibration,
             files={exported.format: inside(self.path, exported.file)},
         )
 

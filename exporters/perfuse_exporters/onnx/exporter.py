@@ -153,7 +153,8 @@ def lower(
     model, constants = _lowered(program, shapes, component, fold_casts=not for_reading)
     say(f"Writing {component.name}")
     weights = WeightMap(constants=constants)
-    return fill(model, weights, quantized(tensors, component.storage).__getitem__, folder)
+    given = quantized(tensors, component.storage, component.calibration)
+    return fill(model, weights, given.__getitem__, folder)
 
 
 def _dtype(component: Component) -> "torch.dtype":

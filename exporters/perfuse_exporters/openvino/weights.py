@@ -52,6 +52,8 @@ def bind(
             node, arrays = _integers(openvino, found, port.get_friendly_name())
             held += arrays
             _widened(port).replace(node.output(0))
+            if found.range is not None:
+                _round_inputs(node.output(0), found.range)
             model.remove_parameter(port)
             continue
         tensor = constant.of(found, exact=exact)
@@ -147,6 +149,18 @@ def _integers(openvino: Any, tensor: Quantized, name: str) -> "tuple[Any, list[N
         sizes = opset13.constant(shape, Type.i64)
         node = opset13.reshape(node, sizes, special_zero=False)
     return node, held
+
+
+def _round_inputs(weight: Any, ends: tuple[float, float]) -> None:
+    """Round what a weight is multiplied with to 256 steps of a range: its plugins then do so in integers."""
+    from openvino import opset13
+
+    for target in weight.get_target_inputs():
+        reader = target.get_node()
+        if reader.get_type_name() in ("MatMul", "Convolution") and target.get_index() == 1:
+            low, high = (opset13.constant(end, "f32") for end in ends)
+            rounded = opset13.fake_quantize(reader.input_value(0), low, high, low, high, 256)
+            reader.input(0).replace_source_output(rounded.output(0))
 
 
 def _widened(port: Any) -> Any:
