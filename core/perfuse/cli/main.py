@@ -17,6 +17,7 @@ import click
 from perfuse.cli.backends import backends, doctor
 from perfuse.cli.bench import bench
 from perfuse.cli.cache import cache
+from perfuse.cli.calibrate import calibrate
 from perfuse.cli.export import export
 from perfuse.cli.generate import generate
 from perfuse.cli.graphs import graphs
@@ -201,7 +202,19 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
         _complain(f"warning: {message}")
 
 
-for command in (generate, export, merge, inspect, bench, backends, doctor, plugin, cache, graphs):
+for command in (
+    generate,
+    export,
+    merge,
+    inspect,
+    bench,
+    calibrate,
+    backends,
+    doctor,
+    plugin,
+    cache,
+    graphs,
+):
     main.add_command(command)
 
 

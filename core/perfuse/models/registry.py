@@ -13,7 +13,7 @@ from perfuse.contract.architecture import Architecture
 from perfuse.contract.component import Component
 from perfuse.contract.guider import Perturbation
 from perfuse.contract.latents import LatentSpec, PixelLatents
-from perfuse.contract.original import Original, Shapes
+from perfuse.contract.original import Original, Shapes, Stacked
 from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.errors import CheckpointError, InputError
 from perfuse.memory import check_memory
@@ -225,12 +225,12 @@ def held(spec: ComponentSpec, sizes: Mapping[str, int]) -> int:
         return kind.from_dict(spec.config).held(sizes)
 
 
-def aliases(spec: ComponentSpec, layers: Iterable[str]) -> dict[str, str]:
+def aliases(spec: ComponentSpec, layers: Iterable[str]) -> dict[str, str | Stacked]:
     """What files of adapters may also call the layers of a component: other name to layer."""
     architecture = _architecture(spec)
     if architecture is None or not architecture.aliases:
         return {}
-    found: dict[str, str] = resolve(architecture.aliases)(layers)
+    found: dict[str, str | Stacked] = resolve(architecture.aliases)(layers)
     return found
 
 

@@ -11,6 +11,7 @@ from perfuse.errors import ExportError
 from perfuse.plugins.host import host
 from perfuse.plugins.importing import guarded
 from perfuse.sources.manifest import tool_versions
+from perfuse.sources.plain import to_plain
 
 __all__ = ["lowered", "settings", "tools"]
 
@@ -29,9 +30,11 @@ def tools(format: str) -> dict[str, str]:
 
 def settings(component: Component, format: str) -> dict[str, object]:
     """What an exporter's result depends on, besides the component, its weights and the tools."""
+    calibration = component.calibration
     return {
         "precision": component.precision,
         "storage": component.storage,
+        **({} if calibration is None else {"calibration": to_plain(calibration)}),
         "static": dict(component.static),
         "sizes": [dict(size) for size in component.sizes],
         "options": dict(component.options),
