@@ -188,7 +188,9 @@ def test_a_signal(checkpoint: Make, tmp_path: Path, command: str, number: signal
             assert status in (0, 130), place.said()
             assert place.names() - before in (frozenset(), place.written), place.said()
             assert leftovers(tmp_path) == []
-            assert list(place.temporary.iterdir()) == []
+            assert {path.name.partition("_")[0] for path in place.temporary.iterdir()} <= {
+                "torchinductor"
+            }
             assert "Traceback" not in place.said()
         else:
             assert status in (0, -signal.SIGKILL), place.said()
