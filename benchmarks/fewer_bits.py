@@ -108,10 +108,10 @@ def _peak(engine: str, precision: str, checkpoint: Path) -> int:
 
 
 def _peak_here(engine: str, precision: str, checkpoint: Path) -> int:
-    import resource
+    from perfuse.memory import peak_memory
 
     _program(engine, precision, checkpoint)(**_inputs())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory() or 0
 
 
 if __name__ == "__main__":
