@@ -218,6 +218,13 @@ CATALOGUE: tuple[Entry, ...] = (
         "component/unet_shallow_1/float32/static/near-steps",
         model="random-shallow",
     ),
+    _entry(
+        "mutant-turned-scales",
+        "weights:TurnedScales",
+        "weights in integers have the scales of other outputs",
+        f"{_UNET}/early",
+        model="random-int8",
+    ),
     # Text
     _entry(
         "mutant-cut-text",
