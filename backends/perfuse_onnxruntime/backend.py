@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from perfuse.backend import (
+    SCHEMES,
     Backend,
     Component,
     Device,
@@ -51,6 +52,7 @@ class OnnxRuntime(Backend):
     """Runs ONNX files, its own exports and other exporters', on the providers of the build."""
 
     name: ClassVar[str] = "onnxruntime"
+    storages: ClassVar[tuple[str, ...]] = tuple(SCHEMES)
     options: ClassVar[Options] = {
         "threads": range(1025),
         "cpu_fallback": ("true", "false"),
@@ -77,9 +79,9 @@ class OnnxRuntime(Backend):
         )
 
     def weights(self, component: Component) -> Mapping[str, tuple[int, ...]] | None:
-        """Those of an exported folder that has a weight map, as perfuse writes one."""
+        """Those of a folder that has a weight map, as perfuse writes one, and no integers."""
         path = component.files.get(_FORMAT)
-        known = read_map(path) if path is not None else None
+        known = read_map(path) if path is not None and not component.storage else None
         return shapes_of(known) if known is not None else None
 
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from perfuse.backend import (
+    SCHEMES,
     Backend,
     Component,
     Device,
     Options,
     Program,
     Request,
-    StoredTensor,
     Support,
     SupportLevel,
     Target,
@@ -51,6 +51,7 @@ class OpenVino(Backend):
     """OpenVINO's runtime. A device is named as OpenVINO names it: CPU, GPU, GPU.1, NPU, AUTO."""
 
     name: ClassVar[str] = "openvino"
+    storages: ClassVar[tuple[str, ...]] = tuple(SCHEMES)
     options: ClassVar[Options] = {"cache": ("true", "false"), "threads": range(1, 1025)}
 
     def devices(self) -> Sequence[Device]:
@@ -103,9 +104,9 @@ class OpenVino(Backend):
         return Support(level=SupportLevel.FULL)
 
     def weights(self, component: Component) -> Mapping[str, tuple[int, ...]] | None:
-        """Those of an exported folder that has a weight map: one that was made of a known graph."""
+        """Those of a folder that has a weight map, one made of a known graph, and no integers."""
         path = component.files.get(self.name)
-        known = read_map(path) if path is not None else None
+        known = read_map(path) if path is not None and not component.storage else None
         return shapes_of(known) if known is not None else None
 
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
@@ -256,11 +257,11 @@ def _compile(
 
 def _compile_bound(
     path: Path,
-    change: Callable[[Any, "ov.Model"], list[StoredTensor]],
+    change: Callable[[Any, "ov.Model"], list[Any]],
     name: str,
     device: str,
     properties: dict[str, str],
-) -> "tuple[ov.CompiledModel, list[StoredTensor]]":
+) -> "tuple[ov.CompiledModel, list[Any]]":
     """Compile a file after ``change`` gave it weights; with these, which have to stay."""
     try:
         model = _core().read_model(path)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from perfuse.arrays import is_torch, to_numpy
-from perfuse.backend import Array, Component, ExecutionReport, Program, StoredTensor
+from perfuse.backend import Array, Component, ExecutionReport, Program
 from perfuse.errors import ArtifactError, ExecutionError, InputError
 from perfuse_exporters.openvino.engine import said
 
@@ -31,7 +31,7 @@ class OpenVinoProgram(Program):
         *,
         path: Path,
         device: str,
-        held: Sequence[StoredTensor] = (),
+        held: Sequence[Any] = (),
     ) -> None:
         """Of a compiled model.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from perfuse.arrays import is_torch, to_numpy
 from perfuse.backend import (
+    SCHEMES,
     Array,
     Backend,
     Component,
@@ -23,7 +24,7 @@ from perfuse.backend import (
     SupportLevel,
     Target,
 )
-from perfuse.capture import changed_weights, named_weights, replace_tensors
+from perfuse.capture import changed_weights, in_integers, named_weights, replace_tensors
 from perfuse.errors import DeviceNotFoundError, ExecutionError, UnsupportedError
 from perfuse.plugins import resolve
 from perfuse.sources import ArtifactStore
@@ -41,7 +42,7 @@ class Torch(Backend):
     """PyTorch in eager mode, or compiled where the ``compile`` option asks for it."""
 
     name: ClassVar[str] = "torch"
-    storages = tuple(STORAGES)
+    storages = STORAGES
     options: ClassVar[Options] = dict.fromkeys(("compile", "tf32", "channels_last"), _SWITCH)
 
     def devices(self) -> Sequence[Device]:
@@ -106,14 +107,17 @@ class Torch(Backend):
             where, _, attribute = setting.rpartition(".")
             setattr(resolve(where), attribute, options["tf32"])
         dtype = _DTYPES[component.precision]
+        module = component.build()
+        if component.storage in SCHEMES:
+            module = in_integers(module, component.storage, component.calibration)
         # The module may be the user's own: tensors with this device and dtype are shared.
         module = replace_tensors(
-            component.build(),
+            module,
             lambda tensor: _moved(
                 tensor, entry, device, dtype if tensor.is_floating_point() else tensor.dtype
             ),
         )
-        if component.storage:
+        if component.storage and component.storage not in SCHEMES:
             module = stored(module, component.storage)
         if options["channels_last"]:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

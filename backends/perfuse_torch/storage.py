@@ -6,12 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from perfuse.backend import SCHEMES
+
 __all__ = ["STORAGES", "stored"]
 
-#: Scheme to the dtype that weights are kept in.
-STORAGES = {
+#: Scheme to the dtype that weights are kept in, where that is one of torch.
+_DTYPES = {
     name: getattr(torch, name) for name in ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 }
+STORAGES = (*_DTYPES, *SCHEMES)
 #: Layers that hold nearly all weights; norms and embeddings of time are small and sensitive.
 _LARGE = (nn.Linear, nn.Conv2d, nn.Embedding)
 
@@ -42,7 +45,7 @@ def stored(module: nn.Module, scheme: str) -> nn.Module:
     """The module with its large layers' weights kept in a scheme. It is changed in place."""
     for name, child in list(module.named_children()):
         if isinstance(child, _LARGE):
-            setattr(module, name, _Stored(child, STORAGES[scheme]))
+            setattr(module, name, _Stored(child, _DTYPES[scheme]))
         else:
             stored(child, scheme)
     return module

@@ -13,14 +13,17 @@ from perfuse.contract.component import Component, Recipe
 from perfuse.contract.exporter import Exporter
 from perfuse.contract.limits import Limits
 from perfuse.contract.options import Options, read_options
+from perfuse.contract.quantized import SCHEMES, Calibration, Quantized, Scheme, packed, quantized
 from perfuse.contract.spec import Array
 from perfuse.contract.target import PRECISIONS, Device, Placement, Target
 from perfuse.contract.weights import Change, Constant, StoredTensor, WeightMap
 
 __all__ = [
     "PRECISIONS",
+    "SCHEMES",
     "Array",
     "Backend",
+    "Calibration",
     "Change",
     "Changes",
     "Component",
@@ -32,12 +35,16 @@ __all__ = [
     "Options",
     "Placement",
     "Program",
+    "Quantized",
     "Recipe",
     "Request",
+    "Scheme",
     "StoredTensor",
     "Support",
     "SupportLevel",
     "Target",
     "WeightMap",
+    "packed",
+    "quantized",
     "read_options",
 ]

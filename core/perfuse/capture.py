@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 from perfuse.backend import Component
 from perfuse.errors import ExportError
 from perfuse.models.changed_weights import changed_weights, named_weights
+from perfuse.models.in_integers import in_integers
 from perfuse.passes import neutral
 from perfuse.progress import say
 from perfuse.spec import TensorSpec
@@ -27,6 +28,7 @@ __all__ = [
     "example_inputs",
     "hearing",
     "hollow",
+    "in_integers",
     "named_weights",
     "replace_tensors",
     "trace",

@@ -15,7 +15,7 @@ from perfuse.bridge.accelerate import (
 from perfuse.bridge.code import check_code
 from perfuse.bridge.modular_repository import modular_index_of, open_modular
 from perfuse.contract.source import Source
-from perfuse.contract.target import Placement
+from perfuse.contract.target import PRECISIONS, Placement
 from perfuse.errors import CheckpointError, InputError, PerfuseError
 from perfuse.run.arguments import check_safetensors
 from perfuse.run.placing import torch_device
@@ -85,6 +85,11 @@ def open_bridged(
         BackendError: a backend is unknown, or its engine is not installed.
     """
     check_safetensors(arguments.pop("use_safetensors", None))
+    if precision is not None and precision not in PRECISIONS:
+        raise InputError(
+            f"precision={precision!r} was given; {model} runs through Diffusers, in one of "
+            f"{', '.join(PRECISIONS)} as a whole."
+        )
     if scheduler_from is not None:
         raise InputError(
             f"scheduler_from was given; {model} runs through Diffusers, which takes none. Set the "

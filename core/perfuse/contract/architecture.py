@@ -58,7 +58,8 @@ class Architecture:
     #: are not this class's. A ``KeyError`` names a tensor that is missing.
     original: str = ""
     #: ``(layers) -> {other: layer}``: what files of adapters may also call its layers, for a class
-    #: whose weights adapters change; every layer's own name is known without. Empty if there is none.
+    #: whose weights adapters change; every layer's own name is known without. A layer of the file
+    #: that is several of the class is a ``perfuse.contract.original.Stacked``. Empty if there is none.
     aliases: str = ""
     #: ``(name) -> str | None``: a stored tensor's name in checkpoints of today; ``None`` for one that
     #: the class does not have. With it, tensors are found in a file without building the model.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfuse.contract.changes import Changes
 from perfuse.contract.frozen import FrozenDict
+from perfuse.contract.quantized import Calibration
 from perfuse.contract.spec import ComponentSpec, Signature
 from perfuse.contract.weights import StoredTensor
 from perfuse.errors import InputError
@@ -36,6 +37,11 @@ class Recipe(ABC):
         ``None`` where that is not known: they are then exported with their weights.
         """
         return None
+
+    @property
+    def quantized(self) -> str:
+        """The scheme of few bits that its weights come in, as a GGUF file's; empty for none."""
+        return ""
 
     @abstractmethod
     def __call__(self) -> "nn.Module":
@@ -82,6 +88,10 @@ class Rewritten(Recipe):
         return isinstance(self.before, Recipe) and self.before.foreign
 
     @property
+    def quantized(self) -> str:
+        return self.before.quantized if isinstance(self.before, Recipe) else ""
+
+    @property
     def graph(self) -> str | None:
         before = self.before.graph if isinstance(self.before, Recipe) else None
         if before is None or self.to_graph is None:
@@ -116,6 +126,8 @@ class Component:
     #: The weight format, where it differs from the precision: ``"int8"``. Empty otherwise. Backends
     #: and exporters refuse a format that they do not know.
     storage: str = ""
+    #: What was measured of it to store it so; ``None`` where nothing was.
+    calibration: Calibration | None = None
     #: Builds the torch module with its weights in their stored dtype. The module takes the
     #: signature's inputs in order and returns a tuple of its outputs. It may be the user's own: do
     #: not modify it. ``None`` for a component of an exported artifact.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from perfuse.contract.component import Component
 from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.options import Options
+from perfuse.contract.quantized import Quantized
 from perfuse.contract.weights import StoredTensor, WeightMap
 
 if TYPE_CHECKING:
@@ -58,9 +59,15 @@ class Exporter(ABC):
         raise NotImplementedError(f"{self.format} files have their weights in them")
 
     def fill(
-        self, graph: Path, weights: WeightMap, tensors: Mapping[str, StoredTensor], folder: Path
+        self,
+        graph: Path,
+        weights: WeightMap,
+        tensors: Mapping[str, StoredTensor | Quantized],
+        folder: Path,
     ) -> Path:
         """Write a graph with weights into ``folder``, as ``export`` would; return its main file.
+
+        Those that the component stores in integers come as such, one at a time.
 
         Raises:
             ExportError: the folder cannot be written, or a tensor has numbers that the precision

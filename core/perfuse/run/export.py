@@ -40,7 +40,11 @@ def exported(component: Component, format: str, store: ArtifactStore) -> Path:
         return component.files[format]
 
     def make(folder: Path) -> None:
-        main = _export(component, format, folder)
+        main = None
+        if component.storage:  # where a graph is known, in integers without torch
+            main = filled(component, format, store, folder, done=0, total=None)
+        if main is None:
+            main = _export(component, format, folder)
         record = {"main": main.relative_to(folder).as_posix()}
         (folder / _MAIN).write_text(json.dumps(record), encoding="utf-8")
 
@@ -191,6 +195,8 @@ def export_pipeline(
                     static=one.static,
                     sizes=one.sizes,
                     options=one.options,
+                    storage=one.storage,
+                    calibration=one.calibration,
                 )
                 for name, one in components.items()
             },

@@ -1,5 +1,6 @@
 """Graphs in the cache, apart from weights: one serves every checkpoint of a configuration."""
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 from perfuse.contract.architecture import Architecture
 from perfuse.contract.changes import Changes, plain_name
 from perfuse.contract.component import Component, Recipe
+from perfuse.contract.quantized import SCHEMES, quantized
 from perfuse.contract.weights import StoredTensor, WeightMap
 from perfuse.errors import ArtifactError, ExportError
 from perfuse.models.registry import find
@@ -33,6 +35,7 @@ __all__ = [
     "bound",
     "filled",
     "graph_file",
+    "kept_graph",
     "known_weights",
 ]
 
@@ -60,7 +63,8 @@ def bound(component: Component, format: str, store: ArtifactStore) -> Bound | No
     """A component's graph from the cache, or made now and kept, and its weights where they lie.
 
     Returns:
-        ``None`` where graph and weights cannot be had apart: ``exported`` gives both in one.
+        ``None`` where graph and weights cannot be had apart, or are stored in another scheme than
+        the checkpoint's: ``exported`` gives both in one.
 
     Raises:
         ExportError: the graph in the cache is damaged.
@@ -69,7 +73,7 @@ def bound(component: Component, format: str, store: ArtifactStore) -> Bound | No
     changes = component.changes
     component = component.unchanged
     key = _key(component, format)
-    if key is None or component.build is None:
+    if key is None or component.build is None or component.storage:
         return None
     try:
         folder = store.get_or_make(
@@ -180,7 +184,7 @@ def filled(
     folder: Path,
     *,
     done: int,
-    total: int,
+    total: int | None,
 ) -> Path | None:
     """Write a component with its graph; ``None`` where graph and weights cannot be had apart.
 
@@ -195,9 +199,14 @@ def filled(
     Raises:
         ExportError: the graph in the cache is damaged, or the folder cannot be written.
     """
-    found = bound(component, format, store)
+    integers = component.storage in SCHEMES
+    plain = component
+    if integers:
+        plain = dataclasses.replace(component, storage="", calibration=None)
+    found = bound(plain, format, store)
     if found is None:
         return None
+    tensors = quantized(_shaped(found), component.storage, component.calibration)
     with working(
         "export",
         f"Writing {component.name} for {format}",
@@ -206,8 +215,17 @@ def filled(
         total=total,
     ):
         return lowered(
-            component, format, lambda e: e.fill(found.path, found.weights, found.tensors, folder)
+            component, format, lambda e: e.fill(found.path, found.weights, tensors, folder)
         )
+
+
+def _shaped(found: Bound) -> dict[str, StoredTensor]:
+    """The tensors of a graph in the shapes that it knows them in."""
+    return {
+        one.tensor: dataclasses.replace(tensor, array=tensor.array.reshape(one.shape))
+        for one in found.weights.constants.values()
+        for tensor in (found.tensors[one.tensor],)
+    }
 
 
 def _label(component: Component, format: str) -> str:
@@ -281,6 +299,14 @@ def apart_formats() -> tuple[str, ...]:
     """The formats of which graphs without weights can be made with what is installed."""
     known = host().exporters()
     return tuple(n for n, one in known.items() if one.apart and not missing_modules(one.requires))
+
+
+def kept_graph(component: Component, format: str, store: ArtifactStore) -> Path | None:
+    """The folder of a component's graph in the cache, if it is there."""
+    component = component.unchanged
+    key = _key(component, format)
+    folder = store.folder(_label(component, format), key) if key is not None else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def known_weights(component: Component, format: str, store: ArtifactStore) -> WeightMap | None:

@@ -28,6 +28,7 @@ from perfuse.run.loras import with_loras
 from perfuse.run.options import options_for
 from perfuse.run.placing import target_of, torch_device
 from perfuse.run.plan import added, parts_of, plan_of, respecified, without
+from perfuse.run.precisions import general, precision_of
 from perfuse.run.preparing import prepare
 from perfuse.run.programs import Programs
 from perfuse.run.residency import Residency, residency
@@ -99,7 +100,7 @@ class Parts:
         """What will run: the source's components and tasks after all transforms."""
         if self._plan is None:
             plan = plan_of(self._source, self._spec, precision=self.precision, models=self._models)
-            plan = with_adapters(plan, self._adapters, self.precision)
+            plan = with_adapters(plan, self._adapters, general(self.precision))
             plan = applied(plan, self._transforms, exported=self._source.transforms)
             for one in self._perturbed.values():
                 denoiser = plan.components[plan.spec.denoiser.name]
@@ -204,9 +205,12 @@ class Parts:
 
         first = parts_of(self._spec)[name][0]
         if changes is None:
-            return unwrap(self._source.component(first, precision=self.precision))
+            return unwrap(self._source.component(first, precision=self._precision(first)))
         plan = plan_of(self._source, self._spec, precision=self.precision, models=self._models)
         return unwrap(with_changes(plan.components[first], changes))
+
+    def _precision(self, component: str) -> str | None:
+        return precision_of(self._spec.components[component], self.precision)
 
     def asks(self, setting: str, of_model: str) -> bool:
         """Whether a setting of the pipeline is on, or one of a model that the user read or set."""
@@ -553,7 +557,7 @@ class Parts:
         device = torch_device(self.target(first))
         shared, key = self._programs.shared.modules, (name, self.precision, device)
         if key not in shared:
-            module = unwrap(self._source.component(first, precision=self.precision))
+            module = unwrap(self._source.component(first, precision=self._precision(first)))
             shared[key] = module if device is None else module.to(device)
         return shared[key]
 

@@ -25,6 +25,7 @@ from perfuse.run.moving import moved_modules, read_where
 from perfuse.run.options import check_scopes
 from perfuse.run.output import PipelineOutput
 from perfuse.run.placing import check_placement, natural_backend, target_of, torch_device
+from perfuse.run.precisions import check_precision, general, read_precision
 from perfuse.run.programs import Programs
 from perfuse.run.safety import check_parts
 from perfuse.run.saving import index_of, save
@@ -88,7 +89,7 @@ class DiffusionPipeline(ImagePrompts, LoraMethods, Steering):
         if placement is None:
             placement = Placement.parse(natural_backend(source))
         self.placement = placement
-        self.precision = _checked(precision)
+        self.precision = check_precision(precision, self._spec)
         self._store = store
         config = self._spec.scheduler
         self._scheduler = scheduler_from_config(config) if config else None
@@ -175,7 +176,9 @@ class DiffusionPipeline(ImagePrompts, LoraMethods, Steering):
             backend: ``"openvino:GPU"``, or one per component:
                 ``"unet=openvino:GPU,vae_decoder=torch"``. By default torch for a checkpoint, and
                 the engine of its format for an exported folder.
-            precision: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+            precision: ``"float32"``, ``"float16"`` or ``"bfloat16"``; ``"int8"`` or ``"int4"`` for
+                weights in fewer bits, ``"int8+bfloat16"`` for both; and one per component:
+                ``"unet=int8,vae_decoder=bfloat16"``.
             revision: Branch, tag or commit of a Hub repository.
             variant: Weight files to prefer, e.g. ``"fp16"``.
             offline: Use only what the Hub's cache holds.
@@ -202,6 +205,7 @@ class DiffusionPipeline(ImagePrompts, LoraMethods, Steering):
             InputError: a component, a transform or an argument is unknown, or does not fit.
         """
         model = pretrained_model_name_or_path
+        precision, schemes = read_precision(precision)
         settings: dict[str, Any] = {
             "backend": backend,
             "precision": precision,
@@ -210,7 +214,10 @@ class DiffusionPipeline(ImagePrompts, LoraMethods, Steering):
             "offline": offline,
             "options": options,
             "store": store,
-            "transforms": transforms,
+            "transforms": (
+                *schemes,
+                *([transforms] if isinstance(transforms, str) else transforms),
+            ),
             "scheduler_from": scheduler_from,
             **components,
         }
@@ -463,7 +470,7 @@ class DiffusionPipeline(ImagePrompts, LoraMethods, Steering):
         """The ``torch.dtype`` that the pipeline computes in."""
         import torch
 
-        return getattr(torch, self.precision if self.precision is not None else "float32")
+        return getattr(torch, general(self.precision))
 
     def __repr__(self) -> str:
         parts = [
@@ -524,7 +531,7 @@ class DiffusionPipeline(ImagePrompts, LoraMethods, Steering):
             BackendError: the backend is unknown or its engine is not installed.
         """
         placement, precision = read_where(self.placement, (*where, *_by_name(named)))
-        precision = _checked(precision) if precision is not None else self.precision
+        precision = check_precision(self.precision if precision is None else precision, self._spec)
         check_placement(self._source, self.spec, placement)
         self.close()
         self.placement = placement
@@ -644,12 +651,4 @@ def _by_name(named: Mapping[str, Any]) -> Iterable[Any]:
 def _torch_dtype(precision: str | None) -> Any:
     import torch
 
-    return getattr(torch, precision if precision is not None else "float32")
-
-
-def _checked(precision: str | None) -> str | None:
-    if precision is not None and precision not in PRECISIONS:
-        raise InputError(
-            f"Precision {precision!r} was asked for; use one of {', '.join(PRECISIONS)}."
-        )
-    return precision
+    return getattr(torch, general(precision))

@@ -12,12 +12,13 @@ from perfuse.contract.spec import ComponentSpec, PipelineSpec
 from perfuse.contract.transform import Plan
 from perfuse.errors import InputError
 from perfuse.models.registry import describe, fitted, is_known, latents_of
+from perfuse.run.precisions import precision_of
 from perfuse.run.transforms import Chosen, applied, find_transforms
 from perfuse.sources.left_out import check_left_out
 from perfuse.sources.tokenizer import Tokenizer
 from perfuse.tasks.choosing import tasks_of
 
-__all__ = ["Planned", "added", "parts_of", "plan_of", "precision_of", "respecified", "without"]
+__all__ = ["Planned", "added", "parts_of", "plan_of", "respecified", "without"]
 
 
 def plan_of(
@@ -49,12 +50,6 @@ def plan_of(
 
     components = {name: component(one) for name, one in spec.components.items()}
     return Plan(spec=spec, components=components, tasks=tasks_of(spec))
-
-
-def precision_of(spec: ComponentSpec, asked: str | None) -> str | None:
-    """The precision of a component, where ``asked`` is that of the pipeline."""
-    # Some autoencoders overflow in half precision, and their config says so (SD XL's does).
-    return "float32" if asked == "float16" and spec.upcast else asked
 
 
 def without(spec: PipelineSpec, part: str) -> PipelineSpec:

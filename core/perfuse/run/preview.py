@@ -11,6 +11,7 @@ from perfuse.contract.steps import Event, Input, Loop, State, Step, Task, Tools,
 from perfuse.errors import InputError
 from perfuse.models.registry import latents_of
 from perfuse.run.adding import components_of
+from perfuse.run.precisions import general
 
 if TYPE_CHECKING:
     from perfuse.run.parts import Parts
@@ -68,7 +69,9 @@ def preview_decoder(pipe: "Parts", vae: Any, *, offline: bool | None = None) -> 
         CheckpointError: the folder cannot be read.
         InputError: it is no autoencoder, or one of other latents.
     """
-    components = components_of("preview_vae", vae, precision=pipe.precision, offline=offline)
+    components = components_of(
+        "preview_vae", vae, precision=general(pipe.precision), offline=offline
+    )
     decoders = [one for one in components if one.spec.role == Role.LATENT_DECODER]
     if not decoders or len(decoders[0].spec.signature.inputs) != 1:
         raise InputError(

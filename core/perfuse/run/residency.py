@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from perfuse.contract.component import Component
+from perfuse.contract.quantized import SCHEMES
 from perfuse.contract.source import Source
 from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.errors import InputError
@@ -66,7 +67,7 @@ class Residency:
             raise InputError(
                 f"Memory {memory} was given; the weights of {' and '.join(largest)} alone take "
                 f"{self.least / 1e9:.2f} GB, which is the least that would do. Give that much, or store "
-                "them in fewer bits: --precision float16, --transform storage:scheme=float8_e4m3fn."
+                "them in fewer bits: --precision float16, --precision int8."
             )
         return asked
 
@@ -104,6 +105,8 @@ def _size(component: Component, stored: Mapping[str, int]) -> int:
     while build is not None and not isinstance(build, FromCheckpoint):
         build = getattr(build, "before", None)
     if build is not None:
-        return int(build.weights.parameters * (4 if component.precision == "float32" else 2))
+        scheme = SCHEMES.get(component.storage)
+        each = 4 if component.precision == "float32" else 2
+        return int(build.weights.parameters * (each if scheme is None else scheme.bits / 8))
     spec = component.spec
     return stored.get(spec.name, stored.get(spec.folder, 0))

@@ -102,6 +102,8 @@ class Artifact(Source):
             static=exported.static,
             sizes=exported.sizes,
             options=exported.options,
+            storage=exported.storage,
+            calibration=exported.calibration,
             files={exported.format: inside(self.path, exported.file)},
         )
 

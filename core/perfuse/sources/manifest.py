@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Self
 
 from perfuse.contract.frozen import FrozenDict
+from perfuse.contract.quantized import Calibration
 from perfuse.contract.spec import PipelineSpec, Signature
 from perfuse.errors import ArtifactError, CheckpointError
 from perfuse.models.registry import check_config
@@ -78,6 +79,10 @@ class ExportedComponent:
     sizes: tuple[Mapping[str, int], ...] = ()
     #: The exporter's options.
     options: Mapping[str, str] = field(default_factory=FrozenDict)
+    #: The scheme that its weights are stored in; empty where that is the precision.
+    storage: str = ""
+    #: What was measured of it to store it so.
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         for name in ("static", "options"):

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -61,6 +62,8 @@ _FILES = (".safetensors", _GGUF)
 #: How the names of dtypes begin that count as one precision. Quantised ones have names of their own,
 #: and are dequantised to what is asked for.
 _STORED = ("float", "bfloat", "q")
+#: Those of GGUF.
+_QUANTISED = re.compile(r"[it]?q\d|mxfp")
 #: Numpy's names of the dtypes that are read without torch; of bfloat16 the bits.
 _ARRAYS = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 #: Bytes of tensors to read through one mapping of a file.
@@ -263,6 +266,12 @@ class Weights:
         """The floating-point dtype of all tensors; ``None`` if there are several."""
         found = {dtype for dtype, _ in self.shapes.values() if dtype.startswith(_STORED)}
         return found.pop() if len(found) == 1 else None
+
+    @property
+    def quantized(self) -> str:
+        """The quantised dtype of a tensor, the most frequent one; empty if there is none."""
+        found = Counter(dtype for dtype, _ in self.shapes.values() if _QUANTISED.match(dtype))
+        return found.most_common(1)[0][0] if found else ""
 
     @property
     def parameters(self) -> int:

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass, replace
 
+from perfuse.contract.component import Component, Recipe
 from perfuse.contract.hooks import TransformManifest
+from perfuse.contract.quantized import SCHEMES, Calibration
 from perfuse.contract.transform import Plan, Transform
+from perfuse.sources.calibrations import read_calibrations
 
 __all__ = ["TRANSFORMS", "Storage"]
 
@@ -11,7 +14,7 @@ TRANSFORMS = (
     TransformManifest(
         name="storage",
         impl=f"{__name__}:Storage",
-        summary="weights stored in fewer bits: storage:scheme=float16,component=unet",
+        summary="weights stored in fewer bits: storage:scheme=int8,component=unet",
     ),
 )
 
@@ -24,6 +27,8 @@ class Options:
     scheme: str = "float16"
     #: One component; all of them by default.
     component: str = ""
+    #: A file of ``perfuse calibrate``: which weights stay as they are, and ranges for ``w8a8``.
+    calibration: str = ""
 
 
 class Storage(Transform):
@@ -34,12 +39,45 @@ class Storage(Transform):
 
     def apply(self, plan: Plan, options: object) -> Plan:
         assert isinstance(options, Options)
-        if options.component and options.component not in plan.components:
+        chosen = [
+            one
+            for one in plan.components.values()
+            if options.component in ("", one.name, one.spec.part)
+        ]
+        if not chosen:
             raise self.refuse(
                 f"component={options.component} was given, and the pipeline has "
                 f"{', '.join(plan.components)}."
             )
-        for name, component in plan.components.items():
-            if options.component in ("", name):
-                plan = plan.with_component(replace(component, storage=options.scheme))
+        for one in chosen:
+            before = one.build.quantized if isinstance(one.build, Recipe) else ""
+            before = before if options.component else before or one.storage
+            if before not in ("", options.scheme) and options.scheme in SCHEMES:
+                raise self.refuse(
+                    f"the weights of {one.name} are stored as {before} already. Leave them so, or use "
+                    "the checkpoint that has them in float16, bfloat16 or float32."
+                )
+            found = self._measured(one, options.scheme, options.calibration)
+            plan = plan.with_component(replace(one, storage=options.scheme, calibration=found))
         return plan
+
+    def _measured(self, component: Component, scheme: str, file: str) -> Calibration | None:
+        """What was measured of a component.
+
+        Raises:
+            InputError: the scheme needs it, and there is none.
+        """
+        if component.build is None:  # of an export: it has it
+            return component.calibration
+        found = read_calibrations(file) if file else {}
+        if component.name in found:
+            return found[component.name]
+        known = SCHEMES.get(scheme)
+        if file or (known is not None and known.activations):
+            raise self.refuse(
+                f"{scheme} for {component.name} needs a calibration of it, and "
+                f"{file or 'no file'} has one. Measure it: perfuse calibrate "
+                f"--precision {component.name}={scheme} --output FILE, and give "
+                "calibration=FILE."
+            )
+        return None

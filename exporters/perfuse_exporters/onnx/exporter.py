@@ -13,7 +13,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from perfuse.backend import Component, Constant, Exporter, StoredTensor, WeightMap
+from perfuse.backend import (
+    SCHEMES,
+    Component,
+    Constant,
+    Exporter,
+    Quantized,
+    StoredTensor,
+    WeightMap,
+    quantized,
+)
 from perfuse.errors import ExportError
 from perfuse.plugins import said
 from perfuse.progress import say
@@ -54,6 +63,7 @@ class OnnxExporter(Exporter):
     """
 
     format: ClassVar[str] = "onnx"
+    storages: ClassVar[tuple[str, ...]] = tuple(SCHEMES)
 
     def export(self, component: Component, folder: Path) -> Path:
         """Write the component into an empty folder and return the path of ``model.onnx``.
@@ -87,7 +97,11 @@ class OnnxExporter(Exporter):
         return path, WeightMap.around(constants, tensors, bound)
 
     def fill(
-        self, graph: Path, weights: WeightMap, tensors: Mapping[str, StoredTensor], folder: Path
+        self,
+        graph: Path,
+        weights: WeightMap,
+        tensors: Mapping[str, StoredTensor | Quantized],
+        folder: Path,
     ) -> Path:
         import onnx
 
@@ -134,15 +148,13 @@ def lower(
     Raises:
         ExportError: it could not be lowered.
     """
-    tensors = {
-        **dict(module.named_parameters(remove_duplicate=False)),
-        **dict(module.named_buffers(remove_duplicate=False)),
-    }
-    shapes = {n: tuple(one.shape) for n, one in tensors.items() if one.is_floating_point()}
+    tensors = StoredTensor.all_of(module)
+    shapes = {name: one.array.shape for name, one in tensors.items() if one.floating}
     model, constants = _lowered(program, shapes, component, fold_casts=not for_reading)
     say(f"Writing {component.name}")
     weights = WeightMap(constants=constants)
-    return fill(model, weights, lambda name: StoredTensor.of(tensors[name]), folder)
+    given = quantized(tensors, component.storage, component.calibration)
+    return fill(model, weights, given.__getitem__, folder)
 
 
 def _dtype(component: Component) -> "torch.dtype":

@@ -2,11 +2,11 @@
 
 import io
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perfuse.backend import Change, Constant, StoredTensor, WeightMap
+from perfuse.backend import Change, Constant, Quantized, StoredTensor, WeightMap, packed
 from perfuse.errors import ExportError
 from perfuse.sources import write_map
 
@@ -26,6 +26,10 @@ _PAGE = 4096
 _MADV_PAGEOUT = 21
 #: Our dtypes as the enumeration of onnx.proto has them.
 _NUMBERS = {"float32": 1, "float16": 10, "bfloat16": 16}
+#: Its integers by their bits, and whether they have a sign.
+_INTEGERS = {(8, True): 3, (8, False): 2, (4, True): 22, (4, False): 21}
+#: The first version of ONNX's operators with four bits, and with scales for blocks.
+_BLOCKS = 21
 
 
 def dtype_of(number: int) -> str | None:
@@ -64,7 +68,7 @@ def _with(constant: Constant, change: Change) -> Constant:
 def fill(
     model: "onnx.ModelProto",
     weights: WeightMap,
-    tensor: Callable[[str], StoredTensor],
+    tensor: Callable[[str], StoredTensor | Quantized],
     folder: Path,
 ) -> Path:
     """Write a graph, and its weights one by one: the largest is all that is held at a time.
@@ -82,8 +86,8 @@ def fill(
     try:
         if weights.size < _EXTERNAL_FROM:
             for name, constant in weights.constants.items():
-                initializer = _initializer(model, name, constant)
-                initializer.raw_data = _content(constant, tensor(constant.tensor)).tobytes()
+                for one in _pieces(model, name, constant, tensor(constant.tensor)):
+                    _initializer(model, one).raw_data = one.content.tobytes()
         else:
             with open(folder / _DATA, "wb") as file:
                 _write_beside(model, weights, tensor, file)
@@ -100,38 +104,103 @@ def fill(
 def _write_beside(
     model: "onnx.ModelProto",
     weights: WeightMap,
-    tensor: Callable[[str], StoredTensor],
+    tensor: Callable[[str], StoredTensor | Quantized],
     file: io.BufferedWriter,
 ) -> None:
     from onnx import TensorProto
 
     mappings = _file_mappings()
     for name, constant in weights.constants.items():
-        if constant.size >= _PAGE:
-            file.seek(-file.tell() % _PAGE, io.SEEK_CUR)
-        initializer = _initializer(model, name, constant)
-        initializer.data_location = TensorProto.EXTERNAL
-        where = {"location": _DATA, "offset": file.tell(), "length": constant.size}
-        for key, value in where.items():
-            initializer.external_data.add(key=key, value=str(value))
         source = tensor(constant.tensor)
-        file.write(_content(constant, source).data)
-        _let_go(source.array, mappings)
+        for one in _pieces(model, name, constant, source):
+            if one.content.size >= _PAGE:
+                file.seek(-file.tell() % _PAGE, io.SEEK_CUR)
+            initializer = _initializer(model, one)
+            initializer.data_location = TensorProto.EXTERNAL
+            where = {"location": _DATA, "offset": file.tell(), "length": one.content.size}
+            for key, value in where.items():
+                initializer.external_data.add(key=key, value=str(value))
+            file.write(one.content.data)
+        if isinstance(source, StoredTensor):
+            _let_go(source.array, mappings)
 
 
-def _initializer(model: "onnx.ModelProto", name: str, constant: Constant) -> "onnx.TensorProto":
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Piece:
+    """An initializer: a weight, or a part of one that is in integers."""
+
+    name: str
+    shape: tuple[int, ...]
+    #: ONNX's number of its dtype.
+    dtype: int
+    #: Its bytes, [N].
+    content: "np.ndarray[Any, np.dtype[np.uint8]]"
+
+
+def _initializer(model: "onnx.ModelProto", piece: _Piece) -> "onnx.TensorProto":
     made: onnx.TensorProto = model.graph.initializer.add(
-        name=name, dims=constant.final_shape, data_type=number_of(constant.dtype)
+        name=piece.name, dims=piece.shape, data_type=piece.dtype
     )
     return made
 
 
-def _content(constant: Constant, tensor: StoredTensor) -> "np.ndarray[Any, np.dtype[Any]]":
-    """The bytes of a weight as they go into the file."""
+def _pieces(
+    model: "onnx.ModelProto", name: str, constant: Constant, tensor: StoredTensor | Quantized
+) -> list[_Piece]:
+    """What is written of a weight; the model is given the node that makes it of integers."""
     import numpy as np
 
+    if isinstance(tensor, Quantized):
+        arranged = tensor.changed(constant.changes)
+        if arranged is not None:
+            return _integers(model, name, constant, arranged)
+        tensor = tensor.dequantized
     array = constant.of(tensor, exact=True).changed(constant.changes).array
-    return array.reshape(-1).view(np.uint8)
+    content = array.reshape(-1).view(np.uint8)
+    dtype = number_of(constant.dtype)
+    return [_Piece(name=name, shape=constant.final_shape, dtype=dtype, content=content)]
+
+
+def _integers(
+    model: "onnx.ModelProto", name: str, constant: Constant, tensor: Quantized
+) -> list[_Piece]:
+    """The parts of a weight in integers, which ``DequantizeLinear`` puts together."""
+    import numpy as np
+    from onnx import helper
+
+    bits, block = tensor.scheme.bits, tensor.scheme.group
+    kind = _INTEGERS[bits, tensor.zero is None]
+    sizes = tensor.scale.shape if block else (tensor.scale.size,)  # one an output is a list in ONNX
+
+    def piece(part: str, array: "np.ndarray[Any, Any]", shape: tuple[int, ...], of: int) -> _Piece:
+        plain = packed(array) if bits == 4 and of == kind else array.reshape(-1).view(np.uint8)
+        return _Piece(name=f"{name}/{part}", shape=shape, dtype=of, content=plain)
+
+    pieces = [
+        piece("codes", tensor.codes, tensor.codes.shape, kind),
+        piece("scale", tensor.scale, sizes, _NUMBERS["float32"]),
+    ]
+    if tensor.zero is not None:
+        pieces.append(piece("zero", tensor.zero, sizes, kind))
+    whole = name if constant.dtype == "float32" else f"{name}/float32"
+    parts = [one.name for one in pieces]
+    nodes = [helper.make_node("DequantizeLinear", parts, [whole], axis=tensor.axis)]
+    if block:
+        nodes[0].attribute.append(helper.make_attribute("block_size", block))
+    if whole != name:  # a scale in half precision would lose digits
+        nodes.append(helper.make_node("Cast", [whole], [name], to=number_of(constant.dtype)))
+    for node in reversed(nodes):
+        model.graph.node.insert(0, node)
+    if block:
+        _read_as(model, _BLOCKS)
+    return pieces
+
+
+def _read_as(model: "onnx.ModelProto", opset: int) -> None:
+    """Declare a later version of ONNX's own operators, which changed none that graphs have."""
+    for one in model.opset_import:
+        if one.domain == "":
+            one.version = max(one.version, opset)
 
 
 def _file_mappings() -> list[range]:

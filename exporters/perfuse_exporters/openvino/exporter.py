@@ -13,7 +13,16 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 from xml.etree import ElementTree
 
-from perfuse.backend import PRECISIONS, Component, Constant, Exporter, StoredTensor, WeightMap
+from perfuse.backend import (
+    PRECISIONS,
+    SCHEMES,
+    Component,
+    Constant,
+    Exporter,
+    Quantized,
+    StoredTensor,
+    WeightMap,
+)
 from perfuse.errors import ExportError
 from perfuse.progress import say
 from perfuse.sources import write_map
@@ -37,9 +46,16 @@ class OpenVinoExporter(Exporter):
     """Writes OpenVINO IR with float32, float16 or bfloat16 weights."""
 
     format: ClassVar[str] = "openvino"
+    storages: ClassVar[tuple[str, ...]] = tuple(SCHEMES)
 
     def export(self, component: Component, folder: Path) -> Path:
         _check(component)
+        if component.storage:
+            raise ExportError(
+                f"{component.name} was to be exported with its weights as {component.storage}; its "
+                "graph is not known apart from its weights, which these files need for that. Leave "
+                "the precision of this component as it is, or run it on torch."
+            )
         openvino = import_openvino()
         # What OpenVINO reads from there stays mapped until the model is written.
         with TemporaryDirectory(dir=folder) as scratch:
@@ -69,7 +85,11 @@ class OpenVinoExporter(Exporter):
         return folder / MODEL, WeightMap.around(constants, tensors, names)
 
     def fill(
-        self, graph: Path, weights: WeightMap, tensors: Mapping[str, StoredTensor], folder: Path
+        self,
+        graph: Path,
+        weights: WeightMap,
+        tensors: Mapping[str, StoredTensor | Quantized],
+        folder: Path,
     ) -> Path:
         openvino = import_openvino()
         model = openvino.Core().read_model(graph)

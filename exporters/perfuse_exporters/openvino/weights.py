@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from perfuse.backend import Changes, StoredTensor, WeightMap
+from perfuse.backend import Changes, Quantized, StoredTensor, WeightMap, packed
 from perfuse.sources import changed_constants
 
 if TYPE_CHECKING:
     import openvino as ov
+    from numpy.typing import NDArray
 
 __all__ = ["bind", "rebind"]
 
@@ -19,10 +20,10 @@ def bind(
     openvino: Any,
     model: "ov.Model",
     weights: WeightMap,
-    tensors: Mapping[str, StoredTensor],
+    tensors: Mapping[str, StoredTensor | Quantized],
     *,
     exact: bool = False,
-) -> list[StoredTensor]:
+) -> "list[NDArray[Any]]":
     """Put tensors in the place of the inputs of a graph that are its weights.
 
     Args:
@@ -34,20 +35,29 @@ def bind(
             is widened when the model is compiled.
 
     Returns:
-        The tensors, whose memory must last as long as the model, and what is compiled of it.
+        The arrays, whose memory must last as long as the model, and what is compiled of it.
 
     Raises:
         ExportError: a tensor has numbers that the graph's precision cannot hold.
     """
     from openvino import opset13
 
-    held = []
+    held: list[NDArray[Any]] = []
     for port in model.get_parameters():
         constant = weights.constants.get(port.get_friendly_name())
         if constant is None:
             continue
-        tensor = constant.of(tensors[constant.tensor], exact=exact)
-        held.append(tensor)
+        found = tensors[constant.tensor]
+        if isinstance(found, Quantized):
+            node, arrays = _integers(openvino, found, port.get_friendly_name())
+            held += arrays
+            _widened(port).replace(node.output(0))
+            if found.range is not None:
+                _round_inputs(node.output(0), found.range)
+            model.remove_parameter(port)
+            continue
+        tensor = constant.of(found, exact=exact)
+        held.append(tensor.array)
         node = _constant(openvino, tensor, port.get_friendly_name())
         if tensor.dtype != constant.dtype:
             node = opset13.convert(node, _TYPES[constant.dtype])
@@ -62,7 +72,7 @@ def bind(
 
 def rebind(
     openvino: Any, model: "ov.Model", weights: WeightMap, changes: Changes
-) -> list[StoredTensor]:
+) -> "list[NDArray[Any]]":
     """Put weights with adapters in them in the place of an exported model's.
 
     Args:
@@ -72,7 +82,7 @@ def rebind(
         changes: The adapters.
 
     Returns:
-        The tensors, whose memory must last as long as what is compiled of the model.
+        The arrays, whose memory must last as long as what is compiled of the model.
 
     Raises:
         ExportError: a weight has numbers that the model's precision cannot hold.
@@ -91,7 +101,7 @@ def rebind(
 
     held = []
     for name, tensor in changed_constants(weights, changes, stored):
-        held.append(tensor)
+        held.append(tensor.array)
         nodes[name].output(0).replace(_constant(openvino, tensor, name).output(0))
     model.validate_nodes_and_infer_types()
     return held
@@ -104,3 +114,59 @@ def _constant(openvino: Any, tensor: StoredTensor, name: str) -> Any:
     node = openvino.op.Constant(shared)
     node.set_friendly_name(name)
     return node
+
+
+def _integers(openvino: Any, tensor: Quantized, name: str) -> "tuple[Any, list[NDArray[Any]]]":
+    """A tensor in integers and what widens it to float32, as OpenVINO's plugins look for it.
+
+    Returns:
+        The node whose output is the tensor, and the arrays whose memory it shares.
+    """
+    from openvino import Type, opset13
+
+    bits, shape, groups = tensor.scheme.bits, list(tensor.codes.shape), list(tensor.scale.shape)
+    grouped = tensor.scheme.group is not None
+    kind = getattr(Type, f"{'i' if tensor.zero is None else 'u'}{bits}")
+    held = []
+
+    def constant(array: "NDArray[Any]", sizes: list[int], kind: Any, name: str) -> Any:
+        held.append(array)
+        node = openvino.op.Constant(openvino.Tensor(array, sizes, kind))
+        node.set_friendly_name(name)
+        return node
+
+    def whole(tensor: "NDArray[Any]", sizes: list[int], name: str) -> Any:
+        codes = packed(tensor) if bits == 4 else tensor
+        return opset13.convert(constant(codes, sizes, kind, name), "f32")
+
+    each = [*groups, 1] if grouped else groups
+    cut = [*groups, shape[1] // groups[1]] if grouped else shape
+    node = whole(tensor.codes, cut, f"{name}/codes")
+    if tensor.zero is not None:
+        node = opset13.subtract(node, whole(tensor.zero, each, f"{name}/zero"))
+    node = opset13.multiply(node, constant(tensor.scale, each, Type.f32, f"{name}/scale"))
+    if grouped:
+        sizes = opset13.constant(shape, Type.i64)
+        node = opset13.reshape(node, sizes, special_zero=False)
+    return node, held
+
+
+def _round_inputs(weight: Any, ends: tuple[float, float]) -> None:
+    """Round what a weight is multiplied with to 256 steps of a range: its plugins then do so in integers."""
+    from openvino import opset13
+
+    for target in weight.get_target_inputs():
+        reader = target.get_node()
+        if reader.get_type_name() in ("MatMul", "Convolution") and target.get_index() == 1:
+            low, high = (opset13.constant(end, "f32") for end in ends)
+            rounded = opset13.fake_quantize(reader.input_value(0), low, high, low, high, 256)
+            reader.input(0).replace_source_output(rounded.output(0))
+
+
+def _widened(port: Any) -> Any:
+    """The output that has a weight in float32: of the only conversion behind it, or its own."""
+    output = port.output(0)
+    readers = [one.get_node() for one in output.get_target_inputs()]
+    if output.get_element_type().to_string() != "f32" and len(readers) == 1:
+        return readers[0].output(0)
+    return output

@@ -13,7 +13,7 @@ from perfuse.arrays import is_torch
 from perfuse.contract.component import Component
 from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_attention
 from perfuse.models.first_blocks import cut
 from perfuse.models.positions import grid, rotary_axes
 from perfuse.models.shapes import TIMESTEP, floating
@@ -61,6 +61,9 @@ class Flux2Config(ModelConfig):
     def width(self) -> int:
         """Channels of a token inside."""
         return self.num_attention_heads * self.attention_head_dim
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        return held_by_attention(sizes["image_sequence"], self.width)
 
     @property
     def inner(self) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 
 from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_attention
 from perfuse.models.first_blocks import cut
 from perfuse.models.positions import HIDDEN, rotary_table
 from perfuse.models.shapes import TIMESTEP, floating
@@ -63,6 +63,9 @@ class ZImageTransformerConfig(ModelConfig):
                 f"axes_dims is {self.axes_dims}, with {self.n_heads} heads of {self.dim} channels",
                 "axes that make up a head together",
             )
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        return held_by_attention(sizes["latent_height"] * sizes["latent_width"] // 4, self.dim)
 
 
 def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
