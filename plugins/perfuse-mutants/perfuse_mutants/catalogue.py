@@ -225,6 +225,20 @@ CATALOGUE: tuple[Entry, ...] = (
         f"{_UNET}/early",
         model="random-int8",
     ),
+    _entry(
+        "mutant-other-branch",
+        "loop:OtherBranch",
+        "what a part of a denoiser is given of a step before is that of the guidance's other branch",
+        "component/transformer_first_1/float32/static/near-steps",
+        model="random-cached",
+    ),
+    _entry(
+        "mutant-negative-decides",
+        "loop:NegativeDecides",
+        "whether a step is computed is decided by the branch without the prompt",
+        "component/transformer_first_1/float32/static/near-steps",
+        model="random-cached",
+    ),
     # Text
     _entry(
         "mutant-cut-text",

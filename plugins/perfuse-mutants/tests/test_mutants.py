@@ -9,7 +9,7 @@ import pytest
 from perfuse_mutants.catalogue import CATALOGUE
 from perfuse_mutants.conditions import NoMask, NoResiduals
 from perfuse_mutants.denoiser import TimestepCond
-from perfuse_mutants.loop import StaleState
+from perfuse_mutants.loop import NegativeDecides, OtherBranch, StaleState
 from perfuse_mutants.text import FirstPrompt
 
 from perfuse.backend import Component, Program, Target
@@ -446,6 +446,23 @@ def test_a_kept_state_is_never_refreshed() -> None:
     assert [int(state[0, 0]) for state in given] == [1, 1, 3]
 
 
+def test_branches_are_swapped() -> None:
+    given: list[Any] = []
+
+    def run(inputs: Arrays) -> Arrays:
+        given.append(inputs["added_1"])
+        return {"out_sample": inputs["added_1"], "sign_1": inputs["added_1"]}
+
+    component = component_of("transformer_first_1", "added_1")
+    both = np.arange(4.0)
+    OtherBranch().spoil(component, run)({"added_1": both})
+    np.testing.assert_array_equal(given[0], [2, 3, 0, 1])
+    outputs = NegativeDecides().spoil(component, run)({"added_1": both})
+    np.testing.assert_array_equal(given[1], both)
+    np.testing.assert_array_equal(outputs["sign_1"], [2, 3, 0, 1])
+    np.testing.assert_array_equal(outputs["out_sample"], both)
+
+
 def test_what_is_worn_is_right_at_first(prepare: Prepare) -> None:
     name, inputs = unet(500)
     right = prepare("mutant-none", name)(**inputs)["out_sample"]
@@ -480,6 +497,8 @@ def test_every_mutant_of_numbers_is_tested_here() -> None:
         "mutant-adapter-twice",
         "mutant-dropped-adapter",
         "mutant-stale-state",
+        "mutant-other-branch",
+        "mutant-negative-decides",
         "mutant-drifts",
         "mutant-one-in-a-hundred",
         "mutant-negative-strides",

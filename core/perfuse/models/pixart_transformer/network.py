@@ -3,7 +3,7 @@
 Chen et al. 2023 (PixArt-α, arXiv:2310.00426, section 2.3) and 2024 (PixArt-Σ, arXiv:2403.04692).
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.adaptive_norms import plain_norm
 from perfuse.models.attention import Attention, FeedForward
+from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import converted, load_native
 from perfuse.models.embeddings import TextProjection, TimestepEmbedding, Timesteps
-from perfuse.models.model import Model
 from perfuse.models.patches import unpatchify
 from perfuse.models.pixart_transformer.description import PixArtConfig
 from perfuse.sources.weights import Weights
@@ -103,15 +103,20 @@ class PixArtBlock(nn.Module):
         )
 
     def forward(self, hidden: Tensor, told: Tensor, text: Tensor, bias: Tensor) -> Tensor:
-        own = self.scale_shift_table[None] + told.unflatten(1, (6, -1))  # type: ignore[no-untyped-call]
-        shift, scale, gate, shift_2, scale_2, gate_2 = own.chunk(6, dim=1)
+        shift, scale, gate, shift_2, scale_2, gate_2 = self.modulations(told)
         hidden = hidden + gate * self.attn1(self.norm1(hidden) * (1 + scale) + shift)
         hidden = hidden + self.attn2(hidden, text, bias)
         output: Tensor = hidden + gate_2 * self.ff(self.norm2(hidden) * (1 + scale_2) + shift_2)
         return output
 
+    def modulations(self, told: Tensor) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of the attention, then of the feed-forward network, [B, 1, C]."""
+        own = self.scale_shift_table[None] + told.unflatten(1, (6, -1))  # type: ignore[no-untyped-call]
+        parts: tuple[Tensor, ...] = own.chunk(6, dim=1)
+        return parts
 
-class PixArtTransformer2DModel(Model):
+
+class PixArtTransformer2DModel(BlockModel):
     """PixArt's denoiser."""
 
     config_class = PixArtConfig
@@ -134,7 +139,7 @@ class PixArtTransformer2DModel(Model):
             act = nn.GELU(approximate="tanh")
             self.caption_projection = TextProjection(pixart.caption_channels, width, act)
 
-    def forward(
+    def begin(  # type: ignore[override]
         self,
         sample: Tensor,
         timestep: Tensor,
@@ -143,7 +148,7 @@ class PixArtTransformer2DModel(Model):
         positions: Tensor,
         resolution: Tensor | None = None,
         aspect_ratio: Tensor | None = None,
-    ) -> tuple[Tensor]:
+    ) -> tuple[Streams, Any]:
         """The noise in latents [B, C, h, w]; ``positions`` [h / P, w / P, D] of their patches."""
         bias = (1 - encoder_attention_mask.to(sample.dtype))[:, None, None] * _HIDDEN
         hidden = self.pos_embed(sample, positions)
@@ -151,13 +156,31 @@ class PixArtTransformer2DModel(Model):
         text = encoder_hidden_states
         if self.caption_projection is not None:
             text = self.caption_projection(text)
-        for block in self.transformer_blocks:
-            hidden = block(hidden, shared, text, bias)
-        shift, scale = (self.scale_shift_table[None] + told[:, None]).chunk(2, dim=1)
-        tokens = self.proj_out(self.norm_out(hidden) * (1 + scale) + shift)
         patch = self.config.patch_size
         size = sample.shape[2] // patch, sample.shape[3] // patch
-        return (unpatchify(tokens, *size, patch)[:, : self.config.in_channels],)
+        return (hidden,), ((shared, text, bias), told, size)
+
+    def through(
+        self, streams: Streams, told: Any, first: int = 0, last: int | None = None
+    ) -> Streams:
+        (hidden,), (given, _, _) = streams, told
+        for block in self.part("transformer_blocks", first, last):
+            hidden = block(hidden, *given)
+        return (hidden,)
+
+    def modulated(self, streams: Streams, told: Any) -> Tensor:
+        block: Any = self.transformer_blocks[0]
+        (shared, _, _), _, _ = told
+        shift, scale, *_ = block.modulations(shared)
+        normal: Tensor = block.norm1(streams[0]) * (1 + scale) + shift
+        return normal
+
+    def finish(self, picture: Tensor, told: Any) -> Tensor:
+        _, embedding, (height, width) = told
+        shift, scale = (self.scale_shift_table[None] + embedding[:, None]).chunk(2, dim=1)
+        tokens = self.proj_out(self.norm_out(picture) * (1 + scale) + shift)
+        drawn = unpatchify(tokens, height, width, self.config.patch_size)
+        return drawn[:, : self.config.in_channels]
 
 
 def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
