@@ -45,6 +45,12 @@ class Architecture:
     #: its last layers, and another entry, whose last input that is and which runs these layers
     #: alone. Empty if there is none.
     shallow: str = ""
+    #: ``(component, blocks) -> (component, component)``: a transformer that also gives two states, and
+    #: another entry, of its first blocks and its end alone. The last output of both, without
+    #: ``added``, tells how much the first blocks' work changed since another step; ``added`` is what
+    #: the other blocks add: the last output of the first and the last input of the second. Empty if
+    #: there is none.
+    first_blocks: str = ""
     #: For a class that holds several models, in the folders ``NAME``, ``NAME_1``, …: their class.
     each: str = ""
     #: ``(name, shapes) -> perfuse.contract.original.Original | None``: reads the class from the

@@ -26,6 +26,7 @@ __all__ = [
     "check_config",
     "describe",
     "find",
+    "first_blocks",
     "fitted",
     "held",
     "host_inputs",
@@ -273,6 +274,26 @@ def shallow(component: Component, layers: int) -> tuple[Component, Component] | 
     if architecture is None or not architecture.shallow:
         return None
     both: tuple[Component, Component] = resolve(architecture.shallow)(component, layers)
+    return both
+
+
+def first_blocks(component: Component, blocks: int) -> tuple[Component, Component] | None:
+    """A transformer that also gives what its later blocks add, and an entry of the first ones.
+
+    Args:
+        component: The denoiser.
+        blocks: How many are the first ones; 0 for none, so that the entry has no block.
+
+    Returns:
+        Both, ``None`` if the denoiser's architecture has no such entry.
+
+    Raises:
+        InputError: this denoiser has not so many blocks.
+    """
+    architecture = _architecture(component.spec)
+    if architecture is None or not architecture.first_blocks:
+        return None
+    both: tuple[Component, Component] = resolve(architecture.first_blocks)(component, blocks)
     return both
 
 

@@ -377,6 +377,7 @@ def answers(
     guider: Guider,
     controls: Sequence[Control] = (),
     *,
+    running: Sequence[str] | None = None,
     denoiser: str | None = None,
     kept: Mapping[str, Mapping[str, Array]] | None = None,
 ) -> dict[str, dict[str, Array]]:
@@ -391,6 +392,7 @@ def answers(
         batches: The conditions.
         guider: Says which branches run.
         controls: What is added to the denoiser's states.
+        running: Some of the branches that run at this step; all of them by default.
         denoiser: Another entry that runs in the denoiser's place.
         kept: The inputs of that entry that the denoiser gave before, by branch, each [pictures, …].
     """
@@ -398,7 +400,8 @@ def answers(
     sample = schedule.scale_input(index, samples[0])
     own = denoiser if denoiser is not None else tools.spec.denoiser.name
     found: dict[str, dict[str, Array]] = {}
-    for entry, names in batches.groups(guider.running(moment)):
+    asked = guider.running(moment) if running is None else running
+    for entry, names in batches.groups(asked):
         program = tools.program(entry if entry is not None else own)
         together = _fits(program, len(names) * len(sample)) and batches.alike(names)
         for group in [names] if together else [(name,) for name in names]:

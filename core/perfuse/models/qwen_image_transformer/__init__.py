@@ -13,5 +13,6 @@ ARCHITECTURES = (
         original=f"{__name__}.original:original",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        first_blocks=f"{__name__}.description:first_blocks",
     ),
 )

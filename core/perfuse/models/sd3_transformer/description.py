@@ -6,11 +6,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.config import ModelConfig, held_by_attention
+from perfuse.models.first_blocks import cut
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["SD3Config", "describe", "host_inputs"]
+__all__ = ["SD3Config", "describe", "first_blocks", "host_inputs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,12 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
             guidance="branches",
         ),
     )
+
+
+def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks."""
+    sd3 = SD3Config.from_dict(component.spec.config)
+    return cut(component, blocks, of=sd3.num_layers, width=sd3.width, patch=sd3.patch_size)
 
 
 def host_inputs(

@@ -12,5 +12,6 @@ ARCHITECTURES = (
         aliases=f"{__name__}.original:aliases",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        first_blocks=f"{__name__}.description:first_blocks",
     ),
 )
