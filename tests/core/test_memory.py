@@ -50,7 +50,10 @@ def test_a_limit_that_is_lower(checkpoint: Make, monkeypatch: pytest.MonkeyPatch
     assert len(pipe(num_inference_steps=1).images) == 1
 
 
-@pytest.mark.parametrize("kind", ["flux", "sd3", "pixart", "z-image", "klein", "qwen-image"])
+_TRANSFORMERS = ["flux", "sd3", "pixart", "z-image", "klein", "qwen-image", "sana", "chroma"]
+
+
+@pytest.mark.parametrize("kind", _TRANSFORMERS)
 def test_tokens_of_a_transformer_have_a_price(checkpoint: Make, kind: str) -> None:
     """From the config alone: those of twice the height and width are four times as many."""
     from perfuse.models.registry import held
