@@ -152,7 +152,17 @@ def as_json(value: Any) -> bytes:
 
 #: A checkpoint of every family, and of what stands beside it.
 _KINDS = ["sd1", "sdxl", "flux", "sd3", "pixart-sigma", "z-image", "klein", "qwen-image", "control"]
-_KINDS += ["union", "ip-adapter", "unclip", "depth-estimated", "adapter", "sd1-checked", "upscale"]
+_KINDS += [
+    "sana",
+    "chroma",
+    "union",
+    "ip-adapter",
+    "unclip",
+    "depth-estimated",
+    "adapter",
+    "sd1-checked",
+    "upscale",
+]
 _WEIGHTS = (".safetensors", ".model")
 
 
@@ -176,7 +186,18 @@ def test_a_checkpoint_s_files(checkpoint: Make, copies: Path, kind: str, data: A
 
 
 #: Kinds that are drawn with, at a size that is soon drawn.
-_DRAWN = ["tiny", "words", "flux", "sd3", "pixart-sigma", "z-image", "klein", "qwen-image"]
+_DRAWN = [
+    "tiny",
+    "words",
+    "sana",
+    "chroma",
+    "flux",
+    "sd3",
+    "pixart-sigma",
+    "z-image",
+    "klein",
+    "qwen-image",
+]
 
 
 @pytest.mark.parametrize("kind", _DRAWN)
