@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import math
 import numbers
@@ -530,8 +529,7 @@ _CALLED = {float: "a number", int: "a whole number", bool: "true or false", str:
 _CALLED |= {type(None): "nothing"}
 
 
-@functools.cache
-def _kinds(settings: Any) -> dict[str, tuple[Any, ...]]:
+def _kinds(settings: type[Any]) -> dict[str, tuple[Any, ...]]:
     """The types that each field may be of."""
     hints = typing.get_type_hints(settings)
     unions = (types.UnionType, typing.Union)
