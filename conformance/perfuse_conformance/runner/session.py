@@ -35,7 +35,13 @@ from perfuse_conformance.cases.draws import Draw, drawn_of, draws_of
 from perfuse_conformance.cases.models import path_of, transforms_of
 from perfuse_conformance.cases.opening import open_source
 from perfuse_conformance.cases.probes import Arrays, made_for
-from perfuse_conformance.cases.trials import Trial, probe_for, trial_id, trials_of
+from perfuse_conformance.cases.trials import (
+    Trial,
+    probe_for,
+    recorded_trials,
+    trial_id,
+    trials_of,
+)
 from perfuse_conformance.judge.levels import claim_of
 from perfuse_conformance.judge.results import Result, Run, Status
 from perfuse_conformance.judge.tolerances import Tolerances
@@ -198,10 +204,16 @@ class Session:
             capabilities,
             precisions,
             self.level,
-            trials=trials_of(self.spec, self.drawn_with, thorough=self.thorough) if drawn else {},
+            trials=self._trials() if drawn else {},
             drawn=self._drawn_pictures() if drawn else (),
             thorough=self.thorough,
         )
+
+    def _trials(self) -> dict[str, tuple[Trial, ...]]:
+        """What a seed draws, or a golden bundle holds of it."""
+        if self.golden is not None:
+            return recorded_trials(self.bundle.index["probes"])
+        return trials_of(self.spec, self.draw_seed, thorough=self.thorough)
 
     @property
     def drawn_with(self) -> int:
@@ -395,8 +407,7 @@ class Session:
         """A trial as the reference was asked it, with the probe's id, and what is right."""
         if self.golden is not None:
             id = trial_id(str(case.subject), case.trials.index(trial))
-            told = Trial.parse(self.bundle.index["probes"][id]["trial"])
-            return replace(case, subject=id), told, self.bundle
+            return replace(case, subject=id), trial, self.bundle
         component, precision = str(case.component), str(case.precision)
         trial, bundle = self._reference.trial(trial, component, str(case.subject), precision)
         return case, trial, bundle
