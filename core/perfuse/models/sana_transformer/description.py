@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_attention
 from perfuse.models.positions import sincos_2d
 from perfuse.models.shapes import TIMESTEP, floating
 
@@ -57,6 +57,10 @@ class SanaConfig(ModelConfig):
     def width(self) -> int:
         """Channels of a token inside."""
         return self.num_attention_heads * self.attention_head_dim
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        height, width = sizes["latent_height"], sizes["latent_width"]
+        return held_by_attention(height * width // self.patch_size**2, self.width)
 
     @property
     def predicted(self) -> int:
