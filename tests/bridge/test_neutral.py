@@ -13,6 +13,7 @@ pytest.importorskip("onnxruntime")
 
 import perfuse
 from perfuse import ArtifactStore
+from perfuse.bridge.stand_in import StandIn
 
 pytestmark = pytest.mark.export
 
@@ -41,6 +42,34 @@ def test_one_graph_for_every_size(unet: Any) -> None:
     assert (row.graphs, row.own_graphs, row.calls, row.torch_calls) == (1, 1, 3, 0)
     assert "1 graphs, perfuse's own" in str(row)
     assert equals(unet, return_dict=False)  # another way to call it
+
+
+def test_the_graph_is_the_one_that_the_checkpoint_has(checkpoint: Make, tmp_path: Path) -> None:
+    """Weights are bound to it where they lie: nothing is captured twice, and none is written."""
+    native = perfuse.DiffusionPipeline.from_pretrained(
+        checkpoint("tiny"), backend="onnxruntime", store=ArtifactStore(tmp_path)
+    )
+    native(num_inference_steps=1, seed=0)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    pipe = diffusers.DiffusionPipeline.from_pretrained(checkpoint("tiny"))
+    perfuse.accelerate(pipe, "onnxruntime", store=ArtifactStore(tmp_path))
+    assert equals(pipe.unet)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_large_call_is_compared_at_a_small_size(
+    unet: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    usual = StandIn._answer
+
+    def watched(self: StandIn, call: Any) -> Any:
+        asked.append(call.shapes[0])
+        return usual(self, call)
+
+    monkeypatch.setattr(StandIn, "_answer", watched)
+    assert equals(unet, 32, 2)
+    assert asked == [(2, unet.config.in_channels, 16, 16)]
 
 
 def test_changed_weights(unet: Any) -> None:

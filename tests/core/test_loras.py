@@ -304,7 +304,7 @@ def test_bases_by_names_and_widths() -> None:
 
     assert read("lora_unet_down_blocks_0_attentions_0_attn2_to_k", 768) == "Stable Diffusion 1"
     assert read("unet.down_blocks.0.attn2.to_v", 1024) == "Stable Diffusion 2"
-    assert read("lora_unet_double_blocks_0_img_attn_qkv", 3072) == "Flux"
+    assert read("lora_unet_double_blocks_0_img_attn_qkv", 3072) == "FLUX"
     assert read("lora_te_text_model_encoder_layers_0_mlp_fc1", 768) is None
 
 

@@ -48,3 +48,36 @@ def test_a_limit_that_is_lower(checkpoint: Make, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InputError, match="PERFUSE_MEMORY_LIMIT="):
         pipe(num_inference_steps=1, batch_size=1000)
     assert len(pipe(num_inference_steps=1).images) == 1
+
+
+@pytest.mark.parametrize("kind", ["flux", "sd3", "pixart", "z-image", "klein", "qwen-image"])
+def test_tokens_of_a_transformer_have_a_price(checkpoint: Make, kind: str) -> None:
+    """From the config alone: those of twice the height and width are four times as many."""
+    from perfuse.models.registry import held
+    from perfuse.sources.checkpoint import Checkpoint
+
+    spec = Checkpoint.open(checkpoint(kind)).spec
+    small, large = (held(spec.denoiser, spec.latents.dims(n, n)) for n in (64, 128))
+    assert large == 4 * small > 0
+
+
+def test_a_transformer_s_activations_count(
+    checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latents and pixels of 4096 x 4096 are 0.45 GB; with tokens, queries, keys and values 0.72."""
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("flux"), backend="torch:cpu")
+    monkeypatch.setenv("PERFUSE_MEMORY_LIMIT", "600MB")
+    with pytest.raises(InputError, match="4096 x 4096 was asked for; that needs at least 0.721 GB"):
+        pipe("red", height=4096, width=4096)
+
+
+def test_a_call_has_a_price(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its batch and the length of its text, before any table is computed."""
+    from perfuse.models.registry import host_inputs
+    from perfuse.sources.checkpoint import Checkpoint
+
+    encoder = Checkpoint.open(checkpoint("flux")).spec.components["text_encoder_2"]
+    assert host_inputs(encoder, {"batch": 1, "sequence": 8}) is not None
+    monkeypatch.setenv("PERFUSE_MEMORY_LIMIT", "1GB")
+    with pytest.raises(InputError, match="A call of text_encoder_2 for batch 100000, sequence 512"):
+        host_inputs(encoder, {"batch": 100_000, "sequence": 512})

@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-__all__ = ["altered", "command_lines", "damaged", "toml_settings"]
+__all__ = ["altered", "command_lines", "damaged", "templates", "toml_settings"]
 
 _NUMBERS = [0, 1, -1, 3, 2**31, 10**9, 10**24, -(10**24), 0.5, -0.0, 1e-320, 1e300, float("inf")]
 _NUMBERS += [float("-inf"), float("nan")]
@@ -90,6 +90,7 @@ def damaged(draw: Any, content: bytes, *, upto: int | None = None) -> bytes:
 def toml_settings(draw: Any) -> str:
     """A perfuse.toml: mostly a table of settings, some of them known."""
     names = ["model", "backend", "steps", "seed", "height", "guidance", "offline", "image", "x"]
+    names += ["precision", "memory", "scheduler", "max_sequence_length", "negative_prompt"]
     lines = [
         draw(st.sampled_from(["[pipeline]", "[pipeline]", "[other]", "[[pipeline]]", "pipeline=1"]))
     ]
@@ -102,7 +103,43 @@ def toml_settings(draw: Any) -> str:
 _FLAGS = ["--steps", "--seed", "--height", "--width", "--num-images", "--backend", "--precision"]
 _FLAGS += ["--scheduler", "--option", "--transform", "--lora", "--embedding", "--from", "--output"]
 _FLAGS += ["--preview", "--image", "--revision", "--variant", "--scheduler-from", "--controlnet"]
-_FLAGS += ["--ip-adapter", "--lora-folder", "--guidance", "--nothing"]
+_FLAGS += [
+    "--ip-adapter",
+    "--lora-folder",
+    "--guidance",
+    "--nothing",
+    "--memory",
+    "--mask",
+    "--guider",
+]
+_FLAGS += ["--strength", "--arg", "--config", "--tokenizer-from", "--adapter", "--preview-vae"]
+_FLAGS += ["--max-sequence-length", "--clip-skip", "--negative-prompt", "--fps", "--preview-every"]
+#: Flags of other commands.
+_OTHERS = {
+    "export": ["--to", "--output", "--size", "--batch", "--height", "--dialect", "--option"],
+    "inspect": ["--for", "--memory", "--batch", "--height", "--precision", "--adapter", "--config"],
+    "bench": [
+        "--steps",
+        "--transform",
+        "--pictures",
+        "--captions",
+        "--plot",
+        "--prompt",
+        "--option",
+    ],
+    "merge": ["--lora", "--output", "--precision", "--revision"],
+    "graphs": ["--to", "--precision", "--variant", "--config"],
+    "conformance": [
+        "--level",
+        "--seed",
+        "--case",
+        "--precision",
+        "--timeout",
+        "--expect",
+        "--golden",
+    ],
+}
+_SWITCHES = ["--fast", "--faster", "--fastest", "--vae-tiling", "--bridged", "--offline", "--json"]
 #: No number above 9 that is a number of pictures, or of pixels, that fits into memory.
 _WORDS = [text for text in _TEXTS if "\0" not in text and text not in ("\ud800", "CLIPTokenizer")]
 _WORDS += [
@@ -124,10 +161,37 @@ _WORDS += ["unet=torch", "torch:cpu", "--", "-", "/dev/zero", "/dev/null", ".", 
 
 
 @st.composite
-def command_lines(draw: Any) -> list[str]:
+def command_lines(draw: Any, command: str = "generate") -> list[str]:
     """Options with values, some of them twice, and sometimes words."""
-    line = []
+    line, flags = [], _OTHERS.get(command, _FLAGS)
     for _ in range(draw(st.integers(1, 3))):
-        flag, word = draw(st.sampled_from(_FLAGS)), draw(st.sampled_from(_WORDS))
+        flag, word = draw(st.sampled_from(flags)), draw(st.sampled_from(_WORDS))
         line += [f"{flag}={word}"] if draw(st.booleans()) else [flag, word]
+    if command == "generate":
+        line += draw(st.lists(st.sampled_from(_SWITCHES), max_size=1))
     return line + draw(st.lists(st.sampled_from(_WORDS), max_size=1))
+
+
+_LOOPS = ["range(10**9)", "range(99999)", "messages", "'x' * 10**10", "config", "(1,) * 10**10"]
+_PIECES = ["'a' * 10**11", "10**10**9", "'%99999999999d' % 1", "'{:>99999999999}'.format(1)"]
+_PIECES += ["lipsum(n=10**7)", "'a'|center(10**11)", "messages[0]['content']", "x.y.z", "1 // 0"]
+_PIECES += ["''.__class__.__mro__", "raise_exception('no')", "self", "cycler", "namespace(a=1).a"]
+_PIECES += [
+    "messages|tojson",
+    "'\\x1b[31m\\u202e'",
+    "messages|map('upper')|list",
+    "('a' * 9999)|indent",
+]
+
+
+@st.composite
+def templates(draw: Any) -> str:
+    """A chat template: a program that a checkpoint brings."""
+    text = draw(st.sampled_from(["", "{{ messages[0].content }}", "{% for x in messages %}"]))
+    for _ in range(draw(st.integers(1, 3))):
+        piece = draw(st.sampled_from(_PIECES))
+        for _ in range(draw(st.integers(0, 2))):
+            text += "{% for i in " + draw(st.sampled_from(_LOOPS)) + " %}"
+        text += draw(st.sampled_from(["{{ " + piece + " }}", "{% set x = " + piece + " %}", piece]))
+        text += "{% endfor %}" * text.count("{% for") if draw(st.integers(0, 9)) else ""
+    return text

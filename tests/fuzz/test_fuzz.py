@@ -3,11 +3,16 @@
 CI tries the same few inputs each time; ``make fuzz`` tries others until it is stopped.
 """
 
+import io
 import json
+import lzma
 import os
 import resource
 import shutil
 import signal
+import sys
+import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,28 +20,70 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.fuzz.hostile import altered, command_lines, damaged, toml_settings
+from tests.fuzz.hostile import altered, command_lines, damaged, templates, toml_settings
+from tests.single_files import make_folder, write_single_file
 
 from perfuse.cli import main
+from perfuse.errors import PerfuseError
+from perfuse.plugins.importing import Stopped
+from perfuse.sources.chat_template import chat_template
 from perfuse_conformance.cases.checkpoint_parts import write_json
 
 Make = Callable[[str], Path]
 Export = Callable[[str, str], Path]
 
-#: Seconds that one input may take, and bytes of memory beyond what plain runs need.
-_SECONDS, _BYTES = 30, 2 * 10**9
+#: Seconds that one input may take, on a machine that has time for it; and bytes of memory beyond what
+#: plain runs need.
+_SECONDS, _BYTES = int(os.environ.get("FUZZ_SECONDS", "30")), 2 * 10**9
 
 
-class Hangs(BaseException):
-    """An input took too long."""
+#: For what takes longer: a quarter of the inputs.
+costly = settings(max_examples=max(1, settings.default.max_examples // 4))
+#: What the inputs write, and folders that they may write to.
+WRITTEN: list[str] = []
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+_PLACES = ("os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.chmod")
+
+
+def watch(event: str, arguments: tuple[Any, ...]) -> None:
+    """Note what is written, made, renamed or removed."""
+    if event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITES:
+        WRITTEN.append(os.path.abspath(os.fsdecode(arguments[0])) if named(arguments[0]) else "")
+    elif event in _PLACES and arguments[-1] == -1:  # not beside an open folder, which was noted
+        WRITTEN.extend(os.path.abspath(os.fsdecode(one)) for one in arguments if named(one))
+
+
+def named(value: object) -> bool:
+    return isinstance(value, str | bytes | os.PathLike)
+
+
+sys.addaudithook(watch)
+
+
+@contextmanager
+def inside(*targets: object) -> Iterator[None]:
+    """Nothing is written but in the folders of this run, and to what was named."""
+    caches = [os.environ["PERFUSE_TEST_CACHE"], tempfile.gettempdir(), sys.pycache_prefix or "-"]
+    own = [os.path.realpath(one) for one in (*caches, PLACE[0], os.devnull)]
+    given = [os.path.abspath(os.path.expanduser(str(one).split("=")[-1])) for one in targets]
+    WRITTEN.clear()
+    yield
+    for path in filter(None, dict.fromkeys(WRITTEN)):
+        real = os.path.realpath(path)
+        fits = any(os.path.commonpath([real, one]) == one for one in own)
+        assert fits or "__pycache__" in path or path in given, path
+
+
+#: The folder of this module's tests.
+PLACE = [""]
 
 
 @contextmanager
 def in_time() -> Iterator[None]:
     def stop(*_: Any) -> None:
-        raise Hangs
+        raise Stopped(signal.SIGALRM)  # which no guard takes for a fault of a plugin
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(_SECONDS)
@@ -50,7 +97,8 @@ def in_time() -> Iterator[None]:
 def check(*arguments: object) -> None:
     """Run a command line: no traceback, no hang, no control character, no long line."""
     environment = {"PERFUSE_BACKEND": "torch:cpu", "HF_HUB_OFFLINE": "1"}
-    with in_time():
+    environment["PERFUSE_TRACEBACK"] = "1"
+    with in_time(), inside(*arguments):
         result = CliRunner().invoke(main, [str(one) for one in arguments], env=environment)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -75,7 +123,9 @@ def within_memory() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("copies")
+    folder = tmp_path_factory.mktemp("copies")
+    PLACE[0] = str(folder)
+    return folder
 
 
 def copied(original: Path, copies: Path) -> Path:
@@ -100,38 +150,61 @@ def as_json(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-_PARTS = (
-    "model_index.json",
-    "unet/config.json",
-    "vae/config.json",
-    "text_encoder/config.json",
-    "scheduler/scheduler_config.json",
-    "tokenizer/tokenizer_config.json",
-    "tokenizer/special_tokens_map.json",
-)
+#: A checkpoint of every family, and of what stands beside it.
+_KINDS = ["sd1", "sdxl", "flux", "sd3", "pixart-sigma", "z-image", "klein", "qwen-image", "control"]
+_KINDS += ["union", "ip-adapter", "unclip", "depth-estimated", "adapter", "sd1-checked", "upscale"]
+_WEIGHTS = (".safetensors", ".model")
 
 
-@pytest.mark.parametrize("name", _PARTS)
-@given(data=st.data())
-def test_a_checkpoint_s_json(checkpoint: Make, copies: Path, name: str, data: Any) -> None:
-    folder = copied(checkpoint("sd1"), copies)
-    path = folder / name
+def some_change(data: Any, path: Path) -> bytes:
+    """A file's content, changed as one who knows its format would, or as a disk does."""
     content = path.read_bytes()
+    if path.suffix != ".json":
+        return bytes(data.draw(damaged(content, upto=500)))
     how = altered(json.loads(content)).map(as_json) | damaged(content)
-    with holding(path, data.draw(how)):
+    return bytes(data.draw(how))
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+@given(data=st.data())
+def test_a_checkpoint_s_files(checkpoint: Make, copies: Path, kind: str, data: Any) -> None:
+    folder = copied(checkpoint(kind), copies)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    path = data.draw(st.sampled_from([one for one in files if one.suffix not in _WEIGHTS]))
+    with holding(path, some_change(data, path)):
         check("inspect", "--model", folder)
 
 
+#: Kinds that are drawn with, at a size that is soon drawn.
+_DRAWN = ["tiny", "words", "flux", "sd3", "pixart-sigma", "z-image", "klein", "qwen-image"]
+
+
+@pytest.mark.parametrize("kind", _DRAWN)
+@costly
 @given(data=st.data())
-def test_a_checkpoint_that_is_drawn_with(checkpoint: Make, copies: Path, data: Any) -> None:
-    """Altered so little that most of them open: their networks and schedules are made."""
-    folder = copied(checkpoint("tiny"), copies)
-    path = folder / data.draw(
-        st.sampled_from(["unet/config.json", "scheduler/scheduler_config.json"])
-    )
-    output = copies / "drawn.png"
+def test_a_checkpoint_that_is_drawn_with(
+    checkpoint: Make, copies: Path, kind: str, data: Any
+) -> None:
+    """Altered so little that most of them open: their networks, schedules and words are made."""
+    folder, output = copied(checkpoint(kind), copies), copies / "drawn.png"
+    files = sorted(folder.glob("*/*.json"))
+    path = data.draw(st.sampled_from([one for one in files if one.stat().st_size < 100_000]))
+    words = [] if kind == "tiny" else ["red"]
     with holding(path, as_json(data.draw(altered(json.loads(path.read_bytes()))))):
-        check("generate", "--model", folder, "--steps", 1, "--output", output)
+        check("generate", *words, "--model", folder, "--steps", 1, "--output", output)
+
+
+@given(template=templates())
+def test_a_chat_template(checkpoint: Make, copies: Path, template: str) -> None:
+    folder = copied(checkpoint("z-image"), copies) / "tokenizer"
+    (folder / "chat_template.jinja").write_text(template, "utf-8")
+    try:
+        with in_time(), inside():
+            chat_template(folder, {"enable_thinking": False})
+    except PerfuseError as exc:
+        assert len(str(exc)) < 4000
+    finally:
+        (folder / "chat_template.jinja").unlink()
 
 
 @given(data=st.data())
@@ -143,6 +216,7 @@ def test_a_weights_file(checkpoint: Make, copies: Path, data: Any) -> None:
 
 
 @pytest.mark.export
+@costly
 @given(data=st.data())
 def test_a_manifest(exported: Export, copies: Path, data: Any) -> None:
     pytest.importorskip("onnxruntime")
@@ -166,16 +240,36 @@ def test_settings(checkpoint: Make, copies: Path, text: str) -> None:
         os.chdir(before)
 
 
-@given(line=command_lines())
-def test_a_command_line(checkpoint: Make, copies: Path, line: list[str]) -> None:
-    folder = copies / "line"
+def in_folder(folder: Path, *arguments: object) -> None:
+    """Run a command line in a folder, so that relative names lie there."""
     folder.mkdir(exist_ok=True)
     before = Path.cwd()
     os.chdir(folder)
     try:
-        check("generate", "--model", checkpoint("tiny"), "--steps", 1, *line)
+        check(*arguments)
     finally:
         os.chdir(before)
+
+
+@given(line=command_lines())
+def test_a_command_line(checkpoint: Make, copies: Path, line: list[str]) -> None:
+    in_folder(copies / "line", "generate", "--model", checkpoint("tiny"), "--steps", 1, *line)
+
+
+@pytest.mark.parametrize(
+    "command", ["export", "inspect", "bench", "merge", "graphs", "conformance"]
+)
+@given(data=st.data())
+def test_another_command_line(checkpoint: Make, copies: Path, command: str, data: Any) -> None:
+    line = data.draw(command_lines(command))
+    model = ("--model", checkpoint("tiny"))
+    usual = {"bench": ("--steps", 1, "--pictures", 1), "graphs": ("add", "--to", "onnx")}
+    usual["conformance"] = ("--backend", "torch:cpu", "--level", "L0")
+    given = usual.get(command, ())
+    if command == "graphs":
+        in_folder(copies / "line", "graphs", *given, *model, *line)
+    else:
+        in_folder(copies / "line", command, *model, *given, *line)
 
 
 @given(data=st.data())
@@ -209,3 +303,168 @@ def test_results_and_expectations(copies: Path, data: Any) -> None:
     schema = {"schema_version": "1.0", "results": [{"id": "host/manifest", "status": "PASS"}]}
     write_json(copies / "results.json", data.draw(altered(schema)))
     check("conformance", "report", copies / "results.json", "--output", copies / "report")
+
+
+# ── Files beside a checkpoint ───────────────────────────────────────────────────────────────────
+
+
+def safetensors(data: Any, content: bytes) -> bytes:
+    """A safetensors file whose header is altered, or whose bytes are."""
+    if data.draw(st.booleans()):
+        return bytes(data.draw(damaged(content, upto=500)))
+    length = int.from_bytes(content[:8], "little")
+    header = as_json(data.draw(altered(json.loads(content[8 : 8 + length]))))
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
+
+
+@pytest.fixture(scope="module")
+def beside(checkpoint: Make, copies: Path) -> dict[str, Path]:
+    """A LoRA, a textual inversion, an IP-Adapter and a single file, by the flag that takes each."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    lora = {
+        f"{layer}.lora_A.weight": np.ones((2, 16), "f4"),
+        f"{layer}.lora_B.weight": np.ones((16, 2), "f4"),
+        f"{layer}.alpha": np.array(1, "f4"),
+    }
+    save_file(lora, copies / "lora.safetensors")
+    save_file({"<w>": np.ones((1, 32), "f4")}, copies / "word.safetensors")
+    adapter = checkpoint("ip-adapter") / "ip_adapters" / "plain.safetensors"
+    shutil.copy(adapter, copies / "adapter.safetensors")
+    return {
+        "--lora": copies / "lora.safetensors",
+        "--embedding": copies / "word.safetensors",
+        "--ip-adapter": copies / "adapter.safetensors",
+    }
+
+
+@pytest.mark.parametrize("flag", ["--lora", "--embedding", "--ip-adapter"])
+@given(data=st.data())
+def test_a_file_beside(
+    checkpoint: Make, copies: Path, beside: dict[str, Path], flag: str, data: Any
+) -> None:
+    path, model = beside[flag], checkpoint("ip-adapter" if flag == "--ip-adapter" else "words")
+    with holding(path, safetensors(data, path.read_bytes())):
+        given = ("--model", model, flag, path, "--steps", 1, "--output", copies / "beside.png")
+        check("generate", "red", *given)
+
+
+@pytest.fixture(scope="module")
+def single(made_once: Callable[..., Path], copies: Path) -> dict[str, Path]:
+    """A single-file checkpoint, and its UNet as a GGUF file."""
+    gguf = pytest.importorskip("gguf")
+    folder = made_once("single-files", "sd1", lambda place: make_folder(place, "sd1"))
+    whole = write_single_file(folder, "sd1", copies / "whole.safetensors")
+    writer = gguf.GGUFWriter(copies / "unet.gguf", "sd1")
+    from safetensors.numpy import load_file
+
+    for name, tensor in load_file(whole).items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return {"safetensors": whole, "gguf": copies / "unet.gguf"}
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+@given(data=st.data())
+def test_a_single_file(copies: Path, single: dict[str, Path], kind: str, data: Any) -> None:
+    path = single[kind]
+    content = path.read_bytes()
+    changed = safetensors(data, content) if kind == "safetensors" else None
+    with holding(path, changed or data.draw(damaged(content, upto=3000))):
+        check("inspect", "--model", path)
+
+
+@pytest.mark.export
+@costly
+@given(data=st.data())
+def test_a_set_of_graphs(checkpoint: Make, copies: Path, data: Any) -> None:
+    """An archive with other members, or other content in them."""
+    pytest.importorskip("onnxruntime")
+    model = ("--model", checkpoint("tiny"))
+    sets = Path(os.environ["PERFUSE_CACHE"]) / "graphs"
+    if not list(sets.rglob("unet-*.tar.xz")):
+        given = ["graphs", "add", *map(str, model), "--to", "onnx"]
+        assert CliRunner().invoke(main, given).exit_code == 0
+    path = min(sets.rglob("unet-*.tar.xz"))
+    with holding(path, data.draw(damaged(path.read_bytes()) | rebuilt(path))):
+        check("graphs", "list")
+        check("generate", *model, "--backend", "onnxruntime:cpu", "--steps", 1)
+
+
+@st.composite
+def rebuilt(draw: Any, path: Path) -> bytes:
+    """An archive, one of whose JSON files is altered, or whose members have other names."""
+    inner = io.BytesIO()
+    with tarfile.open(path) as archive, tarfile.open(fileobj=inner, mode="w") as other:
+        changed = draw(st.sampled_from([one.name for one in archive if "json" in one.name]))
+        for one in archive:
+            file = archive.extractfile(one)
+            content = file.read() if file is not None else b""
+            if one.name == changed:
+                content = draw(altered(json.loads(content)).map(as_json))
+                one.name = draw(st.sampled_from([one.name, one.name, "..", "/x", "a/../..", "."]))
+                one.type = draw(st.sampled_from([tarfile.REGTYPE] * 3 + [tarfile.SYMTYPE]))
+            one.size = len(content)
+            other.addfile(one, io.BytesIO(content))
+    return lzma.compress(inner.getvalue(), preset=0)
+
+
+#: What ``perfuse calibrate`` writes.
+_CALIBRATION = {
+    "version": 1,
+    "components": {
+        "unet": {
+            "scheme": "w8a8",
+            "vectors": {"conv_in.weight": "0"},
+            "kept": ["conv_out.weight"],
+            "ranges": {"conv_in.weight": [-1.0, 1.0]},
+            "error": 0.1,
+            "prompts": ["red"],
+            "steps": 2,
+        }
+    },
+}
+
+
+@given(data=st.data())
+def test_a_calibration(checkpoint: Make, copies: Path, data: Any) -> None:
+    path, content = copies / "calibration.json", json.dumps(_CALIBRATION).encode()
+    path.write_bytes(data.draw(altered(_CALIBRATION).map(as_json) | damaged(content)))
+    given = ("--model", checkpoint("words"), "--steps", 1, "--output", copies / "calibrated.png")
+    transform = f"storage:scheme=w8a8,component=unet,calibration={path}"
+    check("generate", "red", *given, "--transform", transform)
+
+
+_MODULAR = {
+    "_class_name": "StableDiffusionXLModularPipeline",
+    "_blocks_class_name": "StableDiffusionXLAutoBlocks",
+    "_diffusers_version": "0.42.0",
+    "unet": [
+        None,
+        None,
+        {
+            "pretrained_model_name_or_path": "nowhere",
+            "subfolder": "unet",
+            "type_hint": ["diffusers", "UNet2DConditionModel"],
+            "revision": None,
+            "variant": None,
+        },
+    ],
+}
+
+
+@given(data=st.data())
+def test_a_modular_index(copies: Path, data: Any) -> None:
+    pytest.importorskip("diffusers")
+    folder = copies / "modular"
+    folder.mkdir(exist_ok=True)
+    index = folder / "modular_model_index.json"
+    content = json.dumps(_MODULAR).encode()
+    how = altered(_MODULAR).map(as_json) | damaged(content)
+    index.write_bytes(data.draw(how))
+    check("inspect", "--model", folder)

@@ -13,6 +13,7 @@ __all__ = [
     "dot",
     "is_torch",
     "join_features",
+    "mean_ratio",
     "mean_size",
     "place",
     "std",
@@ -89,6 +90,14 @@ def mean_size(array: Array) -> float:
     if is_torch(array):
         return float(array.abs().mean())
     return float(np.abs(array).mean(dtype=np.float64))
+
+
+def mean_ratio(array: Array, before: Array) -> float:
+    """The mean of how long the vectors along the last axis are, relative to others."""
+    if is_torch(array):
+        return float((array.norm(dim=-1) / (before.norm(dim=-1) + 1e-8)).mean())
+    lengths = [np.linalg.norm(one, axis=-1) for one in (array, before)]
+    return float((lengths[0] / (lengths[1] + 1e-8)).mean(dtype=np.float64))
 
 
 def zeros_like(array: Array) -> Array:

@@ -8,7 +8,7 @@ config alone would make it: no adapter, no other attention processor, no switch.
 import functools
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from perfuse.bridge.calls import Answer, Call
+from perfuse.bridge.calls import Call
 from perfuse.bridge.guards import Guards
 from perfuse.bridge.state import described
 from perfuse.capture import replace_tensors
@@ -25,6 +25,7 @@ from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.errors import PerfuseError
 from perfuse.models.building import wrap
 from perfuse.models.registry import describe, is_known
+from perfuse.sources.checkpoint import OF_THE_CONFIG
 
 __all__ = ["Neutral", "as_array", "neutral_of"]
 
@@ -34,6 +35,8 @@ _ROLES = {
     "encode": Role.LATENT_ENCODER,
     "decode": Role.LATENT_DECODER,
 }
+#: A free size of the smaller call that a graph's answer is compared at.
+_SMALL = 16
 #: Where Diffusers nests arguments that a signature has side by side.
 _NESTED = "added_cond_kwargs_"
 
@@ -56,6 +59,19 @@ class Neutral:
             for name, tensor in tensors.items()
         }
 
+    def smaller(self, call: Call) -> Call:
+        """A call with a part of each tensor; one graph takes all sizes, so it tells of this one, too."""
+        spec = self.component.spec
+        tensors = list(call.tensors)
+        for one in spec.signature.inputs:
+            place = self.places[one.name]
+            for axis, size in enumerate(one.shape[: tensors[place].dim()]):
+                if isinstance(size, str):
+                    unit = spec.dims[size].multiple
+                    least = min(unit * max(1, _SMALL // unit), tensors[place].shape[axis])
+                    tensors[place] = tensors[place].narrow(axis, 0, least)
+        return replace(call, tensors=tuple(tensors))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Own(Recipe):
@@ -63,6 +79,10 @@ class _Own(Recipe):
 
     spec: ComponentSpec
     module: nn.Module
+
+    @property
+    def graph(self) -> str:
+        return OF_THE_CONFIG
 
     def __call__(self) -> nn.Module:
         flat = wrap(self.spec, self.module).eval()
@@ -75,11 +95,9 @@ def neutral_of(
     module: nn.Module,
     entry: str,
     call: Call,
-    answer: Answer,
     *,
     name: str,
     precision: str,
-    fingerprint: str,
 ) -> Neutral | None:
     """The component of perfuse's own that computes a recorded call.
 
@@ -87,16 +105,14 @@ def neutral_of(
         module: What is called: Diffusers' model.
         entry: The method.
         call: The recorded call.
-        answer: What it returned.
         name: The name of the model in the pipeline: ``vae``.
         precision: What to compute in.
-        fingerprint: Identifies the module and its weights.
 
     Returns:
         ``None`` where there is none, or the module or the call is not a usual one.
     """
     spec = _spec_of(module, entry, name)
-    if spec is None or len(answer.tensors) != 1:
+    if spec is None:
         return None
     if not all(leaf is None or isinstance(leaf, bool) for leaf in call.leaves):
         return None
@@ -107,9 +123,7 @@ def neutral_of(
     theirs = type(module).__module__.partition(".")[0]
     if any(type(part).__module__.startswith(theirs) for part in build().modules()):
         return None  # its tensors are not those of perfuse's network
-    component = Component(
-        spec=spec, precision=precision, build=build, fingerprint=f"{fingerprint}-{entry}"
-    )
+    component = Component(spec=spec, precision=precision, build=build)
     return Neutral(component=component, places=places, guards=_guards(spec, places, call))
 
 

@@ -30,6 +30,8 @@ from perfuse.contract.target import Target
 from perfuse.errors import ExecutionError, PerfuseError, UnsupportedError
 from perfuse.plugins import host
 from perfuse.run.export import exported
+from perfuse.run.graphs import kept_graph
+from perfuse.run.per_size import PerSize
 from perfuse.run.preparing import prepare
 from perfuse.run.transforms import Chosen, find_transforms
 from perfuse.sources.plain import from_plain, to_plain
@@ -281,7 +283,10 @@ class StandIn:
         for graph in (one for graphs in self._graphs.values() for one in graphs):
             target = self._settings.target
             for format in host().backends()[target.backend].formats[:1]:
-                self._copy(exported(graph.component, format, self._settings.store), store)
+                found = kept_graph(graph.component, format, self._settings.store)
+                if found is None:
+                    found = exported(graph.component, format, self._settings.store)
+                self._copy(found, store)
             if graph.neutral is None and graph.component.signature.dims:
                 self._copy(_guards_folder(graph.component, (), self._settings.store), store)
                 self._copy(self._settings.store.root / _AXES, store)
@@ -297,14 +302,12 @@ class StandIn:
         The first graph is for one size; a second size opens the axes that differ, and a graph that
         took fewer sizes is released.
         """
-        with torch.no_grad():
-            args, kwargs = call.arguments(call.tensors)
-            answer = Answer.of(self.original(*args, **kwargs))
-        if not self._fingerprint:
-            self._fingerprint = fingerprint(self._module)
         try:
-            graph, difference = self._checked(self._own(call, answer), call, answer)
+            graph, difference = self._own(call)
         except PerfuseError:  # perfuse has none, or it does not fit: Diffusers' own network
+            answer = self._answer(call)
+            if not self._fingerprint:
+                self._fingerprint = fingerprint(self._module)
             graph, difference = self._checked(self._recorded(call, answer), call, answer)
         kept = self._graphs.setdefault(call.key, [])
         for one in list(kept):
@@ -318,6 +321,12 @@ class StandIn:
         self.tally.transforms += [text for text in texts if text not in self.tally.transforms]
         self.tally.difference = max(self.tally.difference, difference)
         return graph
+
+    def _answer(self, call: Call) -> Answer:
+        """PyTorch's answer to a call."""
+        with torch.no_grad():
+            args, kwargs = call.arguments(call.tensors)
+            return Answer.of(self.original(*args, **kwargs))
 
     def _checked(self, graph: _Graph, call: Call, answer: Answer) -> tuple[_Graph, float]:
         """A graph whose first answer is PyTorch's, and how far it is from it.
@@ -335,27 +344,34 @@ class StandIn:
             )
         return graph, difference
 
-    def _own(self, call: Call, answer: Answer) -> _Graph:
-        """A graph of perfuse's own network.
+    def _own(self, call: Call) -> tuple[_Graph, float]:
+        """A graph of perfuse's own network, and how far its first answer is from PyTorch's.
+
+        Where one program takes every size, a smaller call is compared: the whole one takes PyTorch as
+        long as the first step.
 
         Raises:
-            UnsupportedError: it has none for the module, or the call is not a usual one.
+            PerfuseError: it has none for the module, the call is not a usual one, or it could not run.
+            ExecutionError: its answer is another one.
         """
         settings = self._settings
         found = neutral_of(
             self._module,
             self.entry,
             call,
-            answer,
             name=settings.name,
             precision=settings.precision or precision_of(self._module),
-            fingerprint=self._fingerprint,
         )
         if found is None or not found.guards.fit(call.shapes):
             raise UnsupportedError(f"perfuse has no network of its own for {self.name}")
         component, transforms = rewritten(found.component, self._transforms)
         program = prepare(component, settings.target, settings.store, usual={}, model=settings.name)
-        return _Graph(
+        tried = call if isinstance(program, PerSize) else found.smaller(call)
+        answer = self._answer(tried)
+        if len(answer.tensors) != 1:
+            program.close()
+            raise UnsupportedError(f"{self.name} returns {len(answer.tensors)} tensors")
+        graph = _Graph(
             program=program,
             component=component,
             guards=found.guards,
@@ -363,6 +379,7 @@ class StandIn:
             neutral=found,
             transforms=transforms,
         )
+        return self._checked(graph, tried, answer)
 
     def _recorded(self, call: Call, answer: Answer) -> _Graph:
         """A graph of the module's own code.

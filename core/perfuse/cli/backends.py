@@ -57,7 +57,7 @@ def doctor(
     else:
         from perfuse.report.backends import print_examined
 
-        print_examined(rows)
+        print_examined(rows, found["plugins"])
     if is_strict():
         check_rows(rows)
     if any(row["state"] in ("broken", "crashed") for row in rows):

@@ -1,12 +1,14 @@
 """The command line. Options can come from a flag, the environment or ``perfuse.toml``."""
 
+import atexit
 import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,7 @@ from perfuse.cli.merge import merge
 from perfuse.cli.plugins import plugin
 from perfuse.cli.tune import tune
 from perfuse.errors import BackendNotFoundError, ConfigError, InputError, PerfuseError, PluginError
-from perfuse.plugins.importing import Stopped
+from perfuse.plugins.importing import Stopped, guarded, said
 from perfuse.report.console import forgive, say
 from perfuse.sources.files import shown
 
@@ -38,6 +40,10 @@ __all__ = ["main"]
 _SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
+
+
+#: Set by whoever wants to see the traceback of an error that is a fault of perfuse or of a plugin.
+_TRACEBACK = "PERFUSE_TRACEBACK"
 
 
 @contextmanager
@@ -85,13 +91,21 @@ class _Group(click.Group):
         """The list of commands for --help, without importing a plugin."""
         from perfuse.plugins.installed import command_entries
 
-        said = {
+        lines = {
             name: f"From {entry.distribution} {entry.version}: perfuse {name} --help."
             for name, entry in command_entries().items()
         }
-        said |= {name: command.get_short_help_str(80) for name, command in self.commands.items()}
+        lines |= {name: command.get_short_help_str(80) for name, command in self.commands.items()}
         with formatter.section("Commands"):
-            formatter.write_dl(sorted(said.items()))
+            formatter.write_dl(sorted(lines.items()))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as a program: what is on the command line, then the end of the process."""
+        try:
+            return super().__call__(*args, **kwargs)
+        except SystemExit as exc:
+            _wait_for_nobody(exc.code)
+            raise
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
@@ -121,6 +135,35 @@ class _Group(click.Group):
         except MemoryError as exc:
             _complain(f"There is not enough memory: {exc or 'none is left'}. Ask for less at once.")
             ctx.exit(1)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except BaseException as exc:  # SystemExit of a plugin, too, which would end it with 0
+            if _TRACEBACK in os.environ:
+                raise
+            _complain(_unforeseen(exc))
+            ctx.exit(1)
+
+
+def _unforeseen(exc: BaseException) -> str:
+    """What is said of an error that is a fault of perfuse, of a plugin or of a library."""
+    place = traceback.extract_tb(exc.__traceback__)[-1]
+    return (
+        f"{said(exc)} was raised in {shown(place.filename)}, line {place.lineno}, which nobody foresaw. "
+        f"Tell the authors of that file, with the traceback: {_TRACEBACK}=1."
+    )
+
+
+def _wait_for_nobody(status: object) -> None:
+    """End the process now if a plugin or a library left a thread that Python would wait for."""
+    if not any(
+        one for one in threading.enumerate() if not (one.daemon or one is threading.main_thread())
+    ):
+        return
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # it was closed
+            stream.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))
 
 
 def _complain(message: object) -> None:
@@ -134,20 +177,17 @@ def _load_command(entry: "Entry") -> click.Command:
     Raises:
         PluginError: the command cannot be imported, or is not a click command.
     """
-    try:
+    with guarded(
+        lambda why: PluginError(
+            f"Command {entry.name!r} was asked for; it is from {entry.distribution} "
+            f"{entry.version}, and cannot be loaded: {why}. Update or uninstall that."
+        )
+    ):
         command = entry.point.load()
         if not isinstance(command, click.Command):
             raise TypeError(
                 f"{entry.point.value} is a {type(command).__name__}, not a click command"
             )
-    except KeyboardInterrupt:
-        raise
-    except BaseException as exc:
-        why = f"{type(exc).__name__}: {exc}".splitlines()[0].removesuffix(": ")
-        raise PluginError(
-            f"Command {entry.name!r} was asked for; it is from {entry.distribution} "
-            f"{entry.version}, and cannot be loaded: {why}. Update or uninstall that."
-        ) from exc
     return command
 
 

@@ -1,6 +1,7 @@
 """The options of ``perfuse generate`` that are inputs of tasks, made from the tasks' inputs."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from perfuse.cli.common import FILE, variable
-from perfuse.errors import InputError
+from perfuse.errors import InputError, PluginError
 
 if TYPE_CHECKING:
     from perfuse.contract.steps import Task
@@ -63,14 +64,13 @@ def task_options(*, plugins: bool = False) -> tuple[TaskOption, ...]:
     """
     from perfuse.builtin import perfuse_pipelines
     from perfuse.plugins import host, resolve
+    from perfuse.plugins.importing import guarded
 
     manifests = host().pipelines().values() if plugins else perfuse_pipelines()
     tasks: list[Any] = []
     for reference in dict.fromkeys(task for m in manifests for task in m.tasks.values()):
-        try:
+        with suppress(PluginError), guarded(PluginError):  # it is said when the task is used
             tasks.append(resolve(reference))
-        except Exception:  # noqa: BLE001,S112 - a plugin's fault, reported when its task is used
-            continue
     return _options(tasks)
 
 

@@ -45,6 +45,12 @@ class Architecture:
     #: its last layers, and another entry, whose last input that is and which runs these layers
     #: alone. Empty if there is none.
     shallow: str = ""
+    #: ``(component, blocks) -> (component, component)``: a transformer that also gives two states, and
+    #: another entry, of its first blocks and its end alone. The last output of both, without
+    #: ``added``, tells how much the first blocks' work changed since another step; ``added`` is what
+    #: the other blocks add: the last output of the first and the last input of the second. Empty if
+    #: there is none.
+    first_blocks: str = ""
     #: For a class that holds several models, in the folders ``NAME``, ``NAME_1``, …: their class.
     each: str = ""
     #: ``(name, shapes) -> perfuse.contract.original.Original | None``: reads the class from the
@@ -52,7 +58,8 @@ class Architecture:
     #: are not this class's. A ``KeyError`` names a tensor that is missing.
     original: str = ""
     #: ``(layers) -> {other: layer}``: what files of adapters may also call its layers, for a class
-    #: whose weights adapters change; every layer's own name is known without. Empty if there is none.
+    #: whose weights adapters change; every layer's own name is known without. A layer of the file
+    #: that is several of the class is a ``perfuse.contract.original.Stacked``. Empty if there is none.
     aliases: str = ""
     #: ``(name) -> str | None``: a stored tensor's name in checkpoints of today; ``None`` for one that
     #: the class does not have. With it, tensors are found in a file without building the model.

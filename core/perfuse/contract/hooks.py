@@ -231,6 +231,10 @@ class Hooks:
         """Folder layouts that other tools write."""
 
 
+#: The longest text that a manifest may hold, and how much of a wrong value is shown, in characters.
+_LONGEST, _SHOWN = 10_000, 200
+
+
 def check_fields(manifest: Any) -> None:
     """Check that each field of a manifest has its declared type.
 
@@ -241,23 +245,23 @@ def check_fields(manifest: Any) -> None:
     for one in fields(manifest):
         value, check = getattr(manifest, one.name), _CHECKS.get(hints[one.name])
         if check is not None and not check[0](value):
-            kind = type(manifest).__name__
-            raise PluginError(f"returned a {kind} whose {one.name} is {value!r}, not {check[1]}")
+            kind, shown = type(manifest).__name__, repr(value)[:_SHOWN]
+            raise PluginError(f"returned a {kind} whose {one.name} is {shown}, not {check[1]}")
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+    return isinstance(value, str) and len(value) <= _LONGEST
 
 
 def _is_texts(value: object) -> bool:
-    return isinstance(value, tuple | list) and all(isinstance(text, str) for text in value)
+    return isinstance(value, tuple | list) and all(_is_text(text) for text in value)
 
 
 def _is_named_texts(value: object) -> bool:
     return (
         isinstance(value, Mapping)
         and len(value) > 0
-        and all(isinstance(text, str) for pair in value.items() for text in pair)
+        and all(_is_text(text) for pair in value.items() for text in pair)
     )
 
 

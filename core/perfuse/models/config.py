@@ -14,11 +14,16 @@ from typing import Any, ClassVar, Self
 
 from perfuse.errors import CheckpointError
 
-__all__ = ["ModelConfig", "TransformersConfig", "check_types"]
+__all__ = ["ModelConfig", "TransformersConfig", "check_types", "held_by_attention"]
 
 
 #: Above this a number in a config is none that a network computes with.
 _HUGE = 1e30
+
+
+def held_by_attention(tokens: int, width: int) -> int:
+    """How many numbers a transformer holds at once: the tokens, their queries, keys and values."""
+    return 4 * tokens * width
 
 
 def _frozen(value: Any) -> Any:
@@ -128,6 +133,14 @@ class ModelConfig:
         if len(value) != count:
             raise self.error(f"{name} has {len(value)} entries", f"one a block, {count}")
         return value
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        """How many numbers a denoiser holds at once for one picture: a lower bound, 0 if unknown.
+
+        Args:
+            sizes: ``LatentSpec.dims`` of the picture.
+        """
+        return 0
 
     def error(self, found: str, wanted: str) -> CheckpointError:
         return CheckpointError(f"{self.class_name}: {found}; this model takes {wanted}.")

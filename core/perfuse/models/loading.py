@@ -15,7 +15,7 @@ from perfuse.models.config import check_types
 from perfuse.sources.files import replacing, user_path, write_file
 from perfuse.sources.fitting import Rename, check_fit, some_names
 from perfuse.sources.hub import file_from_hub, is_hub_id
-from perfuse.sources.layouts import UNET, VAE
+from perfuse.sources.layouts import DENOISERS, VAE
 from perfuse.sources.model_index import read_json
 from perfuse.sources.original import NONE, OriginalFile, locate
 from perfuse.sources.weights import Weights, variants
@@ -34,7 +34,7 @@ __all__ = [
 
 _CONFIG = "config.json"
 #: Where a file of a whole pipeline keeps the models that are also kept alone.
-_PLACES = {"unet": UNET, "vae": VAE}
+_PLACES = {**DENOISERS, "vae": VAE}
 _M = TypeVar("_M", bound="Model")
 
 

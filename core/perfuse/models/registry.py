@@ -1,7 +1,9 @@
 """The architectures of core and of plugins, by the class name in a checkpoint."""
 
 import importlib
+import math
 import pkgutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +13,11 @@ from perfuse.contract.architecture import Architecture
 from perfuse.contract.component import Component
 from perfuse.contract.guider import Perturbation
 from perfuse.contract.latents import LatentSpec, PixelLatents
-from perfuse.contract.original import Original, Shapes
+from perfuse.contract.original import Original, Shapes, Stacked
 from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.errors import CheckpointError, InputError
-from perfuse.models.config import check_types
+from perfuse.memory import check_memory
+from perfuse.models.config import ModelConfig, check_types
 from perfuse.plugins import host, resolve
 from perfuse.sources.left_out import check_left_out
 
@@ -23,7 +26,9 @@ __all__ = [
     "check_config",
     "describe",
     "find",
+    "first_blocks",
     "fitted",
+    "held",
     "host_inputs",
     "is_known",
     "latents_class",
@@ -175,7 +180,11 @@ def host_inputs(
         spec: The component.
         sizes: Dimension to its size in this call, including ``batch``.
         guidance: The scale for a denoiser with embedded guidance.
+
+    Raises:
+        InputError: the inputs and outputs of these sizes do not fit into memory.
     """
+    _check_fits(spec, sizes)
     architecture = _architecture(spec)
     if architecture is None or not architecture.host_inputs:
         return {}
@@ -183,12 +192,46 @@ def host_inputs(
     return given
 
 
-def aliases(spec: ComponentSpec, layers: Iterable[str]) -> dict[str, str]:
+def _check_fits(spec: ComponentSpec, sizes: Mapping[str, int]) -> None:
+    """Refuse a call whose arrays, those that follow from the sizes, do not fit into memory.
+
+    Raises:
+        InputError: there is not that much memory.
+    """
+    signature = spec.signature.resolve(sizes)
+    shapes = [tensor.shape for tensor in (*signature.inputs, *signature.outputs)]
+    known = [[one for one in shape if isinstance(one, int)] for shape in shapes]
+    numbers = sum(
+        math.prod(k) for k, shape in zip(known, shapes, strict=True) if len(k) == len(shape)
+    )
+    asked = ", ".join(
+        f"{name} {size}" for name, size in sizes.items() if name in spec.signature.dims
+    )
+    check_memory(4 * numbers, f"A call of {spec.name} for {asked}")
+
+
+def held(spec: ComponentSpec, sizes: Mapping[str, int]) -> int:
+    """How many numbers a denoiser holds at once for one picture: a lower bound, 0 if unknown.
+
+    Args:
+        spec: The denoiser.
+        sizes: ``LatentSpec.dims`` of the picture.
+    """
+    architecture = _architecture(spec)
+    kind: Any = resolve(architecture.config) if architecture and architecture.config else None
+    if not (isinstance(kind, type) and issubclass(kind, ModelConfig)):
+        return 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # opening the checkpoint said what it does not know
+        return kind.from_dict(spec.config).held(sizes)
+
+
+def aliases(spec: ComponentSpec, layers: Iterable[str]) -> dict[str, str | Stacked]:
     """What files of adapters may also call the layers of a component: other name to layer."""
     architecture = _architecture(spec)
     if architecture is None or not architecture.aliases:
         return {}
-    found: dict[str, str] = resolve(architecture.aliases)(layers)
+    found: dict[str, str | Stacked] = resolve(architecture.aliases)(layers)
     return found
 
 
@@ -231,6 +274,26 @@ def shallow(component: Component, layers: int) -> tuple[Component, Component] | 
     if architecture is None or not architecture.shallow:
         return None
     both: tuple[Component, Component] = resolve(architecture.shallow)(component, layers)
+    return both
+
+
+def first_blocks(component: Component, blocks: int) -> tuple[Component, Component] | None:
+    """A transformer that also gives what its later blocks add, and an entry of the first ones.
+
+    Args:
+        component: The denoiser.
+        blocks: How many are the first ones; 0 for none, so that the entry has no block.
+
+    Returns:
+        Both, ``None`` if the denoiser's architecture has no such entry.
+
+    Raises:
+        InputError: this denoiser has not so many blocks.
+    """
+    architecture = _architecture(component.spec)
+    if architecture is None or not architecture.first_blocks:
+        return None
+    both: tuple[Component, Component] = resolve(architecture.first_blocks)(component, blocks)
     return both
 
 

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from perfuse.errors import PerfuseError
+from perfuse.sources.files import open_file
+
 if TYPE_CHECKING:
     import subprocess
 
@@ -26,6 +29,8 @@ TIMEOUT = 60.0
 APART = "PERFUSE_APART"
 #: How many processes run at the same time; each may need some hundred megabytes.
 _AT_ONCE = 4
+#: How much of an answer is read, in bytes.
+_LARGEST = 2**26
 #: How many lines of a failed process's output are kept.
 _KEPT = 12
 
@@ -186,15 +191,25 @@ def _crash(status: int) -> str | None:
 def _read_lines(answer: Path) -> list[dict[str, Any]]:
     """The JSON lines that a process wrote; a crash may leave the last line incomplete."""
     lines = []
-    for line in answer.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in _end_of(answer, _LARGEST).splitlines():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             break
+        if isinstance(line, dict):
+            lines.append(line)
     return lines
 
 
 def _tail(output: Path) -> list[str]:
-    with open(output, "rb") as stream:
-        stream.seek(max(0, output.stat().st_size - 4000))
-        return stream.read().decode("utf-8", "replace").splitlines()[-_KEPT:]
+    return _end_of(output, 4000).splitlines()[-_KEPT:]
+
+
+def _end_of(path: Path, most: int) -> str:
+    """The end of a file as text; none of one that the process removed."""
+    try:
+        with open_file(path) as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - most))
+            return stream.read(most).decode("utf-8", "replace")
+    except (OSError, PerfuseError):
+        return ""

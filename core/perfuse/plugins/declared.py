@@ -25,6 +25,7 @@ from perfuse.plugins.importing import quiet, said
 from perfuse.plugins.installed import Entry
 from perfuse.plugins.kept import Record, Rests, loaded_modules, surroundings
 from perfuse.plugins.manifests import HOOKS, Answer, from_plain, read_answer, to_plain
+from perfuse.plugins.state import State
 
 __all__ = ["Again", "Declaration", "Failed", "Here", "Told", "declarations", "tell"]
 
@@ -39,6 +40,10 @@ _MOST_FILES = 500
 class Declaration(Protocol):
     """A plugin that can be asked for its manifests."""
 
+    @property
+    def changes(self) -> Sequence[str]:
+        """What importing it changed for all code of the process, if that was another than this."""
+
     def ask(self, hook: str) -> Answer | None:
         """The plugin's answer to a hook; ``None`` if it does not implement the hook.
 
@@ -52,6 +57,7 @@ class Here:
     """A plugin that is imported in this process; its hooks are called when needed."""
 
     plugin: object
+    changes: Sequence[str] = ()
 
     @classmethod
     def load(cls, load: Callable[[], object]) -> "Here":
@@ -97,6 +103,7 @@ class Told:
     answers: Mapping[str, Answer]
     #: Hook to the fault in its answer.
     faults: Mapping[str, str]
+    changes: Sequence[str] = ()
 
     def ask(self, hook: str) -> Answer | None:
         if hook in self.faults:
@@ -198,9 +205,10 @@ def _decoded(value: Mapping[str, Any]) -> Declaration | None:
         for hook, answer in answers.items():
             read_answer(hook, answer)
         faults = {str(hook): str(fault) for hook, fault in value["faults"].items()}
+        changes = tuple(str(one) for one in value["changes"])
     except Exception:  # noqa: BLE001 - the cache file is foreign or damaged
         return None
-    return Told(answers, faults)
+    return Told(answers, faults, changes)
 
 
 def _read(children: Children, entry: Entry, timeout: float) -> Declaration | Failed:
@@ -246,7 +254,7 @@ def _source_files(module: str) -> list[str]:
 
 def tell(entry: Entry) -> dict[str, Any]:
     """What a plugin declares, as plain data; `declarations` calls this in a child process."""
-    before = set(sys.modules)
+    before, state = set(sys.modules), State.now()
     try:
         plugin = Here.load(entry.point.load)
     except PluginError as exc:
@@ -262,6 +270,7 @@ def tell(entry: Entry) -> dict[str, Any]:
     return {
         "answers": answers,
         "faults": faults,
+        "changes": state.changed(State.now()),
         "rests": _rests(entry, before),
     }
 

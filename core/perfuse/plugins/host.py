@@ -26,17 +26,17 @@ from perfuse.contract.hooks import (
 from perfuse.errors import (
     BackendError,
     BackendNotFoundError,
+    DeviceNotFoundError,
     EngineMissingError,
     ExportError,
     InputError,
-    PerfuseError,
     PluginError,
 )
 from perfuse.plugins.availability import availability, missing_modules, not_installed
 from perfuse.plugins.children import TIMEOUT
 from perfuse.plugins.declared import Again, Declaration, Failed, Here, declarations
 from perfuse.plugins.disabled import is_named
-from perfuse.plugins.importing import quiet, resolve, said
+from perfuse.plugins.importing import guarded, quiet, resolve, said
 from perfuse.plugins.installed import (
     PluginRow,
     allowed_plugins,
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from perfuse.contract.exporter import Exporter
     from perfuse.contract.reader import Reader
     from perfuse.contract.source import Source
+    from perfuse.contract.target import Device
     from perfuse.contract.transform import Transform
 
 __all__ = [
@@ -72,6 +73,8 @@ __all__ = [
 _T = TypeVar("_T")
 #: Core's own plugin, named by import path as any other plugin is.
 _CORE = "perfuse.builtin"
+#: The most of a fault that a row says, in characters.
+_LONGEST = 2000
 
 
 class PluginHost:
@@ -116,7 +119,7 @@ class PluginHost:
                 remedy=_remedy(row, crashed=declared.state == "crashed"),
             )
         self._plugins[row.name] = declared
-        return replace(row, state="loaded")
+        return replace(row, state="loaded", changes=tuple(declared.changes))
 
     def _ask(self, hook: str) -> list[tuple[str, Answer]]:
         """Each plugin's answer to a hook; a fault of one plugin does not affect the others."""
@@ -138,7 +141,7 @@ class PluginHost:
         """Note a plugin's fault on its row, unless the row has one already."""
         for i, row in enumerate(self.rows):
             if row.name == name and row.state == "loaded":
-                line = " ".join(reason.split())
+                line = " ".join(reason.split())[:_LONGEST]
                 self.rows[i] = replace(row, state=state, reason=line, remedy=remedy or _remedy(row))
 
     def _manifests(self, hook: str, kind: type[_T]) -> Iterator[tuple[str, _T]]:
@@ -265,6 +268,7 @@ class PluginHost:
                     "distribution": plugin.distribution if plugin is not None else "",
                     "version": plugin.version if plugin is not None else "",
                     "devices": [],
+                    "changes": list(plugin.changes) if plugin is not None else [],
                 }
             )
         backends += [row.as_backend() for row in self.rows if row.state != "loaded"]
@@ -325,6 +329,35 @@ class PluginHost:
 
         loaded = _instantiate(manifest.impl, Backend, f"backend {name!r}")  # type: ignore[type-abstract]
         return loaded
+
+    def devices(self, name: str) -> "list[Device]":
+        """The devices of a backend, at least one.
+
+        Raises:
+            BackendError: there is no such backend, it cannot be used, or it sees no device.
+            PluginError: it raises something else, or returns something else.
+        """
+        from perfuse.contract.target import Device
+
+        backend = self.backend(name)
+        with guarded(
+            lambda why: PluginError(
+                f"Backend {name!r} was asked for its devices; it raised {why}. Update or uninstall "
+                "its plugin."
+            )
+        ):
+            found = list(backend.devices())
+        if wrong := [one for one in found if not isinstance(one, Device)]:
+            raise PluginError(
+                f"Backend {name!r} was asked for its devices; it listed {wrong[0]!r}. Update or "
+                "uninstall its plugin."
+            )
+        if not found:
+            raise DeviceNotFoundError(
+                f"Backend {name!r} was asked for its devices; its engine lists none. Install the "
+                "device's driver, or choose another backend."
+            )
+        return found
 
     def exporter(self, format: str) -> "Exporter":
         """The exporter of a format.
@@ -388,15 +421,13 @@ class PluginHost:
             )
         from perfuse.contract.source import Source
 
-        try:
+        with guarded(
+            lambda why: PluginError(
+                f"Model {name}:{rest} was to be opened by {manifest.impl}, which raised {why}. "
+                "Update or uninstall its plugin."
+            )
+        ):
             source = resolve(manifest.impl)(rest)
-        except PerfuseError:
-            raise
-        except Exception as exc:
-            raise PluginError(
-                f"Model {name}:{rest} was to be opened by {manifest.impl}, which raised "
-                f"{said(exc)}. Update or uninstall its plugin."
-            ) from exc
         if not isinstance(source, Source):
             raise PluginError(
                 f"Model {name}:{rest} was to be opened by {manifest.impl}, which returned "
@@ -440,16 +471,15 @@ def _remedy(row: PluginRow, *, crashed: bool = False) -> str:
 
 
 def _instantiate(reference: str, kind: type[_T], what: str) -> _T:
-    try:
-        with quiet():
-            instance = resolve(reference)()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as exc:
-        raise PluginError(
-            f"The {what} is {reference}; loading it raised {said(exc)}. "
-            "Update or uninstall its plugin."
-        ) from exc
+    with (
+        guarded(
+            lambda why: PluginError(
+                f"The {what} is {reference}; loading it raised {why}. Update or uninstall its plugin."
+            )
+        ),
+        quiet(),
+    ):
+        instance = resolve(reference)()
     if not isinstance(instance, kind):
         raise PluginError(
             f"The {what} is {reference}, which is not a {kind.__name__}. Update or uninstall its "

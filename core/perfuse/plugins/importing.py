@@ -8,9 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
-__all__ = ["Stopped", "is_stop", "quiet", "resolve", "said"]
+from perfuse.errors import PerfuseError
+
+__all__ = ["Stopped", "guarded", "is_stop", "quiet", "resolve", "said"]
 
 _printing = threading.RLock()
+#: The most that is kept of what an exception says, in characters.
+_LONGEST = 2000
 
 
 class Stopped(KeyboardInterrupt):
@@ -32,6 +36,25 @@ def is_stop(exc: BaseException) -> bool:
 
 
 @contextmanager
+def guarded(fault: Callable[[str], PerfuseError]) -> Iterator[None]:
+    """Make an error of whatever third-party code raises that is none of perfuse's.
+
+    Also of what would end the process with status 0, or look like the user's Ctrl-C.
+
+    Args:
+        fault: Given what it said, on one line, returns the error.
+    """
+    try:
+        yield
+    except PerfuseError:
+        raise
+    except BaseException as exc:
+        if is_stop(exc):
+            raise
+        raise fault(said(exc)) from exc
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Send what a plugin's code prints to standard error, away from a command's output."""
     with _printing, redirect_stdout(sys.stderr):  # the lock: redirecting is not thread-safe
@@ -49,6 +72,8 @@ def said(exc: BaseException) -> str:
     """An exception from third-party code as one line: its class and the first line of its text."""
     try:
         text = str(exc)
-    except Exception:  # noqa: BLE001 - its __str__ is third-party code, too
+    except BaseException as second:  # its __str__ is third-party code, too
+        if is_stop(second):
+            raise
         text = ""
-    return f"{type(exc).__name__}: {text}".splitlines()[0].removesuffix(": ")
+    return f"{type(exc).__name__}: {text}".splitlines()[0].removesuffix(": ")[:_LONGEST]

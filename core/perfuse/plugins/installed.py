@@ -62,6 +62,8 @@ class PluginRow:
     state: str
     reason: str = ""
     remedy: str = ""
+    #: What importing it changes for all code of a process.
+    changes: tuple[str, ...] = ()
 
     def as_backend(self) -> dict[str, Any]:
         """The plugin as a row of the list of backends, if it cannot be used."""
@@ -78,6 +80,7 @@ class PluginRow:
             "distribution": self.distribution,
             "version": self.version,
             "devices": [],
+            "changes": list(self.changes),
         }
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -36,6 +37,8 @@ _KINDS: Mapping[str, type] = MappingProxyType(
         "perfuse_architectures": Architecture,
     }
 )
+#: The most manifests of a hook, and how much of a wrong answer is shown, in characters.
+_MOST, _SHOWN = 1000, 200
 #: Every hook.
 HOOKS = (*_KINDS, "perfuse_schedulers")
 
@@ -54,11 +57,14 @@ def read_answer(hook: str, answer: Any) -> Answer:
     if hook == "perfuse_schedulers":
         return _read_schedulers(answer)
     kind = kind_of(hook)
-    manifests = tuple(answer) if isinstance(answer, Iterable) else (answer,)
+    listed = isinstance(answer, Iterable)
+    manifests = tuple(islice(answer, _MOST + 1)) if listed else (answer,)
     wrong = [manifest for manifest in manifests if not isinstance(manifest, kind)]
-    if wrong or not isinstance(answer, Iterable):
-        shown = wrong[0] if wrong else answer
-        raise PluginError(f"returned {shown!r}, not a list of {kind.__name__}")
+    if wrong or not listed:
+        shown = repr(wrong[0] if wrong else answer)[:_SHOWN]
+        raise PluginError(f"returned {shown}, not a list of {kind.__name__}")
+    if len(manifests) > _MOST:
+        raise PluginError(f"returned more than {_MOST} of {kind.__name__}")
     for manifest in manifests:
         check_fields(manifest)
     return manifests
@@ -69,7 +75,8 @@ def _read_schedulers(answer: Any) -> Mapping[str, str]:
         isinstance(text, str) for pair in answer.items() for text in pair
     )
     if not fits:
-        raise PluginError(f"returned {answer!r}, not a dict of class name to module:Class")
+        shown = repr(answer)[:_SHOWN]
+        raise PluginError(f"returned {shown}, not a dict of class name to module:Class")
     return dict(answer)
 
 
@@ -96,7 +103,7 @@ def to_plain(value: Any) -> Any:
         }
         return {"class": f"{kind.__module__}:{kind.__qualname__}", "fields": fields}
     raise PluginError(
-        f"returned a manifest that holds {value!r}; a manifest is plain data: numbers, texts, "
+        f"returned a manifest that holds {repr(value)[:_SHOWN]}; a manifest is plain data: numbers, texts, "
         "tuples, dicts, and classes named by text"
     )
 

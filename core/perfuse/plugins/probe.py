@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 Say: TypeAlias = Callable[..., None]
+#: The largest file that it may write, in bytes: engines keep compiled programs, output has no end.
+_LARGEST = 2**30
 
 
 def main(arguments: Sequence[str]) -> None:
     """Answer one request: ``{"declare": KEY}`` of a plugin, or ``{"backend": NAME, …}``."""
-    _leave_no_core_file()
+    _limit_files()
     with open(arguments[0], "a", encoding="utf-8") as file:
 
         def say(**line: Any) -> None:
@@ -49,12 +51,16 @@ def main(arguments: Sequence[str]) -> None:
         say(step="ending")
 
 
-def _leave_no_core_file() -> None:
+def _limit_files() -> None:
+    """Leave no core file, and no output without end."""
     try:
         import resource
     except ImportError:  # not on this system
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    most = _LARGEST if hard == resource.RLIM_INFINITY else min(hard, _LARGEST)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
 
 
 def _declare(key: str) -> dict[str, Any]:
@@ -67,7 +73,11 @@ def _declare(key: str) -> dict[str, Any]:
 def _probe(name: str, thorough: bool, say: Say) -> dict[str, Any]:
     from perfuse.plugins.host import host
     from perfuse.plugins.kept import loaded_modules
+    from perfuse.plugins.state import State
 
+    if thorough:
+        pass  # so that what perfuse sets is there before
+    before = State.now()
     say(step="importing its plugin")
     manifest = host().backends()[name]
     answer: dict[str, Any] = {"engines": _versions(manifest.requires)} if thorough else {}
@@ -90,6 +100,7 @@ def _probe(name: str, thorough: bool, say: Say) -> dict[str, Any]:
         answer["supports"] = {
             f"{name}:{device.name}": _supported(backend, device) for device in devices
         }
+        answer["changes"] = before.changed(State.now())
     own = [manifest.impl.partition(".")[0].partition(":")[0]]
     return {**answer, "rests": loaded_modules(own).to_dict()}
 

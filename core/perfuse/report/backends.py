@@ -14,6 +14,8 @@ Row = Mapping[str, Any]
 _HEADINGS = ("target", "state", "here", "what")
 #: The least width at which the last column is printed.
 _LEAST = 12
+#: How many changes of a process are named; ``--json`` has all.
+_CHANGES = 8
 
 
 def print_backends(rows: Sequence[Row]) -> None:
@@ -98,8 +100,13 @@ def _ago(seconds: float) -> str:
     return f"{seconds // 1:.0f} s"
 
 
-def print_examined(rows: Sequence[Row]) -> None:
-    """The rows of ``perfuse doctor`` as text."""
+def print_examined(rows: Sequence[Row], plugins: Sequence[Row] = ()) -> None:
+    """The rows of ``perfuse doctor`` as text.
+
+    Args:
+        rows: The backends.
+        plugins: The plugins, of which those are named that change the process without a backend.
+    """
     from rich.text import Text
 
     to = console()
@@ -109,6 +116,18 @@ def print_examined(rows: Sequence[Row]) -> None:
         to.print(Text.assemble((safe(row["backend"]), "bold"), state))
         for line in _details(row):
             to.print(f"  {line}")
+    named = {(row["distribution"], row["plugin"]) for row in rows}
+    for row in plugins:
+        if row["changes"] and (row["distribution"], row["name"]) not in named:
+            to.print(f"{safe(row['name'])}  {_origin(row)}")
+            to.print(f"  {_changes(row)}")
+
+
+def _changes(row: Row) -> str:
+    """What a plugin changes for all code of a process, on one line."""
+    few = [safe(one) for one in row["changes"][:_CHANGES]]
+    more = len(row["changes"]) - len(few)
+    return f"changes in the process: {', '.join(few)}{f' and {more} more' if more else ''}"
 
 
 def _details(row: Row) -> Iterator[str]:
@@ -123,6 +142,8 @@ def _details(row: Row) -> Iterator[str]:
         answers = supports.get(device["target"], {}).items()
         if answers:
             yield safe("  " + ", ".join(f"{precision} {level}" for precision, level in answers))
+    if row.get("changes"):
+        yield _changes(row)
     for line in row.get("output", ()):
         yield f"│ {safe(line)}"
 

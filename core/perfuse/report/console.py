@@ -13,18 +13,24 @@ _LONGEST = 2000
 
 
 def safe(text: object) -> str:
-    """Untrusted text on one line, with control characters escaped.
+    """Untrusted text on one line: control characters escaped, the middle of a very long one left out.
 
     >>> safe("red \\x1b[31m, and a second\\nline")
     'red \\\\x1b[31m, and a second\\\\nline'
     """
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text)
+    shown = (
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii")
+        for c in _shortened(str(text))
     )
+    return _shortened("".join(shown))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 400]} … {text[-400:]}"
 
 
 def say(text: object, *, err: bool = False, bold: bool = False) -> None:
-    """Print a message: control characters are escaped, and the middle of a very long line left out.
+    """Print a message, each of its lines as ``safe`` makes it.
 
     All readable output of the command line is printed by this or by ``console``.
 
@@ -37,8 +43,6 @@ def say(text: object, *, err: bool = False, bold: bool = False) -> None:
 
     for line in str(text).split("\n"):
         shown = safe(line)
-        if len(shown) > _LONGEST:
-            shown = f"{shown[: _LONGEST - 400]} … {shown[-400:]}"
         click.echo(click.style(shown, bold=True) if bold else shown, err=err)
 
 

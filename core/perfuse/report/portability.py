@@ -24,6 +24,7 @@ from perfuse.errors import (
     PluginError,
 )
 from perfuse.plugins.host import host, missing_modules, resolve, said
+from perfuse.plugins.importing import guarded
 
 if TYPE_CHECKING:
     import torch
@@ -68,13 +69,13 @@ def limits_of(target: Target) -> tuple[str, Limits | None]:
     manifest = _manifest(target.backend)
     if not manifest.limits:
         return str(target), None
-    try:
-        known = dict(resolve(manifest.limits))  # type: ignore[call-overload]
-    except Exception as exc:
-        raise PluginError(
+    with guarded(
+        lambda why: PluginError(
             f"Backend {target.backend!r} names {manifest.limits} for what its devices take; "
-            f"loading that raised {said(exc)}. Update or uninstall its plugin."
-        ) from exc
+            f"loading that raised {why}. Update or uninstall its plugin."
+        )
+    ):
+        known = dict(resolve(manifest.limits))  # type: ignore[call-overload]
     if not known or not all(isinstance(one, Limits) for one in known.values()):
         raise PluginError(
             f"Backend {target.backend!r} names {manifest.limits} for what its devices take, which "

@@ -16,7 +16,7 @@ from typing import Any
 
 from perfuse.errors import ExportError
 from perfuse.known import GRAPHS
-from perfuse.sources.files import replacing
+from perfuse.sources.files import read_bytes, replacing, shown
 from perfuse.sources.store import cache_folder, digest_of
 
 __all__ = [
@@ -29,6 +29,9 @@ __all__ = [
 ]
 
 _END = ".tar.xz"
+#: More bytes than a graph without weights has.
+_LARGEST = 2**29
+_AGAIN = "Install perfuse again, or remove the file."
 #: The file of an archive that has what ``perfuse graphs list`` says of it.
 _ABOUT = "graph.json"
 
@@ -69,7 +72,7 @@ class GraphSet:
             return False
         for name, data in contents(path).items():
             if name != _ABOUT:
-                (folder / Path(name).name).write_bytes(data)
+                (folder / name).write_bytes(data)
         return True
 
     def pack(self, label: str, identity: Mapping[str, Any], folder: Path, *, of: str) -> Path:
@@ -123,18 +126,35 @@ def own_graphs() -> GraphSet:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """The files of a graph's archive by name.
+    """The files of a graph's archive by name; it has no folders.
 
     Raises:
         DamagedGraphError: it is damaged, or cannot be read.
     """
+    packed = read_bytes(path, error=DamagedGraphError, remedy=_AGAIN)
     try:
-        whole = io.BytesIO(lzma.decompress(path.read_bytes()))  # sees that all of it is there
+        whole = io.BytesIO(_unpacked(packed))  # sees that all of it is there
         with tarfile.open(fileobj=whole) as archive:
-            files = [(one.name, archive.extractfile(one)) for one in archive]
-            return {name: file.read() for name, file in files if file is not None}
-    except (OSError, tarfile.TarError, lzma.LZMAError) as exc:
+            members = list(archive)
+            if wrong := [one.name for one in members if not (one.isreg() and _is_name(one.name))]:
+                raise tarfile.TarError(f"it has {shown(wrong[0])}, which is no plain file in it")
+            files = {one.name: archive.extractfile(one) for one in members}
+            return {name: file.read() for name, file in files.items() if file is not None}
+    except (EOFError, OSError, ValueError, tarfile.TarError, lzma.LZMAError) as exc:
         raise _damaged(path, exc) from exc
+
+
+def _is_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0")
+
+
+def _unpacked(packed: bytes) -> bytes:
+    """Decompressed bytes, of which there are no more than a graph has."""
+    unpacking = lzma.LZMADecompressor(memlimit=_LARGEST)
+    found = unpacking.decompress(packed, _LARGEST)
+    if not unpacking.eof:
+        raise EOFError("it ends early, or is larger than any graph")
+    return found
 
 
 def _read(path: Path) -> KnownGraph:
@@ -154,6 +174,4 @@ def _read(path: Path) -> KnownGraph:
 
 
 def _damaged(path: Path, exc: Exception) -> DamagedGraphError:
-    return DamagedGraphError(
-        f"{path}, a graph that is known, is damaged: {exc}. Install perfuse again, or remove the file."
-    )
+    return DamagedGraphError(f"{shown(path)}, a graph that is known, is damaged: {exc}. {_AGAIN}")

@@ -35,6 +35,7 @@ __all__ = [
     "bound",
     "filled",
     "graph_file",
+    "kept_graph",
     "known_weights",
 ]
 
@@ -298,6 +299,14 @@ def apart_formats() -> tuple[str, ...]:
     """The formats of which graphs without weights can be made with what is installed."""
     known = host().exporters()
     return tuple(n for n, one in known.items() if one.apart and not missing_modules(one.requires))
+
+
+def kept_graph(component: Component, format: str, store: ArtifactStore) -> Path | None:
+    """The folder of a component's graph in the cache, if it is there."""
+    component = component.unchanged
+    key = _key(component, format)
+    folder = store.folder(_label(component, format), key) if key is not None else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def known_weights(component: Component, format: str, store: ArtifactStore) -> WeightMap | None:

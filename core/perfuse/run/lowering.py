@@ -9,6 +9,7 @@ from perfuse.contract.exporter import Exporter
 from perfuse.contract.options import read_options
 from perfuse.errors import ExportError
 from perfuse.plugins.host import host
+from perfuse.plugins.importing import guarded
 from perfuse.sources.manifest import tool_versions
 from perfuse.sources.plain import to_plain
 
@@ -56,14 +57,22 @@ def lowered(component: Component, format: str, write: Callable[[Exporter], _T]) 
             f"{component.storage}; this exporter stores them as "
             f"{', '.join(exporter.storages) or 'the precision alone'}."
         )
-    try:
-        with warnings.catch_warnings():
-            # Users cannot act on deprecations inside the exporters' libraries.
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
+    with (
+        guarded(
+            lambda why: ExportError(
+                f"{component.name} was to be exported to {format}, and the exporter is at fault: "
+                f"{why}. Use another format, or tell its authors."
+            )
+        ),
+        warnings.catch_warnings(),
+    ):
+        # Users cannot act on deprecations inside the exporters' libraries.
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
             return write(exporter)
-    except OSError as exc:
-        raise ExportError(
-            f"{component.name} was to be exported to {format}; the system said: "
-            f"{exc.strerror or exc}. Nothing was written. Free space or choose another folder."
-        ) from exc
+        except OSError as exc:
+            raise ExportError(
+                f"{component.name} was to be exported to {format}; the system said: "
+                f"{exc.strerror or exc}. Nothing was written. Free space or choose another folder."
+            ) from exc

@@ -37,7 +37,7 @@ def _placement(current: Placement, text: str) -> Placement:
     backend = current.default.backend
     head = text.partition("=")[2].partition(":")[0] or text.partition(":")[0]
     if "," not in text and "=" not in text and head not in host().backends():
-        devices = {one.name.partition(":")[0] for one in host().backend(backend).devices()}
+        devices = {one.name.partition(":")[0] for one in host().devices(backend)}
         if head in devices:
             text = f"{backend}:{text}"
     return Placement.parse(text, default=backend)

@@ -58,7 +58,7 @@ def torch_device(target: Target) -> str | None:
     """
     if host().backends()[target.backend].formats:
         return None
-    return target.device or host().backend(target.backend).devices()[0].name
+    return target.device or host().devices(target.backend)[0].name
 
 
 def check_placement(source: Source, spec: PipelineSpec, placement: Placement) -> None:

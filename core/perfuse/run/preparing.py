@@ -60,7 +60,8 @@ def prepare(
             return program
         return FixedBatch(program, size, whole=whole_inputs(component.spec.signature.inputs))
     fixed = dataclasses.replace(component, static={**usual, **component.static})
-    support_fixed = backend.supports(Request.of(fixed, target))
+    with guarding(component.name, str(target)):
+        support_fixed = backend.supports(Request.of(fixed, target))
     if not support_fixed.works:
         raise UnsupportedError(_refusal(component, target, support, support_fixed))
     if component.build is None:

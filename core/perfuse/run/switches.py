@@ -95,7 +95,7 @@ class Switches(Calling):
         if gpu_id is not None and device is not None:
             raise InputError("gpu_id and device were given both. Give one of them.")
         backend = self.placement.default.backend
-        first = host().backend(backend).devices()[0].name
+        first = host().devices(backend)[0].name
         if device is not None:
             self.to(str(device))
         elif gpu_id is not None:

@@ -7,8 +7,9 @@ from typing import Any
 from perfuse.contract.component import Rewritten
 from perfuse.contract.fields import read_fields, split_named
 from perfuse.contract.transform import Plan, Transform
-from perfuse.errors import InputError, PerfuseError, PluginError
-from perfuse.plugins import host, said
+from perfuse.errors import InputError, PluginError
+from perfuse.plugins import host
+from perfuse.plugins.importing import guarded
 
 __all__ = ["Chosen", "applied", "approximate", "find_transforms", "rewriting"]
 
@@ -103,15 +104,12 @@ def approximate(
 
 def _applied(plan: Plan, chosen: Chosen) -> Plan:
     name = chosen.transform.name
-    try:
+    with guarded(
+        lambda why: PluginError(
+            f"Transform {name!r} raised {why}. Leave it out, or update or uninstall its plugin."
+        )
+    ):
         result = chosen.transform.apply(plan, chosen.options)
-    except PerfuseError:
-        raise
-    except Exception as exc:
-        raise PluginError(
-            f"Transform {name!r} raised {said(exc)}. Leave it out, or update or uninstall its "
-            "plugin."
-        ) from exc
     if not isinstance(result, Plan):
         raise PluginError(
             f"Transform {name!r} returned {result!r}, not a Plan. Leave it out, or update or "

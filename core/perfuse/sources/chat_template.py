@@ -1,22 +1,30 @@
 """Chat templates of language models: what stands before and after a prompt.
 
 A template is a program in Jinja's language that a checkpoint brings. It is rendered once, in
-Jinja's sandbox, around a mark; what an export records is the text before and after the mark.
+Jinja's sandbox and a process of its own, around a mark; what an export records is the text before and
+after the mark.
 """
 
 import json
+import sys
 from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from perfuse.errors import CheckpointError
+from perfuse.sources.files import read_text
 from perfuse.sources.tokenizer_files import CONFIG, TEMPLATE, TokenizerFiles
 
 __all__ = ["chat_template"]
 
 #: Stands for the prompt; with space around it, which a template could take away.
 _MARK = " \nprompt-of-perfuse\n "
-_LONGEST = 100_000
+#: The longest text of a template, and the most that is shown of what Jinja says, in characters.
+_LONGEST, _SAID = 100_000, 300
+#: Seconds that it may take.
+_SECONDS = 20
 
 
 def chat_template(folder: Path, settings: Mapping[str, Any]) -> tuple[str, str]:
@@ -44,10 +52,7 @@ def _source(folder: Path) -> tuple[str, Path]:
     """The template, and the file that holds it."""
     file = folder / TEMPLATE
     if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8"), file
-        except (OSError, ValueError) as exc:
-            raise CheckpointError(f"{file} cannot be read: {exc}. Download it again.") from exc
+        return read_text(file, remedy="Download it again."), file
     found = TokenizerFiles.read(folder, None).config.get("chat_template")
     if isinstance(found, list):
         named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
@@ -61,42 +66,43 @@ def _source(folder: Path) -> tuple[str, Path]:
 
 
 def _rendered(source: str, where: Path, files: TokenizerFiles, settings: Mapping[str, Any]) -> str:
-    try:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as exc:
+    if find_spec("jinja2") is None:
         raise CheckpointError(
             f"{where} holds a chat template, which needs Jinja to be read. Install it: pip install "
             "jinja2. An export of the checkpoint needs none."
-        ) from exc
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    sandbox = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    sandbox.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)
-    sandbox.globals["raise_exception"] = raise_exception
+        )
     named = {role: token["content"] for role, token in files.named.items()}
     told = {**named, "tools": None, "documents": None, "add_generation_prompt": True, **settings}
-    try:
-        template = sandbox.from_string(source)
-        text = template.render(messages=[{"role": "user", "content": _MARK}], **told)
-    except (
-        TemplateError,
-        ArithmeticError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as e:
+    request = {"source": source, "prompt": _MARK, "told": told, "longest": _LONGEST}
+    found = _render(json.dumps(request))
+    if "text" not in found:
         raise CheckpointError(
-            f"The chat template in {where} was to be rendered; Jinja said: {e}. Download it again."
-        ) from e
-    if len(text) > _LONGEST:
-        raise CheckpointError(
-            f"The chat template in {where} makes {len(text)} characters of a prompt; at most "
-            f"{_LONGEST} are taken. Do not use this checkpoint."
+            f"The chat template in {where} was to be rendered around a prompt; that failed: "
+            f"{found['fault'][:_SAID]}. Download it again, or do not use this checkpoint."
         )
-    return text
+    return found["text"]
+
+
+@cache
+def _render(request: str) -> dict[str, str]:
+    """What ``perfuse.sources.rendering`` answers, within some seconds and some memory."""
+    import subprocess
+
+    command = [sys.executable, "-P", str(Path(__file__).with_name("rendering.py"))]
+    try:
+        done = subprocess.run(
+            command,
+            check=False,
+            input=request,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=_SECONDS,
+        )
+        found: dict[str, str] = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        return {"fault": f"it takes longer than {_SECONDS} s"}
+    except OSError as exc:
+        return {"fault": f"no process could be started for it: {exc.strerror or exc}"}
+    except ValueError:
+        return {"fault": "it takes too much memory"}
+    return found

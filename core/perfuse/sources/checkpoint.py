@@ -51,7 +51,10 @@ if TYPE_CHECKING:
 
     from perfuse.sources.tokenizer import Tokenizer
 
-__all__ = ["Checkpoint", "corrected", "stored_component"]
+__all__ = ["OF_THE_CONFIG", "Checkpoint", "corrected", "stored_component"]
+
+#: What a module's graph depends on that is built from its config alone, whoever has its weights.
+OF_THE_CONFIG = "of the config"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +261,7 @@ class FromCheckpoint(Recipe):
 
     @property
     def graph(self) -> str:
-        return "of the config"
+        return OF_THE_CONFIG
 
     @property
     def quantized(self) -> str:

@@ -17,7 +17,7 @@ from perfuse.models.registry import original
 from perfuse.sources.files import user_path
 from perfuse.sources.header import Header
 from perfuse.sources.hub import file_from_hub
-from perfuse.sources.layouts import LAYOUTS, UNET, VAE
+from perfuse.sources.layouts import DENOISERS, LAYOUTS, VAE
 from perfuse.sources.weights import Weights, header_of, is_pickle, some
 
 __all__ = ["NONE", "OriginalFile", "Part", "locate", "values"]
@@ -139,6 +139,14 @@ class OriginalFile:
                 )
         return None
 
+    def denoiser(self, *, ema: bool = False) -> tuple[str, Part] | None:
+        """The denoiser and its name in a pipeline; ``None`` for a file without one."""
+        for name, prefixes in DENOISERS.items():
+            found = self.part(name, prefixes, ema=ema)
+            if found is not None:
+                return name, found
+        return None
+
     def _views(self, model: Original, prefix: str, ema: bool) -> dict[str, View]:
         views = {n: replace(v, stored=prefix + v.stored) for n, v in model.views.items()}
         if not ema:
@@ -153,7 +161,7 @@ class OriginalFile:
         return views
 
     def refusal(self) -> CheckpointError:
-        """Why this file, which has no UNet that perfuse knows, is not a pipeline."""
+        """Why this file, which has no denoiser that perfuse knows, is not a pipeline."""
         names = list(self.header.shapes)
         if any(name.endswith(_LORA) or name.startswith("lora_") for name in names):
             return self._is("a LoRA: weights to add to a model's", "Name the model's file.")
@@ -177,9 +185,8 @@ class OriginalFile:
             )
         known = ", ".join(dict.fromkeys(layout.name for layout in LAYOUTS))
         return CheckpointError(
-            f"{self.path} is of an architecture that perfuse does not know. Considered were {known}; "
-            f"all have a UNet, whose first tensor, {UNET[0]}input_blocks.0.0.weight, this file has "
-            f"not. It holds {some(_groups(names))}. Name a file of one of these."
+            f"{self.path} is of an architecture that perfuse does not know. Considered were {known}. "
+            f"It holds {some(_groups(names))}. Name a file of one of these."
         )
 
     def _is(self, what: str, remedy: str) -> CheckpointError:

@@ -21,7 +21,7 @@ from perfuse.plugins import host
 from perfuse.sources.checkpoint import Checkpoint, corrected, stored_component
 from perfuse.sources.files import user_path
 from perfuse.sources.hub import from_hub, is_hub_id
-from perfuse.sources.layouts import UNET, Layout, layout_of, nearest
+from perfuse.sources.layouts import Layout, layout_of, nearest
 from perfuse.sources.original import NONE, OriginalFile, Part, locate, values
 from perfuse.sources.tokenizer_folder import clip_folder
 from perfuse.sources.weights import Weights
@@ -89,7 +89,8 @@ class SingleFile(Source):
             revision: Branch, tag or commit of a Hub repository.
             offline: ``True`` reads only the Hub's cache.
             config: A checkpoint in Diffusers' layout, a folder or a Hub id: its configs, scheduler
-                and tokenizers are used, and its weights of models that the file has not.
+                and tokenizers are used, and its weights of models that the file has not. By
+                default, for a transformer, the repository of its authors.
             tokenizer_from: A folder with CLIP's tokenizer, or with one folder for each tokenizer.
             prediction_type: What the UNet predicts: ``"epsilon"`` or ``"v_prediction"``. No tensor
                 tells; by default as Diffusers assumes, velocity for Stable Diffusion 2 alone,
@@ -111,17 +112,20 @@ class SingleFile(Source):
             )
         path, commit = locate(model, revision=revision, offline=offline, hub=hub)
         file = OriginalFile.open(path)
-        unet = file.part("unet", UNET, ema=extract_ema)
-        if unet is None:
+        found = file.denoiser(ema=extract_ema)
+        if found is None:
             raise file.refusal()
-        layout = _recognised(file, unet)
-        parts = {"unet": unet}
+        denoiser, drawn = found
+        layout = _recognised(file, drawn, told=config is not None)
+        parts = {denoiser: drawn}
         for name, prefixes in layout.parts.items():
-            if name != "unet" and (part := file.part(name, prefixes)) is not None:
+            if name != denoiser and (part := file.part(name, prefixes)) is not None:
                 parts[name] = part
-        rest = _opened(config, offline, parts, hub) if config is not None else None
+        if layout.config:
+            _check_settings(path, layout, tokenizer_from, prediction_type)
+        rest = _rest(path, layout, config, offline, parts, hub)
         spec = rest.spec if rest is not None else _described(file, layout, parts, given or {})
-        said = _prediction(file, prediction_type)
+        said = _prediction(file, prediction_type) if denoiser == "unet" else {}
         return cls(
             path=path,
             model=str(model),
@@ -218,19 +222,53 @@ def _opened(
     return Checkpoint.open(config, offline=offline)
 
 
-def _recognised(file: OriginalFile, unet: Part) -> Layout:
+def _rest(
+    path: Path,
+    layout: Layout,
+    config: str | os.PathLike[str] | None,
+    offline: bool | None,
+    held: Collection[str],
+    hub: Mapping[str, Any],
+) -> Checkpoint | None:
+    """The checkpoint that has what a file has not: the one named, or that of the layout."""
+    if config is not None:
+        return _opened(config, offline, held, hub)
+    if not layout.config:
+        return None
+    try:
+        return _opened(layout.config, offline, held, hub)
+    except CheckpointError as exc:
+        raise CheckpointError(
+            f"{path}, {layout.name}, has {', '.join(held)}; the rest was to be taken from "
+            f"{layout.config}. {exc} Or give a checkpoint that has it: config=FOLDER, or --config."
+        ) from exc
+
+
+def _check_settings(path: Path, layout: Layout, *given: Any) -> None:
+    """Raise ``InputError`` for what only files of UNets are told."""
+    if any(one is not None for one in given):
+        raise InputError(
+            f"tokenizer_from or prediction_type was given for {path}, {layout.name}, which takes "
+            "tokenizers and scheduler from a checkpoint. Name one: config=FOLDER, or --config."
+        )
+
+
+def _recognised(file: OriginalFile, denoiser: Part, *, told: bool) -> Layout:
+    """The layout of a file; of a transformer of another size, the nearest, if its config is told."""
     names = file.header.shapes.keys()
-    layout = layout_of(unet.config, names)
+    layout = layout_of(denoiser.config, names)
     if layout is None:
-        near = nearest(unet.config)
+        near = nearest(denoiser.config, names)
+        if told and near.config:
+            return near
         wrong = ", ".join(
-            f"{name} is {unet.config.get(name)!r}, not {value!r}"
-            for name, value in near.differs(unet.config).items()
+            f"{name} is {denoiser.config.get(name)!r}, not {value!r}"
+            for name, value in near.differs(denoiser.config).items()
         )
         raise CheckpointError(
-            f"{file.path} has a UNet of no pipeline that perfuse knows; the nearest is {near.name}, "
-            f"but its {wrong or 'tensors beside the UNet are others'}. Name another file, or load "
-            f"the UNet alone: {unet.class_name}.from_single_file."
+            f"{file.path} has a denoiser of no pipeline that perfuse knows; the nearest is "
+            f"{near.name}, but its {wrong or 'other tensors are others'}. Name another file, or load "
+            f"the denoiser alone: {denoiser.class_name}.from_single_file."
         )
     return layout
 

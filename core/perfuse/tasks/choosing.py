@@ -10,7 +10,8 @@ from perfuse.contract.hooks import PipelineManifest
 from perfuse.contract.spec import PipelineSpec
 from perfuse.contract.steps import Task
 from perfuse.errors import CheckpointError, InputError, PluginError
-from perfuse.plugins import host, missing_modules, resolve, said
+from perfuse.plugins import host, missing_modules, resolve
+from perfuse.plugins.importing import guarded
 
 __all__ = ["choose", "find_guider", "like_diffusers", "pipeline_manifest", "tasks_of"]
 
@@ -45,13 +46,13 @@ def tasks_of(spec: PipelineSpec) -> dict[str, Task]:
 
 
 def _load(reference: str, class_name: str) -> Task:
-    try:
+    with guarded(
+        lambda why: PluginError(
+            f"The task of {class_name} is {reference}; loading it raised {why}. Update or uninstall "
+            "its plugin."
+        )
+    ):
         task = resolve(reference)
-    except Exception as exc:
-        raise PluginError(
-            f"The task of {class_name} is {reference}; loading it raised {said(exc)}. Update "
-            "or uninstall its plugin."
-        ) from exc
     if not isinstance(task, Task):
         raise PluginError(
             f"The task of {class_name} is {reference}, which is not a Task. Update or uninstall "
@@ -95,13 +96,13 @@ def find_guider(text: str) -> Guider:
             f"Guider {name!r} was asked for; {', '.join(missing)} is missing. "
             f"Run: {manifest.install or 'pip install ' + ' '.join(missing)}"
         )
-    try:
-        kind = resolve(manifest.impl)
-    except Exception as exc:
-        raise PluginError(
-            f"Guider {name!r} is {manifest.impl}; loading it raised {said(exc)}. Update or uninstall "
-            "its plugin."
-        ) from exc
+    with guarded(
+        lambda why: PluginError(
+            f"Guider {name!r} is {manifest.impl}; loading it raised {why}. Update or uninstall its "
+            "plugin."
+        )
+    ):
+        kind: Any = resolve(manifest.impl)
     if not (isinstance(kind, type) and issubclass(kind, Guider)):
         raise PluginError(f"Guider {name!r} is {manifest.impl}, which is not a Guider.")
     return read_fields(kind, given, of=f"Guider {name!r}")

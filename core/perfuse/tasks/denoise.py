@@ -18,7 +18,7 @@ from perfuse.contract.spec import Array, ComponentSpec, Role
 from perfuse.contract.steps import Loop, State, Tools, step
 from perfuse.errors import InputError, NonFiniteError
 from perfuse.memory import check_memory
-from perfuse.models.registry import host_inputs
+from perfuse.models.registry import held, host_inputs
 from perfuse.schedulers import Schedule
 from perfuse.tasks.part import Part
 from perfuse.tasks.tiling import in_pieces
@@ -65,21 +65,28 @@ def pick_size(tools: Tools, height: int | None, width: int | None) -> tuple[int,
     return sizes[0], sizes[1]
 
 
-def check_price(tools: Tools, pictures: int, height: int, width: int) -> None:
+def check_price(tools: Tools, pictures: int, height: int, width: int, *, together: int = 1) -> None:
     """Refuse what cannot fit into memory: a lower bound of what drawing needs is counted.
 
-    That is of all pictures at once the latents, their noise and what the denoiser predicts, the
-    widest array at their full size in the denoiser, and the picture as it is decoded and written.
+    That is of all pictures at once the latents, their noise and what the denoiser predicts, and the
+    picture as it is decoded and written; and what lies between the denoiser's layers, in half
+    precision, of the pictures that go through it together.
+
+    Args:
+        tools: The pipeline.
+        pictures: How many are drawn.
+        height: In pixels.
+        width: In pixels.
+        together: How many the denoiser takes in one run.
 
     Raises:
         InputError: there is not that much memory.
     """
     layout = tools.spec.latents
     latents = math.prod(layout.shape(pictures, height, width))
-    widths = tools.spec.denoiser.config.get("block_out_channels")
-    between = latents // layout.channels * widths[0] if widths else 0
+    between = together * held(tools.spec.denoiser, layout.dims(height, width))
     pixels = pictures * height * width * 3
-    needed = 4 * (3 * latents + between + pixels) + pixels
+    needed = 4 * (3 * latents + pixels) + pixels + 2 * between
     count = f"{pictures} pictures" if pictures > 1 else "A picture"
     check_memory(needed, f"{count} of {height} x {width}")
 
@@ -325,11 +332,14 @@ def place_inputs(
     width: int,
 ) -> State:
     """Move everything that the loop reads to the denoiser's device, once."""
-    device = tools.program(tools.spec.denoiser.name).torch_device
-    most = len(guider.branches) * len(latents)
+    program = tools.program(tools.spec.denoiser.name)
+    device, count = program.torch_device, len(latents)
+    together = count if program.max_batch is None else min(count, program.max_batch)
+    check_price(tools, count, height, width, together=together)
+    most = len(guider.branches) * count
     # float32 [steps, batch]; a smaller batch takes the beginning of a row
     timesteps = np.repeat(schedule.timesteps[:, None], most, axis=1)
-    batches = _batches(tools, conditions, guider, len(latents), (height, width), device)
+    batches = _batches(tools, conditions, guider, count, (height, width), device)
     return {
         "samples": schedule.start(place(latents, device)),
         "previous_samples": None,
@@ -367,6 +377,7 @@ def answers(
     guider: Guider,
     controls: Sequence[Control] = (),
     *,
+    running: Sequence[str] | None = None,
     denoiser: str | None = None,
     kept: Mapping[str, Mapping[str, Array]] | None = None,
 ) -> dict[str, dict[str, Array]]:
@@ -381,6 +392,7 @@ def answers(
         batches: The conditions.
         guider: Says which branches run.
         controls: What is added to the denoiser's states.
+        running: Some of the branches that run at this step; all of them by default.
         denoiser: Another entry that runs in the denoiser's place.
         kept: The inputs of that entry that the denoiser gave before, by branch, each [pictures, …].
     """
@@ -388,7 +400,8 @@ def answers(
     sample = schedule.scale_input(index, samples[0])
     own = denoiser if denoiser is not None else tools.spec.denoiser.name
     found: dict[str, dict[str, Array]] = {}
-    for entry, names in batches.groups(guider.running(moment)):
+    asked = guider.running(moment) if running is None else running
+    for entry, names in batches.groups(asked):
         program = tools.program(entry if entry is not None else own)
         together = _fits(program, len(names) * len(sample)) and batches.alike(names)
         for group in [names] if together else [(name,) for name in names]:

@@ -4,6 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import factorial
 from typing import TYPE_CHECKING, Any
 
 from perfuse.contract.spec import Array
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Forecast", "check_counts", "check_positive", "derivatives", "every"]
+__all__ = ["Forecast", "Series", "check_counts", "check_positive", "derivatives"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,44 @@ class Forecast(Rule):
         return total
 
 
+@dataclass(frozen=True, kw_only=True)
+class Series(Forecast):
+    """Asks once in so many steps; derivatives times polynomials stand for the others."""
+
+    #: The denoiser is asked once in so many steps.
+    interval: int = 2
+    #: The highest derivative; 0 takes the last prediction again.
+    order: int = 1
+    #: At how many steps it is asked before any is left out.
+    warmup: int = 3
+
+    def __post_init__(self) -> None:
+        check_counts(interval=self.interval, warmup=self.warmup)
+        if not 0 <= self.order <= 4:
+            raise InputError(f"order={self.order} was given; it must be between 0 and 4.")
+
+    @abstractmethod
+    def polynomial(self, n: int, k: int) -> float:
+        """How much the ``n``-th derivative counts ``k`` steps later, times ``n!``."""
+
+    def check(self, total: int) -> None:
+        check_counts(total, interval=self.interval, warmup=self.warmup)
+
+    @property
+    def depth(self) -> int:
+        return self.order + 1
+
+    def computes(self, index: int, steps: tuple[int, ...]) -> bool:
+        return index < self.warmup or index - steps[-1] >= self.interval
+
+    def weights(self, steps: Sequence[int], index: int, total: int) -> Sequence[float]:
+        import numpy as np
+
+        k = index - steps[-1]
+        found = enumerate(derivatives(steps))
+        return tuple(np.sum([self.polynomial(n, k) / factorial(n) * d for n, d in found], axis=0))
+
+
 def derivatives(steps: Sequence[int]) -> "list[NDArray[np.float64]]":
     """The derivatives at the last of some steps, each as weights of the predictions at them.
 
@@ -73,11 +112,6 @@ def derivatives(steps: Sequence[int]) -> "list[NDArray[np.float64]]":
         table = np.diff(table, axis=0) / gaps[order:, None]
         found.append(table[-1])
     return found
-
-
-def every(interval: int, warmup: int, index: int, steps: tuple[int, ...]) -> bool:
-    """Whether a step is one of the first ``warmup``, or ``interval`` after the last computed one."""
-    return index < warmup or index - steps[-1] >= interval
 
 
 def check_counts(total: int | None = None, **counts: float) -> None:

@@ -1,36 +1,118 @@
-"""Steps that run a part of the denoiser, with what the rest of it gave at a step before."""
+"""Steps that run a part of the denoiser, with what the rest of it gave at a step before.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+A rule decides once a step, on the host and for all branches of the guidance, by the prediction with
+the prompt.
+"""
 
-from perfuse.contract.control import Control
-from perfuse.contract.guider import Guider
-from perfuse.contract.spec import Array
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from perfuse.contract.component import Component
+from perfuse.contract.spec import Array, ComponentSpec
 from perfuse.contract.steps import State, Step, Task, Tools
-from perfuse.schedulers import Schedule
-from perfuse.tasks.denoise import Batches, answers, moment_of
-from perfuse.tasks.forecast import check_counts
+from perfuse.contract.transform import Plan
+from perfuse.errors import InputError
+from perfuse.tasks.skipping import has_step
 
-__all__ = ["reusing"]
+if TYPE_CHECKING:
+    from perfuse.contract.control import Control
+    from perfuse.contract.guider import Guider
+    from perfuse.schedulers import Schedule
+    from perfuse.tasks.denoise import Batches
+
+__all__ = ["Look", "Reuse", "in_parts", "reusing"]
 
 
-def reusing(task: Task, entry: str, state: str, every: int) -> Task:
-    """A task whose denoiser runs as a whole once in some steps, and another entry in between.
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a rule sees of a step."""
+
+    #: The step, from 0.
+    index: int
+    #: How many steps there are.
+    total: int
+    #: The step that the whole denoiser ran at last.
+    computed: int
+    #: By what a rule tells how much has changed: what the part, or the whole denoiser, gave at this
+    #: step beside the prediction. ``None`` where that is nothing, or before a part has run.
+    sign: Array | None = None
+    #: What the whole denoiser gave at this step for later ones; ``None`` where it has not run.
+    state: Array | None = None
+
+
+class Reuse(ABC):
+    """Says at which steps a part of the denoiser runs alone.
+
+    Subclasses are frozen dataclasses. Memory is passed and returned; each run begins with ``None``,
+    and computes its first step.
+    """
+
+    #: Whether it decides by the sign that the part gives, which then runs at every step.
+    looks: ClassVar[bool] = False
+
+    @abstractmethod
+    def check(self, total: int) -> None:
+        """Raise ``InputError`` if the rule does not fit a loop of so many steps."""
+
+    @abstractmethod
+    def reuses(self, look: Look, memory: Any) -> tuple[bool, Any]:
+        """Whether the part is enough at this step, and what to remember."""
+
+    def keep(self, look: Look, memory: Any) -> Any:
+        """What to remember of a step that the whole denoiser ran at."""
+        return memory
+
+
+def in_parts(plan: Plan, whole: Component, part: Component, rule: Reuse) -> Plan:
+    """The plan with a part of the denoiser that runs alone at some steps.
+
+    Args:
+        plan: The plan.
+        whole: The denoiser, giving what the part needs.
+        part: The other entry.
+        rule: When.
+    """
+    if part.name not in plan.components:  # an export that was made with it has both
+        plan = plan.with_component(whole).with_component(part)
+    return plan.with_tasks(partial(reusing, part=part.spec, rule=rule))
+
+
+def reusing(task: Task, part: ComponentSpec, rule: Reuse) -> Task:
+    """A task whose denoiser runs as a whole at some steps, and a part of it at the others.
 
     Args:
         task: The task.
-        entry: The other entry.
-        state: The denoiser's output that is this entry's input.
-        every: In how many steps the whole denoiser runs once.
+        part: The part, another entry of the denoiser. Its last input is what the whole denoiser
+            gives for it; what it gives beside a prediction, if anything, is what a rule looks at.
+        rule: When.
 
     Raises:
-        InputError: the task has no loop of the usual steps.
+        InputError: the task has no loop of the usual steps, or its denoiser runs in parts already.
     """
-    begin = Step(name="begin_reusing", run=_Begin(every), outputs=("kept_states",))
-    predict = Step(
-        name="predict", run=_Predict(entry, state, every), outputs=("predictions", "kept_states")
+    if has_step(task, _BEGIN):
+        raise InputError(
+            f"Two transforms were asked for that run a part of the denoiser at some steps of "
+            f"{task.name!r}. Choose one."
+        )
+    signature = part.signature
+    signs = [name for name in signature.output_names if name != "out_sample"]
+    predict = _Predict(
+        part=part.name, state=signature.input_names[-1], sign=signs[0] if signs else "", rule=rule
     )
-    return task.insert(begin, after="prepare_schedule").replace("predict", predict)
+    outputs = ("predictions", "kept_states")
+    return task.insert(
+        Step(name=_BEGIN, run=_Begin(rule), outputs=("kept_states",)), after="prepare_schedule"
+    ).replace("predict", Step(name="predict", run=predict, outputs=outputs))
+
+
+_BEGIN = "begin_reusing"
+
+#: All outputs by branch, each [pictures, …].
+Answers = dict[str, dict[str, Array]]
+Ask = Callable[..., Answers]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,55 +122,88 @@ class Kept:
     step: int
     #: By branch, then by name, each [pictures, …].
     states: Mapping[str, Mapping[str, Array]]
+    #: The rule's.
+    memory: Any
 
 
 @dataclass(frozen=True)
 class _Begin:
     """Nothing is kept when a run begins."""
 
-    every: int
+    rule: Reuse
 
-    def __call__(self, tools: Tools, schedule: Schedule) -> State:
-        check_counts(len(schedule.timesteps), every=self.every)
+    def __call__(self, tools: Tools, schedule: "Schedule") -> State:
+        self.rule.check(len(schedule.timesteps))
         return {"kept_states": None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Predict:
     """The prediction for each branch, of the whole denoiser or of a part of it."""
 
-    entry: str
+    part: str
     state: str
-    every: int
+    #: The part's output that the rule looks at; empty if there is none.
+    sign: str
+    rule: Reuse
 
     def __call__(
         self,
         tools: Tools,
         index: int,
         samples: tuple[Array, ...],
-        schedule: Schedule,
+        schedule: "Schedule",
         timesteps: Array,
-        batches: Batches,
-        guider: Guider,
+        batches: "Batches",
+        guider: "Guider",
         kept_states: Kept | None,
-        controls: Sequence[Control] = (),
+        controls: Sequence["Control"] = (),
     ) -> State:
+        from perfuse.tasks.denoise import answers, moment_of
+
+        ask = partial(
+            answers, tools, index, samples, schedule, timesteps, batches, guider, controls
+        )
+        groups = dict(batches.groups(guider.running(moment_of(schedule, index))))
+        own = groups.pop(None, ())
+        found: Answers = {}
+        for worse in groups.values():  # entries of their own, for guidance
+            found |= ask(running=worse)
         kept = kept_states
-        given = (tools, index, samples, schedule, timesteps, batches, guider, controls)
-        running = dict(batches.groups(guider.running(moment_of(schedule, index))))
-        if kept is None or self._is_old(kept, index, running.get(None, ())):
-            found = answers(*given)
-            states = {
-                name: {self.state: outputs[self.state]}
-                for name, outputs in found.items()
-                if name in running.get(None, ())
-            }
-            kept = Kept(step=index, states=states)
-        else:
-            found = answers(*given, denoiser=self.entry, kept=kept.states)
+        if own:
+            last = index if kept is None else kept.step
+            look = Look(index=index, total=len(schedule.timesteps), computed=last)
+            mine, kept = self._own(ask, own, look, kept)
+            found |= mine
         predictions = {name: outputs["out_sample"] for name, outputs in found.items()}
         return {"predictions": predictions, "kept_states": kept}
 
-    def _is_old(self, kept: Kept, index: int, names: tuple[str, ...]) -> bool:
-        """Whether it is the whole denoiser's turn, or has not run for one of the branches."""
-        return index - kept.step >= self.every or not set(names) <= kept.states.keys()
+    def _own(
+        self, ask: Ask, names: tuple[str, ...], look: Look, kept: Kept | None
+    ) -> tuple[Answers, Kept]:
+        """What the part or the denoiser says for the branches that have no entry of their own."""
+        memory = None if kept is None else kept.memory
+        leading = "positive" if "positive" in names else names[0]
+        if kept is not None and set(names) <= kept.states.keys():
+            part = partial(ask, running=names, denoiser=self.part, kept=kept.states)
+            few, memory = self._part(part, leading, look, memory)
+            if few is not None:
+                return few, replace(kept, memory=memory)
+        found = ask(running=names)
+        states = {name: {self.state: outputs[self.state]} for name, outputs in found.items()}
+        given = found[leading]
+        look = replace(
+            look, computed=look.index, sign=given.get(self.sign), state=given[self.state]
+        )
+        return found, Kept(step=look.index, states=states, memory=self.rule.keep(look, memory))
+
+    def _part(self, ask: Ask, leading: str, look: Look, memory: Any) -> tuple[Answers | None, Any]:
+        """What the part says, ``None`` if it is not enough, and what the rule remembers."""
+        found = None
+        if self.rule.looks:
+            found = ask()
+            look = replace(look, sign=found[leading][self.sign])
+        reuses, memory = self.rule.reuses(look, memory)
+        if not reuses:
+            return None, memory
+        return ask() if found is None else found, memory

@@ -16,7 +16,7 @@ from perfuse.errors import InputError
 if TYPE_CHECKING:
     from perfuse.schedulers import Schedule
 
-__all__ = ["Answer", "Rule", "Seen", "skipping"]
+__all__ = ["Answer", "Rule", "Seen", "has_step", "skipping"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def skipping(task: Task, rule: Rule) -> Task:
     Raises:
         InputError: the loop leaves steps out already, or has no step to leave out.
     """
-    if _DECIDE in _names(task.steps):
+    if has_step(task, _DECIDE):
         raise InputError(
             f"Two transforms were asked for that leave out steps of {task.name!r}. Choose one."
         )
@@ -97,6 +97,11 @@ def skipping(task: Task, rule: Rule) -> Task:
 
 
 _DECIDE = "decide"
+
+
+def has_step(task: Task, name: str) -> bool:
+    """Whether a task has a step of this name, also inside others."""
+    return name in _names(task.steps)
 
 
 def _names(nodes: tuple[Node, ...]) -> set[str]:

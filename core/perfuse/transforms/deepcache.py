@@ -1,12 +1,13 @@
 """DeepCache (Ma et al. 2023, https://arxiv.org/abs/2312.00858): a UNet's depth at some steps alone."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from perfuse.contract.hooks import TransformManifest
-from perfuse.contract.steps import Task
 from perfuse.contract.transform import Plan, Transform
 from perfuse.models.registry import shallow
 from perfuse.tasks.forecast import check_counts
+from perfuse.tasks.reusing import Look, Reuse, in_parts
 
 __all__ = ["TRANSFORMS", "DeepCache"]
 
@@ -20,7 +21,7 @@ TRANSFORMS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(Reuse):
     """How often the whole UNet runs, and what runs in between."""
 
     #: ``N``: the whole UNet runs once in so many steps.
@@ -31,6 +32,12 @@ class Options:
     def __post_init__(self) -> None:
         check_counts(every=self.every)
 
+    def check(self, total: int) -> None:
+        check_counts(total, every=self.every)
+
+    def reuses(self, look: Look, memory: Any) -> tuple[bool, Any]:
+        return look.index - look.computed < self.every, memory
+
 
 class DeepCache(Transform):
     """Adds an entry of the UNet's last layers, which most steps run, and what they are given."""
@@ -39,8 +46,6 @@ class DeepCache(Transform):
     approximate = True
 
     def apply(self, plan: Plan, options: object) -> Plan:
-        from perfuse.tasks.reusing import reusing
-
         assert isinstance(options, Options)
         if not plan.tasks:
             raise self.refuse("the loop is not perfuse's, and runs the whole denoiser alone.")
@@ -51,12 +56,4 @@ class DeepCache(Transform):
                 f"{denoiser.name} is a {denoiser.spec.class_name}, which has no shallow part. Use "
                 "one that works on whole steps, such as easycache."
             )
-        full, last = found
-        state = last.spec.signature.input_names[-1]
-
-        def change(task: Task) -> Task:
-            return reusing(task, last.name, state, options.every)
-
-        if last.name not in plan.components:  # an export that was made with it has both
-            plan = plan.with_component(full).with_component(last)
-        return plan.with_tasks(change)
+        return in_parts(plan, *found, options)

@@ -32,6 +32,8 @@ class Entry:
 
 
 _UNET = "component/unet/float32/static"
+_TRIAL = "trial/unet/float32/static"
+_ANY = "trial/unet/float32/symbolic"
 
 
 def _entry(
@@ -222,6 +224,20 @@ CATALOGUE: tuple[Entry, ...] = (
         "weights in integers have the scales of other outputs",
         f"{_UNET}/early",
         model="random-int8",
+    ),
+    _entry(
+        "mutant-other-branch",
+        "loop:OtherBranch",
+        "what a part of a denoiser is given of a step before is that of the guidance's other branch",
+        "component/transformer_first_1/float32/static/near-steps",
+        model="random-cached",
+    ),
+    _entry(
+        "mutant-negative-decides",
+        "loop:NegativeDecides",
+        "whether a step is computed is decided by the branch without the prompt",
+        "component/transformer_first_1/float32/static/near-steps",
+        model="random-cached",
     ),
     # Text
     _entry(
@@ -722,7 +738,7 @@ CATALOGUE: tuple[Entry, ...] = (
         "mutant-negative-strides",
         "worn:SharedStrides",
         "arrays with negative strides are read from their lowest address",
-        "soak/unet/many-calls",
+        f"{_TRIAL}/negative-strides",
         level="L2",
     ),
     _entry(
@@ -731,6 +747,168 @@ CATALOGUE: tuple[Entry, ...] = (
         "each call leaves half a megabyte behind",
         "soak/unet/many-calls",
         "FAIL_CONTRACT",
+        level="L2",
+    ),
+    _entry(
+        "mutant-drifts-soon",
+        "worn:DriftsSoon",
+        "wrong from the hundredth call on",
+        "soak/unet/many-calls",
+        level="L2",
+    ),
+    _entry(
+        "mutant-drifts-late",
+        "worn:DriftsLate",
+        "wrong from the three hundredth call on",
+        "soak/unet/many-calls",
+        level="L2",
+    ),
+    _entry(
+        "mutant-leaks-a-little",
+        "worn:LeaksALittle",
+        "each call leaves 64 kilobytes behind",
+        "soak/unet/many-calls",
+        "FAIL_CONTRACT",
+        level="L2",
+    ),
+    _entry(
+        "mutant-leaks-programs",
+        "worn:LeaksPrograms",
+        "each program leaves a megabyte behind",
+        "soak/unet/many-programs",
+        "FAIL_CONTRACT",
+        level="L2",
+    ),
+    _entry(
+        "mutant-closes-nothing",
+        "worn:ClosesNothing",
+        "close() does not free a program's memory",
+        "soak/unet/many-programs",
+        "FAIL_CONTRACT",
+        level="L2",
+    ),
+    _entry(
+        "mutant-one-table",
+        "worn:OneTable",
+        "a denoiser that is prepared after two others gets another one's scale",
+        "soak/unet/order",
+        level="L2",
+    ),
+    _entry(
+        "mutant-shared-scratch",
+        "worn:SharedScratch",
+        "declared fit for several threads, with one scratch memory for all",
+        "soak/unet/two-programs",
+        level="L2",
+    ),
+    # Found where no fixed probe looks
+    _entry(
+        "mutant-large-pictures",
+        "beyond:LargePictures",
+        "large pictures are computed in tiles, with a seam",
+        f"{_ANY}/largest",
+        level="L2",
+    ),
+    _entry(
+        "mutant-small-pictures",
+        "beyond:SmallPictures",
+        "pictures that are smaller than usual have a seam",
+        f"{_ANY}/smaller",
+        level="L2",
+    ),
+    _entry(
+        "mutant-wide-pictures",
+        "beyond:WidePictures",
+        "pictures wider than any that was measured have a seam",
+        f"{_ANY}/aspect",
+        level="L2",
+    ),
+    _entry(
+        "rude-claims-any-size",
+        "rude:ClaimsAnySize",
+        "declares sizes that its memory is too small for",
+        f"{_ANY}/largest",
+        "FAIL_RUN",
+        level="L2",
+    ),
+    _entry(
+        "mutant-many-items",
+        "beyond:ManyItems",
+        "a seventh item gets the sixth one's result",
+        f"{_ANY}/largest-batch",
+        level="L2",
+    ),
+    _entry(
+        "mutant-cut-states",
+        "beyond:CutStates",
+        "a prompt that is longer than one text encoder's is cut",
+        f"{_ANY}/longest-text",
+        level="L2",
+    ),
+    _entry(
+        "mutant-padded-states",
+        "beyond:PaddedStates",
+        "a shorter text is padded, and the padding attended to",
+        f"{_ANY}/other-text",
+        level="L2",
+    ),
+    _entry(
+        "mutant-wordy-text",
+        "beyond:WordyText",
+        "words beyond the twenty-fourth are not read",
+        "trial/text_encoder/float32/static/many-words",
+        level="L2",
+    ),
+    _entry(
+        "mutant-zero-spread",
+        "beyond:ZeroSpread",
+        "a sample of zeros is divided by its spread",
+        f"{_TRIAL}/zeros",
+        "FAIL_NONFINITE",
+        level="L2",
+    ),
+    _entry(
+        "mutant-rsqrt-overflows",
+        "beyond:RsqrtOverflows",
+        "the squares of very small numbers are zero",
+        f"{_TRIAL}/denormal",
+        "FAIL_NONFINITE",
+        level="L2",
+    ),
+    _entry(
+        "mutant-narrow-range",
+        "beyond:NarrowRange",
+        "a sample is cut off where noise never is",
+        f"{_TRIAL}/large",
+        level="L2",
+    ),
+    _entry(
+        "mutant-fixed-range",
+        "beyond:FixedRange",
+        "a fixed range, far from what was measured",
+        f"{_TRIAL}/saturating",
+        level="L2",
+    ),
+    _entry(
+        "mutant-gaps",
+        "beyond:Gaps",
+        "gaps between an array's numbers are read for numbers",
+        f"{_TRIAL}/strided",
+        level="L2",
+    ),
+    _entry(
+        "mutant-unaligned",
+        "beyond:Unaligned",
+        "arrays are read from the aligned address before their first number",
+        f"{_TRIAL}/offset",
+        level="L2",
+    ),
+    _entry(
+        "rude-writes-inputs",
+        "rude:WritesInputs",
+        "inputs are changed in place and put back, which read-only memory does not bear",
+        f"{_TRIAL}/read-only",
+        "FAIL_CRASH",
         level="L2",
     ),
     _entry(

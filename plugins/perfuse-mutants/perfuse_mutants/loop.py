@@ -7,7 +7,18 @@ import numpy as np
 from perfuse.backend import Component
 from perfuse_mutants.backend import Arrays, Mutant, Run
 
-__all__ = ["FeatureCache", "NearbyStep", "OwnNoise", "StaleState"]
+__all__ = [
+    "FeatureCache",
+    "NearbyStep",
+    "NegativeDecides",
+    "OtherBranch",
+    "OwnNoise",
+    "StaleState",
+]
+
+#: What the names of states begin with that a denoiser keeps for later steps, and of what decides
+#: whether they are used.
+_STATES, _SIGN = ("deep_state", "added"), "sign"
 
 
 class OwnNoise(Mutant):
@@ -79,7 +90,7 @@ class NearbyStep(Mutant):
 
 
 class StaleState(Mutant):
-    """Binds the kept state of a denoiser's last layers once: each run has that of the first one.
+    """Binds the kept state of a part of a denoiser once: each run has that of the first one.
 
     Of the picture before, then, where the memory of a run is not given up at its end.
     """
@@ -92,9 +103,38 @@ class StaleState(Mutant):
         def call(inputs: Arrays) -> Arrays:
             given = dict(inputs)
             for name, state in inputs.items():
-                if name.startswith("deep_state"):
+                if name.startswith(_STATES):
                     first = kept.setdefault(name, np.array(state))
                     given[name] = first if first.shape == state.shape else state
             return run(given)
 
         return call
+
+
+class OtherBranch(Mutant):
+    """Gives each half of a batch the state that was kept for the other: the branches are swapped."""
+
+    name = "mutant-other-branch"
+
+    def spoil(self, component: Component, run: Run) -> Run:
+        def call(inputs: Arrays) -> Arrays:
+            return run({n: _swapped(n, array, _STATES) for n, array in inputs.items()})
+
+        return call
+
+
+class NegativeDecides(Mutant):
+    """Gives the branch with the prompt, which decides whether a step is computed, the other's sign."""
+
+    name = "mutant-negative-decides"
+
+    def spoil(self, component: Component, run: Run) -> Run:
+        def call(inputs: Arrays) -> Arrays:
+            return {n: _swapped(n, array, (_SIGN,)) for n, array in run(inputs).items()}
+
+        return call
+
+
+def _swapped(name: str, array: Any, which: tuple[str, ...]) -> Any:
+    """The halves of a batch exchanged, if the name of the array begins so."""
+    return np.roll(array, len(array) // 2, axis=0) if name.startswith(which) else array

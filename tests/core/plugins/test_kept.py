@@ -91,14 +91,12 @@ def test_asked_again_when_something_changes(
     assert asked(log) == 2
 
 
-@pytest.mark.parametrize("name", ["PWD", "SHLVL", "TERM", "COLUMNS", "SSH_TTY", "XDG_SESSION_PATH"])
-def test_what_does_not_matter_does_not_count(
-    log: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_what_does_not_matter_does_not_count(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backends()
-    monkeypatch.setenv(name, "123")
-    backends()
-    assert asked(log) == 1
+    for name in ("PWD", "SHLVL", "TERM", "COLUMNS", "SSH_TTY", "XDG_SESSION_PATH"):
+        monkeypatch.setenv(name, "123")
+        backends()
+        assert asked(log) == 1
 
 
 def test_a_driver_or_a_device_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -148,25 +146,28 @@ def test_what_fails_is_asked_again(install: Install, log: Path, devices: str, st
     assert backends()["state"] == "available"
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", "state", "devices", "device", "control", "output"])
-def test_a_damaged_answer_is_asked_for_again(log: Path, cache: Path, damage: str) -> None:
+def test_a_damaged_answer_is_asked_for_again(log: Path, cache: Path) -> None:
     backends()
     (path,) = (cache / "plugins").glob("devices-*.json")
-    data = json.loads(path.read_text())
-    answer = data["value"]["answer"]
-    if damage == "state":
-        answer["state"] = "excellent"
-    elif damage == "devices":
-        answer["devices"] = {}
-    elif damage == "device":
-        answer["devices"][0]["precisions"] = [32]
-    elif damage == "control":
-        del answer["devices"][0]["target"]
-    elif damage == "output":
-        answer["output"] = ["more"]
-    path.write_text(damage if damage in ("{", "[]") else json.dumps(data))
-    assert backends()["devices"][0]["target"] == "sound:dev"
-    assert asked(log) == 2
+    whole = path.read_text()
+    for times, damage in enumerate(
+        ("{", "[]", "state", "devices", "device", "control", "output"), 2
+    ):
+        data = json.loads(whole)
+        answer = data["value"]["answer"]
+        if damage == "state":
+            answer["state"] = "excellent"
+        elif damage == "devices":
+            answer["devices"] = {}
+        elif damage == "device":
+            answer["devices"][0]["precisions"] = [32]
+        elif damage == "control":
+            del answer["devices"][0]["target"]
+        elif damage == "output":
+            answer["output"] = ["more"]
+        path.write_text(damage if damage in ("{", "[]") else json.dumps(data))
+        assert backends()["devices"][0]["target"] == "sound:dev"
+        assert asked(log) == times
 
 
 def test_clearing_the_cache_forgets_it(log: Path, cache: Path) -> None:

@@ -10,13 +10,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from perfuse.arrays import is_torch
+from perfuse.contract.component import Component
 from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_attention
+from perfuse.models.first_blocks import cut
 from perfuse.models.positions import grid, rotary_axes
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["Flux2Config", "Flux2Latents", "describe", "host_inputs", "latents"]
+__all__ = ["Flux2Config", "Flux2Latents", "describe", "first_blocks", "host_inputs", "latents"]
 
 #: The position on the first axis of text and of the picture that is drawn; those of the pictures to
 #: edit are this far apart, and from it.
@@ -59,6 +61,9 @@ class Flux2Config(ModelConfig):
     def width(self) -> int:
         """Channels of a token inside."""
         return self.num_attention_heads * self.attention_head_dim
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        return held_by_attention(sizes["image_sequence"], self.width)
 
     @property
     def inner(self) -> int:
@@ -142,6 +147,12 @@ def latents(config: Mapping[str, Any], inner: LatentSpec | None) -> LatentSpec |
     if inner is None:
         return None
     return Flux2Latents(channels=inner.channels, downscale=inner.downscale, tile=inner.tile)
+
+
+def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks."""
+    flux = Flux2Config.from_dict(component.spec.config)
+    return cut(component, blocks, of=flux.num_layers + flux.num_single_layers, width=flux.width)
 
 
 def host_inputs(

@@ -4,17 +4,20 @@ Black Forest Labs 2025 (https://github.com/black-forest-labs/flux2); blocks with
 Esser et al. 2024, arXiv:2403.03206, parallel ones after Dehghani et al. 2023, arXiv:2302.05442.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.adaptive_norms import AdaLayerNormContinuous, RMSNorm, modulate, plain_norm
+from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import converted, load_native
 from perfuse.models.embeddings import Timesteps
 from perfuse.models.flux2_transformer.description import Flux2Config
+from perfuse.models.half_precision import in_range
 from perfuse.models.joint_attention import JointAttention, attend
-from perfuse.models.model import Model
 from perfuse.models.rotary import rotate_pairs
 from perfuse.sources.weights import Weights
 
@@ -130,11 +133,6 @@ class Flux2SingleTransformerBlock(nn.Module):
         return in_range(hidden + gate[:, None] * attended)
 
 
-def in_range(hidden: Tensor) -> Tensor:
-    """Within what float16 holds, where it is computed in that."""
-    return hidden.clamp(-65504, 65504) if hidden.dtype == torch.float16 else hidden
-
-
 class Embedder(nn.Module):
     """Two layers over the sinusoids of a number: [B, W] to [B, C]."""
 
@@ -167,11 +165,12 @@ class TimeGuidance(nn.Module):
         return told + scale
 
 
-class Flux2Transformer2DModel(Model):
+class Flux2Transformer2DModel(BlockModel):
     """FLUX.2's denoiser of packed latents."""
 
     config_class = Flux2Config
     config: Flux2Config
+    rows = ("transformer_blocks", "single_transformer_blocks")
 
     def build(self) -> None:
         flux = self.config
@@ -192,7 +191,7 @@ class Flux2Transformer2DModel(Model):
         out = flux.out_channels if flux.out_channels is not None else flux.in_channels
         self.proj_out = nn.Linear(width, out, bias=False)
 
-    def forward(
+    def begin(  # type: ignore[override]
         self,
         sample: Tensor,
         timestep: Tensor,
@@ -200,19 +199,38 @@ class Flux2Transformer2DModel(Model):
         text_rotary: Tensor,
         image_rotary: Tensor,
         guidance: Tensor | None = None,
-    ) -> tuple[Tensor]:
+    ) -> tuple[Streams, Any]:
         """The velocity at tokens [B, N, C]; ``timestep`` is 0 to 1000, tables [2, N, D / 2]."""
         told = self.time_guidance_embed(timestep, guidance, sample.dtype)
         both = self.double_stream_modulation_img(told), self.double_stream_modulation_txt(told)
         hidden, text = self.x_embedder(sample), self.context_embedder(encoder_hidden_states)
         table = torch.cat([text_rotary, image_rotary], dim=1)
-        for block in self.transformer_blocks:
+        return (hidden, text), (told, both, table)
+
+    def through(
+        self, streams: Streams, told: Any, first: int = 0, last: int | None = None
+    ) -> Streams:
+        (hidden, text), (embedding, both, table) = streams, told
+        for block in self.part("transformer_blocks", first, last):
             hidden, text = block(hidden, text, *both, table)
-        joined, modulation = torch.cat([text, hidden], dim=1), self.single_stream_modulation(told)
-        for block in self.single_transformer_blocks:
+        singles = self.part("single_transformer_blocks", first, last)
+        if not singles:
+            return hidden, text
+        joined = torch.cat([text, hidden], dim=1)
+        modulation = self.single_stream_modulation(embedding)
+        for block in singles:
             joined = block(joined, modulation, table)
-        hidden = joined[:, text.shape[1] :]
-        return (self.proj_out(self.norm_out(hidden, told)),)
+        length = text.shape[1]
+        return joined[:, length:], joined[:, :length]
+
+    def modulated(self, streams: Streams, told: Any) -> Tensor:
+        block: Any = self.transformer_blocks[0]
+        _, ((shift, scale, *_), _), _ = told
+        return modulate(block.norm1(streams[0]), shift, scale)
+
+    def finish(self, picture: Tensor, told: Any) -> Tensor:
+        output: Tensor = self.proj_out(self.norm_out(picture, told[0]))
+        return output
 
 
 def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:

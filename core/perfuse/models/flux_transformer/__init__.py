@@ -10,8 +10,11 @@ ARCHITECTURES = (
         latents=f"{__name__}.description:latents",
         latent_spec=f"{__name__}.description:FluxLatents",
         host_inputs=f"{__name__}.description:host_inputs",
+        original=f"{__name__}.original:original",
+        aliases=f"{__name__}.original:aliases",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        first_blocks=f"{__name__}.description:first_blocks",
         perturb="perfuse.models.block_skipping:perturb",
     ),
 )

@@ -6,14 +6,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.component import Component
 from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_attention
+from perfuse.models.first_blocks import cut
 from perfuse.models.packed_latents import PackedLatents, packed
 from perfuse.models.positions import grid, rotary_axes
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["FluxConfig", "FluxLatents", "describe", "host_inputs", "latents"]
+__all__ = ["FluxConfig", "FluxLatents", "describe", "first_blocks", "host_inputs", "latents"]
 
 #: The position of text, and of the picture that is drawn, on the first axis.
 _TEXT = _PICTURE = 0
@@ -52,6 +54,9 @@ class FluxConfig(ModelConfig):
     def width(self) -> int:
         """Channels of a token inside."""
         return self.num_attention_heads * self.attention_head_dim
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        return held_by_attention(sizes["image_sequence"], self.width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +106,12 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
 def latents(config: Mapping[str, Any], inner: LatentSpec | None) -> LatentSpec | None:
     """The autoencoder's latents, packed."""
     return packed(FluxLatents, inner)
+
+
+def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks."""
+    flux = FluxConfig.from_dict(component.spec.config)
+    return cut(component, blocks, of=flux.num_layers + flux.num_single_layers, width=flux.width)
 
 
 def host_inputs(

@@ -4,7 +4,7 @@ Black Forest Labs 2024 (https://github.com/black-forest-labs/flux); blocks with 
 Esser et al. 2024, arXiv:2403.03206, parallel ones after Dehghani et al. 2023, arXiv:2302.05442.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,12 @@ from perfuse.models.adaptive_norms import (
     plain_norm,
 )
 from perfuse.models.attention import FeedForward
+from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import converted, load_native
 from perfuse.models.embeddings import TimeTextEmbedding
 from perfuse.models.flux_transformer.description import FluxConfig
+from perfuse.models.half_precision import in_range
 from perfuse.models.joint_attention import JointAttention, SelfAttention
-from perfuse.models.model import Model
 from perfuse.models.rotary import rotate_pairs
 from perfuse.sources.weights import Weights
 
@@ -63,7 +64,7 @@ class FluxTransformerBlock(nn.Module):
         hidden = hidden + gate[:, None] * self.ff(modulate(self.norm2(hidden), shift, scale))
         shift, scale, gate = text_feed
         normal = modulate(self.norm2_context(text), shift, scale)
-        return hidden, _in_range(text + gate[:, None] * self.ff_context(normal))
+        return hidden, in_range(text + gate[:, None] * self.ff_context(normal))
 
 
 class FluxSingleTransformerBlock(nn.Module):
@@ -89,19 +90,15 @@ class FluxSingleTransformerBlock(nn.Module):
         normal, gate = self.norm(hidden, told)
         inner = F.gelu(self.proj_mlp(normal), approximate="tanh")
         joined = torch.cat([self.attn(normal, table), inner], dim=2)
-        return _in_range(hidden + gate[:, None] * self.proj_out(joined))
+        return in_range(hidden + gate[:, None] * self.proj_out(joined))
 
 
-def _in_range(hidden: Tensor) -> Tensor:
-    """Within what float16 holds, where it is computed in that."""
-    return hidden.clamp(-65504, 65504) if hidden.dtype == torch.float16 else hidden
-
-
-class FluxTransformer2DModel(Model):
+class FluxTransformer2DModel(BlockModel):
     """FLUX.1's denoiser of packed latents."""
 
     config_class = FluxConfig
     config: FluxConfig
+    rows = ("transformer_blocks", "single_transformer_blocks")
 
     def build(self) -> None:
         flux = self.config
@@ -121,7 +118,7 @@ class FluxTransformer2DModel(Model):
         out = flux.out_channels if flux.out_channels is not None else flux.in_channels
         self.proj_out = nn.Linear(width, out)
 
-    def forward(
+    def begin(  # type: ignore[override]
         self,
         sample: Tensor,
         timestep: Tensor,
@@ -130,7 +127,7 @@ class FluxTransformer2DModel(Model):
         text_rotary: Tensor,
         image_rotary: Tensor,
         guidance: Tensor | None = None,
-    ) -> tuple[Tensor]:
+    ) -> tuple[Streams, Any]:
         """The velocity at tokens [B, N, C]; ``timestep`` is 0 to 1000, tables [2, N, D / 2]."""
         hidden = self.x_embedder(sample)
         told = self.time_text_embed(
@@ -140,14 +137,31 @@ class FluxTransformer2DModel(Model):
             guidance=None if guidance is None else guidance * 1000,
         )
         text = self.context_embedder(encoder_hidden_states)
-        table = torch.cat([text_rotary, image_rotary], dim=1)
-        for block in self.transformer_blocks:
-            hidden, text = block(hidden, text, told, table)
+        return (hidden, text), (told, torch.cat([text_rotary, image_rotary], dim=1))
+
+    def through(
+        self, streams: Streams, told: Any, first: int = 0, last: int | None = None
+    ) -> Streams:
+        hidden, text = streams
+        for block in self.part("transformer_blocks", first, last):
+            hidden, text = block(hidden, text, *told)
+        singles = self.part("single_transformer_blocks", first, last)
+        if not singles:
+            return hidden, text
         joined = torch.cat([text, hidden], dim=1)
-        for block in self.single_transformer_blocks:
-            joined = block(joined, told, table)
-        hidden = joined[:, text.shape[1] :]
-        return (self.proj_out(self.norm_out(hidden, told)),)
+        for block in singles:
+            joined = block(joined, *told)
+        length = text.shape[1]
+        return joined[:, length:], joined[:, :length]
+
+    def modulated(self, streams: Streams, told: Any) -> Tensor:
+        block: Any = self.transformer_blocks[0]
+        normal, *_ = block.norm1(streams[0], told[0])
+        return normal  # type: ignore[no-any-return]
+
+    def finish(self, picture: Tensor, told: Any) -> Tensor:
+        output: Tensor = self.proj_out(self.norm_out(picture, told[0]))
+        return output
 
 
 def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:

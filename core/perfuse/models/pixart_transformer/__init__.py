@@ -10,6 +10,7 @@ ARCHITECTURES = (
         host_inputs=f"{__name__}.description:host_inputs",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        first_blocks=f"{__name__}.description:first_blocks",
         perturb="perfuse.models.block_skipping:perturb",
     ),
 )

@@ -6,12 +6,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_attention
+from perfuse.models.first_blocks import cut
 from perfuse.models.positions import sincos_2d
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["PixArtConfig", "describe", "host_inputs"]
+__all__ = ["PixArtConfig", "describe", "first_blocks", "host_inputs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,10 @@ class PixArtConfig(ModelConfig):
     def width(self) -> int:
         """Channels of a token inside."""
         return self.num_attention_heads * self.attention_head_dim
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        height, width = sizes["latent_height"], sizes["latent_width"]
+        return held_by_attention(height * width // self.patch_size**2, self.width)
 
     @property
     def text_width(self) -> int:
@@ -116,6 +122,12 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
             guidance="branches",
         ),
     )
+
+
+def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks."""
+    pixart = PixArtConfig.from_dict(component.spec.config)
+    return cut(component, blocks, of=pixart.num_layers, width=pixart.width, patch=pixart.patch_size)
 
 
 def host_inputs(

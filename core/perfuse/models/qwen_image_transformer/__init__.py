@@ -10,7 +10,9 @@ ARCHITECTURES = (
         latents=f"{__name__}.description:latents",
         latent_spec=f"{__name__}.description:QwenImageLatents",
         host_inputs=f"{__name__}.description:host_inputs",
+        original=f"{__name__}.original:original",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        first_blocks=f"{__name__}.description:first_blocks",
     ),
 )

@@ -10,14 +10,23 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.component import Component
 from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_attention
+from perfuse.models.first_blocks import cut
 from perfuse.models.packed_latents import PackedLatents, packed
 from perfuse.models.positions import grid, rotary_axes
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["QwenImageConfig", "QwenImageLatents", "describe", "host_inputs", "latents"]
+__all__ = [
+    "QwenImageConfig",
+    "QwenImageLatents",
+    "describe",
+    "first_blocks",
+    "host_inputs",
+    "latents",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +65,9 @@ class QwenImageConfig(ModelConfig):
     def width(self) -> int:
         """Channels of a token inside."""
         return self.num_attention_heads * self.attention_head_dim
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        return held_by_attention(sizes["image_sequence"], self.width)
 
     @property
     def token_channels(self) -> int:
@@ -112,6 +124,12 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
 def latents(config: Mapping[str, Any], inner: LatentSpec | None) -> LatentSpec | None:
     """The autoencoder's latents, packed."""
     return packed(QwenImageLatents, inner)
+
+
+def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks."""
+    model = QwenImageConfig.from_dict(component.spec.config)
+    return cut(component, blocks, of=model.num_layers, width=model.width)
 
 
 def host_inputs(

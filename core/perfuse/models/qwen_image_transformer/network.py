@@ -1,15 +1,18 @@
 """Qwen-Image's transformer: text and picture in two streams that attend to both (arXiv:2508.02324)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.adaptive_norms import AdaLayerNormContinuous, RMSNorm, modulate, plain_norm
 from perfuse.models.attention import FeedForward
+from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import converted, load_native
 from perfuse.models.embeddings import TimeTextEmbedding
+from perfuse.models.half_precision import in_range
 from perfuse.models.joint_attention import JointAttention
-from perfuse.models.model import Model
 from perfuse.models.qwen_image_transformer.description import QwenImageConfig
 from perfuse.models.rotary import rotate_pairs
 from perfuse.sources.weights import Weights
@@ -52,15 +55,10 @@ class QwenImageTransformerBlock(nn.Module):
         )
         shift, scale, gate = text_feed
         text = text + gate[:, None] * self.txt_mlp(modulate(self.txt_norm2(text), shift, scale))
-        return _in_range(hidden), _in_range(text)
+        return in_range(hidden), in_range(text)
 
 
-def _in_range(hidden: Tensor) -> Tensor:
-    """Within what float16 holds, where it is computed in that."""
-    return hidden.clamp(-65504, 65504) if hidden.dtype == torch.float16 else hidden
-
-
-class QwenImageTransformer2DModel(Model):
+class QwenImageTransformer2DModel(BlockModel):
     """Qwen-Image's denoiser of packed latents."""
 
     config_class = QwenImageConfig
@@ -78,7 +76,7 @@ class QwenImageTransformer2DModel(Model):
         self.norm_out = AdaLayerNormContinuous(width)
         self.proj_out = nn.Linear(width, config.token_channels)
 
-    def forward(
+    def begin(  # type: ignore[override]
         self,
         sample: Tensor,
         timestep: Tensor,
@@ -86,16 +84,31 @@ class QwenImageTransformer2DModel(Model):
         text_bias: Tensor,
         text_rotary: Tensor,
         image_rotary: Tensor,
-    ) -> tuple[Tensor]:
+    ) -> tuple[Streams, Any]:
         """The velocity at tokens [B, N, C]; ``timestep`` is 0 to 1000, tables [2, N, D / 2]."""
         hidden = self.img_in(sample)
         text = self.txt_in(self.txt_norm(encoder_hidden_states))
         told = self.time_text_embed(timestep, hidden.dtype)
         table = torch.cat([text_rotary, image_rotary], dim=1)
         bias = torch.cat([text_bias, torch.zeros_like(sample[..., 0])], dim=1)[:, None, None]
-        for block in self.transformer_blocks:
-            hidden, text = block(hidden, text, told, table, bias)
-        return (self.proj_out(self.norm_out(hidden, told)),)
+        return (hidden, text), (told, table, bias)
+
+    def through(
+        self, streams: Streams, told: Any, first: int = 0, last: int | None = None
+    ) -> Streams:
+        hidden, text = streams
+        for block in self.part("transformer_blocks", first, last):
+            hidden, text = block(hidden, text, *told)
+        return hidden, text
+
+    def modulated(self, streams: Streams, told: Any) -> Tensor:
+        block: Any = self.transformer_blocks[0]
+        shift, scale, *_ = block.img_mod(told[0]).chunk(6, dim=-1)
+        return modulate(block.img_norm1(streams[0]), shift, scale)
+
+    def finish(self, picture: Tensor, told: Any) -> Tensor:
+        output: Tensor = self.proj_out(self.norm_out(picture, told[0]))
+        return output
 
 
 def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:

@@ -8,8 +8,11 @@ ARCHITECTURES = (
         config=f"{__name__}.description:SD3Config",
         describe=f"{__name__}.description:describe",
         host_inputs=f"{__name__}.description:host_inputs",
+        original=f"{__name__}.original:original",
+        aliases=f"{__name__}.original:aliases",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        first_blocks=f"{__name__}.description:first_blocks",
         perturb="perfuse.models.block_skipping:perturb",
     ),
 )

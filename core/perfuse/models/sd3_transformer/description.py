@@ -6,11 +6,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_attention
+from perfuse.models.first_blocks import cut
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["SD3Config", "describe", "host_inputs"]
+__all__ = ["SD3Config", "describe", "first_blocks", "host_inputs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,10 @@ class SD3Config(ModelConfig):
     def width(self) -> int:
         """Channels of a token inside."""
         return self.num_attention_heads * self.attention_head_dim
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        height, width = sizes["latent_height"], sizes["latent_width"]
+        return held_by_attention(height * width // self.patch_size**2, self.width)
 
     @property
     def drawn(self) -> int:
@@ -81,6 +87,12 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
             guidance="branches",
         ),
     )
+
+
+def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks."""
+    sd3 = SD3Config.from_dict(component.spec.config)
+    return cut(component, blocks, of=sd3.num_layers, width=sd3.width, patch=sd3.patch_size)
 
 
 def host_inputs(

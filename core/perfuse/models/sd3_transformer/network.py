@@ -1,6 +1,6 @@
 """The transformer of Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206) and 3.5."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,10 @@ from perfuse.models.adaptive_norms import (
     plain_norm,
 )
 from perfuse.models.attention import FeedForward
+from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import converted, load_native
 from perfuse.models.embeddings import TimeTextEmbedding
 from perfuse.models.joint_attention import JointAttention, SelfAttention
-from perfuse.models.model import Model
 from perfuse.models.patches import unpatchify
 from perfuse.models.sd3_transformer.description import SD3Config
 from perfuse.sources.weights import Weights
@@ -100,7 +100,7 @@ class JointTransformerBlock(nn.Module):
         return hidden + gate[:, None] * inner
 
 
-class SD3Transformer2DModel(Model):
+class SD3Transformer2DModel(BlockModel):
     """Stable Diffusion 3's denoiser."""
 
     config_class = SD3Config
@@ -121,7 +121,7 @@ class SD3Transformer2DModel(Model):
         self.norm_out = AdaLayerNormContinuous(width)
         self.proj_out = nn.Linear(width, sd3.patch_size**2 * sd3.drawn)
 
-    def forward(
+    def begin(  # type: ignore[override]
         self,
         sample: Tensor,
         timestep: Tensor,
@@ -129,17 +129,32 @@ class SD3Transformer2DModel(Model):
         pooled_projections: Tensor,
         rows: Tensor,
         columns: Tensor,
-    ) -> tuple[Tensor]:
+    ) -> tuple[Streams, Any]:
         """The velocity at latents [B, C, h, w]; ``rows`` and ``columns`` of the position table."""
         hidden = self.pos_embed(sample, rows, columns)
         told = self.time_text_embed(timestep, hidden.dtype, pooled=pooled_projections)
         text = self.context_embedder(encoder_hidden_states)
-        for block in self.transformer_blocks:
-            hidden, text = block(hidden, text, told)
-        tokens = self.proj_out(self.norm_out(hidden, told))
         patch = self.config.patch_size
         size = sample.shape[2] // patch, sample.shape[3] // patch
-        return (unpatchify(tokens, *size, patch),)
+        return (hidden, text), (told, size)
+
+    def through(
+        self, streams: Streams, told: Any, first: int = 0, last: int | None = None
+    ) -> Streams:
+        hidden, text = streams
+        for block in self.part("transformer_blocks", first, last):
+            hidden, text = block(hidden, text, told[0])
+        return hidden, text
+
+    def modulated(self, streams: Streams, told: Any) -> Tensor:
+        block: Any = self.transformer_blocks[0]
+        normal, *_ = block.norm1(streams[0], told[0])
+        return normal  # type: ignore[no-any-return]
+
+    def finish(self, picture: Tensor, told: Any) -> Tensor:
+        embedding, (height, width) = told
+        tokens = self.proj_out(self.norm_out(picture, embedding))
+        return unpatchify(tokens, height, width, self.config.patch_size)
 
 
 def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:

@@ -74,6 +74,9 @@ class UNet2DConfig(ModelConfig):
                 "the number of timesteps it learned",
             )
 
+    def held(self, sizes: Mapping[str, int]) -> int:
+        return sizes["latent_height"] * sizes["latent_width"] * self.block_out_channels[0]
+
     @property
     def downscale(self) -> int:
         """The downsampling factor of the innermost block; sizes must be multiples of it."""

@@ -163,6 +163,9 @@ class UNet2DConditionConfig(ModelConfig):
                 "both for an asymmetric UNet",
             )
 
+    def held(self, sizes: Mapping[str, int]) -> int:
+        return sizes["latent_height"] * sizes["latent_width"] * self.block_out_channels[0]
+
     @property
     def time_channels(self) -> int:
         """The width of the time embedding, before a class embedding is joined to it."""

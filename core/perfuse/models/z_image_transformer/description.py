@@ -12,12 +12,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_attention
+from perfuse.models.first_blocks import cut
 from perfuse.models.positions import HIDDEN, rotary_table
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["ZImageTransformerConfig", "captions", "describe", "host_inputs"]
+__all__ = ["ZImageTransformerConfig", "captions", "describe", "first_blocks", "host_inputs"]
 
 #: Captions and pictures are filled up to a multiple of this many tokens.
 _MULTIPLE = 32
@@ -61,6 +63,9 @@ class ZImageTransformerConfig(ModelConfig):
                 f"axes_dims is {self.axes_dims}, with {self.n_heads} heads of {self.dim} channels",
                 "axes that make up a head together",
             )
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        return held_by_attention(sizes["latent_height"] * sizes["latent_width"] // 4, self.dim)
 
 
 def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
@@ -112,6 +117,12 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
             reads_layers=(-2,),
         ),
     )
+
+
+def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks."""
+    model = ZImageTransformerConfig.from_dict(component.spec.config)
+    return cut(component, blocks, of=model.n_layers, width=model.dim, patch=2)
 
 
 def host_inputs(

@@ -1,6 +1,6 @@
 """Z-Image's transformer: a caption and a picture in one stream (arXiv:2511.22699)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.adaptive_norms import RMSNorm, plain_norm
+from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import load_native, native
 from perfuse.models.embeddings import Timesteps
 from perfuse.models.joint_attention import SelfAttention
-from perfuse.models.model import Model
 from perfuse.models.patches import patchify, unpatchify
 from perfuse.models.rotary import rotate_pairs
 from perfuse.models.z_image_transformer.description import ZImageTransformerConfig
@@ -107,11 +107,12 @@ class TimestepEmbedder(nn.Module):
         return output
 
 
-class ZImageTransformer2DModel(Model):
-    """The inputs of the signature in their order, and a tuple of its output."""
+class ZImageTransformer2DModel(BlockModel):
+    """Z-Image's denoiser."""
 
     config_class: ClassVar[type[ZImageTransformerConfig]] = ZImageTransformerConfig
     config: ZImageTransformerConfig
+    rows = ("layers",)
 
     def build(self) -> None:
         config, dim = self.config, self.config.dim
@@ -133,7 +134,7 @@ class ZImageTransformer2DModel(Model):
     def _blocks(self, count: int, *, modulated: bool = True) -> nn.ModuleList:
         return nn.ModuleList(Block(self.config, modulated=modulated) for _ in range(count))
 
-    def forward(
+    def begin(  # type: ignore[override]
         self,
         sample: Tensor,
         timestep: Tensor,
@@ -145,7 +146,7 @@ class ZImageTransformer2DModel(Model):
         row_rotary: Tensor,
         column_rotary: Tensor,
         padding_bias: Tensor,
-    ) -> tuple[Tensor]:
+    ) -> tuple[Streams, Any]:
         """``perfuse.models.z_image_transformer.description`` says what the inputs are."""
         tokens = patchify(sample, _PATCH)
         signal = 1 - timestep / _TRAINED_STEPS
@@ -168,12 +169,33 @@ class ZImageTransformer2DModel(Model):
 
         hidden = torch.cat([picture, text], dim=1)
         places = torch.cat([places, text_places], dim=2)
-        bias = torch.cat([bias, caption_bias], dim=1)
-        for block in self.layers:
-            hidden = block(hidden, places, bias[:, None, None], told)
-        hidden = self.all_final_layer["2-1"](hidden[:, : tokens.shape[1]], told)
+        bias = torch.cat([bias, caption_bias], dim=1)[:, None, None]
         height, width = (size // _PATCH for size in sample.shape[2:])
-        return (-unpatchify(hidden, height, width, _PATCH),)
+        return (hidden,), ((places, bias, told), (height, width))
+
+    def through(
+        self, streams: Streams, told: Any, first: int = 0, last: int | None = None
+    ) -> Streams:
+        (hidden,), (given, _) = streams, told
+        for block in self.part("layers", first, last):
+            hidden = block(hidden, *given)
+        return (hidden,)
+
+    def picture(self, stream: Tensor, told: Any) -> Tensor:
+        _, (height, width) = told
+        return stream[:, : height * width]
+
+    def modulated(self, streams: Streams, told: Any) -> Tensor:
+        block: Any = self.layers[0]
+        (_, _, embedding), _ = told
+        scale = block.adaLN_modulation(embedding)[:, None].chunk(4, dim=-1)[0]
+        normal: Tensor = block.attention_norm1(streams[0]) * (1 + scale)
+        return normal
+
+    def finish(self, picture: Tensor, told: Any) -> Tensor:
+        (_, _, embedding), (height, width) = told
+        tokens = self.all_final_layer["2-1"](picture, embedding)
+        return -unpatchify(tokens, height, width, _PATCH)
 
 
 def _picture(first: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -48,6 +48,31 @@ class Delta(ABC):
         """Whether it is for a weight of this shape."""
         return len(shape) > 1 and self.size == (shape[0], math.prod(shape[1:]))
 
+    def taking(self, rows: NDArray[np.intp]) -> "Delta":
+        """What it adds to some rows, by their numbers: those of one of several stacked layers."""
+        return _Rows(inner=self, rows=rows)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Rows(Delta):
+    """Some rows of a change."""
+
+    inner: Delta
+    #: Their numbers.
+    rows: NDArray[np.intp]
+
+    @property
+    def rank(self) -> int:
+        return min(self.inner.rank, *self.size)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return len(self.rows), self.inner.size[1]
+
+    def product(self, factor: float) -> Array:
+        whole = self.inner.product(factor * self.inner.scale).reshape(self.inner.size)
+        return whole[self.rows]
+
 
 def matrix(array: NDArray[np.generic]) -> Array:
     """A copy of an array as a float32 matrix, its first axis the rows."""

@@ -36,6 +36,13 @@ class DoRA(Delta):
     def fits(self, shape: tuple[int, ...]) -> bool:
         return self.inner.fits(shape) and self.magnitude.size in (shape[0], shape[1])
 
+    def taking(self, rows: NDArray[np.intp]) -> Delta:
+        if self.magnitude.size != self.size[0]:
+            raise ValueError(
+                "its magnitudes are those of columns, over all of these layers at once"
+            )
+        return DoRA(inner=self.inner.taking(rows), magnitude=self.magnitude.reshape(-1)[rows])
+
     def applied(self, weight: Array, base: Array, strength: float) -> Array:
         direction = self.inner.applied(base, base, strength)
         norm = np.sqrt(np.square(direction).sum(axis=self._summed(base), keepdims=True))

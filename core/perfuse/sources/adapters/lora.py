@@ -1,7 +1,7 @@
 """LoRA: a matrix of low rank, also for convolutions."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,9 @@ class LoRA(Delta):
             inner == self.rank if self.mid is None else self.mid.shape[:2] == (inner, self.rank)
         )
         return joined and super().fits(shape)
+
+    def taking(self, rows: NDArray[np.intp]) -> Delta:
+        return replace(self, up=self.up[rows])
 
     def product(self, factor: float) -> Array:
         up = matrix(self.up)

@@ -1,9 +1,10 @@
 """Reading an adapter: each tensor finds its layer, each layer's tensors become a ``Delta``."""
 
 import hashlib
+import itertools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,12 +13,13 @@ from numpy.typing import NDArray
 
 from perfuse.arrays import to_numpy
 from perfuse.contract.frozen import FrozenDict
+from perfuse.contract.original import Stacked
 from perfuse.errors import InputError, WeightsError
 from perfuse.sources.adapters.bases import looks_like
 from perfuse.sources.adapters.delta import Delta
 from perfuse.sources.adapters.dora import DoRA
 from perfuse.sources.adapters.files import Place, find_file
-from perfuse.sources.adapters.layout import DENOISER, Key, read_key
+from perfuse.sources.adapters.layout import DENOISER, T5, Key, read_key
 from perfuse.sources.adapters.loha import LoHa
 from perfuse.sources.adapters.lokr import LoKr
 from perfuse.sources.adapters.lora import LoRA
@@ -31,6 +33,8 @@ Tensor = NDArray[Any]
 Factors = Mapping[str, Tensor]
 #: The factors that are no matrices.
 _OF_ANY_RANK = ("alpha", "dora_scale", "magnitude")
+#: What is added to a bias or a norm as it is: nothing, in many files.
+_ADDED = (".diff", ".diff_b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +48,33 @@ class Home:
     #: The weights by their names in the model's state dict.
     shapes: Mapping[str, tuple[int, ...]]
     #: Other files' names of layers, and the model's own.
-    aliases: Mapping[str, str] = field(default_factory=FrozenDict)
+    aliases: Mapping[str, str | Stacked] = field(default_factory=FrozenDict)
 
     @property
-    def layers(self) -> dict[str, str]:
-        """Each name of a layer, with ``_`` for every ``.``, and the weight that it means."""
-        own = {
-            name.removesuffix(".weight"): name for name in self.shapes if name.endswith(".weight")
+    def layers(self) -> dict[str, Stacked]:
+        """Each name of a layer, with ``_`` for every ``.``, and the layers that it means."""
+        own = [name.removesuffix(".weight") for name in self.shapes if name.endswith(".weight")]
+        known = {other: _stacked(one) for other, one in self.aliases.items()}
+        there = frozenset(own)
+        found = {other: one for other, one in known.items() if there.issuperset(one.layers)}
+        found |= {layer: _stacked(layer) for layer in own}
+        return {layer.replace(".", "_"): one for layer, one in found.items()}
+
+    def rows(self, target: Stacked) -> dict[str, NDArray[np.intp]]:
+        """The weights that a layer of a file means, and which of its rows each has."""
+        counts = {f"{layer}.weight": self.shapes[f"{layer}.weight"][0] for layer in target.layers}
+        every = np.arange(sum(counts.values()))
+        if target.swapped:
+            every = np.roll(every, len(every) // 2)
+        ends = itertools.accumulate(counts.values())
+        return {
+            name: every[end - count : end]
+            for (name, count), end in zip(counts.items(), ends, strict=True)
         }
-        known = {other: own[layer] for other, layer in self.aliases.items() if layer in own}
-        return {layer.replace(".", "_"): name for layer, name in {**known, **own}.items()}
+
+
+def _stacked(layer: str | Stacked) -> Stacked:
+    return layer if isinstance(layer, Stacked) else Stacked(layers=(layer,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,36 +149,60 @@ class _Reader:
         if not tensors:
             raise WeightsError(f"{self.where} holds no tensors. Save or download it again.")
         found: dict[str, dict[str, Delta]] = {}
-        for (part, weight), factors in self._sorted(tensors).items():
-            delta = self._delta(part, weight, factors)
-            shape = self.homes[part].shapes[weight]
-            if not delta.fits(shape):
-                raise self._misfit(tensors, delta, f"{part}.{weight}", shape)
-            if delta.rank > max(delta.size):
-                raise WeightsError(
-                    f"{self.where} has a change of rank {delta.rank} for {part}.{weight}, which is "
-                    f"{delta.size[0]} by {delta.size[1]}: the rank is larger than the layer."
-                )
-            found.setdefault(part, {})[weight] = delta
+        for (part, target), factors in self._sorted(tensors).items():
+            delta = self._delta(part, target, factors)
+            weights = found.setdefault(part, {})
+            for weight, piece in self._pieces(tensors, part, target, delta):
+                if weight in weights:
+                    raise WeightsError(
+                        f"{self.where} has {part}.{weight} twice, by itself and as a part of a "
+                        "larger layer. Save it again in one layout."
+                    )
+                weights[weight] = piece
         return found
 
-    def _sorted(self, tensors: Factors) -> dict[tuple[str, str], dict[str, Tensor]]:
-        """The tensors by the weight that they are for, and there by factor."""
+    def _pieces(
+        self, tensors: Factors, part: str, target: Stacked, delta: Delta
+    ) -> Iterator[tuple[str, Delta]]:
+        """The weights that a change is for, and the part of it that is each one's."""
+        home, label = self.homes[part], f"{part}.{' + '.join(target.layers)}.weight"
+        placed = home.rows(target)
+        shape = home.shapes[next(iter(placed))]
+        whole = (sum(map(len, placed.values())), *shape[1:])
+        if not delta.fits(whole):
+            raise self._misfit(tensors, delta, label, whole)
+        if delta.rank > max(delta.size):
+            raise WeightsError(
+                f"{self.where} has a change of rank {delta.rank} for {label}, which is "
+                f"{delta.size[0]} by {delta.size[1]}: the rank is larger than the layer."
+            )
+        plain = len(placed) == 1 and not target.swapped
+        for weight, rows in placed.items():
+            try:
+                yield weight, delta if plain else delta.taking(rows)
+            except ValueError as exc:
+                raise WeightsError(f"{self.where} has a change of {label} apart: {exc}.") from exc
+
+    def _sorted(self, tensors: Factors) -> dict[tuple[str, Stacked], dict[str, Tensor]]:
+        """The tensors by the layers that they are for, and there by factor."""
         layers = {part: home.layers for part, home in self.homes.items()}
+        encoders = sorted(one.part for one in self.homes.values() if not one.denoiser)
         denoiser = next((one.part for one in self.homes.values() if one.denoiser), "")
-        homeless, groups = [], dict[tuple[str, str], dict[str, Tensor]]()
+        means = {DENOISER: denoiser, T5: encoders[-1] if encoders else ""}
+        homeless, groups = [], dict[tuple[str, Stacked], dict[str, Tensor]]()
         for name, tensor in tensors.items():
             key = read_key(name)
-            part = denoiser if key is None or key.part == DENOISER else key.part
-            weight = layers.get(part, {}).get(key.layer) if key is not None else None
-            if key is None or weight is None:
-                homeless.append(name)
+            part = means.get(key.part, key.part) if key is not None else ""
+            target = layers.get(part, {}).get(key.layer) if key is not None else None
+            if key is None or target is None:
+                if not name.endswith(_ADDED) or tensor.any():
+                    homeless.append(name)
                 continue
-            factors = groups.setdefault((part, weight), {})
+            factors = groups.setdefault((part, target), {})
             if key.factor in factors:
                 raise WeightsError(
-                    f"{self.where} has the {key.factor} of {part}.{weight} twice, as {name} and "
-                    "under another name. Save it again in one layout."
+                    f"{self.where} has the {key.factor} of {part}.{' + '.join(target.layers)} "
+                    f"twice, as {name} and under another name. Save it again in one layout."
                 )
             factors[key.factor] = self._checked(name, tensor, key)
         if homeless:
@@ -182,8 +227,8 @@ class _Reader:
             )
         return tensor
 
-    def _delta(self, part: str, weight: str, factors: Factors) -> Delta:
-        """What the factors of one weight make of it."""
+    def _delta(self, part: str, target: Stacked, factors: Factors) -> Delta:
+        """What the factors of one layer make of it."""
         rest = dict(factors)
         alpha, magnitude = rest.pop("alpha", None), rest.pop("dora_scale", None)
         if (own := rest.pop("magnitude", None)) is not None:  # a convolution's as [1, out, 1, 1]
@@ -192,14 +237,14 @@ class _Reader:
             delta = _kind(rest)
         except KeyError as exc:
             raise WeightsError(
-                f"{self.where} has no {exc.args[0]} for {part}.{weight}; it has {', '.join(rest)}. "
-                "Save or download it again."
+                f"{self.where} has no {exc.args[0]} for {part}.{target.layers[0]}; it has "
+                f"{', '.join(rest) or 'nothing'}. Save or download it again."
             ) from exc
         if alpha is not None:
             delta = replace(delta, scale=_scale(delta, float(alpha.reshape(()))))
         else:
-            layer = weight.removesuffix(".weight")
-            delta = replace(delta, scale=self.settings.scale(part, layer, delta.rank))
+            scale = self.settings.scale(part, target.layers[0], delta.rank)
+            delta = replace(delta, scale=scale)
         return delta if magnitude is None else DoRA(inner=delta, magnitude=magnitude)
 
     def _misfit(
