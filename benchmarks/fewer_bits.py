@@ -16,14 +16,17 @@ from typing import Any
 
 import models
 import numpy as np
+from overhead import PROMPT
 from sidebyside import Row, command, compare, in_turns, say
 
-#: Engine to the precisions that are compared with float32, each with the part of its time promised.
-_WAYS: dict[str, dict[str, float | None]] = {
-    "torch:cpu": dict.fromkeys(("bfloat16", "int8", "int4")),
-    "onnxruntime:cpu": dict.fromkeys(("int8", "int4")),
-    "openvino:CPU": dict.fromkeys(("bfloat16", "int8", "int4", "int8+bfloat16", "int4+bfloat16")),
+_HALF = ("bfloat16", "int8+bfloat16", "int4+bfloat16", "w8a8+bfloat16")
+_WAYS = {
+    "torch:cpu": ("bfloat16", "int8", "int4"),
+    "onnxruntime:cpu": ("int8", "int4", "w8a8"),
+    "openvino:CPU": ("int8", "int4", "w8a8", *_HALF),
 }
+#: The part of float32's time that is promised.
+_TARGETS = {("openvino:CPU", "w8a8+bfloat16"): 1 / 2.5}
 
 
 def options(parser: ArgumentParser) -> None:
@@ -63,7 +66,7 @@ def _engine(engine: str, precisions: list[str], checkpoint: Path, rounds: int) -
                 times["plain"],
                 unit="s",
                 against="float32",
-                target=_WAYS[engine].get(precision),
+                target=_TARGETS.get((engine, precision)),
                 note=note,
             )
         )
@@ -83,8 +86,33 @@ def _inputs() -> dict[str, Any]:
 def _program(engine: str, precision: str, checkpoint: Path) -> Any:
     from perfuse import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(checkpoint, backend=engine, precision=precision)
+    scheme, _, computed = precision.rpartition("+")
+    if "w8a8" not in (scheme, computed):
+        pipe = DiffusionPipeline.from_pretrained(checkpoint, backend=engine, precision=precision)
+        return pipe.program("unet")
+    chosen = f"storage:scheme=w8a8,component=unet,calibration={_calibrated(checkpoint)}"
+    pipe = DiffusionPipeline.from_pretrained(
+        checkpoint,
+        backend=engine,
+        precision=computed if scheme else "float32",
+        transforms=[chosen],
+    )
     return pipe.program("unet")
+
+
+def _calibrated(checkpoint: Path) -> Path:
+    """The ranges of every layer, measured once; none stays as it is, since weights are random."""
+    path = checkpoint.with_name(f"{checkpoint.name}-w8a8.json")
+    if not path.is_file():
+        from perfuse import DiffusionPipeline
+        from perfuse.run.calibrating import calibrate
+        from perfuse.sources.calibrations import write_calibrations
+
+        pipe = DiffusionPipeline.from_pretrained(checkpoint, backend="torch:cpu")
+        inputs = [{"prompt": PROMPT, "height": 256, "width": 256}]
+        found = calibrate(pipe, {"unet": "w8a8"}, inputs, steps=3, limit=1e9)
+        write_calibrations(found, path)
+    return path
 
 
 def _predicted(program: Any, inputs: dict[str, Any]) -> Any:
@@ -108,10 +136,10 @@ def _peak(engine: str, precision: str, checkpoint: Path) -> int:
 
 
 def _peak_here(engine: str, precision: str, checkpoint: Path) -> int:
-    import resource
+    from perfuse.memory import peak_memory
 
     _program(engine, precision, checkpoint)(**_inputs())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_memory() or 0
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def measure(options: Namespace) -> list[Row]:
     from perfuse.plugins import host
     from perfuse.sources.opening import open_model
     from perfuse.sources.store import ArtifactStore
-    from perfuse_conformance.cases.catalogue import sizes_of
+    from perfuse_conformance.cases.probes import sizes_of
 
     checkpoint = models.sd15(options.work, quick=options.quick)
     source = open_model(str(checkpoint))

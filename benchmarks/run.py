@@ -32,6 +32,7 @@ BENCHMARKS = (
     "latency",
     "tiling",
     "less_work",
+    "fewer_bits",
     *(f"bridged:{case}" for case in CASES),
     *(f"peers:{case}:{peer}" for case, peer in comparisons()),
 )

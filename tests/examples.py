@@ -1,4 +1,4 @@
-"""Runs what a page shows: its Python in one process, its ``$ perfuse`` lines in a shell.
+"""Runs what a page shows, its Python and its ``$ perfuse`` lines, in one process.
 
 A block with a file's name behind its language is a file: ``python acme.py``. Its modules and the entry
 points of its ``pyproject.toml`` are installed before the first example runs.
@@ -8,6 +8,7 @@ points of its ``pyproject.toml`` are installed before the first example runs.
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -22,7 +23,7 @@ _FILE = re.compile(r"^```\w+ +(\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class _ConsoleParser(CodeBlockParser):
-    """Runs the lines of a console block that begin with ``$ perfuse``."""
+    """Runs the lines of a console block that begin with ``$ perfuse``; no shell reads them."""
 
     def __init__(self) -> None:
         super().__init__(language="console")
@@ -30,14 +31,22 @@ class _ConsoleParser(CodeBlockParser):
     def evaluate(self, example: Example) -> str | None:
         lines = str(example.parsed).replace("\\\n", "").splitlines()
         for line in lines:
-            if line.startswith("$ perfuse"):
-                command = line.removeprefix("$ ")
-                done = subprocess.run(
-                    command, shell=True, capture_output=True, text=True, check=False
-                )
-                if done.returncode != 0:
-                    return f"{command} ended with {done.returncode}: {done.stderr}"
+            if line.startswith("$ perfuse") and (status := _status(line.removeprefix("$ "))):
+                return f"{line} ended with {status}"
         return None
+
+
+def _status(command: str) -> object:
+    """Run a command line in this process, where most of what it needs is imported."""
+    from perfuse.cli import main as perfuse
+    from perfuse.plugins import host
+
+    host.cache_clear()  # a command before may have changed what is installed
+    try:
+        perfuse.main(shlex.split(command, comments=True)[1:], prog_name="perfuse")
+    except SystemExit as exc:
+        return exc.code
+    return None
 
 
 def check_examples(page: Path, folder: Path) -> None:

@@ -132,6 +132,7 @@ DOORS = (
     "perfuse.models",
     "perfuse.modular",
     "perfuse.plugins",
+    "perfuse.memory",
     "perfuse.progress",
     "perfuse.report",
     "perfuse.run",

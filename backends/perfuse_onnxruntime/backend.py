@@ -117,6 +117,9 @@ class OnnxRuntime(Backend):
         graph = bound(component, _FORMAT, store) if provider in _OWN else None
         path = exported(component, _FORMAT, store) if graph is None else graph.path
         settings = _settings(provider, threads, cpu_fallback=cpu_fallback)
+        if component.storage:
+            # Otherwise it rounds what such a weight is multiplied with to eight bits, too.
+            settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if provider == _CPU and switches.get("prepack") == "false":
             _read_in_place(settings)
         size = _weights_size(path) if graph is None else graph.weights.size

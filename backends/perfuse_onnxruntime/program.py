@@ -33,6 +33,8 @@ class OnnxProgram(Program):
     and one that is kept keeps its values.
     """
 
+    concurrent = True  # one call after the other
+
     def __init__(
         self,
         session: Any,

@@ -145,7 +145,7 @@ class OpenVino(Backend):
             change = partial(rebind, weights=known, changes=component.changes)
             compiled, held = _compile_bound(path, change, component.name, device, properties)
             return OpenVinoProgram(component, compiled, path=path, device=device, held=held)
-        compiled = _compile(path, component.name, device, arithmetic, switches, store)
+        compiled = _compile(path, component, device, arithmetic, switches, store)
         return OpenVinoProgram(component, compiled, path=path, device=device)
 
 
@@ -226,7 +226,7 @@ def _properties(device: str, arithmetic: str, threads: int) -> dict[str, str]:
 
 def _compile(
     path: Path,
-    name: str,
+    component: Component,
     device: str,
     arithmetic: str,
     switches: Mapping[str, str],
@@ -234,7 +234,8 @@ def _compile(
 ) -> "ov.CompiledModel":
     properties = _properties(device, arithmetic, _threads(switches))
     cacheable = switches.get("cache") != "false" and not _in_float64(path)
-    folder = store.shared(_COMPILED) if cacheable else None
+    # Weights in integers would be kept there as it widened them.
+    folder = store.shared(_COMPILED) if cacheable and not component.storage else None
     if folder is not None:
         # Without the weights, which are beside the model anyway.
         cached = {**properties, "CACHE_DIR": str(folder), "CACHE_MODE": "OPTIMIZE_SIZE"}
@@ -252,7 +253,7 @@ def _compile(
             raise ArtifactError(
                 f"{path} cannot be read as OpenVINO IR: {reason}. Export the model again."
             ) from exc
-        raise _not_compiled(name, device, exc) from exc
+        raise _not_compiled(component.name, device, exc) from exc
 
 
 def _compile_bound(

@@ -179,6 +179,7 @@ class TorchProgram(Program):
     ) -> None:
         self.signature = component.signature
         self.torch_device = str(device)
+        self.concurrent = not options["compile"]  # a compiler compiles for each new size
         self._component = component
         #: Weights that adapters changed once, as the checkpoint has them: most are in its mapped file.
         self._stored: dict[str, Tensor] = {}

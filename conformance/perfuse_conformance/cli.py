@@ -1,6 +1,7 @@
 """``perfuse conformance``: measure backends, record a golden bundle, put results together."""
 
 import dataclasses
+import datetime
 import json
 import shlex
 import sys
@@ -53,7 +54,8 @@ _MODEL_HELP = (
     multiple=True,
     help="For a bridged pipeline: an argument of its call, as JSON or text.",
 )
-@click.option("--seed", type=int, default=0, help="Ask everything with other numbers.")
+@click.option("--seed", type=int, help="Draws trials, pictures, the order; today's by default.")
+@click.option("--thorough", is_flag=True, help="Draw more, and larger; takes much longer.")
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds a case.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @click.pass_context
@@ -83,7 +85,8 @@ def _measure(
     golden: Path | None,
     report: Path | None,
     expectations: Path | None,
-    seed: int,
+    seed: int | None,
+    thorough: bool,
     timeout: float,
     bridged: bool,
     arguments: tuple[str, ...],
@@ -113,7 +116,8 @@ def _measure(
                         transforms=transforms,
                         golden=golden,
                         options=switches,
-                        seed=seed,
+                        draw_seed=_seed(seed),
+                        thorough=thorough,
                         timeout=timeout,
                         command=command,
                         watch=watch,
@@ -129,7 +133,7 @@ def _measure(
                     precision=precisions[0] if precisions else None,
                     options=switches,
                     transforms=transforms,
-                    seed=seed,
+                    seed=seed if seed is not None else 0,
                     command=command,
                     watch=watch,
                 )
@@ -153,6 +157,11 @@ def _measure(
         if report is not None:
             say(f"{report / 'index.html'}")
     return good
+
+
+def _seed(given: int | None) -> int:
+    """The seed of what is drawn: the day, as 20261122, where none is given."""
+    return given if given is not None else int(f"{datetime.datetime.now(datetime.UTC):%Y%m%d}")
 
 
 def _arguments(given: Sequence[str]) -> dict[str, Any]:
@@ -184,6 +193,7 @@ def _single(
     options: tuple[str, ...],
     bridged: bool,
     arguments: tuple[str, ...],
+    seed: int | None,
     as_json: bool,
     **settings: Any,
 ) -> bool:
@@ -200,7 +210,9 @@ def _single(
             "Leave one of them out."
         )
     found = {
-        target: judge_single(target, ids, options=_switches(options), **settings)
+        target: judge_single(
+            target, ids, options=_switches(options), draw_seed=_seed(seed), **settings
+        )
         for target in targets
     }
     if as_json:
@@ -253,6 +265,8 @@ def _print_run(run: Run) -> None:
     model = Path(run.run["model"]).name
     manner = f" interpreted, not executed on {run.interprets}" if run.interprets else ""
     say(f"{run.backend['target']}  {model}  {run.claim}{manner}  {told}", bold=True)
+    if "draw_seed" in run.run:
+        say(f"  drawn with --seed {run.run['draw_seed']}")
     for result in run.results:
         if result.status.failed or result.status in (
             Status.PASS_FALLBACK,
@@ -260,6 +274,8 @@ def _print_run(run: Run) -> None:
             Status.ENV_MISSING,
         ):
             say(f"  {result.status}  {result.id}  {result.reason}")
+            if result.rerun:
+                say(f"    again: {result.rerun}")
     lost = sum(result.status is Status.NOT_RUN for result in run.results)
     if lost:
         say(f"  {lost} cases were not run: a case before them took their program down")

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["BackendConformance"]
 
 _SETTINGS = frozenset(
-    ("backend", "model", "level", "profiles", "precisions", "options", "golden", "expectations")
+    ("backend", "model", "level", "profiles", "precisions", "options", "golden", "seed")
+    + ("expectations",)
 )
 
 
@@ -41,6 +42,8 @@ class BackendConformance:
     options: ClassVar[Mapping[str, str]] = {}
     #: A golden bundle to judge by, relative to the test file.
     golden: ClassVar[str | None] = None
+    #: Draws trials, pictures and the order of the cases.
+    seed: ClassVar[int] = 0
     #: Known failures, relative to the test file.
     expectations: ClassVar[str] = "conformance.toml"
 
@@ -58,7 +61,7 @@ class BackendConformance:
         result = perfuse_judged.result(perfuse_case)
         said = f"{result.status} {result.reason_code}: {result.reason}"
         if result.status.failed:
-            pytest.fail(f"{said}\n{result.log}".strip(), pytrace=False)
+            pytest.fail("\n".join(filter(None, (said, result.rerun, result.log))), pytrace=False)
         if result.status == "XFAIL":
             pytest.xfail(said)
         if not result.status.executed:
@@ -105,6 +108,7 @@ class Judged:
                 golden=self._folder / cls.golden if cls.golden is not None else None,
                 options=cls.options,
                 precisions=cls.precisions,
+                draw_seed=cls.seed,
             )
         return self._session
 

@@ -2,11 +2,13 @@
 
 import functools
 import os
+import re
+import sys
 from pathlib import Path
 
 from perfuse.errors import InputError
 
-__all__ = ["check_memory", "most_memory", "read_size"]
+__all__ = ["check_memory", "most_memory", "peak_memory", "read_size"]
 
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{unit}B": 1000**i for i, unit in enumerate("KMGT", 1)}
@@ -27,6 +29,24 @@ def read_size(text: str) -> int:
     if not number.replace(".", "", 1).isdecimal() or unit not in _UNITS:
         raise InputError(f"Memory {text!r} was given; write a number and a unit: 8GB, 512MiB.")
     return int(float(number) * _UNITS[unit])
+
+
+def peak_memory() -> int | None:
+    """The most bytes that this process has had in memory; ``None`` where the system does not say.
+
+    On Linux ``ru_maxrss`` begins with what the process that started this one had.
+    """
+    try:
+        status = Path("/proc/self/status").read_text("utf-8")
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+    except (OSError, TypeError):
+        pass
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def most_memory() -> int | None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from perfuse import DiffusionPipeline
-from perfuse_conformance.runner.soak import LAYOUTS
+from perfuse_conformance.runner.layouts import LAYOUTS
 
 Make = Callable[[str], Path]
 Export = Callable[[str, str], Path]

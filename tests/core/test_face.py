@@ -117,7 +117,7 @@ def test_nothing_is_loaded_twice(pipe: DiffusionPipeline) -> None:
     [
         ({"use_safetensors": False}, "safetensors alone"),
         ({"device_map": "balanced"}, "backend='unet=torch:cuda:0"),
-        ({"quantization_config": {}}, "transforms="),
+        ({"quantization_config": {}}, "precision="),
         ({"provider": "CUDAExecutionProvider"}, "backend='onnxruntime:cuda'"),
         ({"torch_dtype": torch.float64}, "float32, float16, bfloat16"),
         ({"torch_dtype": {"unet": torch.float16, "vae": torch.float32}}, "one precision"),
@@ -276,7 +276,7 @@ def test_weights_stored_in_a_smaller_type(pipe: DiffusionPipeline) -> None:
     assert 0 < float(difference)
     assert pipe.program("unet").report().details["storage"] == "float8_e4m3fn"
     with pytest.raises(InputError, match="stores float16, bfloat16"):
-        pipe.enable_layerwise_casting(storage_dtype=torch.int8)
+        pipe.enable_layerwise_casting(storage_dtype=torch.int16)
     with pytest.raises(InputError, match="Call the pipeline's"):
         pipe.unet.enable_layerwise_casting()
 

@@ -100,6 +100,7 @@ def test_a_transform_leaves_the_user_s_module_as_it_is(install: Install, checkpo
 
 
 @pytest.mark.export
+@pytest.mark.exhaustive
 def test_the_cache_keeps_both(install: Install, checkpoint: Make, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")

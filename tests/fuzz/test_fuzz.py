@@ -414,6 +414,32 @@ def rebuilt(draw: Any, path: Path) -> bytes:
     return lzma.compress(inner.getvalue(), preset=0)
 
 
+#: What ``perfuse calibrate`` writes.
+_CALIBRATION = {
+    "version": 1,
+    "components": {
+        "unet": {
+            "scheme": "w8a8",
+            "vectors": {"conv_in.weight": "0"},
+            "kept": ["conv_out.weight"],
+            "ranges": {"conv_in.weight": [-1.0, 1.0]},
+            "error": 0.1,
+            "prompts": ["red"],
+            "steps": 2,
+        }
+    },
+}
+
+
+@given(data=st.data())
+def test_a_calibration(checkpoint: Make, copies: Path, data: Any) -> None:
+    path, content = copies / "calibration.json", json.dumps(_CALIBRATION).encode()
+    path.write_bytes(data.draw(altered(_CALIBRATION).map(as_json) | damaged(content)))
+    given = ("--model", checkpoint("words"), "--steps", 1, "--output", copies / "calibrated.png")
+    transform = f"storage:scheme=w8a8,component=unet,calibration={path}"
+    check("generate", "red", *given, "--transform", transform)
+
+
 _MODULAR = {
     "_class_name": "StableDiffusionXLModularPipeline",
     "_blocks_class_name": "StableDiffusionXLAutoBlocks",

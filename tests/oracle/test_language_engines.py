@@ -20,6 +20,9 @@ CALLS: dict[str, dict[str, Any]] = {
     "z-image": {"prompt": ["a red circle", LONG]},
     "qwen-image": {"prompt": ["a red circle", LONG], "negative_prompt": "x"},
     "klein": {"prompt": ["a red circle", LONG], "max_sequence_length": 64},
+    "sana": {"prompt": ["a red circle", LONG], "complex_human_instruction": ["Say more:"]},
+    "sana-sprint": {"prompt": ["a red circle", LONG], "complex_human_instruction": ["Say more:"]},
+    "chroma": {"prompt": ["a red circle", LONG], "max_sequence_length": 64},
 }
 SHARED = {
     "height": 16,

@@ -44,6 +44,11 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
         "num_attention_heads": 3,
         "guidance_embeds": False,
     },
+    "ChromaTransformer2DModel": {
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "approximator_hidden_dim": 64,
+    },
     "ZImageTransformer2DModel": {"n_layers": 2, "n_refiner_layers": 1, "dim": 256, "n_heads": 2},
     "QwenImageTransformer2DModel": {"num_layers": 2, "num_attention_heads": 3},
 }
@@ -51,6 +56,7 @@ CONVERTERS: Mapping[str, Callable[[State], State]] = {
     "FluxTransformer2DModel": theirs.convert_flux_transformer_checkpoint_to_diffusers,
     "SD3Transformer2DModel": theirs.convert_sd3_transformer_checkpoint_to_diffusers,
     "Flux2Transformer2DModel": theirs.convert_flux2_transformer_checkpoint_to_diffusers,
+    "ChromaTransformer2DModel": theirs.convert_chroma_transformer_checkpoint_to_diffusers,
     "ZImageTransformer2DModel": theirs.convert_z_image_transformer_checkpoint_to_diffusers,
     "QwenImageTransformer2DModel": dict,
 }
@@ -58,6 +64,7 @@ ROOMS = {
     "FluxTransformer2DModel": "flux_transformer",
     "SD3Transformer2DModel": "sd3_transformer",
     "Flux2Transformer2DModel": "flux2_transformer",
+    "ChromaTransformer2DModel": "chroma_transformer",
     "ZImageTransformer2DModel": "z_image_transformer",
 }
 
@@ -82,7 +89,7 @@ def stored_as(class_name: str, state: Mapping[str, Any]) -> State:
             whole = torch.cat(parts)
             if one.swapped:
                 whole = torch.cat(whole.chunk(2)[::-1])
-            norm = other.endswith(("query_norm", "key_norm"))
+            norm = other.endswith(("query_norm", "key_norm")) or ".norms." in other
             found[f"{other}.{'scale' if norm else last}"] = whole
     if "pos_embed.pos_embed" in left:
         found["pos_embed"] = left.pop("pos_embed.pos_embed")
@@ -146,6 +153,7 @@ def test_read_as_diffusers_converts(class_name: str) -> None:
             "Stable Diffusion 3",
         ),
         ("Flux2Transformer2DModel", {"num_attention_heads": 24}, "FLUX.2 klein 4B"),
+        ("ChromaTransformer2DModel", {}, "Chroma"),
         ("ZImageTransformer2DModel", {}, "Z-Image-Turbo"),
         ("QwenImageTransformer2DModel", {}, "Qwen-Image"),
     ],

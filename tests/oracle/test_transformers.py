@@ -1,4 +1,4 @@
-"""Transformer families beside Diffusers: FLUX.1, Stable Diffusion 3 and PixArt."""
+"""Transformer families beside Diffusers: FLUX.1, Chroma, Stable Diffusion 3 and PixArt."""
 
 import shutil
 import warnings
@@ -44,6 +44,7 @@ CLASSES = {
     "flux-kontext": "FluxKontextPipeline",
     "sd3": "StableDiffusion3Pipeline",
     "sd3-without-t5": "StableDiffusion3Pipeline",
+    "chroma": "ChromaPipeline",
     "pixart": "PixArtAlphaPipeline",
     "pixart-sigma": "PixArtSigmaPipeline",
 }
@@ -88,6 +89,7 @@ def pair(checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable
     [
         ("flux", {**ODD, **TRUE, "negative_prompt": ["green", "a"]}),
         ("sd3", {**ODD, "negative_prompt": "green"}),
+        ("chroma", {**ODD, "num_images_per_prompt": 1, "negative_prompt": "green"}),
         ("pixart", {**PLAIN, **ODD}),
         pytest.param("flux", {**GIVEN, "guidance_scale": 6.0}, marks=exhaustive),
         pytest.param("flux", {**GIVEN, "prompt_2": OTHER, "sigmas": [1.0, 0.5]}, marks=exhaustive),
@@ -113,6 +115,8 @@ def pair(checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> Callable
             },
             marks=exhaustive,
         ),
+        pytest.param("chroma", {**GIVEN, "guidance_scale": 1.0}, marks=exhaustive),
+        pytest.param("chroma", {**GIVEN, "num_images_per_prompt": 2}, marks=exhaustive),
         pytest.param("sd3-without-t5", GIVEN, marks=exhaustive),
         pytest.param("pixart", {**PLAIN, "guidance_scale": 1.0}, marks=exhaustive),
         pytest.param("pixart-sigma", {**PLAIN, "negative_prompt": "green"}, marks=exhaustive),
@@ -133,6 +137,12 @@ def test_from_text(pair: Callable[[str], Pair], kind: str, call: Mapping[str, An
             "flux",
             "FluxInpaintPipeline",
             {**MASKED, "strength": 1.0, "height": 24},
+            marks=exhaustive,
+        ),
+        pytest.param(
+            "chroma",
+            "ChromaImg2ImgPipeline",
+            {**FROM, "strength": 0.7, "negative_prompt": "green"},
             marks=exhaustive,
         ),
         pytest.param(

@@ -1,42 +1,36 @@
 """The catalogue of cases: probes of components, and the cases made of them and of the draws.
 
 A probe is a few calls of one component with inputs that follow from its name; a draw is a whole
-pipeline run. Both are plain data: the reference records what is right, a worker what a backend says.
-The cases follow from the model's spec and from what the backend declares; there is no list to skip.
+pipeline run; a trial is a call that a seed draws. All are plain data: the reference records what is
+right, a worker what a backend says. The cases follow from the model's spec and from what the backend declares; there is no list to skip.
 """
 
-import hashlib
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
-from perfuse.backend import PRECISIONS, Component
-from perfuse.models import host_inputs
-from perfuse.sources import ExportedComponent
-from perfuse.spec import ComponentSpec, PipelineSpec, Role, TensorSpec
-from perfuse_conformance.cases.draws import Draw, draws_of
+from perfuse.backend import PRECISIONS
+from perfuse.spec import ComponentSpec, PipelineSpec, Role
+from perfuse_conformance.cases.draws import draws_of
+from perfuse_conformance.cases.probes import Probe, probes_of
+from perfuse_conformance.cases.trials import SIZED, Trial
 
 __all__ = [
     "ADAPTERS",
     "LEVELS",
+    "MANY_PROGRAMS",
+    "ORDER",
     "OTHER_WEIGHTS",
     "PROFILES",
     "SOAK",
+    "TWO_PROGRAMS",
     "Capabilities",
     "Capability",
     "Case",
-    "Draw",
-    "Probe",
     "cases_of",
-    "draws_of",
-    "inputs_of",
-    "made_for",
-    "probes_of",
-    "sizes_of",
+    "mode_of",
+    "runs_in",
 ]
 
 LEVELS = ("L0", "L1", "L2", "L3")
@@ -50,35 +44,6 @@ PROFILES: Mapping[str, str] = MappingProxyType(
     }
 )
 _PROFILE_OF = {"float16": ("fp16",), "bfloat16": ("bf16",)}
-
-Arrays = dict[str, "np.ndarray[Any, np.dtype[Any]]"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probe:
-    """A probe: calls of one component, all with the same sizes."""
-
-    #: ``"unet/late"``.
-    id: str
-    component: str
-    dims: Mapping[str, int]
-    #: What each call is about: the timesteps of a denoiser, one an item or one for all; the number
-    #: of tokens of a text; the spread of an autoencoder's input.
-    calls: tuple[Any, ...]
-    #: ``"separate"`` gives every call arrays of its own; ``"reused"`` writes each call's inputs into
-    #: the same memory; ``"scribbled"`` spoils a call's arrays once it has returned; ``"same"`` makes
-    #: every call with the same inputs; ``"views"`` gives arrays that are not C-contiguous;
-    #: ``"held"`` looks at a call's outputs only after another program of the component has run,
-    #: ``"kept"`` only after the same program has been called again.
-    manner: str = "separate"
-    #: Only for a program that takes any size.
-    symbolic_only: bool = False
-    #: Also asked in half precision.
-    halves: bool = False
-    #: Whether every item of the batch has the same sample, as with guidance.
-    guided: bool = False
-    #: Every size that follows from the picture's, for inputs that are computed of them.
-    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,254 +68,20 @@ class Case:
 
     id: str
     level: str
-    #: ``"host"``, ``"component"``, ``"contract"``, ``"refusal"``, ``"forced"``, ``"draw"``,
-    #: ``"repeat"``, ``"quality"``.
+    #: ``"host"``, ``"component"``, ``"contract"``, ``"refusal"``, ``"trial"``, ``"forced"``,
+    #: ``"draw"``, ``"repeat"``, ``"quality"``.
     kind: str
     profiles: tuple[str, ...] = ()
     component: str | None = None
     precision: str | None = None
     #: ``"static"`` or ``"symbolic"``.
     mode: str | None = None
-    #: The probe or the draw.
+    #: The probe, the trial or the draw.
     subject: str | None = None
+    #: Of a trial: what to ask. Of several, the first that the backend does not decline.
+    trials: tuple[Trial, ...] = ()
     #: The backend declares that it does not support the case.
     declined: str | None = None
-
-
-# Sizes
-
-
-def sizes_of(spec: PipelineSpec, component: ComponentSpec) -> dict[str, dict[str, int]]:
-    """Named sizes for a component's dimensions, as ``_all_sizes`` has them."""
-    return {
-        name: {dim: values[dim] for dim in component.signature.dims if dim in values}
-        for name, values in _all_sizes(spec, component).items()
-    }
-
-
-def _all_sizes(spec: PipelineSpec, component: ComponentSpec) -> dict[str, dict[str, int]]:
-    """Named sizes, each one that the model can take, with all that follows from the picture's.
-
-    ``usual`` is what the checkpoint was made for, ``wide`` a batch of two that is not square;
-    ``odd``, ``tall`` and ``three`` are for programs that take any size.
-    """
-    height, width = spec.default_size
-    scale = spec.latents.downscale
-    # The length of a denoiser's text states is limited by the text encoders; an image's embedding,
-    # where there are none, is one state.
-    known = [c.dim("sequence").maximum for c in spec.components.values()]
-    lengths = [length for length in known if length is not None]
-    told = spec.having(Role.IMAGE_ENCODER) and not spec.having(Role.TEXT_ENCODER)
-    longest = min(lengths, default=1 if told else 77)
-    pixels = {
-        "usual": (1, height, width),
-        "wide": (2, height, width + width // 2),
-        "tall": (2, height + height // 4, width // 2),
-        "odd": (1, height - 3 * scale, width + scale),
-        "three": (3, height, width),
-    }
-    sizes = {}
-    for name, (batch, tall, wide) in pixels.items():
-        height = _multiple(tall, _pixels(component, "height", scale))
-        width = _multiple(wide, _pixels(component, "width", scale))
-        dims = spec.latents.dims(height, width)
-        others = _others(spec, component, groups=batch)
-        sizes[name] = {**others, **dims, "batch": batch, "sequence": longest}
-    return sizes
-
-
-def _others(spec: PipelineSpec, component: ComponentSpec, *, groups: int) -> dict[str, int]:
-    """The sizes that follow from no picture: those of image prompts, or what the model names.
-
-    Args:
-        spec: The model.
-        component: The component.
-        groups: For each adapter its images with masks of their own.
-    """
-    found = {
-        name: component.dim(name).multiple * (component.dim(name).example or 2)
-        for name in component.signature.dims
-    }
-    states = {
-        output.shape[1]
-        for encoder in spec.having(Role.IMAGE_ENCODER)
-        for output in encoder.signature.outputs
-        if len(output.shape) == 3 and isinstance(output.shape[1], int)
-    }
-    found |= {"states": states.pop()} if states else {}
-    for i, projection in enumerate(spec.having(Role.IMAGE_PROJECTION)):
-        length = projection.signature.outputs[0].shape[1]
-        found[f"ip_groups_{i}"] = groups
-        found[f"ip_length_{i}"] = length if isinstance(length, int) else found[length]
-    return found
-
-
-def _pixels(component: ComponentSpec, axis: str, scale: int) -> int:
-    """What a size in pixels must be a multiple of for a component to take it."""
-    own, latent = component.dim(axis).multiple, component.dim(f"latent_{axis}").multiple
-    return math.lcm(scale, own, latent * scale)
-
-
-def made_for(made: Component | ExportedComponent, dims: Mapping[str, int]) -> bool:
-    """Whether a component takes sizes, as far as they are given: all, one, or those in a list."""
-    return any(
-        all(dims.get(name, size) == size for name, size in {**made.static, **one}.items())
-        for one in made.sizes or ({},)
-    )
-
-
-def _multiple(size: int, of: int) -> int:
-    return max(size // of, 1) * of
-
-
-# Probes
-
-
-def probes_of(spec: PipelineSpec) -> dict[str, Probe]:
-    """Every probe of a model's components, by id."""
-    probes: list[Probe] = []
-    for component in spec.components.values():
-        sizes, full = sizes_of(spec, component), _all_sizes(spec, component)
-        in_loop = component.signature.input("timestep") is not None  # a ControlNet, too
-        if component.role == Role.DENOISER or in_loop:
-            found = _denoiser_probes(component.name, sizes)
-        elif component.role == Role.TEXT_ENCODER:
-            found = _text_probes(component.name, sizes)
-        else:
-            found = _picture_probes(component.name, sizes)
-        probes += [replace(probe, sizes=_whole(probe, full)) for probe in found]
-    return {probe.id: probe for probe in probes}
-
-
-def _whole(probe: Probe, full: Mapping[str, Mapping[str, int]]) -> Mapping[str, int]:
-    """The named size that a probe has, with all that follows from it."""
-    return next(size for size in full.values() if probe.dims.items() <= size.items())
-
-
-def _probes_in(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Callable[..., Probe]:
-    """Makes probes of one component, each with one of its named sizes."""
-
-    def probe(id: str, size: str, *calls: Any, **settings: Any) -> Probe:
-        return Probe(id=f"{name}/{id}", component=name, dims=sizes[size], calls=calls, **settings)
-
-    return probe
-
-
-def _denoiser_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterator[Probe]:
-    probe = _probes_in(name, sizes)
-    # The ends of the schedule and its middle; fractions, as Euler's linspace and Karras' sigmas
-    # give them. Near zero a truncated fraction is a large part of the timestep.
-    yield probe("early", "usual", 999.0, halves=True)
-    yield probe("middle", "usual", 500.0, halves=True)
-    yield probe("late", "usual", 1.0, halves=True)
-    yield probe("fractional", "usual", 946.421, 12.9, 0.5, halves=True)
-    yield probe("wide", "wide", 741.0)
-    yield probe("item-timesteps", "wide", (900.0, 100.5))
-    yield probe("guided", "wide", 601.0, 221.0, guided=True)
-    # As near as steps of a long schedule, where a result kept from the last step is nearly right.
-    yield probe("near-steps", "usual", 520.0, 515.0, 510.0, 505.0)
-    yield probe("same-twice", "usual", 441.0, 441.0, 441.0, manner="same")
-    yield probe("reused-memory", "usual", 441.0, 421.0, 421.0, manner="reused")
-    yield probe("spoiled-memory", "usual", 441.0, 421.0, 401.0, manner="scribbled")
-    yield probe("views", "usual", 381.0, manner="views")
-    yield probe("held-output", "usual", 361.0, 341.0, manner="held")
-    yield probe("kept-output", "usual", 351.0, 331.0, 311.0, manner="kept")
-    for size in ("tall", "odd"):
-        yield probe(size, size, 321.5, symbolic_only=True)
-    yield probe("three", "three", 321.5, symbolic_only=True, halves=True)
-
-
-def _text_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterator[Probe]:
-    probe = _probes_in(name, sizes)
-    longest = sizes["usual"]["sequence"]
-    yield probe("texts", "usual", 0, 9, longest - 2, halves=True)
-    yield probe("wide", "wide", 9)
-    yield probe("same-twice", "usual", 9, 9, manner="same")
-    yield probe("reused-memory", "usual", 9, 5, manner="reused")
-    yield probe("spoiled-memory", "usual", 9, 5, manner="scribbled")
-    yield probe("kept-output", "usual", 9, 5, manner="kept")
-    yield probe("three", "three", 12, symbolic_only=True, halves=True)
-
-
-def _picture_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterator[Probe]:
-    probe = _probes_in(name, sizes)
-    # Latents three times as strong decode far out of [-1, 1], where nothing may be cut off.
-    yield probe("spread", "usual", 1.0, 3.0, halves=True)
-    yield probe("wide", "wide", 1.0)
-    yield probe("same-twice", "usual", 1.0, 1.0, manner="same")
-    yield probe("reused-memory", "usual", 1.0, 1.0, manner="reused")
-    yield probe("spoiled-memory", "usual", 1.0, 1.0, manner="scribbled")
-    yield probe("kept-output", "usual", 1.0, 1.0, manner="kept")
-    for size in ("tall", "odd"):
-        yield probe(size, size, 1.0, symbolic_only=True)
-    yield probe("three", "three", 1.0, symbolic_only=True, halves=True)
-
-
-def inputs_of(component: ComponentSpec, probe: Probe, *, seed: int = 0) -> list[Arrays]:
-    """The input arrays of each call, determined by the probe's id and the seed."""
-    calls: list[Arrays] = []
-    for index, about in enumerate(probe.calls):
-        number = 0 if probe.manner == "same" else index
-        digest = hashlib.sha256(f"{probe.id}/{number}/{seed}".encode()).digest()
-        random = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:8], "big")))
-        drawn = {
-            tensor.name: _array(component, tensor, probe, about, random)
-            for tensor in component.signature.inputs
-        }
-        # An embedded guidance scale is random as any other condition.
-        computed = host_inputs(component, {**probe.sizes, **probe.dims}, None)
-        tables = {name: array for name, array in computed.items() if _is_table(component, name)}
-        calls.append({**drawn, **tables})
-    return calls
-
-
-def _is_table(component: ComponentSpec, name: str) -> bool:
-    """Whether a host input has no batch axis, so that it depends on sizes only."""
-    tensor = component.signature.input(name)
-    return tensor is not None and "batch" not in tensor.shape
-
-
-def _array(
-    component: ComponentSpec, tensor: TensorSpec, probe: Probe, about: Any, random: Any
-) -> Any:
-    shape = tuple(int(size) for size in tensor.resolve(probe.dims))
-    if tensor.name == "timestep":
-        return np.broadcast_to(np.asarray(about, dtype=np.float32), shape).copy()
-    if tensor.name == "input_ids":
-        return _ids(component, shape, about, random)
-    if tensor.name == "time_ids":  # original height and width, crop, target height and width
-        sizes = np.asarray([512, 640, 0, 8, 768, 512], dtype=np.float32)
-        array = np.broadcast_to(sizes[: shape[-1]], shape) + np.float32(16) * random.integers(
-            0, 4, size=(shape[0], 1)
-        ).astype(np.float32)
-        if shape[-1] == 5:  # a refiner's last is the aesthetic score, which is no whole number
-            array[:, -1] = random.choice(np.asarray([2.5, 5.5, 6.0], np.float32), shape[0])
-        return array
-    if tensor.dtype.startswith("int"):
-        known = int(component.config.get("num_class_embeds") or 2)
-        return random.integers(0, known, size=shape).astype(tensor.dtype)
-    array = random.standard_normal(shape, dtype=np.float32)
-    if tensor.name == "sample" and probe.guided:
-        array = np.repeat(array[:1], shape[0], axis=0)
-    if component.signature.input_names == ("sample",):  # an encoder's pictures are in [-1, 1]
-        array = np.tanh(array)
-    alone = len(component.signature.inputs) == 1
-    return array * np.float32(about) if alone else array
-
-
-def _ids(component: ComponentSpec, shape: tuple[int, ...], tokens: int, random: Any) -> Any:
-    """As CLIP's tokenizer has it: begin, the text, end, and the end again up to the length."""
-    config = component.config.get("text_config", component.config)  # of a model that also sees
-    size = int(config.get("vocab_size", 49408))
-    ids = np.full(shape, size - 1, dtype=np.int64)
-    ids[:, 0] = size - 2
-    learned = component.signature.input("added_embeddings") is not None
-    for row, item in enumerate(ids):
-        count = min(max(tokens - row, 0), shape[1] - 2)
-        item[1 : 1 + count] = random.integers(0, size - 2, size=count)
-        if learned and count > 2:  # the embedding of an id beyond the vocabulary is an input
-            item[2] = size
-    return ids
 
 
 # Cases
@@ -358,14 +89,23 @@ def _ids(component: ComponentSpec, shape: tuple[int, ...], tokens: int, random: 
 #: The case of a component whose weights change while its graph does not, and of one whose adapters
 #: are switched to and fro.
 OTHER_WEIGHTS, ADAPTERS = "other-weights", "adapters"
-#: Many calls of one program, and what they leave behind.
-SOAK = "many-calls"
+#: Many calls of one program, and what they leave behind; many programs, one after the other; two at
+#: once; and all components, prepared in one order and in the other.
+SOAK, MANY_PROGRAMS, TWO_PROGRAMS, ORDER = "many-calls", "many-programs", "two-programs", "order"
 #: The first word of the ids of contracts that are of level L2.
-_WORDS = {OTHER_WEIGHTS: "weights", ADAPTERS: "weights", SOAK: "soak"}
+_WORDS = {OTHER_WEIGHTS: "weights", ADAPTERS: "weights"}
+_WORDS |= dict.fromkeys((SOAK, MANY_PROGRAMS, TWO_PROGRAMS, ORDER), "soak")
 
 
 def cases_of(
-    spec: PipelineSpec, capabilities: Capabilities, precisions: tuple[str, ...], level: str
+    spec: PipelineSpec,
+    capabilities: Capabilities,
+    precisions: tuple[str, ...],
+    level: str,
+    *,
+    trials: Mapping[str, tuple[Trial, ...]] = MappingProxyType({}),
+    drawn: Iterable[str] = (),
+    thorough: bool = False,
 ) -> list[Case]:
     """The cases up to a level, for the devices and precisions that a backend declares.
 
@@ -374,11 +114,15 @@ def cases_of(
         capabilities: What ``supports`` answered; the ones that are missing count as unsupported.
         precisions: Those that the device lists, widest first.
         level: ``"L2"`` selects L0, L1 and L2.
+        trials: By ``"trial/COMPONENT/NAME"``, as ``trials_of`` draws them.
+        drawn: The pictures that a seed draws, by ``Draw.id``.
+        thorough: Whether every component is called many times, not the denoiser alone.
     """
     cases = [*_host_cases()]
     for component in spec.components.values():
-        cases += _component_cases(spec, component, capabilities, precisions)
-    cases += _draw_cases(spec, capabilities, precisions)
+        cases += _component_cases(spec, component, capabilities, precisions, thorough=thorough)
+        cases += _trial_cases(component, capabilities, precisions[0], trials)
+    cases += _draw_cases(spec, capabilities, precisions, drawn)
     wanted = LEVELS[: LEVELS.index(level) + 1]
     return [case for case in cases if case.level in wanted]
 
@@ -409,6 +153,8 @@ def _component_cases(
     component: ComponentSpec,
     capabilities: Capabilities,
     precisions: tuple[str, ...],
+    *,
+    thorough: bool,
 ) -> Iterator[Case]:
     name = component.name
     probes = [probe for probe in probes_of(spec).values() if probe.component == name]
@@ -439,28 +185,69 @@ def _component_cases(
                 case = _probe_case(probe, precision, mode, first, capabilities)
                 if case is not None:
                     yield case
-    own = _mode(name, first, capabilities)
+    own = mode_of(name, first, capabilities)
     if own is None:
         return
     contracts = {"closed": "L1"}
-    if component.name == spec.denoiser.name:
-        contracts |= {SOAK: "L2"}
+    if name == spec.denoiser.name or thorough:
+        contracts |= dict.fromkeys((SOAK, MANY_PROGRAMS, TWO_PROGRAMS), "L2")
+    if name == spec.denoiser.name:
+        contracts |= {ORDER: "L2"}
         contracts |= {OTHER_WEIGHTS: "L2"}  # where graphs are not known apart, it exports again
     if component.role in (Role.DENOISER, Role.TEXT_ENCODER) and component.entry_of is None:
         contracts |= {ADAPTERS: "L2"}
+    any_size = capabilities.get((name, first, "symbolic"))
     for subject, level in contracts.items():
+        # Of many calls no two need have the same size, where one program takes any.
+        varies = subject == SOAK and any_size is not None and any_size.works
         yield Case(
             id=f"{_WORDS.get(subject, 'contract')}/{name}/{subject}",
             level=level,
             kind="contract",
             component=name,
             precision=first,
-            mode=own,
+            mode="symbolic" if varies else own,
             subject=subject,
         )
 
 
-def _mode(component: str, precision: str, capabilities: Capabilities) -> str | None:
+def _trial_cases(
+    component: ComponentSpec,
+    capabilities: Capabilities,
+    precision: str,
+    trials: Mapping[str, tuple[Trial, ...]],
+) -> Iterator[Case]:
+    """A component's trials, in the widest precision. Other sizes are asked of a program that takes
+    any; where there are programs of fixed sizes too, ``any-size`` is asked of one."""
+    base = mode_of(component.name, precision, capabilities)
+    if base is None or not runs_in(component, precision):
+        return
+    any_size = capabilities.get((component.name, precision, "symbolic"))
+    has_any_size = any_size is not None and any_size.works
+    for id, drawn in trials.items():
+        _, name, about = id.split("/")
+        if name != component.name:
+            continue
+        subject = about.rstrip("-0123456789")
+        mode, profiles = base, tuple[str, ...]()
+        if subject in SIZED and subject != "any-size" and has_any_size and base == "static":
+            mode, profiles = "symbolic", ("dyn",)
+        elif subject == "any-size" and base == "symbolic":
+            continue
+        yield Case(
+            id=f"trial/{name}/{precision}/{mode}/{about}",
+            level="L2",
+            kind="trial",
+            profiles=profiles,
+            component=name,
+            precision=precision,
+            mode=mode,
+            subject=id,
+            trials=drawn,
+        )
+
+
+def mode_of(component: str, precision: str, capabilities: Capabilities) -> str | None:
     """How a backend's own level is judged: with fixed sizes where it can have them."""
     for mode in ("static", "symbolic"):
         declared = capabilities.get((component, precision, mode))
@@ -472,7 +259,7 @@ def _mode(component: str, precision: str, capabilities: Capabilities) -> str | N
 def _probe_case(
     probe: Probe, precision: str, mode: str, first: str, capabilities: Capabilities
 ) -> Case | None:
-    base = mode == _mode(probe.component, precision, capabilities)
+    base = mode == mode_of(probe.component, precision, capabilities)
     wider = probe.symbolic_only
     if mode == "static" and wider:
         return None
@@ -497,16 +284,19 @@ def _probe_case(
 
 
 def _draw_cases(
-    spec: PipelineSpec, capabilities: Capabilities, precisions: tuple[str, ...]
+    spec: PipelineSpec,
+    capabilities: Capabilities,
+    precisions: tuple[str, ...],
+    drawn: Iterable[str],
 ) -> Iterator[Case]:
     first = precisions[0]
     draws = list(draws_of(spec).values())
     for precision in precisions:
         parts = [c.name for c in spec.components.values() if runs_in(c, precision)]
-        if any(_mode(part, precision, capabilities) is None for part in parts):
+        if any(mode_of(part, precision, capabilities) is None for part in parts):
             continue
         profiles = () if precision == first else _PROFILE_OF.get(precision, ())
-        mode = _mode(spec.denoiser.name, precision, capabilities)
+        mode = mode_of(spec.denoiser.name, precision, capabilities)
         for draw in draws:
             if precision != first and not draw.halves:
                 continue
@@ -526,6 +316,14 @@ def _draw_cases(
                 )
             yield Case(
                 id=f"draw/{precision}/{draw.id}", level="L2", kind="draw", subject=draw.id, **common
+            )
+        for id in drawn if precision == first else ():
+            yield Case(
+                id=f"draw/{precision}/{id}",
+                level="L2",
+                kind="draw",
+                precision=precision,
+                subject=id,
             )
     for again in ("same-process", "new-process"):
         yield Case(

@@ -30,6 +30,8 @@ from perfuse_conformance.cases.language_checkpoints import (
     klein,
     klein_distilled,
     qwen_image,
+    sana,
+    sana_sprint,
     z_image,
 )
 
@@ -464,6 +466,38 @@ def _kontext(folder: Path, seed: int) -> Path:
     return _of_class(_flux(folder, seed), "FluxKontextPipeline")
 
 
+def _chroma(folder: Path, seed: int) -> Path:
+    """FLUX.1's blocks and latents, modulated by a small network; T5 alone."""
+    config = {
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "axes_dims_rope": [4, 4, 8],
+        "approximator_num_channels": 16,
+        "approximator_hidden_dim": 24,
+        "approximator_layers": 2,
+    }
+    write_model(folder / "transformer", "ChromaTransformer2DModel", config, seed)
+    _write_flow(folder, seed, use_dynamic_shifting=True)
+    write_t5(folder / "text_encoder", write_word_pieces(folder / "tokenizer"), seed + 2)
+    index = {
+        "_class_name": "ChromaPipeline",
+        "_diffusers_version": "0.42.0",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "ChromaTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(folder / "model_index.json", index)
+    return folder
+
+
 def _sd3(folder: Path, seed: int, **fields: Any) -> Path:
     """Stable Diffusion 3.5: a dual block, normalised queries and keys; T5 after two CLIPs."""
     config = {
@@ -608,10 +642,13 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "sd3-without-t5": _without_t5,
         "flux-fill": _fill,
         "flux-kontext": _kontext,
+        "chroma": _chroma,
         "z-image": z_image,
         "klein": klein,
         "klein-distilled": klein_distilled,
         "qwen-image": qwen_image,
+        "sana": sana,
+        "sana-sprint": sana_sprint,
     }
 )
 KINDS = tuple(_WRITERS)

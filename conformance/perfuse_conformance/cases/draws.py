@@ -9,13 +9,15 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from perfuse import Task
 from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.spec import PipelineSpec, Role
 from perfuse.tasks import find_guider, tasks_of
 
-__all__ = ["Draw", "draws_of"]
+__all__ = ["Draw", "drawn_of", "draws_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,58 @@ class Draw:
 def draws_of(spec: PipelineSpec, *, seed: int = 0) -> dict[str, Draw]:
     """Every picture to draw, by id, each with its own seed."""
     return {draw.id: draw for draw in _draws(spec, seed)}
+
+
+#: Schedulers that a seed chooses from, with what each is given.
+_SCHEDULERS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("ddim", {}),
+    ("euler", {"timestep_spacing": "linspace"}),
+    ("euler", {"use_karras_sigmas": True}),
+    ("dpm++", {}),
+    ("euler-ancestral", {}),
+)
+_WORDS = "a large small red green blue circle square triangle on white black background above"
+
+
+def drawn_of(spec: PipelineSpec, seed: int, count: int = 1) -> dict[str, Draw]:
+    """Pictures of what the model is made for, by id, of which the seed draws the rest.
+
+    Sizes, prompts and how many, steps, guidance, the scheduler.
+    """
+    tasks = [task for task in tasks_of(spec).values() if _runs(spec, task)]
+    given = _Given(spec, seed)
+    found = {}
+    for number in range(count if tasks else 0):
+        id = "drawn" + (f"-{number + 1}" if number else "")
+        random = np.random.default_rng((seed, number))
+        found[id] = _drawn(given, tasks[0], id, random)
+    return found
+
+
+def _drawn(given: "_Given", task: Task, id: str, random: np.random.Generator) -> Draw:
+    steps, numbers = int(random.integers(2, 13)), int(random.integers(10**6))
+    guidance = round(float(random.uniform(1, 12)), 2)
+    more: dict[str, Any] = {}
+    if {"height", "width"} <= set(task.inputs):
+        step = given.spec.size_multiple
+        for name, length in zip(("height", "width"), given.size, strict=True):
+            more[name] = max(int(length * random.uniform(0.5, 1.5)) // step, 1) * step
+    if "prompt" in task.inputs:
+        words = _WORDS.split()
+        prompts = [" ".join(random.choice(words, random.integers(1, 20))) for _ in range(2)]
+        more["prompt"] = prompts[0]
+        if "negative_prompt" in task.inputs and not given.embedded:
+            more["negative_prompt"] = prompts[1]
+    scheduler: str | None
+    scheduler, fields = _SCHEDULERS[int(random.integers(len(_SCHEDULERS)))]
+    if task.name == "latent-upscale":  # k-diffusion's own, as in every draw of it
+        scheduler, fields = None, {}
+    elif given.scheduler != "ddim":
+        scheduler, fields = given.scheduler, {}
+    inputs = given(task, numbers, steps, guidance, **more)
+    if "prompt" not in task.inputs and not _starts_from_pictures(task):
+        inputs = {"num_inference_steps": steps, "seed": numbers, "batch_size": 2}
+    return Draw(id=id, scheduler=scheduler, fields=fields, task=task.name, inputs=inputs)
 
 
 def _draws(spec: PipelineSpec, seed: int) -> Iterator[Draw]:

@@ -4,14 +4,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from perfuse_conformance.cases.checkpoint_parts import vae_config, write_json, write_model
+from perfuse_conformance.cases.checkpoint_parts import (
+    edit_json,
+    vae_config,
+    write_json,
+    write_model,
+)
 from perfuse_conformance.cases.language_parts import (
+    write_gemma_tokenizer,
     write_language_model,
     write_language_tokenizer,
     write_qwen_vl,
 )
 
-__all__ = ["klein", "klein_distilled", "qwen_image", "z_image"]
+__all__ = ["klein", "klein_distilled", "qwen_image", "sana", "sana_sprint", "z_image"]
 
 
 def z_image(folder: Path, seed: int) -> Path:
@@ -109,6 +115,60 @@ def qwen_image(folder: Path, seed: int) -> Path:
         shift_terminal=0.02,
     )
     return folder
+
+
+def sana(folder: Path, seed: int, *, index: str = "SanaPipeline", **fields: Any) -> Path:
+    """Sana's layout. Pictures are 16×16, two by two pixels a latent."""
+    transformer = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 2,
+        "num_attention_heads": 4,
+        "attention_head_dim": 8,
+        "num_cross_attention_heads": 2,
+        "cross_attention_head_dim": 16,
+        "cross_attention_dim": 32,
+        "caption_channels": 32,
+        "sample_size": 8,
+        **fields,
+    }
+    write_model(folder / "transformer", "SanaTransformer2DModel", transformer, seed)
+    half = {"block_types": ["ResBlock", "EfficientViTBlock"], "block_out_channels": [16, 32]}
+    half |= {"layers_per_block": [1, 1], "qkv_multiscales": [[], [5]]}
+    vae: dict[str, Any] = {
+        f"{name}_{field}": value for name in ("encoder", "decoder") for field, value in half.items()
+    }
+    vae |= {"latent_channels": 4, "attention_head_dim": 8, "scaling_factor": 0.41407}
+    vae |= {"downsample_block_type": "Conv", "upsample_block_type": "interpolate"}
+    write_model(folder / "vae", "AutoencoderDC", vae, seed + 1)
+    size = write_gemma_tokenizer(folder / "tokenizer")
+    text = {"query_pre_attn_scalar": 8, "max_position_embeddings": 2048, "sliding_window": 2048}
+    write_language_model(folder / "text_encoder", "Gemma2", "Model", size, seed + 2, **text)
+    denoiser = "SanaTransformer2DModel"
+    _finish(folder, index, denoiser, vae="AutoencoderDC", text="Gemma2Model")
+    _schedule(
+        folder,
+        "DPMSolverMultistepScheduler",
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=3.0,
+    )
+    edit_json(folder / "model_index.json", tokenizer=["transformers", "GemmaTokenizerFast"])
+    return folder
+
+
+def sana_sprint(folder: Path, seed: int) -> Path:
+    """Sana-Sprint's: told the guidance scale, with norms of queries and keys, in angles."""
+    told = {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
+    sana(folder, seed, index="SanaSprintPipeline", **told)
+    _schedule(folder, "SCMScheduler", sigma_data=0.5)
+    return folder
+
+
+def _schedule(folder: Path, name: str, **config: Any) -> None:
+    """Another scheduler than the usual one."""
+    write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": name, **config})
+    edit_json(folder / "model_index.json", scheduler=["diffusers", name])
 
 
 def _add_time(path: Path, seed: int) -> None:

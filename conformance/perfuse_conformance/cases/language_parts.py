@@ -5,7 +5,12 @@ from typing import Any
 
 from perfuse_conformance.cases.checkpoint_parts import WORDS, byte_codes, randomise, write_json
 
-__all__ = ["write_language_model", "write_language_tokenizer", "write_qwen_vl"]
+__all__ = [
+    "write_gemma_tokenizer",
+    "write_language_model",
+    "write_language_tokenizer",
+    "write_qwen_vl",
+]
 
 _END, _TURN, _TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 #: Two turns as models of the Qwen family have them, and a setting that a pipeline gives.
@@ -48,6 +53,39 @@ def write_language_tokenizer(folder: Path, *, template: bool = True) -> int:
     config |= {"chat_template": _TEMPLATE} if template else {}
     write_json(folder / "tokenizer_config.json", config)
     return len(vocab) + len(special)
+
+
+def write_gemma_tokenizer(folder: Path) -> int:
+    """Write Gemma's ``tokenizer.json``, all letters and a few words; return its size."""
+    import tokenizers
+    from tokenizers import decoders, normalizers, processors
+
+    named = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    special, space = list(named.values()), "\N{LOWER ONE EIGHTH BLOCK}"
+    vocab = [*special, *(chr(code) for code in range(33, 127)), space, "\n"]
+    merges = []
+    for word in (*WORDS, *(space + word for word in WORDS)):
+        left = word[0]
+        for letter in word[1:]:
+            if left + letter not in vocab:
+                merges.append((left, letter))
+                vocab.append(left + letter)
+            left += letter
+    table = {token: i for i, token in enumerate(vocab)}
+    made = tokenizers.Tokenizer(
+        tokenizers.models.BPE(table, merges, unk_token="<unk>", fuse_unk=True)
+    )
+    made.normalizer = normalizers.Replace(" ", space)
+    made.decoder = decoders.Replace(space, " ")
+    ends = [("<bos>", table["<bos>"])]
+    made.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=ends)
+    made.add_special_tokens(special)
+    folder.mkdir(parents=True, exist_ok=True)
+    made.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "GemmaTokenizerFast", "model_max_length": 2048}
+    config |= {"padding_side": "left", "add_bos_token": True}
+    write_json(folder / "tokenizer_config.json", {**config, **named})
+    return len(vocab)
 
 
 def write_language_model(

@@ -67,6 +67,7 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-guided": RandomModel(kind="sd1-small", transforms=_WORSE),
         "random-steered": RandomModel(kind="sd1-small", transforms=_STEERED),
         "random-shallow": RandomModel(kind="sd1", transforms=("deepcache:every=2",)),
+        "random-int8": RandomModel(kind="sd1", transforms=("storage:scheme=int8,component=unet",)),
         "random-cached": RandomModel(kind="sd3", transforms=("first-block:threshold=0.4",)),
         "random-flux": RandomModel(kind="flux"),
         "random-z-image": RandomModel(kind="z-image"),
@@ -75,6 +76,9 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-aura": RandomModel(kind="AuraFlowPipeline"),
         "random-klein": RandomModel(kind="klein"),
         "random-qwen-image": RandomModel(kind="qwen-image"),
+        "random-sana": RandomModel(kind="sana"),
+        "random-sprint": RandomModel(kind="sana-sprint"),
+        "random-chroma": RandomModel(kind="chroma"),
     }
 )
 

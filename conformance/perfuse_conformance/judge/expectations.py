@@ -52,6 +52,7 @@ _LEVEL_OF = {
     "contract": "L1",
     "weights": "L2",
     "soak": "L2",
+    "trial": "L2",
     "forced": "L2",
     "draw": "L2",
     "repeat": "L2",

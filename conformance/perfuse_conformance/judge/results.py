@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 #: A minor version adds fields; a major one changes existing ones.
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 
 
 class ResultsError(PerfuseError):
@@ -166,6 +166,8 @@ class Result:
     pictures: Mapping[str, str] = field(default_factory=dict)
     #: The last lines that the worker wrote, where it crashed or hung.
     log: str = ""
+    #: The command that asks this alone, of what a seed draws; where it fails, the simplest that does.
+    rerun: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ import numpy as np
 from perfuse.backend import PRECISIONS
 from perfuse.spec import Signature
 from perfuse_conformance.cases.bundle import Bundle
-from perfuse_conformance.cases.catalogue import Arrays, Case
+from perfuse_conformance.cases.catalogue import Case
+from perfuse_conformance.cases.probes import Arrays
 from perfuse_conformance.judge import metrics
 from perfuse_conformance.judge.results import Metric, Result, Status
 from perfuse_conformance.judge.tolerances import Limit, Tolerances

@@ -11,7 +11,8 @@ from perfuse.arrays import to_numpy
 from perfuse.run import DiffusionPipeline
 from perfuse.schedulers import scheduler_class
 from perfuse.spec import Array, PipelineSpec, Role
-from perfuse_conformance.cases.catalogue import Arrays, Draw
+from perfuse_conformance.cases.draws import Draw
+from perfuse_conformance.cases.probes import Arrays
 
 __all__ = ["run_draw"]
 

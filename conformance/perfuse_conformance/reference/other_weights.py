@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from perfuse.backend import Changes, Component
 from perfuse.models import with_changes
-from perfuse_conformance.cases.catalogue import Arrays
+from perfuse_conformance.cases.probes import Arrays
 
 if TYPE_CHECKING:
     import numpy as np

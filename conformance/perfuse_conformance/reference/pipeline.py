@@ -7,7 +7,7 @@ from perfuse.backend import Component, ExecutionReport, Program
 from perfuse.errors import UnsupportedError
 from perfuse.run import DiffusionPipeline
 from perfuse.spec import Array
-from perfuse_conformance.cases.catalogue import Arrays
+from perfuse_conformance.cases.probes import Arrays
 
 if TYPE_CHECKING:
     import torch

@@ -1,13 +1,10 @@
 """Records a golden bundle: the reference's inputs, truth and own errors, for every probe and draw."""
 
 import datetime
-import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from perfuse.backend import PRECISIONS, Request, Target
 from perfuse.errors import InputError
@@ -22,30 +19,26 @@ from perfuse.sources import (
 )
 from perfuse.spec import PipelineSpec
 from perfuse_conformance import SUITE_VERSION
-from perfuse_conformance.cases.bundle import Bundle, hash_of, write_bundle
-from perfuse_conformance.cases.catalogue import (
-    LEVELS,
-    Arrays,
-    Draw,
-    Probe,
-    draws_of,
-    inputs_of,
-    probes_of,
-    runs_in,
-)
+from perfuse_conformance.cases.bundle import Bundle, write_bundle
+from perfuse_conformance.cases.catalogue import LEVELS, runs_in
+from perfuse_conformance.cases.draws import Draw, drawn_of, draws_of
 from perfuse_conformance.cases.opening import open_pipeline, open_source
-from perfuse_conformance.judge.metrics import rmse
-from perfuse_conformance.judge.verdicts import PICTURE_MEASURES
-from perfuse_conformance.reference.draws import run_draw
+from perfuse_conformance.cases.probes import Arrays, Probe, probes_of
+from perfuse_conformance.cases.trials import trial_id, trials_of
+from perfuse_conformance.reference.asking import (
+    REFERENCE,
+    ask,
+    ask_draw,
+    ask_trial,
+    errors_of,
+    keep,
+    probe_index,
+)
 from perfuse_conformance.reference.pipeline import ReferencePipeline
 from perfuse_conformance.reference.quality import caption_verdicts, has_captions
 
 __all__ = ["bundle_for", "record"]
 
-#: The reference where none is named; the torch backend with its device.
-REFERENCE = "torch:cpu"
-#: How often a draw is repeated with its first noise changed in the last bits.
-_NUDGES = 2
 #: Increased with every change of what is recorded, so that cached bundles are made anew.
 _RECORDED = 5
 
@@ -81,7 +74,7 @@ def record(
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} was to be written; it is not empty. Name a new folder.")
     with locked(folder), atomic_folder(folder) as partial:
-        _record(model, partial, Target.parse(target), level, seed, watch, transforms)
+        _record(model, partial, Target.parse(target), level, seed, watch, transforms, drawn=True)
     return Bundle.open(folder)
 
 
@@ -129,7 +122,10 @@ def _record(
     seed: int,
     watch: Watch,
     transforms: Sequence[str] = (),
+    *,
+    drawn: bool = False,
 ) -> None:
+    """Write a bundle; ``drawn`` for one that nothing can be asked of later."""
     device = target.device or "cpu"
     source = open_source(model, transforms)
     spec = source.spec
@@ -153,6 +149,8 @@ def _record(
     draws: dict[str, Any] = {}
     if LEVELS.index(level) >= LEVELS.index("L2"):
         draws = _record_draws(spec, truth, own, tensors, probes, seed, watch)
+        if drawn:
+            _record_drawn(spec, truth, own, tensors, probes, draws, seed, watch)
     quality = None
     if level == "L3" and has_captions(spec, model):
         watch("captions")
@@ -207,55 +205,14 @@ def _record_probes(
     for probe in probes_of(spec).values():
         watch(probe.id)
         component = spec.components[probe.component]
-        calls = inputs_of(component, probe, seed=seed)
-        program = truth.program(probe.component)
-        program.calls.clear()
-        for inputs in calls:
-            program(**inputs)
-        exact = [outputs for _, outputs in program.calls]
-        probes[probe.id] = _probe_index(probe, calls) | {
-            "convolves_alone": program.convolves_alone,
-            "errors": {
-                precision: _errors(pipe, probe.component, calls, exact)
-                for precision, pipe in own.items()
-                if runs_in(component, precision) and (precision == "float32" or probe.halves)
-            },
+        wanted = {
+            precision: pipe
+            for precision, pipe in own.items()
+            if runs_in(component, precision) and (precision == "float32" or probe.halves)
         }
-        _keep(tensors.setdefault(probe.component, {}), probe.id, calls, exact)
+        calls, exact, probes[probe.id] = ask(component, probe, truth, wanted, seed)
+        keep(tensors.setdefault(probe.component, {}), probe.id, calls, exact)
     return probes
-
-
-def _probe_index(probe: Probe, calls: list[Arrays]) -> dict[str, Any]:
-    return {
-        "component": probe.component,
-        "manner": probe.manner,
-        "dims": dict(probe.dims),
-        "calls": len(calls),
-        "sha256": hash_of(_flat(calls)),
-    }
-
-
-def _flat(calls: list[Arrays]) -> Arrays:
-    return {f"{i}/{name}": array for i, call in enumerate(calls) for name, array in call.items()}
-
-
-def _keep(tensors: dict[str, Any], probe: str, calls: list[Arrays], exact: list[Arrays]) -> None:
-    for i, (inputs, outputs) in enumerate(zip(calls, exact, strict=True)):
-        tensors.update({f"{probe}/{i}/in/{name}": array for name, array in inputs.items()})
-        tensors.update({f"{probe}/{i}/out/{name}": array for name, array in outputs.items()})
-
-
-def _errors(
-    pipe: DiffusionPipeline, component: str, calls: list[Arrays], exact: list[Arrays]
-) -> dict[str, list[float]]:
-    """The reference's own RMSE in a precision, by output, for each call."""
-    program = pipe.program(component)
-    errors: dict[str, list[float]] = {name: [] for name in exact[0]}
-    for inputs, outputs in zip(calls, exact, strict=True):
-        found = program(**inputs)
-        for name, array in outputs.items():
-            errors[name].append(rmse(np.asarray(found[name]), array))
-    return errors
 
 
 def _record_draws(
@@ -272,44 +229,37 @@ def _record_draws(
     denoiser = spec.denoiser.name
     for draw in draws_of(spec, seed=seed).values():
         watch(f"draw {draw.id}")
-        program = truth.program(denoiser)
-        program.calls.clear()
-        drawn = run_draw(truth, draw)
-        calls = list(program.calls)
-        kept.update({f"draw/{draw.id}/{name}": array for name, array in drawn.items()})
         precisions = [p for p in own if p == "float32" or draw.halves]
-        draws[draw.id] = {
-            "inputs": json.loads(json.dumps(dict(draw.inputs))),
-            "steps": len(drawn["latents"]),
-            **_own_errors({p: own[p] for p in precisions}, draw, drawn),
-        }
+        drawn, calls, draws[draw.id] = ask_draw(draw, truth, {p: own[p] for p in precisions})
+        kept.update({f"draw/{draw.id}/{name}": array for name, array in drawn.items()})
         if draw.forced:
             _record_forced(draw, denoiser, calls, own, tensors, probes)
     return draws
 
 
-def _own_errors(
-    own: Mapping[str, DiffusionPipeline], draw: Draw, truth: Arrays
-) -> dict[str, dict[str, Any]]:
-    """What the reference itself misses by in each precision: the worst of it as it is and nudged.
-
-    ``errors`` of the latents, a step; and ``pictures``, the measures of the worst picture.
-    """
-    errors, pictures = {}, {}
-    for precision, pipe in own.items():
-        # In half precision the rounding of every step is more than a last bit of the first noise.
-        nudges = range(_NUDGES) if precision == "float32" else ()
-        runs = [run_draw(pipe, draw, nudge=nudge) for nudge in (None, *nudges)]
-        errors[precision] = [
-            max(rmse(run["latents"][step], exact) for run in runs)
-            for step, exact in enumerate(truth["latents"])
-        ]
-        pairs = [pair for run in runs for pair in zip(run["images"], truth["images"], strict=True)]
-        pictures[precision] = {
-            name: worst(measure(*pair) for pair in pairs)
-            for name, (measure, worst) in PICTURE_MEASURES.items()
-        }
-    return {"errors": errors, "pictures": pictures}
+def _record_drawn(
+    spec: PipelineSpec,
+    truth: ReferencePipeline,
+    own: Mapping[str, DiffusionPipeline],
+    tensors: dict[str, dict[str, Any]],
+    probes: dict[str, Any],
+    draws: dict[str, Any],
+    seed: int,
+    watch: Watch,
+) -> None:
+    """The trials and the picture that a seed draws, in every precision."""
+    for id, trials in trials_of(spec, seed).items():
+        watch(id)
+        name = id.split("/")[1]
+        wanted = {p: pipe for p, pipe in own.items() if runs_in(spec.components[name], p)}
+        for number, trial in enumerate(trials):
+            probe = trial_id(id, number)
+            _, calls, exact, probes[probe] = ask_trial(trial, name, probe, truth, wanted)
+            keep(tensors[name], probe, calls, exact)
+    for draw in drawn_of(spec, seed).values():
+        watch(f"draw {draw.id}")
+        drawn, _, draws[draw.id] = ask_draw(draw, truth, own)
+        tensors["draws"] |= {f"draw/{draw.id}/{name}": array for name, array in drawn.items()}
 
 
 def _record_forced(
@@ -330,14 +280,14 @@ def _record_forced(
         dims=_dims(own["float32"].spec, inputs[0]),
         calls=tuple(float(given["timestep"].flat[0]) for given in inputs),
     )
-    probes[id] = _probe_index(probe, inputs) | {
+    probes[id] = probe_index(probe, inputs) | {
         "errors": {
-            precision: _errors(pipe, denoiser, inputs, exact)
+            precision: errors_of(pipe, denoiser, inputs, exact)
             for precision, pipe in own.items()
             if precision == "float32" or draw.halves
         },
     }
-    _keep(tensors["draws"], id, inputs, exact)
+    keep(tensors["draws"], id, inputs, exact)
 
 
 def _dims(spec: PipelineSpec, inputs: Arrays) -> dict[str, int]:

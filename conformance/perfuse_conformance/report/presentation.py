@@ -155,7 +155,7 @@ def group_of(result: Result) -> Group:
     kind = result.id.partition("/")[0]
     own = (
         result.component
-        if kind in ("component", "refusal", "contract", "weights", "soak")
+        if kind in ("component", "refusal", "contract", "weights", "soak", "trial")
         else None
     )
     return Group(level=result.level, name=own if own is not None else kind)

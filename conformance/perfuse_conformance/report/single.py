@@ -1,10 +1,13 @@
 """Runs a few cases by their ids, for an author who is repairing one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
 from perfuse.errors import InputError
+from perfuse_conformance.cases.catalogue import Case
+from perfuse_conformance.cases.trials import Trial
 from perfuse_conformance.judge.results import Result
 from perfuse_conformance.report.presentation import (
     call_said,
@@ -33,22 +36,27 @@ def judge_single(target: str, ids: Sequence[str], **settings: Any) -> list[Resul
     try:
         cases = {case.id: case for case in session.cases()}
         for id in ids:
-            if id not in cases:
+            if id.partition(":")[0] not in cases:
                 near = get_close_matches(id, cases, n=3) or [f"{len(cases)} others"]
                 raise InputError(
                     f"Case {id!r} was asked for; for {target} at level {session.level} there is "
                     f"{', '.join(near)}. Ids are those of a report; --level may have to be higher."
                 )
-        results = []
-        for id in ids:
-            if cases[id].kind == "repeat":  # what it repeats has to be drawn first
-                first = next(c for c in cases.values() if c.kind == "draw")
-                if first.id not in ids:
-                    session.judge(first)
-            results.append(session.judge(cases[id]))
-        return results
+        return [session.judge(_case(cases, id)) for id in ids]
     finally:
         session.close()
+
+
+def _case(cases: Mapping[str, Case], id: str) -> Case:
+    """The case of an id. Behind a colon a trial's says what to ask, whatever a seed draws."""
+    name, colon, trial = id.partition(":")
+    if not colon:
+        return cases[name]
+    if cases[name].kind != "trial":
+        raise InputError(
+            f"Case {id!r} was asked for; {name} is no trial. Leave {colon}{trial} out."
+        )
+    return replace(cases[name], id=id, trials=(Trial.parse(trial),))
 
 
 def lines_of(result: Result) -> list[str]:
@@ -65,4 +73,6 @@ def lines_of(result: Result) -> list[str]:
     if result.curve:
         steps = " ".join("NaN" if v is None else f"{v:.3g}" for v in result.curve)
         lines.append(f"  error over the limit, call by call: {steps}")
+    if result.rerun and result.status.failed:
+        lines.append(f"  again: {result.rerun}")
     return lines + [f"  | {line}" for line in log_said(result.log).splitlines()]

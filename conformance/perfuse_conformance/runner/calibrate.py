@@ -86,7 +86,7 @@ def _kind(result: Result, metric: str) -> str:
         return "repeat"
     if kind == "draw":
         return "free" if metric == "rmse_ratio" else "picture"
-    return kind
+    return "component" if kind == "trial" else kind
 
 
 def observed(found: Iterable[Reading]) -> dict[Key, Observed]:

@@ -71,6 +71,10 @@ class WorkerProcess:
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
+    def start(self) -> None:
+        """Start it before it is asked."""
+        self._started()
+
     def ask(self, request: Mapping[str, Any], timeout: float) -> Answer:
         """Send a request and wait for its answer.
 

@@ -27,13 +27,15 @@ from perfuse.plugins import host
 from perfuse.run import DiffusionPipeline
 from perfuse.sources import ArtifactStore
 from perfuse_conformance.cases.bundle import Bundle
-from perfuse_conformance.cases.catalogue import Arrays, draws_of, made_for, sizes_of
+from perfuse_conformance.cases.draws import Draw, drawn_of, draws_of
 from perfuse_conformance.cases.opening import open_pipeline, open_source
+from perfuse_conformance.cases.probes import Arrays, made_for, probes_of, sizes_of
 from perfuse_conformance.judge.metrics import rmse
 from perfuse_conformance.reference.draws import run_draw
 from perfuse_conformance.reference.other_weights import truth, with_adapter, with_other_weights
 from perfuse_conformance.reference.quality import caption_verdicts
-from perfuse_conformance.runner.soak import soak
+from perfuse_conformance.runner.layouts import LAYOUTS
+from perfuse_conformance.runner.soak import drawn_inputs, interleaved, prepared_again, soak
 from perfuse_conformance.runner.watch import GlobalState, TorchWatch
 
 __all__ = ["main"]
@@ -73,18 +75,20 @@ class Worker:
         self._model = model
         self._transforms = tuple(transforms)
         self._out = out
-        self._bundle: Bundle | None = None
+        self._bundles: dict[str, Bundle] = {}
         self._source: Source | None = None
         self._backend: Backend | None = None
         self._program: tuple[str, Program] | None = None
         self._pipes: dict[str, DiffusionPipeline] = {}
         self._store = _WatchedStore(ArtifactStore.default().root)
+        #: For sizes that are asked for once.
+        self._scratch = ArtifactStore(out.parent / "exports")
         self._prepared_s = 0.0
 
     def _opened(self, folder: str) -> Bundle:
-        if self._bundle is None or str(self._bundle.path) != folder:
-            self._bundle = Bundle.open(Path(folder))
-        return self._bundle
+        if folder not in self._bundles:
+            self._bundles[folder] = Bundle.open(Path(folder))
+        return self._bundles[folder]
 
     @property
     def source(self) -> Source:
@@ -163,7 +167,10 @@ class Worker:
     def do_prepare(self, bundle: str, probe: str, precision: str, static: bool) -> dict[str, Any]:
         """Make the program of a probe, if it is not there."""
         meta = self._opened(bundle).index["probes"][probe]
-        self._ready(meta["component"], precision, meta["dims"] if static else {})
+        name, dims = meta["component"], meta["dims"] if static else {}
+        usual = sizes_of(self.source.spec, self.source.spec.components[name]).values()
+        once = "trial" in meta and dims and dims not in usual
+        self._ready(name, precision, dims, self._scratch if once else None)
         return {"prepare_s": self._prepared_s}
 
     def do_call(self, bundle: str, probe: str, precision: str, static: bool) -> dict[str, Any]:
@@ -216,18 +223,7 @@ class Worker:
     ) -> dict[str, Any]:
         """Close a program twice, then call it."""
         opened = self._opened(bundle)
-        made = self.source.component(component, precision=precision)
-        probes = opened.index["probes"]
-        fitting = [
-            id
-            for id, meta in probes.items()
-            if meta["component"] == component and made_for(made, meta["dims"])
-        ]
-        if not fitting:
-            raise InputError(
-                f"{component} is fixed to {dict(made.static)}, which nothing is asked with."
-            )
-        probe, dims = fitting[0], probes[fitting[0]]["dims"]
+        probe, dims = self._fitting(opened, component, precision)
         self.release()
         threads = set(threading.enumerate())
         program = self._ready(component, precision, dims if static else {})
@@ -247,26 +243,130 @@ class Worker:
         return {"refused": None, "threads": left}
 
     def do_soak(
+        self,
+        bundle: str,
+        component: str,
+        precision: str,
+        static: bool,
+        seed: int,
+        thorough: bool,
+    ) -> dict[str, Any]:
+        """Call one program many times with drawn inputs; some answers are left in the file."""
+        inputs = self._drawn_inputs(bundle, component, precision, static, seed)
+        program = self._ready(
+            component, precision, self._dims(bundle, component, precision, static)
+        )
+        taken = _taker(program)
+        soaked, kept = soak(program, inputs, seed, taken, thorough=thorough)
+        _save(kept, self._out)
+        return soaked.to_dict()
+
+    def do_again(
+        self,
+        bundle: str,
+        component: str,
+        precision: str,
+        static: bool,
+        seed: int,
+        numbers: list[int],
+    ) -> dict[str, Any]:
+        """Answer to some of the drawn inputs, the last one first; leave the answers in the file."""
+        inputs = self._drawn_inputs(bundle, component, precision, static, seed)
+        program = self._ready(
+            component, precision, self._dims(bundle, component, precision, static)
+        )
+        taken = _taker(program)
+        answers = [taken(program(**inputs(number))) for number in reversed(numbers)]
+        _save(answers[::-1], self._out)
+        return {}
+
+    def do_many_programs(
+        self, bundle: str, component: str, precision: str, static: bool, thorough: bool
+    ) -> dict[str, Any]:
+        """Prepare, call and close again and again."""
+        probe, _ = self._fitting(self._opened(bundle), component, precision)
+        dims = self._dims(bundle, component, precision, static)
+        self.release()
+        count, left = prepared_again(
+            lambda: self._another(component, precision, dims),
+            self._opened(bundle).inputs(probe, 0),
+            thorough=thorough,
+        )
+        return {"programs": count, "left": left}
+
+    def do_two_programs(
         self, bundle: str, component: str, precision: str, static: bool, seed: int
     ) -> dict[str, Any]:
-        """Call one program many times with what the probes of its sizes are called with."""
+        """Two programs of a component at once."""
+        inputs = self._drawn_inputs(bundle, component, precision, static, seed)
+        dims = self._dims(bundle, component, precision, static)
+        program = self._ready(component, precision, dims)
+        other = self._another(component, precision, dims)
+        given = [inputs(number) for number in range(6)]
+        misses = interleaved((program, other), given, seed, _taker(program))
+        other.close()
+        return {"misses": misses}
+
+    def do_order(
+        self, bundle: str, precision: str, modes: Mapping[str, bool], order: list[str]
+    ) -> dict[str, Any]:
+        """Prepare components in an order, then call each; answers in the order of ``modes``."""
         opened = self._opened(bundle)
+        self.release()
+        programs: dict[str, Program] = {}
+        answers: dict[str, Arrays] = {}
+        for name in order:
+            dims = self._dims(bundle, name, precision, modes[name])
+            programs[name] = self._another(name, precision, dims)
+        for name in order:
+            probe, _ = self._fitting(opened, name, precision)
+            answers[name] = _taker(programs[name])(programs[name](**opened.inputs(probe, 0)))
+        for program in programs.values():
+            program.close()
+        _save([answers[name] for name in modes], self._out)
+        return {}
+
+    def do_supports_sizes(
+        self, component: str, precision: str, sizes: list[dict[str, int]]
+    ) -> dict[str, Any]:
+        """Which of some fixed sizes the backend says yes to."""
+        spec, device = self.source.spec.components[component], self.target.device
+        requests = [
+            Request(component=spec, precision=precision, device=device, static=static)
+            for static in sizes
+        ]
+        return {"works": [self.backend.supports(request).works for request in requests]}
+
+    def _fitting(
+        self, opened: Bundle, component: str, precision: str
+    ) -> tuple[str, Mapping[str, int]]:
+        """A probe with sizes that a component was made for, and the sizes.
+
+        Raises:
+            InputError: there is none.
+        """
         made = self.source.component(component, precision=precision)
-        fitting = {
-            id: meta
-            for id, meta in opened.index["probes"].items()
-            if meta["component"] == component and made_for(made, meta["dims"])
-        }
-        if not fitting:
-            raise InputError(
-                f"{component} is fixed to {dict(made.static)}, which nothing is asked with."
-            )
-        dims = next(iter(fitting.values()))["dims"]
-        alike = {id: meta for id, meta in fitting.items() if not static or meta["dims"] == dims}
-        inputs = [opened.inputs(id, i) for id, meta in alike.items() for i in range(meta["calls"])]
-        program = self._ready(component, precision, dims if static else {})
-        tensors = program.torch_device is not None
-        return soak(program, inputs, seed, lambda out: _taken(out, tensors, 0, [])).to_dict()
+        for id, meta in opened.index["probes"].items():
+            if meta["component"] == component and made_for(made, meta["dims"]):
+                return id, meta["dims"]
+        raise InputError(
+            f"{component} is fixed to {dict(made.static)}, which nothing is asked with."
+        )
+
+    def _dims(self, bundle: str, component: str, precision: str, static: bool) -> Mapping[str, int]:
+        return self._fitting(self._opened(bundle), component, precision)[1] if static else {}
+
+    def _drawn_inputs(
+        self, bundle: str, component: str, precision: str, static: bool, seed: int
+    ) -> Callable[[int], Arrays]:
+        """Makes the inputs of a number, of sizes that a program takes."""
+        spec, dims = self.source.spec, self._dims(bundle, component, precision, static)
+        probes = [
+            probe
+            for probe in probes_of(spec).values()
+            if probe.component == component and (not static or probe.dims == dims)
+        ]
+        return lambda number: drawn_inputs(spec, spec.components[component], probes, seed, number)
 
     def do_other_weights(
         self, bundle: str, component: str, precision: str, static: bool, adapters: bool
@@ -305,7 +405,7 @@ class Worker:
         pipe = self._pipe(precision)
         self._store.taken()
         began = time.perf_counter()
-        drawn = run_draw(pipe, draws_of(pipe.spec, seed=self._opened(bundle).seed)[draw])
+        drawn = run_draw(pipe, _draw_of(pipe, self._opened(bundle).seed, draw))
         spent = time.perf_counter() - began
         _save([drawn], self._out)
         reports = {name: _report(program) for name, program in pipe.programs().items()}
@@ -323,14 +423,20 @@ class Worker:
 
     # Parts
 
-    def _ready(self, name: str, precision: str, static: Mapping[str, int]) -> Program:
+    def _ready(
+        self,
+        name: str,
+        precision: str,
+        static: Mapping[str, int],
+        store: ArtifactStore | None = None,
+    ) -> Program:
         component = self._component(name, precision, static)
         sizes = [dict(component.static), *map(dict, component.sizes)]
         key = json.dumps([name, precision, sizes], sort_keys=True)
         if self._program is None or self._program[0] != key:
             self.release()
             began = time.perf_counter()
-            self._program = key, self.backend.prepare(component, self.target, self._store)
+            self._program = key, self.backend.prepare(component, self.target, store or self._store)
             self._prepared_s = time.perf_counter() - began
         else:
             self._prepared_s = 0.0
@@ -381,8 +487,9 @@ class Worker:
 
 def _arranged(calls: list[Arrays], manner: str) -> Iterator[Arrays]:
     """Each call's arrays, in new memory or in the same memory each time."""
-    if manner == "views":  # the same numbers, laid out otherwise
-        yield from ({name: np.asfortranarray(a) for name, a in call.items()} for call in calls)
+    layout = LAYOUTS.get("fortran" if manner == "views" else manner)
+    if layout is not None:  # the same numbers, laid out otherwise
+        yield from ({name: layout(array) for name, array in call.items()} for call in calls)
         return
     if manner != "reused":
         yield from calls
@@ -410,6 +517,17 @@ def _taken(returned: Any, torch: bool, call: int, notes: list[str]) -> Arrays:
             continue
         taken[str(name)] = np.array(array)
     return taken
+
+
+def _taker(program: Program) -> Callable[[Any], Arrays]:
+    """Copies what a program returned."""
+    return lambda returned: _taken(returned, program.torch_device is not None, 0, [])
+
+
+def _draw_of(pipe: DiffusionPipeline, seed: int, id: str) -> Draw:
+    if id in (draws := draws_of(pipe.spec, seed=seed)):
+        return draws[id]
+    return drawn_of(pipe.spec, seed, count=int(id.partition("-")[2] or 1))[id]
 
 
 def _watching(watch: bool) -> Any:

@@ -25,7 +25,7 @@ __all__ = ["bench"]
 @click.option("--option", "options", multiple=True, help="A backend's switch: compile=true.")
 @click.option(
     "--transform",
-    "transforms",
+    "ways",
     multiple=True,
     help='One way to draw; several transforms of one way in quotes: "deepcache freeu".',
 )
@@ -48,7 +48,7 @@ def bench(
     backend: str | None,
     precision: str | None,
     options: tuple[str, ...],
-    transforms: tuple[str, ...],
+    ways: tuple[str, ...],
     steps: int,
     guidance: float | None,
     prompts: tuple[str, ...],
@@ -86,7 +86,7 @@ def bench(
         drawing = _drawing(bundled, prompts, captions, pictures, guidance)
         rows = compare(
             settings,
-            [text.split() for text in transforms],
+            [text.split() for text in ways],
             drawing,
             steps=steps,
             memory=memory,

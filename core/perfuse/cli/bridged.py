@@ -112,6 +112,7 @@ def opened(given: Mapping[str, Any], flags: Collection[str]) -> Any:
         InputError: an option was given that only native pipelines have.
     """
     from perfuse.bridge.opening import open_bridged
+    from perfuse.run.precisions import read_precision
 
     _import_diffusers()
     if refused := [flag for name, flag in _NATIVE.items() if name in flags and given.get(name)]:
@@ -119,15 +120,16 @@ def opened(given: Mapping[str, Any], flags: Collection[str]) -> Any:
             f"{refused[0]} was given; {given['model']} runs through Diffusers, "
             "which has no such option. Leave it out, or set what it means in Python."
         )
+    precision, schemes = read_precision(given["precision"])
     variant = {} if given["variant"] is None else {"variant": given["variant"]}
     pipe = open_bridged(
         given["model"],
         backend=given.get("backend"),
-        precision=given["precision"],
+        precision=precision,
         revision=given["revision"],
         offline=given["offline"],
         options=read_options(given.get("options", ())),
-        transforms=given.get("transforms", ()),
+        transforms=(*schemes, *given.get("transforms", ())),
         **variant,
         **parts_of(given["no_safety_checker"]),
     )
@@ -372,9 +374,9 @@ def export(given: Mapping[str, Any], flags: Collection[str]) -> Path:
         raise InputError(
             f"--to {given['format']} was given; no backend runs that. perfuse backends lists them."
         )
-    if given["options"]:
+    if given["switches"]:
         raise InputError(
-            f"--option {given['options'][0]} was given; exporters' options are for native models, and "
+            f"--option {given['switches'][0]} was given; exporters' options are for native models, and "
             f"{given['model']} runs through Diffusers. Leave it out."
         )
     folder: Path = given["output"]

@@ -27,6 +27,7 @@ _PROMPTS = (
 @model_options
 @click.option(
     "--precision",
+    "asked",
     required=True,
     help="Components with the schemes to measure: unet=w8a8, or unet=int4,text_encoder=int8.",
 )
@@ -44,7 +45,7 @@ _PROMPTS = (
 @QUIET
 @JSON
 def calibrate(
-    precision: str,
+    asked: str,
     output: Path,
     prompts: tuple[str, ...],
     steps: int,
@@ -68,7 +69,7 @@ def calibrate(
 
     if controlnet or adapter:
         raise InputError("--controlnet and --adapter were given; calibrate draws without.")
-    schemes = schemes_of(precision)
+    schemes = schemes_of(asked)
     with watching(show=not quiet) as watch:
         watch.begin("Opening the model")
         source = open_model(**model_of(model))

@@ -49,7 +49,7 @@ __all__ = ["export"]
 @NO_CHECKER
 @click.option("--batch", type=int, help="Fix the batch size of every component.")
 @click.option("--size", "sizes", multiple=True, help="HEIGHTxWIDTH, several times for several.")
-@click.option("--option", "options", multiple=True, help="An exporter's switch: palettize=6.")
+@click.option("--option", "switches", multiple=True, help="An exporter's switch: palettize=6.")
 @click.option("--dialect", help="Whose names and layout: apple. The same as --option dialect=….")
 @BRIDGED
 @ARGUMENT
@@ -93,7 +93,7 @@ def _export(
     no_safety_checker: bool,
     batch: int | None,
     sizes: tuple[str, ...],
-    options: tuple[str, ...],
+    switches: tuple[str, ...],
     dialect: str | None,
     quiet: bool,
     as_json: bool,
@@ -131,7 +131,7 @@ def _export(
             width=width,
             batch=batch,
             sizes=[_read_size(size) for size in sizes],
-            options=read_options(options) | ({"dialect": dialect} if dialect else {}),
+            options=read_options(switches) | ({"dialect": dialect} if dialect else {}),
         )
         watch.lap("write")
     files = Manifest.read(folder).files

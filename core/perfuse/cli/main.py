@@ -24,6 +24,7 @@ from perfuse.cli.graphs import graphs
 from perfuse.cli.inspect import inspect
 from perfuse.cli.merge import merge
 from perfuse.cli.plugins import plugin
+from perfuse.cli.tune import tune
 from perfuse.errors import BackendNotFoundError, ConfigError, InputError, PerfuseError, PluginError
 from perfuse.plugins.importing import Stopped, guarded, said
 from perfuse.report.console import forgive, say
@@ -209,6 +210,7 @@ for command in (
     inspect,
     bench,
     calibrate,
+    tune,
     backends,
     doctor,
     plugin,

@@ -14,7 +14,13 @@ from perfuse.sources.files import read_toml
 __all__ = ["SETTINGS", "Configured", "known_settings", "read_settings"]
 
 SETTINGS = "perfuse.toml"
-_CALLED = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_CALLED = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list of texts",
+}
 _KNOWN = {
     "model": str,
     "revision": str,
@@ -24,6 +30,8 @@ _KNOWN = {
     "backend": str,
     "precision": str,
     "scheduler": str,
+    "transforms": list,
+    "options": list,
 }
 
 
@@ -97,6 +105,7 @@ def read_settings(
             )
         wanted = types[name]
         fits = isinstance(value, int | float) if wanted is float else isinstance(value, wanted)
+        fits = fits and (wanted is not list or all(isinstance(one, str) for one in value))
         if not fits or (isinstance(value, bool) and wanted is not bool):
             raise ConfigError(f"{path} sets {name} to {value!r}; it takes {_CALLED[wanted]}.")
     return settings

@@ -106,6 +106,8 @@ class Program(ABC):
     torch_device: str | None = None
     #: The largest batch that one run of the engine takes; a larger one is split. ``None`` for any.
     max_batch: int | None = None
+    #: Whether it may be called from several threads at once, and beside other programs that may.
+    concurrent: bool = False
 
     @abstractmethod
     def __call__(self, **inputs: Array) -> dict[str, Array]:

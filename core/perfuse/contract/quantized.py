@@ -5,6 +5,7 @@ A tensor is cut into groups, each with one scale and, unless the scheme is symme
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -39,10 +40,8 @@ class Scheme:
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a tensor of a module becomes integers: matrices and the weights of convolutions."""
-        size = 1
-        for one in shape:
-            size *= one
-        return name.endswith(".weight") and 2 <= len(shape) <= 4 and size >= _SMALLEST
+        large = math.prod(shape) >= _SMALLEST
+        return name.endswith(".weight") and 2 <= len(shape) <= 4 and large
 
     def on(self, shape: tuple[int, ...]) -> "Scheme":
         """The scheme for a tensor: eight bits an output for what cannot be cut into groups."""

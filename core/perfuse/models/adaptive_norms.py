@@ -32,20 +32,24 @@ def plain_norm(channels: int, eps: float = 1e-6) -> nn.LayerNorm:
 class RMSNorm(nn.Module):
     """Division by the root mean square (Zhang and Sennrich 2019, arXiv:1910.07467), in float32.
 
-    ``affine=False`` leaves the weight out.
+    ``affine=False`` leaves the weight out, ``bias`` adds something to each channel.
     """
 
-    def __init__(self, channels: int, eps: float, *, affine: bool = True) -> None:
+    def __init__(
+        self, channels: int, eps: float, *, affine: bool = True, bias: bool = False
+    ) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
     def forward(self, hidden: Tensor) -> Tensor:
         wide = hidden.float()
         normal = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
         if self.weight is None:
             return normal.to(hidden.dtype)
-        return (normal * self.weight.float()).to(hidden.dtype)
+        scaled = normal * self.weight.float()
+        return (scaled if self.bias is None else scaled + self.bias.float()).to(hidden.dtype)
 
 
 class _Adaptive(nn.Module):

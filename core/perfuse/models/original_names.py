@@ -19,8 +19,8 @@ __all__ = ["Table", "aliases_of", "blocks", "stacked", "swapped", "views_of"]
 
 Table = Mapping[str, str | Stacked]
 
-#: The number of a block in a name; what else is a number ends a name, or follows this one.
-_NUMBER = re.compile(r"\.(\d+)(?=\.)")
+#: The number of a block in a name: the first one in it.
+_NUMBER = re.compile(r"\.(\d+)(?=\.|$)")
 #: What the weight of a norm is called.
 _WEIGHT = {"scale": "weight"}
 

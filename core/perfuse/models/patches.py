@@ -1,8 +1,22 @@
 """Pictures as tokens inside a network, and back: patches of P × P pixels of [B, C, H, W]."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["patchify", "unpatchify"]
+__all__ = ["PatchEmbed", "patchify", "unpatchify"]
+
+
+class PatchEmbed(nn.Module):
+    """Patches of [B, C, H, W] as tokens, with a table of their places [h, w, D] if there is one."""
+
+    def __init__(self, channels: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
+
+    def forward(self, sample: Tensor, positions: Tensor | None = None) -> Tensor:
+        tokens: Tensor = self.proj(sample).flatten(2).transpose(1, 2)
+        if positions is None:
+            return tokens
+        return (tokens + positions.flatten(0, 1)[None]).to(tokens.dtype)
 
 
 def patchify(picture: Tensor, patch: int) -> Tensor:

@@ -8,7 +8,6 @@ import dataclasses
 import math
 import multiprocessing
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from perfuse.contract.backend import ExecutionReport, Program
 from perfuse.contract.spec import Array, PipelineSpec
 from perfuse.errors import InputError
+from perfuse.memory import peak_memory
 from perfuse.plugins import missing_modules
 from perfuse.progress import working
 from perfuse.run.pipeline import DiffusionPipeline
@@ -317,17 +317,12 @@ def peak(settings: Mapping[str, Any], way: Way, inputs: Mapping[str, Any]) -> in
 
     ``None`` where the system does not say.
     """
-    if sys.platform == "win32":
-        return None
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
         return pool.submit(_peak, dict(settings), way, dict(inputs)).result()
 
 
-def _peak(settings: Mapping[str, Any], way: Way, inputs: Mapping[str, Any]) -> int:
-    import resource
-
+def _peak(settings: Mapping[str, Any], way: Way, inputs: Mapping[str, Any]) -> int | None:
     pipe = DiffusionPipeline.from_pretrained(**settings, transforms=way.transforms)
     Run(pipe, way).draw(inputs, 0, None)
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    return peak_memory()

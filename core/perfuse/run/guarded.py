@@ -30,6 +30,7 @@ class GuardedProgram(Program):
         self.program = program
         self.signature = program.signature
         self.torch_device, self.max_batch = program.torch_device, program.max_batch
+        self.concurrent = program.concurrent
         self._component, self._target = component, target
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:

@@ -24,7 +24,7 @@ _MARK = " \nprompt-of-perfuse\n "
 #: The longest text of a template, and the most that is shown of what Jinja says, in characters.
 _LONGEST, _SAID = 100_000, 300
 #: Seconds that it may take.
-_SECONDS = 10
+_SECONDS = 20
 
 
 def chat_template(folder: Path, settings: Mapping[str, Any]) -> tuple[str, str]:

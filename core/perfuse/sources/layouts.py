@@ -233,6 +233,13 @@ _TRANSFORMERS = (
         config="black-forest-labs/FLUX.1-Fill-dev",
         denoiser={"in_channels": 384},
     ),
+    _transformer(
+        "Chroma",
+        "ChromaPipeline",
+        "lodestones/Chroma1-HD",
+        "distilled_guidance_layer.",
+        {"in_channels": 64},
+    ),
     _SD_3,
     replace(
         _SD_3,

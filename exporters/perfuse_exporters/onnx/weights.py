@@ -193,7 +193,47 @@ def _integers(
         model.graph.node.insert(0, node)
     if block:
         _read_as(model, _BLOCKS)
+    if tensor.range is not None:
+        if whole != name:
+            raise ExportError(
+                f"{name} was to be multiplied in integers in {constant.dtype}; ONNX files have that in "
+                "float32 alone. Use --precision w8a8."
+            )
+        pieces += _round_inputs(model, name, tensor.range)
     return pieces
+
+
+def _round_inputs(model: "onnx.ModelProto", weight: str, ends: tuple[float, float]) -> list[_Piece]:
+    """Round what a matrix is multiplied with to 256 steps of a range; returns what that needs.
+
+    What a convolution is given stays as it is: the CPU multiplies it in integers only where its
+    output is rounded, too, which would lose more.
+    """
+    import numpy as np
+    from onnx import helper
+
+    step = (ends[1] - ends[0]) / 255
+    scale = np.array([step], np.float32).view(np.uint8)
+    zero = np.array([round(-ends[0] / step)], np.uint8)
+    number = _INTEGERS[8, False]
+    pieces = [
+        _Piece(name=f"{weight}/step", shape=(), dtype=_NUMBERS["float32"], content=scale),
+        _Piece(name=f"{weight}/first", shape=(), dtype=number, content=zero),
+    ]
+    names = [one.name for one in pieces]
+    nodes = model.graph.node
+    places = [
+        place
+        for place, node in enumerate(nodes)
+        if node.op_type in ("MatMul", "Gemm") and node.input[1] == weight
+    ]
+    for place in reversed(places):
+        codes, wide = f"{weight}/input{place}", f"{weight}/rounded{place}"
+        rounding = helper.make_node("QuantizeLinear", [nodes[place].input[0], *names], [codes])
+        nodes[place].input[0] = wide
+        nodes.insert(place, helper.make_node("DequantizeLinear", [codes, *names], [wide]))
+        nodes.insert(place, rounding)
+    return pieces if places else []
 
 
 def _read_as(model: "onnx.ModelProto", opset: int) -> None:

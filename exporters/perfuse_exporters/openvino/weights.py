@@ -153,12 +153,13 @@ def _integers(openvino: Any, tensor: Quantized, name: str) -> "tuple[Any, list[N
 
 def _round_inputs(weight: Any, ends: tuple[float, float]) -> None:
     """Round what a weight is multiplied with to 256 steps of a range: its plugins then do so in integers."""
+    import numpy as np
     from openvino import opset13
 
     for target in weight.get_target_inputs():
         reader = target.get_node()
         if reader.get_type_name() in ("MatMul", "Convolution") and target.get_index() == 1:
-            low, high = (opset13.constant(end, "f32") for end in ends)
+            low, high = (opset13.constant(np.array(end, np.float32)) for end in ends)
             rounded = opset13.fake_quantize(reader.input_value(0), low, high, low, high, 256)
             reader.input(0).replace_source_output(rounded.output(0))
 

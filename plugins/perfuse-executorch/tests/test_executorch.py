@@ -325,6 +325,7 @@ class Norm(nn.Module):
         return (self.norm(sample),)
 
 
+@pytest.mark.exhaustive
 def test_large_pictures_are_normalised_exactly(tmp_path: Path) -> None:
     from perfuse_executorch.exporter import _lower
 

@@ -24,7 +24,7 @@ from perfuse.backend import (
     SupportLevel,
     Target,
 )
-from perfuse.errors import UnsupportedError
+from perfuse.errors import ExecutionError, UnsupportedError
 from perfuse.sources import ArtifactStore
 from perfuse_mutants.backend import Arrays, Mutant, Run, Wrapped
 
@@ -43,6 +43,22 @@ class Overdeclared(Mutant):
         if component.precision == "bfloat16":
             raise UnsupportedError(f"{component.name} was to run in bfloat16; there is no kernel.")
         return super().prepare(component, target, store)
+
+
+class ClaimsAnySize(Mutant):
+    """Declares every size, and fails from twice the usual area on."""
+
+    name = "rude-claims-any-size"
+    #: Numbers in a sample of the usual size.
+    usual = 4 * 16 * 16
+
+    def spoil(self, component: Component, run: Run) -> Run:
+        def call(inputs: Arrays) -> Arrays:
+            if inputs["sample"].size > 2 * self.usual:
+                raise ExecutionError(f"{component.name} was too large for the scratch memory.")
+            return run(inputs)
+
+        return call
 
 
 class Underdeclared(Mutant):
@@ -339,6 +355,21 @@ class Segfaults(Mutant):
     def spoil(self, component: Component, run: Run) -> Run:
         def call(inputs: Arrays) -> Arrays:
             _segfault()
+            return run(inputs)
+
+        return call
+
+
+class WritesInputs(Mutant):
+    """Scales its inputs where they lie, and puts them back: nobody sees it, if they can be written."""
+
+    name = "rude-writes-inputs"
+
+    def spoil(self, component: Component, run: Run) -> Run:
+        def call(inputs: Arrays) -> Arrays:
+            for array in inputs.values():
+                # An engine writes through the address; it knows nothing of numpy's read-only flag.
+                ctypes.memmove(array.ctypes.data, array.ctypes.data, array.itemsize)
             return run(inputs)
 
         return call

@@ -9,9 +9,11 @@ import pytest
 from perfuse_mutants.catalogue import CATALOGUE, Caught
 
 from perfuse.backend import Target
+from perfuse_conformance.cases.trials import Trial
 from perfuse_conformance.judge.results import Result, Status, read_results
 from perfuse_conformance.report.html import write_report
 from perfuse_conformance.report.junit import write_junit
+from perfuse_conformance.report.single import judge_single
 from perfuse_conformance.runner import session as runner
 from perfuse_conformance.runner.process import Answer
 from perfuse_conformance.runner.worker import Worker
@@ -27,6 +29,9 @@ class InThisProcess:
     ) -> None:
         self.out = folder / "out.npz"
         self._worker = Worker(target, model, self.out, transforms)
+
+    def start(self) -> None:
+        pass
 
     def ask(self, request: Mapping[str, Any], timeout: float) -> Answer:
         return Answer(value=self._worker.answer(request))
@@ -53,15 +58,20 @@ def check(name: str, caught: Caught) -> None:
     assert result.reason
 
 
+def drawn(caught: Caught | None) -> bool:
+    """Whether a case draws what it asks, or asks many times."""
+    return caught is not None and caught.case.startswith(("trial/", "soak/"))
+
+
 def entries(prefix: str) -> list[Any]:
-    """Every mutant whose name begins so; two of three are exhaustive."""
+    """Every mutant whose name begins so; most are exhaustive, and most of what takes many calls."""
     found = [one for one in CATALOGUE if one.name.startswith(prefix) and one.caught is not None]
     return [
         pytest.param(
             entry.name,
             entry.caught,
             id=entry.name,
-            marks=[pytest.mark.exhaustive] if i % 3 else [],
+            marks=[pytest.mark.exhaustive] if i % (13 if drawn(entry.caught) else 3) else [],
         )
         for i, entry in enumerate(found)
     ]
@@ -84,18 +94,37 @@ def test_a_process_of_its_own_finds_the_same() -> None:
     check("mutant-scale", CAUGHT["mutant-scale"])
 
 
-def test_nothing_is_found_in_the_control(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("many", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_nothing_is_found_in_the_control(monkeypatch: pytest.MonkeyPatch, many: bool) -> None:
     """The same wrapping without a fault, in every case of numbers that finds something in another."""
     monkeypatch.setattr(runner, "WorkerProcess", InThisProcess)
     session = runner.open_session("mutant-none", level="L2")
     try:
-        wanted = {caught.case for caught in CAUGHT.values()}
+        wanted = {caught.case for caught in CAUGHT.values() if drawn(caught) == many}
         cases = [case for case in session.cases() if case.id in wanted and case.kind != "host"]
         results = [session.judge(case) for case in cases]
     finally:
         session.close()
-    assert len(results) > 20
+    assert len(results) > (15 if many else 20)
     assert {result.status for result in results} <= {Status.PASS, Status.QUALITY_WARNING}
+
+
+def test_the_simplest_trial_that_fails_is_told_as_a_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runner, "WorkerProcess", InThisProcess)
+    caught = CAUGHT["mutant-zero-spread"]
+    words = judged("mutant-zero-spread", caught).rerun.split()
+    id, _, trial = words[-1].partition(":")
+    assert (words[:4], words[-2], id) == (
+        ["perfuse", "conformance", "--backend", "mutant-zero-spread"],
+        "--case",
+        caught.case,
+    )
+    simple = Trial.parse(trial)
+    assert (simple.batch, simple.height, simple.text, simple.scale) == (1, 4, 1, 0.0)
+    (again,) = judge_single("mutant-zero-spread", [words[-1]], level="L2")
+    assert (again.status, again.rerun.split()[-1]) == (Status.FAIL_NONFINITE, words[-1])
 
 
 @pytest.mark.parametrize("name", ["rude-unprintable-exception", "rude-print-call"])

@@ -18,6 +18,7 @@ from perfuse.sources import ArtifactStore
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_conformance.cases.opening import open_source
 from perfuse_conformance.reference.other_weights import with_adapter, with_other_weights
+from perfuse_conformance.runner.layouts import LAYOUTS
 
 Arrays = dict[str, Any]
 Prepare = Callable[..., Program]
@@ -112,6 +113,43 @@ SHOWN: dict[str, tuple[list[Any], list[Any]]] = {
 }
 
 
+def states(length: int) -> tuple[str, Arrays]:
+    """A denoiser's inputs with a text of another length."""
+    name, inputs = unet(500)
+    random = np.random.default_rng(1)
+    text_states = random.standard_normal((1, length, 64), dtype=np.float32)
+    return name, {**inputs, "encoder_hidden_states": text_states}
+
+
+def scaled(scale: float) -> tuple[str, Arrays]:
+    """A denoiser's inputs with a sample of another range."""
+    name, inputs = unet(500)
+    return name, {**inputs, "sample": inputs["sample"] * np.float32(scale)}
+
+
+def laid(layout: str) -> tuple[str, Arrays]:
+    """A denoiser's inputs as they may lie in memory."""
+    name, inputs = unet(500)
+    return name, {n: LAYOUTS[layout](array) for n, array in inputs.items()}
+
+
+_SEVEN, _SIX = [100 * i for i in range(1, 8)], [100 * i for i in range(1, 7)]
+#: The same for those that no fixed probe finds.
+BEYOND: dict[str, tuple[list[Any], list[Any]]] = {
+    "mutant-large-pictures": ([unet(500, size=(24, 24))], [unet(500), unet(500, size=(16, 24))]),
+    "mutant-small-pictures": ([unet(500, size=(12, 12))], [unet(500), unet(500, size=(20, 8))]),
+    "mutant-wide-pictures": ([unet(500, size=(8, 16))], [unet(500, size=(16, 24))]),
+    "mutant-many-items": ([unet(*_SEVEN)], [unet(*_SIX), unet(500)]),
+    "mutant-cut-states": ([states(33)], [states(32), states(9)]),
+    "mutant-padded-states": ([states(9)], [states(32), states(33)]),
+    "mutant-wordy-text": ([text(27)], [text(23), text(30)]),
+    "mutant-narrow-range": ([scaled(100)], [unet(500)]),
+    "mutant-fixed-range": ([scaled(1e4)], [scaled(100), unet(500)]),
+    "mutant-gaps": ([laid("strided")], [laid("fortran"), laid("read-only"), unet(500)]),
+    "mutant-unaligned": ([laid("offset")], [laid("fortran"), laid("strided"), unet(500)]),
+}
+
+
 #: How large the smallest faults are: the largest error over the spread of what is right.
 SMALL = {
     "mutant-scale": 0.1,
@@ -146,6 +184,14 @@ def errors(prepare: Prepare, name: str, calls: list[Any]) -> list[float]:
 def test_a_mutant_is_wrong_where_it_says_and_right_elsewhere(prepare: Prepare, name: str) -> None:
     wrong, right = SHOWN[name]
     assert 0 < max(errors(prepare, name, wrong)) < SMALL.get(name, 20)
+    assert errors(prepare, name, right) == [0.0] * len(right)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", BEYOND)
+def test_a_mutant_is_wrong_where_no_probe_looks(prepare: Prepare, name: str) -> None:
+    wrong, right = BEYOND[name]
+    assert max(errors(prepare, name, wrong)) > 1e-3
     assert errors(prepare, name, right) == [0.0] * len(right)
 
 
@@ -457,6 +503,15 @@ def test_every_mutant_of_numbers_is_tested_here() -> None:
         "mutant-one-in-a-hundred",
         "mutant-negative-strides",
         "mutant-leaks",
+        "mutant-drifts-soon",
+        "mutant-drifts-late",
+        "mutant-leaks-a-little",
+        "mutant-leaks-programs",
+        "mutant-closes-nothing",
+        "mutant-one-table",
+        "mutant-shared-scratch",
+        "mutant-zero-spread",
+        "mutant-rsqrt-overflows",
     }
     mutants = {entry.name for entry in CATALOGUE if entry.name.startswith("mutant-")}
-    assert mutants == elsewhere | SHOWN.keys()
+    assert mutants == elsewhere | SHOWN.keys() | BEYOND.keys()

@@ -45,6 +45,7 @@ def test_the_operators_of_other_models(gate: Make, store: ArtifactStore, precisi
     assert np.abs(found - wanted).max() < tolerance
 
 
+@pytest.mark.exhaustive
 def test_nothing_in_the_table_is_there_for_nothing(
     gate: Make, folder: Path, tmp_path: Path
 ) -> None:

@@ -61,6 +61,7 @@ def test_the_same_picture(pipe: DiffusionPipeline, reference: np.ndarray) -> Non
     assert sum(used()) > 0
 
 
+@pytest.mark.exhaustive
 def test_the_second_time_nothing_is_compiled(pipe: DiffusionPipeline) -> None:
     pipe(**GIVEN)
     heard: list[Progress] = []

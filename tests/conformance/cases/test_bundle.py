@@ -100,6 +100,7 @@ def test_a_path_out_of_the_bundle_is_not_followed(damaged: Path) -> None:
         Bundle.open(damaged)
 
 
+@pytest.mark.exhaustive
 def test_judges_an_export_where_there_is_no_torch(
     golden: Path, exported: Export, tmp_path: Path
 ) -> None:

@@ -12,16 +12,11 @@ from perfuse.sources.opening import open_model
 from perfuse.spec import PipelineSpec
 from perfuse.tasks.choosing import tasks_of
 from perfuse_conformance.cases.bundle import hash_of
-from perfuse_conformance.cases.catalogue import (
-    Capability,
-    cases_of,
-    draws_of,
-    inputs_of,
-    probes_of,
-    sizes_of,
-)
+from perfuse_conformance.cases.catalogue import Capability, cases_of
+from perfuse_conformance.cases.draws import draws_of
 from perfuse_conformance.cases.models import RANDOM_MODELS
 from perfuse_conformance.cases.opening import open_source
+from perfuse_conformance.cases.probes import inputs_of, probes_of, sizes_of
 from perfuse_conformance.checkpoints import KINDS
 from perfuse_conformance.reference.draws import run_draw
 

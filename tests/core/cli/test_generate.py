@@ -408,7 +408,10 @@ main()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("name", [".a-1.png-", ".a.preview.png-", "main-file.json"])
+@pytest.mark.parametrize(
+    "name",
+    [".a-1.png-", ".a.preview.png-", pytest.param("main-file.json", marks=pytest.mark.exhaustive)],
+)
 def test_an_interrupt(checkpoint: Make, tmp_path: Path, name: str, number: int) -> None:
     cache = tmp_path / "cache"
     target = ("--backend", "torch:cpu")

@@ -98,11 +98,8 @@ CHANGING: Mapping[str, tuple[str, str]] = MappingProxyType(
         ),
         "masks": ("import os; os.umask(0o777)", "the mask of new files"),
         "patches": (
-            (
-                "import perfuse.errors, builtins\n"
-                "perfuse.errors.InputError.__str__ = lambda self: 'patched'\nbuiltins.input = print"
-            ),
-            "the function perfuse.errors.InputError.__str__",
+            "import perfuse.sources.files, builtins\nperfuse.sources.files.user_path = builtins.input = print",
+            "the function perfuse.sources.files.user_path",
         ),
         "stays": (
             (
@@ -147,7 +144,7 @@ USED: Mapping[str, tuple[str, str]] = MappingProxyType(
         "quits_preparing": ("def prepared(self): raise SystemExit(0)", "SystemExit: 0"),
         "supports_none": ("def supported(self): return None", "AttributeError"),
         "quits_asked": ("def supported(self): raise SystemExit(0)", "SystemExit: 0"),
-        "no_device": ("def listed(self): return []", "listed"),
+        "no_device": ("def listed(self): return []", "lists none"),
         "quits_listing": ("def listed(self): raise SystemExit(0)", "SystemExit: 0"),
         "quits_made": ("def made(self): raise SystemExit(0)", "SystemExit: 0"),
         "quits_imported": ("raise SystemExit(0)", "SystemExit: 0"),

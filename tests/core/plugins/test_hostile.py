@@ -107,15 +107,14 @@ def test_a_few(install: Install, checkpoint: Make, tmp_path: Path) -> None:
 
 
 def check_refused(checkpoint: Make, tmp_path: Path, name: str) -> None:
-    """Asked for by name, it is an error that says the name, and there is no picture."""
+    """Asked for by name, it is an error that says what is wrong, and there is no picture."""
     output = tmp_path / "refused.png"
     device = "" if name in ("no_device", "quits_listing") else ":dev"
     result = draw(checkpoint, output, name + device)
     assert result.exit_code in (1, 2), (name, result.output)
     *_, line = result.stderr.splitlines()
-    assert name in line, result.stderr
-    if name in USED:
-        assert USED[name][1] in line or name == "no_device", line
+    assert name in line or name == "gives_nan", line  # that may be the model's, too
+    assert name not in USED or USED[name][1] in line, line
     assert not output.exists()
 
 
@@ -128,8 +127,8 @@ def test_all(install: Install, checkpoint: Make, tmp_path: Path) -> None:
     assert draw(checkpoint, tmp_path / "first.png", "torch:cpu").exit_code == 0
     install_all(install, names)
     before = State.now()
-    host = PluginHost(timeout=20)
-    host.ask_all()
+    PluginHost(["hangs"], timeout=5)  # is remembered
+    PluginHost()
     began = time.monotonic()
     again = PluginHost()
     assert time.monotonic() - began < 2  # whatever is installed
@@ -137,15 +136,19 @@ def test_all(install: Install, checkpoint: Make, tmp_path: Path) -> None:
     check_listed([vars(row) for row in again.rows], names)
     check_unaffected(checkpoint, tmp_path, before)
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "picture.png").read_bytes()
-    for name in ("hangs", *DYING, *DECLARING, *USED):
-        if name != "thief":
+    wrong = []
+    for name in {"hangs", *DYING, *DECLARING, *USED} - {"thief"}:
+        try:
             check_refused(checkpoint, tmp_path, name)
+        except AssertionError as exc:
+            wrong.append(str(exc))
+    assert wrong == []
 
 
 @pytest.mark.exhaustive
 def test_the_doctor_names_what_they_change(install: Install) -> None:
     install_all(install, CHANGING)
-    result = perfuse("doctor", "--timeout", 60, "--json")
+    result = perfuse("doctor", "--json")
     rows = {row["backend"]: row for row in json.loads(result.stdout)["backends"]}
     for name, (_, change) in CHANGING.items():
         if change:

@@ -91,6 +91,8 @@ def test_a_whole_pipeline(folder: Path, tmp_path: Path) -> None:
     assert pipe.unet.dtype == torch.float16
     first = expected[f"{PREFIX}time_embed.0.weight"].astype(np.float16)
     np.testing.assert_array_equal(pipe.unet.time_embedding.linear_1.weight.numpy(), first)
+    with pytest.raises(InputError, match="weights of unet are stored as q8_0 already"):
+        DiffusionPipeline.from_single_file(path, tokenizer_from=folder, precision="int8").plan  # noqa: B018
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(WeightsError, match="is damaged, or of a kind that gguf cannot read"):
         DiffusionPipeline.from_single_file(path, tokenizer_from=folder).unet  # noqa: B018

@@ -68,6 +68,7 @@ def package(folder: Path, component: str) -> Path:
 # Writing
 
 
+@pytest.mark.exhaustive
 def test_names_ranks_and_types(written: Path) -> None:
     """What Apple's Python asserts of each package, and what its Swift looks for by name."""
     text, unet, decoder, encoder = (

@@ -16,6 +16,7 @@ from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import converted, load_native
 from perfuse.models.embeddings import Timesteps
 from perfuse.models.flux2_transformer.description import Flux2Config
+from perfuse.models.half_precision import in_range
 from perfuse.models.joint_attention import JointAttention, attend
 from perfuse.models.rotary import rotate_pairs
 from perfuse.sources.weights import Weights
@@ -130,11 +131,6 @@ class Flux2SingleTransformerBlock(nn.Module):
         shift, scale, gate = told
         attended = self.attn(modulate(self.norm(hidden), shift, scale), table)
         return in_range(hidden + gate[:, None] * attended)
-
-
-def in_range(hidden: Tensor) -> Tensor:
-    """Within what float16 holds, where it is computed in that."""
-    return hidden.clamp(-65504, 65504) if hidden.dtype == torch.float16 else hidden
 
 
 class Embedder(nn.Module):

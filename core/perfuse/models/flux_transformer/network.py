@@ -23,6 +23,7 @@ from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import converted, load_native
 from perfuse.models.embeddings import TimeTextEmbedding
 from perfuse.models.flux_transformer.description import FluxConfig
+from perfuse.models.half_precision import in_range
 from perfuse.models.joint_attention import JointAttention, SelfAttention
 from perfuse.models.rotary import rotate_pairs
 from perfuse.sources.weights import Weights
@@ -63,7 +64,7 @@ class FluxTransformerBlock(nn.Module):
         hidden = hidden + gate[:, None] * self.ff(modulate(self.norm2(hidden), shift, scale))
         shift, scale, gate = text_feed
         normal = modulate(self.norm2_context(text), shift, scale)
-        return hidden, _in_range(text + gate[:, None] * self.ff_context(normal))
+        return hidden, in_range(text + gate[:, None] * self.ff_context(normal))
 
 
 class FluxSingleTransformerBlock(nn.Module):
@@ -89,12 +90,7 @@ class FluxSingleTransformerBlock(nn.Module):
         normal, gate = self.norm(hidden, told)
         inner = F.gelu(self.proj_mlp(normal), approximate="tanh")
         joined = torch.cat([self.attn(normal, table), inner], dim=2)
-        return _in_range(hidden + gate[:, None] * self.proj_out(joined))
-
-
-def _in_range(hidden: Tensor) -> Tensor:
-    """Within what float16 holds, where it is computed in that."""
-    return hidden.clamp(-65504, 65504) if hidden.dtype == torch.float16 else hidden
+        return in_range(hidden + gate[:, None] * self.proj_out(joined))
 
 
 class FluxTransformer2DModel(BlockModel):

@@ -7,74 +7,22 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.adaptive_norms import plain_norm
 from perfuse.models.attention import Attention, FeedForward
 from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import converted, load_native
-from perfuse.models.embeddings import TextProjection, TimestepEmbedding, Timesteps
-from perfuse.models.patches import unpatchify
+from perfuse.models.embeddings import TextProjection
+from perfuse.models.patches import PatchEmbed, unpatchify
 from perfuse.models.pixart_transformer.description import PixArtConfig
+from perfuse.models.time_modulation import AdaLayerNormSingle, table_of
 from perfuse.sources.weights import Weights
 
 __all__ = ["PixArtTransformer2DModel", "build", "wrap"]
 
 #: Added to the logits of what is hidden; float16 holds it, and its exponential is 0.
 _HIDDEN = -10000.0
-
-
-class PatchEmbed(nn.Module):
-    """Patches of [B, C, H, W] as tokens, with a table of their places [h, w, D]."""
-
-    def __init__(self, pixart: PixArtConfig) -> None:
-        super().__init__()
-        patch = pixart.patch_size
-        self.proj = nn.Conv2d(pixart.in_channels, pixart.width, patch, stride=patch)
-
-    def forward(self, sample: Tensor, positions: Tensor) -> Tensor:
-        tokens = self.proj(sample).flatten(2).transpose(1, 2)
-        added: Tensor = (tokens + positions.flatten(0, 1)[None]).to(tokens.dtype)
-        return added
-
-
-class TimeSizeEmbedding(nn.Module):
-    """The timestep, and for some models the picture's size and shape, as one vector [B, C]."""
-
-    def __init__(self, pixart: PixArtConfig) -> None:
-        super().__init__()
-        self.time_proj = Timesteps(256, flip_sin_to_cos=True, freq_shift=0)
-        self.timestep_embedder = TimestepEmbedding(256, pixart.width)
-        if pixart.told_size:
-            self.resolution_embedder = TimestepEmbedding(256, pixart.width // 3)
-            self.aspect_ratio_embedder = TimestepEmbedding(256, pixart.width // 3)
-
-    def forward(
-        self, timestep: Tensor, dtype: torch.dtype, resolution: Tensor | None, shape: Tensor | None
-    ) -> Tensor:
-        told: Tensor = self.timestep_embedder(self.time_proj(timestep).to(dtype))
-        if resolution is None or shape is None:
-            return told
-        sides = [self.time_proj(resolution[:, i]).to(dtype) for i in (0, 1)]
-        parts = [self.resolution_embedder(side) for side in sides]
-        parts.append(self.aspect_ratio_embedder(self.time_proj(shape[:, 0]).to(dtype)))
-        return told + torch.cat(parts, dim=1)
-
-
-class AdaLayerNormSingle(nn.Module):
-    """The modulation of all blocks [B, 6 C], to which each adds its own, and the embedding [B, C]."""
-
-    def __init__(self, pixart: PixArtConfig) -> None:
-        super().__init__()
-        self.emb = TimeSizeEmbedding(pixart)
-        self.linear = nn.Linear(pixart.width, 6 * pixart.width)
-
-    def forward(
-        self, timestep: Tensor, dtype: torch.dtype, resolution: Tensor | None, shape: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        told = self.emb(timestep, dtype, resolution, shape)
-        return self.linear(F.silu(told)), told
 
 
 class PixArtBlock(nn.Module):
@@ -85,7 +33,7 @@ class PixArtBlock(nn.Module):
     def __init__(self, pixart: PixArtConfig) -> None:
         super().__init__()
         width, heads = pixart.width, pixart.num_attention_heads
-        self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
+        self.scale_shift_table = table_of(6, width)
         self.norm1 = plain_norm(width, pixart.norm_eps)
         self.attn1 = self._attention(pixart, heads, None)
         self.norm2 = plain_norm(width, pixart.norm_eps)
@@ -126,14 +74,14 @@ class PixArtTransformer2DModel(BlockModel):
         pixart = self.config
         width = pixart.width
         out = pixart.in_channels if pixart.out_channels is None else pixart.out_channels
-        self.pos_embed = PatchEmbed(pixart)
+        self.pos_embed = PatchEmbed(pixart.in_channels, width, pixart.patch_size)
         self.transformer_blocks = nn.ModuleList(
             PixArtBlock(pixart) for _ in range(pixart.num_layers)
         )
         self.norm_out = plain_norm(width)
-        self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
+        self.scale_shift_table = table_of(2, width)
         self.proj_out = nn.Linear(width, pixart.patch_size**2 * out)
-        self.adaln_single = AdaLayerNormSingle(pixart)
+        self.adaln_single = AdaLayerNormSingle(width, told_size=pixart.told_size)
         self.caption_projection: nn.Module | None = None
         if pixart.caption_channels is not None:
             act = nn.GELU(approximate="tanh")

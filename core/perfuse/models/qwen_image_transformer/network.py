@@ -11,6 +11,7 @@ from perfuse.models.attention import FeedForward
 from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import converted, load_native
 from perfuse.models.embeddings import TimeTextEmbedding
+from perfuse.models.half_precision import in_range
 from perfuse.models.joint_attention import JointAttention
 from perfuse.models.qwen_image_transformer.description import QwenImageConfig
 from perfuse.models.rotary import rotate_pairs
@@ -54,12 +55,7 @@ class QwenImageTransformerBlock(nn.Module):
         )
         shift, scale, gate = text_feed
         text = text + gate[:, None] * self.txt_mlp(modulate(self.txt_norm2(text), shift, scale))
-        return _in_range(hidden), _in_range(text)
-
-
-def _in_range(hidden: Tensor) -> Tensor:
-    """Within what float16 holds, where it is computed in that."""
-    return hidden.clamp(-65504, 65504) if hidden.dtype == torch.float16 else hidden
+        return in_range(hidden), in_range(text)
 
 
 class QwenImageTransformer2DModel(BlockModel):

@@ -1,0 +1,14 @@
+"""``SanaTransformer2DModel``: the denoiser of Sana and Sana-Sprint."""
+
+from perfuse.contract.architecture import Architecture
+
+ARCHITECTURES = (
+    Architecture(
+        class_name="SanaTransformer2DModel",
+        config=f"{__name__}.description:SanaConfig",
+        describe=f"{__name__}.description:describe",
+        host_inputs=f"{__name__}.description:host_inputs",
+        build=f"{__name__}.network:build",
+        wrap=f"{__name__}.network:wrap",
+    ),
+)
