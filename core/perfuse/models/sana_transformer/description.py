@@ -6,12 +6,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.config import ModelConfig, held_by_attention
+from perfuse.models.first_blocks import cut
 from perfuse.models.positions import sincos_2d
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["SanaConfig", "describe", "host_inputs"]
+__all__ = ["SanaConfig", "describe", "first_blocks", "host_inputs"]
 
 #: Tokens of a prompt in training.
 _TEXT = 300
@@ -109,6 +111,12 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
             reads_layers=(-1,),
         ),
     )
+
+
+def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks."""
+    sana = SanaConfig.from_dict(component.spec.config)
+    return cut(component, blocks, of=sana.num_layers, width=sana.width, patch=sana.patch_size)
 
 
 def host_inputs(
