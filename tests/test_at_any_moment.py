@@ -130,7 +130,8 @@ def check_nobody_is_left(place: Place) -> None:
         alive = []
         for environment in Path("/proc").glob("[0-9]*/environ"):
             with contextlib.suppress(OSError):  # it has ended
-                if mark in environment.read_bytes().split(b"\0"):
+                variables = environment.read_bytes().split(b"\0")
+                if any(one.startswith(mark) for one in variables):
                     alive.append(environment.parent.name)
         if not alive:
             return

@@ -67,7 +67,9 @@ class WorkerProcess:
             "printed": str(folder / "stdout.txt"),
         }
         # Taken once, so that every restarted process gets the same.
-        self._environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}
+        # What it leaves where it is killed goes with the folder.
+        own = {"PYTHONFAULTHANDLER": "1", "TMPDIR": str(folder)}
+        self._environment = {**os.environ, **own}
         self._process: subprocess.Popen[str] | None = None
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
