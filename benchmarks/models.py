@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from sidebyside import say
 
-from perfuse_conformance.checkpoints import write_json, write_tokenizer
+from perfuse_conformance.checkpoints import make_checkpoint, write_json, write_tokenizer
 
 _SD15_UNET: dict[str, Any] = {
     "sample_size": 64,
@@ -79,6 +79,17 @@ _SCHEDULE = {
     "clip_sample": False,
     "set_alpha_to_one": False,
 }
+#: The width of Stable Diffusion 3 medium, with a quarter of its blocks; tables of positions for 512².
+_TRANSFORMER: dict[str, Any] = {
+    "sample_size": 64,
+    "num_layers": 6,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "caption_projection_dim": 1536,
+    "pos_embed_max_size": 32,
+    "dual_attention_layers": [],
+    "qk_norm": None,
+}
 _INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "_diffusers_version": "0.30.0",
@@ -138,6 +149,30 @@ def middle(work: Path, *, seed: int = 0) -> Path:
     text = {**_SD15_TEXT, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
     folder = work / ("middle" if seed == 0 else f"middle-{seed}")
     return _checkpoint(folder, unet, vae, {**text, "num_attention_heads": 4}, seed=seed)
+
+
+def transformer(work: Path, *, quick: bool = False) -> Path:
+    """Stable Diffusion 3's transformer with 6 blocks, 0.6 G parameters; its text encoders are tiny."""
+    from perfuse.models import SD3Transformer2DModel
+
+    folder = work / ("transformer-quick" if quick else "transformer")
+    if (folder / "written").is_file():
+        return folder
+    say(f"writing {folder.name}, once, with random weights")
+    shutil.rmtree(folder, ignore_errors=True)
+    make_checkpoint(folder, "sd3")
+    config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    narrow = {"attention_head_dim": 16, "caption_projection_dim": 384} if quick else {}
+    config |= {**_TRANSFORMER, **narrow}
+    write_json(folder / "transformer" / "config.json", config)
+    import torch
+
+    with torch.device("meta"):
+        state = SD3Transformer2DModel.from_config(config).state_dict()
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    _write_random(folder / "transformer" / "diffusion_pytorch_model.safetensors", shapes, 0)
+    (folder / "written").touch()
+    return folder
 
 
 def exported(checkpoint: Path, to: str, work: Path, precision: str = "float32") -> Path:

@@ -55,10 +55,14 @@ class BlockModel(Model):
 
     def part(self, row: str, first: int, last: int | None) -> list[nn.Module]:
         """The blocks of a row that are between two numbers, which count the blocks of all rows."""
+        return [block for _, block in self.numbered(row, first, last)]
+
+    def numbered(self, row: str, first: int, last: int | None) -> list[tuple[int, nn.Module]]:
+        """The same, each with its number in its row."""
         rows: dict[str, Any] = {name: self.get_submodule(name) for name in self.rows}
         before = sum(len(rows[name]) for name in self.rows[: self.rows.index(row)])
         end = None if last is None else max(last - before, 0)
-        return list(rows[row])[max(first - before, 0) : end]
+        return list(enumerate(rows[row]))[max(first - before, 0) : end]
 
 
 class WithAdded(nn.Module):

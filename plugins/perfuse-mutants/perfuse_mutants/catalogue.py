@@ -229,14 +229,14 @@ CATALOGUE: tuple[Entry, ...] = (
         "mutant-other-branch",
         "loop:OtherBranch",
         "what a part of a denoiser is given of a step before is that of the guidance's other branch",
-        "component/transformer_first_1/float32/static/near-steps",
+        "component/transformer_first_1/float32/static/guided",
         model="random-cached",
     ),
     _entry(
         "mutant-negative-decides",
         "loop:NegativeDecides",
         "whether a step is computed is decided by the branch without the prompt",
-        "component/transformer_first_1/float32/static/near-steps",
+        "component/transformer_first_1/float32/static/guided",
         model="random-cached",
     ),
     # Text

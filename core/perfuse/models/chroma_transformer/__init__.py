@@ -14,6 +14,7 @@ ARCHITECTURES = (
         aliases=f"{__name__}.original:aliases",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        first_blocks=f"{__name__}.description:first_blocks",
         perturb="perfuse.models.block_skipping:perturb",
     ),
 )

@@ -7,14 +7,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.component import Component
 from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_attention
+from perfuse.models.first_blocks import cut
 from perfuse.models.packed_latents import PackedLatents, packed
 from perfuse.models.positions import grid, rotary_axes
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["ChromaConfig", "ChromaLatents", "describe", "host_inputs", "latents"]
+__all__ = ["ChromaConfig", "ChromaLatents", "describe", "first_blocks", "host_inputs", "latents"]
 
 #: Tokens of a prompt in training.
 _TEXT = 512
@@ -55,6 +57,9 @@ class ChromaConfig(ModelConfig):
     def width(self) -> int:
         """Channels of a token inside."""
         return self.num_attention_heads * self.attention_head_dim
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        return held_by_attention(sizes["image_sequence"], self.width)
 
     @property
     def waves(self) -> int:
@@ -113,6 +118,14 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
 def latents(config: Mapping[str, Any], inner: LatentSpec | None) -> LatentSpec | None:
     """The autoencoder's latents, packed."""
     return packed(ChromaLatents, inner)
+
+
+def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks."""
+    chroma = ChromaConfig.from_dict(component.spec.config)
+    return cut(
+        component, blocks, of=chroma.num_layers + chroma.num_single_layers, width=chroma.width
+    )
 
 
 def host_inputs(

@@ -4,7 +4,7 @@ https://huggingface.co/lodestones/Chroma; blocks with two streams after Esser et
 arXiv:2403.03206, parallel ones after Dehghani et al. 2023, arXiv:2302.05442.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.adaptive_norms import RMSNorm, modulate, plain_norm
 from perfuse.models.attention import FeedForward
+from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import converted, load_native
 from perfuse.models.chroma_transformer.description import ChromaConfig
 from perfuse.models.embeddings import TextProjection, Timesteps
 from perfuse.models.half_precision import in_range
 from perfuse.models.joint_attention import JointAttention, SelfAttention
-from perfuse.models.model import Model
 from perfuse.models.rotary import rotate_pairs
 from perfuse.sources.weights import Weights
 
@@ -117,11 +117,12 @@ class ChromaSingleTransformerBlock(nn.Module):
         return in_range(hidden + gate[:, None] * self.proj_out(joined))
 
 
-class ChromaTransformer2DModel(Model):
+class ChromaTransformer2DModel(BlockModel):
     """Chroma's denoiser of packed latents."""
 
     config_class = ChromaConfig
     config: ChromaConfig
+    rows = ("transformer_blocks", "single_transformer_blocks")
 
     def build(self) -> None:
         chroma, width = self.config, self.config.width
@@ -139,7 +140,7 @@ class ChromaTransformer2DModel(Model):
         out = chroma.out_channels if chroma.out_channels is not None else chroma.in_channels
         self.proj_out = nn.Linear(width, out)
 
-    def forward(
+    def begin(  # type: ignore[override]
         self,
         sample: Tensor,
         timestep: Tensor,
@@ -148,26 +149,45 @@ class ChromaTransformer2DModel(Model):
         text_rotary: Tensor,
         image_rotary: Tensor,
         modulation_waves: Tensor,
-    ) -> tuple[Tensor]:
+    ) -> tuple[Streams, Any]:
         """The velocity at tokens [B, N, C]; ``timestep`` is 0 to 1000, tables [2, N, D / 2]."""
         told = self._modulations(timestep, modulation_waves, sample.dtype)
         hidden, text = self.x_embedder(sample), self.context_embedder(encoder_hidden_states)
         table = torch.cat([text_rotary, image_rotary], dim=1)
         bias = _bias(encoder_attention_mask, sample)
+        return (hidden, text), (told, table, bias)
+
+    def through(
+        self, streams: Streams, told: Any, first: int = 0, last: int | None = None
+    ) -> Streams:
+        (hidden, text), (told, table, bias) = streams, told
         # Those of single blocks come first, then the picture's of the others, then the text's.
         pictures = 3 * len(self.single_transformer_blocks)
         texts = pictures + 6 * len(self.transformer_blocks)
-        for i, block in enumerate(self.transformer_blocks):
+        for i, block in self.numbered("transformer_blocks", first, last):
             own, other = pictures + 6 * i, texts + 6 * i
             hidden, text = block(
                 hidden, text, told[:, own : own + 6], told[:, other : other + 6], table, bias
             )
+        singles = self.numbered("single_transformer_blocks", first, last)
+        if not singles:
+            return hidden, text
         joined = torch.cat([text, hidden], dim=1)
-        for i, block in enumerate(self.single_transformer_blocks):
+        for i, block in singles:
             joined = block(joined, told[:, 3 * i : 3 * i + 3], table, bias)
-        shift, scale = told[:, -2], told[:, -1]
-        hidden = modulate(self.norm_out(joined[:, text.shape[1] :]), shift, scale)
-        return (self.proj_out(hidden),)
+        length = text.shape[1]
+        return joined[:, length:], joined[:, :length]
+
+    def modulated(self, streams: Streams, told: Any) -> Tensor:
+        block: Any = self.transformer_blocks[0]
+        start = 3 * len(self.single_transformer_blocks)
+        shift, scale = told[0][:, start], told[0][:, start + 1]
+        return modulate(block.norm1(streams[0]), shift, scale)
+
+    def finish(self, picture: Tensor, told: Any) -> Tensor:
+        shift, scale = told[0][:, -2], told[0][:, -1]
+        output: Tensor = self.proj_out(modulate(self.norm_out(picture), shift, scale))
+        return output
 
     def _modulations(self, timestep: Tensor, numbers: Tensor, dtype: torch.dtype) -> Tensor:
         """All modulations of a timestep, [B, M, C]; it is told a guidance scale of 0."""

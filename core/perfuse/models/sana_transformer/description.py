@@ -6,12 +6,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_attention
+from perfuse.models.first_blocks import cut
 from perfuse.models.positions import sincos_2d
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["SanaConfig", "describe", "host_inputs"]
+__all__ = ["SanaConfig", "describe", "first_blocks", "host_inputs"]
 
 #: Tokens of a prompt in training.
 _TEXT = 300
@@ -58,6 +60,10 @@ class SanaConfig(ModelConfig):
         """Channels of a token inside."""
         return self.num_attention_heads * self.attention_head_dim
 
+    def held(self, sizes: Mapping[str, int]) -> int:
+        height, width = sizes["latent_height"], sizes["latent_width"]
+        return held_by_attention(height * width // self.patch_size**2, self.width)
+
     @property
     def predicted(self) -> int:
         """Channels of what is predicted; twice those of the latents with a learned variance."""
@@ -79,11 +85,12 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
         floating("encoder_hidden_states", "batch", "sequence", sana.caption_channels),
         TensorSpec(name="encoder_attention_mask", dtype="int64", shape=("batch", "sequence")),
     ]
-    if sana.interpolation_scale is not None:
-        places = (f"latent_height/{patch}", f"latent_width/{patch}", sana.width)
-        inputs.append(TensorSpec(name="positions", dtype="float32", shape=places))
     if sana.guidance_embeds:
         inputs.append(TensorSpec(name="guidance", dtype="float32", shape=("batch",)))
+    if sana.interpolation_scale is not None:
+        sides = ("latent_height", "latent_width")
+        places = sides if patch == 1 else tuple(f"{side}/{patch}" for side in sides)
+        inputs.append(TensorSpec(name="positions", dtype="float32", shape=(*places, sana.width)))
     return (
         ComponentSpec(
             name=name,
@@ -105,6 +112,12 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
             reads_layers=(-1,),
         ),
     )
+
+
+def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks."""
+    sana = SanaConfig.from_dict(component.spec.config)
+    return cut(component, blocks, of=sana.num_layers, width=sana.width, patch=sana.patch_size)
 
 
 def host_inputs(

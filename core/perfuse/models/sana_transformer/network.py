@@ -3,18 +3,20 @@
 Xie et al. 2024 (arXiv:2410.10629, section 2.2); Sana-Sprint is Chen et al. 2025 (arXiv:2503.09641).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.adaptive_norms import RMSNorm, plain_norm
+from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import converted, load_native
 from perfuse.models.embeddings import TextProjection, TimestepEmbedding, Timesteps
 from perfuse.models.gated_convolution import GatedConvolution
 from perfuse.models.half_precision import in_range
 from perfuse.models.joint_attention import attend
-from perfuse.models.model import Model
 from perfuse.models.patches import PatchEmbed, unpatchify
 from perfuse.models.sana_transformer.description import SanaConfig
 from perfuse.models.time_modulation import AdaLayerNormSingle, table_of
@@ -99,14 +101,19 @@ class SanaBlock(nn.Module):
     def forward(
         self, hidden: Tensor, told: Tensor, text: Tensor, bias: Tensor, size: tuple[int, int]
     ) -> Tensor:
-        own = self.scale_shift_table[None] + told.unflatten(1, (6, -1))  # type: ignore[no-untyped-call]
-        shift, scale, gate, shift_2, scale_2, gate_2 = own.chunk(6, dim=1)
+        shift, scale, gate, shift_2, scale_2, gate_2 = self.modulations(told)
         hidden = hidden + gate * self.attn1(self.norm1(hidden) * (1 + scale) + shift)
         hidden = hidden + self.attn2(hidden, text, bias)
         normal = self.norm2(hidden) * (1 + scale_2) + shift_2
         picture = normal.transpose(1, 2).unflatten(2, size)
         output: Tensor = hidden + gate_2 * self.ff(picture).flatten(2).transpose(1, 2)
         return output
+
+    def modulations(self, told: Tensor) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of the attention, then of the convolution, [B, 1, C]."""
+        own = self.scale_shift_table[None] + told.unflatten(1, (6, -1))  # type: ignore[no-untyped-call]
+        parts: tuple[Tensor, ...] = own.chunk(6, dim=1)
+        return parts
 
 
 class TimeGuidance(nn.Module):
@@ -140,7 +147,7 @@ class ModulatedNorm(nn.Module):
         return output
 
 
-class SanaTransformer2DModel(Model):
+class SanaTransformer2DModel(BlockModel):
     """Sana's denoiser."""
 
     config_class = SanaConfig
@@ -160,56 +167,69 @@ class SanaTransformer2DModel(Model):
         self.norm_out = ModulatedNorm(width)
         self.proj_out = nn.Linear(width, sana.patch_size**2 * sana.predicted)
 
-    def forward(
+    def begin(  # type: ignore[override]
         self,
         sample: Tensor,
         timestep: Tensor,
         encoder_hidden_states: Tensor,
         encoder_attention_mask: Tensor,
-        *others: Tensor,
-    ) -> tuple[Tensor]:
-        """The velocity at latents [B, C, h, w].
+        first: Tensor | None = None,
+        second: Tensor | None = None,
+    ) -> tuple[Streams, Any]:
+        """The velocity at latents [B, C, h, w]; ``timestep`` is 0 to 1000.
 
-        ``others`` are ``positions`` [h / P, w / P, D], where the model knows places, and ``guidance``
-        float32 [B], where it was distilled; ``timestep`` is 0 to 1000, then an angle.
+        A distilled model is also told ``guidance`` float32 [B], and its timesteps are angles; after that,
+        or alone, come ``positions`` [h / P, w / P, D], where the model knows places.
         """
-        positions = others[0] if self.config.interpolation_scale is not None else None
+        guidance, positions = (first, second) if self.config.guidance_embeds else (None, first)
         text, bias = self._text(encoder_hidden_states, encoder_attention_mask)
-        if not self.config.guidance_embeds:
-            told = self.time_embed(timestep * self.config.timestep_scale, sample.dtype)
-            return (self._predict(sample, positions, text, bias, *told),)
-        # x_t = cos(t) x0 + sin(t) n is a flow's x_s = (1 - s) x0 + s n, times √(s² + (1 - s)²); see
-        # section 3.1 of the paper of Sana-Sprint.
-        flow = torch.sin(timestep) / (torch.cos(timestep) + torch.sin(timestep))
-        share = flow[:, None, None, None]
-        length = torch.sqrt(share**2 + (1 - share) ** 2)
-        sample = (sample * length).to(sample.dtype)
-        told = self.time_embed(flow, sample.dtype, others[-1])
-        velocity = self._predict(sample, positions, text, bias, *told)
+        patch = self.config.patch_size
+        size = sample.shape[2] // patch, sample.shape[3] // patch
+        turn = None
+        if guidance is None:
+            shared, told = self.time_embed(timestep * self.config.timestep_scale, sample.dtype)
+        else:
+            # x_t = cos(t) x0 + sin(t) n is a flow's x_s = (1 - s) x0 + s n, times √(s² + (1 - s)²);
+            # see section 3.1 of the paper of Sana-Sprint.
+            flow = torch.sin(timestep) / (torch.cos(timestep) + torch.sin(timestep))
+            share = flow[:, None, None, None]
+            length = torch.sqrt(share**2 + (1 - share) ** 2)
+            sample = (sample * length).to(sample.dtype)
+            shared, told = self.time_embed(flow, sample.dtype, guidance)
+            turn = sample, share, length
+        hidden = self.patch_embed(sample, positions)
+        return (hidden,), ((shared, text, bias, size), told, turn)
+
+    def through(
+        self, streams: Streams, told: Any, first: int = 0, last: int | None = None
+    ) -> Streams:
+        (hidden,), (given, _, _) = streams, told
+        for block in self.part("transformer_blocks", first, last):
+            hidden = block(hidden, *given)
+        return (hidden,)
+
+    def modulated(self, streams: Streams, told: Any) -> Tensor:
+        block: Any = self.transformer_blocks[0]
+        (shared, *_), _, _ = told
+        shift, scale, *_ = block.modulations(shared)
+        normal: Tensor = block.norm1(streams[0]) * (1 + scale) + shift
+        return normal
+
+    def finish(self, picture: Tensor, told: Any) -> Tensor:
+        (*_, (height, width)), embedding, turn = told
+        tokens = self.proj_out(self.norm_out(picture, embedding, self.scale_shift_table))
+        velocity = unpatchify(tokens, height, width, self.config.patch_size)
+        velocity = velocity[:, : self.config.in_channels]
+        if turn is None:
+            return velocity
+        sample, share, length = turn
         turned = (1 - 2 * share) * sample + (1 - 2 * share + 2 * share**2) * velocity
-        return ((turned / length).to(sample.dtype),)
+        return (turned / length).to(sample.dtype)  # type: ignore[no-any-return]
 
     def _text(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The text's tokens as the blocks read them, and what hides some of them."""
         text = self.caption_norm(self.caption_projection(states))
         return text, (1 - mask.to(states.dtype))[:, None, None] * _HIDDEN
-
-    def _predict(
-        self,
-        sample: Tensor,
-        positions: Tensor | None,
-        text: Tensor,
-        bias: Tensor,
-        shared: Tensor,
-        told: Tensor,
-    ) -> Tensor:
-        patch = self.config.patch_size
-        size = sample.shape[2] // patch, sample.shape[3] // patch
-        hidden = self.patch_embed(sample, positions)
-        for block in self.transformer_blocks:
-            hidden = block(hidden, shared, text, bias, size)
-        tokens = self.proj_out(self.norm_out(hidden, told, self.scale_shift_table))
-        return unpatchify(tokens, *size, patch)[:, : self.config.in_channels]
 
 
 def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
