@@ -32,7 +32,7 @@ TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=t
 PICTURE = --data docs/conformance.json --picture docs/conformance.svg
 BRIDGED = --data docs/bridged.json --page docs/bridged.md
 
-.PHONY: demo quick test check fuzz bench conformance conformance-tasks bridged docs graphs
+.PHONY: demo quick test check fuzz moments bench conformance conformance-tasks bridged docs graphs
 
 # Draws a grid with the bundled model: captions down, targets across. Leaves demo.png.
 demo: $(VENV)/all
@@ -99,9 +99,16 @@ bridged: $(VENV)/dev
 graphs: $(VENV)/dev
 	$(BIN)/python -m perfuse.known.make
 
-# Tries inputs that nobody meant, others each time, for at most an hour.
+# Tries inputs that nobody meant, others each time, for at most an hour. So many for each of some fifty
+# tests, a quarter for those that take long: FUZZ_INPUTS=130 are five thousand.
+FUZZ_INPUTS ?= 20000
 fuzz: $(VENV)/dev
-	FUZZ_INPUTS=20000 timeout 3600 $(PYTEST) --dist load tests/fuzz || test $$? -eq 124
+	FUZZ_INPUTS=$(FUZZ_INPUTS) timeout 3600 $(PYTEST) --dist load -m "" tests/fuzz || test $$? -eq 124
+
+# Ends drawings, exports, graphs and conformance at random moments: each so often, by each of two signals.
+FUZZ_MOMENTS ?= 25
+moments: $(VENV)/dev
+	FUZZ_MOMENTS=$(FUZZ_MOMENTS) $(PYTEST) -m exhaustive tests/test_at_any_moment.py
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/run.py

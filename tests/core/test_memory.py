@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,15 +51,20 @@ def test_a_limit_that_is_lower(checkpoint: Make, monkeypatch: pytest.MonkeyPatch
     assert len(pipe(num_inference_steps=1).images) == 1
 
 
-@pytest.mark.parametrize("kind", ["flux", "sd3", "pixart", "z-image", "klein", "qwen-image"])
-def test_tokens_of_a_transformer_have_a_price(checkpoint: Make, kind: str) -> None:
-    """From the config alone: those of twice the height and width are four times as many."""
-    from perfuse.models.registry import held
-    from perfuse.sources.checkpoint import Checkpoint
+def test_every_denoiser_has_a_price() -> None:
+    """From its config: of twice the height and width it is four times as much."""
+    from perfuse.models.registry import own
+    from perfuse.plugins import resolve
 
-    spec = Checkpoint.open(checkpoint(kind)).spec
-    small, large = (held(spec.denoiser, spec.latents.dims(n, n)) for n in (64, 128))
-    assert large == 4 * small > 0
+    kinds = [
+        one for one in own() if "Transformer2DModel" in one.class_name or "UNet" in one.class_name
+    ]
+    assert len(kinds) >= 9
+    for one in kinds:
+        config: Any = resolve(one.config)()
+        sizes = {"latent_height": 64, "latent_width": 64, "image_sequence": 1024}
+        large = {"latent_height": 128, "latent_width": 128, "image_sequence": 4096}
+        assert config.held(large) == 4 * config.held(sizes) > 0, one.class_name
 
 
 def test_a_transformer_s_activations_count(

@@ -8,7 +8,7 @@ _MANY = os.environ.get("FUZZ_INPUTS")
 
 settings.register_profile(
     "perfuse",
-    max_examples=15 if _MANY is None else int(_MANY),
+    max_examples=8 if _MANY is None else int(_MANY),
     derandomize=_MANY is None,
     database=None,
     deadline=None,

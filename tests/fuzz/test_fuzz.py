@@ -13,7 +13,7 @@ import signal
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,11 @@ Export = Callable[[str, str], Path]
 #: Seconds that one input may take, on a machine that has time for it; and bytes of memory beyond what
 #: plain runs need.
 _SECONDS, _BYTES = int(os.environ.get("FUZZ_SECONDS", "30")), 2 * 10**9
+
+
+def some(*names: str, more: Sequence[str] = ()) -> list[Any]:
+    """Parameters, of which CI tries some."""
+    return [*names, *(pytest.param(name, marks=pytest.mark.exhaustive) for name in more)]
 
 
 #: For what takes longer: a quarter of the inputs.
@@ -151,8 +156,23 @@ def as_json(value: Any) -> bytes:
 
 
 #: A checkpoint of every family, and of what stands beside it.
-_KINDS = ["sd1", "sdxl", "flux", "sd3", "pixart-sigma", "z-image", "klein", "qwen-image", "control"]
-_KINDS += ["union", "ip-adapter", "unclip", "depth-estimated", "adapter", "sd1-checked", "upscale"]
+_KINDS = some(
+    "sd1",
+    "flux",
+    "z-image",
+    more=[
+        "sdxl",
+        "sd3",
+        "pixart-sigma",
+        "klein",
+        "qwen-image",
+        "sana",
+        "chroma",
+        "control",
+        "union",
+    ]
+    + ["ip-adapter", "unclip", "depth-estimated", "adapter", "sd1-checked", "upscale"],
+)
 _WEIGHTS = (".safetensors", ".model")
 
 
@@ -176,7 +196,20 @@ def test_a_checkpoint_s_files(checkpoint: Make, copies: Path, kind: str, data: A
 
 
 #: Kinds that are drawn with, at a size that is soon drawn.
-_DRAWN = ["tiny", "words", "flux", "sd3", "pixart-sigma", "z-image", "klein", "qwen-image"]
+_DRAWN = some(
+    "tiny",
+    more=[
+        "words",
+        "flux",
+        "sd3",
+        "pixart-sigma",
+        "z-image",
+        "klein",
+        "qwen-image",
+        "sana",
+        "chroma",
+    ],
+)
 
 
 @pytest.mark.parametrize("kind", _DRAWN)
@@ -194,6 +227,8 @@ def test_a_checkpoint_that_is_drawn_with(
         check("generate", *words, "--model", folder, "--steps", 1, "--output", output)
 
 
+@pytest.mark.exhaustive
+@costly
 @given(template=templates())
 def test_a_chat_template(checkpoint: Make, copies: Path, template: str) -> None:
     folder = copied(checkpoint("z-image"), copies) / "tokenizer"
@@ -257,7 +292,7 @@ def test_a_command_line(checkpoint: Make, copies: Path, line: list[str]) -> None
 
 
 @pytest.mark.parametrize(
-    "command", ["export", "inspect", "bench", "merge", "graphs", "conformance"]
+    "command", some("inspect", "export", more=["bench", "merge", "graphs", "conformance"])
 )
 @given(data=st.data())
 def test_another_command_line(checkpoint: Make, copies: Path, command: str, data: Any) -> None:
@@ -340,7 +375,7 @@ def beside(checkpoint: Make, copies: Path) -> dict[str, Path]:
     }
 
 
-@pytest.mark.parametrize("flag", ["--lora", "--embedding", "--ip-adapter"])
+@pytest.mark.parametrize("flag", some("--lora", more=["--embedding", "--ip-adapter"]))
 @given(data=st.data())
 def test_a_file_beside(
     checkpoint: Make, copies: Path, beside: dict[str, Path], flag: str, data: Any
@@ -369,6 +404,7 @@ def single(made_once: Callable[..., Path], copies: Path) -> dict[str, Path]:
     return {"safetensors": whole, "gguf": copies / "unet.gguf"}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["safetensors", "gguf"])
 @given(data=st.data())
 def test_a_single_file(copies: Path, single: dict[str, Path], kind: str, data: Any) -> None:
@@ -379,6 +415,7 @@ def test_a_single_file(copies: Path, single: dict[str, Path], kind: str, data: A
         check("inspect", "--model", path)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.export
 @costly
 @given(data=st.data())
@@ -431,6 +468,7 @@ _CALIBRATION = {
 }
 
 
+@pytest.mark.exhaustive
 @given(data=st.data())
 def test_a_calibration(checkpoint: Make, copies: Path, data: Any) -> None:
     path, content = copies / "calibration.json", json.dumps(_CALIBRATION).encode()
@@ -458,6 +496,7 @@ _MODULAR = {
 }
 
 
+@pytest.mark.exhaustive
 @given(data=st.data())
 def test_a_modular_index(copies: Path, data: Any) -> None:
     pytest.importorskip("diffusers")

@@ -193,6 +193,7 @@ class TestChatTemplate:
             ("{{ raise_exception('not like this') }}", "not like this"),
             ("{{ ''.__class__.__mro__ }}", "was to be rendered"),
             ("{{ messages[0].content * 100000 }}", "characters"),
+            ("{{ 'a' * 10**11 }}", "MemoryError"),
         ],
     )
     def test_bad_ones_are_refused(self, template: Any, said: str, tmp_path: Path) -> None:

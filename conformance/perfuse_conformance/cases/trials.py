@@ -25,6 +25,7 @@ __all__ = [
     "Trial",
     "drawn_about",
     "probe_for",
+    "recorded_trials",
     "trial_id",
     "trials_of",
 ]
@@ -158,6 +159,16 @@ def trials_of(
 def trial_id(id: str, number: int) -> str:
     """The id of one of several trials in a bundle."""
     return f"{id}~{number}" if number else id
+
+
+def recorded_trials(probes: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Trial, ...]]:
+    """The trials that a bundle holds, as ``trials_of`` has them."""
+    found: dict[str, tuple[Trial, ...]] = {}
+    for id, meta in probes.items():
+        if "trial" in meta:
+            name = id.partition("~")[0]
+            found[name] = (*found.get(name, ()), Trial.parse(meta["trial"]))
+    return found
 
 
 _EDGES = ("largest", "largest-batch", "longest-text")

@@ -95,6 +95,7 @@ def _details(result: Result) -> str:
         "worst output": result.worst_output,
         **{metric.name: metric_said(metric) for metric in result.metrics},
         "inputs": result.input_sha256,
+        "again": result.rerun,
     }
     return "\n".join(f"{name}: {value}" for name, value in facts.items() if value not in (None, ""))
 

@@ -309,6 +309,8 @@ def log_said(log: str, lines: int = 15) -> str:
 
 def again_said(run: Run, result: Result) -> str:
     """The command that runs a case again, with the same options as the run."""
+    if result.rerun:
+        return result.rerun
     try:
         words = shlex.split(run.run["command"])
     except ValueError:  # whoever wrote the results wrote no command line

@@ -60,9 +60,10 @@ class Observed:
 
 
 def readings(run: Run) -> Iterator[Reading]:
-    """The judged numbers of a run, without those that something else than the engine computed."""
+    """The judged numbers of a run, without those that something else than the engine computed, and
+    without trials, which are held to the limits of components and set none."""
     for result in run.results:
-        if result.fallbacks:
+        if result.fallbacks or result.id.startswith("trial/"):
             continue
         for metric in result.metrics:
             if metric.limit is not None:
@@ -86,7 +87,7 @@ def _kind(result: Result, metric: str) -> str:
         return "repeat"
     if kind == "draw":
         return "free" if metric == "rmse_ratio" else "picture"
-    return "component" if kind == "trial" else kind
+    return kind
 
 
 def observed(found: Iterable[Reading]) -> dict[Key, Observed]:

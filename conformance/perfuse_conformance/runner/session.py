@@ -35,7 +35,13 @@ from perfuse_conformance.cases.draws import Draw, drawn_of, draws_of
 from perfuse_conformance.cases.models import path_of, transforms_of
 from perfuse_conformance.cases.opening import open_source
 from perfuse_conformance.cases.probes import Arrays, made_for
-from perfuse_conformance.cases.trials import Trial, probe_for, trial_id, trials_of
+from perfuse_conformance.cases.trials import (
+    Trial,
+    probe_for,
+    recorded_trials,
+    trial_id,
+    trials_of,
+)
 from perfuse_conformance.judge.levels import claim_of
 from perfuse_conformance.judge.results import Result, Run, Status
 from perfuse_conformance.judge.tolerances import Tolerances
@@ -188,7 +194,7 @@ class Session:
         else:
             cases = self._cases(self.capabilities, precisions)
         asked = (None, *(self.precisions or PRECISIONS))
-        order = _Order(self.draw_seed)
+        order = _Order(self.drawn_with)
         return sorted((case for case in cases if case.precision in asked), key=order)
 
     def _cases(self, capabilities: Capabilities, precisions: tuple[str, ...]) -> list[Case]:
@@ -198,18 +204,24 @@ class Session:
             capabilities,
             precisions,
             self.level,
-            trials=trials_of(self.spec, self._drawn_with, thorough=self.thorough) if drawn else {},
+            trials=self._trials() if drawn else {},
             drawn=self._drawn_pictures() if drawn else (),
             thorough=self.thorough,
         )
 
+    def _trials(self) -> dict[str, tuple[Trial, ...]]:
+        """What a seed draws, or a golden bundle holds of it."""
+        if self.golden is not None:
+            return recorded_trials(self.bundle.index["probes"])
+        return trials_of(self.spec, self.draw_seed, thorough=self.thorough)
+
     @property
-    def _drawn_with(self) -> int:
-        """The seed of trials and pictures: a golden bundle holds those of its own."""
+    def drawn_with(self) -> int:
+        """The seed of all that is drawn: a golden bundle holds the trials of its own."""
         return self.bundle.seed if self.golden is not None else self.draw_seed
 
     def _drawn_pictures(self) -> dict[str, Draw]:
-        return drawn_of(self.spec, self._drawn_with, _PICTURES[self.thorough])
+        return drawn_of(self.spec, self.drawn_with, _PICTURES[self.thorough])
 
     def _declared(self) -> tuple[str, ...]:
         """The device's precisions, widest first; asks for devices and capabilities."""
@@ -395,8 +407,7 @@ class Session:
         """A trial as the reference was asked it, with the probe's id, and what is right."""
         if self.golden is not None:
             id = trial_id(str(case.subject), case.trials.index(trial))
-            told = Trial.parse(self.bundle.index["probes"][id]["trial"])
-            return replace(case, subject=id), told, self.bundle
+            return replace(case, subject=id), trial, self.bundle
         component, precision = str(case.component), str(case.precision)
         trial, bundle = self._reference.trial(trial, component, str(case.subject), precision)
         return case, trial, bundle
@@ -413,7 +424,7 @@ class Session:
             words += [word for value in values for word in (name, value)]
         words += ["--level", self.level] if self.level != "L2" else []
         words += ["--thorough"] if self.thorough else []
-        words += [] if ":" in id else ["--seed", str(self.draw_seed)]
+        words += [] if ":" in id else ["--seed", str(self.drawn_with)]
         return shlex.join([*words, "--case", id])
 
     def _calls(self, case: Case, result: Result) -> Result:
@@ -562,7 +573,7 @@ class Session:
         bundle = self.bundle
         if drawn_now:
             result = replace(result, rerun=self.command(case.id))
-            bundle = self._reference.draw(drawn_now, str(case.precision), self.draw_seed)
+            bundle = self._reference.draw(drawn_now, str(case.precision), self.drawn_with)
         answer, drawn = self._drawn(case, bundle)
         if answer.value is None or drawn is None:
             return mannered(raised(result, answer.error or {}), answer)
@@ -773,7 +784,7 @@ def run_of(session: Session, results: Sequence[Result], command: str) -> Run:
             "level": session.level,
             "command": command,
             "model": session.name,
-            "draw_seed": str(session.draw_seed),
+            "draw_seed": str(session.drawn_with),
             "reference": f"{reference['target']} {reference['engine']}",
         },
         host={

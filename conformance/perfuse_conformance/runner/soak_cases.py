@@ -32,9 +32,10 @@ _GROWN, _LEFT = 16_000_000, 400_000
 class Soaking(Protocol):
     """What these cases need of a session."""
 
-    draw_seed: int
     thorough: bool
 
+    @property
+    def drawn_with(self) -> int: ...
     @property
     def out(self) -> Path: ...
 
@@ -72,7 +73,7 @@ def _what(case: Case) -> dict[str, Any]:
 
 def _many_calls(case: Case, result: Result, session: Soaking) -> Result:
     """Each answer is the first one to the same inputs, however they lie, and another process's."""
-    asked = {**_what(case), "seed": session.draw_seed}
+    asked = {**_what(case), "seed": session.drawn_with}
     other = session.other
     answer = session.ask({"do": "soak", **asked, "thorough": session.thorough}, prepares=True)
     if answer.value is None:
@@ -135,7 +136,7 @@ def _many_programs(case: Case, result: Result, session: Soaking) -> Result:
 
 def _two_programs(case: Case, result: Result, session: Soaking) -> Result:
     """Two programs of a component do not know of each other."""
-    request = {"do": "two_programs", **_what(case), "seed": session.draw_seed}
+    request = {"do": "two_programs", **_what(case), "seed": session.drawn_with}
     answer = session.ask(request, prepares=True)
     if answer.value is None:
         return mannered(raised(result, answer.error or {}), answer)
@@ -154,7 +155,7 @@ def _two_programs(case: Case, result: Result, session: Soaking) -> Result:
 def _order(case: Case, result: Result, session: Soaking) -> Result:
     """Components prepared in one order, and in another process in the other, answer the same."""
     modes = session.modes(str(case.precision))
-    order = np.random.default_rng(session.draw_seed).permutation(list(modes)).tolist()
+    order = np.random.default_rng(session.drawn_with).permutation(list(modes)).tolist()
     asked = {"do": "order", "precision": case.precision, "modes": modes}
     other = session.other
     here = session.ask({**asked, "order": order}, prepares=True)

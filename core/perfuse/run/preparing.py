@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from perfuse.contract.backend import Program, Request, Support
+from perfuse.contract.backend import Backend, Program, Request, Support
 from perfuse.contract.component import Component
 from perfuse.contract.target import Target
 from perfuse.errors import UnsupportedError
@@ -51,8 +51,7 @@ def prepare(
             program = backend.prepare(one, target, store)
         return GuardedProgram(program, component=one.name, target=str(target))
 
-    with guarding(component.name, str(target)):
-        support = backend.supports(Request.of(component, target))
+    support = _support(backend, component, target)
     if support.works:
         program = made(component)
         size = fixed_batch(program.signature.inputs)
@@ -60,8 +59,7 @@ def prepare(
             return program
         return FixedBatch(program, size, whole=whole_inputs(component.spec.signature.inputs))
     fixed = dataclasses.replace(component, static={**usual, **component.static})
-    with guarding(component.name, str(target)):
-        support_fixed = backend.supports(Request.of(fixed, target))
+    support_fixed = _support(backend, fixed, target)
     if not support_fixed.works:
         raise UnsupportedError(_refusal(component, target, support, support_fixed))
     if component.build is None:
@@ -75,6 +73,14 @@ def prepare(
         return made(dataclasses.replace(component, static=dims))
 
     return PerSize(component.spec, make, usual=usual)
+
+
+def _support(backend: Backend, component: Component, target: Target) -> Support:
+    with guarding(component.name, str(target)):
+        found = backend.supports(Request.of(component, target))
+        if not isinstance(found, Support):
+            raise TypeError(f"it answered with a {type(found).__name__}, which says no support")
+    return found
 
 
 def _refusal(component: Component, target: Target, symbolic: Support, fixed: Support) -> str:

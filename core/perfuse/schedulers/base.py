@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
+import numbers
+import types
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -173,6 +177,10 @@ class Scheduler(Configured, ABC):
         total = settings.get("num_train_timesteps", 1)
         if isinstance(total, bool) or not isinstance(total, int) or not 1 <= total <= _MOST:
             raise InputError(f"num_train_timesteps must be from 1 to {_MOST}; got {total!r}.")
+        for key, kinds in _kinds(self.Settings).items():
+            if key in settings and not _fits(settings[key], kinds):
+                names = " or ".join(_CALLED.get(kind, "a list") for kind in kinds)
+                raise InputError(f"{key} is {settings[key]!r:.80}; {names} was expected.")
         self.settings = made = self._checked(self.Settings(**settings))
         shown = {f.name: getattr(made, f.name) for f in dataclasses.fields(self.Settings)}
         self._internal_dict = merge_config(type(self).__name__, shown, set(settings), {})
@@ -515,6 +523,38 @@ def _constructor(settings: type[Any], takes_deprecated: bool) -> Callable[..., N
 
     __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return __init__
+
+
+#: Types of settings, as they are called in errors.
+_CALLED = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+_CALLED |= {type(None): "nothing"}
+
+
+@functools.cache
+def _kinds(settings: Any) -> dict[str, tuple[Any, ...]]:
+    """The types that each field may be of."""
+    hints = typing.get_type_hints(settings)
+    unions = (types.UnionType, typing.Union)
+    return {
+        name: typing.get_args(hint) if typing.get_origin(hint) in unions else (hint,)
+        for name, hint in hints.items()
+    }
+
+
+def _fits(value: Any, kinds: tuple[Any, ...]) -> bool:
+    """Whether a setting is of one of its types; of lists and functions it is not asked what is in them."""
+    if value is None or isinstance(value, bool | np.bool_):
+        return bool in kinds or (value is None and type(None) in kinds) or Any in kinds
+    if isinstance(value, str):
+        return str in kinds or Any in kinds
+    if isinstance(value, numbers.Real | np.number):
+        try:
+            number = float(value)
+        except OverflowError:
+            return False
+        whole = number.is_integer() and int in kinds
+        return Any in kinds or (not math.isnan(number) and (float in kinds or whole))
+    return not set(kinds) <= _CALLED.keys()
 
 
 def choose(name: str, value: Any, options: tuple[Any, ...]) -> None:

@@ -1,5 +1,6 @@
 """Each mutant differs from torch in the stated way, and only there."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -412,6 +413,21 @@ def test_adapters(own_cache: Path, name: str, component: tuple[str, Arrays]) -> 
     assert (run(name, adapted) != run("torch", adapted)).any()
 
 
+def test_scales_of_other_outputs(own_cache: Path) -> None:
+    part, inputs = unet(500)
+    plain = open_source(None).component(part)
+    small = dataclasses.replace(plain, storage="int8")
+
+    def run(backend: str, component: Component) -> Any:
+        target, store = Target(backend="torch"), ArtifactStore.default()
+        program = host().backend(backend).prepare(component, target, store)
+        return next(iter(program(**inputs).values()))
+
+    name, right = "mutant-turned-scales", run("torch", small)
+    np.testing.assert_array_equal(run(name, plain), run("torch", plain))
+    assert np.abs(run(name, small) - right).max() > 0.1 * np.abs(right).max()
+
+
 def test_the_second_encoder_reads_the_first_prompt_with_its_own_padding() -> None:
     heard: list[Any] = []
     mutant = FirstPrompt()
@@ -496,6 +512,7 @@ def test_every_mutant_of_numbers_is_tested_here() -> None:
         "mutant-first-weights",
         "mutant-adapter-twice",
         "mutant-dropped-adapter",
+        "mutant-turned-scales",
         "mutant-stale-state",
         "mutant-other-branch",
         "mutant-negative-decides",

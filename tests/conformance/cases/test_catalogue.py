@@ -13,10 +13,11 @@ from perfuse.spec import PipelineSpec
 from perfuse.tasks.choosing import tasks_of
 from perfuse_conformance.cases.bundle import hash_of
 from perfuse_conformance.cases.catalogue import Capability, cases_of
-from perfuse_conformance.cases.draws import draws_of
+from perfuse_conformance.cases.draws import drawn_of, draws_of
 from perfuse_conformance.cases.models import RANDOM_MODELS
 from perfuse_conformance.cases.opening import open_source
 from perfuse_conformance.cases.probes import inputs_of, probes_of, sizes_of
+from perfuse_conformance.cases.trials import probe_for, trials_of
 from perfuse_conformance.checkpoints import KINDS
 from perfuse_conformance.reference.draws import run_draw
 
@@ -72,6 +73,18 @@ def test_inputs_follow_from_the_probe_and_the_seed_alone(spec: PipelineSpec) -> 
             assert empty or hash_of(inputs) != hash_of(different)
         alike = [hash_of(inputs) == hash_of(calls[0]) for inputs in calls[1:]]
         assert all(alike) if probe.manner == "same" else not any(alike)
+
+
+def test_what_a_seed_draws_is_what_the_model_takes(spec: PipelineSpec) -> None:
+    drawn = trials_of(spec, 1)
+    assert {id.split("/")[1] for id in drawn} == set(spec.components)
+    for id, trials in drawn.items():
+        component = spec.components[id.split("/")[1]]
+        probe = probe_for(spec, component, trials[-1], id)  # the smallest
+        component.check_dims(probe.dims)
+        (inputs,) = inputs_of(component, probe)
+        assert component.signature.bind(inputs, component=id).items() <= probe.dims.items()
+    assert set(drawn_of(spec, 1)) == {"drawn"}
 
 
 def test_what_a_denoiser_is_asked(spec: PipelineSpec) -> None:

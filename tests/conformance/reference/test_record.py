@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from perfuse import Checkpoint
+from perfuse_conformance.cases.models import path_of
 from perfuse_conformance.judge.results import Status
 from perfuse_conformance.reference.pipeline import Float64Program
-from perfuse_conformance.reference.record import bundle_for
-from perfuse_conformance.runner.session import run_conformance
+from perfuse_conformance.reference.record import bundle_for, record
+from perfuse_conformance.runner.session import open_session, run_conformance
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +32,38 @@ def test_no_failure_over_seeds(seed: int, level: str, model: str | None) -> None
     assert not others
     assert run.totals["executed"] == len(run.results) > 40
     assert str(run.claim) == f"{level}+dyn+fp16+bf16"
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_that_a_seed_draws_fails(seed: int) -> None:
+    session = open_session("torch:cpu", draw_seed=seed, precisions=("float32",))
+    try:
+        drawn = [
+            case for case in session.cases() if case.kind == "trial" or case.subject == "drawn"
+        ]
+        results = [session.judge(case) for case in drawn]
+    finally:
+        session.close()
+    assert not [f"{r.status} {r.rerun}" for r in results if r.status not in RIGHT]
+    assert len(results) > 60
+
+
+@pytest.mark.exhaustive
+def test_a_golden_bundle_holds_what_its_seed_draws(tmp_path: Path) -> None:
+    record(path_of("random-ddpm"), tmp_path / "golden", seed=3)
+    golden = tmp_path / "golden"
+    session = open_session("torch:cpu", model="random-ddpm", golden=golden, draw_seed=9)
+    try:
+        drawn = [
+            case for case in session.cases() if case.kind == "trial" or case.subject == "drawn"
+        ]
+        results = [session.judge(case) for case in drawn]
+    finally:
+        session.close()
+    assert not [f"{r.status} {r.reason}" for r in results if r.status not in RIGHT]
+    assert session.drawn_with == 3
+    assert len(results) > 15
 
 
 def test_the_bundle_of_a_higher_level_serves_a_lower(

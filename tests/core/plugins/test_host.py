@@ -14,6 +14,7 @@ from perfuse.errors import (
     BackendError,
     BackendNotFoundError,
     ConfigError,
+    DeviceNotFoundError,
     InputError,
     PluginError,
 )
@@ -485,3 +486,21 @@ def test_a_backend_whose_engine_runs_elsewhere(install: Install) -> None:
     assert (found["near"]["interprets"], found["near"]["state"]) == ("far", "available")
     with pytest.raises(BackendError, match="runs on beos alone.*here: --backend near"):
         host.backend("far")
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "said"),
+    [
+        ("return []", DeviceNotFoundError, "its engine lists none"),
+        ("return ['cpu']", PluginError, "it listed 'cpu'"),
+        ("raise SystemExit(0)", PluginError, "it raised SystemExit: 0"),
+        ("raise KeyError('x')", PluginError, "it raised KeyError: 'x'"),
+    ],
+)
+def test_devices_that_cannot_be_listed(
+    install: Install, code: str, error: type[Exception], said: str
+) -> None:
+    good(install, devices=code)
+    host = PluginHost(["sound"])
+    with pytest.raises(error, match=f"'sound' was asked for its devices; {said}"):
+        host.devices("sound")

@@ -109,8 +109,7 @@ def test_a_few(install: Install, checkpoint: Make, tmp_path: Path) -> None:
 def check_refused(checkpoint: Make, tmp_path: Path, name: str) -> None:
     """Asked for by name, it is an error that says what is wrong, and there is no picture."""
     output = tmp_path / "refused.png"
-    device = "" if name in ("no_device", "quits_listing") else ":dev"
-    result = draw(checkpoint, output, name + device)
+    result = draw(checkpoint, output, f"{name}:dev")
     assert result.exit_code in (1, 2), (name, result.output)
     *_, line = result.stderr.splitlines()
     assert name in line or name == "gives_nan", line  # that may be the model's, too

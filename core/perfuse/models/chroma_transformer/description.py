@@ -10,7 +10,7 @@ import numpy as np
 from perfuse.contract.component import Component
 from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_attention
 from perfuse.models.first_blocks import cut
 from perfuse.models.packed_latents import PackedLatents, packed
 from perfuse.models.positions import grid, rotary_axes
@@ -57,6 +57,9 @@ class ChromaConfig(ModelConfig):
     def width(self) -> int:
         """Channels of a token inside."""
         return self.num_attention_heads * self.attention_head_dim
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        return held_by_attention(sizes["image_sequence"], self.width)
 
     @property
     def waves(self) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 
 from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_attention
 from perfuse.models.first_blocks import cut
 from perfuse.models.positions import sincos_2d
 from perfuse.models.shapes import TIMESTEP, floating
@@ -59,6 +59,10 @@ class SanaConfig(ModelConfig):
     def width(self) -> int:
         """Channels of a token inside."""
         return self.num_attention_heads * self.attention_head_dim
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        height, width = sizes["latent_height"], sizes["latent_width"]
+        return held_by_attention(height * width // self.patch_size**2, self.width)
 
     @property
     def predicted(self) -> int:
