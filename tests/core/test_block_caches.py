@@ -23,7 +23,17 @@ torch = pytest.importorskip("torch")
 
 Make = Callable[[str], Path]
 
-KINDS = ("flux", "sd3", "pixart-sigma", "z-image", "klein", "qwen-image", "chroma", "sana", "sana-sprint")
+KINDS = (
+    "flux",
+    "sd3",
+    "pixart-sigma",
+    "z-image",
+    "klein",
+    "qwen-image",
+    "chroma",
+    "sana",
+    "sana-sprint",
+)
 GIVEN = {"prompt": "a red circle", "num_inference_steps": 7, "seed": 0, "output_type": "np"}
 SMALL = {"height": 16, "width": 16}
 
