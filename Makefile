@@ -13,7 +13,7 @@ BRIEF = random-refiner random-inpaint random-pix2pix random-depth random-upscale
   random-control random-union random-adapter random-ip-adapter random-edited random-guided \
   random-shallow random-cached random-steered random-sd-checked random-lcm random-unclip random-estimated \
   random-latent-upscaler random-flux random-sd3 random-pixart random-z-image random-klein random-qwen-image \
-  random-sana random-sprint random-chroma random-int8
+  random-sana random-sprint random-chroma random-lumina2 random-int8
 # Of pipelines that run through Diffusers.
 THROUGH = random-aura
 TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=two ControlNets" \
@@ -21,6 +21,7 @@ TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=t
   --title "random-shallow=DeepCache" --title "random-int8=SD, 8 bits" --title "random-cached=First-Block Cache" --title "random-flux=FLUX.1" --title "random-sd3=SD 3.5" \
   --title "random-z-image=Z-Image" --title "random-klein=FLUX.2 klein" --title "random-qwen-image=Qwen-Image" \
   --title "random-sana=Sana" --title "random-sprint=Sana-Sprint" --title "random-chroma=Chroma" \
+  --title "random-lumina2=Lumina 2" \
   --title "random-steered=steered prompts, FreeU" --title "random-union=ControlNet-Union" \
   --title "random-refiner=SD XL refiner" --title "random-pix2pix=InstructPix2Pix" \
   --title "random-inpaint=inpainting" --title "random-depth=depth to image" \

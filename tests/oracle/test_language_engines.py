@@ -22,6 +22,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "klein": {"prompt": ["a red circle", LONG], "max_sequence_length": 64},
     "sana": {"prompt": ["a red circle", LONG], "complex_human_instruction": ["Say more:"]},
     "sana-sprint": {"prompt": ["a red circle", LONG], "complex_human_instruction": ["Say more:"]},
+    "lumina2": {"prompt": ["a red circle", LONG], "max_sequence_length": 256},
     "chroma": {"prompt": ["a red circle", LONG], "max_sequence_length": 64},
 }
 SHARED = {
@@ -67,7 +68,7 @@ def test_engines_agree(kind: str, target: str, format: str, tmp_path: Path) -> N
 
 @pytest.mark.exhaustive
 @pytest.mark.export
-@pytest.mark.parametrize("kind", ["z-image", "qwen-image"])
+@pytest.mark.parametrize("kind", ["z-image", "qwen-image", "lumina2", "sana"])
 def test_one_size(kind: str, tmp_path: Path) -> None:
     """Captions are filled up to the length that the graph has, and hidden there."""
     folder = make_checkpoint(tmp_path / "checkpoint", kind)

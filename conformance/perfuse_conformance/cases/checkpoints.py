@@ -29,6 +29,7 @@ from perfuse_conformance.cases.checkpoint_parts import (
 from perfuse_conformance.cases.language_checkpoints import (
     klein,
     klein_distilled,
+    lumina2,
     qwen_image,
     sana,
     sana_sprint,
@@ -647,6 +648,7 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "klein": klein,
         "klein-distilled": klein_distilled,
         "qwen-image": qwen_image,
+        "lumina2": lumina2,
         "sana": sana,
         "sana-sprint": sana_sprint,
     }

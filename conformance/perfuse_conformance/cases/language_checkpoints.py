@@ -17,7 +17,7 @@ from perfuse_conformance.cases.language_parts import (
     write_qwen_vl,
 )
 
-__all__ = ["klein", "klein_distilled", "qwen_image", "sana", "sana_sprint", "z_image"]
+__all__ = ["klein", "klein_distilled", "lumina2", "qwen_image", "sana", "sana_sprint", "z_image"]
 
 
 def z_image(folder: Path, seed: int) -> Path:
@@ -169,6 +169,33 @@ def _schedule(folder: Path, name: str, **config: Any) -> None:
     """Another scheduler than the usual one."""
     write_json(folder / "scheduler" / "scheduler_config.json", {"_class_name": name, **config})
     edit_json(folder / "model_index.json", scheduler=["diffusers", name])
+
+
+def lumina2(folder: Path, seed: int) -> Path:
+    """Lumina 2's layout. Pictures are 16×16; two heads of queries share one of keys."""
+    transformer = {
+        "in_channels": 4,
+        "hidden_size": 48,
+        "num_layers": 2,
+        "num_refiner_layers": 1,
+        "num_attention_heads": 2,
+        "num_kv_heads": 1,
+        "multiple_of": 32,
+        "cap_feat_dim": 32,
+        "axes_dim_rope": [8, 8, 8],
+        "axes_lens": [300, 64, 64],
+        "sample_size": 8,
+    }
+    write_model(folder / "transformer", "Lumina2Transformer2DModel", transformer, seed)
+    vae = vae_config(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False)
+    vae["use_post_quant_conv"] = False
+    write_model(folder / "vae", "AutoencoderKL", vae, seed + 1)
+    size = write_gemma_tokenizer(folder / "tokenizer")
+    text = {"query_pre_attn_scalar": 8, "sliding_window": 512}
+    write_language_model(folder / "text_encoder", "Gemma2", "Model", size, seed + 2, **text)
+    _finish(folder, "Lumina2Pipeline", "Lumina2Transformer2DModel", text="Gemma2Model", shift=6.0)
+    edit_json(folder / "model_index.json", tokenizer=["transformers", "GemmaTokenizerFast"])
+    return folder
 
 
 def _add_time(path: Path, seed: int) -> None:

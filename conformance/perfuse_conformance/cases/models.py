@@ -79,6 +79,7 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-sana": RandomModel(kind="sana"),
         "random-sprint": RandomModel(kind="sana-sprint"),
         "random-chroma": RandomModel(kind="chroma"),
+        "random-lumina2": RandomModel(kind="lumina2"),
     }
 )
 

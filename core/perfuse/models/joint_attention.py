@@ -35,6 +35,7 @@ class SelfAttention(nn.Module):
         bias: Whether the projections have biases.
         out: Whether there is an output projection; without, the joined heads are the result.
         rotate: How ``table`` turns queries and keys.
+        kv_heads: The number of heads of keys and values, where several of queries share one.
     """
 
     def __init__(
@@ -47,16 +48,17 @@ class SelfAttention(nn.Module):
         bias: bool = True,
         out: bool = True,
         rotate: Rotate | None = None,
+        kv_heads: int | None = None,
     ) -> None:
         super().__init__()
-        inner = heads * head_dim
-        self.heads = heads
+        self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
+        inner, kept = heads * head_dim, self.kv_heads * head_dim
         self.rotate = rotate
         self.norm_q: nn.Module = _norm(head_dim, qk_eps)
         self.norm_k: nn.Module = _norm(head_dim, qk_eps)
         self.to_q = nn.Linear(channels, inner, bias=bias)
-        self.to_k = nn.Linear(channels, inner, bias=bias)
-        self.to_v = nn.Linear(channels, inner, bias=bias)
+        self.to_k = nn.Linear(channels, kept, bias=bias)
+        self.to_v = nn.Linear(channels, kept, bias=bias)
         if out:
             self.to_out = nn.ModuleList([nn.Linear(inner, channels, bias=bias), nn.Dropout(0.0)])
         self.out = out
@@ -71,10 +73,16 @@ class SelfAttention(nn.Module):
 
     def heads_of(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys, normalised, and values, each [B, H, N, D]."""
-        query, key, value = (
-            _split(layer(hidden), self.heads) for layer in (self.to_q, self.to_k, self.to_v)
-        )
-        return self.norm_q(query), self.norm_k(key), value
+        query = _split(self.to_q(hidden), self.heads)
+        key, value = (_split(layer(hidden), self.kv_heads) for layer in (self.to_k, self.to_v))
+        return self.norm_q(query), self._shared(self.norm_k(key)), self._shared(value)
+
+    def _shared(self, heads: Tensor) -> Tensor:
+        """Heads of keys or values [B, K, N, D], each as often as queries share it."""
+        times = self.heads // self.kv_heads
+        if times == 1:
+            return heads
+        return heads[:, :, None].expand(-1, -1, times, -1, -1).flatten(1, 2)
 
     def turned(self, heads: Tensor, table: Tensor | None) -> Tensor:
         return heads if table is None or self.rotate is None else self.rotate(heads, table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import math
 import numbers
@@ -177,7 +176,8 @@ class Scheduler(Configured, ABC):
         total = settings.get("num_train_timesteps", 1)
         if isinstance(total, bool) or not isinstance(total, int) or not 1 <= total <= _MOST:
             raise InputError(f"num_train_timesteps must be from 1 to {_MOST}; got {total!r}.")
-        for key, kinds in _kinds(self.Settings).items():
+        kind: Any = self.Settings
+        for key, kinds in _kinds(kind).items():
             if key in settings and not _fits(settings[key], kinds):
                 names = " or ".join(_CALLED.get(kind, "a list") for kind in kinds)
                 raise InputError(f"{key} is {settings[key]!r:.80}; {names} was expected.")
@@ -530,8 +530,7 @@ _CALLED = {float: "a number", int: "a whole number", bool: "true or false", str:
 _CALLED |= {type(None): "nothing"}
 
 
-@functools.cache
-def _kinds(settings: Any) -> dict[str, tuple[Any, ...]]:
+def _kinds(settings: type[Any]) -> dict[str, tuple[Any, ...]]:
     """The types that each field may be of."""
     hints = typing.get_type_hints(settings)
     unions = (types.UnionType, typing.Union)

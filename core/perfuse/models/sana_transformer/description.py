@@ -85,11 +85,12 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
         floating("encoder_hidden_states", "batch", "sequence", sana.caption_channels),
         TensorSpec(name="encoder_attention_mask", dtype="int64", shape=("batch", "sequence")),
     ]
-    if sana.interpolation_scale is not None:
-        places = (f"latent_height/{patch}", f"latent_width/{patch}", sana.width)
-        inputs.append(TensorSpec(name="positions", dtype="float32", shape=places))
     if sana.guidance_embeds:
         inputs.append(TensorSpec(name="guidance", dtype="float32", shape=("batch",)))
+    if sana.interpolation_scale is not None:
+        sides = ("latent_height", "latent_width")
+        places = sides if patch == 1 else tuple(f"{side}/{patch}" for side in sides)
+        inputs.append(TensorSpec(name="positions", dtype="float32", shape=(*places, sana.width)))
     return (
         ComponentSpec(
             name=name,

@@ -173,19 +173,20 @@ class SanaTransformer2DModel(BlockModel):
         timestep: Tensor,
         encoder_hidden_states: Tensor,
         encoder_attention_mask: Tensor,
-        *others: Tensor,
+        first: Tensor | None = None,
+        second: Tensor | None = None,
     ) -> tuple[Streams, Any]:
-        """The velocity at latents [B, C, h, w].
+        """The velocity at latents [B, C, h, w]; ``timestep`` is 0 to 1000.
 
-        ``others`` are ``positions`` [h / P, w / P, D], where the model knows places, and ``guidance``
-        float32 [B], where it was distilled; ``timestep`` is 0 to 1000, then an angle.
+        A distilled model is also told ``guidance`` float32 [B], and its timesteps are angles; after that,
+        or alone, come ``positions`` [h / P, w / P, D], where the model knows places.
         """
-        positions = others[0] if self.config.interpolation_scale is not None else None
+        guidance, positions = (first, second) if self.config.guidance_embeds else (None, first)
         text, bias = self._text(encoder_hidden_states, encoder_attention_mask)
         patch = self.config.patch_size
         size = sample.shape[2] // patch, sample.shape[3] // patch
         turn = None
-        if not self.config.guidance_embeds:
+        if guidance is None:
             shared, told = self.time_embed(timestep * self.config.timestep_scale, sample.dtype)
         else:
             # x_t = cos(t) x0 + sin(t) n is a flow's x_s = (1 - s) x0 + s n, times √(s² + (1 - s)²);
@@ -194,7 +195,7 @@ class SanaTransformer2DModel(BlockModel):
             share = flow[:, None, None, None]
             length = torch.sqrt(share**2 + (1 - share) ** 2)
             sample = (sample * length).to(sample.dtype)
-            shared, told = self.time_embed(flow, sample.dtype, others[-1])
+            shared, told = self.time_embed(flow, sample.dtype, guidance)
             turn = sample, share, length
         hidden = self.patch_embed(sample, positions)
         return (hidden,), ((shared, text, bias, size), told, turn)

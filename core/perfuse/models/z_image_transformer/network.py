@@ -10,6 +10,7 @@ from perfuse.contract.spec import ComponentSpec
 from perfuse.models.adaptive_norms import RMSNorm, plain_norm
 from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import load_native, native
+from perfuse.models.caption_rotary import caption_table, picture_table
 from perfuse.models.embeddings import Timesteps
 from perfuse.models.joint_attention import SelfAttention
 from perfuse.models.patches import patchify, unpatchify
@@ -154,7 +155,7 @@ class ZImageTransformer2DModel(BlockModel):
 
         picture = self.all_x_embedder["2-1"](tokens)
         picture = torch.cat([picture, self.x_pad_token.expand(picture.shape[0], 1, -1)], dim=1)
-        grid = _picture(picture_rotary, row_rotary, column_rotary)
+        grid = picture_table(picture_rotary, row_rotary, column_rotary)
         places = torch.cat([grid, _nowhere(picture_rotary, self.config)], dim=2)
         free = torch.zeros_like(tokens[..., 0])
         bias = torch.cat([free, padding_bias.expand(picture.shape[0], 1)], dim=1)
@@ -163,7 +164,7 @@ class ZImageTransformer2DModel(BlockModel):
 
         text = self.cap_embedder(encoder_hidden_states)
         text = torch.where(caption_padding[..., None] > 0.5, self.cap_pad_token, text)
-        text_places = _caption(caption_rotary, text.shape[0], self.config)
+        text_places = caption_table(caption_rotary, text.shape[0], sum(self.config.axes_dims[1:]))
         for block in self.context_refiner:
             text = block(text, text_places, caption_bias[:, None, None])
 
@@ -196,26 +197,6 @@ class ZImageTransformer2DModel(BlockModel):
         (_, _, embedding), (height, width) = told
         tokens = self.all_final_layer["2-1"](picture, embedding)
         return -unpatchify(tokens, height, width, _PATCH)
-
-
-def _picture(first: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The table of a picture's tokens, [B, 2, h · w, D / 2], of those of its three axes."""
-    batch, height, width = first.shape[0], rows.shape[1], columns.shape[1]
-    parts = (
-        first[:, :, None, None],
-        rows[None, :, :, None],
-        columns[None, :, None],
-    )
-    whole = [part.expand(batch, 2, height, width, -1) for part in parts]
-    return torch.cat(whole, dim=-1).flatten(2, 3)
-
-
-def _caption(first: Tensor, batch: int, config: ZImageTransformerConfig) -> Tensor:
-    """The table of a caption's tokens, [B, 2, S, D / 2]; they are at 0 on the other axes."""
-    others = sum(config.axes_dims[1:]) // 2
-    still = torch.stack([torch.ones_like(first[0, :, :1]), torch.zeros_like(first[0, :, :1])])
-    table = torch.cat([first, still.expand(-1, -1, others)], dim=-1)
-    return table.expand(batch, -1, -1, -1)
 
 
 def _nowhere(like: Tensor, config: ZImageTransformerConfig) -> Tensor:

@@ -1,0 +1,14 @@
+"""``Lumina2Transformer2DModel``: the denoiser of Lumina-Image 2.0."""
+
+from perfuse.contract.architecture import Architecture
+
+ARCHITECTURES = (
+    Architecture(
+        class_name="Lumina2Transformer2DModel",
+        config=f"{__name__}.description:Lumina2Config",
+        describe=f"{__name__}.description:describe",
+        host_inputs=f"{__name__}.description:host_inputs",
+        build=f"{__name__}.network:build",
+        wrap=f"{__name__}.network:wrap",
+    ),
+)
