@@ -33,6 +33,7 @@ KINDS = (
     "chroma",
     "sana",
     "sana-sprint",
+    "lumina2",
 )
 GIVEN = {"prompt": "a red circle", "num_inference_steps": 7, "seed": 0, "output_type": "np"}
 SMALL = {"height": 16, "width": 16}

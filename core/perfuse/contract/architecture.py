@@ -45,11 +45,10 @@ class Architecture:
     #: its last layers, and another entry, whose last input that is and which runs these layers
     #: alone. Empty if there is none.
     shallow: str = ""
-    #: ``(component, blocks) -> (component, component)``: a transformer that also gives two states, and
-    #: another entry, of its first blocks and its end alone. The last output of both, without
-    #: ``added``, tells how much the first blocks' work changed since another step; ``added`` is what
-    #: the other blocks add: the last output of the first and the last input of the second. Empty if
-    #: there is none.
+    #: ``(component, blocks) -> (component, component)``: a transformer with two outputs more, and another
+    #: entry of its first blocks and its end alone. ``sign_N``, which the entry gives, too, tells how
+    #: much has changed since another step; ``added_N``, the entry's last input, is what the other
+    #: blocks add. Empty if there is none.
     first_blocks: str = ""
     #: For a class that holds several models, in the folders ``NAME``, ``NAME_1``, …: their class.
     each: str = ""

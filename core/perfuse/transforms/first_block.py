@@ -19,7 +19,7 @@ TRANSFORMS = (
     TransformManifest(
         name="first-block",
         impl=f"{__name__}:FirstBlock",
-        summary="a transformer's first block alone while it changes little: first-block:threshold=0.1",
+        summary="a transformer's first block alone while it changes little: first-block:threshold=0.05",
     ),
 )
 
@@ -29,7 +29,7 @@ class Options(BlockRule):
     """How much the first blocks' work may change before the others run again."""
 
     #: The largest change of what they add, relative to it when all blocks ran last.
-    threshold: float = 0.1
+    threshold: float = 0.05
     #: How many blocks are the first ones.
     blocks: int = 1
     #: At how many steps all blocks run before any is left out.

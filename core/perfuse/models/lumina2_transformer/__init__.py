@@ -10,5 +10,6 @@ ARCHITECTURES = (
         host_inputs=f"{__name__}.description:host_inputs",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        first_blocks=f"{__name__}.description:first_blocks",
     ),
 )

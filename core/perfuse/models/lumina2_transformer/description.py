@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.config import ModelConfig, held_by_attention
+from perfuse.models.first_blocks import cut
 from perfuse.models.positions import HIDDEN, rotary_table
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["Lumina2Config", "captions", "describe", "host_inputs"]
+__all__ = ["Lumina2Config", "captions", "describe", "first_blocks", "host_inputs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +123,13 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
             reads_layers=(-2,),
         ),
     )
+
+
+def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks."""
+    lumina = Lumina2Config.from_dict(component.spec.config)
+    width, patch = lumina.hidden_size, lumina.patch_size
+    return cut(component, blocks, of=lumina.num_layers, width=width, patch=patch)
 
 
 def host_inputs(

@@ -1,6 +1,6 @@
 """Lumina 2's transformer: a caption and a picture in one stream (Qin et al. 2025, arXiv:2503.21758)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -8,12 +8,12 @@ from torch.nn import functional as F
 
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.adaptive_norms import RMSNorm, plain_norm
+from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import converted, load_native
 from perfuse.models.caption_rotary import caption_table, picture_table
 from perfuse.models.embeddings import TimestepEmbedding, Timesteps
 from perfuse.models.joint_attention import SelfAttention
 from perfuse.models.lumina2_transformer.description import Lumina2Config
-from perfuse.models.model import Model
 from perfuse.models.patches import patchify, unpatchify
 from perfuse.models.rotary import rotate_pairs
 from perfuse.sources.weights import Weights
@@ -124,11 +124,12 @@ class LastNorm(nn.Module):
         return output
 
 
-class Lumina2Transformer2DModel(Model):
+class Lumina2Transformer2DModel(BlockModel):
     """Lumina 2's denoiser."""
 
     config_class = Lumina2Config
     config: Lumina2Config
+    rows = ("layers",)
 
     def build(self) -> None:
         lumina = self.config
@@ -143,7 +144,7 @@ class Lumina2Transformer2DModel(Model):
     def _blocks(self, count: int, *, modulated: bool = True) -> nn.ModuleList:
         return nn.ModuleList(Lumina2Block(self.config, modulated=modulated) for _ in range(count))
 
-    def forward(
+    def begin(  # type: ignore[override]
         self,
         sample: Tensor,
         timestep: Tensor,
@@ -153,7 +154,7 @@ class Lumina2Transformer2DModel(Model):
         caption_rotary: Tensor,
         row_rotary: Tensor,
         column_rotary: Tensor,
-    ) -> tuple[Tensor]:
+    ) -> tuple[Streams, Any]:
         """``perfuse.models.lumina2_transformer.description`` says what the inputs are."""
         patch, others = self.config.patch_size, sum(self.config.axes_dim_rope[1:])
         signal = 1 - timestep / _TRAINED_STEPS
@@ -171,11 +172,31 @@ class Lumina2Transformer2DModel(Model):
         places = torch.cat([text_places, places], dim=2)
         free = torch.zeros_like(picture[..., 0])
         bias = torch.cat([caption_bias, free], dim=1)[:, None, None]
-        for block in self.layers:
-            hidden = block(hidden, places, bias, told)
-        tokens = self.norm_out(hidden[:, text.shape[1] :], told)
         height, width = (size // patch for size in sample.shape[2:])
-        return (-unpatchify(tokens, height, width, patch),)
+        return (hidden,), ((places, bias, told), text.shape[1], (height, width))
+
+    def through(
+        self, streams: Streams, told: Any, first: int = 0, last: int | None = None
+    ) -> Streams:
+        (hidden,), (given, _, _) = streams, told
+        for block in self.part("layers", first, last):
+            hidden = block(hidden, *given)
+        return (hidden,)
+
+    def picture(self, stream: Tensor, told: Any) -> Tensor:
+        _, words, _ = told
+        return stream[:, words:]
+
+    def modulated(self, streams: Streams, told: Any) -> Tensor:
+        block: Any = self.layers[0]
+        (_, _, embedding), _, _ = told
+        normal, *_ = block.norm1(streams[0], embedding)
+        return normal  # type: ignore[no-any-return]
+
+    def finish(self, picture: Tensor, told: Any) -> Tensor:
+        (_, _, embedding), _, (height, width) = told
+        tokens = self.norm_out(picture, embedding)
+        return -unpatchify(tokens, height, width, self.config.patch_size)
 
 
 def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
