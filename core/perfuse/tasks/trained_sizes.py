@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from perfuse.arrays import place, to_numpy
+from perfuse.arrays import is_torch, place, to_numpy
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.tasks.denoise import pick_size
@@ -72,7 +72,7 @@ def resize(tools: Tools, decoded: Array, asked_size: tuple[int, int], output_typ
     large = _interpolated(_interpolated(to_numpy(decoded), 2, size[0]), 3, size[1])
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     cut = np.ascontiguousarray(large[:, :, top : top + height, left : left + width])
-    return {"decoded": place(cut, getattr(decoded, "device", None))}
+    return {"decoded": place(cut, decoded.device if is_torch(decoded) else None)}
 
 
 def _interpolated(array: Any, axis: int, size: int) -> Any:
