@@ -91,6 +91,7 @@ def test_from_text(pair: Callable[[str], Pair], kind: str, call: Mapping[str, An
     both.check_pictures(**call)
 
 
+@exhaustive
 def test_prompts_of_several_pictures_keep_their_masks(pair: Callable[[str], Pair]) -> None:
     """Diffusers 0.42 repeats masks in another order than states; ours are those of one prompt each."""
     both = pair("sana")

@@ -243,7 +243,8 @@ def test_a_file_draws_what_its_folder_draws(
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", pytest.param("Q4_0", marks=exhaustive)])
+@exhaustive
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
 def test_gguf(checkpoint: Make, tmp_path: Path, kind: str) -> None:
     """As city96's converter writes FLUX.1: the transformer alone, its matrices in fewer bits."""
     gguf = pytest.importorskip("gguf")

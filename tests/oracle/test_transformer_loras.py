@@ -311,17 +311,18 @@ CALL = {"prompt": "a red circle", "height": 32, "width": 32, "max_sequence_lengt
 PLAIN_FLUX = {one: ours for one, ours in FLUX.items() if one != "single_blocks.0.linear1"}
 
 
+@exhaustive
 @pytest.mark.parametrize(
     ("kind", "class_name", "layers", "style"),
     [
         ("flux", "FluxPipeline", PLAIN_FLUX, KOHYA),
-        pytest.param("flux", "FluxPipeline", XLABS, PROCESSORS, marks=exhaustive),
-        pytest.param("klein", "Flux2KleinPipeline", FLUX2, KOHYA, marks=exhaustive),
-        pytest.param("klein", "Flux2KleinPipeline", FLUX2, TOOLKIT, marks=exhaustive),
-        pytest.param("klein", "Flux2KleinPipeline", FLUX2, PEFT, marks=exhaustive),
-        pytest.param("z-image", "ZImagePipeline", Z_IMAGE, TOOLKIT, marks=exhaustive),
-        pytest.param("z-image", "ZImagePipeline", Z_IMAGE, KOHYA, marks=exhaustive),
-        pytest.param("qwen-image", "QwenImagePipeline", QWEN, KOHYA, marks=exhaustive),
+        ("flux", "FluxPipeline", XLABS, PROCESSORS),
+        ("klein", "Flux2KleinPipeline", FLUX2, KOHYA),
+        ("klein", "Flux2KleinPipeline", FLUX2, TOOLKIT),
+        ("klein", "Flux2KleinPipeline", FLUX2, PEFT),
+        ("z-image", "ZImagePipeline", Z_IMAGE, TOOLKIT),
+        ("z-image", "ZImagePipeline", Z_IMAGE, KOHYA),
+        ("qwen-image", "QwenImagePipeline", QWEN, KOHYA),
     ],
 )
 def test_latents(

@@ -120,7 +120,7 @@ def ask_trial(
         probe = probe_for(truth.spec, component, trial, id)
         nudges = _NUDGES if trial.scale != 1 else 0
         calls, exact, meta = ask(component, probe, truth, own, trial.numbers, nudges)
-        meta["trial"] = str(trial)
+        meta |= {"trial": str(trial), "far": trial.scale != 1}
         if trial.scale == 1 or not _lost(exact, meta["errors"]):
             return trial, calls, exact, meta
         trial = replace(trial, scale=max(trial.scale / _LESS, 1.0))

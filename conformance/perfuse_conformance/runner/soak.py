@@ -20,7 +20,7 @@ from perfuse_conformance.runner.layouts import LAYOUTS
 __all__ = ["Soaked", "drawn_inputs", "interleaved", "miss", "prepared_again", "resident", "soak"]
 
 #: How many calls are made, unless they take longer than so many seconds; with ``--thorough``.
-_CALLS, _SECONDS = (500, 2500), (180.0, 600.0)
+_CALLS, _SECONDS = (500, 2500), (300.0, 600.0)
 #: From this part of them on memory is expected to stay.
 _SETTLED = 0.2
 #: How many different inputs there are, and at how many moments an answer is kept.

@@ -21,9 +21,15 @@ __all__ = ["ModelConfig", "TransformersConfig", "check_types", "held_by_attentio
 _HUGE = 1e30
 
 
-def held_by_attention(tokens: int, width: int) -> int:
-    """How many numbers a transformer holds at once: the tokens, their queries, keys and values."""
-    return 4 * tokens * width
+def held_by_attention(tokens: int, width: int, keys: int | None = None) -> int:
+    """How many numbers a transformer holds at once: the tokens, their queries, keys and values.
+
+    Args:
+        tokens: How many.
+        width: Channels of a token, and of its queries.
+        keys: Channels of its keys, and of its values; as many where heads do not share them.
+    """
+    return 2 * tokens * (width + (width if keys is None else keys))
 
 
 def _frozen(value: Any) -> Any:

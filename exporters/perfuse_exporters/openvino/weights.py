@@ -43,6 +43,7 @@ def bind(
     from openvino import opset13
 
     held: list[NDArray[Any]] = []
+    rounded: dict[Any, Any] = {}
     for port in model.get_parameters():
         constant = weights.constants.get(port.get_friendly_name())
         if constant is None:
@@ -53,7 +54,7 @@ def bind(
             held += arrays
             _widened(port).replace(node.output(0))
             if found.range is not None:
-                _round_inputs(node.output(0), found.range)
+                _round_inputs(node.output(0), found.range, rounded)
             model.remove_parameter(port)
             continue
         tensor = constant.of(found, exact=exact)
@@ -151,17 +152,26 @@ def _integers(openvino: Any, tensor: Quantized, name: str) -> "tuple[Any, list[N
     return node, held
 
 
-def _round_inputs(weight: Any, ends: tuple[float, float]) -> None:
-    """Round what a weight is multiplied with to 256 steps of a range: its plugins then do so in integers."""
+def _round_inputs(weight: Any, ends: tuple[float, float], known: dict[Any, Any]) -> None:
+    """Round what a weight is multiplied with to 256 steps of a range: plugins then do so in integers.
+
+    Args:
+        weight: The output that is the weight.
+        ends: Those of the range.
+        known: What is rounded so already, for layers that are given the same.
+    """
     import numpy as np
     from openvino import opset13
 
     for target in weight.get_target_inputs():
         reader = target.get_node()
         if reader.get_type_name() in ("MatMul", "Convolution") and target.get_index() == 1:
-            low, high = (opset13.constant(np.array(end, np.float32)) for end in ends)
-            rounded = opset13.fake_quantize(reader.input_value(0), low, high, low, high, 256)
-            reader.input(0).replace_source_output(rounded.output(0))
+            given = reader.input_value(0)
+            key = given.get_node().get_name(), given.get_index(), ends
+            if key not in known:
+                low, high = (opset13.constant(np.array(end, np.float32)) for end in ends)
+                known[key] = opset13.fake_quantize(given, low, high, low, high, 256)
+            reader.input(0).replace_source_output(known[key].output(0))
 
 
 def _widened(port: Any) -> Any:

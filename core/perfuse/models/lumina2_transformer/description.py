@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_attention
 from perfuse.models.positions import HIDDEN, rotary_table
 from perfuse.models.shapes import TIMESTEP, floating
 
@@ -55,6 +55,11 @@ class Lumina2Config(ModelConfig):
         if heads % self.num_kv_heads:
             raise self.error(f"num_kv_heads is {self.num_kv_heads}", f"a divisor of {heads}")
         self.check_choice("out_channels", (None, self.in_channels))
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        tokens = sizes["latent_height"] * sizes["latent_width"] // self.patch_size**2
+        keys = self.hidden_size // self.num_attention_heads * self.num_kv_heads
+        return held_by_attention(tokens, self.hidden_size, keys)
 
     @property
     def inner(self) -> int:

@@ -65,7 +65,8 @@ class ZImageTransformerConfig(ModelConfig):
             )
 
     def held(self, sizes: Mapping[str, int]) -> int:
-        return held_by_attention(sizes["latent_height"] * sizes["latent_width"] // 4, self.dim)
+        tokens = sizes["latent_height"] * sizes["latent_width"] // 4
+        return held_by_attention(tokens, self.dim, self.dim // self.n_heads * self.n_kv_heads)
 
 
 def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
