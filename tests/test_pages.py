@@ -28,6 +28,7 @@ LONG = {
     "prompts.md",
     "safety.md",
     "steps.md",
+    "transformers.md",
     "writing-a-scheduler.md",
     "writing-a-transform.md",
 }

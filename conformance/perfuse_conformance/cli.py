@@ -22,8 +22,8 @@ __all__ = ["conformance"]
 
 _RESULTS = "results.json"
 _MODEL_HELP = (
-    "A checkpoint's folder, an exported folder, a Hub id, or a small random model: "
-    f"{', '.join(RANDOM_MODELS)}. By default the bundled shapes."
+    "A checkpoint's folder, an exported folder, a Hub id, the bundled shapes-flow, or a small random "
+    f"model: {', '.join(RANDOM_MODELS)}. By default the bundled shapes."
 )
 
 

@@ -95,7 +95,7 @@ def test_the_interval_of_a_share() -> None:
         (("--transform", "deepcash"), "'deepcash' was asked for; installed"),
         (("--transform", "easycache:threshold=nan"), "threshold=nan was given"),
         (("--transform", "taylorseer easycache"), "Two transforms were asked for"),
-        (("--captions", 2), "they are of the bundled model"),
+        (("--captions", 2), "they are of the bundled models"),
         (("--plot", "plot.pdf"), "name a .png or a .svg"),
         (("--plot", "nowhere/plot.png"), "there is no folder nowhere"),
     ],

@@ -73,16 +73,19 @@ def test_all_are_those_that_are_made_here(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_bundled_model_draws_without_torch(backend: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "model", ["shapes", pytest.param("shapes-flow", marks=pytest.mark.exhaustive)]
+)
+def test_the_bundled_models_draw_without_torch(model: str, backend: str, tmp_path: Path) -> None:
     pytest.importorskip(backend)
-    given = ("generate", "a red circle", "--steps", 4, "--seed", 5)
+    given = ("generate", "a red circle", "--model", model, "--steps", 4, "--seed", 5)
     others = {"onnxruntime", "openvino"} - {backend}
     output = tmp_path / "picture.png"
     # Without --backend: the engine that is there.
     done = run(",".join([BLOCKED, *others]), *given, "--output", output, PERFUSE_CACHE=tmp_path)
     assert done.returncode == 0, done.stderr
     pytest.importorskip("torch")
-    pipe = DiffusionPipeline.from_pretrained(backend="torch:cpu")
+    pipe = DiffusionPipeline.from_pretrained(model, backend="torch:cpu")
     wanted = pipe("a red circle", num_inference_steps=4, seed=5).images[0]
     drawn, expected = (np.asarray(image).astype(int) for image in (Image.open(output), wanted))
     assert expected.std() > 5

@@ -249,10 +249,11 @@ def test_what_cannot_be_noted_is_named(checkpoint: Make) -> None:
     assert isinstance(array, np.ndarray)
 
 
-def test_the_bundled_model_is_not_a_folder_of_its_name(checkpoint: Make, tmp_path: Path) -> None:
+def test_a_bundled_model_is_not_a_folder_of_its_name(checkpoint: Make, tmp_path: Path) -> None:
     import shutil
 
     from perfuse import DiffusionPipeline
+    from perfuse.shapes import BUNDLED
 
     folder = tmp_path / "shapes"
     shutil.copytree(checkpoint("tiny"), folder)
@@ -260,8 +261,9 @@ def test_the_bundled_model_is_not_a_folder_of_its_name(checkpoint: Make, tmp_pat
         patch.chdir(tmp_path)
         pipe = DiffusionPipeline.from_pretrained("shapes", backend="torch:cpu")
         assert of(pipe(num_inference_steps=1, seed=0).images[0]).model == "./shapes"
-    bundled = DiffusionPipeline.from_pretrained(backend="torch:cpu")
-    assert of(bundled("red", num_inference_steps=1, seed=0).images[0]).model == "shapes"
+    for name in BUNDLED:
+        bundled = DiffusionPipeline.from_pretrained(name, backend="torch:cpu")
+        assert of(bundled("red", num_inference_steps=1, seed=0).images[0]).model == name
 
 
 @pytest.mark.parametrize("name", ["dpm++", "dpmsolver-sde", "euler-ancestral", "unipc", "lcm"])

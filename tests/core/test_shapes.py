@@ -1,4 +1,4 @@
-"""The bundled model: its language, its judge, its files, its pictures."""
+"""The bundled models: their language, their judge, their files, their pictures."""
 
 import json
 from dataclasses import replace
@@ -6,11 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from perfuse.shapes import CHECKPOINT, grammar
+from perfuse.shapes import BUNDLED, CHECKPOINT, FLOW, bundled_name, grammar
 from perfuse.shapes.checker import check
 from perfuse.shapes.evaluate import judge
 from perfuse.shapes.grammar import Object, Scene
-from perfuse.shapes.tokenizer import vocabulary, write_tokenizer
+from perfuse.shapes.tokenizer import (
+    language_vocabulary,
+    vocabulary,
+    write_language_tokenizer,
+    write_tokenizer,
+)
 
 ATTRIBUTES = {
     "size": grammar.RADII,
@@ -104,43 +109,97 @@ def test_checker_rejects_what_is_no_picture_of_the_language():
         check(np.zeros((32, 32, 3), np.uint8), scene)
 
 
-def test_every_word_is_one_token():
-    ids, merges = vocabulary()
+@pytest.mark.parametrize(("known", "form"), [(vocabulary, "{}</w>"), (language_vocabulary, "Ġ{}")])
+def test_every_word_is_one_token(known, form):
+    ids, merges = known()
     assert sorted(ids.values()) == list(range(len(ids)))
-    assert all(word + "</w>" in ids for word in grammar.WORDS)
+    assert all(form.format(word) in ids for word in grammar.WORDS)
     assert all("".join(pair) in ids for pair in merges)
 
 
-def test_tokenizer_files_are_what_the_script_writes(tmp_path):
-    write_tokenizer(tmp_path)
+def test_words_are_read_as_they_were_in_training():
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from perfuse.shapes.train_flow import tokenize
+    from perfuse.sources.chat_template import chat_template
+    from perfuse.sources.tokenizer import Tokenizer
+
+    read = Tokenizer.from_folder(FLOW / "tokenizer")
+    before, after = chat_template(FLOW / "tokenizer", {"enable_thinking": True})
+    captions = ["", "A red shape", *(scene.caption() for scene in grammar.held_out()[:20])]
+    tokens = read([f"{before}{caption}{after}" for caption in captions], max_length=32)
+    for caption, ids, mask in zip(captions, tokens.input_ids, tokens.attention_mask, strict=True):
+        trained = tokenize(caption)
+        assert list(ids[mask != 0]) == trained[: mask.sum()], caption
+        assert len(set(trained[mask.sum() :])) == 1
+
+
+@pytest.mark.parametrize(
+    ("folder", "write"), [(CHECKPOINT, write_tokenizer), (FLOW, write_language_tokenizer)]
+)
+def test_tokenizer_files_are_what_the_script_writes(folder, write, tmp_path):
+    write(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        path.name for path in (folder / "tokenizer").iterdir()
+    }
     for path in tmp_path.iterdir():
-        assert path.read_bytes() == (CHECKPOINT / "tokenizer" / path.name).read_bytes(), path.name
+        assert path.read_bytes() == (folder / "tokenizer" / path.name).read_bytes(), path.name
 
 
-def test_checkpoint_is_complete_and_small():
-    index = json.loads((CHECKPOINT / "model_index.json").read_text())
-    assert index["_class_name"] == "StableDiffusionPipeline"
+@pytest.mark.parametrize(
+    ("folder", "class_name", "most"),
+    [(CHECKPOINT, "StableDiffusionPipeline", 10_000_000), (FLOW, "ZImagePipeline", 6_000_000)],
+)
+def test_checkpoint_is_complete_and_small(folder, class_name, most):
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["_class_name"] == class_name
     for name, value in index.items():
         if isinstance(value, list) and value[0] is not None:
-            assert (CHECKPOINT / name).is_dir(), name
-    weights = list(CHECKPOINT.rglob("*.safetensors"))
+            assert (folder / name).is_dir(), name
+    weights = list(folder.rglob("*.safetensors"))
     assert len(weights) == 3
-    assert sum(path.stat().st_size for path in weights) <= 10_000_000
-    assert (CHECKPOINT / "README.md").is_file()
+    assert sum(path.stat().st_size for path in weights) <= most
+    assert (folder / "README.md").is_file()
+
+
+def test_names(tmp_path, monkeypatch):
+    from perfuse.sources.opening import open_model
+
+    assert bundled_name(None) == "shapes"
+    for name, one in BUNDLED.items():
+        assert bundled_name(name) == bundled_name(one.folder) == name
+        assert open_model(name).model == name
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shapes-flow").mkdir()
+    assert bundled_name("shapes-flow") is None  # the user's own
+
+
+def verdicts(name, backend, count):
+    """Whether a bundled model draws the held-out captions, as it is judged with."""
+    from perfuse import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(name, backend=backend)
+
+    def paint(captions, seed):
+        return pipe(captions, **BUNDLED[name].call(), seed=seed).images
+
+    return [verdict for _, _, verdict in judge(paint, grammar.held_out()[:count])]
 
 
 @pytest.mark.slow
-def test_draws_captions_it_never_saw():
+@pytest.mark.parametrize("name", BUNDLED)
+def test_draws_captions_it_never_saw(name):
     pytest.importorskip("torch")
-    from perfuse import DiffusionPipeline
-
-    pipe = DiffusionPipeline.from_pretrained(str(CHECKPOINT), backend="torch:cpu")
-
-    def paint(captions, seed):
-        return pipe(captions, num_inference_steps=20, guidance_scale=3.0, seed=seed).images
-
-    judged = list(judge(paint, grammar.held_out()[:12]))
-    faults = [
-        f"{scene.caption()}: {verdict.faults}" for scene, _, verdict in judged if not verdict.right
-    ]
+    judged = verdicts(name, "torch:cpu", 12)
+    faults = [verdict.faults for verdict in judged if not verdict.right]
     assert len(judged) == 12 and len(faults) <= 1, faults
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_engines_draw_as_many_captions(backend):
+    pytest.importorskip("torch")
+    pytest.importorskip(backend)
+    reference, other = (verdicts("shapes-flow", one, 100) for one in ("torch:cpu", backend))
+    assert sum(one.right for one in reference) >= 95
+    assert sum(a.right != b.right for a, b in zip(reference, other, strict=True)) <= 2

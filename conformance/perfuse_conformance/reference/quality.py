@@ -1,43 +1,47 @@
 """Quality: how often a picture matches its prompt, by a checker that needs no weights."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from perfuse.run import DiffusionPipeline
-from perfuse.shapes import CHECKPOINT
+from perfuse.shapes import BUNDLED, Bundled, bundled_name
 from perfuse.shapes.evaluate import judge
 from perfuse.shapes.grammar import held_out
 from perfuse.spec import PipelineSpec
 
 __all__ = ["caption_verdicts", "has_captions"]
 
-#: As in the model's own score; ``python -m perfuse.shapes.evaluate`` prints it.
+#: As in the models' own score; ``python -m perfuse.shapes.evaluate`` prints it.
 COUNT = 100
-STEPS = 20
-GUIDANCE = 3.0
 
 
 def has_captions(spec: PipelineSpec, model: str | None) -> bool:
-    """Whether the pictures of a model can be checked: it is ``shapes``, or an export of it."""
+    """Whether the pictures of a model can be checked: it is a bundled one, or an export of one."""
+    return bundled_name(model) is not None or _bundled(spec) is not None
+
+
+def _bundled(spec: PipelineSpec) -> Bundled | None:
+    """The bundled model that a pipeline is, as far as its denoiser's config tells."""
     from perfuse.sources import read_json
 
-    if model is None or Path(model).resolve() == CHECKPOINT.resolve():
-        return True
     config = spec.denoiser.config
-    own = read_json(CHECKPOINT / "unet" / "config.json")
-    return all(config.get(name) == value for name, value in own.items())
+    for one in BUNDLED.values():
+        own = read_json(one.folder / one.denoiser / "config.json")
+        if all(config.get(name) == value for name, value in own.items()):
+            return one
+    return None
 
 
 def caption_verdicts(pipe: DiffusionPipeline) -> list[bool]:
     """For each held-out caption, whether its picture matches it."""
-    scenes = held_out()[:COUNT]
+    bundled = _bundled(pipe.spec)
+    assert bundled is not None
 
     def paint(captions: list[str], seed: int) -> Any:
-        return pipe(captions, num_inference_steps=STEPS, guidance_scale=GUIDANCE, seed=seed).images
+        return pipe(captions, **bundled.call(), seed=seed).images
 
-    return [bool(verdict.right) for _, _, verdict in judge(paint, scenes)]
+    return [bool(verdict.right) for _, _, verdict in judge(paint, held_out()[:COUNT])]
 
 
 def agreement(one: list[bool], other: list[bool]) -> float:

@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 import numpy as np
 
+from perfuse.shapes import BUNDLED
 from perfuse_conformance.cases.catalogue import LEVELS, Case
 from perfuse_conformance.cases.models import RANDOM_MODELS
 from perfuse_conformance.judge.results import Result, Run, Status, read_results
@@ -26,7 +27,7 @@ from perfuse_conformance.runner.session import Session, open_session, run_of
 __all__ = ["Observed", "Reading", "main", "observed", "readings", "updated"]
 
 TARGETS = "torch:cpu,onnxruntime:cpu,openvino:CPU"
-MODELS = ",".join(("shapes", *RANDOM_MODELS))
+MODELS = ",".join((*BUNDLED, *RANDOM_MODELS))
 
 Key = tuple[str, str, str]
 

@@ -624,7 +624,7 @@ class Session:
                 result,
                 Status.ENV_MISSING,
                 "no-checker",
-                "no measure of quality for this model is at hand; the bundled shapes has one",
+                "no measure of quality for this model is at hand; the bundled ones have one",
             )
         right = self.bundle.index.get("quality")
         if right is None:
@@ -730,7 +730,7 @@ def open_session(
     Args:
         target: ``"openvino:CPU"``.
         model: A checkpoint or an exported folder, or one of ``RANDOM_MODELS``; the bundled
-            ``shapes`` without one.
+            ``shapes`` without one, and ``shapes-flow`` by its name.
         level: ``"L0"`` to ``"L3"``.
         golden: A bundle to judge by; without one the reference runs here, once.
         options: The backend's own switches.

@@ -52,7 +52,7 @@ class Ran:
 class Metadata:
     """What is needed to draw a picture again."""
 
-    #: A folder or a Hub id as it was named, or ``shapes``, the bundled model.
+    #: A folder or a Hub id as it was named, or a bundled model's name, as ``shapes``.
     model: str
     #: The commit of a Hub repository, and the variant of its weights.
     revision: str | None

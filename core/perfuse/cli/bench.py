@@ -35,7 +35,7 @@ __all__ = ["bench"]
 @click.option(
     "--captions",
     type=click.IntRange(min=1),
-    help="How many of the held-out captions to draw with the bundled model; 100 by default.",
+    help="How many of the held-out captions to draw with a bundled model; 100 by default.",
 )
 @click.option("--pictures", type=click.IntRange(min=1), help="How many; 4 by default.")
 @click.option("--memory", is_flag=True, help="The memory of each way, in a process of its own.")
@@ -65,6 +65,7 @@ def bench(
     """Measure transforms against the plain pipeline, and against fewer steps in the same time."""
     from perfuse.report.bench import check_plot, print_rows, save_plot
     from perfuse.run.bench import check_installed, compare
+    from perfuse.shapes import BUNDLED
     from perfuse.sources.opening import open_model
 
     if controlnet or adapter:
@@ -82,7 +83,7 @@ def bench(
             "options": read_options(options),
             "offline": model["offline"],
         }
-        bundled = source.model == "shapes"
+        bundled = source.model in BUNDLED
         drawing = _drawing(bundled, prompts, captions, pictures, guidance)
         rows = compare(
             settings,
@@ -107,7 +108,7 @@ def _drawing(
     pictures: int | None,
     guidance: float | None,
 ) -> "Drawing":
-    """What is drawn: held-out captions of the bundled model, prompts, or nothing said.
+    """What is drawn: held-out captions of a bundled model, prompts, or nothing said.
 
     Raises:
         InputError: captions were asked for, and cannot be judged.
@@ -117,7 +118,7 @@ def _drawing(
 
     if captions is not None and (not bundled or prompts or pictures is not None):
         raise InputError(
-            "--captions was given; they are of the bundled model, and take the place of --prompt and "
+            "--captions was given; they are of the bundled models, and take the place of --prompt and "
             "--pictures."
         )
     scale = {} if guidance is None else {"guidance_scale": guidance}

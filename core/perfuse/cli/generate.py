@@ -39,6 +39,7 @@ from perfuse.cli.task_options import TaskOption, fitting, task_options
 from perfuse.cli.watch import Watch, watching
 from perfuse.errors import InputError, NotNativeError, PerfuseError
 from perfuse.report.console import safe, say
+from perfuse.shapes import BUNDLED
 from perfuse.sources.files import user_path
 
 if TYPE_CHECKING:
@@ -320,7 +321,8 @@ def _opening(again: "Metadata", flags: frozenset[str]) -> dict[str, Any]:
     if "backend" not in flags:  # options belong to a backend
         same |= {"backend": again.backend, "options": again.options}
     if "model" not in flags:
-        model = None if again.model == "shapes" else again.model
+        bundled = BUNDLED.get(again.model)  # whatever folder of that name is here
+        model = again.model if bundled is None else bundled.folder
         same |= {"model": model, "revision": again.revision, "variant": again.variant}
     if not flags & _OTHERS:
         same |= {"scheduler_from": again.scheduler}

@@ -21,7 +21,7 @@ from perfuse.known import GRAPHS
 from perfuse.models.registry import describe, find, fitted, network
 from perfuse.run.graph_sets import GraphSet, contents
 from perfuse.run.graphs import add_graph, graph_file
-from perfuse.shapes import CHECKPOINT
+from perfuse.shapes import BUNDLED
 from perfuse.sources.checkpoint import Checkpoint, FromCheckpoint
 from perfuse.sources.weights import Hollow
 
@@ -39,9 +39,10 @@ def configurations() -> Iterator[tuple[str, Component, Sequence[str]]]:
 
     Most of them have no tensors: see `hollow`.
     """
-    shapes = Checkpoint.open(CHECKPOINT)
-    for name in shapes.spec.components:
-        yield "shapes", shapes.component(name), ("onnx", "openvino")
+    for of, bundled in BUNDLED.items():
+        checkpoint = Checkpoint.open(bundled.folder)
+        for name in checkpoint.spec.components:
+            yield of, checkpoint.component(name), ("onnx", "openvino")
     known = json.loads((Path(__file__).parent / "configurations.json").read_text("utf-8"))
     for of, said in known["pipelines"].items():
         models = {name: known["models"][model] for name, model in said["models"].items()}

@@ -55,7 +55,7 @@ class Drawing:
 
     #: One for each picture; its number is its seed.
     inputs: Sequence[Mapping[str, Any]]
-    #: What each picture has to show, for the bundled model; ``None`` for others.
+    #: What each picture has to show, for a bundled model; ``None`` for others.
     scenes: Sequence[Scene] | None = None
 
 

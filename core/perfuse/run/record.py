@@ -4,7 +4,6 @@ import dataclasses
 import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,11 +107,12 @@ def _scheduler(scheduler: "Scheduler") -> tuple[dict[str, Value], tuple[str, ...
 
 
 def _model(source: Any) -> str:
-    """The name to open the source with again; ``shapes`` for the bundled model."""
-    from perfuse.shapes import CHECKPOINT
+    """The name to open the source with again; a bundled model's is no folder's."""
+    from perfuse.shapes import BUNDLED
 
-    bundled = getattr(source, "path", None) == Path(CHECKPOINT)
-    return "./shapes" if source.model == "shapes" and not bundled else str(source.model)
+    named = BUNDLED.get(source.model)
+    other = named is not None and getattr(source, "path", None) != named.folder
+    return f"./{source.model}" if other else str(source.model)
 
 
 def _components(pipe: "Parts") -> dict[str, Ran]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from perfuse.shapes import CHECKPOINT, grammar
+from perfuse.shapes import BUNDLED, bundled_name, grammar
 from perfuse.shapes.checker import Verdict, check
 
 __all__ = ["judge"]
@@ -39,15 +39,17 @@ def judge(
 def main() -> None:
     parser = argparse.ArgumentParser(description="Score a model on the held-out captions.")
     parser.add_argument(
-        "--model", default=str(CHECKPOINT), help="folder; default: the bundled model"
+        "--model", default="shapes", help="a bundled model's name, or a folder (default: shapes)"
     )
     parser.add_argument("--backend", default="torch")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--steps", type=int, help="default: 20, and 12 for shapes-flow")
+    parser.add_argument("--guidance", type=float, help="default: 3")
     parser.add_argument("--negative-prompt", default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=100, help="how many of the held-out captions")
     options = parser.parse_args()
+    named = BUNDLED[bundled_name(options.model) or "shapes"]
+    settings = named.call(options.steps, options.guidance)
 
     from perfuse import DiffusionPipeline
 
@@ -58,8 +60,7 @@ def main() -> None:
         images: Sequence[Image.Image] = pipe(
             captions,
             negative_prompt=[negative] * len(captions) if negative is not None else None,
-            num_inference_steps=options.steps,
-            guidance_scale=options.guidance,
+            **settings,
             seed=seed,
         ).images
         return images

@@ -9,6 +9,7 @@ from PIL import Image
 
 from perfuse.arrays.pictures import save_png
 from perfuse.run.pipeline import DiffusionPipeline
+from perfuse.shapes import BUNDLED
 from perfuse.shapes.sheet import grid
 
 START = "a large red circle at the center on a white background"
@@ -50,6 +51,13 @@ NEGATIVES = {
     "a circle on a white background": ("", "blue", "green", "red blue green"),
     "a red shape on a white background": ("", "cross", "cross square", "cross triangle"),
 }
+CAPTIONS = (
+    "a small red circle at the top left on a white background",
+    "a large cyan cross at the center on a black background",
+    "a purple triangle at the bottom right",
+    "a yellow square above a blue circle",
+    "a shape on a gray background",
+)
 
 Draw = Callable[..., Image.Image]
 
@@ -57,20 +65,26 @@ Draw = Callable[..., Image.Image]
 @click.command()
 @click.option("--output", type=click.Path(path_type=Path), default=Path("docs"), help="A folder.")
 @click.option("--backend", default="torch:cpu", show_default=True)
-@click.option("--sheet", "names", multiple=True, help="Of pictures, guidance, negative-prompts.")
+@click.option("--sheet", "names", multiple=True, help="Of these alone.")
 def main(output: Path, backend: str, names: tuple[str, ...]) -> None:
-    """Draw image to image and inpainting, guiders, and negative prompts: a sheet each."""
-    pipe = DiffusionPipeline.from_pretrained(backend=backend)
-    given: dict[str, Any] = {"num_inference_steps": 20, "guidance_scale": 3.0, "seed": 3}
+    """Draw image to image and inpainting, guiders, negative prompts, and captions: a sheet each."""
+    for name in names or SHEETS:
+        model, sheet = SHEETS[name]
+        path = output / f"{name}.png"
+        save_png(sheet(_drawing(model, backend)), path, metadata=False)
+        click.echo(path)
+
+
+def _drawing(model: str, backend: str) -> Draw:
+    """What draws a prompt with a bundled model."""
+    pipe = DiffusionPipeline.from_pretrained(model, backend=backend)
+    given: dict[str, Any] = {**BUNDLED[model].call(), "seed": 3}
 
     def drawn(prompt: str, **more: Any) -> Image.Image:
         image: Image.Image = pipe(prompt, **{**given, **more}).images[0]
         return image
 
-    for name in names or SHEETS:
-        path = output / f"{name}.png"
-        save_png(SHEETS[name](drawn), path, metadata=False)
-        click.echo(path)
+    return drawn
 
 
 def strengths(drawn: Draw) -> Image.Image:
@@ -126,10 +140,22 @@ def negatives(drawn: Draw) -> Image.Image:
     )
 
 
-SHEETS: dict[str, Callable[[Draw], Image.Image]] = {
-    "pictures": strengths,
-    "guidance": guiders,
-    "negative-prompts": negatives,
+def captions(drawn: Draw) -> Image.Image:
+    """Captions, each by three seeds."""
+    return grid(
+        [drawn(caption, seed=seed) for seed in range(3) for caption in CAPTIONS],
+        len(CAPTIONS),
+        column_captions=CAPTIONS,
+        scale=2,
+    )
+
+
+#: Sheets by their files' names, with the model that draws them.
+SHEETS: dict[str, tuple[str, Callable[[Draw], Image.Image]]] = {
+    "pictures": ("shapes", strengths),
+    "guidance": ("shapes", guiders),
+    "negative-prompts": ("shapes", negatives),
+    "shapes-flow": ("shapes-flow", captions),
 }
 
 

@@ -1,6 +1,8 @@
-"""The tokenizer files of `shapes`: CLIP's byte-level BPE with just the merges that its words need.
+"""The tokenizers of the bundled models: byte-level BPE with just the merges that their words need.
 
-Every word of the language is one token; anything else falls apart into letters, as in CLIP.
+`shapes` has CLIP's, which marks where a word ends, and `shapes-flow` has Qwen's, in whose words the
+space before them is the first letter. Every word of the language is one token; anything else falls
+apart into letters.
 """
 
 from __future__ import annotations
@@ -14,11 +16,30 @@ from typing import Any
 
 from perfuse.shapes.grammar import WORDS
 
-__all__ = ["BOS", "EOS", "LENGTH", "vocabulary", "write_json", "write_tokenizer"]
+__all__ = [
+    "BOS",
+    "EOS",
+    "LENGTH",
+    "PADDING",
+    "TURN",
+    "TURN_END",
+    "language_vocabulary",
+    "vocabulary",
+    "write_json",
+    "write_language_tokenizer",
+    "write_tokenizer",
+]
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 32
 """Tokens in a prompt, the two marks and the padding included."""
+
+TURN, TURN_END, PADDING = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+_SPACE = "Ġ"
+_TEMPLATE = (
+    f"{{% for message in messages %}}{TURN} {{{{ message.content }}}}{TURN_END}{{% endfor %}}"
+)
+"""A prompt between two marks; the space makes its first word like the others."""
 
 
 def _alphabet() -> list[str]:
@@ -32,9 +53,8 @@ def _alphabet() -> list[str]:
     return [chr(byte) for byte in plain] + [chr(256 + index) for index in range(len(rest))]
 
 
-def _merges() -> list[tuple[str, str]]:
+def _merges(words: list[list[str]]) -> list[tuple[str, str]]:
     """The merges that make each word one token: always the commonest pair, the first of equals."""
-    words = [[*word[:-1], word[-1] + "</w>"] for word in WORDS]
     merges = []
     while any(len(word) > 1 for word in words):
         pairs = Counter(pair for word in words for pair in pairwise(word))
@@ -50,9 +70,50 @@ def _merges() -> list[tuple[str, str]]:
 @cache
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """The tokens with their ids, and the merges, first to last."""
-    letters, merges = _alphabet(), _merges()
+    letters = _alphabet()
+    merges = _merges([[*word[:-1], word[-1] + "</w>"] for word in WORDS])
     tokens = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
     return {token: index for index, token in enumerate([*tokens, BOS, EOS])}, merges
+
+
+@cache
+def language_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """The tokens with their ids, and the merges, of Qwen's layout; a caption may begin with "A"."""
+    merges = _merges([[_SPACE, *word] for word in (*WORDS, "A", "An")])
+    tokens = [*_alphabet(), *("".join(pair) for pair in merges), PADDING, TURN, TURN_END]
+    return {token: index for index, token in enumerate(tokens)}, merges
+
+
+def write_language_tokenizer(folder: Path) -> None:
+    """Write vocab.json, merges.txt and tokenizer_config.json, with its chat template."""
+    ids, merges = language_vocabulary()
+    special = (PADDING, TURN, TURN_END)
+    config = {
+        "add_prefix_space": False,
+        "added_tokens_decoder": {
+            str(ids[token]): {
+                "content": token,
+                "lstrip": False,
+                "normalized": False,
+                "rstrip": False,
+                "single_word": False,
+                "special": True,
+            }
+            for token in special
+        },
+        "chat_template": _TEMPLATE,
+        "eos_token": TURN_END,
+        "model_max_length": 512,
+        "pad_token": PADDING,
+        "tokenizer_class": "Qwen2Tokenizer",
+        "unk_token": None,
+    }
+    write_json(
+        folder / "vocab.json", {token: i for token, i in ids.items() if token not in special}
+    )
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", config)
 
 
 def write_tokenizer(folder: Path) -> None:

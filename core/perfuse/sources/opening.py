@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from perfuse.contract.source import Source
 from perfuse.errors import InputError
 from perfuse.plugins import host
-from perfuse.shapes import CHECKPOINT
+from perfuse.shapes import BUNDLED, bundled_name
 from perfuse.sources.artifact import Artifact
 from perfuse.sources.files import user_path
 from perfuse.sources.manifest import is_artifact
@@ -38,7 +38,8 @@ def open_model(
 
     Args:
         model: A checkpoint's folder, an exported folder, a Hub id, ``KIND:REST`` for a plugin's
-            kind of source, or a ``Source``, returned as it is. ``None`` is the bundled ``shapes``.
+            kind of source, or a ``Source``, returned as it is; or a bundled model's name,
+            ``shapes`` or ``shapes-flow``. ``None`` is ``shapes``.
             Folders that other tools exported are opened by the reader that knows their layout, a
             file of weights as ``SingleFile.open`` does.
         revision: Branch, tag or commit of a Hub repository.
@@ -86,7 +87,9 @@ def open_model(
         assert not isinstance(model, Source)
         from perfuse.sources.checkpoint import Checkpoint  # not for an export, which starts sooner
 
-        where = CHECKPOINT if model is None else model
+        name = bundled_name(model)
+        where = model if name is None else BUNDLED[name].folder
+        assert where is not None
         found = Checkpoint.open(
             where,
             revision=revision,
@@ -95,8 +98,8 @@ def open_model(
             hub=hub,
             unknown_as=unknown_as,
         )
-        # The bundled model by its name, because its path differs between machines.
-        source = found if model is not None else dataclasses.replace(found, model="shapes")
+        # A bundled model by its name, because its path differs between machines.
+        source = found if name is None else dataclasses.replace(found, model=name)
     return source if scheduler is None else with_scheduler(source, scheduler)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from perfuse import DiffusionPipeline
 from perfuse.plugins import host
+from perfuse.shapes import BUNDLED
 from perfuse.sources.opening import open_model
 from perfuse.spec import PipelineSpec
 from perfuse.tasks.choosing import tasks_of
@@ -25,10 +26,10 @@ YES, NO = Capability(level="full", reason=""), Capability(level="unsupported", r
 PRECISIONS = ("float32", "float16", "bfloat16")
 
 
-@pytest.fixture(params=["shapes", *KINDS])
+@pytest.fixture(params=[*BUNDLED, *KINDS])
 def spec(request: pytest.FixtureRequest) -> PipelineSpec:
-    if request.param == "shapes":
-        return open_model(None).spec
+    if request.param in BUNDLED:
+        return open_model(request.param).spec
     folder: Path = request.getfixturevalue("checkpoint")(request.param)
     return open_source(str(folder)).spec
 
