@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import secrets
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,8 @@ def _import_diffusers() -> None:
     diffusers_pipeline()
     from diffusers.utils import logging
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     if not said:
         del os.environ["DIFFUSERS_VERBOSITY"]
         logging.set_verbosity_warning()

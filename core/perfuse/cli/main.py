@@ -27,7 +27,7 @@ from perfuse.cli.plugins import plugin
 from perfuse.cli.tune import tune
 from perfuse.errors import BackendNotFoundError, ConfigError, InputError, PerfuseError, PluginError
 from perfuse.plugins.importing import Stopped, guarded, said
-from perfuse.report.console import forgive, say
+from perfuse.report.console import forgive, safe, say
 from perfuse.sources.files import shown
 
 if TYPE_CHECKING:
@@ -135,6 +135,8 @@ class _Group(click.Group):
         except MemoryError as exc:
             _complain(f"There is not enough memory: {exc or 'none is left'}. Ask for less at once.")
             ctx.exit(1)
+        except click.UsageError as exc:  # it quotes the command line
+            raise click.UsageError(safe(exc.format_message()), exc.ctx) from exc
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except BaseException as exc:  # SystemExit of a plugin, too, which would end it with 0
