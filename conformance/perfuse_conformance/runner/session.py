@@ -125,7 +125,7 @@ class Session:
         self.tolerances = Tolerances.load()
         self._worker, self._other = self._new_worker("worker"), self._new_worker("other")
         self._lost: dict[tuple[Any, ...], Result] = {}
-        self._first: dict[str, Arrays] = {}
+        self._first: dict[tuple[str | None, str | None], Arrays] = {}
         self._reference = TrialReference(self.model, self.transforms, Path(self._folder.name))
         self.device: Mapping[str, Any] = {}
         self.engine = ""
@@ -577,7 +577,7 @@ class Session:
         answer, drawn = self._drawn(case, bundle)
         if answer.value is None or drawn is None:
             return mannered(raised(result, answer.error or {}), answer)
-        self._first.setdefault(str(case.subject), drawn)
+        self._first.setdefault((case.subject, case.precision), drawn)
         self.drawn.append(
             Drawn(
                 case=case.id,
@@ -596,18 +596,19 @@ class Session:
         return answer, calls_in(self._worker.out)[0]
 
     def _repeat(self, case: Case, result: Result) -> Result:
-        if case.subject not in self._first:
+        what = case.subject, case.precision
+        if what not in self._first:
             answer, drawn = self._drawn(case, self.bundle)
             if drawn is None:
                 return mannered(raised(result, answer.error or {}), answer)
-            self._first[str(case.subject)] = drawn
+            self._first[what] = drawn
         if case.mode == "new-process":  # it goes on in the other one
             self._worker.close()
             self._worker, self._other = self._other, self._worker
         answer, drawn = self._drawn(case, self.bundle)
         if answer.value is None or drawn is None:
             return mannered(raised(result, answer.error or {}), answer)
-        judged = judge_same(result, self._first[str(case.subject)], drawn, self.tolerances)
+        judged = judge_same(result, self._first[what], drawn, self.tolerances)
         fresh = answer.value["exported"]
         if fresh and not judged.status.failed:
             return fail(
