@@ -76,6 +76,7 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-aura": RandomModel(kind="AuraFlowPipeline"),
         "random-klein": RandomModel(kind="klein"),
         "random-qwen-image": RandomModel(kind="qwen-image"),
+        "random-qwen-edit": RandomModel(kind="qwen-edit-plus"),
         "random-sana": RandomModel(kind="sana"),
         "random-sprint": RandomModel(kind="sana-sprint"),
         "random-chroma": RandomModel(kind="chroma"),

@@ -85,6 +85,7 @@ def describe(
     config: Mapping[str, Any],
     *,
     where: Path | None = None,
+    pipeline: str | None = None,
 ) -> tuple[ComponentSpec, ...]:
     """The components that a checkpoint's folder holds.
 
@@ -94,6 +95,7 @@ def describe(
         folder: The component's folder in the checkpoint.
         config: The folder's ``config.json``, parsed.
         where: The path of that file, for error messages.
+        pipeline: The class of the pipeline, which may say what is made of its components.
 
     Raises:
         CheckpointError: the class is unknown, or it cannot take this config.
@@ -101,7 +103,9 @@ def describe(
     architecture = find(class_name, asked=name)
     if where is not None:
         check_config(class_name, config, where=where)
-    specs: tuple[ComponentSpec, ...] = resolve(architecture.describe)(name, folder, config)
+    manifest = host().pipelines().get(pipeline) if pipeline is not None else None
+    how = manifest.describes.get(name) if manifest is not None else None
+    specs: tuple[ComponentSpec, ...] = resolve(how or architecture.describe)(name, folder, config)
     return specs
 
 

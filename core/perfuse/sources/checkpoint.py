@@ -331,7 +331,7 @@ def _read_spec(
             file = path / folder_of(path, name, PROCESSOR) / PROCESSOR
             processors[name] = read_json(check_inside(file, path))
             continue
-        specs = _read_component(path, name, component_class)
+        specs = _read_component(path, name, component_class, class_name)
         components |= {spec.name: spec for spec in specs}
     try:
         components = fitted(components)
@@ -387,13 +387,17 @@ def _known_class(where: Path, index: Mapping[str, Any], unknown_as: str | None) 
     raise kind(f"{where} says that the pipeline {said}")
 
 
-def _read_component(path: Path, name: str, class_name: str) -> tuple[ComponentSpec, ...]:
+def _read_component(
+    path: Path, name: str, class_name: str, pipeline: str
+) -> tuple[ComponentSpec, ...]:
     architecture = host().architectures().get(class_name)
     if architecture is not None and architecture.each:
         names = [name]
         while (path / f"{name}_{len(names)}").is_dir():
             names.append(f"{name}_{len(names)}")
-        return tuple(one for n in names for one in _read_component(path, n, architecture.each))
+        return tuple(
+            one for n in names for one in _read_component(path, n, architecture.each, pipeline)
+        )
     folder = folder_of(path, name, CONFIG)
     file = check_inside(path / folder / CONFIG, path)
     config = read_json(file)
@@ -403,7 +407,7 @@ def _read_component(path: Path, name: str, class_name: str) -> tuple[ComponentSp
             f"{path / INDEX} says that {name} is a {class_name}; {file} says {named}. {AGAIN}"
         )
     try:
-        return describe(class_name, name, folder, config, where=file)
+        return describe(class_name, name, folder, config, where=file, pipeline=pipeline)
     except CheckpointError as exc:
         raise CheckpointError(
             str(exc) if str(exc).startswith(str(file)) else f"{file}: {exc}"

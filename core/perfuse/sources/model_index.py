@@ -33,7 +33,7 @@ PROCESSOR, IMAGE_PROCESSOR = "preprocessor_config.json", "CLIPImageProcessor"
 AGAIN = "Download or save the checkpoint again."
 
 #: Transformers 5 names the library that an image processor uses, too: ``CLIPImageProcessorPil``.
-_PROCESSOR = re.compile(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$")
+_PROCESSOR = re.compile(r"((ImageProcessor|FeatureExtractor)(Fast|Pil)?|VLProcessor)$")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
