@@ -4,6 +4,10 @@ Diffusers 0.42 does not tell Transformers 5 which tokens are of pictures; then t
 text, and not of rows and columns, as they were in training. The pipeline to compare with tells it.
 """
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,6 +135,32 @@ def test_the_order_of_patches() -> None:
     assert kept[:4].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]  # the patches of one state
     firsts = grid.places[::4][grid.states] // 2
     assert np.array_equal(firsts, np.indices((7, 6)).reshape(2, -1).T)
+
+
+_DRAW = """
+import json, sys
+import numpy as np
+from PIL import Image
+from perfuse import DiffusionPipeline
+export, drawn, picture, call = sys.argv[1:]
+pipe = DiffusionPipeline.from_pretrained(export)
+np.save(drawn, pipe(image=Image.open(picture), **json.loads(call)).images)
+assert not {"torch", "transformers", "jinja2"} & set(sys.modules)
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.export
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_an_export_edits_without_torch(format: str, edit: Pair, tmp_path: Path) -> None:
+    call = {"prompt": LONG, "negative_prompt": "x", "num_inference_steps": 2, "seed": 1}
+    call["output_type"] = "np"
+    expected = edit.ours(image=picture(70, 50), **call).images
+    picture(70, 50).save(tmp_path / "picture.png")
+    edit.ours.export(tmp_path / "export", to=format)
+    paths = [str(tmp_path / name) for name in ("export", "drawn.npy", "picture.png")]
+    subprocess.run([sys.executable, "-c", _DRAW, *paths, json.dumps(call)], check=True)
+    assert np.abs(np.load(tmp_path / "drawn.npy") - expected).max() * 255 <= 2
 
 
 class TestBadInput:
