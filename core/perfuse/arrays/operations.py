@@ -18,6 +18,7 @@ __all__ = [
     "place",
     "std",
     "to_numpy",
+    "total",
     "zeros",
     "zeros_like",
 ]
@@ -98,6 +99,16 @@ def mean_ratio(array: Array, before: Array) -> float:
         return float((array.norm(dim=-1) / (before.norm(dim=-1) + 1e-8)).mean())
     lengths = [np.linalg.norm(one, axis=-1) for one in (array, before)]
     return float((lengths[0] / (lengths[1] + 1e-8)).mean(dtype=np.float64))
+
+
+def total(array: Array) -> Array:
+    """The sum of all numbers; where there are tensors, a tensor on their device."""
+    if is_torch(array):
+        import torch
+
+        return array.sum(dtype=torch.float32)
+    with np.errstate(all="ignore"):
+        return np.asarray(array).sum(dtype=np.float64)
 
 
 def zeros_like(array: Array) -> Array:

@@ -189,7 +189,10 @@ class StandIn:
 
     def _run(self, graph: _Graph, call: Call) -> list[Tensor]:
         try:
-            return _run(graph, call)
+            tensors = _run(graph, call)
+            if not all(bool(one.isfinite().all()) for one in tensors):
+                raise ExecutionError("it returned NaN or infinity")
+            return tensors
         except PerfuseError as exc:
             self._refused[call.key, call.shapes] = str(exc)
             raise

@@ -215,11 +215,14 @@ def _check_fits(spec: ComponentSpec, sizes: Mapping[str, int]) -> None:
 
 
 def held(spec: ComponentSpec, sizes: Mapping[str, int]) -> int:
-    """How many numbers a denoiser holds at once for one picture: a lower bound, 0 if unknown.
+    """How many numbers a denoiser or an autoencoder holds at once for one picture.
 
     Args:
-        spec: The denoiser.
-        sizes: ``LatentSpec.dims`` of the picture.
+        spec: The component.
+        sizes: ``LatentSpec.dims`` of the picture; of an autoencoder ``height`` and ``width``.
+
+    Returns:
+        A lower bound; 0 if none is known.
     """
     architecture = _architecture(spec)
     kind: Any = resolve(architecture.config) if architecture and architecture.config else None
