@@ -45,6 +45,10 @@ class Architecture:
     #: its last layers, and another entry, whose last input that is and which runs these layers
     #: alone. Empty if there is none.
     shallow: str = ""
+    #: ``(component) -> component``: a denoiser that also gives what its cross-attentions give,
+    #: ``attention_N``, and takes that as ``kept_attention_N`` where its input ``gate`` is 1. With what its
+    #: host inputs say, it computes everything. Empty if there is none.
+    gated: str = ""
     #: ``(component, blocks) -> (component, component)``: a transformer with two outputs more, and another
     #: entry of its first blocks and its end alone. ``sign_N``, which the entry gives, too, tells how
     #: much has changed since another step; ``added_N``, the entry's last input, is what the other

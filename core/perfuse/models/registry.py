@@ -28,6 +28,7 @@ __all__ = [
     "find",
     "first_blocks",
     "fitted",
+    "gated",
     "held",
     "host_inputs",
     "is_known",
@@ -282,6 +283,22 @@ def shallow(component: Component, layers: int) -> tuple[Component, Component] | 
         return None
     both: tuple[Component, Component] = resolve(architecture.shallow)(component, layers)
     return both
+
+
+def gated(component: Component) -> Component | None:
+    """A denoiser whose cross-attentions may take what they gave before (``Architecture.gated``).
+
+    Returns:
+        It, ``None`` if the denoiser's architecture has no gate.
+
+    Raises:
+        InputError: this denoiser has none.
+    """
+    architecture = _architecture(component.spec)
+    if architecture is None or not architecture.gated:
+        return None
+    found: Component = resolve(architecture.gated)(component)
+    return found
 
 
 def first_blocks(component: Component, blocks: int) -> tuple[Component, Component] | None:
