@@ -142,7 +142,13 @@ def test_a_text_encoder_of_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize(
     "name",
-    ["FluxPipeline", "StableDiffusion3Pipeline", "SanaPipeline", "Lumina2Pipeline", "ZImagePipeline"],
+    [
+        "FluxPipeline",
+        "StableDiffusion3Pipeline",
+        "SanaPipeline",
+        "Lumina2Pipeline",
+        "ZImagePipeline",
+    ],
 )
 def test_transformers(name: str, engine: str, tmp_path: Path) -> None:
     """Diffusers' call becomes that of perfuse's network: lists, masks and positions with it."""

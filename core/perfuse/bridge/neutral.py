@@ -134,7 +134,8 @@ class Translated(Neutral):
         sizes: dict[str, int] = {}
         for one in spec.signature.inputs:
             if one.name in inputs and np.ndim(inputs[one.name]) == len(one.shape):
-                sizes |= zip(one.shape, np.shape(inputs[one.name]), strict=True)
+                pairs = zip(one.shape, np.shape(inputs[one.name]), strict=True)
+                sizes |= {str(dim): size for dim, size in pairs}
         for one in spec.signature.inputs:  # one number for all pictures is repeated
             if one.name in inputs and one.shape == ("batch",):
                 inputs[one.name] = np.broadcast_to(inputs[one.name], sizes["batch"])
@@ -217,8 +218,13 @@ def _arguments(parameters: inspect.Signature, call: Call) -> dict[str, Any]:
     """A call's arguments by name, with arrays for tensors, without flags and what was not given."""
     args, kwargs = call.arguments([as_array(one) for one in call.tensors])
     given = parameters.bind(None, *args, **kwargs).arguments
-    names = list(given)[1:]  # without self
-    return {n: given[n] for n in names if given[n] is not None and not isinstance(given[n], bool)}
+    named = list(given.items())[1:]  # without self
+    left = (type(None), bool)
+    return {n: one for n, one in named if not isinstance(one, left) and not _is_empty(one)}
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, Mapping) and not value
 
 
 def _any_size(call: Call) -> Guards:

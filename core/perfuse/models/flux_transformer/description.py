@@ -16,7 +16,15 @@ from perfuse.models.packed_latents import PackedLatents, packed
 from perfuse.models.positions import grid, rotary_axes
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["FluxConfig", "FluxLatents", "called", "describe", "first_blocks", "host_inputs", "latents"]
+__all__ = [
+    "FluxConfig",
+    "FluxLatents",
+    "called",
+    "describe",
+    "first_blocks",
+    "host_inputs",
+    "latents",
+]
 
 #: The position of text, and of the picture that is drawn, on the first axis.
 _TEXT = _PICTURE = 0
