@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from perfuse.contract.architecture import Architecture
+from perfuse.contract.architecture import Architecture, Called
 from perfuse.contract.component import Component
 from perfuse.contract.guider import Perturbation
 from perfuse.contract.latents import LatentSpec, PixelLatents
@@ -23,6 +23,7 @@ from perfuse.sources.left_out import check_left_out
 
 __all__ = [
     "aliases",
+    "called",
     "check_config",
     "describe",
     "find",
@@ -39,6 +40,7 @@ __all__ = [
     "own",
     "perturbed",
     "shallow",
+    "with_hidden_states",
 ]
 
 
@@ -240,6 +242,24 @@ def aliases(spec: ComponentSpec, layers: Iterable[str]) -> dict[str, str | Stack
     if architecture is None or not architecture.aliases:
         return {}
     found: dict[str, str | Stacked] = resolve(architecture.aliases)(layers)
+    return found
+
+
+def called(spec: ComponentSpec, arguments: Mapping[str, Any]) -> Called | None:
+    """The inputs of a component for a call of Diffusers' model, as ``Architecture.called`` says."""
+    architecture = _architecture(spec)
+    if architecture is None or not architecture.called:
+        return None
+    found: Called | None = resolve(architecture.called)(spec, arguments)
+    return found
+
+
+def with_hidden_states(spec: ComponentSpec) -> ComponentSpec | None:
+    """A text encoder with every hidden state among its outputs; ``None`` where it has none such."""
+    architecture = _architecture(spec)
+    if architecture is None or not architecture.hidden_states:
+        return None
+    found: ComponentSpec = resolve(architecture.hidden_states)(spec)
     return found
 
 
