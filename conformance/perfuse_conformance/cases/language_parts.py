@@ -9,7 +9,9 @@ __all__ = [
     "write_gemma_tokenizer",
     "write_language_model",
     "write_language_tokenizer",
+    "write_qwen3_vl",
     "write_qwen_vl",
+    "write_qwen_vl_processor",
 ]
 
 _END, _TURN, _TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -24,7 +26,14 @@ _TEMPLATE = (
 )
 
 
-def write_language_tokenizer(folder: Path, *, template: bool = True) -> int:
+#: The same for messages whose content is in parts.
+_IN_PARTS = _TEMPLATE.replace("message.content", "message.content[0].text")
+_EYES = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+
+
+def write_language_tokenizer(
+    folder: Path, *, template: bool = True, more: tuple[str, ...] = ()
+) -> int:
     """Write Qwen's ``vocab.json`` and ``merges.txt``, all bytes and a few words; return its size."""
     vocab = [chr(code) for code in byte_codes()]
     merges = []
@@ -35,7 +44,7 @@ def write_language_tokenizer(folder: Path, *, template: bool = True) -> int:
                 merges.append(f"{left} {letter}")
                 vocab.append(left + letter)
             left += letter
-    special = (_END, _TURN, _TURN_END)
+    special = (_END, _TURN, _TURN_END, *more)
     write_json(folder / "vocab.json", {token: i for i, token in enumerate(vocab)})
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
     added = {
@@ -111,6 +120,37 @@ def write_qwen_vl(folder: Path, vocab_size: int, seed: int) -> None:
         text_config=text, vision_config={**eyes, "out_hidden_size": 32}
     )
     model = transformers.Qwen2_5_VLForConditionalGeneration(settings)
+    randomise(model, seed).save_pretrained(folder)
+
+
+def write_qwen_vl_processor(folder: Path) -> int:
+    """Write the processor of Qwen 3 VL, whose folder holds a tokenizer; return that's size."""
+    size = write_language_tokenizer(folder, template=False, more=_EYES)
+    (folder / "chat_template.jinja").write_text(_IN_PARTS, "utf-8")
+    kind = {"processor_class": "Qwen3VLProcessor"}
+    pictures = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2, **kind}
+    images = {"image_processor_type": "Qwen2VLImageProcessor", **pictures}
+    write_json(folder / "preprocessor_config.json", images)
+    videos = {"video_processor_type": "Qwen3VLVideoProcessor", **pictures}
+    write_json(folder / "video_preprocessor_config.json", videos)
+    return size
+
+
+def write_qwen3_vl(folder: Path, vocab_size: int, seed: int) -> None:
+    """Qwen 3 VL, which has eyes; here it reads text alone."""
+    import transformers
+
+    turned = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 1, 1]}
+    eyes: dict[str, Any] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    eyes |= {"patch_size": 4, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    settings = transformers.Qwen3VLConfig(
+        text_config={
+            **_sizes(vocab_size),
+            "rope_parameters": {**turned, "mrope_interleaved": True},
+        },
+        vision_config={**eyes, "out_hidden_size": 32},
+    )
+    model = transformers.Qwen3VLForConditionalGeneration(settings)
     randomise(model, seed).save_pretrained(folder)
 
 

@@ -36,6 +36,7 @@ from perfuse.sources.model_index import (
     class_of,
     entries_of,
     folder_of,
+    is_setting,
     kind_of,
     names_in,
     read_index,
@@ -359,7 +360,7 @@ def _read_spec(
         options={
             name: value
             for name, value in index.items()
-            if not name.startswith("_") and not isinstance(value, list | dict)
+            if not name.startswith("_") and is_setting(value)
         },
     )
 

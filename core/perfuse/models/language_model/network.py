@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from perfuse.contract.spec import ComponentSpec
 from perfuse.errors import CheckpointError
-from perfuse.models.adaptive_norms import RMSNorm
-from perfuse.models.language_model.description import LanguageSettings, layers_of, settings_of
+from perfuse.models.adaptive_norms import RMSNorm, ZeroCentredNorm
+from perfuse.models.language_model.description import LAST, LanguageSettings, layers_of, settings_of
 from perfuse.models.loading import load_state
 from perfuse.models.rotary import rotate_halves
 from perfuse.sources.fitting import Rename
@@ -24,19 +24,6 @@ __all__ = ["LanguageModel", "build", "wrap"]
 _PREFIX = re.compile(r"^(language_model\.model|model\.language_model|language_model|model)\.")
 _OTHER = re.compile(r"^(model\.)?(lm_head|visual)\.")
 _LAYER = re.compile(r"layers\.(\d+)\.")
-
-
-class ZeroCentredNorm(nn.Module):
-    """Gemma's norm: it multiplies by one plus its weight."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width))
-        self.plain = RMSNorm(width, eps, affine=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        normed: Tensor = self.plain(hidden.float()) * (1.0 + self.weight.float())
-        return normed.to(hidden.dtype)
 
 
 def norm(model: LanguageSettings) -> nn.Module:
@@ -132,16 +119,16 @@ class LanguageModel(nn.Module):
     Args:
         model: Its settings.
         layers: Which hidden states, as Transformers counts them: 0 the embeddings, then a layer
-            each, the last one normed.
+            each.
+        normed: Whether the last layer's is normed.
     """
 
-    def __init__(self, model: LanguageSettings, layers: tuple[int, ...]) -> None:
+    def __init__(self, model: LanguageSettings, layers: tuple[int, ...], *, normed: bool) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(model.vocab_size, model.hidden_size)
         self.layers = nn.ModuleList(Layer(model) for _ in range(max(layers)))
         self.wanted, self.gemma = layers, model.gemma
-        last = max(layers) == model.num_hidden_layers
-        self.norm: nn.Module = norm(model) if last else nn.Identity()
+        self.norm: nn.Module = norm(model) if normed else nn.Identity()
 
     def forward(
         self, input_ids: Tensor, attention_bias: Tensor, rotary: Tensor
@@ -187,7 +174,8 @@ def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
 
 def _hollow(spec: ComponentSpec) -> LanguageModel:
     with torch.device("meta"):
-        return LanguageModel(settings_of(spec), layers_of(spec))
+        normed = LAST in spec.signature.output_names
+        return LanguageModel(settings_of(spec), layers_of(spec), normed=normed)
 
 
 def _names(module: LanguageModel) -> Rename:
