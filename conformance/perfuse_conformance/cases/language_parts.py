@@ -6,15 +6,17 @@ from typing import Any
 from perfuse_conformance.cases.checkpoint_parts import WORDS, byte_codes, randomise, write_json
 
 __all__ = [
+    "EYES",
     "write_gemma_tokenizer",
     "write_language_model",
     "write_language_tokenizer",
+    "write_qwen3_vl",
     "write_qwen_vl",
+    "write_qwen_vl_processor",
     "write_vision_processor",
 ]
 
 _END, _TURN, _TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-_OF_PICTURES = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 #: Two turns as models of the Qwen family have them, and a setting that a pipeline gives.
 _TEMPLATE = (
     "{%- for message in messages %}"
@@ -26,11 +28,15 @@ _TEMPLATE = (
 )
 
 
-def write_language_tokenizer(folder: Path, *, template: bool = True, eyes: bool = False) -> int:
-    """Write Qwen's ``vocab.json`` and ``merges.txt``, all bytes and a few words; return its size.
+#: The same for messages whose content is in parts.
+_IN_PARTS = _TEMPLATE.replace("message.content", "message.content[0].text")
+EYES = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
-    With ``eyes``, the last token stands for a state of a picture.
-    """
+
+def write_language_tokenizer(
+    folder: Path, *, template: bool = True, more: tuple[str, ...] = ()
+) -> int:
+    """Write Qwen's ``vocab.json`` and ``merges.txt``, all bytes and a few words; return its size."""
     vocab = [chr(code) for code in byte_codes()]
     merges = []
     for word in (*WORDS, *(f"Ġ{word}" for word in WORDS)):
@@ -40,7 +46,7 @@ def write_language_tokenizer(folder: Path, *, template: bool = True, eyes: bool 
                 merges.append(f"{left} {letter}")
                 vocab.append(left + letter)
             left += letter
-    special = (_END, _TURN, _TURN_END, *(_OF_PICTURES if eyes else ()))
+    special = (_END, _TURN, _TURN_END, *more)
     write_json(folder / "vocab.json", {token: i for i, token in enumerate(vocab)})
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
     added = {
@@ -123,9 +129,40 @@ def write_qwen_vl(folder: Path, vocab_size: int, seed: int, *, eyes: bool = Fals
     settings = transformers.Qwen2_5_VLConfig(
         text_config=text,
         vision_config={**seeing, "out_hidden_size": 32},
-        image_token_id=vocab_size - 1,
+        image_token_id=vocab_size - 2,
     )
     model = transformers.Qwen2_5_VLForConditionalGeneration(settings)
+    randomise(model, seed).save_pretrained(folder)
+
+
+def write_qwen_vl_processor(folder: Path) -> int:
+    """Write the processor of Qwen 3 VL, whose folder holds a tokenizer; return that's size."""
+    size = write_language_tokenizer(folder, template=False, more=EYES)
+    (folder / "chat_template.jinja").write_text(_IN_PARTS, "utf-8")
+    kind = {"processor_class": "Qwen3VLProcessor"}
+    pictures = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2, **kind}
+    images = {"image_processor_type": "Qwen2VLImageProcessor", **pictures}
+    write_json(folder / "preprocessor_config.json", images)
+    videos = {"video_processor_type": "Qwen3VLVideoProcessor", **pictures}
+    write_json(folder / "video_preprocessor_config.json", videos)
+    return size
+
+
+def write_qwen3_vl(folder: Path, vocab_size: int, seed: int) -> None:
+    """Qwen 3 VL, which has eyes; here it reads text alone."""
+    import transformers
+
+    turned = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 1, 1]}
+    eyes: dict[str, Any] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    eyes |= {"patch_size": 4, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    settings = transformers.Qwen3VLConfig(
+        text_config={
+            **_sizes(vocab_size),
+            "rope_parameters": {**turned, "mrope_interleaved": True},
+        },
+        vision_config={**eyes, "out_hidden_size": 32},
+    )
+    model = transformers.Qwen3VLForConditionalGeneration(settings)
     randomise(model, seed).save_pretrained(folder)
 
 

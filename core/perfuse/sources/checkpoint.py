@@ -36,6 +36,7 @@ from perfuse.sources.model_index import (
     class_of,
     entries_of,
     folder_of,
+    is_setting,
     kind_of,
     names_in,
     read_index,
@@ -322,14 +323,15 @@ def _read_spec(
     tokenizers: dict[str, str] = {}
     processors: dict[str, dict[str, Any]] = {}
     for name, component_class in entries.items():
-        if name in kind.unused or kind_of(name, component_class) == "scheduler":
+        what = kind_of(name, component_class)
+        if name in kind.unused or what == "scheduler":
             continue
-        if kind_of(name, component_class) == "tokenizer":
+        if what == "tokenizer" or (what == "reader" and "tokenizer" not in entries):
             tokenizers[name] = folder_of(path, name, "tokenizer_config.json")
-            continue
-        if kind_of(name, component_class) == "processor":
+        if what == "processor" or (what == "reader" and (path / name / PROCESSOR).is_file()):
             file = path / folder_of(path, name, PROCESSOR) / PROCESSOR
             processors[name] = read_json(check_inside(file, path))
+        if what != "component":
             continue
         specs = _read_component(path, name, component_class, class_name)
         components |= {spec.name: spec for spec in specs}
@@ -359,7 +361,7 @@ def _read_spec(
         options={
             name: value
             for name, value in index.items()
-            if not name.startswith("_") and not isinstance(value, list | dict)
+            if not name.startswith("_") and is_setting(value)
         },
     )
 

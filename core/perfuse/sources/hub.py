@@ -82,7 +82,8 @@ def _wanted(
             index = (choice.index,) if choice.index is not None else ()
             keep = {CONFIG, *choice.files, *index}
         else:
-            keep = {"scheduler": {SCHEDULER}, "processor": {PROCESSOR}}.get(kind, set(FILES))
+            others = {"scheduler": {SCHEDULER}, "processor": {PROCESSOR}, "tokenizer": set(FILES)}
+            keep = others.get(kind, {PROCESSOR, *FILES})
         wanted += [f"{folder}/{file}".lstrip("/") for file in names if file in keep]
     return wanted
 

@@ -18,6 +18,7 @@ __all__ = [
     "class_of",
     "entries_of",
     "folder_of",
+    "is_setting",
     "kind_of",
     "names_in",
     "read_index",
@@ -33,7 +34,9 @@ PROCESSOR, IMAGE_PROCESSOR = "preprocessor_config.json", "CLIPImageProcessor"
 AGAIN = "Download or save the checkpoint again."
 
 #: Transformers 5 names the library that an image processor uses, too: ``CLIPImageProcessorPil``.
-_PROCESSOR = re.compile(r"((ImageProcessor|FeatureExtractor)(Fast|Pil)?|VLProcessor)$")
+_PROCESSOR = re.compile(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$")
+#: A processor of texts and pictures for one model, whose folder holds the tokenizer, too.
+_OF_TEXTS = re.compile(r"VLProcessor$")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -105,7 +108,7 @@ def entries_of(index: Mapping[str, Any], where: Path) -> dict[str, str]:
     """Component name to class name, without components that are ``null`` in the index."""
     entries = {}
     for name, value in index.items():
-        if name.startswith("_") or not isinstance(value, list | tuple):
+        if name.startswith("_") or isinstance(value, dict) or is_setting(value):
             continue
         if not _NAME.fullmatch(name):
             raise CheckpointError(
@@ -119,6 +122,15 @@ def entries_of(index: Mapping[str, Any], where: Path) -> dict[str, str]:
         if value[1] is not None:
             entries[name] = value[1]
     return entries
+
+
+def is_setting(value: object) -> bool:
+    """Whether a value is no component: a scalar, a list of numbers, or texts by name."""
+    if isinstance(value, list | tuple):
+        return all(type(one) in (int, float) for one in value)
+    if isinstance(value, dict):
+        return all(isinstance(one, str) for one in value.values())
+    return True
 
 
 def write_index(spec: PipelineSpec, folder: Path) -> None:
@@ -157,11 +169,13 @@ def class_of(index: Mapping[str, Any]) -> str | None:
 
 
 def kind_of(name: str, class_name: str) -> str:
-    """``"scheduler"``, ``"tokenizer"``, ``"processor"`` of pictures, or ``"component"``."""
+    """``"scheduler"``, ``"tokenizer"``, ``"processor"`` of pictures, ``"reader"`` of both, or ``"component"``."""
     if name == "scheduler" or class_name.endswith("Scheduler"):
         return "scheduler"
     if _PROCESSOR.search(class_name):
         return "processor"
+    if _OF_TEXTS.search(class_name):
+        return "reader"
     return "tokenizer" if "Tokenizer" in class_name else "component"
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "describe_gemma2",
     "describe_qwen2_5_vl",
     "describe_qwen3",
+    "describe_qwen3_vl",
     "fit",
     "host_inputs",
     "layers_of",
@@ -75,6 +76,13 @@ def describe_qwen2_5_vl(
 ) -> tuple[ComponentSpec, ...]:
     """The part of Qwen 2.5 VL that reads text (Bai et al. 2025, arXiv:2502.13923)."""
     return _describe("qwen2_5_vl", name, folder, config)
+
+
+def describe_qwen3_vl(
+    name: str, folder: str, config: Mapping[str, Any]
+) -> tuple[ComponentSpec, ...]:
+    """The part of Qwen 3 VL that reads text (Bai et al. 2025, arXiv:2511.21631)."""
+    return _describe("qwen3_vl", name, folder, config)
 
 
 def describe_gemma2(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
@@ -152,7 +160,7 @@ def _reading(spec: ComponentSpec, denoiser: ComponentSpec) -> ComponentSpec:
             f"{denoiser.name} reads text states of width {text.shape[-1]}; {spec.name} gives "
             f"{width}. Use the text encoder of its checkpoint."
         )
-    names = (LAST if i == last else f"{_ONE}{i}" for i in layers)
+    names = (LAST if i == last and denoiser.reads_normed else f"{_ONE}{i}" for i in layers)
     signature = dataclasses.replace(
         spec.signature, outputs=tuple(_output(name, model) for name in names)
     )
@@ -160,7 +168,10 @@ def _reading(spec: ComponentSpec, denoiser: ComponentSpec) -> ComponentSpec:
 
 
 def layers_of(spec: ComponentSpec) -> tuple[int, ...]:
-    """The hidden states that the component returns, by the names of its outputs."""
+    """The hidden states that the component returns, by the names of its outputs.
+
+    The last one's name says whether it is normed.
+    """
     last = settings_of(spec).num_hidden_layers
     names = spec.signature.output_names
     return tuple(last if name == LAST else int(name.removeprefix(_ONE)) for name in names)
@@ -238,6 +249,19 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "max_position_embeddings": 32768,
         "hidden_act": "silu",
     },
+    "qwen3_vl": {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 500000.0,
+        "max_position_embeddings": 128000,
+        "hidden_act": "silu",
+    },
     "gemma2": {
         "vocab_size": 256000,
         "hidden_size": 2304,
@@ -289,7 +313,7 @@ def _settings(kind: str, config: Mapping[str, Any]) -> LanguageSettings:
             softcap=float(cap) if (cap := said.get("attn_logit_softcapping")) is not None else None,
             attention_bias=kind == "qwen2_5_vl" or bool(said.get("attention_bias")),
             output_bias=bool(said.get("attention_bias")),
-            norms_heads=kind == "qwen3",
+            norms_heads=kind in ("qwen3", "qwen3_vl"),
             gemma=kind == "gemma2",
             sections=tuple(int(n) for n in turned)
             if (turned := rotation.get("mrope_section"))

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.errors import CheckpointError
-from perfuse.models.adaptive_norms import RMSNorm
-from perfuse.models.language_model.description import LanguageSettings, layers_of, settings_of
+from perfuse.models.adaptive_norms import RMSNorm, ZeroCentredNorm
+from perfuse.models.language_model.description import LAST, LanguageSettings, layers_of, settings_of
 from perfuse.models.language_model.vision import PICTURES, picture_token, vision_of
 from perfuse.models.language_model.vision_network import VisionModel
 from perfuse.models.loading import load_state
@@ -27,19 +27,6 @@ _PREFIX = re.compile(r"^(language_model\.model|model\.language_model|language_mo
 _OTHER = re.compile(r"^(model\.)?(lm_head|visual)\.")
 _EYES = re.compile(r"^(model\.)?visual\.")
 _LAYER = re.compile(r"layers\.(\d+)\.")
-
-
-class ZeroCentredNorm(nn.Module):
-    """Gemma's norm: it multiplies by one plus its weight."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width))
-        self.plain = RMSNorm(width, eps, affine=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        normed: Tensor = self.plain(hidden.float()) * (1.0 + self.weight.float())
-        return normed.to(hidden.dtype)
 
 
 def norm(model: LanguageSettings) -> nn.Module:
@@ -135,21 +122,26 @@ class LanguageModel(nn.Module):
     Args:
         model: Its settings.
         layers: Which hidden states, as Transformers counts them: 0 the embeddings, then a layer
-            each, the last one normed.
+            each.
+        normed: Whether the last layer's is normed.
         picture: The token in whose places the states of pictures are put, which are then a fourth
             input [B, S, D]; ``None`` for a model that reads text alone.
     """
 
     def __init__(
-        self, model: LanguageSettings, layers: tuple[int, ...], picture: int | None = None
+        self,
+        model: LanguageSettings,
+        layers: tuple[int, ...],
+        *,
+        normed: bool,
+        picture: int | None = None,
     ) -> None:
         super().__init__()
         self.picture = -1 if picture is None else picture
         self.embed_tokens = nn.Embedding(model.vocab_size, model.hidden_size)
         self.layers = nn.ModuleList(Layer(model) for _ in range(max(layers)))
         self.wanted, self.gemma = layers, model.gemma
-        last = max(layers) == model.num_hidden_layers
-        self.norm: nn.Module = norm(model) if last else nn.Identity()
+        self.norm: nn.Module = norm(model) if normed else nn.Identity()
 
     def forward(
         self,
@@ -207,7 +199,8 @@ def _hollow(spec: ComponentSpec) -> tuple[nn.Module, Rename]:
         picture = None
         if spec.signature.input(PICTURES) is not None:
             picture = picture_token(spec.config)
-        module = LanguageModel(settings_of(spec), layers_of(spec), picture)
+        normed = LAST in spec.signature.output_names
+        module = LanguageModel(settings_of(spec), layers_of(spec), normed=normed, picture=picture)
     return module, _names(module)
 
 

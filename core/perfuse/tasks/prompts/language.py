@@ -109,11 +109,26 @@ class LanguageReader:
         states = [outputs[tensor.name] for tensor in spec.signature.outputs]
         return join_features(states)[:, :length]
 
-    def of_prompts(self, texts: list[str], longest: int) -> list[Array]:
-        """The states of each prompt alone, [S, D], template included."""
-        tokens = self.tokens(texts, longest)
+    def of_prompts(
+        self,
+        texts: list[str],
+        longest: int,
+        *,
+        template: tuple[str, str] | None = None,
+        left_out: int = 0,
+    ) -> list[Array]:
+        """The states of each prompt alone, [S, D], template included but for its first tokens.
+
+        Args:
+            texts: The prompts.
+            longest: The most tokens of each, those that are left out included.
+            template: The text before and after each, if not the tokenizer's.
+            left_out: The tokens at the beginning whose states are left out.
+        """
+        tokens = self.tokens(texts, longest, template=template)
         states = self(tokens.input_ids, tokens.attention_mask)
-        return [one[mask != 0] for one, mask in zip(states, tokens.attention_mask, strict=True)]
+        pairs = zip(states, tokens.attention_mask, strict=True)
+        return [one[mask != 0][left_out:] for one, mask in pairs]
 
 
 def _placed(

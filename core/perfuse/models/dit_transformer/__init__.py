@@ -1,0 +1,16 @@
+"""``DiTTransformer2DModel``: the denoiser of DiT, which draws what a class is."""
+
+from perfuse.contract.architecture import Architecture
+
+ARCHITECTURES = (
+    Architecture(
+        class_name="DiTTransformer2DModel",
+        config=f"{__name__}.description:DiTConfig",
+        describe=f"{__name__}.description:describe",
+        host_inputs=f"{__name__}.description:host_inputs",
+        build=f"{__name__}.network:build",
+        wrap=f"{__name__}.network:wrap",
+        first_blocks=f"{__name__}.description:first_blocks",
+        perturb="perfuse.models.block_skipping:perturb",
+    ),
+)
