@@ -259,6 +259,8 @@ class FromCheckpoint(Recipe):
     weights: Weights
     #: The dtype to build in if the weights are stored in several.
     precision: str
+    #: Whether to build in that dtype also if they are stored in one.
+    casts: bool = False
 
     @property
     def graph(self) -> str:
@@ -282,6 +284,9 @@ class FromCheckpoint(Recipe):
         places = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
         return {n: hollow.addresses[at] for n, at in places.items() if at in hollow.addresses}
 
+    def cast(self) -> "FromCheckpoint":
+        return dataclasses.replace(self, casts=True)
+
     def with_spec(self, spec: ComponentSpec) -> "FromCheckpoint":
         return dataclasses.replace(self, spec=spec)
 
@@ -290,9 +295,10 @@ class FromCheckpoint(Recipe):
 
         from perfuse.models.building import build_component
 
-        # Keep the stored dtype if there is only one: nothing is copied, and the backend casts.
+        # Keep the stored dtype if there is only one: nothing is copied, unless the caller will cast.
         stored = self.weights.precision
-        dtype = getattr(torch, stored if stored in PRECISIONS else self.precision)
+        kept = stored in PRECISIONS and not self.casts
+        dtype = getattr(torch, stored if kept and stored is not None else self.precision)
         try:
             return build_component(self.spec, self.weights, dtype)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
