@@ -206,6 +206,8 @@ def test_json(copy_of: Make, tmp_path: Path, name: str, text: str) -> None:
         ("unet/config.json", {"down_block_types": ["DownBlock2D"]}),
         ("vae/config.json", {"latent_channels": -4}),
         ("text_encoder/config.json", {"hidden_size": "wide"}),
+        ("text_encoder/config.json", {"num_hidden_layers": 1000}),
+        ("unet/config.json", {"transformer_layers_per_block": [1, [10**9]]}),
         ("scheduler/scheduler_config.json", {"beta_schedule": 3}),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}),
     ],

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from perfuse import DiffusionPipeline
@@ -43,6 +44,32 @@ def test_pictures_that_do_not_fit(checkpoint: Make, asked: dict[str, int], said:
         pipe(num_inference_steps=1, **asked)
 
 
+def test_many_pictures_are_refused_before_their_prompt_is_read(
+    checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from perfuse.tasks import text
+
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("words"), backend="torch:cpu")
+    monkeypatch.setenv("PERFUSE_MEMORY_LIMIT", "1GB")
+    with pytest.raises(InputError, match="1000000 pictures of .* was asked for"):
+        pipe("red", num_images_per_prompt=10**6)
+    states = {"positive": {"encoder_hidden_states": np.zeros((1, 77, 768), np.float32)}}
+    with pytest.raises(InputError, match="Text for 10000 pictures of each prompt was asked for"):
+        text.conditions_of(states, 10_000)
+
+
+def test_a_decoder_has_a_price(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what goes through it at once: of pictures one by one it is less."""
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("words"), backend="torch:cpu")
+    given: dict[str, Any] = {"num_images_per_prompt": 10, "height": 32, "width": 32}
+    given |= {"num_inference_steps": 1, "output_type": "np"}
+    monkeypatch.setenv("PERFUSE_MEMORY_LIMIT", "500KB")
+    with pytest.raises(InputError, match="Decoding 10 x 32 x 32 pixels at once was asked for"):
+        pipe("red", **given)
+    pipe.enable_vae_slicing()
+    assert pipe("red", **given).images.shape == (10, 32, 32, 3)
+
+
 def test_a_limit_that_is_lower(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"), backend="torch:cpu")
     monkeypatch.setenv("PERFUSE_MEMORY_LIMIT", "1MB")
@@ -51,7 +78,7 @@ def test_a_limit_that_is_lower(checkpoint: Make, monkeypatch: pytest.MonkeyPatch
     assert len(pipe(num_inference_steps=1).images) == 1
 
 
-def test_every_denoiser_has_a_price() -> None:
+def test_every_denoiser_and_every_autoencoder_has_a_price() -> None:
     """From its config: of twice the height and width it is four times as much."""
     from perfuse.models.registry import own
     from perfuse.plugins import resolve
@@ -65,6 +92,9 @@ def test_every_denoiser_has_a_price() -> None:
         sizes = {"latent_height": 64, "latent_width": 64, "image_sequence": 1024}
         large = {"latent_height": 128, "latent_width": 128, "image_sequence": 4096}
         assert config.held(large) == 4 * config.held(sizes) > 0, one.class_name
+    for one in [one for one in own() if one.class_name.startswith(("Autoencoder", "Asymmetric"))]:
+        config = resolve(one.config)()
+        assert config.held({"height": 64, "width": 64}) >= 2 * 64 * 64, one.class_name
 
 
 def test_a_transformer_s_activations_count(

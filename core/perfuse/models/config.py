@@ -227,7 +227,7 @@ def _short(value: Any) -> str:
 
 def _most(name: str) -> int:
     """The largest number that a field of a config may hold: far more than any model has."""
-    return 10_000 if "layers" in name else 2**24
+    return 500 if "layers" in name or "res_blocks" in name else 2**24
 
 
 def _accepts(hint: Any, value: Any, most: int) -> bool:

@@ -92,9 +92,19 @@ def check_price(tools: Tools, pictures: int, height: int, width: int, *, togethe
 
 
 @step(outputs=("height", "width"))
-def check_size(tools: Tools, height: int | None, width: int | None) -> State:
-    """The pictures' height and width, in pixels: those asked for, or the model's own."""
+def check_size(
+    tools: Tools,
+    height: int | None,
+    width: int | None,
+    count: int = 1,
+    num_images_per_prompt: int = 1,
+) -> State:
+    """The pictures' height and width, in pixels: those asked for, or the model's own.
+
+    Refuses what cannot fit into memory: so many pictures of that size.
+    """
     size = pick_size(tools, height, width)
+    check_price(tools, count * num_images_per_prompt, *size)
     return {"height": size[0], "width": size[1]}
 
 

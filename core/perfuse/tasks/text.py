@@ -1,5 +1,6 @@
 """What text-conditioned tasks share: reading prompts, encoding them, the default guider."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Tools
 from perfuse.errors import InputError
+from perfuse.memory import check_memory
 from perfuse.tasks.choosing import find_guider, like_diffusers
 from perfuse.tasks.guiders import ClassifierFreeGuidance, EmbeddedGuidance
 from perfuse.tasks.prompts.encoder import TextEncoder
@@ -100,7 +102,12 @@ def conditions_of(
     Args:
         encoded: Condition to its arrays. All go to the device of the first condition's.
         times: Pictures per prompt; pictures of one prompt are adjacent.
+
+    Raises:
+        InputError: there is not that much memory.
     """
+    numbers = sum(math.prod(one.shape) for arrays in encoded.values() for one in arrays.values())
+    check_memory(4 * numbers * times, f"Text for {times} pictures of each prompt")
     first = next(iter(next(iter(encoded.values())).values()))
     device = first.device if is_torch(first) else None
     return {

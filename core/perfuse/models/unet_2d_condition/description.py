@@ -62,8 +62,8 @@ class UNet2DConditionConfig(ModelConfig):
     norm_num_groups: int | None = 32
     norm_eps: float = 1e-5
     cross_attention_dim: int | tuple[int, ...] = 1280
-    transformer_layers_per_block: int | tuple[Any, ...] = 1
-    reverse_transformer_layers_per_block: tuple[Any, ...] | None = None
+    transformer_layers_per_block: int | tuple[int | tuple[int, ...], ...] = 1
+    reverse_transformer_layers_per_block: tuple[int | tuple[int, ...], ...] | None = None
     encoder_hid_dim: int | None = None
     encoder_hid_dim_type: str | None = None
     attention_head_dim: int | tuple[int, ...] = 8
