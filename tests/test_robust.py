@@ -23,6 +23,7 @@ from perfuse_conformance.checkpoints import edit_json, write_json
 Make = Callable[[str], Path]
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
+VAE = "vae/diffusion_pytorch_model.safetensors"
 
 
 def perfuse(*arguments: object) -> Result:
@@ -520,18 +521,32 @@ def put_nan(folder: Path, file: str, tensor: str) -> None:
 
 @pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize(
-    ("kind", "file", "tensor"),
+    ("kind", "file", "tensor", "first"),
     [
-        ("sd1", UNET, "conv_out.bias"),
-        ("sd1", "vae/diffusion_pytorch_model.safetensors", "decoder.conv_out.bias"),
-        ("ddpm", UNET, "conv_out.bias"),
+        ("sd1", UNET, "conv_out.bias", "unet"),
+        ("sd1", VAE, "decoder.conv_out.bias", "vae_decoder"),
+        ("ddpm", UNET, "conv_out.bias", "unet"),
     ],
 )
-def test_nan(copy_of: Make, tmp_path: Path, kind: str, file: str, tensor: str, images: int) -> None:
+def test_nan(
+    copy_of: Make, tmp_path: Path, kind: str, file: str, tensor: str, first: str, images: int
+) -> None:
+    """The component that it comes from is named, and where that ran."""
     folder = copy_of(kind)
     put_nan(folder, file, tensor)
     given = ("--model", folder, "--num-images", images)
-    check_generate(1, ("NaN",), tmp_path, *given, prompt="red" if kind == "sd1" else "")
+    words = ("NaN", f"such values was {first}, on torch:cpu in float32.")
+    check_generate(1, words, tmp_path, *given, prompt="red" if kind == "sd1" else "")
+
+
+def test_nan_through_diffusers(copy_of: Make, tmp_path: Path) -> None:
+    """Which would draw black."""
+    pytest.importorskip("diffusers")
+    folder = copy_of("tiny")
+    put_nan(folder, UNET, "conv_out.bias")
+    check_generate(
+        1, ("DDPMPipeline drew NaN",), tmp_path, "--model", folder, "--bridged", prompt=""
+    )
 
 
 def test_nan_does_not_replace_an_earlier_picture(copy_of: Make, tmp_path: Path) -> None:

@@ -53,9 +53,16 @@ def perfuse_pipelines() -> Sequence[PipelineManifest]:
 
 
 def _gathered(package: str, attribute: str, *, packages: bool) -> Iterator[Any]:
-    """The items of ``attribute`` in each subpackage (or module) of a package that has it."""
+    """The items of ``attribute`` in each subpackage (or module) of a package that has it.
+
+    Raises:
+        ImportError: there is nothing in it, as where its folder cannot be read.
+    """
     spec = importlib.util.find_spec(package)
     places = spec.submodule_search_locations if spec is not None else None
-    for module in sorted(pkgutil.iter_modules(places or []), key=lambda module: module.name):
+    modules = sorted(pkgutil.iter_modules(places or []), key=lambda module: module.name)
+    if places and not modules:
+        raise ImportError(f"no module of {package} is found in {places}")
+    for module in modules:
         if module.ispkg == packages:
             yield from getattr(importlib.import_module(f"{package}.{module.name}"), attribute, ())

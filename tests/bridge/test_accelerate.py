@@ -53,6 +53,28 @@ def test_a_pipeline_of_one_s_own(checkpoint: Make, tmp_path: Path) -> None:
     assert "unet (UNet2DModel): onnxruntime: 1 calls" in str(pipe.perfuse)
 
 
+def test_what_is_no_number_is_not_believed(
+    checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at a later call either: the call is torch's, and the report says why."""
+    from perfuse.run.guarded import GuardedProgram
+
+    plain = diffusers.DDPMPipeline.from_pretrained(checkpoint("tiny"))
+    pipe = OneStep(plain.unet, plain.scheduler)
+    perfuse.accelerate(pipe, "onnxruntime", store=ArtifactStore(tmp_path))
+    expected = pipe()
+    call = GuardedProgram.__call__
+
+    def spoiled(self: Any, **inputs: Any) -> Any:
+        return {name: array * np.float32("nan") for name, array in call(self, **inputs).items()}
+
+    monkeypatch.setattr(GuardedProgram, "__call__", spoiled)
+    assert torch.allclose(pipe(), expected, atol=1e-5)
+    (row,) = pipe.perfuse.report()
+    assert (row.calls, row.torch_calls) == (1, 1)
+    assert "returned NaN or infinity" in str(pipe.perfuse)
+
+
 @pytest.mark.exhaustive
 def test_a_replaced_component_runs_on_the_engine_too(checkpoint: Make, tmp_path: Path) -> None:
     pipe = diffusers.DDPMPipeline.from_pretrained(checkpoint("tiny"))

@@ -129,6 +129,8 @@ _OTHERS = {
     ],
     "merge": ["--lora", "--output", "--precision", "--revision"],
     "graphs": ["--to", "--precision", "--variant", "--config"],
+    "tune": ["--time", "--steps", "--prompt", "--quality", "--output", "--plot"],
+    "calibrate": ["--precision", "--output", "--prompt", "--steps", "--guidance", "--limit"],
     "conformance": [
         "--level",
         "--seed",

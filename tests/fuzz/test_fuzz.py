@@ -27,6 +27,8 @@ from tests.single_files import make_folder, write_single_file
 
 from perfuse.cli import main
 from perfuse.errors import PerfuseError
+from perfuse.memory import peak_memory
+from perfuse.plugins import Allowance
 from perfuse.plugins.importing import Stopped
 from perfuse.sources.chat_template import chat_template
 from perfuse_conformance.cases.checkpoint_parts import write_json
@@ -34,9 +36,12 @@ from perfuse_conformance.cases.checkpoint_parts import write_json
 Make = Callable[[str], Path]
 Export = Callable[[str, str], Path]
 
-#: Seconds that one input may take, on a machine that has time for it; and bytes of memory beyond what
-#: plain runs need.
-_SECONDS, _BYTES = int(os.environ.get("FUZZ_SECONDS", "30")), 2 * 10**9
+#: Seconds that one input may take, and bytes of memory beyond what the process had.
+_SECONDS, _BYTES = 30, 2 * 10**9
+#: What a request may need at least; so much is refused by its price, before it is tried.
+_PRICE = "500MB"
+#: About what a process needs that imports torch and an engine and runs a small model.
+_PLAIN = 10**9
 
 
 def some(*names: str, more: Sequence[str] = ()) -> list[Any]:
@@ -81,29 +86,58 @@ def inside(*targets: object) -> Iterator[None]:
         assert fits or "__pycache__" in path or path in given, path
 
 
-#: The folder of this module's tests.
-PLACE = [""]
+#: The folder of this module's tests, and how many inputs were tried.
+PLACE, INPUTS = [""], [0]
 
 
 @contextmanager
 def in_time() -> Iterator[None]:
+    """It ends soon, on a machine that has time for it."""
+    allowed = Allowance("self", _SECONDS)
+
     def stop(*_: Any) -> None:
-        raise Stopped(signal.SIGALRM)  # which no guard takes for a fault of a plugin
+        if left := allowed.left():
+            signal.setitimer(signal.ITIMER_REAL, max(left, 0.1))
+        else:
+            raise Stopped(signal.SIGALRM)  # which no guard takes for a fault of a plugin
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, _SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def in_memory() -> Iterator[None]:
+    """This process never holds much more than it does now, where the system tells."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is
+    except OSError:
+        yield
+        return
+    before = peak_memory()
+    yield
+    after = peak_memory()
+    assert before is not None and after is not None
+    assert after - before < _BYTES, f"{(after - before) / 1e9:.1f} GB more"
+
+
+@contextmanager
+def tried(*targets: object) -> Iterator[None]:
+    """One input: it ends soon, needs little, and writes nothing but to what was named."""
+    INPUTS[0] += 1
+    with in_memory(), in_time(), inside(*targets):
+        yield
 
 
 def check(*arguments: object) -> None:
     """Run a command line: no traceback, no hang, no control character, no long line."""
     environment = {"PERFUSE_BACKEND": "torch:cpu", "HF_HUB_OFFLINE": "1"}
-    environment["PERFUSE_TRACEBACK"] = "1"
-    with in_time(), inside(*arguments):
+    environment |= {"PERFUSE_TRACEBACK": "1", "PERFUSE_MEMORY_LIMIT": _PRICE}
+    with tried(*arguments):
         result = CliRunner().invoke(main, [str(one) for one in arguments], env=environment)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -119,11 +153,13 @@ def check(*arguments: object) -> None:
 
 
 @pytest.fixture(autouse=True)
-def within_memory() -> Iterator[None]:
-    """The process never holds much more than it did."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def counted(request: pytest.FixtureRequest) -> Iterator[None]:
+    """How many inputs a test tried is told; no process that they started held much."""
+    before = INPUTS[0]
     yield
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before < _BYTES
+    request.node.user_properties.append(("inputs", INPUTS[0] - before))
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    assert children < _BYTES + _PLAIN, f"a process held {children / 1e9:.1f} GB"
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +270,7 @@ def test_a_chat_template(checkpoint: Make, copies: Path, template: str) -> None:
     folder = copied(checkpoint("z-image"), copies) / "tokenizer"
     (folder / "chat_template.jinja").write_text(template, "utf-8")
     try:
-        with in_time(), inside():
+        with tried():
             chat_template(folder, {"enable_thinking": False})
     except PerfuseError as exc:
         assert len(str(exc)) < 4000
@@ -292,14 +328,20 @@ def test_a_command_line(checkpoint: Make, copies: Path, line: list[str]) -> None
 
 
 @pytest.mark.parametrize(
-    "command", some("inspect", "export", more=["bench", "merge", "graphs", "conformance"])
+    "command",
+    some(
+        "inspect", "export", more=["bench", "merge", "graphs", "conformance", "tune", "calibrate"]
+    ),
 )
 @given(data=st.data())
 def test_another_command_line(checkpoint: Make, copies: Path, command: str, data: Any) -> None:
     line = data.draw(command_lines(command))
-    model = ("--model", checkpoint("tiny"))
+    takes_words = command in ("tune", "calibrate")
+    model = ("--model", checkpoint("words" if takes_words else "tiny"))
     usual = {"bench": ("--steps", 1, "--pictures", 1), "graphs": ("add", "--to", "onnx")}
     usual["conformance"] = ("--backend", "torch:cpu", "--level", "L0")
+    usual["tune"] = ("--backend", "torch:cpu", "--time", "1s", "--steps", 1)
+    usual["calibrate"] = ("--precision", "unet=w8a8", "--steps", 2, "--output", "calibration.json")
     given = usual.get(command, ())
     if command == "graphs":
         in_folder(copies / "line", "graphs", *given, *model, *line)
@@ -384,6 +426,59 @@ def test_a_file_beside(
     with holding(path, safetensors(data, path.read_bytes())):
         given = ("--model", model, flag, path, "--steps", 1, "--output", copies / "beside.png")
         check("generate", "red", *given)
+
+
+_SD = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+_FLUX = "lora_unet_double_blocks_0_img_attn_qkv"
+_XLABS = "double_blocks.0.processor.qkv_lora1"
+_WHOLE = {"lora_down.weight": (2, 16), "lora_up.weight": (16, 2)}
+#: What LoRAs are published in: the checkpoint, the layer, and each factor's shape.
+_LAYOUTS: dict[str, tuple[str, str, dict[str, tuple[int, ...]]]] = {
+    "kohya": ("words", _SD, {**_WHOLE, "alpha": ()}),
+    "dora": ("words", _SD, {**_WHOLE, "dora_scale": (16, 1)}),
+    "loha": ("words", _SD, {f"hada_w{n}_a": (16, 2) for n in "12"}),
+    "lokr": ("words", _SD, {"lokr_w1": (2, 2), "lokr_w2": (8, 8)}),
+    "flux": ("flux", _FLUX, {"lora_down.weight": (2, 32), "lora_up.weight": (96, 2)}),
+    "xlabs": ("flux", _XLABS, {"down.weight": (2, 32), "up.weight": (96, 2)}),
+}
+_LAYOUTS["loha"][2].update({f"hada_w{n}_b": (2, 16) for n in "12"})
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("layout", _LAYOUTS)
+@given(data=st.data())
+def test_a_lora_of_each_layout(checkpoint: Make, copies: Path, layout: str, data: Any) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    kind, layer, factors = _LAYOUTS[layout]
+    path = copies / f"{layout}.safetensors"
+    given = ("generate", "red", "--model", checkpoint(kind), "--lora", path, "--steps", 1)
+    given = (*given, "--output", copies / "lora.png")
+    if not path.exists():
+        save_file({f"{layer}.{n}": np.ones(s, "f4") for n, s in factors.items()}, path)
+        whole = CliRunner().invoke(main, [str(one) for one in given])
+        assert whole.exit_code == 0, whole.stderr
+    with holding(path, safetensors(data, path.read_bytes())):
+        check(*given)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["tiny", "words"])
+@costly
+@given(data=st.data())
+def test_a_checkpoint_through_diffusers(
+    checkpoint: Make, copies: Path, kind: str, data: Any
+) -> None:
+    pytest.importorskip("diffusers")
+    folder = copied(checkpoint(kind), copies)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    path = data.draw(st.sampled_from([one for one in files if one.suffix not in _WEIGHTS]))
+    words = [] if kind == "tiny" else ["red"]
+    with holding(path, some_change(data, path)):
+        check("inspect", "--model", folder, "--bridged")
+        given = ("--steps", 1, "--output", copies / "bridged.png", "--quiet")
+        check("generate", *words, "--model", folder, "--bridged", *given)
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,15 @@ from perfuse_conformance.cases.language_parts import (
     write_qwen3_vl,
     write_qwen_vl,
     write_qwen_vl_processor,
+    write_vision_processor,
 )
 
 __all__ = [
     "klein",
     "klein_distilled",
     "lumina2",
+    "qwen_edit",
+    "qwen_edit_plus",
     "qwen_image",
     "qwen_image_21",
     "sana",
@@ -92,6 +95,33 @@ def klein_distilled(folder: Path, seed: int) -> Path:
 
 def qwen_image(folder: Path, seed: int) -> Path:
     """Qwen-Image's layout. Pictures are 16×16, four by four pixels a token."""
+    return _qwen(folder, seed, "QwenImagePipeline")
+
+
+def qwen_edit(folder: Path, seed: int) -> Path:
+    """Qwen-Image-Edit's layout. Pictures have about the area of 64×64."""
+    write_vision_processor(folder / "processor")
+    index = {"processor": ["transformers", "Qwen2VLProcessor"]}
+    return _qwen(folder, seed, "QwenImageEditPipeline", index, eyes=True, sample_size=32)
+
+
+def qwen_edit_plus(folder: Path, seed: int) -> Path:
+    """The same for several pictures, whose tokens are told that no noise is in them (Edit-2511)."""
+    write_vision_processor(folder / "processor")
+    index = {"processor": ["transformers", "Qwen2VLProcessor"]}
+    fields = {"sample_size": 32, "zero_cond_t": True}
+    return _qwen(folder, seed, "QwenImageEditPlusPipeline", index, eyes=True, **fields)
+
+
+def _qwen(
+    folder: Path,
+    seed: int,
+    class_name: str,
+    index: Mapping[str, Any] | None = None,
+    *,
+    eyes: bool = False,
+    **fields: Any,
+) -> Path:
     transformer = {
         "in_channels": 16,
         "out_channels": 4,
@@ -101,6 +131,7 @@ def qwen_image(folder: Path, seed: int) -> Path:
         "joint_attention_dim": 32,
         "axes_dims_rope": [4, 4, 8],
         "sample_size": 8,
+        **fields,
     }
     write_model(folder / "transformer", "QwenImageTransformer2DModel", transformer, seed)
     vae = {
@@ -115,14 +146,15 @@ def qwen_image(folder: Path, seed: int) -> Path:
     write_model(folder / "vae", "AutoencoderKLQwenImage", vae, seed + 1)
     time = {"encoder.down_blocks.1": (8, 8, 3), "decoder.up_blocks.0.upsamplers.0": (32, 16, 3)}
     _add_time(folder / "vae" / "diffusion_pytorch_model.safetensors", time, seed + 1)
-    size = write_language_tokenizer(folder / "tokenizer", template=False)
-    write_qwen_vl(folder / "text_encoder", size, seed + 2)
+    size = write_language_tokenizer(folder / "tokenizer", template=False, eyes=eyes)
+    write_qwen_vl(folder / "text_encoder", size, seed + 2, eyes=eyes)
     _finish(
         folder,
-        "QwenImagePipeline",
+        class_name,
         "QwenImageTransformer2DModel",
         vae="AutoencoderKLQwenImage",
         text="Qwen2_5_VLForConditionalGeneration",
+        index=index,
         use_dynamic_shifting=True,
         shift_terminal=0.02,
     )

@@ -79,6 +79,7 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-klein": RandomModel(kind="klein"),
         "random-qwen-image": RandomModel(kind="qwen-image"),
         "random-qwen-image-21": RandomModel(kind="qwen-image-21"),
+        "random-qwen-edit": RandomModel(kind="qwen-edit-plus"),
         "random-sana": RandomModel(kind="sana"),
         "random-sprint": RandomModel(kind="sana-sprint"),
         "random-chroma": RandomModel(kind="chroma"),

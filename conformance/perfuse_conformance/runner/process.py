@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from perfuse.backend import Target
+from perfuse.plugins import Allowance
 
 __all__ = ["Answer", "Crash", "Failure", "Timeout", "WorkerProcess"]
 
 _TAIL = 2000
+#: How often at most the clock is looked at when a time limit is near, in seconds.
+_LOOK = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,7 @@ class WorkerProcess:
 
         Args:
             request: ``do`` and its arguments.
-            timeout: Seconds.
+            timeout: Seconds; those in which it waits for a processor do not count.
 
         Raises:
             Crash: the process ended.
@@ -97,7 +100,7 @@ class WorkerProcess:
         except BrokenPipeError:
             raise self._crash(process) from None
         try:
-            line = self._lines.get(timeout=timeout)
+            line = self._line(Allowance(process.pid, timeout))
         except queue.Empty:
             self.close()
             raise Timeout(f"no answer within {timeout:g} s", self._tail()) from None
@@ -110,6 +113,19 @@ class WorkerProcess:
             printed=answer.get("printed", ""),
             changed=tuple(answer["changed"]),
         )
+
+    def _line(self, allowed: Allowance) -> str:
+        """The next line that it writes.
+
+        Raises:
+            queue.Empty: it had the time that it is allowed, and wrote none.
+        """
+        while True:
+            try:
+                return self._lines.get(timeout=max(allowed.left(), _LOOK))
+            except queue.Empty:
+                if not allowed.left():
+                    raise
 
     def _started(self) -> "subprocess.Popen[str]":
         if self._process is not None and self._process.poll() is None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from perfuse.backend import Program
+from perfuse.plugins import Allowance
 from perfuse.spec import ComponentSpec, PipelineSpec
 from perfuse_conformance.cases.probes import Arrays, Probe, inputs_of, longest_text
 from perfuse_conformance.cases.trials import drawn_about
@@ -19,7 +20,8 @@ from perfuse_conformance.runner.layouts import LAYOUTS
 
 __all__ = ["Soaked", "drawn_inputs", "interleaved", "miss", "prepared_again", "resident", "soak"]
 
-#: How many calls are made, unless they take longer than so many seconds; with ``--thorough``.
+#: How many calls are made, unless they take longer than so many seconds, those not counted in which the
+#: process waits for a processor; with ``--thorough``.
 _CALLS, _SECONDS = (500, 2500), (300.0, 600.0)
 #: From this part of them on memory is expected to stay.
 _SETTLED = 0.2
@@ -38,7 +40,9 @@ Taken = Callable[[Any], Arrays]
 class Soaked:
     """What many calls showed."""
 
+    #: How many were made, of how many.
     calls: int
+    wanted: int
     #: How far the worst answer is from the first one to the same inputs, over its spread.
     miss: float
     #: Which call that was, and how its inputs lay in memory.
@@ -92,8 +96,9 @@ def soak(
     moments = {int(m) for m in random.choice(calls // 2, _KEPT, replace=False)}
     first: dict[int, Arrays] = {}
     kept: list[tuple[int, Arrays]] = []
-    worst, at, layout, begun, settled, made = 0.0, 0, "contiguous", time.monotonic(), None, 0
-    while made < calls and time.monotonic() - begun < seconds:
+    allowed = Allowance("self", seconds)
+    worst, at, layout, settled, made = 0.0, 0, "contiguous", None, 0
+    while made < calls and allowed.left():
         which, how = int(random.integers(_INPUTS)), str(random.choice(list(LAYOUTS)))
         laid = {name: LAYOUTS[how](array) for name, array in given[which].items()}
         found = taken(program(**laid))
@@ -108,7 +113,9 @@ def soak(
     now = resident(program.torch_device) if settled is not None else None
     grown = now - settled if now is not None and settled is not None else None
     numbers = tuple(number for number, _ in kept)
-    soaked = Soaked(calls=made, miss=worst, at=at, layout=layout, grown=grown, kept=numbers)
+    soaked = Soaked(
+        calls=made, wanted=calls, miss=worst, at=at, layout=layout, grown=grown, kept=numbers
+    )
     return soaked, [answer for _, answer in kept]
 
 

@@ -101,6 +101,9 @@ def _many_calls(case: Case, result: Result, session: Soaking) -> Result:
     if again.value is None:
         return mannered(raised(result, again.error or {}), again)
     far = max(map(miss, kept, calls_in(other.out)), default=0.0)
+    if found["calls"] < found["wanted"]:
+        told = f"time was up after {found['calls']} of {found['wanted']} calls"
+        result = replace(result, reason=told)
     return mannered(_same_elsewhere(result, far), answer)
 
 

@@ -18,6 +18,8 @@ __all__ = [
     "place",
     "std",
     "to_numpy",
+    "total",
+    "with_gain",
     "zeros",
     "zeros_like",
 ]
@@ -92,12 +94,35 @@ def mean_size(array: Array) -> float:
     return float(np.abs(array).mean(dtype=np.float64))
 
 
+def with_gain(array: Array, gain: npt.NDArray[np.floating[Any]]) -> Array:
+    """An array whose last two axes are filtered: each frequency of theirs times a gain [h, w].
+
+    The frequencies are in the order of ``numpy.fft.fftfreq``.
+    """
+    if is_torch(array):
+        import torch
+
+        factors = torch.from_numpy(gain).to(array.device, torch.float32)
+        return torch.fft.ifft2(torch.fft.fft2(array.float()) * factors).real
+    return np.fft.ifft2(np.fft.fft2(array) * gain).real
+
+
 def mean_ratio(array: Array, before: Array) -> float:
     """The mean of how long the vectors along the last axis are, relative to others."""
     if is_torch(array):
         return float((array.norm(dim=-1) / (before.norm(dim=-1) + 1e-8)).mean())
     lengths = [np.linalg.norm(one, axis=-1) for one in (array, before)]
     return float((lengths[0] / (lengths[1] + 1e-8)).mean(dtype=np.float64))
+
+
+def total(array: Array) -> Array:
+    """The sum of all numbers; where there are tensors, a tensor on their device."""
+    if is_torch(array):
+        import torch
+
+        return array.sum(dtype=torch.float32)
+    with np.errstate(all="ignore"):
+        return np.asarray(array).sum(dtype=np.float64)
 
 
 def zeros_like(array: Array) -> Array:

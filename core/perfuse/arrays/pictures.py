@@ -6,13 +6,13 @@ when it is first needed.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from perfuse.arrays.operations import is_torch, to_numpy
 from perfuse.arrays.reading import picture_file
@@ -45,20 +45,38 @@ def to_unit(decoded: ArrayLike) -> Float32:
 
     Raises `NonFiniteError` if they hold NaN or infinity, `InputError` if they are not NCHW.
     """
+    x = _finite(decoded)
+    return _each(x, _unit, np.float32)
+
+
+def _finite(decoded: ArrayLike) -> Float32:
     x = np.asarray(decoded, dtype=np.float32)
     if x.ndim != 4:
         raise InputError(f"Decoded pictures have the shape NCHW; these have {x.shape}.")
-    bad = ~np.isfinite(x)
+    bad = np.array([np.count_nonzero(~np.isfinite(one)) for one in x])
     if bad.any():
         # Clamping would turn them into black or white pixels that look like a picture.
-        pictures = ", ".join(map(str, np.flatnonzero(bad.any(axis=(1, 2, 3)))))
+        pictures = ", ".join(map(str, np.flatnonzero(bad)))
         raise NonFiniteError(
-            f"The decoded pictures hold {int(bad.sum())} of {x.size} values that are NaN or "
+            f"The decoded pictures hold {bad.sum()} of {x.size} values that are NaN or "
             f"infinite (in picture {pictures}). Try another precision: float32, or bfloat16 in "
             "place of float16, for the VAE first and then for the denoiser."
         )
-    unit = (x * np.float32(0.5) + np.float32(0.5)).clip(0, 1)
-    return np.ascontiguousarray(unit.transpose(0, 2, 3, 1))
+    return x
+
+
+def _unit(picture: Float32) -> Float32:
+    """A picture, CHW around [-1, 1], as HWC in [0, 1]."""
+    return (picture * np.float32(0.5) + np.float32(0.5)).clip(0, 1).transpose(1, 2, 0)
+
+
+def _each(x: Float32, change: Callable[[Float32], Float32], dtype: DTypeLike) -> NDArray[Any]:
+    """Pictures NCHW, changed to NHWC one by one, so that memory holds no further copy of all."""
+    count, channels, height, width = x.shape
+    changed = np.empty((count, height, width, channels), dtype)
+    for picture, into in zip(x, changed, strict=True):
+        into[...] = change(picture)
+    return changed
 
 
 def to_pictures(decoded: ArrayLike) -> NDArray[np.uint8]:
@@ -69,7 +87,7 @@ def to_pictures(decoded: ArrayLike) -> NDArray[np.uint8]:
     >>> to_pictures(np.array([-1, 0, 1, 9], np.float32).reshape(1, 1, 1, 4)).ravel().tolist()
     [0, 128, 255, 255]
     """
-    return (to_unit(decoded) * 255).round().astype(np.uint8)
+    return _each(_finite(decoded), lambda one: (_unit(one) * 255).round(), np.uint8)
 
 
 def to_pil(decoded: ArrayLike) -> "list[Image]":

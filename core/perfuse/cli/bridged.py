@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import sys
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import click
 
 from perfuse.cli.common import load_ip_adapters, parts_of, read_options, weighted
 from perfuse.cli.task_options import TaskOption
-from perfuse.errors import InputError, PerfuseError
+from perfuse.errors import InputError, NonFiniteError, PerfuseError
 from perfuse.report.console import say
 from perfuse.sources.files import user_path
 
@@ -319,9 +320,17 @@ def _called(pipe: Any, inputs: Mapping[str, Any]) -> Any:
     from perfuse.bridge.calling import call_by_name
 
     try:
-        return call_by_name(pipe, inputs)
+        with warnings.catch_warnings():
+            # With it Diffusers writes a black picture.
+            warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)
+            return call_by_name(pipe, inputs)
     except PerfuseError:
         raise
+    except RuntimeWarning as exc:
+        raise NonFiniteError(
+            f"{type(pipe).__name__} drew NaN or infinity: {exc}. Try --precision float32, or other "
+            "settings."
+        ) from exc
     except Exception as exc:  # a pipeline's own code: its errors have no one root
         raise PerfuseError(
             f"{type(pipe).__name__} was called with {', '.join(inputs) or 'no argument'}; it raised "

@@ -14,7 +14,13 @@ from typing import Any, ClassVar, Self
 
 from perfuse.errors import CheckpointError
 
-__all__ = ["ModelConfig", "TransformersConfig", "check_types", "held_by_attention"]
+__all__ = [
+    "ModelConfig",
+    "TransformersConfig",
+    "check_types",
+    "held_by_attention",
+    "held_by_residual",
+]
 
 
 #: Above this a number in a config is none that a network computes with.
@@ -30,6 +36,16 @@ def held_by_attention(tokens: int, width: int, keys: int | None = None) -> int:
         keys: Channels of its keys, and of its values; as many where heads do not share them.
     """
     return 2 * tokens * (width + (width if keys is None else keys))
+
+
+def held_by_residual(sizes: Mapping[str, int], width: int) -> int:
+    """How many numbers an autoencoder holds at once in a residual block at a picture's full size.
+
+    Args:
+        sizes: ``height`` and ``width`` of the picture, in pixels.
+        width: Channels of the block.
+    """
+    return 2 * sizes["height"] * sizes["width"] * width
 
 
 def _frozen(value: Any) -> Any:
@@ -141,10 +157,10 @@ class ModelConfig:
         return value
 
     def held(self, sizes: Mapping[str, int]) -> int:
-        """How many numbers a denoiser holds at once for one picture: a lower bound, 0 if unknown.
+        """How many numbers a model holds at once for one picture: a lower bound, 0 if unknown.
 
         Args:
-            sizes: ``LatentSpec.dims`` of the picture.
+            sizes: ``LatentSpec.dims`` of the picture; of an autoencoder ``height`` and ``width``.
         """
         return 0
 

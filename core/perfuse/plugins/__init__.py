@@ -10,6 +10,7 @@ from perfuse.contract.hooks import (
     TransformManifest,
     hookimpl,
 )
+from perfuse.plugins.allowance import Allowance
 from perfuse.plugins.availability import missing_modules
 from perfuse.plugins.host import PluginHost, host
 from perfuse.plugins.importing import resolve, said
@@ -17,6 +18,7 @@ from perfuse.plugins.installed import PluginRow
 
 __all__ = [
     "API_VERSION",
+    "Allowance",
     "BackendManifest",
     "ExporterManifest",
     "PipelineManifest",

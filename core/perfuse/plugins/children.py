@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from perfuse.errors import PerfuseError
+from perfuse.plugins.allowance import Allowance
 from perfuse.sources.files import open_file
 
 if TYPE_CHECKING:
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["APART", "TIMEOUT", "Children", "Ended"]
 
-#: Time limit of a process, in seconds: importing a large engine from a cold disk is slow.
+#: Time limit of a process, in seconds: importing a large engine from a cold disk is slow. The time for
+#: which it waits for a processor does not count.
 TIMEOUT = 60.0
+#: How often at most the clock is looked at when that limit is near, in seconds.
+_LOOK = 0.05
 #: Set in a child process, so that it imports plugins itself and starts no further child.
 APART = "PERFUSE_APART"
 #: How many processes run at the same time; each may need some hundred megabytes.
@@ -109,7 +113,7 @@ class Children:
                     start_new_session=True,  # so that what it starts ends with it
                 )
             try:
-                crash = _crash(process.wait(timeout))
+                crash = _crash(_wait(process, timeout))
             except subprocess.TimeoutExpired:
                 crash = f"timeout: no end after {timeout:g} s"
             finally:
@@ -145,6 +149,23 @@ class Children:
             self.closed = True
             for process in list(self.running):
                 _kill(process)
+
+
+def _wait(process: "subprocess.Popen[bytes]", timeout: float) -> int:
+    """The exit status of a process.
+
+    Raises:
+        subprocess.TimeoutExpired: it had that many seconds, and has not ended.
+    """
+    import subprocess
+
+    allowed = Allowance(process.pid, timeout)
+    while True:
+        try:
+            return process.wait(max(allowed.left(), _LOOK))
+        except subprocess.TimeoutExpired:
+            if not allowed.left():
+                raise
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

@@ -71,8 +71,8 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-#: Core's own plugin, named by import path as any other plugin is.
-_CORE = "perfuse.builtin"
+#: Core's own plugin, named by import path as any other plugin is; and its name here.
+_CORE, _OWN = "perfuse.builtin", "perfuse"
 #: The most of a fault that a row says, in characters.
 _LONGEST = 2000
 
@@ -98,7 +98,7 @@ class PluginHost:
             ConfigError: the file of disabled plugins is damaged.
         """
         self._answers: dict[str, list[tuple[str, Answer]]] = {}
-        self._plugins: dict[str, Declaration] = {"perfuse": Here(importlib.import_module(_CORE))}
+        self._plugins: dict[str, Declaration] = {_OWN: Here(importlib.import_module(_CORE))}
         self.rows: list[PluginRow] = []
         entries = survey(allow)
         enabled = [entry for entry, row in entries if row.state == "enabled"]
@@ -122,7 +122,11 @@ class PluginHost:
         return replace(row, state="loaded", changes=tuple(declared.changes))
 
     def _ask(self, hook: str) -> list[tuple[str, Answer]]:
-        """Each plugin's answer to a hook; a fault of one plugin does not affect the others."""
+        """Each plugin's answer to a hook; a fault of one plugin does not affect the others.
+
+        Raises:
+            PluginError: core's own failed, without which there is nothing.
+        """
         if hook not in self._answers:
             self._answers[hook] = list(self._asked(hook))
         return self._answers[hook]
@@ -132,6 +136,8 @@ class PluginHost:
             try:
                 answer = plugin.ask(hook)
             except PluginError as exc:
+                if name == _OWN:
+                    raise
                 self._spoil(name, str(exc))
                 continue
             if answer is not None:

@@ -7,7 +7,7 @@ from typing import Any, Self
 from perfuse.arrays import is_torch, place
 from perfuse.contract.hooks import PipelineManifest
 from perfuse.contract.steps import Event, Task
-from perfuse.errors import InputError
+from perfuse.errors import InputError, NonFiniteError
 from perfuse.plugins import host
 from perfuse.run.output import PipelineOutput
 from perfuse.run.parts import Parts
@@ -133,11 +133,15 @@ class Calling(Parts):
         scale = inputs.get("guidance_scale")
         usual = task.inputs.get("guidance_scale")
         self._guidance_scale = usual.default if scale is None and usual is not None else scale
-        events = stoppable(task, _interrupted).run(PipelineTools(self), inputs)
-        for event in recorded(self, task, inputs, events):
-            if "schedule" in event.state:
-                self._num_timesteps = len(event.state["schedule"].timesteps)
-            yield event
+        tools = PipelineTools(self)
+        events = stoppable(task, _interrupted).run(tools, inputs)
+        try:
+            for event in recorded(self, task, inputs, events):
+                if "schedule" in event.state:
+                    self._num_timesteps = len(event.state["schedule"].timesteps)
+                yield event
+        except NonFiniteError as exc:
+            raise NonFiniteError(f"{exc}{tools.witness.told(self)}") from exc
 
     def _with_lora_scale(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         """Have adapters count as a call says, and return its other inputs.

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfuse.contract.backend import Program
 from perfuse.contract.spec import PipelineSpec
+from perfuse.run.witness import Witness
 from perfuse.schedulers import Scheduler
 from perfuse.sources.tokenizer import Tokenizer
 
@@ -18,6 +19,7 @@ class PipelineTools:
 
     def __init__(self, pipe: "Parts") -> None:
         self._pipe = pipe
+        self.witness = Witness()
 
     @property
     def spec(self) -> PipelineSpec:
@@ -40,7 +42,8 @@ class PipelineTools:
 
     def program(self, component: str) -> Program:
         """The program of a component, prepared on its target on first use."""
-        return self._pipe.program(component)
+        program: Program = self.witness.heard(component, self._pipe.program(component))
+        return program
 
     def tokenizer(self, name: str) -> Tokenizer:
         """One of the pipeline's tokenizers.

@@ -33,6 +33,7 @@ from perfuse.sources.model_index import (
     INDEX,
     PROCESSOR,
     SCHEDULER,
+    TOKENIZER,
     class_of,
     entries_of,
     folder_of,
@@ -326,13 +327,16 @@ def _read_spec(
         if name in kind.unused or kind_of(name, component_class) == "scheduler":
             continue
         if kind_of(name, component_class) == "tokenizer":
-            tokenizers[name] = folder_of(path, name, "tokenizer_config.json")
+            tokenizers[name] = folder_of(path, name, TOKENIZER)
             continue
         if kind_of(name, component_class) == "processor":
             file = path / folder_of(path, name, PROCESSOR) / PROCESSOR
             processors[name] = read_json(check_inside(file, path))
+            # A processor of texts and pictures brings the tokenizer where there is no other.
+            if "tokenizer" not in entries and (file.parent / TOKENIZER).is_file():
+                tokenizers[name] = file.parent.name
             continue
-        specs = _read_component(path, name, component_class)
+        specs = _read_component(path, name, component_class, class_name)
         components |= {spec.name: spec for spec in specs}
     try:
         components = fitted(components)
@@ -388,13 +392,17 @@ def _known_class(where: Path, index: Mapping[str, Any], unknown_as: str | None) 
     raise kind(f"{where} says that the pipeline {said}")
 
 
-def _read_component(path: Path, name: str, class_name: str) -> tuple[ComponentSpec, ...]:
+def _read_component(
+    path: Path, name: str, class_name: str, pipeline: str
+) -> tuple[ComponentSpec, ...]:
     architecture = host().architectures().get(class_name)
     if architecture is not None and architecture.each:
         names = [name]
         while (path / f"{name}_{len(names)}").is_dir():
             names.append(f"{name}_{len(names)}")
-        return tuple(one for n in names for one in _read_component(path, n, architecture.each))
+        return tuple(
+            one for n in names for one in _read_component(path, n, architecture.each, pipeline)
+        )
     folder = folder_of(path, name, CONFIG)
     file = check_inside(path / folder / CONFIG, path)
     config = read_json(file)
@@ -404,7 +412,7 @@ def _read_component(path: Path, name: str, class_name: str) -> tuple[ComponentSp
             f"{path / INDEX} says that {name} is a {class_name}; {file} says {named}. {AGAIN}"
         )
     try:
-        return describe(class_name, name, folder, config, where=file)
+        return describe(class_name, name, folder, config, where=file, pipeline=pipeline)
     except CheckpointError as exc:
         raise CheckpointError(
             str(exc) if str(exc).startswith(str(file)) else f"{file}: {exc}"

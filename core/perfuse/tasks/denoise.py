@@ -595,6 +595,7 @@ def pictures_of(
     given = {} if shown is None else shown
 
     def decoded(part: Array, *more: Array) -> Array:
+        _check_decoding(spec, program, len(part), [n * layout.downscale for n in part.shape[-2:]])
         usual = host_inputs(spec, _sizes(spec, {"latent_sample": part}))
         inputs = {"latent_sample": part, **usual, **dict(zip(given, more, strict=True))}
         placed = {name: place(one, program.torch_device) for name, one in inputs.items()}
@@ -608,6 +609,15 @@ def pictures_of(
         into=layout.tile,
         beside=tuple(given.values()),
     )
+
+
+def _check_decoding(spec: ComponentSpec, program: Program, count: int, size: Sequence[int]) -> None:
+    """Refuse what cannot fit into memory: what lies between a decoder's layers, in half precision."""
+    first = program.signature.inputs[0].shape[0]
+    most = first if isinstance(first, int) else program.max_batch
+    together, (height, width) = min(count, most or count), size
+    needed = 2 * together * held(spec, {"height": height, "width": width})
+    check_memory(needed, f"Decoding {together} x {height} x {width} pixels at once")
 
 
 @step(outputs=("images",))

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from tests.distributions import GOOD, Install, good
 
-from perfuse.plugins import PluginHost
+from perfuse.errors import PluginError
+from perfuse.plugins import PluginHost, allowance
 from perfuse.plugins.installed import PluginRow
 
 #: Leaves a line in a file each time the plugin's code runs, with the process that runs it.
@@ -111,7 +112,6 @@ def test_annotations_that_are_texts_are_checked_too() -> None:
     from tests.core.plugins.annotated import Texts
 
     from perfuse.contract.hooks import check_fields
-    from perfuse.errors import PluginError
 
     check_fields(Texts())
     for field, value in [("name", 3), ("requires", "torch"), ("indexed", 1), ("last", 2)]:
@@ -243,6 +243,37 @@ def test_one_that_hangs_is_waited_for_once(install: Install, tmp_path: Path) -> 
     assert set(PluginHost(["hangs", "sound"]).backends()) == {"hangs", "sound"}
 
 
+def test_time_in_which_others_have_the_processor_does_not_count(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plugin is no slower for a machine that is busy."""
+    site = good(install)
+    code = f"import time; time.sleep(2)\n{GOOD.format(name='sound')}"
+    (site / "plugin_sound.py").write_text(code, "utf-8")
+    monkeypatch.setattr(allowance, "delay", lambda process: time.monotonic())  # it only waits
+    assert row(PluginHost(["sound"], timeout=0.5), "sound").state == "loaded"
+
+
+def test_the_system_tells_how_long_a_process_waited() -> None:
+    """Two that share a processor: each has waited for about as long as the other ran."""
+    if not os.path.exists("/proc/self/schedstat"):
+        pytest.skip("this system does not tell")
+    code = "import os\nos.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
+    busy = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    try:
+        allowed = allowance.Allowance(busy[0].pid, 60.0)
+        until = time.monotonic() + 60
+        while allowance.delay(busy[0].pid) < 0.2 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert allowance.delay(busy[0].pid) >= 0.2
+        assert allowed.left() > 0
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert allowance.delay(busy[0].pid) == 0
+
+
 def test_one_that_was_broken_and_is_mended_is_read_again(install: Install) -> None:
     """Whichever of its files it was, or one that was not there."""
     site = install("mended", "from perfuse_mended.part import perfuse_backends")
@@ -299,7 +330,6 @@ def test_strict_refuses_what_is_kept_as_broken(
     install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import perfuse.plugins
-    from perfuse.errors import PluginError
 
     install("bad", "raise OSError('libacme.so')")
     PluginHost(["bad"])
@@ -333,6 +363,24 @@ def test_core_brings_its_own_through_the_same_hooks() -> None:
     assert host.schedulers()["DDIMScheduler"] == "perfuse.schedulers.ddim:DDIMScheduler"
     assert "StableDiffusionPipeline" in host.pipelines()
     assert host.backends() == {}
+
+
+def test_core_s_own_are_there_or_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails now and then, as where memory is short, leaves no host without them."""
+    from perfuse import builtin
+
+    def fail() -> None:
+        raise MemoryError
+
+    host = PluginHost([])
+    with monkeypatch.context() as patch:
+        patch.setattr(builtin, "perfuse_transforms", fail)
+        with pytest.raises(PluginError, match="perfuse_transforms raised MemoryError"):
+            host.transforms()
+    assert "deepcache" in host.transforms()
+    monkeypatch.setattr(builtin.pkgutil, "iter_modules", lambda places: iter(()))
+    with pytest.raises(PluginError, match="no module of perfuse.families"):
+        host.pipelines()
 
 
 def test_core_s_are_found_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

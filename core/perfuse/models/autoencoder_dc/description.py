@@ -8,7 +8,7 @@ from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.autoencoder_halves import describe_halves
 from perfuse.models.autoencoder_kl.latents import ScaledLatents
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_residual
 
 __all__ = ["AutoencoderDCConfig", "Half", "describe", "latents"]
 
@@ -68,6 +68,9 @@ class AutoencoderDCConfig(ModelConfig):
                 raise self.error(f"its blocks are {unknown}", f"{_RESIDUAL} and {_ATTENTION}")
         if len(self.encoder.widths) != len(self.decoder.widths):
             raise self.error("its halves have not as many stages", "as many in both")
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        return held_by_residual(sizes, self.decoder.widths[0])
 
     @property
     def encoder(self) -> Half:

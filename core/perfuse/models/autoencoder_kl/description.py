@@ -8,7 +8,7 @@ from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.autoencoder_halves import describe_halves
 from perfuse.models.autoencoder_kl.latents import ScaledLatents
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_residual
 
 __all__ = ["AutoencoderKLConfig", "describe", "latents"]
 
@@ -40,6 +40,9 @@ class AutoencoderKLConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         self.check_blocks(("DownEncoderBlock2D",), ("UpDecoderBlock2D",))
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        return held_by_residual(sizes, self.block_out_channels[0])
 
     @property
     def downscale(self) -> int:

@@ -10,7 +10,7 @@ from perfuse.contract.spec import ComponentSpec
 from perfuse.models.autoencoder_halves import describe_halves
 from perfuse.models.autoencoder_kl.description import AutoencoderKLConfig
 from perfuse.models.autoencoder_kl.latents import ScaledLatents
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_residual
 from perfuse.models.shapes import floating
 
 __all__ = ["AsymmetricConfig", "describe", "latents"]
@@ -55,6 +55,9 @@ class AsymmetricConfig(ModelConfig):
                 f"{width} channels at 1/{2**halvings} of the size",
                 "widths that double from block to block, up to the last",
             )
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        return held_by_residual(sizes, self.up_block_out_channels[0])
 
     @property
     def encoder(self) -> AutoencoderKLConfig:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import Array, ComponentSpec
 from perfuse.models.autoencoder_halves import describe_halves
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_residual
 
 __all__ = ["AutoencoderKLFlux2Config", "PatchLatents", "describe", "latents"]
 
@@ -54,6 +54,11 @@ class AutoencoderKLFlux2Config(ModelConfig):
                 f"decoder_block_out_channels has {len(decoder)} entries",
                 f"one a block, {len(self.block_out_channels)}",
             )
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        return held_by_residual(
+            sizes, (self.decoder_block_out_channels or self.block_out_channels)[0]
+        )
 
     @property
     def downscale(self) -> int:

@@ -8,7 +8,7 @@ from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.autoencoder_halves import describe_halves
 from perfuse.models.autoencoder_kl.latents import ScaledLatents
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_residual
 
 __all__ = ["AutoencoderTinyConfig", "describe", "latents"]
 
@@ -62,6 +62,9 @@ class AutoencoderTinyConfig(ModelConfig):
                 "stages",
                 "2, and as many stages in the one half as in the other",
             )
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        return held_by_residual(sizes, self.decoder_block_out_channels[0])
 
     @property
     def downscale(self) -> int:
