@@ -12,9 +12,9 @@ MODELS = shapes random-sd random-sdxl
 BRIEF = random-refiner random-inpaint random-pix2pix random-depth random-upscale random-variation \
   random-control random-union random-adapter random-ip-adapter random-edited random-guided \
   random-shallow random-cached random-steered random-sd-checked random-lcm random-unclip random-estimated \
-  random-latent-upscaler random-flux random-sd3 random-pixart random-z-image random-klein random-qwen-image \
-  random-qwen-image-21 random-qwen-edit random-sana random-sprint random-chroma random-lumina2 random-aura \
-  random-dit random-int8
+  random-latent-upscaler random-flux random-sd3 random-pixart random-z-image random-klein random-qwen-image random-qwen-edit \
+  random-qwen-image-21 random-sana random-sprint random-chroma random-lumina2 random-aura random-dit \
+  random-int8
 # Of pipelines that run through Diffusers.
 THROUGH = random-cogview3
 TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=two ControlNets" \

@@ -33,10 +33,9 @@ def processor(folder: Path) -> Any:
     made.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     made.image_processor = made.video_processor = None
     made.chat_template = (folder / "chat_template.jinja").read_text("utf-8")
-    for kind in ("image", "video"):
-        token = f"<|{kind}_pad|>"
-        setattr(made, f"{kind}_token", token)
-        setattr(made, f"{kind}_token_id", made.tokenizer.convert_tokens_to_ids(token))
+    made.image_token = made.video_token = "<|image_pad|>"
+    made.image_token_id = made.tokenizer.convert_tokens_to_ids(made.image_token)
+    made.video_token_id = made.image_token_id
     return made
 
 

@@ -11,7 +11,6 @@ from perfuse_conformance.cases.checkpoint_parts import (
     write_model,
 )
 from perfuse_conformance.cases.language_parts import (
-    EYES,
     write_gemma_tokenizer,
     write_language_model,
     write_language_tokenizer,
@@ -147,8 +146,7 @@ def _qwen(
     write_model(folder / "vae", "AutoencoderKLQwenImage", vae, seed + 1)
     time = {"encoder.down_blocks.1": (8, 8, 3), "decoder.up_blocks.0.upsamplers.0": (32, 16, 3)}
     _add_time(folder / "vae" / "diffusion_pytorch_model.safetensors", time, seed + 1)
-    more = EYES if eyes else ()
-    size = write_language_tokenizer(folder / "tokenizer", template=False, more=more)
+    size = write_language_tokenizer(folder / "tokenizer", template=False, eyes=eyes)
     write_qwen_vl(folder / "text_encoder", size, seed + 2, eyes=eyes)
     _finish(
         folder,

@@ -6,7 +6,6 @@ from typing import Any
 from perfuse_conformance.cases.checkpoint_parts import WORDS, byte_codes, randomise, write_json
 
 __all__ = [
-    "EYES",
     "write_gemma_tokenizer",
     "write_language_model",
     "write_language_tokenizer",
@@ -17,6 +16,7 @@ __all__ = [
 ]
 
 _END, _TURN, _TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+_OF_PICTURES = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 #: Two turns as models of the Qwen family have them, and a setting that a pipeline gives.
 _TEMPLATE = (
     "{%- for message in messages %}"
@@ -30,13 +30,13 @@ _TEMPLATE = (
 
 #: The same for messages whose content is in parts.
 _IN_PARTS = _TEMPLATE.replace("message.content", "message.content[0].text")
-EYES = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 
 
-def write_language_tokenizer(
-    folder: Path, *, template: bool = True, more: tuple[str, ...] = ()
-) -> int:
-    """Write Qwen's ``vocab.json`` and ``merges.txt``, all bytes and a few words; return its size."""
+def write_language_tokenizer(folder: Path, *, template: bool = True, eyes: bool = False) -> int:
+    """Write Qwen's ``vocab.json`` and ``merges.txt``, all bytes and a few words; return its size.
+
+    With ``eyes``, the last token stands for a state of a picture.
+    """
     vocab = [chr(code) for code in byte_codes()]
     merges = []
     for word in (*WORDS, *(f"Ġ{word}" for word in WORDS)):
@@ -46,7 +46,7 @@ def write_language_tokenizer(
                 merges.append(f"{left} {letter}")
                 vocab.append(left + letter)
             left += letter
-    special = (_END, _TURN, _TURN_END, *more)
+    special = (_END, _TURN, _TURN_END, *(_OF_PICTURES if eyes else ()))
     write_json(folder / "vocab.json", {token: i for i, token in enumerate(vocab)})
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
     added = {
@@ -129,7 +129,7 @@ def write_qwen_vl(folder: Path, vocab_size: int, seed: int, *, eyes: bool = Fals
     settings = transformers.Qwen2_5_VLConfig(
         text_config=text,
         vision_config={**seeing, "out_hidden_size": 32},
-        image_token_id=vocab_size - 2,
+        image_token_id=vocab_size - 1,
     )
     model = transformers.Qwen2_5_VLForConditionalGeneration(settings)
     randomise(model, seed).save_pretrained(folder)
@@ -137,14 +137,9 @@ def write_qwen_vl(folder: Path, vocab_size: int, seed: int, *, eyes: bool = Fals
 
 def write_qwen_vl_processor(folder: Path) -> int:
     """Write the processor of Qwen 3 VL, whose folder holds a tokenizer; return that's size."""
-    size = write_language_tokenizer(folder, template=False, more=EYES)
+    size = write_language_tokenizer(folder, template=False, eyes=True)
     (folder / "chat_template.jinja").write_text(_IN_PARTS, "utf-8")
-    kind = {"processor_class": "Qwen3VLProcessor"}
-    pictures = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2, **kind}
-    images = {"image_processor_type": "Qwen2VLImageProcessor", **pictures}
-    write_json(folder / "preprocessor_config.json", images)
-    videos = {"video_processor_type": "Qwen3VLVideoProcessor", **pictures}
-    write_json(folder / "video_preprocessor_config.json", videos)
+    write_vision_processor(folder)
     return size
 
 

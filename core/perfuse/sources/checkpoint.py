@@ -33,6 +33,7 @@ from perfuse.sources.model_index import (
     INDEX,
     PROCESSOR,
     SCHEDULER,
+    TOKENIZER,
     class_of,
     entries_of,
     folder_of,
@@ -332,12 +333,15 @@ def _read_spec(
         what = kind_of(name, component_class)
         if name in kind.unused or what == "scheduler":
             continue
-        if what == "tokenizer" or (what == "reader" and "tokenizer" not in entries):
-            tokenizers[name] = folder_of(path, name, "tokenizer_config.json")
-        if what == "processor" or (what == "reader" and (path / name / PROCESSOR).is_file()):
+        if what == "tokenizer":
+            tokenizers[name] = folder_of(path, name, TOKENIZER)
+            continue
+        if what == "processor":
             file = path / folder_of(path, name, PROCESSOR) / PROCESSOR
             processors[name] = read_json(check_inside(file, path))
-        if what != "component":
+            # A processor of texts and pictures brings the tokenizer where there is no other.
+            if "tokenizer" not in entries and (file.parent / TOKENIZER).is_file():
+                tokenizers[name] = file.parent.name
             continue
         specs = _read_component(path, name, component_class, class_name)
         components |= {spec.name: spec for spec in specs}

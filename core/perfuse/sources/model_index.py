@@ -30,13 +30,12 @@ __all__ = [
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 #: What Diffusers writes for a modular pipeline in place of ``model_index.json``.
 MODULAR = "modular_model_index.json"
+TOKENIZER = "tokenizer_config.json"
 PROCESSOR, IMAGE_PROCESSOR = "preprocessor_config.json", "CLIPImageProcessor"
 AGAIN = "Download or save the checkpoint again."
 
 #: Transformers 5 names the library that an image processor uses, too: ``CLIPImageProcessorPil``.
-_PROCESSOR = re.compile(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$")
-#: A processor of texts and pictures for one model, whose folder holds the tokenizer, too.
-_OF_TEXTS = re.compile(r"VLProcessor$")
+_PROCESSOR = re.compile(r"((ImageProcessor|FeatureExtractor)(Fast|Pil)?|VLProcessor)$")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -145,7 +144,7 @@ def write_index(spec: PipelineSpec, folder: Path) -> None:
     for component in spec.components.values():
         index[component.part] = entry(component.class_name, "diffusers")
     for name, place in spec.tokenizers.items():
-        config = folder / place / "tokenizer_config.json"
+        config = folder / place / TOKENIZER
         said = read_json(config) if config.is_file() else {}
         index[name] = entry(str(said.get("tokenizer_class", "CLIPTokenizer")), "transformers")
     for name, settings in spec.processors.items():
@@ -174,8 +173,6 @@ def kind_of(name: str, class_name: str) -> str:
         return "scheduler"
     if _PROCESSOR.search(class_name):
         return "processor"
-    if _OF_TEXTS.search(class_name):
-        return "reader"
     return "tokenizer" if "Tokenizer" in class_name else "component"
 
 

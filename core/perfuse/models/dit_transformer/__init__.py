@@ -1,4 +1,7 @@
-"""``DiTTransformer2DModel``: the denoiser of DiT, which draws what a class is."""
+"""``DiTTransformer2DModel``: the denoiser of DiT, which draws what a class is.
+
+Its authors' checkpoints name ``Transformer2DModel``, which PixArt's first ones name, too.
+"""
 
 from perfuse.contract.architecture import Architecture
 
@@ -12,5 +15,10 @@ ARCHITECTURES = (
         wrap=f"{__name__}.network:wrap",
         first_blocks=f"{__name__}.description:first_blocks",
         perturb="perfuse.models.block_skipping:perturb",
+    ),
+    Architecture(
+        class_name="Transformer2DModel",
+        describe=f"{__name__}.older:describe",
+        build=f"{__name__}.network:build",
     ),
 )
