@@ -347,7 +347,7 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "component missing": (edit(INDEX, vae=...), ["has no vae, which a StableDiffusionPipeline"]),
     "component empty": (edit(INDEX, unet=[None, None]), ["has no unet"]),
     "component malformed": (edit(INDEX, vae=["diffusers"]), ["vae is ['diffusers']", "[library"]),
-    "component malformed too": (edit(INDEX, vae=[1, 2]), ["vae is [1, 2]"]),
+    "component malformed too": (edit(INDEX, vae=[1, "x"]), ["vae is [1, 'x']"]),
     "component leaves": (
         edit(INDEX, **{"../vae": ["diffusers", "AutoencoderKL"]}),
         ["'../vae'", "plain folder name"],

@@ -168,7 +168,7 @@ def class_of(index: Mapping[str, Any]) -> str | None:
 
 
 def kind_of(name: str, class_name: str) -> str:
-    """``"scheduler"``, ``"tokenizer"``, ``"processor"`` of pictures, ``"reader"`` of both, or ``"component"``."""
+    """``"scheduler"``, ``"tokenizer"``, ``"processor"`` of pictures, or ``"component"``."""
     if name == "scheduler" or class_name.endswith("Scheduler"):
         return "scheduler"
     if _PROCESSOR.search(class_name):
