@@ -12,14 +12,16 @@ MODELS = shapes random-sd random-sdxl
 BRIEF = random-refiner random-inpaint random-pix2pix random-depth random-upscale random-variation \
   random-control random-union random-adapter random-ip-adapter random-edited random-guided \
   random-shallow random-cached random-steered random-sd-checked random-lcm random-unclip random-estimated \
-  random-latent-upscaler random-flux random-sd3 random-pixart random-z-image random-klein random-qwen-image \
-  random-sana random-sprint random-chroma random-lumina2 random-int8
+  random-latent-upscaler random-flux random-sd3 random-pixart random-z-image random-klein random-qwen-image random-qwen-edit \
+  random-qwen-image-21 random-sana random-sprint random-chroma random-lumina2 random-aura random-dit \
+  random-int8
 # Of pipelines that run through Diffusers.
-THROUGH = random-aura
+THROUGH = random-cogview3
 TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=two ControlNets" \
   --title "random-guided=all guiders" --title "random-ip-adapter=two IP-Adapters" \
   --title "random-shallow=DeepCache" --title "random-int8=SD, 8 bits" --title "random-cached=First-Block Cache" --title "random-flux=FLUX.1" --title "random-sd3=SD 3.5" \
   --title "random-z-image=Z-Image" --title "random-klein=FLUX.2 klein" --title "random-qwen-image=Qwen-Image" \
+  --title "random-qwen-edit=Qwen-Image-Edit" \
   --title "random-sana=Sana" --title "random-sprint=Sana-Sprint" --title "random-chroma=Chroma" \
   --title "random-lumina2=Lumina 2" \
   --title "random-steered=steered prompts, FreeU" --title "random-union=ControlNet-Union" \
@@ -29,7 +31,8 @@ TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=t
   --title "random-adapter=T2I-Adapter, tiny VAE" --title "random-sd-checked=safety checker" \
   --title "random-unclip=unCLIP" --title "random-estimated=estimated depth" \
   --title "random-latent-upscaler=latent upscaling" --title "random-lcm=LCM" \
-  --title "random-pixart=PixArt" --title "random-aura=AuraFlow, bridged"
+  --title "random-pixart=PixArt" --title "random-aura=AuraFlow" --title "random-dit=DiT" \
+  --title "random-qwen-image-21=Qwen-Image 2.1" --title "random-cogview3=CogView 3 Plus, bridged"
 PICTURE = --data docs/conformance.json --picture docs/conformance.svg
 BRIDGED = --data docs/bridged.json --page docs/bridged.md
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,34 @@ from engines import watching
 from overhead import PROMPT
 from sidebyside import Row, command, compare, in_turns, say
 
-#: For each size: how its checkpoint is made, and the engines with the precisions to run it in.
-CASES: dict[str, tuple[Callable[..., Path], tuple[tuple[str, str], ...]]] = {
-    "sd15": (models.sd15, (("onnxruntime", "float32"), ("openvino", "float32"))),
-    "sdxl": (models.sdxl, (("openvino", "bfloat16"),)),
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A size of model to measure with."""
+
+    checkpoint: Callable[..., Path]
+    #: The engines, with the precisions to run it in.
+    engines: tuple[tuple[str, str], ...]
+    #: Whether memory holds all three ways at once; else each is measured after the other.
+    together: bool = True
+    #: The side of a picture; that of the model where it is ``None``.
+    side: int | None = None
+    #: Times that each draws.
+    rounds: int = 3
+
+
+CASES = {
+    "sd15": Case(
+        checkpoint=models.sd15, engines=(("onnxruntime", "float32"), ("openvino", "float32"))
+    ),
+    # Its weights are 7 GB in bfloat16: a way to draw has them up to twice, and a machine has 24 GB.
+    "sdxl": Case(
+        checkpoint=models.sdxl,
+        engines=(("openvino", "bfloat16"),),
+        together=False,
+        side=512,
+        rounds=1,
+    ),
 }
 
 
@@ -34,6 +58,8 @@ class Side:
     """A way to draw with the model: open, and then a number of steps at a time."""
 
     open: Callable[[], Any]
+    #: Of a picture; the model's own where it is ``None``.
+    side: int | None
     pipe: Any = None
     #: Seconds of a step, and those of them outside the engine, for each picture so far.
     steps: list[float] = field(default_factory=list)
@@ -43,8 +69,15 @@ class Side:
         """Seconds from the open pipeline to the end of a picture's only step."""
         self.pipe = self.open()
         began = time.perf_counter()
-        _draw(self.pipe, 1, lambda: None)
+        _draw(self.pipe, 1, lambda: None, self.side)
         return time.perf_counter() - began
+
+    def close(self) -> None:
+        """Let go of the pipeline, and of what its engine holds."""
+        if hasattr(self.pipe, "perfuse"):
+            self.pipe.perfuse.restore()
+        self.pipe = None
+        gc.collect()
 
     def draw(self, engine: str, steps: int) -> None:
         """Take steps, and keep what each took from the end of the first on."""
@@ -58,27 +91,31 @@ class Side:
                 inside.append(watch.seconds)
 
             inside: list[float] = []
-            _draw(self.pipe, steps, ended)
+            _draw(self.pipe, steps, ended, self.side)
         took, within = ends[-1] - ends[0], inside[-1]
         self.steps.append(took / (steps - 1))
         self.hosts.append((took - within) / (steps - 1))
 
 
 def measure(options: Namespace) -> list[Row]:
-    checkpoint, engines = CASES[options.case]
-    model = checkpoint(options.work, quick=options.quick)
+    case = CASES[options.case]
+    model = case.checkpoint(options.work, quick=options.quick)
     name = "the middle model" if options.quick else f"an {options.case}-sized model"
-    rounds = options.rounds or 3
+    if options.quick:
+        case = replace(case, side=None)
+    elif case.side is not None:
+        name += f" at {case.side}×{case.side}"
+    case = replace(case, rounds=options.rounds or case.rounds)
     rows = []
-    for engine, precision in engines:
+    for engine, precision in case.engines:
         with tempfile.TemporaryDirectory(dir=options.work) as folder:
-            rows += _engine(name, model, engine, precision, rounds, Path(folder))
+            rows += _engine(name, model, engine, precision, case, Path(folder))
         gc.collect()
     return rows
 
 
 def _engine(
-    name: str, model: Path, engine: str, precision: str, rounds: int, folder: Path
+    name: str, model: Path, engine: str, precision: str, case: Case, folder: Path
 ) -> list[Row]:
     import diffusers
     import torch
@@ -111,11 +148,16 @@ def _engine(
 
     say(f"{name} on {engine} in {precision}")
     for opened in (native, bridged):  # what is imported at a first use is no part of this
-        _draw(opened(models.shapes(None)), 1, lambda: None)
-    sides = {"native": Side(native), "bridged": Side(bridged), "diffusers": Side(eager)}
-    first = {key: side.first() for key, side in sides.items()}
-    say("first pictures: " + ", ".join(f"{key} {took:.1f} s" for key, took in first.items()))
-    in_turns(rounds, {key: _drawing(key, side, engine) for key, side in sides.items()})
+        _draw(opened(models.shapes(None)), 1, lambda: None, None)
+    ways = {"native": native, "bridged": bridged, "diffusers": eager}
+    sides = {key: Side(way, case.side) for key, way in ways.items()}
+    first: dict[str, float] = {}
+    for keys in [list(sides)] if case.together else [[key] for key in sides]:
+        first |= {key: sides[key].first() for key in keys}
+        say("first pictures: " + ", ".join(f"{key} {first[key]:.1f} s" for key in keys))
+        in_turns(case.rounds, {key: _drawing(key, sides[key], engine) for key in keys})
+        for key in keys:
+            sides[key].close()
     ours, theirs = sides["bridged"], sides["native"]
     step = statistics.median(theirs.steps)
     added = statistics.median(ours.hosts) - statistics.median(theirs.hosts)
@@ -156,7 +198,7 @@ def _drawing(key: str, side: Side, engine: str) -> Callable[[], None]:
     return lambda: side.draw("torch" if key == "diffusers" else engine, 3)
 
 
-def _draw(pipe: Any, steps: int, ended: Callable[[], None]) -> None:
+def _draw(pipe: Any, steps: int, ended: Callable[[], None], side: int | None) -> None:
     """A picture's latents; the callback is Diffusers' and perfuse's alike."""
     import torch
 
@@ -169,6 +211,8 @@ def _draw(pipe: Any, steps: int, ended: Callable[[], None]) -> None:
         num_inference_steps=steps,
         generator=torch.Generator("cpu").manual_seed(0),
         output_type="latent",
+        height=side,
+        width=side,
         callback_on_step_end=stepped,
     )
 

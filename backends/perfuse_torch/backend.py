@@ -19,6 +19,7 @@ from perfuse.backend import (
     ExecutionReport,
     Options,
     Program,
+    Recipe,
     Request,
     Support,
     SupportLevel,
@@ -107,7 +108,11 @@ class Torch(Backend):
             where, _, attribute = setting.rpartition(".")
             setattr(resolve(where), attribute, options["tf32"])
         dtype = _DTYPES[component.precision]
-        module = component.build()
+        # Integers are made of the numbers as they are stored.
+        build = component.build
+        if isinstance(build, Recipe) and not component.storage:
+            build = build.cast()
+        module = build()
         if component.storage in SCHEMES:
             module = in_integers(module, component.storage, component.calibration)
         # The module may be the user's own: tensors with this device and dtype are shared.

@@ -39,6 +39,11 @@ _MODEL_HELP = (
 @click.option("--option", "options", multiple=True, help="A backend's switch: threads=1.")
 @click.option("--precision", "precisions", multiple=True, help="Ask in this one alone.")
 @click.option("--transform", "transforms", multiple=True, help="To put on: NAME:key=value.")
+@click.option(
+    "--lora",
+    type=click.Path(path_type=Path),
+    help="Switch this one on and off, in place of the suite's own.",
+)
 @click.option("--golden", type=click.Path(path_type=Path), help="Judge by this bundle.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write a report into this folder.")
 @click.option(
@@ -82,6 +87,7 @@ def _measure(
     options: tuple[str, ...],
     precisions: tuple[str, ...],
     transforms: tuple[str, ...],
+    lora: Path | None,
     golden: Path | None,
     report: Path | None,
     expectations: Path | None,
@@ -114,6 +120,7 @@ def _measure(
                         level=level,
                         precisions=precisions,
                         transforms=transforms,
+                        lora=lora,
                         golden=golden,
                         options=switches,
                         draw_seed=_seed(seed),
@@ -124,6 +131,10 @@ def _measure(
                     )
                 except NotNativeError:
                     native = False
+            if not native and lora is not None:
+                raise InputError(
+                    "--lora was given; a bridged pipeline is measured without one. Leave it out."
+                )
             if not native:
                 run = run_bridged(
                     target,

@@ -14,6 +14,9 @@ pytest.importorskip("onnxruntime")
 import perfuse
 from perfuse import ArtifactStore
 from perfuse.bridge.stand_in import StandIn
+from perfuse_conformance.bridged.measure import pipeline_of
+from perfuse_conformance.bridged.parts import clip
+from perfuse_conformance.bridged.recipe import recipes
 
 pytestmark = pytest.mark.export
 
@@ -103,6 +106,69 @@ def test_a_layer_that_was_put_in_is_captured_as_it_is(unet: Any) -> None:
     assert equals(unet)
     (row,) = unet.perfuse.report()
     assert (row.graphs, row.own_graphs, row.torch_calls) == (1, 0, 0)
+
+
+def test_a_text_encoder_of_transformers(tmp_path: Path) -> None:
+    """One graph for every length, with or without all hidden states; the module stays as it was."""
+    encoder = clip(projected=True).train()
+    perfuse.accelerate(encoder, "onnxruntime", store=ArtifactStore(tmp_path))
+
+    def same(batch: int, tokens: int, **asked: Any) -> bool:
+        ids = torch.randint(2, 9, (batch, tokens), generator=torch.Generator().manual_seed(tokens))
+        with torch.no_grad():
+            found = encoder(ids, **asked)
+            expected = type(encoder).forward(encoder, ids, **asked)
+        states = zip(found.hidden_states or (), expected.hidden_states or (), strict=True)
+        pairs = [(found.text_embeds, expected.text_embeds), (found[1], expected[1]), *states]
+        return type(found) is type(expected) and all(
+            torch.allclose(a, b, atol=1e-5) for a, b in pairs
+        )
+
+    assert same(2, 7) and same(1, 16) and same(3, 4, attention_mask=None)
+    (row,) = encoder.perfuse.report()
+    assert (row.graphs, row.own_graphs, row.torch_calls) == (2, 2, 0)  # two ways to call it
+    assert same(2, 7, output_hidden_states=True) and same(2, 9, output_hidden_states=True)
+    (row,) = encoder.perfuse.report()
+    assert (row.graphs, row.own_graphs, row.torch_calls) == (3, 3, 0)
+    assert encoder.training
+    mask = torch.ones(2, 7, dtype=torch.long)
+    mask[:, 5:] = 0
+    assert same(2, 7, attention_mask=mask)  # perfuse's graph takes none: captured as it is
+    (row,) = encoder.perfuse.report()
+    assert (row.graphs, row.own_graphs, row.torch_calls) == (4, 3, 0)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "FluxPipeline",
+        "StableDiffusion3Pipeline",
+        "SanaPipeline",
+        "Lumina2Pipeline",
+        "ZImagePipeline",
+    ],
+)
+def test_transformers(name: str, engine: str, tmp_path: Path) -> None:
+    """Diffusers' call becomes that of perfuse's network: lists, masks and positions with it."""
+    made, pipe = pipeline_of(next(one for one in recipes() if one.name == name))
+    given = {key: value for key, value in made.call.items() if value is not torch.Generator}
+
+    def draw() -> Any:
+        return pipe(**given, generator=torch.Generator().manual_seed(0))[0]
+
+    expected = draw()
+    perfuse.accelerate(pipe, engine, store=ArtifactStore(tmp_path))
+    assert abs(draw() - expected).max() < 2 / 255
+    assert abs(draw() - expected).max() < 2 / 255
+    rows = {row.name: row for row in pipe.perfuse.report()}
+    denoiser = rows["transformer"]
+    assert denoiser.torch_calls == 0
+    assert denoiser.own_graphs == denoiser.graphs
+    for row in rows.values():
+        if row.class_name == "T5EncoderModel":
+            assert row.own_graphs == row.graphs == 1
 
 
 @pytest.mark.exhaustive

@@ -107,16 +107,23 @@ SOME = (
 
 
 @pytest.mark.parametrize(
-    "names", [SOME, pytest.param(tuple(WAYS), marks=pytest.mark.exhaustive)], ids=["some", "all"]
+    ("names", "engine"),
+    [
+        pytest.param(SOME, "onnxruntime", id="some"),
+        pytest.param(tuple(WAYS), "onnxruntime", id="all", marks=pytest.mark.exhaustive),
+        pytest.param(tuple(WAYS), "openvino", id="all-openvino", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_no_answer_of_an_old_graph(
-    names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    names: tuple[str, ...], engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert len(WAYS) == 25
+    pytest.importorskip(engine)
     monkeypatch.setattr(Scaled, "__call__", Scaled.__call__)  # put back at the end
     monkeypatch.setattr(Block, "forward", Block.forward)
     torch.manual_seed(0)
     module = Block().eval()
-    perfuse.accelerate(module, "onnxruntime", store=ArtifactStore(tmp_path))
+    perfuse.accelerate(module, engine, store=ArtifactStore(tmp_path))
     sample, states = torch.randn(2, 6, 8), torch.randn(2, 5, 8)
 
     def both() -> tuple[Any, Any]:

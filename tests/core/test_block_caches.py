@@ -34,6 +34,8 @@ KINDS = (
     "sana",
     "sana-sprint",
     "lumina2",
+    "qwen-image-21",
+    "aura-flow",
 )
 GIVEN = {"prompt": "a red circle", "num_inference_steps": 7, "seed": 0, "output_type": "np"}
 SMALL = {"height": 16, "width": 16}

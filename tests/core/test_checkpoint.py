@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from perfuse.backend import Recipe
 from perfuse.errors import CheckpointError, InputError, WeightsError
 from perfuse.plugins import host
 from perfuse.sources.checkpoint import Checkpoint
@@ -196,6 +197,15 @@ class TestComponents:
         assert component.build is not None
         # As stored: whoever prepares it casts, and nothing is copied before that.
         assert {str(p.dtype) for p in component.build().parameters()} == {"torch.float32"}
+
+    def test_cast_while_reading(self, originals: dict[str, Path]) -> None:
+        """Tensor by tensor for who asks, with the numbers that a cast afterwards gives."""
+        torch = pytest.importorskip("torch")
+        build = Checkpoint.open(originals["sd1"]).component("unet", precision="bfloat16").build
+        assert isinstance(build, Recipe)
+        whole, cast = build().state_dict(), build.cast()().state_dict()
+        assert {tensor.dtype for tensor in cast.values()} == {torch.bfloat16}
+        assert all(torch.equal(whole[n].bfloat16(), tensor) for n, tensor in cast.items())
 
     def test_fingerprint_follows_config_and_weights(self, ddpm: Path) -> None:
         first = Checkpoint.open(ddpm).component("unet").fingerprint

@@ -158,6 +158,69 @@ def test_an_export_in_eight_bits_is_whole_by_itself(tmp_path: Path) -> None:
         DiffusionPipeline.from_pretrained(tmp_path / "out", precision="int4").plan  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "torch:cpu",
+        pytest.param("onnxruntime", marks=pytest.mark.exhaustive),
+        pytest.param("openvino:CPU", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_lora_is_beside_integers(checkpoint: Any, tmp_path: Path, backend: str) -> None:
+    """As in a network of the rounded weights with the LoRA added to them, which is not rounded."""
+    pytest.importorskip("torch")
+    pytest.importorskip(backend.partition(":")[0])
+    from diffusers import StableDiffusionPipeline
+    from tests.loras import EVERYTHING, factors, write
+
+    theirs = StableDiffusionPipeline.from_pretrained(checkpoint("words"))
+    made = factors(theirs, pattern=EVERYTHING, parts=["unet"], size=0.05)
+    file = write(tmp_path / "a.safetensors", made, "peft")
+    pipe = DiffusionPipeline.from_pretrained(
+        checkpoint("words"), backend=backend, precision="unet=int4"
+    )
+    given = {
+        one.name: np.random.default_rng(0).normal(size=one.resolve(_SIZES)).astype(np.float32)
+        for one in pipe.spec.components["unet"].signature.inputs
+    }
+
+    def predicted() -> np.ndarray:
+        return np.asarray(pipe.program("unet")(**given)["out_sample"])
+
+    rounded = predicted()
+    pipe.load_lora_weights(file, adapter_name="a")
+    pipe.set_adapters("a", 0.7)
+    found = predicted()
+    assert _apart(found, rounded) > 1e-2
+    expected = _with_lora(checkpoint("words"), made, 0.7, given)
+    assert _apart(found, expected) < 1e-4
+    pipe.unload_lora_weights()
+    assert np.array_equal(predicted(), rounded)
+
+
+_SIZES = {"batch": 2, "latent_height": 8, "latent_width": 8, "sequence": 5}
+
+
+def _with_lora(model: Path, made: Any, strength: float, given: dict[str, Any]) -> np.ndarray:
+    """Of the UNet whose weights are those of four bits, and then have the LoRA added in float32."""
+    import torch
+
+    pipe = DiffusionPipeline.from_pretrained(model, backend="torch:cpu")
+    module = pipe.component("unet").build()
+    scheme = SCHEMES["int4"]
+    for name, weight in module.named_parameters():
+        stored, plain = StoredTensor.of(weight), name.removeprefix("model.")
+        if scheme.fits(name, tuple(weight.shape)):
+            weight.data = torch.from_numpy(scheme.of(stored, name).dequantized.array)
+        if (one := made.get(("unet", plain.removesuffix(".weight")))) is not None:
+            down, up = (one[key].reshape(len(one[key]), -1) for key in ("down", "up"))
+            added = strength * float(one["alpha"]) / len(down) * (up @ down)
+            weight.data = weight.data + torch.from_numpy(added.reshape(weight.shape)).float()
+    with torch.inference_mode():
+        (found,) = module(*(torch.from_numpy(one) for one in given.values()))
+    return np.asarray(found)
+
+
 # ── Calibration ─────────────────────────────────────────────────────────────────────────────────
 
 

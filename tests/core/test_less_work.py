@@ -5,6 +5,7 @@ import math
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,22 @@ from tests.counted import Counted
 from perfuse import DiffusionPipeline
 from perfuse.arrays.metadata import Metadata, of
 from perfuse.errors import InputError
-from perfuse.tasks.skipping import skipping
-from perfuse.transforms import easycache, hicache, spectrum, taylorseer
+from perfuse.tasks.skipping import Answer, Seen, skipping
+from perfuse.transforms import easycache, hicache, seacache, spectrum, taylorseer
 
 torch = pytest.importorskip("torch")
 
 Make = Callable[[str], Path]
 
 GIVEN = {"prompt": "a red circle", "num_inference_steps": 10, "seed": 0, "output_type": "np"}
-FORECASTS = ("taylorseer", "hicache", "spectrum:warmup=4", "steps:compute=0+1+2+4+6+8", "easycache")
+FORECASTS = (
+    "taylorseer",
+    "hicache",
+    "spectrum:warmup=4",
+    "steps:compute=0+1+2+4+6+8",
+    "easycache",
+    "seacache",
+)
 
 
 def opened(model: Path, *transforms: str, backend: str = "torch:cpu") -> DiffusionPipeline:
@@ -89,6 +97,50 @@ def test_spectrum_asks_ever_more_seldom() -> None:
     assert steps == [0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 25]
 
 
+def test_seacache_is_that_of_diffusers() -> None:
+    """Its filter, for numpy and torch, and at which steps it computes."""
+    from diffusers.hooks import sea_cache
+
+    rng, total, computed, expected = np.random.default_rng(0), 20, [], []
+    settings = {"threshold": 0.3, "power_exp": 3.0, "cache_end_steps": 1, "retention_steps": 2}
+    config = sea_cache.SeaCacheConfig(**settings, max_consecutive_cached=3)
+    shared, state = sea_cache.SeaCacheSharedState(), sea_cache.SeaCacheContextState()
+    rule, memory = seacache.Options(threshold=0.3, warmup=2, most=3), None
+    clean, noise = rng.normal(size=(2, 1, 3, 7, 8)).astype(np.float32)
+    for index in range(total):
+        sigma = 1 - (index + 0.5) / total
+        latents = (1 - sigma) * clean.cumsum(-1).cumsum(-2) + sigma * noise
+        seen = Seen(
+            index=index, total=total, sample=latents, noising=(1 - sigma, sigma), latents=latents
+        )
+        theirs = sea_cache._apply_sea_filter(torch.from_numpy(latents).movedim(1, -1), sigma, 3.0)
+        ours = rule._filtered(seen)
+        assert np.allclose(ours, theirs.movedim(-1, 1), atol=1e-4)
+        on_torch = rule._filtered(replace(seen, latents=torch.from_numpy(latents)))
+        assert np.allclose(ours, on_torch, atol=1e-4)
+        told = sea_cache._SeaCacheForwardMetadata(index, sigma, total)
+        if shared.resolve_gate(state, told, [theirs], config):
+            expected.append(index)
+            state.consecutive_cached = 0
+        else:
+            state.consecutive_cached += 1
+        asked, memory = rule.asks(seen, memory) if memory is not None else (True, None)
+        if asked:
+            computed.append(index)
+            memory = rule.keep(seen, Answer(guided=latents, positive=latents), memory)
+    assert computed == expected
+    assert 5 < len(computed) < 15
+
+
+def test_seacache_guesses_along_a_line() -> None:
+    at = partial(Seen, total=9, sample=None, noising=(0.5, 0.5), latents=np.ones((1, 1, 4, 4)))
+    for order, expected in ((1, 3.0 + 2 * (3.0 - 1.0) / 2), (0, 3.0)):
+        rule, memory = seacache.Options(order=order), None
+        for index, value in ((0, 1.0), (2, 3.0)):
+            memory = rule.keep(at(index=index), Answer(guided=value, positive=value), memory)
+        assert rule.guess(at(index=4), memory) == pytest.approx(expected)
+
+
 # Which steps are computed
 
 
@@ -122,6 +174,7 @@ def test_steps_that_are_computed(checkpoint: Make, transform: str, computed: lis
         "spectrum:window=1,grow=0",
         "steps:compute=0+1+2+3+4+5+6+7+8+9",
         "easycache:threshold=1e-12",
+        "seacache:threshold=1e-12",
         "guidance-interval:start=0,stop=1",
     ],
 )
@@ -239,20 +292,22 @@ def test_faults_of_easycache_are_found(checkpoint: Make, fault: type[Any] | None
 
 
 def test_the_decision_looks_at_the_prediction_with_the_prompt() -> None:
-    from perfuse.tasks.skipping import Answer, Seen
-
     zeros = np.zeros((1, 2), dtype=np.float32)
+
+    def at(index: int, sample: Any) -> Seen:
+        return Seen(index=index, total=9, sample=sample, noising=(0.5, 0.5), latents=sample)
 
     def remembered(kind: type[Any]) -> tuple[Any, Any]:
         rule, memory = kind(threshold=0.1, warmup=1), None
         for index, positive in enumerate((zeros + 1, zeros + 3)):
-            seen = Seen(index=index, total=9, sample=zeros + index)
-            memory = rule.keep(seen, Answer(guided=-7 * positive, positive=positive), memory)
+            memory = rule.keep(
+                at(index, zeros + index), Answer(guided=-7 * positive, positive=positive), memory
+            )
         return rule, memory
 
     rule, memory = remembered(easycache.Options)
     assert memory.rate == 2.0
-    asks, memory = rule.asks(Seen(index=2, total=9, sample=zeros + 1.1), memory)
+    asks, memory = rule.asks(at(2, zeros + 1.1), memory)
     assert not asks
     assert memory.error == pytest.approx(2.0 * 0.1 / 3, rel=1e-5)
     assert remembered(ByTheNegativeBranch)[1].rate > 4  # the fault would be seen

@@ -1,4 +1,4 @@
-"""Families whose text encoder is a language model, on other engines, and without torch."""
+"""Transformer families, most with a language model as text encoder, on other engines, without torch."""
 
 import json
 import subprocess
@@ -18,12 +18,19 @@ LONG = "a blue square on the white background " * 9
 #: Each with two prompts of different lengths; klein's are filled up.
 CALLS: dict[str, dict[str, Any]] = {
     "z-image": {"prompt": ["a red circle", LONG]},
+    "qwen-image-21": {
+        "prompt": ["a red circle", LONG],
+        "negative_prompt": "x",
+        "true_cfg_scale": 3.0,
+    },
     "qwen-image": {"prompt": ["a red circle", LONG], "negative_prompt": "x"},
     "klein": {"prompt": ["a red circle", LONG], "max_sequence_length": 64},
     "sana": {"prompt": ["a red circle", LONG], "complex_human_instruction": ["Say more:"]},
     "sana-sprint": {"prompt": ["a red circle", LONG], "complex_human_instruction": ["Say more:"]},
     "lumina2": {"prompt": ["a red circle", LONG], "max_sequence_length": 256},
     "chroma": {"prompt": ["a red circle", LONG], "max_sequence_length": 64},
+    "aura-flow": {"prompt": ["a red circle", LONG], "max_sequence_length": 64},
+    "dit": {"class_labels": [1, 7]},
 }
 SHARED = {
     "height": 16,
@@ -68,7 +75,7 @@ def test_engines_agree(kind: str, target: str, format: str, tmp_path: Path) -> N
 
 @pytest.mark.exhaustive
 @pytest.mark.export
-@pytest.mark.parametrize("kind", ["z-image", "qwen-image", "lumina2", "sana"])
+@pytest.mark.parametrize("kind", ["z-image", "qwen-image", "qwen-image-21", "lumina2", "sana"])
 def test_one_size(kind: str, tmp_path: Path) -> None:
     """Captions are filled up to the length that the graph has, and hidden there."""
     folder = make_checkpoint(tmp_path / "checkpoint", kind)

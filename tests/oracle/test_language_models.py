@@ -36,6 +36,10 @@ VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2
 
 
 def config_of(class_name: str) -> Any:
+    if class_name.startswith("Qwen3VL"):
+        text = {**SMALL, "head_dim": 16, "rope_parameters": {**TURNED, "mrope_interleaved": True}}
+        eyes = {**VISION, "out_hidden_size": 32, "deepstack_visual_indexes": [0]}
+        return transformers.Qwen3VLConfig(text_config=text, vision_config=eyes)
     if class_name.startswith("Qwen3"):
         return transformers.Qwen3Config(**SMALL, head_dim=16)
     if class_name.startswith("Gemma2"):
@@ -48,7 +52,13 @@ def config_of(class_name: str) -> Any:
     return transformers.Qwen2_5_VLConfig(text_config={**text, **ids}, vision_config=vision)
 
 
-CLASSES = ("Qwen3ForCausalLM", "Qwen3Model", "Gemma2Model", "Qwen2_5_VLForConditionalGeneration")
+CLASSES = (
+    "Qwen3ForCausalLM",
+    "Qwen3Model",
+    "Gemma2Model",
+    "Qwen3VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration",
+)
 
 
 def made(class_name: str) -> Any:

@@ -109,7 +109,7 @@ class TestBadInput:
             pair.ours(SHORT, guidance_scale=3.0, num_inference_steps=2, **SMALL)
 
     @pytest.mark.parametrize(
-        "change", [{"zero_cond_t": True}, {"use_layer3d_rope": True}, {"new_field": 1}]
+        "change", [{"use_additional_t_cond": True}, {"use_layer3d_rope": True}, {"new_field": 1}]
     )
     def test_other_variants_are_refused(self, change: dict[str, Any]) -> None:
         with pytest.raises(CheckpointError, match=next(iter(change))):

@@ -472,3 +472,37 @@ def _z_image() -> Made:
 @recipe("ZImageImg2ImgPipeline", "image to image")
 def _z_image_from_picture() -> Made:
     return Made(components=z_image(), call={**SHORT, **FROM_PICTURE})
+
+
+@recipe("HiDreamImagePipeline", "text to image")
+def _hidream() -> Made:
+    from diffusers import HiDreamImageTransformer2DModel
+
+    given = HiDreamImageTransformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_channels=[32, 32],
+        text_emb_dim=64,
+        axes_dims_rope=(4, 2, 2),
+        max_resolution=(32, 32),
+        llama_layers=[0, 1],
+    )
+    kept = {
+        "transformer": given,
+        "scheduler": flow(),
+        "vae": vae(shift_factor=0.1, scaling_factor=0.4, use_quant_conv=False),
+        "text_encoder": clip(projected=True),
+        "tokenizer": tokenizer(start=True),
+        "text_encoder_2": clip(projected=True),
+        "tokenizer_2": tokenizer(start=True),
+        "text_encoder_3": t5(),
+        "tokenizer_3": tokenizer(),
+        "text_encoder_4": language_model("Llama", "ForCausalLM"),
+        "tokenizer_4": tokenizer(),
+    }
+    return Made(components=kept, call=SHORT)

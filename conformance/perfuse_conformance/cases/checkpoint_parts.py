@@ -242,8 +242,10 @@ def write_tokenizer(folder: Path, *, pad_token: str = _END) -> int:
     return len(vocab)
 
 
-def write_t5(folder: Path, vocab_size: int, seed: int, **fields: Any) -> None:
-    """Write a T5 encoder of version 1.1, whose states are 32 wide."""
+def write_t5(
+    folder: Path, vocab_size: int, seed: int, *, family: str = "T5", **fields: Any
+) -> None:
+    """Write an encoder of T5's version 1.1, or of UMT5, whose states are 32 wide."""
     import transformers
 
     config = {
@@ -258,7 +260,8 @@ def write_t5(folder: Path, vocab_size: int, seed: int, **fields: Any) -> None:
         "feed_forward_proj": "gated-gelu",
         **fields,
     }
-    model = transformers.T5EncoderModel(transformers.T5Config(**config))
+    settings = getattr(transformers, f"{family}Config")(**config)
+    model = getattr(transformers, f"{family}EncoderModel")(settings)
     randomise(model, seed).save_pretrained(folder)
 
 

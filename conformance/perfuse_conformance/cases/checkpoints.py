@@ -30,7 +30,10 @@ from perfuse_conformance.cases.language_checkpoints import (
     klein,
     klein_distilled,
     lumina2,
+    qwen_edit,
+    qwen_edit_plus,
     qwen_image,
+    qwen_image_21,
     sana,
     sana_sprint,
     z_image,
@@ -580,6 +583,64 @@ def _pixart(folder: Path, seed: int, **fields: Any) -> Path:
     return folder
 
 
+def _aura(folder: Path, seed: int) -> Path:
+    """AuraFlow, whose text encoder is a UMT5."""
+    config = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "num_mmdit_layers": 1,
+        "num_single_dit_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "joint_attention_dim": 32,
+        "caption_projection_dim": 32,
+        "pos_embed_max_size": 256,
+    }
+    write_model(folder / "transformer", "AuraFlowTransformer2DModel", config, seed)
+    write_model(folder / "vae", "AutoencoderKL", vae_config(), seed + 1)
+    size = write_word_pieces(folder / "tokenizer")
+    write_t5(folder / "text_encoder", size, seed + 2, family="UMT5")
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.73}
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    index = {
+        "_class_name": "AuraFlowPipeline",
+        "_diffusers_version": "0.42.0",
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "AuraFlowTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(folder / "model_index.json", index)
+    return folder
+
+
+def _dit(folder: Path, seed: int) -> Path:
+    """DiT, of a thousand classes."""
+    config = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 8,
+        "num_layers": 2,
+        "attention_head_dim": 12,
+        "num_attention_heads": 2,
+    }
+    write_model(folder / "transformer", "DiTTransformer2DModel", config, seed)
+    write_model(folder / "vae", "AutoencoderKL", vae_config(), seed + 1)
+    scheduler = {"_class_name": "DDIMScheduler", "beta_schedule": "linear", "clip_sample": False}
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    index = {
+        "_class_name": "DiTPipeline",
+        "_diffusers_version": "0.42.0",
+        "id2label": {"0": "red circle, ring", "1": "blue square"},
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(folder / "model_index.json", index)
+    return folder
+
+
 def _sigma(folder: Path, seed: int) -> Path:
     return _of_class(_pixart(folder, seed, sample_size=16), "PixArtSigmaPipeline")
 
@@ -639,6 +700,8 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "flux-schnell": _schnell,
         "pixart": _pixart,
         "pixart-sigma": _sigma,
+        "aura-flow": _aura,
+        "dit": _dit,
         "sd3": _sd3,
         "sd3-without-t5": _without_t5,
         "flux-fill": _fill,
@@ -648,6 +711,9 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "klein": klein,
         "klein-distilled": klein_distilled,
         "qwen-image": qwen_image,
+        "qwen-edit": qwen_edit,
+        "qwen-edit-plus": qwen_edit_plus,
+        "qwen-image-21": qwen_image_21,
         "lumina2": lumina2,
         "sana": sana,
         "sana-sprint": sana_sprint,

@@ -93,7 +93,9 @@ def _drawn(given: "_Given", task: Task, id: str, random: np.random.Generator) ->
     elif given.scheduler != "ddim":
         scheduler, fields = given.scheduler, {}
     inputs = given(task, numbers, steps, guidance, **more)
-    if "prompt" not in task.inputs and not _starts_from_pictures(task):
+    if "class_labels" in task.inputs:
+        inputs["class_labels"] = [int(one) for one in random.integers(0, 10, 2)]
+    elif "prompt" not in task.inputs and not _starts_from_pictures(task):
         inputs = {"num_inference_steps": steps, "seed": numbers, "batch_size": 2}
     return Draw(id=id, scheduler=scheduler, fields=fields, task=task.name, inputs=inputs)
 
@@ -106,6 +108,8 @@ def _draws(spec: PipelineSpec, seed: int) -> Iterator[Draw]:
             yield from _task_draws(given, task, main=i == 0)
         elif "prompt" in task.inputs:
             yield from _word_draws(given, task)
+        elif "class_labels" in task.inputs:
+            yield from _class_draws(given, task)
         else:
             yield from _plain_draws(seed)
         yield from _further_draws(given, task, main=i == 0)
@@ -238,6 +242,18 @@ def _flow_draws(given: _Given, task: Task) -> Iterator[Draw]:
     pair = ["a small red circle", "a large blue square on a black background"]
     wide: dict[str, Any] = {"prompt": pair, "width": given.size[1] + given.size[1] // 2}
     yield Draw(id="two-wide", inputs=given(task, 6, 6, 5.0, **wide))
+
+
+def _class_draws(given: _Given, task: Task) -> Iterator[Draw]:
+    """Pictures of classes."""
+    first: dict[str, Any] = {"class_labels": [3]}
+    one = Draw(id="ddim", scheduler="ddim", inputs=given(task, 0, 10, 4.0, **first))
+    yield replace(one, forced=True, halves=True)
+    inputs = given(task, 1, 10, 1.0, **first)
+    yield Draw(id="ddim-unguided", scheduler="ddim", inputs=inputs, forced=True)
+    yield Draw(id="dpm-multistep", scheduler="dpm++", inputs=given(task, 2, 10, 3.0, **first))
+    wide = {"class_labels": [1, 7], "width": given.size[1] + given.size[1] // 2}
+    yield Draw(id="two-wide", scheduler="ddim", inputs=given(task, 6, 6, 4.0, **wide))
 
 
 def _plain_draws(seed: int) -> Iterator[Draw]:

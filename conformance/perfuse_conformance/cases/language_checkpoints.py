@@ -14,10 +14,24 @@ from perfuse_conformance.cases.language_parts import (
     write_gemma_tokenizer,
     write_language_model,
     write_language_tokenizer,
+    write_qwen3_vl,
     write_qwen_vl,
+    write_qwen_vl_processor,
+    write_vision_processor,
 )
 
-__all__ = ["klein", "klein_distilled", "lumina2", "qwen_image", "sana", "sana_sprint", "z_image"]
+__all__ = [
+    "klein",
+    "klein_distilled",
+    "lumina2",
+    "qwen_edit",
+    "qwen_edit_plus",
+    "qwen_image",
+    "qwen_image_21",
+    "sana",
+    "sana_sprint",
+    "z_image",
+]
 
 
 def z_image(folder: Path, seed: int) -> Path:
@@ -81,6 +95,33 @@ def klein_distilled(folder: Path, seed: int) -> Path:
 
 def qwen_image(folder: Path, seed: int) -> Path:
     """Qwen-Image's layout. Pictures are 16×16, four by four pixels a token."""
+    return _qwen(folder, seed, "QwenImagePipeline")
+
+
+def qwen_edit(folder: Path, seed: int) -> Path:
+    """Qwen-Image-Edit's layout. Pictures have about the area of 64×64."""
+    write_vision_processor(folder / "processor")
+    index = {"processor": ["transformers", "Qwen2VLProcessor"]}
+    return _qwen(folder, seed, "QwenImageEditPipeline", index, eyes=True, sample_size=32)
+
+
+def qwen_edit_plus(folder: Path, seed: int) -> Path:
+    """The same for several pictures, whose tokens are told that no noise is in them (Edit-2511)."""
+    write_vision_processor(folder / "processor")
+    index = {"processor": ["transformers", "Qwen2VLProcessor"]}
+    fields = {"sample_size": 32, "zero_cond_t": True}
+    return _qwen(folder, seed, "QwenImageEditPlusPipeline", index, eyes=True, **fields)
+
+
+def _qwen(
+    folder: Path,
+    seed: int,
+    class_name: str,
+    index: Mapping[str, Any] | None = None,
+    *,
+    eyes: bool = False,
+    **fields: Any,
+) -> Path:
     transformer = {
         "in_channels": 16,
         "out_channels": 4,
@@ -90,6 +131,7 @@ def qwen_image(folder: Path, seed: int) -> Path:
         "joint_attention_dim": 32,
         "axes_dims_rope": [4, 4, 8],
         "sample_size": 8,
+        **fields,
     }
     write_model(folder / "transformer", "QwenImageTransformer2DModel", transformer, seed)
     vae = {
@@ -102,17 +144,68 @@ def qwen_image(folder: Path, seed: int) -> Path:
         "latents_std": [2.8, 1.4, 1.9, 0.8],
     }
     write_model(folder / "vae", "AutoencoderKLQwenImage", vae, seed + 1)
-    _add_time(folder / "vae" / "diffusion_pytorch_model.safetensors", seed + 1)
-    size = write_language_tokenizer(folder / "tokenizer", template=False)
-    write_qwen_vl(folder / "text_encoder", size, seed + 2)
+    time = {"encoder.down_blocks.1": (8, 8, 3), "decoder.up_blocks.0.upsamplers.0": (32, 16, 3)}
+    _add_time(folder / "vae" / "diffusion_pytorch_model.safetensors", time, seed + 1)
+    size = write_language_tokenizer(folder / "tokenizer", template=False, eyes=eyes)
+    write_qwen_vl(folder / "text_encoder", size, seed + 2, eyes=eyes)
     _finish(
         folder,
-        "QwenImagePipeline",
+        class_name,
         "QwenImageTransformer2DModel",
         vae="AutoencoderKLQwenImage",
         text="Qwen2_5_VLForConditionalGeneration",
+        index=index,
         use_dynamic_shifting=True,
         shift_terminal=0.02,
+    )
+    return folder
+
+
+def qwen_image_21(folder: Path, seed: int) -> Path:
+    """Qwen-Image 2.1's layout. Pictures are 16×16, of four channels; four by four pixels a token."""
+    transformer = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "context_in_dim": 32,
+        "axes_dims_rope": [4, 4, 8],
+        "sample_size": 4,
+    }
+    write_model(folder / "transformer", "QwenImage21Transformer2DModel", transformer, seed)
+    vae = {
+        "base_dim": 8,
+        "decoder_base_dim": 12,
+        "z_dim": 4,
+        "dim_mult": [1, 2, 2],
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True],
+        "latents_mean": [-0.7, 0.1, 0.4, -0.2],
+        "latents_std": [2.8, 1.4, 1.9, 0.8],
+    }
+    write_model(folder / "vae", "AutoencoderKLQwenImage21", vae, seed + 1)
+    time = {
+        "encoder.down_blocks.1.downsampler": (16, 16, 1),
+        "decoder.up_blocks.0.upsampler": (48, 24, 1),
+    }
+    _add_time(folder / "vae" / "diffusion_pytorch_model.safetensors", time, seed + 1)
+    size = write_qwen_vl_processor(folder / "processor")
+    write_qwen3_vl(folder / "text_encoder", size, seed + 2)
+    _finish(
+        folder,
+        "QwenImage21Pipeline",
+        "QwenImage21Transformer2DModel",
+        vae="AutoencoderKLQwenImage21",
+        text="Qwen3VLForConditionalGeneration",
+        use_dynamic_shifting=True,
+        shift_terminal=0.02,
+    )
+    edit_json(
+        folder / "model_index.json",
+        processor=["transformers", "Qwen3VLProcessor"],
+        tokenizer=...,
+        sample_sigmas=None,
     )
     return folder
 
@@ -198,16 +291,24 @@ def lumina2(folder: Path, seed: int) -> Path:
     return folder
 
 
-def _add_time(path: Path, seed: int) -> None:
-    """Add the layers that halve and double time, which are there in every checkpoint."""
+def _add_time(path: Path, layers: Mapping[str, tuple[int, int, int]], seed: int) -> None:
+    """Add the layers that halve and double time, which are there in every checkpoint.
+
+    Args:
+        path: The autoencoder's file.
+        layers: What has one, to its channels, those that it takes, and how many frames it sees; for
+            one frame its kernel has no axis of time.
+        seed: Of the weights.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
     generator = torch.Generator("cpu").manual_seed(seed)
     weights = load_file(path)
-    names = {"encoder.down_blocks.1": (8, 8), "decoder.up_blocks.0.upsamplers.0": (32, 16)}
-    for name, (outputs, inputs) in names.items():
-        shapes = {"weight": (outputs, inputs, 3, 1, 1), "bias": (outputs,)}
+    for name, (outputs, inputs, frames) in layers.items():
+        kernel = (frames, 1, 1) if frames > 1 else (1, 1)
+        shapes: dict[str, tuple[int, ...]] = {"weight": (outputs, inputs, *kernel)}
+        shapes["bias"] = (outputs,)
         for last, shape in shapes.items():
             drawn = torch.randn(shape, generator=generator)
             weights[f"{name}.time_conv.{last}"] = drawn / (3 * inputs) ** 0.5

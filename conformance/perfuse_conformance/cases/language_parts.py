@@ -9,10 +9,14 @@ __all__ = [
     "write_gemma_tokenizer",
     "write_language_model",
     "write_language_tokenizer",
+    "write_qwen3_vl",
     "write_qwen_vl",
+    "write_qwen_vl_processor",
+    "write_vision_processor",
 ]
 
 _END, _TURN, _TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+_OF_PICTURES = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 #: Two turns as models of the Qwen family have them, and a setting that a pipeline gives.
 _TEMPLATE = (
     "{%- for message in messages %}"
@@ -24,8 +28,15 @@ _TEMPLATE = (
 )
 
 
-def write_language_tokenizer(folder: Path, *, template: bool = True) -> int:
-    """Write Qwen's ``vocab.json`` and ``merges.txt``, all bytes and a few words; return its size."""
+#: The same for messages whose content is in parts.
+_IN_PARTS = _TEMPLATE.replace("message.content", "message.content[0].text")
+
+
+def write_language_tokenizer(folder: Path, *, template: bool = True, eyes: bool = False) -> int:
+    """Write Qwen's ``vocab.json`` and ``merges.txt``, all bytes and a few words; return its size.
+
+    With ``eyes``, the last token stands for a state of a picture.
+    """
     vocab = [chr(code) for code in byte_codes()]
     merges = []
     for word in (*WORDS, *(f"Ġ{word}" for word in WORDS)):
@@ -35,7 +46,7 @@ def write_language_tokenizer(folder: Path, *, template: bool = True) -> int:
                 merges.append(f"{left} {letter}")
                 vocab.append(left + letter)
             left += letter
-    special = (_END, _TURN, _TURN_END)
+    special = (_END, _TURN, _TURN_END, *(_OF_PICTURES if eyes else ()))
     write_json(folder / "vocab.json", {token: i for i, token in enumerate(vocab)})
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
     added = {
@@ -99,19 +110,73 @@ def write_language_model(
     randomise(model, seed).save_pretrained(folder)
 
 
-def write_qwen_vl(folder: Path, vocab_size: int, seed: int) -> None:
-    """Qwen 2.5 VL, which has eyes; here it reads text alone."""
+def write_qwen_vl(folder: Path, vocab_size: int, seed: int, *, eyes: bool = False) -> None:
+    """Qwen 2.5 VL; without ``eyes`` it reads text alone, although it has them."""
     import transformers
 
     turned = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
     ends = {"bos_token_id": None, "eos_token_id": None}
     text = {**_sizes(vocab_size), "rope_parameters": turned, **ends}
-    eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    seeing: dict[str, Any] = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+    }
+    if eyes:  # windows of four by four patches, but for the second layer
+        text |= {"max_position_embeddings": 1024}
+        seeing |= {"depth": 3, "patch_size": 4, "window_size": 16, "fullatt_block_indexes": [1]}
     settings = transformers.Qwen2_5_VLConfig(
-        text_config=text, vision_config={**eyes, "out_hidden_size": 32}
+        text_config=text,
+        vision_config={**seeing, "out_hidden_size": 32},
+        image_token_id=vocab_size - 1,
     )
     model = transformers.Qwen2_5_VLForConditionalGeneration(settings)
     randomise(model, seed).save_pretrained(folder)
+
+
+def write_qwen_vl_processor(folder: Path) -> int:
+    """Write the processor of Qwen 3 VL, whose folder holds a tokenizer; return that's size."""
+    size = write_language_tokenizer(folder, template=False, eyes=True)
+    (folder / "chat_template.jinja").write_text(_IN_PARTS, "utf-8")
+    write_vision_processor(folder)
+    return size
+
+
+def write_qwen3_vl(folder: Path, vocab_size: int, seed: int) -> None:
+    """Qwen 3 VL, which has eyes; here it reads text alone."""
+    import transformers
+
+    turned = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 1, 1]}
+    eyes: dict[str, Any] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    eyes |= {"patch_size": 4, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    settings = transformers.Qwen3VLConfig(
+        text_config={
+            **_sizes(vocab_size),
+            "rope_parameters": {**turned, "mrope_interleaved": True},
+        },
+        vision_config={**eyes, "out_hidden_size": 32},
+    )
+    model = transformers.Qwen3VLForConditionalGeneration(settings)
+    randomise(model, seed).save_pretrained(folder)
+
+
+def write_vision_processor(folder: Path) -> None:
+    """Write the ``preprocessor_config.json`` of eyes: at most 32 by 32 pixels, or their like."""
+    config = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "processor_class": "Qwen2VLProcessor",
+        "min_pixels": 256,
+        "max_pixels": 1024,
+        "patch_size": 4,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    write_json(folder / "preprocessor_config.json", config)
 
 
 def _sizes(vocab_size: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from perfuse import Source
 from perfuse.backend import PRECISIONS, Target
 from perfuse.errors import InputError
 from perfuse.plugins import host
+from perfuse.run import DiffusionPipeline
 from perfuse.sources import ExportedComponent, tool_versions
 from perfuse.spec import PipelineSpec
 from perfuse_conformance import SUITE_VERSION
@@ -33,7 +34,7 @@ from perfuse_conformance.cases.catalogue import (
 )
 from perfuse_conformance.cases.draws import Draw, drawn_of, draws_of
 from perfuse_conformance.cases.models import path_of, transforms_of
-from perfuse_conformance.cases.opening import open_source
+from perfuse_conformance.cases.opening import open_pipeline, open_source
 from perfuse_conformance.cases.probes import Arrays, made_for
 from perfuse_conformance.cases.trials import (
     Trial,
@@ -69,10 +70,12 @@ Watch = Callable[[Result], None]
 
 #: How far a result may be from what is right, over how far other weights would take it.
 _STALE = 0.1
+#: How far the last of many results may be from the first with the same weights, over the same.
+_DRIFT = 1e-5
 #: What a worker is asked that needs a bundle.
 _BY_BUNDLE = frozenset(
     ("prepare", "call", "closed", "soak", "again", "many_programs", "two_programs", "order")
-    + ("other_weights", "draw")
+    + ("other_weights", "adapters", "draw")
 )
 #: How many pictures are drawn; with ``--thorough``.
 _PICTURES = (1, 6)
@@ -104,6 +107,8 @@ class Session:
     #: Transforms to apply, to the reference as well.
     transforms: tuple[str, ...] = ()
     seed: int = 0
+    #: A LoRA for the cases of adapters; without one, and where it changes nothing, the suite's own.
+    lora: Path | None = None
     #: Draws trials, a picture, the soak and the order of the cases.
     draw_seed: int = 0
     #: Draws more, and larger ones; calls every component many times.
@@ -122,6 +127,8 @@ class Session:
             )
         self._folder = tempfile.TemporaryDirectory(prefix="perfuse-conformance-")
         self._source: Source = open_source(self.model, self.transforms)
+        if self.lora is not None:  # whether it is one, and one of this model's
+            open_pipeline(DiffusionPipeline, self.model).load_lora_weights(self.lora)
         self.tolerances = Tolerances.load()
         self._worker, self._other = self._new_worker("worker"), self._new_worker("other")
         self._lost: dict[tuple[Any, ...], Result] = {}
@@ -350,7 +357,7 @@ class Session:
             return replace(judge_soak(case, result, self), rerun=self.command(case.id))
         if case.kind == "contract":
             kept = case.subject in (OTHER_WEIGHTS, ADAPTERS)
-            return self._other_weights(case, result) if kept else self._closed(case, result)
+            return self._switched(case, result) if kept else self._closed(case, result)
         if case.kind == "refusal":
             return self._refusal(case, result)
         if case.kind == "draw":
@@ -420,6 +427,7 @@ class Session:
             "--option": [f"{key}={value}" for key, value in self.target.options.items()],
             "--transform": self.transforms,
             "--precision": self.precisions,
+            "--lora": [] if self.lora is None else [str(self.lora)],
         }.items():
             words += [word for value in values for word in (name, value)]
         words += ["--level", self.level] if self.level != "L2" else []
@@ -493,32 +501,43 @@ class Session:
             )
         return mannered(replace(result, status=Status.PASS), answer)
 
-    def _other_weights(self, case: Case, result: Result) -> Result:
-        """With other weights, or adapters, it must compute with those, in whatever order they come."""
-        answer = self.ask(
-            {
-                "do": "other_weights",
-                "component": case.component,
-                "precision": case.precision,
-                "static": case.mode == "static",
-                "adapters": case.subject == ADAPTERS,
-            },
-            prepares=True,
-        )
+    def _switched(self, case: Case, result: Result) -> Result:
+        """With other weights, or a LoRA, it must compute with those, in whatever order they come."""
+        what = {
+            "component": case.component,
+            "precision": case.precision,
+            "static": case.mode == "static",
+        }
+        if case.subject == ADAPTERS:
+            lora = str(self.lora) if self.lora is not None else None
+            answer = self.ask({"do": "adapters", "lora": lora, **what}, prepares=True)
+            told = "with a LoRA, without it, and with half of it, in turns"
+        else:
+            answer = self.ask({"do": "other_weights", **what}, prepares=True)
+            told = "with its weights, with others, and with both again"
         if answer.value is None:
             return mannered(raised(result, answer.error or {}), answer)
         misses: list[float] = answer.value["misses"]
-        if all(miss <= _STALE for miss in misses):
-            return mannered(replace(result, status=Status.PASS), answer)
-        told = ", ".join(f"{miss:.2g}" for miss in misses)
-        what = "adapters" if case.subject == ADAPTERS else "others"
-        return fail(
-            result,
-            Status.FAIL_MISMATCH,
-            "stale-weights",
-            f"with its weights, with {what}, and with both again, it misses what is right by "
-            f"{told} of the distance between the two; other weights are used",
-        )
+        drift: float = answer.value["drift"]
+        if not all(miss <= _STALE for miss in misses):
+            return fail(
+                result,
+                Status.FAIL_MISMATCH,
+                "stale-weights",
+                f"{told}, it misses what is right by "
+                f"{', '.join(f'{miss:.2g}' for miss in misses)} of the distance between the first "
+                "two; other weights are used",
+            )
+        if not drift <= _DRIFT:
+            return fail(
+                result,
+                Status.FAIL_MISMATCH,
+                "drifting-weights",
+                f"{told}, it answers otherwise in the end than it did at first with the same: by "
+                f"{drift:.2g} of the distance between the first two; make each set of weights of "
+                "the checkpoint's own",
+            )
+        return mannered(replace(result, status=Status.PASS), answer)
 
     def _refusal(self, case: Case, result: Result) -> Result:
         """What was declared impossible must be refused with a reason, or be right."""
@@ -720,6 +739,7 @@ def open_session(
     options: Mapping[str, str] | None = None,
     precisions: Sequence[str] = (),
     transforms: Sequence[str] = (),
+    lora: Path | None = None,
     seed: int = 0,
     draw_seed: int | None = None,
     thorough: bool = False,
@@ -737,6 +757,7 @@ def open_session(
         options: The backend's own switches.
         precisions: Those to ask in; all that the device declares by default.
         transforms: To put on, in the reference as well.
+        lora: A file to switch on and off, where it changes a component; the suite has its own.
         seed: Of the reference that runs here; another one asks the fixed cases with other numbers.
         draw_seed: Of what is drawn; ``seed`` by default.
         thorough: Draw more, larger sizes, and call every component many times.
@@ -745,7 +766,8 @@ def open_session(
 
     Raises:
         BackendNotFoundError: no plugin offers the backend.
-        InputError: a level or a precision is none.
+        InputError: a level or a precision is none, or the model is an export that takes no LoRA.
+        WeightsError: the LoRA is damaged, or for another model.
     """
     parsed = replace(Target.parse(target), options=dict(options or {}))
     if parsed.backend not in host().backends():
@@ -760,6 +782,7 @@ def open_session(
         golden=golden,
         precisions=tuple(precisions),
         transforms=put_on,
+        lora=lora,
         seed=seed,
         draw_seed=draw_seed if draw_seed is not None else seed,
         thorough=thorough,

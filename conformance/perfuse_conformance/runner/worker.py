@@ -32,7 +32,8 @@ from perfuse_conformance.cases.opening import open_pipeline, open_source
 from perfuse_conformance.cases.probes import Arrays, made_for, probes_of, sizes_of
 from perfuse_conformance.judge.metrics import rmse
 from perfuse_conformance.reference.draws import run_draw
-from perfuse_conformance.reference.other_weights import truth, with_adapter, with_other_weights
+from perfuse_conformance.reference.loras import OwnLora, truth
+from perfuse_conformance.reference.other_weights import with_other_weights
 from perfuse_conformance.reference.quality import caption_verdicts
 from perfuse_conformance.runner.layouts import LAYOUTS
 from perfuse_conformance.runner.soak import drawn_inputs, interleaved, prepared_again, soak
@@ -42,6 +43,11 @@ __all__ = ["main"]
 
 #: Seconds that a request may continue after its caller has stopped waiting.
 _GRACE = 5.0
+
+#: How much a LoRA counts, in turns: on, off, and another scale.
+_SCALES = (1.0, 0.0, 0.5)
+#: How often each; and where a program takes no other weights, and is prepared anew each time.
+_ROUNDS, _PREPARED = 10, 3
 
 #: How an engine that is PyTorch begins its name.
 _TORCH = ("torch", "pytorch")
@@ -369,36 +375,80 @@ class Worker:
         return lambda number: drawn_inputs(spec, spec.components[component], probes, seed, number)
 
     def do_other_weights(
-        self, bundle: str, component: str, precision: str, static: bool, adapters: bool
+        self, bundle: str, component: str, precision: str, static: bool
     ) -> dict[str, Any]:
-        """Run a component, the same with other weights, or with adapters, and all of them again.
+        """Run a component, the same with other weights, and both again.
 
         ``misses`` has for each run how far it is from what is right, over the distance between what
         is right with the first weights and with the others.
         """
-        opened = self._opened(bundle)
-        probes = opened.index["probes"]
-        probe = next(id for id, meta in probes.items() if meta["component"] == component)
-        dims, inputs = probes[probe]["dims"] if static else {}, opened.inputs(probe, 0)
+        dims, inputs = self._usual_call(bundle, component, static)
         made = self._component(component, precision, dims)
-        each, order = [made, with_other_weights(made)], [0, 1, 0, 1]
-        if adapters:
-            each, order = [made, with_adapter(made, 1.0), with_adapter(made, 0.5)], [1, 0, 2] * 3
-        right = [truth(one, inputs) for one in each]
-        name = made.spec.signature.output_names[0]
+        each = [made, with_other_weights(made)]
+        return self._switched(each, [truth(one, inputs) for one in each], inputs, rounds=2)
+
+    def do_adapters(
+        self, bundle: str, component: str, precision: str, static: bool, lora: str | None
+    ) -> dict[str, Any]:
+        """Run a component with a LoRA, without it, and with half of it, again and again.
+
+        The LoRA is the file that is named, where it changes the component, or the suite's own.
+        """
+        dims, inputs = self._usual_call(bundle, component, static)
+        pipe = self._opened_pipe(precision)
+        plain = pipe.component(component, static=dims)
+        each, own = [plain], None
+        if lora is not None:
+            pipe.load_lora_weights(lora, adapter_name="lora")
+            each = _at_scales(pipe, component, dims)
+        if each[0].changes is None:
+            own = OwnLora(component=plain.spec, shapes=pipe.weight_shapes(plain))
+            pipe.load_lora_weights(own.tensors(), adapter_name="lora", hotswap=lora is not None)
+            each = _at_scales(pipe, component, dims)
+            right = [truth(plain, inputs, own, scale) for scale in _SCALES]
+        else:
+            right = [truth(one, inputs) for one in each]
+        pipe.close()
+        return self._switched(each, right, inputs, rounds=_ROUNDS)
+
+    def _switched(
+        self, each: Sequence[Component], right: Sequence[Arrays], inputs: Arrays, rounds: int
+    ) -> dict[str, Any]:
+        """Run components that differ in their weights, in turns, as a pipeline would switch them.
+
+        Returns:
+            ``misses``, by run: how far it is from what is right, over the distance between what is
+            right with the first two; and ``drift``, how far the last runs are from the first of the
+            same weights, over that distance.
+        """
+        name = each[0].spec.signature.output_names[0]
         apart = rmse(right[0][name], right[1][name])
         self.release()
-        misses, notes, program = [], list[str](), None
-        for i in order:
-            if program is None or not adapters or not program.rebind(each[i]):
+        program: Program | None = None
+        misses, notes, firsts, drift = [], list[str](), dict[int, Any](), 0.0
+        for number in range(rounds * len(each)):
+            i = number % len(each)
+            if program is None or not program.rebind(each[i]):
+                if number >= _PREPARED * len(each):  # in programs that are new, nothing adds up
+                    break
                 if program is not None:
                     program.close()
                 program = self.backend.prepare(each[i], self.target, self._store)
-            outputs = _taken(program(**inputs), program.torch_device is not None, 0, notes)
-            misses.append(rmse(outputs[name], right[i][name]) / apart)
+            output = _taken(program(**inputs), program.torch_device is not None, 0, notes)[name]
+            misses.append(rmse(output, right[i][name]) / apart)
+            drift = max(drift, rmse(output, firsts.setdefault(i, output)) / apart)
         if program is not None:
             program.close()
-        return {"misses": misses}
+        return {"misses": misses, "drift": drift}
+
+    def _usual_call(
+        self, bundle: str, component: str, static: bool
+    ) -> tuple[Mapping[str, int], Arrays]:
+        """The sizes to fix for a component's first probe, and its inputs."""
+        opened = self._opened(bundle)
+        probes = opened.index["probes"]
+        probe = next(id for id, meta in probes.items() if meta["component"] == component)
+        return probes[probe]["dims"] if static else {}, opened.inputs(probe, 0)
 
     def do_draw(self, bundle: str, draw: str, precision: str) -> dict[str, Any]:
         """Draw, and leave latents and pictures in the file."""
@@ -471,18 +521,32 @@ class Worker:
             self.release()
             for other in self._pipes.values():
                 other.close()
-            self._pipes = {
-                precision: open_pipeline(
-                    DiffusionPipeline,
-                    self._model,
-                    backend=str(self.target),
-                    precision=precision,
-                    options=self.target.options,
-                    transforms=self._transforms,
-                    store=self._store,
-                )
-            }
+            self._pipes = {precision: self._opened_pipe(precision)}
         return self._pipes[precision]
+
+    def _opened_pipe(self, precision: str) -> DiffusionPipeline:
+        return open_pipeline(
+            DiffusionPipeline,
+            self._model,
+            backend=str(self.target),
+            precision=precision,
+            options=self.target.options,
+            transforms=self._transforms,
+            store=self._store,
+        )
+
+
+def _at_scales(pipe: DiffusionPipeline, component: str, dims: Mapping[str, int]) -> list[Component]:
+    """A component with a pipeline's LoRA, at each scale."""
+    found = []
+    for scale in _SCALES:
+        if scale:
+            pipe.enable_lora()
+            pipe.set_adapters("lora", scale)
+        else:
+            pipe.disable_lora()
+        found.append(pipe.component(component, static=dims))
+    return found
 
 
 def _arranged(calls: list[Arrays], manner: str) -> Iterator[Arrays]:

@@ -19,6 +19,7 @@ __all__ = [
     "std",
     "to_numpy",
     "total",
+    "with_gain",
     "zeros",
     "zeros_like",
 ]
@@ -91,6 +92,19 @@ def mean_size(array: Array) -> float:
     if is_torch(array):
         return float(array.abs().mean())
     return float(np.abs(array).mean(dtype=np.float64))
+
+
+def with_gain(array: Array, gain: npt.NDArray[np.floating[Any]]) -> Array:
+    """An array whose last two axes are filtered: each frequency of theirs times a gain [h, w].
+
+    The frequencies are in the order of ``numpy.fft.fftfreq``.
+    """
+    if is_torch(array):
+        import torch
+
+        factors = torch.from_numpy(gain).to(array.device, torch.float32)
+        return torch.fft.ifft2(torch.fft.fft2(array.float()) * factors).real
+    return np.fft.ifft2(np.fft.fft2(array) * gain).real
 
 
 def mean_ratio(array: Array, before: Array) -> float:

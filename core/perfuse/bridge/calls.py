@@ -105,6 +105,11 @@ class Call:
         return tuple(tuple(tensor.shape) for tensor in self.tensors)
 
     @property
+    def named(self) -> Mapping[str, Any]:
+        """The arguments that were given by name."""
+        return self.arguments(self.tensors)[1]
+
+    @property
     def hollow(self) -> "Call":
         """The call without its tensors' numbers, to be kept."""
         return replace(self, tensors=_hollow(self.tensors))
@@ -117,7 +122,7 @@ class Call:
             return frozenset()
         return frozenset(i for i, _, _ in differ)
 
-    def arguments(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments again, with other tensors in their places."""
         put = dict(zip(self.where, tensors, strict=True))
         leaves = [put.get(i, leaf) for i, leaf in enumerate(self.leaves)]
@@ -134,9 +139,12 @@ def _leaves(value: Any) -> tuple[list[tuple[Sequence[Any], Any]], Tree]:
     try:
         found, tree = pytree.tree_flatten_with_path(value)
         return list(found), tree
-    except ValueError:  # Diffusers' outputs are registered without keys
+    except ValueError:  # Diffusers' and transformers' outputs are registered without keys
         leaves, tree = pytree.tree_flatten(value)
-        return [((i,), leaf) for i, leaf in enumerate(leaves)], tree
+        paths: Sequence[Any] = [(i,) for i in range(len(leaves))]
+        if isinstance(value, Mapping):
+            paths = [path for path, _ in pytree.tree_flatten_with_path(dict(value))[0]]
+        return list(zip(paths, leaves, strict=True)), tree
 
 
 def _is_number(value: Any) -> bool:

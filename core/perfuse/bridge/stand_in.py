@@ -329,7 +329,10 @@ class StandIn:
         """PyTorch's answer to a call."""
         with torch.no_grad():
             args, kwargs = call.arguments(call.tensors)
-            return Answer.of(self.original(*args, **kwargs))
+            answer = Answer.of(self.original(*args, **kwargs))
+        # Tables that the module makes at its first call are no change of the user's.
+        self._description = described(self._module)
+        return answer
 
     def _checked(self, graph: _Graph, call: Call, answer: Answer) -> tuple[_Graph, float]:
         """A graph whose first answer is PyTorch's, and how far it is from it.
@@ -371,15 +374,17 @@ class StandIn:
         program = prepare(component, settings.target, settings.store, usual={}, model=settings.name)
         tried = call if isinstance(program, PerSize) else found.smaller(call)
         answer = self._answer(tried)
-        if len(answer.tensors) != 1:
+        try:
+            neutral = found.answering(answer)
+        except UnsupportedError:
             program.close()
-            raise UnsupportedError(f"{self.name} returns {len(answer.tensors)} tensors")
+            raise
         graph = _Graph(
             program=program,
             component=component,
             guards=found.guards,
             answer=answer.hollow,
-            neutral=found,
+            neutral=neutral,
             transforms=transforms,
         )
         return self._checked(graph, tried, answer)
@@ -475,16 +480,16 @@ class StandIn:
 def _run(graph: _Graph, call: Call) -> list[Tensor]:
     """Run a graph with a call's tensors; the answer has the dtypes that PyTorch's had."""
     if graph.neutral is not None:
-        inputs = graph.neutral.inputs(call)
+        inputs, back = graph.neutral.asked(call)
+        arrays = back(graph.program(**inputs))
     else:
         inputs = {n: as_array(one) for n, one in zip(call.names, call.tensors, strict=True)}
-    outputs = graph.program(**inputs)
+        given = graph.program(**inputs)
+        arrays = [given[name] for name in graph.component.signature.output_names]
     device = call.tensors[0].device if call.tensors else torch.device("cpu")
     return [
-        torch.as_tensor(outputs[name]).to(device, was.dtype)
-        for name, was in zip(
-            graph.component.signature.output_names, graph.answer.tensors, strict=True
-        )
+        torch.as_tensor(array).to(device, was.dtype)
+        for array, was in zip(arrays, graph.answer.tensors, strict=True)
     ]
 
 

@@ -7,6 +7,7 @@ same description and weights compute the same, in this process and in another.
 
 import functools
 import hashlib
+import re
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -27,13 +28,17 @@ _DEPTH = 4
 _MOST = 200
 #: What a config says of where it comes from, which changes nothing.
 _WHENCE = frozenset(
-    ("_name_or_path", "_diffusers_version", "_commit_hash", "name_or_path", _RECORDING[1])
+    ("_name_or_path", "_diffusers_version", "_commit_hash", "name_or_path", "_is_hf_initialized")
+    + _RECORDING[1:]
 )
 _UNSAID = _OWN | _WHENCE
 #: What is its own description.
 _PLAIN = frozenset((type(None), bool, int, float, str, bytes))
 #: Weights of up to so many bytes are read at every call.
 _SMALL = 1 << 24
+#: How tensors that are attributes are written, and lists of them: tables of positions for one.
+_TABLES = re.compile(r"tensor[\w.]+\([\d, ]*\)[\w:]*")
+_NONE = re.compile(r"\[None(,None)*\]")
 #: A prime, so that rows of no layer fall into the same columns.
 _COLUMNS = 509
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -45,7 +50,8 @@ def described(module: nn.Module, *, placed: bool = True) -> str:
 
     Args:
         module: What to describe.
-        placed: Whether the weights' dtype and device are part of it.
+        placed: Whether the weights' dtype and device are part of it, and tables that a module keeps
+            beside its weights, which some make at their first call.
     """
     said: list[
         str
@@ -68,7 +74,10 @@ def described(module: nn.Module, *, placed: bool = True) -> str:
                 if tensor is not None:
                     place = f"{tensor.dtype}{tensor.device}" if placed else ""
                     said.append(f" {key}:{tuple(tensor.shape)}{place}")
-    return hashlib.sha256("".join(said).encode()).hexdigest()
+    text = "".join(said)
+    if not placed:
+        text = _NONE.sub("None", _TABLES.sub("None", text))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _hooks(part: nn.Module) -> list[Any]:

@@ -1,8 +1,13 @@
 """How a plugin adds a model class: the import paths of its config, description and builder."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["Architecture"]
+__all__ = ["Architecture", "Called"]
+
+#: The inputs of a call, and what makes of the outputs what Diffusers' model returns.
+Called = tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Sequence[Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +50,23 @@ class Architecture:
     #: its last layers, and another entry, whose last input that is and which runs these layers
     #: alone. Empty if there is none.
     shallow: str = ""
+    #: ``(component) -> component``: a denoiser that also gives what its cross-attentions give,
+    #: ``attention_N``, and takes that as ``kept_attention_N`` where its input ``gate`` is 1. With what its
+    #: host inputs say, it computes everything. Empty if there is none.
+    gated: str = ""
     #: ``(component, blocks) -> (component, component)``: a transformer with two outputs more, and another
     #: entry of its first blocks and its end alone. ``sign_N``, which the entry gives, too, tells how
     #: much has changed since another step; ``added_N``, the entry's last input, is what the other
     #: blocks add. Empty if there is none.
     first_blocks: str = ""
+    #: ``(spec) -> ComponentSpec``: the same with every hidden state among its outputs, called
+    #: ``hidden_states_0`` and so on, for a caller that asks a text encoder for all. Empty if there is none.
+    hidden_states: str = ""
+    #: ``(spec, arguments) -> Called | None``: how Diffusers' own model is called, where that is not
+    #: by the names of the inputs. ``arguments`` are those that are not ``None`` or a flag, by name, with
+    #: numpy arrays for tensors; the inputs are those that ``host_inputs`` does not give. ``None`` where
+    #: something else is asked for.
+    called: str = ""
     #: For a class that holds several models, in the folders ``NAME``, ``NAME_1``, …: their class.
     each: str = ""
     #: ``(name, shapes) -> perfuse.contract.original.Original | None``: reads the class from the

@@ -35,6 +35,13 @@ class Changes(ABC):
     def of(self, name: str, weight: "NDArray[np.float32]") -> "NDArray[np.float32]":
         """A weight with the adapters in it, a new array of the same shape."""
 
+    def factors(self, name: str) -> "tuple[NDArray[np.float32], NDArray[np.float32]] | None":
+        """``A`` [r, in, …] and ``B`` [out, r]: what is added to a weight is ``B A``.
+
+        ``None`` where it is no product of low rank. A convolution's kernel is in ``A``.
+        """
+        return None
+
 
 def plain_name(name: str) -> str:
     """A tensor's name in its model's state dict, of its name in a component's flat module."""

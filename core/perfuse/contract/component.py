@@ -54,6 +54,13 @@ class Recipe(ABC):
         """
         return StoredTensor.all_of(self())
 
+    def cast(self) -> "Recipe":
+        """The recipe of the same module for a caller that will cast it to the component's precision.
+
+        It may then do so itself, a tensor at a time, so that weights are never there twice.
+        """
+        return self
+
     def with_spec(self, spec: ComponentSpec) -> "Recipe":
         """The recipe of the same module with the inputs and outputs of another description."""
         return self

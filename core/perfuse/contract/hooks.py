@@ -103,6 +103,9 @@ class PipelineManifest:
     optional: tuple[str, ...] = ()
     #: Entries that such a checkpoint may have and that no task here runs.
     unused: tuple[str, ...] = ()
+    #: Entries that are described otherwise than their class is: name to ``"module:function"``, an
+    #: ``Architecture.describe``.
+    describes: Mapping[str, Any] = field(default_factory=dict)
     #: Components that a user may add to such a pipeline: name to the class that it is with one; or
     #: to several, by an input of the component, of which the last that it has counts.
     addable: Mapping[str, Any] = field(default_factory=dict)

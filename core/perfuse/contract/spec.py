@@ -237,8 +237,10 @@ class ComponentSpec:
     #: ``"embedded"`` if it takes the guidance scale as an input, ``""`` if it has no guidance.
     guidance: str = ""
     #: For a denoiser that reads a language model: which of its hidden states, joined in this order.
-    #: Counted as Transformers does: 0 the embeddings, then one a layer; -1 the last, normed.
+    #: Counted as Transformers does: 0 the embeddings, then one a layer; -1 the last.
     reads_layers: tuple[int, ...] = ()
+    #: Whether the last of them is read after the language model's last norm.
+    reads_normed: bool = True
     #: Whether it overflows in float16, and therefore runs in float32 in a float16 pipeline.
     upcast: bool = False
     #: The component whose weights this one shares: another graph (entry) over the same weights.

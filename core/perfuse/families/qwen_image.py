@@ -14,6 +14,7 @@ _REST = """
     num_inference_steps sigmas guidance_scale num_images_per_prompt generator latents prompt_embeds
     prompt_embeds_mask negative_prompt_embeds negative_prompt_embeds_mask output_type
 """
+_EDITING = {"text_encoder": "perfuse.models.language_model.vision:describe"}
 _MASKED = "image mask_image masked_image_latents height width padding_mask_crop strength"
 
 PIPELINES = tuple(
@@ -27,5 +28,19 @@ PIPELINES = tuple(
         ("QwenImagePipeline", {**_TEXT, **_IMAGE, **_INPAINT}, "height width"),
         ("QwenImageImg2ImgPipeline", _IMAGE, "image height width strength"),
         ("QwenImageInpaintPipeline", _INPAINT, _MASKED),
+    )
+)
+
+PIPELINES += tuple(
+    PipelineManifest(
+        class_name=class_name,
+        tasks={"image-editing": f"perfuse.tasks.qwen_editing:{task}"},
+        needs=(*_NEEDS, "processor"),
+        describes=_EDITING,
+        arguments=tuple(f"image {_FIRST} height width {_REST}".split()),
+    )
+    for class_name, task in (
+        ("QwenImageEditPipeline", "QWEN_EDITING"),
+        ("QwenImageEditPlusPipeline", "QWEN_EDITING_OF_SEVERAL"),
     )
 )

@@ -14,6 +14,7 @@ __all__ = [
     "AdaLayerNormZeroDual",
     "AdaLayerNormZeroSingle",
     "RMSNorm",
+    "ZeroCentredNorm",
     "modulate",
     "plain_norm",
 ]
@@ -52,15 +53,34 @@ class RMSNorm(nn.Module):
         return (scaled if self.bias is None else scaled + self.bias.float()).to(hidden.dtype)
 
 
+class ZeroCentredNorm(nn.Module):
+    """Division by the root mean square, times one plus a weight, as Gemma and Qwen-Image 2.1 have it."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(channels))
+        self.plain = RMSNorm(channels, eps, affine=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        normed: Tensor = self.plain(hidden.float()) * (1.0 + self.weight.float())
+        return normed.to(hidden.dtype)
+
+
 class _Adaptive(nn.Module):
     """A norm without weights, and a layer that makes ``parts`` modulations of an embedding."""
 
     def __init__(
-        self, channels: int, parts: int, *, embedding: int | None = None, bias: bool = True
+        self,
+        channels: int,
+        parts: int,
+        *,
+        embedding: int | None = None,
+        bias: bool = True,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
         self.linear = nn.Linear(embedding or channels, parts * channels, bias=bias)
-        self.norm = plain_norm(channels)
+        self.norm = plain_norm(channels, eps)
         self.parts = parts
 
     def modulations(self, embedding: Tensor) -> tuple[Tensor, ...]:
@@ -71,8 +91,8 @@ class _Adaptive(nn.Module):
 class AdaLayerNormZero(_Adaptive):
     """Tokens to (tokens, gate of attention, shift, scale and gate of the feed-forward network)."""
 
-    def __init__(self, channels: int, *, bias: bool = True) -> None:
-        super().__init__(channels, 6, bias=bias)
+    def __init__(self, channels: int, *, bias: bool = True, eps: float = 1e-6) -> None:
+        super().__init__(channels, 6, bias=bias, eps=eps)
 
     def forward(self, hidden: Tensor, embedding: Tensor) -> tuple[Tensor, ...]:
         shift, scale, *others = self.modulations(embedding)

@@ -72,14 +72,15 @@ class TimestepEmbedding(nn.Module):
         act_fn: str = "silu",
         post_act_fn: str | None = None,
         cond_proj_dim: int | None = None,
+        bias: bool = True,
     ) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(in_channels, embed_dim)
+        self.linear_1 = nn.Linear(in_channels, embed_dim, bias=bias)
         self.cond_proj = (
             nn.Linear(cond_proj_dim, in_channels, bias=False) if cond_proj_dim is not None else None
         )
         self.act = activation(act_fn)
-        self.linear_2 = nn.Linear(embed_dim, embed_dim)
+        self.linear_2 = nn.Linear(embed_dim, embed_dim, bias=bias)
         self.post_act = activation(post_act_fn) if post_act_fn is not None else nn.Identity()
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:

@@ -16,6 +16,8 @@ __all__ = ["JointAttention", "Rotate", "SelfAttention", "attend"]
 
 #: Turns heads [B, H, N, D] by a table of positions.
 Rotate = Callable[[Tensor, Tensor], Tensor]
+#: Makes a norm of so many channels, with an epsilon.
+Norm = Callable[[int, float], nn.Module]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -31,7 +33,8 @@ class SelfAttention(nn.Module):
         channels: C.
         heads: Their number.
         head_dim: Channels of a head.
-        qk_eps: The epsilon of the RMS norms of queries and keys; ``None`` for no norms.
+        qk_eps: The epsilon of the norms of queries and keys; ``None`` for no norms.
+        qk_norm: What makes such a norm of channels and an epsilon: RMS norms by default.
         bias: Whether the projections have biases.
         out: Whether there is an output projection; without, the joined heads are the result.
         rotate: How ``table`` turns queries and keys.
@@ -45,6 +48,7 @@ class SelfAttention(nn.Module):
         heads: int,
         head_dim: int,
         qk_eps: float | None = 1e-6,
+        qk_norm: Norm = RMSNorm,
         bias: bool = True,
         out: bool = True,
         rotate: Rotate | None = None,
@@ -54,8 +58,8 @@ class SelfAttention(nn.Module):
         self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
         inner, kept = heads * head_dim, self.kv_heads * head_dim
         self.rotate = rotate
-        self.norm_q: nn.Module = _norm(head_dim, qk_eps)
-        self.norm_k: nn.Module = _norm(head_dim, qk_eps)
+        self.norm_q: nn.Module = _norm(qk_norm, head_dim, qk_eps)
+        self.norm_k: nn.Module = _norm(qk_norm, head_dim, qk_eps)
         self.to_q = nn.Linear(channels, inner, bias=bias)
         self.to_k = nn.Linear(channels, kept, bias=bias)
         self.to_v = nn.Linear(channels, kept, bias=bias)
@@ -109,18 +113,25 @@ class JointAttention(SelfAttention):
         heads: int,
         head_dim: int,
         qk_eps: float | None = 1e-6,
+        qk_norm: Norm = RMSNorm,
         text_first: bool = True,
         reads_only: bool = False,
         bias: bool = True,
         rotate: Rotate | None = None,
     ) -> None:
         super().__init__(
-            channels, heads=heads, head_dim=head_dim, qk_eps=qk_eps, bias=bias, rotate=rotate
+            channels,
+            heads=heads,
+            head_dim=head_dim,
+            qk_eps=qk_eps,
+            qk_norm=qk_norm,
+            bias=bias,
+            rotate=rotate,
         )
         inner = heads * head_dim
         self.text_first = text_first
-        self.norm_added_q: nn.Module = _norm(head_dim, qk_eps)
-        self.norm_added_k: nn.Module = _norm(head_dim, qk_eps)
+        self.norm_added_q: nn.Module = _norm(qk_norm, head_dim, qk_eps)
+        self.norm_added_k: nn.Module = _norm(qk_norm, head_dim, qk_eps)
         self.add_q_proj = nn.Linear(channels, inner, bias=bias)
         self.add_k_proj = nn.Linear(channels, inner, bias=bias)
         self.add_v_proj = nn.Linear(channels, inner, bias=bias)
@@ -163,5 +174,5 @@ def _split(tokens: Tensor, heads: int) -> Tensor:
     return split.transpose(1, 2)
 
 
-def _norm(channels: int, eps: float | None) -> nn.Module:
-    return nn.Identity() if eps is None else RMSNorm(channels, eps)
+def _norm(kind: Norm, channels: int, eps: float | None) -> nn.Module:
+    return nn.Identity() if eps is None else kind(channels, eps)

@@ -1,7 +1,7 @@
-"""Latents two by two pixels a token, which Flux, Qwen-Image and others work on. Without torch."""
+"""Latents packed to tokens, which Flux, Qwen-Image and others work on. Without torch."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from perfuse.arrays import is_torch
 from perfuse.contract.latents import LatentSpec
@@ -12,11 +12,14 @@ __all__ = ["PackedLatents", "packed"]
 
 @dataclass(frozen=True, kw_only=True)
 class PackedLatents(LatentSpec):
-    """An autoencoder's latents [B, C, h, w], packed to tokens [B, h/2 · w/2, 4 C].
+    """An autoencoder's latents [B, C, h, w], packed to tokens [B, h/P · w/P, P · P · C].
 
     An architecture has a subclass with its own ``kind``. A token's channels are ordered by the latent's
     channel, then its row, then its column.
     """
+
+    #: P, the latents of a token's side.
+    patch: ClassVar[int] = 2
 
     #: The autoencoder's latents, which are packed.
     inner: LatentSpec
@@ -32,7 +35,7 @@ class PackedLatents(LatentSpec):
     def dims(self, height: int, width: int) -> dict[str, int]:
         """The autoencoder's, and ``image_sequence``, the number of tokens."""
         inner = self.inner.dims(height, width)
-        tokens = (inner["latent_height"] // 2) * (inner["latent_width"] // 2)
+        tokens = (inner["latent_height"] // self.patch) * (inner["latent_width"] // self.patch)
         return {**inner, "image_sequence": tokens}
 
     def encode(self, latents: Array) -> Array:
@@ -42,16 +45,19 @@ class PackedLatents(LatentSpec):
         return self.inner.decode(latents)
 
     def pack(self, latents: Array) -> Array:
-        batch, channels, height, width = latents.shape
-        split = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+        (batch, channels, *sides), patch = latents.shape, self.patch
+        height, width = (side // patch for side in sides)
+        split = latents.reshape(batch, channels, height, patch, width, patch)
         moved = _permuted(split, 0, 2, 4, 1, 3, 5)
-        return moved.reshape(batch, (height // 2) * (width // 2), 4 * channels)
+        return moved.reshape(batch, height * width, patch**2 * channels)
 
     def unpack(self, latents: Array, height: int, width: int) -> Array:
-        height, width = height // self.downscale, width // self.downscale
-        batch, channels = latents.shape[0], latents.shape[-1] // 4
-        split = latents.reshape(batch, height // 2, width // 2, channels, 2, 2)
-        return _permuted(split, 0, 3, 1, 4, 2, 5).reshape(batch, channels, height, width)
+        patch, side = self.patch, self.downscale * self.patch
+        height, width = height // side, width // side
+        batch, channels = latents.shape[0], latents.shape[-1] // patch**2
+        split = latents.reshape(batch, height, width, channels, patch, patch)
+        moved = _permuted(split, 0, 3, 1, 4, 2, 5)
+        return moved.reshape(batch, channels, height * patch, width * patch)
 
 
 def packed(kind: type[PackedLatents], inner: LatentSpec | None) -> LatentSpec | None:

@@ -19,11 +19,15 @@ class PatchEmbed(nn.Module):
         return (tokens + positions.flatten(0, 1)[None]).to(tokens.dtype)
 
 
-def patchify(picture: Tensor, patch: int) -> Tensor:
-    """[B, C, H, W] to tokens [B, H/P · W/P, P · P · C]; within a token rows, columns, channels."""
+def patchify(picture: Tensor, patch: int, *, channels_first: bool = False) -> Tensor:
+    """[B, C, H, W] to tokens [B, H/P · W/P, P · P · C].
+
+    Within a token there are rows, columns, channels; or channels first, then rows and columns.
+    """
     batch, channels, height, width = picture.shape
     split = picture.reshape(batch, channels, height // patch, patch, width // patch, patch)
-    return split.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    within = (1, 3, 5) if channels_first else (3, 5, 1)
+    return split.permute(0, 2, 4, *within).flatten(3).flatten(1, 2)
 
 
 def unpatchify(tokens: Tensor, height: int, width: int, patch: int) -> Tensor:

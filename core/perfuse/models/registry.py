@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from perfuse.contract.architecture import Architecture
+from perfuse.contract.architecture import Architecture, Called
 from perfuse.contract.component import Component
 from perfuse.contract.guider import Perturbation
 from perfuse.contract.latents import LatentSpec, PixelLatents
@@ -23,11 +23,13 @@ from perfuse.sources.left_out import check_left_out
 
 __all__ = [
     "aliases",
+    "called",
     "check_config",
     "describe",
     "find",
     "first_blocks",
     "fitted",
+    "gated",
     "held",
     "host_inputs",
     "is_known",
@@ -38,6 +40,7 @@ __all__ = [
     "own",
     "perturbed",
     "shallow",
+    "with_hidden_states",
 ]
 
 
@@ -85,6 +88,7 @@ def describe(
     config: Mapping[str, Any],
     *,
     where: Path | None = None,
+    pipeline: str | None = None,
 ) -> tuple[ComponentSpec, ...]:
     """The components that a checkpoint's folder holds.
 
@@ -94,6 +98,7 @@ def describe(
         folder: The component's folder in the checkpoint.
         config: The folder's ``config.json``, parsed.
         where: The path of that file, for error messages.
+        pipeline: The class of the pipeline, which may say what is made of its components.
 
     Raises:
         CheckpointError: the class is unknown, or it cannot take this config.
@@ -101,7 +106,9 @@ def describe(
     architecture = find(class_name, asked=name)
     if where is not None:
         check_config(class_name, config, where=where)
-    specs: tuple[ComponentSpec, ...] = resolve(architecture.describe)(name, folder, config)
+    manifest = host().pipelines().get(pipeline) if pipeline is not None else None
+    how = manifest.describes.get(name) if manifest is not None else None
+    specs: tuple[ComponentSpec, ...] = resolve(how or architecture.describe)(name, folder, config)
     return specs
 
 
@@ -238,6 +245,24 @@ def aliases(spec: ComponentSpec, layers: Iterable[str]) -> dict[str, str | Stack
     return found
 
 
+def called(spec: ComponentSpec, arguments: Mapping[str, Any]) -> Called | None:
+    """The inputs of a component for a call of Diffusers' model, as ``Architecture.called`` says."""
+    architecture = _architecture(spec)
+    if architecture is None or not architecture.called:
+        return None
+    found: Called | None = resolve(architecture.called)(spec, arguments)
+    return found
+
+
+def with_hidden_states(spec: ComponentSpec) -> ComponentSpec | None:
+    """A text encoder with every hidden state among its outputs; ``None`` where it has none such."""
+    architecture = _architecture(spec)
+    if architecture is None or not architecture.hidden_states:
+        return None
+    found: ComponentSpec = resolve(architecture.hidden_states)(spec)
+    return found
+
+
 def perturbed(component: Component, perturbation: Perturbation) -> Component:
     """A worse version of a denoiser: another entry, over the same weights.
 
@@ -278,6 +303,22 @@ def shallow(component: Component, layers: int) -> tuple[Component, Component] | 
         return None
     both: tuple[Component, Component] = resolve(architecture.shallow)(component, layers)
     return both
+
+
+def gated(component: Component) -> Component | None:
+    """A denoiser whose cross-attentions may take what they gave before (``Architecture.gated``).
+
+    Returns:
+        It, ``None`` if the denoiser's architecture has no gate.
+
+    Raises:
+        InputError: this denoiser has none.
+    """
+    architecture = _architecture(component.spec)
+    if architecture is None or not architecture.gated:
+        return None
+    found: Component = resolve(architecture.gated)(component)
+    return found
 
 
 def first_blocks(component: Component, blocks: int) -> tuple[Component, Component] | None:

@@ -38,7 +38,7 @@ class Assembled(Source):
             spec
             for name, module in modules.items()
             if (kind := _class_of(module)) is not None
-            for spec in describe(kind, name, name, _config(module))
+            for spec in describe(kind, name, name, _config(module), pipeline=class_name)
         ]
         components = fitted({spec.name: spec for spec in specs})
         schedulers = {

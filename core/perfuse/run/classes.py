@@ -76,7 +76,7 @@ def as_class(spec: PipelineSpec, manifest: PipelineManifest, *, model: str) -> P
     if spec.class_name == manifest.class_name:
         return spec
     there = {*parts_of(spec), *spec.tokenizers, *spec.schedulers, "scheduler"}
-    missing = [name for name in manifest.needs if name not in there]
+    missing = [name for name in manifest.needs if name not in {*there, *spec.processors}]
     taken = {*manifest.needs, *manifest.optional, *manifest.unused, "scheduler"}
     alike = family_of(spec.class_name) == family_of(manifest.class_name)
     # ``controlnet_1`` is one of several that were added.

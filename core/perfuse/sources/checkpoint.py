@@ -33,9 +33,11 @@ from perfuse.sources.model_index import (
     INDEX,
     PROCESSOR,
     SCHEDULER,
+    TOKENIZER,
     class_of,
     entries_of,
     folder_of,
+    is_setting,
     kind_of,
     names_in,
     read_index,
@@ -258,6 +260,8 @@ class FromCheckpoint(Recipe):
     weights: Weights
     #: The dtype to build in if the weights are stored in several.
     precision: str
+    #: Whether to build in that dtype also if they are stored in one.
+    casts: bool = False
 
     @property
     def graph(self) -> str:
@@ -281,6 +285,9 @@ class FromCheckpoint(Recipe):
         places = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
         return {n: hollow.addresses[at] for n, at in places.items() if at in hollow.addresses}
 
+    def cast(self) -> "FromCheckpoint":
+        return dataclasses.replace(self, casts=True)
+
     def with_spec(self, spec: ComponentSpec) -> "FromCheckpoint":
         return dataclasses.replace(self, spec=spec)
 
@@ -289,9 +296,10 @@ class FromCheckpoint(Recipe):
 
         from perfuse.models.building import build_component
 
-        # Keep the stored dtype if there is only one: nothing is copied, and the backend casts.
+        # Keep the stored dtype if there is only one: nothing is copied, unless the caller will cast.
         stored = self.weights.precision
-        dtype = getattr(torch, stored if stored in PRECISIONS else self.precision)
+        kept = stored in PRECISIONS and not self.casts
+        dtype = getattr(torch, stored if kept and stored is not None else self.precision)
         try:
             return build_component(self.spec, self.weights, dtype)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
@@ -322,16 +330,20 @@ def _read_spec(
     tokenizers: dict[str, str] = {}
     processors: dict[str, dict[str, Any]] = {}
     for name, component_class in entries.items():
-        if name in kind.unused or kind_of(name, component_class) == "scheduler":
+        what = kind_of(name, component_class)
+        if name in kind.unused or what == "scheduler":
             continue
-        if kind_of(name, component_class) == "tokenizer":
-            tokenizers[name] = folder_of(path, name, "tokenizer_config.json")
+        if what == "tokenizer":
+            tokenizers[name] = folder_of(path, name, TOKENIZER)
             continue
-        if kind_of(name, component_class) == "processor":
+        if what == "processor":
             file = path / folder_of(path, name, PROCESSOR) / PROCESSOR
             processors[name] = read_json(check_inside(file, path))
+            # A processor of texts and pictures brings the tokenizer where there is no other.
+            if "tokenizer" not in entries and (file.parent / TOKENIZER).is_file():
+                tokenizers[name] = file.parent.name
             continue
-        specs = _read_component(path, name, component_class)
+        specs = _read_component(path, name, component_class, class_name)
         components |= {spec.name: spec for spec in specs}
     try:
         components = fitted(components)
@@ -359,7 +371,7 @@ def _read_spec(
         options={
             name: value
             for name, value in index.items()
-            if not name.startswith("_") and not isinstance(value, list | dict)
+            if not name.startswith("_") and is_setting(value)
         },
     )
 
@@ -387,13 +399,17 @@ def _known_class(where: Path, index: Mapping[str, Any], unknown_as: str | None) 
     raise kind(f"{where} says that the pipeline {said}")
 
 
-def _read_component(path: Path, name: str, class_name: str) -> tuple[ComponentSpec, ...]:
+def _read_component(
+    path: Path, name: str, class_name: str, pipeline: str
+) -> tuple[ComponentSpec, ...]:
     architecture = host().architectures().get(class_name)
     if architecture is not None and architecture.each:
         names = [name]
         while (path / f"{name}_{len(names)}").is_dir():
             names.append(f"{name}_{len(names)}")
-        return tuple(one for n in names for one in _read_component(path, n, architecture.each))
+        return tuple(
+            one for n in names for one in _read_component(path, n, architecture.each, pipeline)
+        )
     folder = folder_of(path, name, CONFIG)
     file = check_inside(path / folder / CONFIG, path)
     config = read_json(file)
@@ -403,7 +419,7 @@ def _read_component(path: Path, name: str, class_name: str) -> tuple[ComponentSp
             f"{path / INDEX} says that {name} is a {class_name}; {file} says {named}. {AGAIN}"
         )
     try:
-        return describe(class_name, name, folder, config, where=file)
+        return describe(class_name, name, folder, config, where=file, pipeline=pipeline)
     except CheckpointError as exc:
         raise CheckpointError(
             str(exc) if str(exc).startswith(str(file)) else f"{file}: {exc}"

@@ -82,7 +82,8 @@ def _wanted(
             index = (choice.index,) if choice.index is not None else ()
             keep = {CONFIG, *choice.files, *index}
         else:
-            keep = {"scheduler": {SCHEDULER}, "processor": {PROCESSOR}}.get(kind, set(FILES))
+            # A processor of texts and pictures may bring the tokenizer.
+            keep = {SCHEDULER} if kind == "scheduler" else {PROCESSOR, *FILES}
         wanted += [f"{folder}/{file}".lstrip("/") for file in names if file in keep]
     return wanted
 

@@ -18,6 +18,7 @@ __all__ = [
     "class_of",
     "entries_of",
     "folder_of",
+    "is_setting",
     "kind_of",
     "names_in",
     "read_index",
@@ -29,11 +30,12 @@ __all__ = [
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
 #: What Diffusers writes for a modular pipeline in place of ``model_index.json``.
 MODULAR = "modular_model_index.json"
+TOKENIZER = "tokenizer_config.json"
 PROCESSOR, IMAGE_PROCESSOR = "preprocessor_config.json", "CLIPImageProcessor"
 AGAIN = "Download or save the checkpoint again."
 
 #: Transformers 5 names the library that an image processor uses, too: ``CLIPImageProcessorPil``.
-_PROCESSOR = re.compile(r"(ImageProcessor|FeatureExtractor)(Fast|Pil)?$")
+_PROCESSOR = re.compile(r"((ImageProcessor|FeatureExtractor)(Fast|Pil)?|VLProcessor)$")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -105,7 +107,7 @@ def entries_of(index: Mapping[str, Any], where: Path) -> dict[str, str]:
     """Component name to class name, without components that are ``null`` in the index."""
     entries = {}
     for name, value in index.items():
-        if name.startswith("_") or not isinstance(value, list | tuple):
+        if name.startswith("_") or isinstance(value, dict) or is_setting(value):
             continue
         if not _NAME.fullmatch(name):
             raise CheckpointError(
@@ -121,6 +123,15 @@ def entries_of(index: Mapping[str, Any], where: Path) -> dict[str, str]:
     return entries
 
 
+def is_setting(value: object) -> bool:
+    """Whether a value is no component: a scalar, a list of numbers, or texts by name."""
+    if isinstance(value, list | tuple):
+        return all(type(one) in (int, float) for one in value)
+    if isinstance(value, dict):
+        return all(isinstance(one, str) for one in value.values())
+    return True
+
+
 def write_index(spec: PipelineSpec, folder: Path) -> None:
     """Write ``model_index.json`` for a pipeline whose tokenizers are in the folder already."""
     known = host().architectures()
@@ -133,7 +144,7 @@ def write_index(spec: PipelineSpec, folder: Path) -> None:
     for component in spec.components.values():
         index[component.part] = entry(component.class_name, "diffusers")
     for name, place in spec.tokenizers.items():
-        config = folder / place / "tokenizer_config.json"
+        config = folder / place / TOKENIZER
         said = read_json(config) if config.is_file() else {}
         index[name] = entry(str(said.get("tokenizer_class", "CLIPTokenizer")), "transformers")
     for name, settings in spec.processors.items():
@@ -157,7 +168,7 @@ def class_of(index: Mapping[str, Any]) -> str | None:
 
 
 def kind_of(name: str, class_name: str) -> str:
-    """``"scheduler"``, ``"tokenizer"``, ``"processor"`` of pictures, or ``"component"``."""
+    """``"scheduler"``, ``"tokenizer"``, ``"processor"`` of pictures, ``"reader"`` of both, or ``"component"``."""
     if name == "scheduler" or class_name.endswith("Scheduler"):
         return "scheduler"
     if _PROCESSOR.search(class_name):

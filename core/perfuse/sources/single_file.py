@@ -296,7 +296,7 @@ def _described(
             config = {**parts[name].config, **layout.fields.get(name, {})}
             if name == "vae":
                 config |= _statistics(file)
-            specs = describe(parts[name].class_name, name, name, config)
+            specs = describe(parts[name].class_name, name, name, config, pipeline=layout.class_name)
         else:
             model = given[name]
             specs = describe(type(model).__name__, name, name, _config_of(model))

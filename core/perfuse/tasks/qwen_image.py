@@ -1,7 +1,7 @@
 """Pictures with Qwen-Image (arXiv:2508.02324): from text, from a picture, and inside a mask."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,13 @@ from perfuse.tasks.prompts.sequences import check_length
 from perfuse.tasks.text import Prompt, guider_for, read_conditions
 from perfuse.tasks.text_to_image import checked_texts
 
-__all__ = ["QWEN_IMAGE_TO_IMAGE", "QWEN_INPAINTING", "QWEN_TEXT_TO_IMAGE"]
+__all__ = [
+    "QWEN_IMAGE_TO_IMAGE",
+    "QWEN_INPAINTING",
+    "QWEN_TEXT_TO_IMAGE",
+    "filled_up",
+    "read_texts",
+]
 
 _MOST = 1024
 _SYSTEM = (
@@ -86,30 +92,63 @@ def encode_prompt(
     guider: Guider,
 ) -> State:
     """The states of each prompt, without those of the text before it, filled up to the longest."""
-
-    def states(
-        texts: list[str], given: Array | None = None, mask: Array | None = None
-    ) -> Mapping[str, Array]:
-        if given is None:
-            return _read(tools, texts, max_sequence_length)
-        seen = np.ones(tuple(given.shape[:2])) if mask is None else to_numpy(mask)
-        if seen.shape != tuple(given.shape[:2]):
-            raise InputError(
-                f"A mask of shape {seen.shape} was given for states of shape "
-                f"{tuple(given.shape)}. Give one number for each token."
-            )
-        return _conditions(given, seen)
-
-    conditions = read_conditions(
+    given = (prompt_embeds, prompt_embeds_mask)
+    negative_given = (negative_prompt_embeds, negative_prompt_embeds_mask)
+    conditions = read_texts(
+        lambda texts: _read(tools, texts, max_sequence_length),
         guider,
         num_images_per_prompt,
-        positive=lambda: states(prompts, prompt_embeds, prompt_embeds_mask),
-        negative=lambda: states(
-            negatives or [""] * count, negative_prompt_embeds, negative_prompt_embeds_mask
-        ),
-        empty=lambda: states([""] * count),
+        positive=(prompts, *given),
+        negative=(negatives or [""] * count, *negative_given),
+        empty=([""] * count, None, None),
     )
     return {"conditions": conditions}
+
+
+#: Prompts, or their states and the mask of these in their place.
+Texts = tuple[list[str], Array | None, Array | None]
+
+
+def read_texts(
+    read: Callable[[list[str]], Mapping[str, Array]],
+    guider: Guider,
+    times: int,
+    *,
+    positive: Texts,
+    negative: Texts,
+    empty: Texts,
+) -> dict[str, dict[str, Array]]:
+    """The conditions that a guider uses.
+
+    Args:
+        read: Reads prompts.
+        guider: Whose branches name the conditions.
+        times: Pictures per prompt.
+        positive: The prompts.
+        negative: The negative prompts.
+        empty: As many empty prompts.
+    """
+
+    def states(texts: list[str], given: Array | None, mask: Array | None) -> Mapping[str, Array]:
+        return read(texts) if given is None else _of_states(given, mask)
+
+    return read_conditions(
+        guider,
+        times,
+        positive=lambda: states(*positive),
+        negative=lambda: states(*negative),
+        empty=lambda: states(*empty),
+    )
+
+
+def _of_states(given: Array, mask: Array | None) -> Mapping[str, Array]:
+    seen = np.ones(tuple(given.shape[:2])) if mask is None else to_numpy(mask)
+    if seen.shape != tuple(given.shape[:2]):
+        raise InputError(
+            f"A mask of shape {seen.shape} was given for states of shape {tuple(given.shape)}. Give "
+            "one number for each token."
+        )
+    return _conditions(given, seen)
 
 
 def _read(tools: Tools, texts: list[str], longest: int) -> Mapping[str, Array]:
@@ -121,10 +160,15 @@ def _read(tools: Tools, texts: list[str], longest: int) -> Mapping[str, Array]:
     each = [
         one[mask != 0][_BEFORE:] for one, mask in zip(states, tokens.attention_mask, strict=True)
     ]
-    most = max(map(len, each)) if fixed is None else fixed
-    filled = [np.pad(one, ((0, most - len(one)), (0, 0))) for one in each]
+    return filled_up(each, fixed)
+
+
+def filled_up(each: list[Array], length: int | None) -> Mapping[str, Array]:
+    """The conditions of texts' states [S, D], filled up to the longest, or to ``length``."""
+    most = max(map(len, each)) if length is None else length
+    states = np.stack([np.pad(one, ((0, most - len(one)), (0, 0))) for one in each])
     lengths = np.asarray([len(one) for one in each])
-    return _conditions(np.stack(filled), np.arange(most) < lengths[:, None])
+    return _conditions(states, np.arange(most) < lengths[:, None])
 
 
 def _conditions(states: Array, seen: Array) -> Mapping[str, Array]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from perfuse.schedulers import Schedule
     from perfuse.tasks.denoise import Batches
 
-__all__ = ["Look", "Reuse", "in_parts", "reusing"]
+__all__ = ["Look", "Reuse", "in_parts", "in_parts_already", "reusing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +92,7 @@ def reusing(task: Task, part: ComponentSpec, rule: Reuse) -> Task:
     Raises:
         InputError: the task has no loop of the usual steps, or its denoiser runs in parts already.
     """
-    if has_step(task, _BEGIN):
-        raise InputError(
-            f"Two transforms were asked for that run a part of the denoiser at some steps of "
-            f"{task.name!r}. Choose one."
-        )
+    in_parts_already(task)
     signature = part.signature
     signs = [name for name in signature.output_names if name != "out_sample"]
     predict = _Predict(
@@ -106,6 +102,15 @@ def reusing(task: Task, part: ComponentSpec, rule: Reuse) -> Task:
     return task.insert(
         Step(name=_BEGIN, run=_Begin(rule), outputs=("kept_states",)), after="prepare_schedule"
     ).replace("predict", Step(name="predict", run=predict, outputs=outputs))
+
+
+def in_parts_already(task: Task) -> None:
+    """Raise ``InputError`` if a task's denoiser runs with what it gave at a step before."""
+    if has_step(task, _BEGIN) or has_step(task, "begin_gating"):
+        raise InputError(
+            f"Two transforms were asked for that run a part of the denoiser at some steps of "
+            f"{task.name!r}. Choose one."
+        )
 
 
 _BEGIN = "begin_reusing"

@@ -29,6 +29,10 @@ class Seen:
     total: int
     #: The sample, scaled as the denoiser takes it.
     sample: Array
+    #: How much of the clean latents there is in what the schedule steps through, and how much noise.
+    noising: tuple[float, float]
+    #: That itself as pictures: [B, C, h, w].
+    latents: Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +139,11 @@ class _Decide:
         index: int,
         samples: tuple[Array, ...],
         schedule: "Schedule",
+        height: int,
+        width: int,
         remembered: Any,
     ) -> State:
-        seen = _seen(index, samples, schedule)
+        seen = _seen(tools, index, samples, schedule, (height, width))
         asked, remembered = self.rule.asks(seen, remembered) if index else (True, remembered)
         return {"asked": asked, "remembered": remembered}
 
@@ -154,9 +160,15 @@ class _Guess:
         index: int,
         samples: tuple[Array, ...],
         schedule: "Schedule",
+        height: int,
+        width: int,
         remembered: Any,
     ) -> State:
-        return {"prediction": self.rule.guess(_seen(index, samples, schedule), remembered)}
+        return {
+            "prediction": self.rule.guess(
+                _seen(tools, index, samples, schedule, (height, width)), remembered
+            )
+        }
 
 
 @dataclass(frozen=True)
@@ -171,6 +183,8 @@ class _Remember:
         index: int,
         samples: tuple[Array, ...],
         schedule: "Schedule",
+        height: int,
+        width: int,
         asked: bool,
         predictions: Mapping[str, Array],
         prediction: Array,
@@ -179,10 +193,21 @@ class _Remember:
         if not asked:
             return {"remembered": remembered}
         answer = Answer(guided=prediction, positive=predictions.get("positive", prediction))
-        seen = _seen(index, samples, schedule)
+        seen = _seen(tools, index, samples, schedule, (height, width))
         return {"remembered": self.rule.keep(seen, answer, remembered)}
 
 
-def _seen(index: int, samples: tuple[Array, ...], schedule: "Schedule") -> Seen:
-    sample = schedule.scale_input(index, samples[0])
-    return Seen(index=index, total=len(schedule.timesteps), sample=sample)
+def _seen(
+    tools: Tools,
+    index: int,
+    samples: tuple[Array, ...],
+    schedule: "Schedule",
+    size: tuple[int, int],
+) -> Seen:
+    return Seen(
+        index=index,
+        total=len(schedule.timesteps),
+        sample=schedule.scale_input(index, samples[0]),
+        noising=schedule.rows[index].noising,
+        latents=tools.spec.latents.unpack(samples[0], *size),
+    )

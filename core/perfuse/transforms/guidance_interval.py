@@ -1,14 +1,12 @@
 """Guidance between two shares of the steps alone (Kynkäänniemi et al. 2024, arXiv:2404.07724)."""
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from perfuse.contract.guider import Guider
 from perfuse.contract.hooks import TransformManifest
 from perfuse.contract.steps import State, Step, Task, Tools
 from perfuse.contract.transform import Plan, Transform
-from perfuse.errors import InputError
+from perfuse.tasks.guiders.limited import limited
 from perfuse.tasks.guiders.numbers import check_interval
 
 __all__ = ["TRANSFORMS", "GuidanceInterval"]
@@ -41,16 +39,7 @@ class _Limit:
     stop: float
 
     def __call__(self, tools: Tools, guider: Guider) -> State:
-        if len(guider.branches) == 1:
-            return {"guider": guider}  # there is nothing to leave out
-        if not (hasattr(guider, "start") and hasattr(guider, "stop")):
-            raise InputError(
-                f"Guidance at some steps alone was asked for; {type(guider).__name__} has no start "
-                "and stop. Use another guider, or leave out the transform guidance-interval."
-            )
-        known: Any = guider
-        start, stop = max(self.start, known.start), min(self.stop, known.stop)
-        return {"guider": dataclasses.replace(known, start=min(start, stop), stop=stop)}
+        return {"guider": limited(guider, self.start, self.stop)}
 
 
 class GuidanceInterval(Transform):

@@ -386,6 +386,20 @@ CATALOGUE: tuple[Entry, ...] = (
         level="L2",
     ),
     _entry(
+        "mutant-forgotten-alpha",
+        "weights:ForgottenAlpha",
+        "a LoRA's alpha is not read: it counts four times as much",
+        "weights/unet/adapters",
+        level="L2",
+    ),
+    _entry(
+        "mutant-added-in-place",
+        "weights:AddedInPlace",
+        "adapters are added to rounded weights and taken out again, and leave something each time",
+        "weights/unet/adapters",
+        level="L2",
+    ),
+    _entry(
         "mutant-dropped-adapter",
         "weights:DroppedAdapter",
         "an adapter is loaded into the denoiser, and its part for the text encoder is not",

@@ -15,10 +15,12 @@ from perfuse_mutants.text import FirstPrompt
 
 from perfuse.backend import Component, Program, Target
 from perfuse.plugins import host
+from perfuse.run import DiffusionPipeline
 from perfuse.sources import ArtifactStore
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_conformance.cases.opening import open_source
-from perfuse_conformance.reference.other_weights import with_adapter, with_other_weights
+from perfuse_conformance.reference.loras import OwnLora
+from perfuse_conformance.reference.other_weights import with_other_weights
 from perfuse_conformance.runner.layouts import LAYOUTS
 
 Arrays = dict[str, Any]
@@ -394,23 +396,47 @@ def test_the_first_weights_are_given_to_every_other(own_cache: Path) -> None:
     assert (run(right, other) != run(right, unet_of)).any()
 
 
+def adapted(part: str, scale: float) -> Component:
+    """A component of the bundled model with so much of a LoRA."""
+    pipe = DiffusionPipeline.from_pretrained(backend="torch:cpu")
+    plain = pipe.component(part)
+    own = OwnLora(component=plain.spec, shapes=pipe.weight_shapes(plain))
+    pipe.load_lora_weights(own.tensors(), adapter_name="own")
+    pipe.set_adapters("own", scale)
+    return pipe.component(part)
+
+
 @pytest.mark.parametrize(
     ("name", "component"),
-    [("mutant-adapter-twice", unet(500)), ("mutant-dropped-adapter", text(9))],
-    ids=["twice", "dropped"],
+    [
+        ("mutant-adapter-twice", unet(500)),
+        ("mutant-forgotten-alpha", unet(500)),
+        ("mutant-dropped-adapter", text(9)),
+    ],
+    ids=["twice", "alpha", "dropped"],
 )
 def test_adapters(own_cache: Path, name: str, component: tuple[str, Arrays]) -> None:
     part, inputs = component
-    plain = open_source(None).component(part)
+    plain, changed = open_source(None).component(part), adapted(part, 1.0)
 
     def run(backend: str, component: Component) -> Any:
         target, store = Target(backend="torch"), ArtifactStore.default()
         program = host().backend(backend).prepare(component, target, store)
         return next(iter(program(**inputs).values()))
 
-    adapted = with_adapter(plain, 1.0)
     np.testing.assert_array_equal(run(name, plain), run("torch", plain))
-    assert (run(name, adapted) != run("torch", adapted)).any()
+    assert (run(name, changed) != run("torch", changed)).any()
+
+
+def test_adapters_that_are_added_where_weights_are(own_cache: Path) -> None:
+    part, inputs = unet(500)
+    target, store = Target(backend="torch"), ArtifactStore.default()
+    half, whole = adapted(part, 0.5), adapted(part, 1.0)
+    program = host().backend("mutant-added-in-place").prepare(half, target, store)
+    first = program(**inputs)["out_sample"]
+    assert program.rebind(whole) and program.rebind(half)
+    second = program(**inputs)["out_sample"]
+    assert 0 < np.abs(second - first).max() < 0.1 * np.abs(first).max()
 
 
 def test_scales_of_other_outputs(own_cache: Path) -> None:
@@ -510,6 +536,8 @@ def test_every_mutant_of_numbers_is_tested_here() -> None:
         "mutant-no-mask",
         "mutant-unperturbed",
         "mutant-first-weights",
+        "mutant-forgotten-alpha",
+        "mutant-added-in-place",
         "mutant-adapter-twice",
         "mutant-dropped-adapter",
         "mutant-turned-scales",

@@ -14,6 +14,7 @@ ARCHITECTURES = (
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
         names=f"{__name__}.description:current",
+        hidden_states=f"{__name__}.description:with_hidden_states",
         beside_graph=("projection_dim",),
     ),
     Architecture(
@@ -27,5 +28,6 @@ ARCHITECTURES = (
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
         names=f"{__name__}.description:current",
+        hidden_states=f"{__name__}.description:with_hidden_states",
     ),
 )

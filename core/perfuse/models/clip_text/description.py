@@ -12,6 +12,7 @@ from perfuse.models.names import without_positions
 from perfuse.models.shapes import floating
 
 __all__ = [
+    "ONE",
     "PLAIN",
     "PROJECTED",
     "UNNORMED",
@@ -20,11 +21,14 @@ __all__ = [
     "describe",
     "describe_projected",
     "fit",
+    "with_hidden_states",
 ]
 
 PLAIN, PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
 #: The last layer's states before the last norm, which a latent upscaler reads.
 UNNORMED = "unnormed_hidden_state"
+#: What stands before the number of a layer whose states are an output.
+ONE = "hidden_states_"
 #: What stands before the names of most tensors.
 _PREFIX = "text_model."
 
@@ -85,6 +89,15 @@ def fit(spec: ComponentSpec, others: Mapping[str, ComponentSpec]) -> ComponentSp
         last = outputs[0]
         outputs.insert(2, dataclasses.replace(last, name=UNNORMED))
     signature = dataclasses.replace(spec.signature, outputs=tuple(outputs))
+    return dataclasses.replace(spec, signature=signature)
+
+
+def with_hidden_states(spec: ComponentSpec) -> ComponentSpec:
+    """Return the embeddings and every layer's states, in place of the last layer's but one."""
+    last, *_, pooled = spec.signature.outputs
+    layers = ClipTextConfig.from_dict(spec.config).num_hidden_layers
+    states = (dataclasses.replace(last, name=f"{ONE}{i}") for i in range(layers + 1))
+    signature = dataclasses.replace(spec.signature, outputs=(last, *states, pooled))
     return dataclasses.replace(spec, signature=signature)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from perfuse.contract.spec import ComponentSpec
 from perfuse.errors import CheckpointError
-from perfuse.models.clip_text.description import PLAIN, PROJECTED, UNNORMED, current
+from perfuse.models.clip_text.description import ONE, PLAIN, PROJECTED, UNNORMED, current
 from perfuse.models.loading import load_state
 from perfuse.sources.fitting import Rename
 from perfuse.sources.plain import to_plain
@@ -31,6 +31,7 @@ class ClipText(nn.Module):
     def read(self, output: Any) -> tuple[Tensor, ...]:
         """The outputs of the signature, from Transformers'."""
         states = {"penultimate_hidden_state": -2, UNNORMED: -1}
+        states |= {f"{ONE}{i}": i for i in range(len(output.hidden_states))}
         return tuple(
             output.hidden_states[states[name]] if name in states else getattr(output, name)
             for name in self.names

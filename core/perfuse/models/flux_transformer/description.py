@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.architecture import Called
 from perfuse.contract.component import Component
 from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
@@ -15,7 +16,15 @@ from perfuse.models.packed_latents import PackedLatents, packed
 from perfuse.models.positions import grid, rotary_axes
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["FluxConfig", "FluxLatents", "describe", "first_blocks", "host_inputs", "latents"]
+__all__ = [
+    "FluxConfig",
+    "FluxLatents",
+    "called",
+    "describe",
+    "first_blocks",
+    "host_inputs",
+    "latents",
+]
 
 #: The position of text, and of the picture that is drawn, on the first axis.
 _TEXT = _PICTURE = 0
@@ -131,3 +140,20 @@ def host_inputs(
         scale = 1.0 if guidance is None else guidance
         given["guidance"] = np.full(sizes["batch"], scale, dtype=np.float32)
     return given
+
+
+def called(spec: ComponentSpec, arguments: Mapping[str, Any]) -> Called | None:
+    """Diffusers' call: timesteps are 0 to 1, and it is told where each token is."""
+    flux = FluxConfig.from_dict(spec.config)
+    same = ["encoder_hidden_states", "pooled_projections"]
+    same += ["guidance"] if flux.guidance_embeds else []
+    places = {"txt_ids": "text_rotary", "img_ids": "image_rotary"}
+    if arguments.keys() != {"hidden_states", "timestep", *same, *places}:
+        return None
+    if any(np.ndim(arguments[name]) != 2 for name in places):
+        return None
+    axes = flux.axes_dims_rope
+    inputs = {name: arguments[name] for name in same}
+    inputs |= {"sample": arguments["hidden_states"], "timestep": arguments["timestep"] * 1000}
+    inputs |= {table: rotary_axes(arguments[name], axes) for name, table in places.items()}
+    return inputs, lambda outputs: [outputs["out_sample"]]

@@ -116,6 +116,11 @@ class CrossAttention:
     #: How often the latents were halved on the way there.
     level: int
 
+    def blocks_of(self, unet: Any) -> Any:
+        """The list of transformer blocks that it is in; ``layer`` is its place there."""
+        blocks = {"down": unet.down_blocks, "up": unet.up_blocks, "mid": [unet.mid_block]}
+        return blocks[self.part][self.block].attentions[self.attention].transformer_blocks
+
 
 def cross_attentions(config: Mapping[str, Any]) -> tuple[CrossAttention, ...]:
     """The cross-attentions of a UNet by its config: those of the way down, up, and the middle."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from perfuse.contract.component import Recipe
 from perfuse.errors import InputError, WeightsError
 from perfuse.models.attention import Attention
-from perfuse.models.ip_adapter.description import CrossAttention, ImageAdapter, cross_attentions
+from perfuse.models.ip_adapter.description import ImageAdapter, cross_attentions
 
 __all__ = ["Projection", "attached"]
 
@@ -294,7 +294,7 @@ def attached(
             _pair(state, 2 * index + 1, dtype, adapter.file)
             for state, adapter in zip(states, adapters, strict=True)
         ]
-        block = _layer(model, where)
+        block = where.blocks_of(model)[where.layer]
         if block.only_cross_attention:
             raise InputError(
                 "An IP-Adapter was to be loaded; the denoiser attends to the text alone "
@@ -302,12 +302,6 @@ def attached(
             )
         block.attn2 = PromptedAttention(block.attn2, index, where.level, pairs)
     return PromptedDenoiser(module, names, len(adapters)).eval()
-
-
-def _layer(model: Any, where: CrossAttention) -> Any:
-    blocks = {"down": model.down_blocks, "up": model.up_blocks, "mid": [model.mid_block]}
-    attention = blocks[where.part][where.block].attentions[where.attention]
-    return attention.transformer_blocks[where.layer]
 
 
 def _pair(

@@ -1,7 +1,10 @@
-"""Language models as text encoders: Qwen 3, the text side of Qwen 2.5 VL, Gemma 2."""
+"""Language models as text encoders: Qwen 3, the text sides of Qwen 2.5 VL and Qwen 3 VL, Gemma 2."""
 
 from perfuse.contract.architecture import Architecture
 from perfuse.models.language_model.kinds import KINDS
+
+#: The kinds with eyes, and the module that knows what these take.
+_OF_HOST = {"qwen2_5_vl": "vision"}
 
 ARCHITECTURES = tuple(
     Architecture(
@@ -9,7 +12,7 @@ ARCHITECTURES = tuple(
         library="transformers",
         describe=f"{__name__}.description:describe_{kind}",
         fit=f"{__name__}.description:fit",
-        host_inputs=f"{__name__}.description:host_inputs",
+        host_inputs=f"{__name__}.{_OF_HOST.get(kind, 'description')}:host_inputs",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
     )

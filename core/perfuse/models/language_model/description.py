@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.errors import CheckpointError
@@ -18,6 +20,7 @@ __all__ = [
     "describe_gemma2",
     "describe_qwen2_5_vl",
     "describe_qwen3",
+    "describe_qwen3_vl",
     "fit",
     "host_inputs",
     "layers_of",
@@ -58,6 +61,9 @@ class LanguageSettings:
     #: Gemma's: norms multiply by one plus their weight, each branch is normalised at its end, too,
     #: and the embeddings are multiplied by the root of their width.
     gemma: bool
+    #: How many of a head's frequencies turn by time, by row and by column of a picture's tokens;
+    #: ``None`` where all turn by the place in the text.
+    sections: tuple[int, ...] | None
 
 
 def describe_qwen3(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
@@ -68,11 +74,15 @@ def describe_qwen3(name: str, folder: str, config: Mapping[str, Any]) -> tuple[C
 def describe_qwen2_5_vl(
     name: str, folder: str, config: Mapping[str, Any]
 ) -> tuple[ComponentSpec, ...]:
-    """The part of Qwen 2.5 VL that reads text (Bai et al. 2025, arXiv:2502.13923).
-
-    For text alone its rotation by time, row and column is a plain one.
-    """
+    """The part of Qwen 2.5 VL that reads text (Bai et al. 2025, arXiv:2502.13923)."""
     return _describe("qwen2_5_vl", name, folder, config)
+
+
+def describe_qwen3_vl(
+    name: str, folder: str, config: Mapping[str, Any]
+) -> tuple[ComponentSpec, ...]:
+    """The part of Qwen 3 VL that reads text (Bai et al. 2025, arXiv:2511.21631)."""
+    return _describe("qwen3_vl", name, folder, config)
 
 
 def describe_gemma2(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
@@ -125,6 +135,8 @@ def fit(spec: ComponentSpec, others: Mapping[str, ComponentSpec]) -> ComponentSp
     Raises:
         CheckpointError: the model has no such layers, or is not of the width that is read.
     """
+    if spec.role != Role.TEXT_ENCODER:
+        return spec
     for other in others.values():
         if other.role == Role.DENOISER and other.reads_layers:
             return _reading(spec, other)
@@ -148,7 +160,7 @@ def _reading(spec: ComponentSpec, denoiser: ComponentSpec) -> ComponentSpec:
             f"{denoiser.name} reads text states of width {text.shape[-1]}; {spec.name} gives "
             f"{width}. Use the text encoder of its checkpoint."
         )
-    names = (LAST if i == last else f"{_ONE}{i}" for i in layers)
+    names = (LAST if i == last and denoiser.reads_normed else f"{_ONE}{i}" for i in layers)
     signature = dataclasses.replace(
         spec.signature, outputs=tuple(_output(name, model) for name in names)
     )
@@ -156,7 +168,10 @@ def _reading(spec: ComponentSpec, denoiser: ComponentSpec) -> ComponentSpec:
 
 
 def layers_of(spec: ComponentSpec) -> tuple[int, ...]:
-    """The hidden states that the component returns, by the names of its outputs."""
+    """The hidden states that the component returns, by the names of its outputs.
+
+    The last one's name says whether it is normed.
+    """
     last = settings_of(spec).num_hidden_layers
     names = spec.signature.output_names
     return tuple(last if name == LAST else int(name.removeprefix(_ONE)) for name in names)
@@ -165,14 +180,40 @@ def layers_of(spec: ComponentSpec) -> tuple[int, ...]:
 def host_inputs(
     spec: ComponentSpec, sizes: Mapping[str, int], guidance: float | None
 ) -> dict[str, Any]:
-    """The rotation of each position (Su et al. 2021, arXiv:2104.09864): float32 [2, S, D / 2]."""
+    """The rotation of each position (Su et al. 2021, arXiv:2104.09864): float32 [2, S, D / 2].
+
+    Where pictures are among the tokens, ``sizes`` has ``picture_0_start``, ``picture_0_rows``,
+    ``picture_0_columns`` and so on, counted in tokens.
+    """
     if "sequence" not in sizes:
         return {}
     model = settings_of(spec)
     pairs = np.arange(0, model.head_dim, 2, dtype=np.float32) / np.float32(model.head_dim)
     frequencies = np.float32(1) / np.float32(model.rope_theta) ** pairs  # float32: Transformers'
-    angles = np.arange(sizes["sequence"], dtype=np.float32)[:, None] * frequencies
+    places = _places(sizes)
+    turned_by = np.zeros(len(pairs), dtype=int)
+    if model.sections is not None and "picture_0_start" in sizes:
+        turned_by = np.repeat(np.arange(3), model.sections)
+    angles = places[turned_by].T * frequencies
     return {"rotary": np.stack([np.cos(angles), np.sin(angles)])}
+
+
+def _places(sizes: Mapping[str, int]) -> NDArray[np.float32]:
+    """Time, row and column of each token, [3, S]: all the same, but within a picture.
+
+    A picture is as long as its longer side; the text goes on behind it.
+    """
+    places = np.tile(np.arange(sizes["sequence"]), (3, 1))
+    for i in count():
+        start = sizes.get(f"picture_{i}_start")
+        if start is None:
+            return places.astype(np.float32)
+        rows, columns = sizes[f"picture_{i}_rows"], sizes[f"picture_{i}_columns"]
+        end, first = start + rows * columns, places[0, start]
+        row, column = np.divmod(np.arange(rows * columns), columns)
+        places[:, start:end] = first + np.stack([np.zeros_like(row), row, column])
+        places[:, end:] += first + max(rows, columns) - places[0, end : end + 1]
+    raise AssertionError
 
 
 def settings_of(spec: ComponentSpec) -> LanguageSettings:
@@ -206,6 +247,19 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "rms_norm_eps": 1e-5,
         "rope_theta": 1000000.0,
         "max_position_embeddings": 32768,
+        "hidden_act": "silu",
+    },
+    "qwen3_vl": {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 500000.0,
+        "max_position_embeddings": 128000,
         "hidden_act": "silu",
     },
     "gemma2": {
@@ -259,8 +313,11 @@ def _settings(kind: str, config: Mapping[str, Any]) -> LanguageSettings:
             softcap=float(cap) if (cap := said.get("attn_logit_softcapping")) is not None else None,
             attention_bias=kind == "qwen2_5_vl" or bool(said.get("attention_bias")),
             output_bias=bool(said.get("attention_bias")),
-            norms_heads=kind == "qwen3",
+            norms_heads=kind in ("qwen3", "qwen3_vl"),
             gemma=kind == "gemma2",
+            sections=tuple(int(n) for n in turned)
+            if (turned := rotation.get("mrope_section"))
+            else None,
         )
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as exc:
         raise refuse(f"{exc!r} came up", "well-formed numbers") from exc

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perfuse.contract.spec import ComponentSpec
+from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.errors import CheckpointError
-from perfuse.models.adaptive_norms import RMSNorm
-from perfuse.models.language_model.description import LanguageSettings, layers_of, settings_of
+from perfuse.models.adaptive_norms import RMSNorm, ZeroCentredNorm
+from perfuse.models.language_model.description import LAST, LanguageSettings, layers_of, settings_of
+from perfuse.models.language_model.vision import PICTURES, picture_token, vision_of
+from perfuse.models.language_model.vision_network import VisionModel
 from perfuse.models.loading import load_state
 from perfuse.models.rotary import rotate_halves
 from perfuse.sources.fitting import Rename
@@ -23,20 +25,8 @@ __all__ = ["LanguageModel", "build", "wrap"]
 
 _PREFIX = re.compile(r"^(language_model\.model|model\.language_model|language_model|model)\.")
 _OTHER = re.compile(r"^(model\.)?(lm_head|visual)\.")
+_EYES = re.compile(r"^(model\.)?visual\.")
 _LAYER = re.compile(r"layers\.(\d+)\.")
-
-
-class ZeroCentredNorm(nn.Module):
-    """Gemma's norm: it multiplies by one plus its weight."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width))
-        self.plain = RMSNorm(width, eps, affine=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        normed: Tensor = self.plain(hidden.float()) * (1.0 + self.weight.float())
-        return normed.to(hidden.dtype)
 
 
 def norm(model: LanguageSettings) -> nn.Module:
@@ -132,21 +122,38 @@ class LanguageModel(nn.Module):
     Args:
         model: Its settings.
         layers: Which hidden states, as Transformers counts them: 0 the embeddings, then a layer
-            each, the last one normed.
+            each.
+        normed: Whether the last layer's is normed.
+        picture: The token in whose places the states of pictures are put, which are then a fourth
+            input [B, S, D]; ``None`` for a model that reads text alone.
     """
 
-    def __init__(self, model: LanguageSettings, layers: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        model: LanguageSettings,
+        layers: tuple[int, ...],
+        *,
+        normed: bool,
+        picture: int | None = None,
+    ) -> None:
         super().__init__()
+        self.picture = -1 if picture is None else picture
         self.embed_tokens = nn.Embedding(model.vocab_size, model.hidden_size)
         self.layers = nn.ModuleList(Layer(model) for _ in range(max(layers)))
         self.wanted, self.gemma = layers, model.gemma
-        last = max(layers) == model.num_hidden_layers
-        self.norm: nn.Module = norm(model) if last else nn.Identity()
+        self.norm: nn.Module = norm(model) if normed else nn.Identity()
 
     def forward(
-        self, input_ids: Tensor, attention_bias: Tensor, rotary: Tensor
+        self,
+        input_ids: Tensor,
+        attention_bias: Tensor,
+        rotary: Tensor,
+        picture_states: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         hidden = self.embed_tokens(input_ids)
+        if picture_states is not None:
+            place = torch.eq(input_ids, self.picture)[..., None]
+            hidden = torch.where(place, picture_states, hidden)
         if self.gemma:
             hidden = hidden * hidden.shape[-1] ** 0.5
         states, bias = [hidden], attention_bias[:, None]
@@ -159,8 +166,8 @@ class LanguageModel(nn.Module):
 
 def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
     """The flat module of a checkpoint's language model, with the layers that are needed."""
-    module = _hollow(spec)
-    load_state(module, weights, where=spec.folder, rename=_names(module), dtype=dtype)
+    module, rename = _hollow(spec)
+    load_state(module, weights, where=spec.folder, rename=rename, dtype=dtype)
     return module
 
 
@@ -170,10 +177,9 @@ def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
     Raises:
         CheckpointError: the model has other layers than its config says.
     """
-    if isinstance(model, LanguageModel):
+    if isinstance(model, LanguageModel | VisionModel):
         return model
-    module = _hollow(spec)
-    rename = _names(module)
+    module, rename = _hollow(spec)
     state = {rename(name): tensor for name, tensor in model.state_dict().items()}
     try:
         module.load_state_dict({n: t for n, t in state.items() if n is not None}, assign=True)
@@ -185,9 +191,23 @@ def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
     return module.requires_grad_(False)
 
 
-def _hollow(spec: ComponentSpec) -> LanguageModel:
+def _hollow(spec: ComponentSpec) -> tuple[nn.Module, Rename]:
+    """The module of a component, without content, and how stored tensors are named in it."""
     with torch.device("meta"):
-        return LanguageModel(settings_of(spec), layers_of(spec))
+        if spec.role == Role.IMAGE_ENCODER:
+            return VisionModel(vision_of(spec.config)), _of_eyes
+        picture = None
+        if spec.signature.input(PICTURES) is not None:
+            picture = picture_token(spec.config)
+        normed = LAST in spec.signature.output_names
+        module = LanguageModel(settings_of(spec), layers_of(spec), normed=normed, picture=picture)
+    return module, _names(module)
+
+
+def _of_eyes(stored: str) -> str | None:
+    """A stored tensor's name in the eyes; ``None`` for all others."""
+    found = _EYES.match(stored)
+    return stored[found.end() :] if found else None
 
 
 def _names(module: LanguageModel) -> Rename:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.architecture import Called
 from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.config import ModelConfig, held_by_attention
@@ -17,7 +18,7 @@ from perfuse.models.first_blocks import cut
 from perfuse.models.positions import HIDDEN, rotary_table
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["Lumina2Config", "captions", "describe", "first_blocks", "host_inputs"]
+__all__ = ["Lumina2Config", "called", "captions", "describe", "first_blocks", "host_inputs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,3 +167,15 @@ def captions(
         "caption_bias": np.where(hidden, HIDDEN, np.float32(0)),
         "picture_rotary": rotary_table(lengths, lumina.axes_dim_rope[0]).transpose(1, 0, 2),
     }
+
+
+def called(spec: ComponentSpec, arguments: Mapping[str, Any]) -> Called | None:
+    """Diffusers' call: the time is the share of the picture that is there, and the velocity leads to it."""
+    names = ("hidden_states", "timestep", "encoder_hidden_states", "encoder_attention_mask")
+    if arguments.keys() != set(names):
+        return None
+    sample, share, states, mask = (arguments[name] for name in names)
+    lengths = np.asarray(mask).sum(axis=1)
+    texts = [one[:length] for one, length in zip(states, lengths, strict=True)]
+    inputs = {"sample": sample, "timestep": (1 - share) * 1000}
+    return inputs | captions(spec, texts), lambda outputs: [-outputs["out_sample"]]

@@ -45,6 +45,7 @@ class QwenImageConfig(ModelConfig):
     joint_attention_dim: int = 3584
     guidance_embeds: bool = False
     axes_dims_rope: tuple[int, ...] = (16, 56, 56)
+    #: Whether tokens of pictures to edit are told that there is no noise in them.
     zero_cond_t: bool = False
     use_additional_t_cond: bool = False
     use_layer3d_rope: bool = False
@@ -53,7 +54,7 @@ class QwenImageConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         self.check_choice("patch_size", (2,))
-        for name in ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope"):
+        for name in ("guidance_embeds", "use_additional_t_cond", "use_layer3d_rope"):
             self.check_choice(name, (False,))
         if sum(self.axes_dims_rope) != self.attention_head_dim or len(self.axes_dims_rope) != 3:
             raise self.error(
@@ -87,6 +88,7 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
     """Packed latents and text states in, a velocity out; ``text_bias`` hides what fills texts up."""
     model = QwenImageConfig.from_dict(config)
     half = model.attention_head_dim // 2
+    told_apart = (floating("without_noise", "image_sequence"),) if model.zero_cond_t else ()
     return (
         ComponentSpec(
             name=name,
@@ -106,6 +108,7 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
                     TensorSpec(
                         name="image_rotary", dtype="float32", shape=(2, "image_sequence", half)
                     ),
+                    *told_apart,
                 ),
                 outputs=(floating("out_sample", "batch", "image_sequence", model.token_channels),),
             ),
@@ -135,8 +138,9 @@ def first_blocks(component: Component, blocks: int) -> tuple[Component, Componen
 def host_inputs(
     spec: ComponentSpec, sizes: Mapping[str, int], guidance: float | None
 ) -> dict[str, Array]:
-    """Rotary tables of the text and of the pictures."""
-    axes = QwenImageConfig.from_dict(spec.config).axes_dims_rope
+    """Rotary tables of the text and of the pictures, and which tokens have no noise in them."""
+    config = QwenImageConfig.from_dict(spec.config)
+    axes = config.axes_dims_rope
     shapes = [(sizes["latent_height"] // 2, sizes["latent_width"] // 2)]
     while (name := f"reference_{len(shapes) - 1}_height") in sizes:
         width = sizes[name.removesuffix("height") + "width"]
@@ -144,10 +148,16 @@ def host_inputs(
     pictures = [_places(*shape, i) for i, shape in enumerate(shapes)]
     beyond = max(side // 2 for shape in shapes for side in shape)
     words = np.repeat(beyond + np.arange(sizes["sequence"])[:, None], len(axes), axis=1)
-    return {
+    found = {
         "text_rotary": rotary_axes(words, axes),
         "image_rotary": rotary_axes(np.concatenate(pictures), axes),
     }
+    if config.zero_cond_t:
+        others = sum(map(len, pictures[1:]))
+        found["without_noise"] = np.repeat(
+            np.array([0, 1], dtype=np.float32), [len(pictures[0]), others]
+        )
+    return found
 
 
 def _places(height: int, width: int, picture: int) -> Array:

@@ -1,6 +1,6 @@
 """Qwen-Image's transformer: text and picture in two streams that attend to both (arXiv:2508.02324)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,16 @@ from perfuse.models.rotary import rotate_pairs
 from perfuse.sources.weights import Weights
 
 __all__ = ["QwenImageTransformer2DModel", "build", "wrap"]
+
+
+class Told(NamedTuple):
+    """What blocks are told of the noise."""
+
+    #: The timestep's embedding, [B, C].
+    level: Tensor
+    #: That of timestep 0, [B, C], and for which of the picture's tokens it is, [N]; or ``None``.
+    none: Tensor | None
+    without_noise: Tensor | None
 
 
 class QwenImageTransformerBlock(nn.Module):
@@ -39,20 +49,27 @@ class QwenImageTransformerBlock(nn.Module):
         self.txt_norm1, self.txt_norm2 = plain_norm(width), plain_norm(width)
         self.txt_mlp = FeedForward(width, activation="gelu-approximate")
 
+    def modulations(self, told: Told) -> tuple[Tensor, ...]:
+        """What scales and shifts the picture's tokens: each [B, 1, C], or [B, N, C]."""
+        found = self.img_mod(told.level)[:, None]
+        if told.without_noise is not None and told.none is not None:
+            clean = self.img_mod(told.none)[:, None]
+            found = torch.where(told.without_noise[None, :, None] != 0, clean, found)
+        parts: tuple[Tensor, ...] = found.chunk(6, dim=-1)
+        return parts
+
     def forward(
-        self, hidden: Tensor, text: Tensor, told: Tensor, table: Tensor, bias: Tensor
+        self, hidden: Tensor, text: Tensor, told: Told, table: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
-        shift, scale, gate, *feed = self.img_mod(told).chunk(6, dim=-1)
-        text_shift, text_scale, text_gate, *text_feed = self.txt_mod(told).chunk(6, dim=-1)
-        normal = modulate(self.img_norm1(hidden), shift, scale)
+        shift, scale, gate, *feed = self.modulations(told)
+        text_shift, text_scale, text_gate, *text_feed = self.txt_mod(told.level).chunk(6, dim=-1)
+        normal = self.img_norm1(hidden) * (1 + scale) + shift
         text_normal = modulate(self.txt_norm1(text), text_shift, text_scale)
         attended, text_attended = self.attn(normal, text_normal, table, bias)
-        hidden = hidden + gate[:, None] * attended
+        hidden = hidden + gate * attended
         text = text + text_gate[:, None] * text_attended
         shift, scale, gate = feed
-        hidden = hidden + gate[:, None] * self.img_mlp(
-            modulate(self.img_norm2(hidden), shift, scale)
-        )
+        hidden = hidden + gate * self.img_mlp(self.img_norm2(hidden) * (1 + scale) + shift)
         shift, scale, gate = text_feed
         text = text + gate[:, None] * self.txt_mlp(modulate(self.txt_norm2(text), shift, scale))
         return in_range(hidden), in_range(text)
@@ -84,11 +101,19 @@ class QwenImageTransformer2DModel(BlockModel):
         text_bias: Tensor,
         text_rotary: Tensor,
         image_rotary: Tensor,
+        without_noise: Tensor | None = None,
     ) -> tuple[Streams, Any]:
-        """The velocity at tokens [B, N, C]; ``timestep`` is 0 to 1000, tables [2, N, D / 2]."""
+        """The velocity at tokens [B, N, C]; ``timestep`` is 0 to 1000, tables [2, N, D / 2].
+
+        ``without_noise`` [N] is 1 for tokens of pictures to edit.
+        """
         hidden = self.img_in(sample)
         text = self.txt_in(self.txt_norm(encoder_hidden_states))
-        told = self.time_text_embed(timestep, hidden.dtype)
+        none = None
+        if without_noise is not None:
+            none = self.time_text_embed(timestep * 0, hidden.dtype)
+        level = self.time_text_embed(timestep, hidden.dtype)
+        told = Told(level=level, none=none, without_noise=without_noise)
         table = torch.cat([text_rotary, image_rotary], dim=1)
         bias = torch.cat([text_bias, torch.zeros_like(sample[..., 0])], dim=1)[:, None, None]
         return (hidden, text), (told, table, bias)
@@ -103,11 +128,12 @@ class QwenImageTransformer2DModel(BlockModel):
 
     def modulated(self, streams: Streams, told: Any) -> Tensor:
         block: Any = self.transformer_blocks[0]
-        shift, scale, *_ = block.img_mod(told[0]).chunk(6, dim=-1)
-        return modulate(block.img_norm1(streams[0]), shift, scale)
+        shift, scale, *_ = block.modulations(told[0])
+        modulated: Tensor = block.img_norm1(streams[0]) * (1 + scale) + shift
+        return modulated
 
     def finish(self, picture: Tensor, told: Any) -> Tensor:
-        output: Tensor = self.proj_out(self.norm_out(picture, told[0]))
+        output: Tensor = self.proj_out(self.norm_out(picture, told[0].level))
         return output
 
 

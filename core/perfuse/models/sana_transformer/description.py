@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.architecture import Called
 from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.config import ModelConfig, held_by_attention
@@ -13,7 +14,7 @@ from perfuse.models.first_blocks import cut
 from perfuse.models.positions import sincos_2d
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["SanaConfig", "describe", "first_blocks", "host_inputs"]
+__all__ = ["SanaConfig", "called", "describe", "first_blocks", "host_inputs"]
 
 #: Tokens of a prompt in training.
 _TEXT = 300
@@ -136,3 +137,14 @@ def host_inputs(
         scale = (1.0 if guidance is None else guidance) * sana.guidance_embeds_scale
         given["guidance"] = np.full(sizes["batch"], scale, dtype=np.float32)
     return given
+
+
+def called(spec: ComponentSpec, arguments: Mapping[str, Any]) -> Called | None:
+    """Diffusers' call: the same under other names; of a distilled model it is another one."""
+    names = {"hidden_states": "sample", "timestep": "timestep"}
+    names |= {name: name for name in ("encoder_hidden_states", "encoder_attention_mask")}
+    if arguments.keys() != names.keys() or SanaConfig.from_dict(spec.config).guidance_embeds:
+        return None
+    return {ours: arguments[name] for name, ours in names.items()}, lambda outputs: [
+        outputs["out_sample"]
+    ]

@@ -6,13 +6,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.architecture import Called
 from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.config import ModelConfig, held_by_attention
 from perfuse.models.first_blocks import cut
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["SD3Config", "describe", "first_blocks", "host_inputs"]
+__all__ = ["SD3Config", "called", "describe", "first_blocks", "host_inputs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,17 @@ def host_inputs(
     sd3 = SD3Config.from_dict(spec.config)
     sides = {"rows": sizes["latent_height"], "columns": sizes["latent_width"]}
     return {n: _middle(sd3.pos_embed_max_size, side // sd3.patch_size) for n, side in sides.items()}
+
+
+def called(spec: ComponentSpec, arguments: Mapping[str, Any]) -> Called | None:
+    """Diffusers' call: the same under other names."""
+    names = {"hidden_states": "sample", "timestep": "timestep"}
+    names |= {name: name for name in ("encoder_hidden_states", "pooled_projections")}
+    if arguments.keys() != names.keys():
+        return None
+    return {ours: arguments[name] for name, ours in names.items()}, lambda outputs: [
+        outputs["out_sample"]
+    ]
 
 
 def _middle(whole: int, part: int) -> Array:

@@ -9,6 +9,7 @@ ARCHITECTURES = tuple(
         config=f"{__name__}.description:T5Config",
         describe=f"{__name__}.description:describe{face}",
         host_inputs=f"{__name__}.description:host_inputs",
+        called=f"{__name__}.description:called",
         original=f"{__name__}.original:original" if name == "T5EncoderModel" else "",
         aliases=f"{__name__}.original:aliases",
         build=f"{__name__}.network:build",

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.architecture import Called
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.config import TransformersConfig
 from perfuse.models.shapes import floating
@@ -14,6 +15,7 @@ __all__ = [
     "MULTILINGUAL",
     "T5Config",
     "buckets",
+    "called",
     "describe",
     "describe_multilingual",
     "host_inputs",
@@ -94,6 +96,15 @@ def host_inputs(
             distances, t5.relative_attention_num_buckets, t5.relative_attention_max_distance
         )
     }
+
+
+def called(spec: ComponentSpec, arguments: Mapping[str, Any]) -> Called | None:
+    """Transformers' call: without a mask nothing is hidden."""
+    if arguments.keys() not in ({"input_ids"}, {"input_ids", "attention_mask"}):
+        return None
+    tokens = arguments["input_ids"]
+    inputs = {"attention_mask": np.ones_like(tokens), **arguments}
+    return inputs, lambda outputs: [outputs["last_hidden_state"]]
 
 
 def buckets(distances: Array, count: int, longest: int) -> Array:

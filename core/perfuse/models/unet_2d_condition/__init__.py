@@ -14,6 +14,7 @@ ARCHITECTURES = (
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
         shallow=f"{__name__}.shallow:shallow",
+        gated=f"{__name__}.gate:gated",
         perturb="perfuse.models.perturbed:perturb",
         names="perfuse.models.names:current",
         beside_graph=("sample_size", "dropout"),

@@ -14,9 +14,11 @@ from perfuse.models.unet_2d.description import class_labels
 
 __all__ = [
     "UNet2DConditionConfig",
+    "at_level",
     "conditions",
     "describe",
     "fit",
+    "inputs_of",
     "residuals",
     "with_ids",
 ]
@@ -301,8 +303,8 @@ def residuals(unet: UNet2DConditionConfig) -> tuple[TensorSpec, ...]:
     for i, width in enumerate(unet.block_out_channels):
         levels += [(width, i)] * unet.per_block("layers_per_block")[i]
         levels += [(width, i + 1)] if i < last else []
-    down = [_at_level(f"down_residual_{k}", *level) for k, level in enumerate(levels)]
-    return (*down, _at_level("mid_residual", unet.block_out_channels[-1], last))
+    down = [at_level(f"down_residual_{k}", *level) for k, level in enumerate(levels)]
+    return (*down, at_level("mid_residual", unet.block_out_channels[-1], last))
 
 
 def _features(unet: UNet2DConditionConfig) -> tuple[TensorSpec, ...]:
@@ -315,10 +317,16 @@ def _features(unet: UNet2DConditionConfig) -> tuple[TensorSpec, ...]:
         )
     ]
     levels.append((unet.block_out_channels[-1], last))
-    return tuple(_at_level(f"adapter_feature_{k}", *level) for k, level in enumerate(levels))
+    return tuple(at_level(f"adapter_feature_{k}", *level) for k, level in enumerate(levels))
 
 
-def _at_level(name: str, channels: int, halvings: int) -> TensorSpec:
+def inputs_of(unet: UNet2DConditionConfig) -> frozenset[str]:
+    """The names of all inputs that a UNet has of its own, or for what controls add."""
+    return frozenset(one.name for one in (*conditions(unet), *residuals(unet), *_features(unet)))
+
+
+def at_level(name: str, channels: int, halvings: int) -> TensorSpec:
+    """A picture of states [B, C, h, w] where the latents were halved so often."""
     sizes = (f"latent_{axis}/{2**halvings}" if halvings else f"latent_{axis}" for axis in _AXES)
     return floating(name, "batch", channels, *sizes)
 

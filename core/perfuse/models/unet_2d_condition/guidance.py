@@ -1,4 +1,4 @@
-"""The embedded guidance scale of a consistency model. Apart: an export needs this alone."""
+"""The embedded guidance scale of a consistency model, and an open gate. Apart: an export needs this alone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from perfuse.contract.spec import ComponentSpec
+from perfuse.models.unet_2d_condition.gate import open_gate
 
 __all__ = ["guidance_embedding", "host_inputs"]
 
@@ -15,13 +16,15 @@ def host_inputs(
 ) -> dict[str, Any]:
     """The embedded guidance scale of a latent consistency model, float32 [batch, W].
 
-    Another model's ``timestep_cond`` is a condition, which its task gives.
+    Another model's ``timestep_cond`` is a condition, which its task gives. Where cross-attentions have a
+    gate, it is open.
     """
+    opened = open_gate(spec, sizes)
     condition = spec.signature.input("timestep_cond")
     if condition is None or spec.guidance != "embedded":
-        return {}
+        return opened
     embedding = guidance_embedding(guidance if guidance is not None else 1.0, condition.shape[-1])
-    return {"timestep_cond": np.repeat(embedding, sizes["batch"], axis=0)}
+    return {**opened, "timestep_cond": np.repeat(embedding, sizes["batch"], axis=0)}
 
 
 def guidance_embedding(scale: float, width: Any) -> Any:

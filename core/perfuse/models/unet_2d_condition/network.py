@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perfuse.contract.spec import ComponentSpec
+from perfuse.errors import InputError
 from perfuse.models.attention import Transformer2DModel
 from perfuse.models.building import load_native, native
 from perfuse.models.embeddings import (
@@ -511,3 +512,22 @@ def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Modul
 def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
     """The flat module of a UNet of perfuse or Diffusers."""
     return UNet2DCondition(native(UNet2DConditionModel, spec, model), spec.signature.input_names)
+
+
+def own_unet(module: nn.Module, asked: str) -> tuple[UNet2DConditionModel, tuple[str, ...]]:
+    """perfuse's UNet in a flat module, and the names of the module's inputs.
+
+    Args:
+        module: What ``build`` or ``wrap`` returned.
+        asked: What the UNet is wanted for, for the error: ``"to be cut"``.
+
+    Raises:
+        InputError: it is another library's that perfuse has no model like.
+    """
+    model: Any = getattr(module, "model", module)
+    if not (isinstance(module, UNet2DCondition) and isinstance(model, UNet2DConditionModel)):
+        raise InputError(
+            f"The denoiser was {asked}; the one that was set is a {type(model).__module__} module "
+            "that perfuse cannot rewrite. Use the checkpoint's."
+        )
+    return model, module.names

@@ -73,7 +73,7 @@ def _inputs(spec: ComponentSpec, unet: UNet2DConditionConfig, layers: int) -> se
         if name not in own | given and not name.startswith("adapter_feature"):
             raise InputError(
                 f"{spec.name} was to be cut before its last layers; it takes {name}, which that does "
-                "not fit. Leave out the IP-Adapter, or the cut."
+                "not fit. Leave out what gave it that, such as an IP-Adapter or another transform, or the cut."
             )
     if not _attends(unet, layers):
         own -= {"encoder_hidden_states"} if unet.addition_embed_type != "text" else set()

@@ -1,11 +1,14 @@
 """The flat modules of a UNet that is cut before its last layers."""
 
-from typing import Any, Self
+from typing import Self
 
 from torch import Tensor, nn
 
-from perfuse.errors import InputError
-from perfuse.models.unet_2d_condition.network import UNet2DCondition, UNet2DConditionModel
+from perfuse.models.unet_2d_condition.network import (
+    UNet2DCondition,
+    UNet2DConditionModel,
+    own_unet,
+)
 from perfuse.models.unet_blocks import DownBlock, UpBlock, resized
 
 __all__ = ["Shallow", "WithDeepState"]
@@ -23,7 +26,7 @@ class WithDeepState(UNet2DCondition):
     @classmethod
     def of(cls, module: nn.Module, layers: int) -> Self:
         """The flat module of a UNet, rewritten."""
-        return cls(_own(module), _names(module), layers).eval()
+        return cls(*own_unet(module, "to be cut before its last layers"), layers).eval()
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         unet, block = self.model, _last(self.model)
@@ -46,7 +49,7 @@ class Shallow(UNet2DCondition):
     @classmethod
     def of(cls, module: nn.Module, names: tuple[str, ...], layers: int) -> Self:
         """The flat module of a UNet, rewritten; the layers that do not run are left out of it."""
-        unet = _own(module)
+        unet, _ = own_unet(module, "to be cut before its last layers")
         down, (*up, _) = unet.down_blocks, unet.up_blocks
         down[0] = _cut(down[0], layers - 1)
         for i in range(1, len(down)):
@@ -77,26 +80,6 @@ class Shallow(UNet2DCondition):
             skips = [skip + resized(residual, skip) for skip, residual in pairs]
         rest = range(len(block.resnets) - self.layers, len(block.resnets))
         return (unet.finish(block.layers(rest, inputs[-1], skips, time, context, None)),)
-
-
-def _own(module: nn.Module) -> UNet2DConditionModel:
-    """perfuse's UNet in a flat module.
-
-    Raises:
-        InputError: it is another library's that perfuse has no model like.
-    """
-    model: Any = getattr(module, "model", module)
-    if not isinstance(model, UNet2DConditionModel):
-        raise InputError(
-            f"The denoiser was to be cut before its last layers; the one that was set is a "
-            f"{type(model).__module__} module that perfuse cannot cut. Use the checkpoint's."
-        )
-    return model
-
-
-def _names(module: nn.Module) -> tuple[str, ...]:
-    assert isinstance(module, UNet2DCondition)
-    return module.names
 
 
 def _last(unet: UNet2DConditionModel) -> UpBlock:

@@ -13,5 +13,6 @@ ARCHITECTURES = (
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
         first_blocks=f"{__name__}.description:first_blocks",
+        called=f"{__name__}.description:called",
     ),
 )

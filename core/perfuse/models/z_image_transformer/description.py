@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.architecture import Called
 from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.config import ModelConfig, held_by_attention
@@ -19,7 +20,14 @@ from perfuse.models.first_blocks import cut
 from perfuse.models.positions import HIDDEN, rotary_table
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["ZImageTransformerConfig", "captions", "describe", "first_blocks", "host_inputs"]
+__all__ = [
+    "ZImageTransformerConfig",
+    "called",
+    "captions",
+    "describe",
+    "first_blocks",
+    "host_inputs",
+]
 
 #: Captions and pictures are filled up to a multiple of this many tokens.
 _MULTIPLE = 32
@@ -173,3 +181,23 @@ def captions(
         ),
         "picture_rotary": rotary.transpose(1, 0, 2),
     }
+
+
+def called(spec: ComponentSpec, arguments: Mapping[str, Any]) -> Called | None:
+    """Diffusers' call: lists of pictures, each of one frame, and of captions.
+
+    The time is the share of the picture that is there, and the velocity leads to it.
+    """
+    if arguments.keys() != {"x", "t", "cap_feats"}:
+        return None
+    pictures, share, states = arguments["x"], arguments["t"], arguments["cap_feats"]
+    plain = [getattr(one, "ndim", 0) for one in (*pictures, *states)]
+    if plain != [4] * len(pictures) + [2] * len(states):
+        return None
+    if len({one.shape for one in pictures}) > 1 or pictures[0].shape[1] != 1:
+        return None
+    inputs = {"sample": np.concatenate([one.swapaxes(0, 1) for one in pictures])}
+    inputs["timestep"] = (1 - share) * 1000
+    return inputs | captions(spec, states), lambda outputs: [
+        -one[:, None] for one in outputs["out_sample"]
+    ]

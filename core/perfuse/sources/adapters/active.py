@@ -68,3 +68,15 @@ class Active(Changes):
             if delta is not None:
                 changed = delta.applied(changed, weight, use.on(name))
         return changed
+
+    def factors(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        found = [
+            delta.factors(use.on(name))
+            for use in self.uses
+            if (delta := use.adapter.deltas.get(self.part, {}).get(name)) is not None
+        ]
+        known = [one for one in found if one is not None]
+        if len(known) < len(found) or not known:
+            return None
+        downs, ups = zip(*known, strict=True)
+        return np.concatenate(downs), np.concatenate(ups, axis=1)

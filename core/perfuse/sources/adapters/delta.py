@@ -44,6 +44,14 @@ class Delta(ABC):
         added = self.product(strength * self.scale).reshape(base.shape)
         return np.add(weight, added, out=added)
 
+    def factors(self, strength: float) -> tuple[Array, Array] | None:
+        """``A`` [r, in, …] and ``B`` [out, r] whose product is added; ``None`` if it is none.
+
+        Args:
+            strength: How much the user has this count; ``B`` has it.
+        """
+        return None
+
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether it is for a weight of this shape."""
         return len(shape) > 1 and self.size == (shape[0], math.prod(shape[1:]))

@@ -45,6 +45,11 @@ class LoRA(Delta):
     def taking(self, rows: NDArray[np.intp]) -> Delta:
         return replace(self, up=self.up[rows])
 
+    def factors(self, strength: float) -> tuple[Array, Array] | None:
+        if self.mid is not None:
+            return None
+        return np.array(self.down, np.float32), matrix(self.up) * (strength * self.scale)
+
     def product(self, factor: float) -> Array:
         up = matrix(self.up)
         up *= factor

@@ -1,19 +1,22 @@
 """Prompts as a language model reads them: wrapped in its chat template, one state a token."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from perfuse.arrays import join_features
-from perfuse.contract.spec import Array
+from perfuse.contract.spec import Array, ComponentSpec
 from perfuse.contract.steps import Tools
 from perfuse.errors import InputError
+from perfuse.models.language_model.vision import PICTURES, picture_token
 from perfuse.models.positions import HIDDEN
 from perfuse.models.registry import host_inputs
 from perfuse.sources.tokenizer import TokenBatch, Tokenizer
 from perfuse.tasks.choosing import pipeline_manifest
+from perfuse.tasks.prompts.seeing import SeenPicture
 
 __all__ = ["LanguageReader", "causal_bias", "fixed_length"]
 
@@ -76,12 +79,18 @@ class LanguageReader:
                 )
         return tokens
 
-    def __call__(self, ids: NDArray[np.int64], seen: NDArray[np.int64]) -> Array:
+    def __call__(
+        self,
+        ids: NDArray[np.int64],
+        seen: NDArray[np.int64],
+        pictures: Sequence[SeenPicture] = (),
+    ) -> Array:
         """The hidden states that the denoiser reads, joined: [B, L, D].
 
         Args:
             ids: int64 [B, L].
             seen: int64 [B, L], 0 where a token must not be attended to.
+            pictures: Those whose places are among the tokens of every row, in order.
         """
         program = self.tools.program(self.name)
         length, fixed = ids.shape[1], fixed_length(self.tools, self.name, "input_ids")
@@ -89,18 +98,73 @@ class LanguageReader:
             room = ((0, 0), (0, fixed - length))
             ids, seen = np.pad(ids, room), np.pad(seen, room)
         spec = self.tools.spec.components[self.name]
-        sizes = {"batch": len(ids), "sequence": ids.shape[1]}
+        sizes, more = {"batch": len(ids), "sequence": ids.shape[1]}, {}
+        if spec.signature.input(PICTURES) is not None:
+            places = np.nonzero(ids[0] == picture_token(spec.config))[0]
+            more = {PICTURES: _placed(spec, ids, places, pictures)}
+            sizes |= _sizes_of(places, pictures)
         outputs = program(
-            input_ids=ids, attention_bias=causal_bias(seen), **host_inputs(spec, sizes)
+            input_ids=ids, attention_bias=causal_bias(seen), **more, **host_inputs(spec, sizes)
         )
         states = [outputs[tensor.name] for tensor in spec.signature.outputs]
         return join_features(states)[:, :length]
 
-    def of_prompts(self, texts: list[str], longest: int) -> list[Array]:
-        """The states of each prompt alone, [S, D], template included."""
-        tokens = self.tokens(texts, longest)
+    def of_prompts(
+        self,
+        texts: list[str],
+        longest: int,
+        *,
+        template: tuple[str, str] | None = None,
+        left_out: int = 0,
+    ) -> list[Array]:
+        """The states of each prompt alone, [S, D], template included but for its first tokens.
+
+        Args:
+            texts: The prompts.
+            longest: The most tokens of each, those that are left out included.
+            template: The text before and after each, if not the tokenizer's.
+            left_out: The tokens at the beginning whose states are left out.
+        """
+        tokens = self.tokens(texts, longest, template=template)
         states = self(tokens.input_ids, tokens.attention_mask)
-        return [one[mask != 0] for one, mask in zip(states, tokens.attention_mask, strict=True)]
+        pairs = zip(states, tokens.attention_mask, strict=True)
+        return [one[mask != 0][left_out:] for one, mask in pairs]
+
+
+def _placed(
+    spec: ComponentSpec,
+    ids: NDArray[np.int64],
+    places: NDArray[np.int64],
+    pictures: Sequence[SeenPicture],
+) -> NDArray[np.float32]:
+    """The states of pictures at their places, zeros elsewhere: [B, L, D].
+
+    Raises:
+        InputError: there are other places than states.
+    """
+    width = spec.signature.outputs[0].shape[-1]
+    assert isinstance(width, int)
+    found = np.zeros((*ids.shape, width), dtype=np.float32)
+    length = sum(one.rows * one.columns for one in pictures)
+    if len(places) != length:
+        raise InputError(
+            f"The prompt has {len(places)} tokens that stand for pictures, whose places are {length}. "
+            "Write the prompt without '<|image_pad|>'."
+        )
+    if pictures:
+        found[:, places] = np.concatenate([one.states for one in pictures])
+    return found
+
+
+def _sizes_of(places: NDArray[np.int64], pictures: Sequence[SeenPicture]) -> dict[str, int]:
+    """Where pictures are among the tokens, and how large they are."""
+    sizes: dict[str, int] = {}
+    before = 0
+    for i, one in enumerate(pictures):
+        start = {"start": int(places[before]), "rows": one.rows, "columns": one.columns}
+        sizes |= {f"picture_{i}_{name}": size for name, size in start.items()}
+        before += one.rows * one.columns
+    return sizes
 
 
 def fixed_length(tools: Tools, component: str, name: str) -> int | None:

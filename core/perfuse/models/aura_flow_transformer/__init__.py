@@ -1,0 +1,16 @@
+"""``AuraFlowTransformer2DModel``: the denoiser of AuraFlow."""
+
+from perfuse.contract.architecture import Architecture
+
+ARCHITECTURES = (
+    Architecture(
+        class_name="AuraFlowTransformer2DModel",
+        config=f"{__name__}.description:AuraFlowConfig",
+        describe=f"{__name__}.description:describe",
+        host_inputs=f"{__name__}.description:host_inputs",
+        build=f"{__name__}.network:build",
+        wrap=f"{__name__}.network:wrap",
+        first_blocks=f"{__name__}.description:first_blocks",
+        perturb="perfuse.models.block_skipping:perturb",
+    ),
+)

@@ -1,0 +1,178 @@
+"""Editing with Qwen-Image-Edit (arXiv:2508.02324).
+
+A picture comes in twice: the language model that reads the prompt sees it, and the tokens of its
+latents follow those of the picture that is drawn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from perfuse.arrays import to_numpy
+from perfuse.contract.guider import Guider
+from perfuse.contract.spec import Array
+from perfuse.contract.steps import REQUIRED, Input, Picture, State, Task, Tools, step
+from perfuse.errors import InputError
+from perfuse.tasks.denoise import pick_size
+from perfuse.tasks.flux2_editing import add_pictures
+from perfuse.tasks.prompts.language import LanguageReader
+from perfuse.tasks.prompts.seeing import SeenPicture, check_shape, see
+from perfuse.tasks.qwen_image import QWEN_TEXT_TO_IMAGE, filled_up, read_texts
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["QWEN_EDITING", "QWEN_EDITING_OF_SEVERAL"]
+
+#: Where several pictures are edited, they are seen in this share of the area that is drawn.
+_SEEN = 384**2 / 1024**2
+_SYSTEM = (
+    "Describe the key features of the input image (color, shape, size, texture, objects, "
+    "background), then explain how the user's text instruction should alter or modify the image. "
+    "Generate a new image that meets the user's requirements while maintaining consistency with the "
+    "original input where appropriate."
+)
+_BEFORE = f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n"
+_AFTER = "<|im_end|>\n<|im_start|>assistant\n"
+#: The tokens of the text before pictures and prompt, whose states are left out.
+_LEFT_OUT = 64
+
+
+@step(outputs=("pictures", "seen", "height", "width"), name="check_size")
+def read_picture(tools: Tools, image: Any, height: int | None, width: int | None) -> State:
+    """The picture to edit, encoded and seen in one size."""
+    given = _images(image)
+    if len(given) > 1:
+        raise InputError(
+            f"{len(given)} pictures were given; a {tools.spec.class_name} edits one. Give one, or use "
+            "a QwenImageEditPlusPipeline."
+        )
+    return _read(tools, given, height, width, 1.0)
+
+
+@step(outputs=("pictures", "seen", "height", "width"), name="check_size")
+def read_pictures(tools: Tools, image: Any, height: int | None, width: int | None) -> State:
+    """The pictures to edit, and smaller ones to see; the last one's shape is what is drawn."""
+    return _read(tools, _images(image), height, width, _SEEN)
+
+
+def _images(image: Any) -> "list[Image]":
+    from perfuse.arrays.pictures import as_image
+
+    given = list(image) if isinstance(image, list | tuple) else [image]
+    if not given:
+        raise InputError("No picture was given to edit. Give image=, one picture or several.")
+    images = [as_image(one).convert("RGB") for one in given]
+    for one in images:
+        check_shape(one)
+    return images
+
+
+def _read(
+    tools: Tools, given: "list[Image]", height: int | None, width: int | None, share: float
+) -> State:
+    """Pictures of the area that is drawn, and of a share of it as they are seen."""
+    from PIL import Image
+
+    from perfuse.arrays.pictures import preprocess
+
+    each, usual = tools.spec.size_multiple, tools.spec.default_size
+    area = usual[0] * usual[1]
+    encoded = [preprocess(one, *_sides(one, area, each), multiple=each) for one in given]
+    sizes = [_sides(one, area * share, 1) for one in given]
+    seen = [
+        one.resize((wide, high), Image.Resampling.LANCZOS)
+        for one, (high, wide) in zip(given, sizes, strict=True)
+    ]
+    high, wide = _sides(given[-1], area, each)
+    size = pick_size(tools, high if height is None else height, wide if width is None else width)
+    return {
+        "pictures": [to_numpy(one) for one in encoded],
+        "seen": seen,
+        "height": size[0],
+        "width": size[1],
+    }
+
+
+def _sides(image: "Image", area: float, multiple: int) -> tuple[int, int]:
+    """Height and width of this area in multiples of 32 pixels, or of more, with a picture's shape."""
+    shape = image.width / image.height
+    wide = (area * shape) ** 0.5
+    sides = (round(side / 32) * 32 // multiple * multiple for side in (wide / shape, wide))
+    high, wide = (max(side, multiple, 32) for side in sides)
+    return high, wide
+
+
+def _encoder(prefix: str) -> Any:
+    """The step that reads prompts behind pictures; ``prefix`` stands before each picture."""
+
+    @step(outputs=("conditions",), name="encode_prompt")
+    def encode_prompt(
+        tools: Tools,
+        prompts: list[str],
+        negatives: list[str],
+        count: int,
+        seen: "list[Image]",
+        prompt_embeds: Array | None,
+        prompt_embeds_mask: Array | None,
+        negative_prompt_embeds: Array | None,
+        negative_prompt_embeds_mask: Array | None,
+        num_images_per_prompt: int,
+        guider: Guider,
+    ) -> State:
+        """The states of pictures and prompt, without those of the text before them."""
+        pictures: list[SeenPicture] = []
+
+        def read(texts: list[str]) -> Any:
+            if not pictures:  # once for all texts, and not at all where states are given
+                pictures.extend(see(tools, one) for one in seen)
+            return filled_up([_states(tools, text, prefix, pictures) for text in texts], None)
+
+        conditions = read_texts(
+            read,
+            guider,
+            num_images_per_prompt,
+            positive=(prompts, prompt_embeds, prompt_embeds_mask),
+            negative=(
+                negatives or [""] * count,
+                negative_prompt_embeds,
+                negative_prompt_embeds_mask,
+            ),
+            empty=([""] * count, None, None),
+        )
+        return {"conditions": conditions}
+
+    return encode_prompt
+
+
+def _states(tools: Tools, text: str, prefix: str, pictures: Sequence[SeenPicture]) -> Array:
+    """The states [S, D] of one text behind its pictures."""
+    read = LanguageReader(tools=tools)
+    places = "".join(
+        f"{prefix.format(i)}<|vision_start|>{'<|image_pad|>' * len(one.states)}<|vision_end|>"
+        for i, one in enumerate(pictures, 1)
+    )
+    longest = tools.spec.components[read.name].dims["sequence"].maximum
+    assert longest is not None
+    tokens = read.tokens([text], longest, template=(_BEFORE + places, _AFTER))
+    (states,) = to_numpy(read(tokens.input_ids, tokens.attention_mask, pictures))
+    kept: Array = states[_LEFT_OUT:]
+    return kept
+
+
+def _editing(check_size: Any, prefix: str, text: str) -> Task:
+    image = Input(default=REQUIRED, kind=Picture, option="--image", help=text)
+    return (
+        replace(QWEN_TEXT_TO_IMAGE, name="image-editing")
+        .with_inputs(image=image)
+        .replace("check_size", check_size)
+        .replace("encode_prompt", _encoder(prefix))
+        .insert(add_pictures, after="encode_prompt")
+    )
+
+
+QWEN_EDITING = _editing(read_picture, "", "The picture to edit.")
+
+QWEN_EDITING_OF_SEVERAL = _editing(
+    read_pictures, "Picture {}: ", "The picture to edit, or several."
+)

@@ -1,0 +1,155 @@
+"""Pictures with Qwen-Image 2.1, from text. They may be transparent: they have four channels."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from perfuse.arrays import to_numpy
+from perfuse.contract.guider import Guider
+from perfuse.contract.spec import Array
+from perfuse.contract.steps import Input, State, Tools, step
+from perfuse.models.qwen_image_21_transformer.description import picture_place
+from perfuse.tasks.denoise import check_output_type
+from perfuse.tasks.family import family_task
+from perfuse.tasks.flow import prepare_flow_schedule
+from perfuse.tasks.guiders import ClassifierFreeGuidance
+from perfuse.tasks.prompts.language import LanguageReader, causal_bias, fixed_length
+from perfuse.tasks.prompts.sequences import check_length
+from perfuse.tasks.text import Prompt, guider_for, read_conditions
+from perfuse.tasks.text_to_image import checked_texts
+
+__all__ = ["QWEN_21_TEXT_TO_IMAGE"]
+
+_MOST = 1024
+#: What the language model is told first; its states are left out.
+_SYSTEM = "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n"
+_TEMPLATE = (f"{_SYSTEM}<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")
+
+
+@step(outputs=("prompts", "negatives", "count", "guider"))
+def read_prompts(
+    tools: Tools,
+    prompt: Prompt,
+    negative_prompt: Prompt,
+    prompt_embeds: Array | None,
+    negative_prompt_embeds: Array | None,
+    guidance_scale: float | None,
+    true_cfg_scale: float,
+    guidance_rescale: float,
+    guider: Any,
+    num_images_per_prompt: int,
+    max_sequence_length: int,
+    output_type: str,
+) -> State:
+    """Check the inputs, and choose the guidance: none without a negative prompt."""
+    check_output_type(output_type)
+    check_length(max_sequence_length, _MOST)
+    texts = checked_texts(
+        tools, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
+    )
+    if guider is not None:
+        return {**texts, "guider": guider_for(tools, guider, true_cfg_scale, guidance_rescale)}
+    negative = negative_prompt is not None or negative_prompt_embeds is not None
+    if guidance_scale is not None or negative != (true_cfg_scale > 1):
+        warnings.warn(
+            f"guidance_scale={guidance_scale} and true_cfg_scale={true_cfg_scale} were given, and "
+            f"{'a' if negative else 'no'} negative prompt. This model draws without guidance, or with a "
+            "negative prompt and a true_cfg_scale above 1; give both or neither.",
+            stacklevel=2,
+        )
+    scale = true_cfg_scale if negative else 1.0
+    return {**texts, "guider": ClassifierFreeGuidance(guidance_scale=scale)}
+
+
+@step(outputs=("sigmas",))
+def read_levels(tools: Tools, timesteps: Any, sigmas: Any) -> State:
+    """The noise levels that are given, or those of the checkpoint's author, if it has any."""
+    if sigmas is None and timesteps is None:
+        return {"sigmas": tools.spec.options.get("sample_sigmas")}
+    return {"sigmas": sigmas}
+
+
+@step(outputs=("conditions",))
+def encode_prompt(
+    tools: Tools,
+    prompts: list[str],
+    negatives: list[str],
+    count: int,
+    prompt_embeds: Array | None,
+    prompt_embeds_mask: Array | None,
+    negative_prompt_embeds: Array | None,
+    negative_prompt_embeds_mask: Array | None,
+    num_images_per_prompt: int,
+    max_sequence_length: int,
+    guider: Guider,
+) -> State:
+    """The states of each prompt without those of the system's, filled up to the longest."""
+    read = LanguageReader(tools=tools, tokenizer_name="processor")
+    fixed = fixed_length(tools, tools.spec.denoiser.name, "encoder_hidden_states")
+    longest = max_sequence_length if fixed is None else min(max_sequence_length, fixed)
+    before = len(read.tokenizer.ids(_SYSTEM))
+
+    def states(
+        texts: list[str], given: Array | None = None, mask: Array | None = None
+    ) -> Mapping[str, Array]:
+        if given is None:
+            each = read.of_prompts(
+                [text or " " for text in texts],
+                longest + before,
+                template=_TEMPLATE,
+                left_out=before,
+            )
+            return _conditions(tools, [to_numpy(one) for one in each], fixed)
+        seen = np.ones(tuple(given.shape[:2])) if mask is None else to_numpy(mask)
+        pairs = zip(to_numpy(given), seen != 0, strict=True)
+        return _conditions(tools, [one[own] for one, own in pairs], fixed)
+
+    conditions = read_conditions(
+        guider,
+        num_images_per_prompt,
+        positive=lambda: states(prompts, prompt_embeds, prompt_embeds_mask),
+        negative=lambda: states(
+            negatives or [""] * count, negative_prompt_embeds, negative_prompt_embeds_mask
+        ),
+        empty=lambda: states([""] * count),
+    )
+    return {"conditions": conditions}
+
+
+def _conditions(tools: Tools, each: Sequence[Array], fixed: int | None) -> Mapping[str, Array]:
+    """What the denoiser is told of texts: the picture comes after the longest of them, as in Diffusers."""
+    lengths = np.asarray([len(one) for one in each])
+    words = int(lengths.max())
+    most = words if fixed is None else fixed
+    seen = np.arange(most) < lengths[:, None]
+    return {
+        "encoder_hidden_states": np.stack(
+            [np.pad(one, ((0, most - len(one)), (0, 0))) for one in each]
+        ),
+        "text_bias": causal_bias(seen.astype(np.int64)),
+        "picture_rotary": picture_place(tools.spec.denoiser, len(each), words),
+    }
+
+
+QWEN_21_TEXT_TO_IMAGE = family_task(
+    {
+        "true_cfg_scale": Input(
+            default=1.0,
+            kind=float,
+            option="--true-cfg",
+            help="Guidance away from the negative prompt; 1 or less draws without it.",
+        ),
+        "guidance_scale": Input(kind=float, help="Of no use here: warns of true_cfg_scale."),
+        "prompt_embeds_mask": Input(help="0 for what fills prompt_embeds up, [B, S]."),
+        "negative_prompt_embeds_mask": Input(help="0 for what fills negative_prompt_embeds up."),
+        "max_sequence_length": Input(
+            default=_MOST, kind=int, option="--max-tokens", help="Tokens of a prompt that are read."
+        ),
+    },
+    {"num_inference_steps": 40},
+    read_prompts,
+    prepare_flow_schedule,
+    encode_prompt,
+).insert(read_levels, before="prepare_schedule")
