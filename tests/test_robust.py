@@ -380,10 +380,11 @@ def test_a_working_folder_that_is_gone(
     monkeypatch.chdir(gone)
     gone.rmdir()
     model = ("--model", checkpoint("tiny"))
-    assert perfuse("inspect", *model).exit_code == 0
     given = ("--steps", 1, "--output", tmp_path / "a.png")
-    assert perfuse("generate", *model, *given).exit_code == 0
-    check_refusal(perfuse("export", *model, "--to", "onnx", "--output", "new"), 1, "folder")
+    check_refusal(perfuse("inspect", *model), 1, "working folder")
+    check_refusal(perfuse("generate", *model, *given), 1, "working folder")
+    check_refusal(perfuse("export", *model, "--to", "onnx", "--output", "new"), 1, "working folder")
+    assert listing(tmp_path) == set()
 
 
 def test_a_cache_that_cannot_be_written(

@@ -115,6 +115,7 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            _check_working_folder()
             return super().invoke(ctx)
         except KeyboardInterrupt as exc:
             say("perfuse: interrupted; nothing half done was kept.", err=True)
@@ -144,6 +145,16 @@ class _Group(click.Group):
                 raise
             _complain(_unforeseen(exc))
             ctx.exit(1)
+
+
+def _check_working_folder() -> None:
+    """Raise where it was removed: engines look for their libraries from there, and end the process."""
+    try:
+        os.getcwd()
+    except OSError as exc:
+        raise PerfuseError(
+            f"The working folder cannot be used: {exc.strerror}. Change to one that is there."
+        ) from exc
 
 
 def _unforeseen(exc: BaseException) -> str:
