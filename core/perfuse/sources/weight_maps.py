@@ -59,9 +59,7 @@ def changed_constants(
         changes: The adapters.
         stored: Gives a constant of the file in that layout.
     """
-    for name, constant in weights.constants.items():
-        weight = plain_name(constant.tensor)
-        if weight in changes.names:
-            before = np.asarray(stored(name).cast("float32").array).reshape(constant.shape)
-            after = StoredTensor(dtype="float32", array=changes.of(weight, before))
-            yield name, constant.of(after, exact=True)
+    for name, constant in weights.only(changes.names).constants.items():
+        before = np.asarray(stored(name).cast("float32").array).reshape(constant.shape)
+        after = changes.of(plain_name(constant.tensor), before)
+        yield name, constant.of(StoredTensor(dtype="float32", array=after), exact=True)
