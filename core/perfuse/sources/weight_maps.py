@@ -35,9 +35,8 @@ def read_map(file: Path) -> WeightMap | None:
     if not path.is_file():
         return None
     try:
-        return from_plain(
-            WeightMap, read_json(path, error=ArtifactError, remedy="Export the model again.")
-        )
+        again = "Export the model again."
+        return from_plain(WeightMap, read_json(path, error=ArtifactError, remedy=again, once=True))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ArtifactError(
             f"{path} cannot be read as a weight map: {exc}. Export the model again."
