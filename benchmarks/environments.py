@@ -45,15 +45,22 @@ def python(name: str) -> Path:
         NoEnvironmentError: pip could not install what is pinned.
     """
     folder, pins = _FOLDER / name, HERE / "environments" / f"{name}.txt"
-    found, made = folder / "bin" / "python", folder / pins.name
-    if made.is_file() and made.read_bytes() == pins.read_bytes():
+    found = folder / "bin" / "python"
+    if there(name):
         return found
     say(f"making {folder}")
     shutil.rmtree(folder, ignore_errors=True)
     _run(name, [sys.executable, "-m", "venv", folder])
     _run(name, [found, "-m", "pip", "install", "--no-deps", "--no-compile", "-r", pins])
-    shutil.copyfile(pins, made)  # last: it says that all is there
+    shutil.copyfile(pins, folder / pins.name)  # last: it says that all is there
     return found
+
+
+def there(name: str) -> bool:
+    """Whether an environment was made, of what is pinned now."""
+    pins = HERE / "environments" / f"{name}.txt"
+    made = _FOLDER / name / pins.name
+    return made.is_file() and made.read_bytes() == pins.read_bytes()
 
 
 def exported(name: str, checkpoint: Path, work: Path) -> Path:

@@ -25,6 +25,8 @@ BENCHMARKS = (
     "listing",
     "export_memory",
     "second_checkpoint",
+    "never_seen",
+    "lora_switch",
     "coreml_export",
     "mil_interpreter",
     "overhead",

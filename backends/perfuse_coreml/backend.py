@@ -96,7 +96,7 @@ class CoreML(Backend):
         self.check(component, target)
         component = component.with_options(self.switches(target))
         units = _units(target.device or component.options.get("compute_units"))
-        path = exported(component, self.name, store)
+        path = exported(component, self.name, store, apart=True)
         models = [_Model(part, component.name, units, store) for part in parts_of(path)]
         return CoreMLProgram(component, models, _report(component, models, units))
 

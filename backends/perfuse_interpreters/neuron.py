@@ -23,11 +23,10 @@ from perfuse.backend import (
     Target,
 )
 from perfuse.errors import DeviceNotFoundError, InputError
-from perfuse.run import exported
 from perfuse.sources import ArtifactStore
 from perfuse_exporters.stablehlo.engine import import_jax
 from perfuse_exporters.stablehlo.files import FORMAT
-from perfuse_interpreters.stablehlo import OPTIMIZATIONS, StableHloProgram, compiled_in
+from perfuse_interpreters.stablehlo import OPTIMIZATIONS, compiled_in, prepared
 
 __all__ = ["NeuronInterpreter"]
 
@@ -110,10 +109,10 @@ class NeuronInterpreter(Backend):
             **component.options,
             **own,
         }
-        path = exported(replace(component, precision="float32", options=given), FORMAT, store)
-        return StableHloProgram(
+        return prepared(
             component,
-            path,
+            store,
+            lambda one: replace(one, precision="float32", options=given),
             device=import_jax().local_devices(backend=_CPU)[0],
             name=_CPU,
             cache=compiled_in(store),

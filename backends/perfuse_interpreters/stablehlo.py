@@ -1,7 +1,7 @@
 """A StableHLO program behind a component's signature, compiled for one of JAX's devices."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from perfuse.arrays import to_numpy
-from perfuse.backend import Array, Component, ExecutionReport, Program
+from perfuse.backend import Array, Component, ExecutionReport, Program, StoredTensor
 from perfuse.errors import ArtifactError, ExecutionError, InputError
 from perfuse.plugins import said
+from perfuse.run import Bound, bound, exported
 from perfuse.sources import ArtifactStore
 from perfuse_exporters.stablehlo.engine import import_jax, settings
 from perfuse_exporters.stablehlo.exporter import CAST_TYPES
-from perfuse_exporters.stablehlo.files import load
+from perfuse_exporters.stablehlo.files import FORMAT, load, taken
 
-__all__ = ["OPTIMIZATIONS", "StableHloProgram", "compiled_in"]
+__all__ = ["OPTIMIZATIONS", "StableHloProgram", "compiled_in", "prepared"]
 
 #: In the store, so that ``perfuse cache`` lists and clears it.
 _COMPILED = "xla-compiled"
@@ -25,8 +26,40 @@ _COMPILED = "xla-compiled"
 OPTIMIZATIONS = ("0", "1", "2", "3")
 
 
+def prepared(
+    component: Component,
+    store: ArtifactStore,
+    lowered: Callable[[Component], Component] = lambda component: component,
+    **settings: Any,
+) -> "StableHloProgram":
+    """A component as a program: its graph with the checkpoint's weights, or a file with its own.
+
+    Args:
+        component: What is to run; every dimension fixed.
+        store: Where graphs are, and exports of what has no graph of its own.
+        lowered: What is lowered of a component.
+        **settings: Those of ``StableHloProgram``.
+
+    Raises:
+        ExportError: it could not be lowered.
+        ArtifactError: the files are damaged, or of another component or size.
+        ExecutionError: XLA could not compile it.
+    """
+
+    def bind(one: Component) -> Bound | None:
+        return bound(lowered(one), FORMAT, store)
+
+    graph = bind(component)
+    if graph is not None:
+        return StableHloProgram(component, graph.path, graph=graph, bind=bind, **settings)
+    return StableHloProgram(component, exported(lowered(component), FORMAT, store), **settings)
+
+
 class StableHloProgram(Program):
-    """One executable. The weights are on the device; each call's outputs are the caller's."""
+    """One executable. The weights are on the device; each call's outputs are the caller's.
+
+    They are arguments of it: others take their place without compiling again.
+    """
 
     def __init__(
         self,
@@ -35,6 +68,8 @@ class StableHloProgram(Program):
         *,
         device: Any,
         name: str,
+        graph: Bound | None = None,
+        bind: Callable[[Component], Bound | None] = lambda component: None,
         cache: Path | None = None,
         optimization: str | None = None,
         details: Mapping[str, Any] | None = None,
@@ -44,6 +79,8 @@ class StableHloProgram(Program):
         Args:
             component: What is to run; every dimension fixed.
             path: Its ``model.stablehlo``.
+            graph: The same with its weights, where they are not in the file beside it.
+            bind: Gives the graph of the component with other adapters, with its weights.
             device: One of ``jax.devices()``.
             name: What the device is called in reports.
             cache: Where compiled programs are kept; ``None`` for nowhere.
@@ -56,7 +93,8 @@ class StableHloProgram(Program):
         """
         jax = import_jax()
 
-        loaded = load(path)
+        given = taken(graph.weights, graph.tensors) if graph is not None else None
+        loaded = load(path, given)
         _check_borders(component, loaded.inputs, loaded.outputs, path)
         self.signature = component.signature
         self._component = component
@@ -64,8 +102,9 @@ class StableHloProgram(Program):
         self._dtypes = {tensor: np.dtype(aval.dtype) for tensor, aval in loaded.inputs.items()}
         self._notes = {**loaded.details, **(details or {})}
         self._put = jax.device_put
+        self._bind = bind
         here = jax.sharding.SingleDeviceSharding(device)
-        taken = [
+        avals_here = [
             {
                 one: jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=here)
                 for one, aval in avals.items()
@@ -73,8 +112,8 @@ class StableHloProgram(Program):
             for avals in (loaded.weights, loaded.inputs)
         ]
         try:
-            self._weights = {one: self._put(array, device) for one, array in loaded.tensors()}
-            lowered = jax.jit(loaded.exported.call).lower(*taken)
+            self._weights = {one: self._placed(tensor) for one, tensor in loaded.tensors()}
+            lowered = jax.jit(loaded.exported.call).lower(*avals_here)
             self._compiled: Any = _compiled(lowered, _options(device, optimization), cache)
         except ArtifactError:
             raise
@@ -105,6 +144,25 @@ class StableHloProgram(Program):
                 f"{spec.name} was to run on {self._name}; XLA said: {said(exc)}. Try a smaller "
                 "size or another device."
             ) from exc
+
+    def _placed(self, tensor: StoredTensor) -> Any:
+        """A weight on the device."""
+        dtype = np.dtype(import_jax().numpy.dtype(tensor.dtype))
+        return self._put(tensor.array.view(dtype), self._device)
+
+    def rebind(self, component: Component) -> bool:
+        """Put the weights on the device that adapters change, or changed; the others are there."""
+        if self._compiled is None or component.unchanged != self._component.unchanged:
+            return False
+        graph = self._bind(component)
+        if graph is None:
+            return False
+        changes = [one.changes for one in (self._component, component) if one.changes is not None]
+        touched = graph.weights.only({name for one in changes for name in one.names})
+        for name, tensor in taken(touched, graph.tensors).items():
+            self._weights[name] = self._placed(tensor)
+        self._component = component
+        return True
 
     def report(self) -> ExecutionReport:
         """The device that it was compiled for, and the precision and casts of the program."""

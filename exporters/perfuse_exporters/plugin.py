@@ -42,6 +42,8 @@ def perfuse_exporters() -> Sequence[ExporterManifest]:
             requires=("torch", "transformers", "coremltools"),
             install="pip install 'perfuse[coreml]'",
             summary="Core ML programs, on any system",
+            apart=True,
+            fixed=True,
         ),
         ExporterManifest(
             format="stablehlo",
@@ -49,6 +51,8 @@ def perfuse_exporters() -> Sequence[ExporterManifest]:
             requires=("torch", "transformers", "jax", "flatbuffers"),
             install="pip install 'perfuse[stablehlo]'",
             summary="StableHLO, for XLA's devices",
+            apart=True,
+            fixed=True,
         ),
         ExporterManifest(
             format="neuron",

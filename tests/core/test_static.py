@@ -195,8 +195,8 @@ def test_a_wrong_size_is_refused_before_anything_is_made(
 def test_an_engine_that_cannot_take_a_size_says_so(pipe: DiffusionPipeline) -> None:
     unet = pipe.program("unet")
 
-    def refuse(dims: Any) -> Program:
-        raise ExecutionError(f"batch {dims['batch']} does not fit")
+    def refuse(component: Component) -> Program:
+        raise ExecutionError(f"batch {component.static['batch']} does not fit")
 
     unet(**unet_inputs(1))
     unet._make = refuse  # type: ignore[attr-defined]

@@ -81,7 +81,7 @@ class CoreMLInterpreter(Backend):
         """
         self.check(component, target)
         component = component.with_options(self.switches(target))
-        path = exported(component, _FORMAT, store)
+        path = exported(component, _FORMAT, store, apart=True)
         from perfuse_coreml.program import CoreMLProgram
         from perfuse_exporters.coreml.mlpackage import parts_of
         from perfuse_interpreters.mil.interpreter import MilPredictor

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from perfuse.errors import ArtifactError
+from perfuse_exporters.coreml.mlpackage import RECORD
 
 __all__ = ["BITS", "WeightFile", "unpacked"]
 
 _HEADER = struct.Struct("<II56x")
-_RECORD = struct.Struct("<IIQQQ32x")
 _SENTINEL = 0xDEADBEEF
 _VERSION = 2
 _ALIGNMENT = 64
@@ -68,10 +68,10 @@ class WeightFile:
         Raises:
             ArtifactError: there is no such blob, or another one.
         """
-        record = self._bytes[offset : offset + _RECORD.size].tobytes()
-        if offset % _ALIGNMENT or len(record) < _RECORD.size:
+        record = self._bytes[offset : offset + RECORD.size].tobytes()
+        if offset % _ALIGNMENT or len(record) < RECORD.size:
             raise self._damaged(f"a blob is looked for at {offset} of {self._bytes.size} bytes")
-        sentinel, type_, size, start, padding = _RECORD.unpack(record)
+        sentinel, type_, size, start, padding = RECORD.unpack(record)
         if sentinel != _SENTINEL:
             raise self._damaged(f"there is no blob at {offset}")
         found = _TYPES[type_] if type_ < len(_TYPES) else f"type {type_}"

@@ -84,6 +84,8 @@ class ExporterManifest:
     summary: str = ""
     #: Whether it writes graphs without weights, too: ``export_graph`` and ``fill``.
     apart: bool = False
+    #: Whether such a graph takes fixed sizes only: it serves other checkpoints, of the same sizes.
+    fixed: bool = False
     #: The first and the last version of the contract that it was made for, both included.
     api_min: str = "1.0"
     api_max: str | None = None

@@ -10,6 +10,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from perfuse.contract.changes import plain_name
 from perfuse.contract.frozen import FrozenDict
 from perfuse.errors import ExportError
 
@@ -220,6 +221,11 @@ class WeightMap:
         """
         held = {name: one.digest for name, one in tensors.items() if name not in bound}
         return cls(constants=constants, held=held)
+
+    def only(self, names: Container[str]) -> "WeightMap":
+        """The constants that are weights of these names in the model's state dict."""
+        found = {n: one for n, one in self.constants.items() if plain_name(one.tensor) in names}
+        return WeightMap(constants=found)
 
     @property
     def size(self) -> int:

@@ -30,8 +30,17 @@ __all__ = ["component_options", "export_pipeline", "exported"]
 _MAIN = "main-file.json"
 
 
-def exported(component: Component, format: str, store: ArtifactStore) -> Path:
+def exported(
+    component: Component, format: str, store: ArtifactStore, *, apart: bool = False
+) -> Path:
     """The main file of a component in a format: from its artifact, or exported into the cache.
+
+    Args:
+        component: What to export.
+        format: To what.
+        store: The cache.
+        apart: Whether to make it of the component's graph, where there is one apart from weights:
+            that is kept, and the next checkpoint of the config is written without a conversion.
 
     Raises:
         ExportError: there is no exporter for the format, or the export failed.
@@ -41,7 +50,7 @@ def exported(component: Component, format: str, store: ArtifactStore) -> Path:
 
     def make(folder: Path) -> None:
         main = None
-        if component.storage:  # where a graph is known, in integers without torch
+        if component.storage or apart:  # integers: where a graph is known, without torch
             main = filled(component, format, store, folder, done=0, total=None)
         if main is None:
             main = _export(component, format, folder)

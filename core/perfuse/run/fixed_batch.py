@@ -4,6 +4,7 @@ import numpy as np
 
 from perfuse.arrays.operations import concatenate, is_torch
 from perfuse.contract.backend import ExecutionReport, Program
+from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, TensorSpec
 
 __all__ = ["FixedBatch", "fixed_batch", "whole_inputs"]
@@ -40,6 +41,9 @@ class FixedBatch(Program):
             }
             parts.append(self._program(**chunk))
         return {name: concatenate([part[name] for part in parts])[:total] for name in parts[0]}
+
+    def rebind(self, component: Component) -> bool:
+        return self._program.rebind(component)
 
     def report(self) -> ExecutionReport:
         return self._program.report()

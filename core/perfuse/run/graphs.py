@@ -296,9 +296,9 @@ def _provide(component: Component, format: str, folder: Path) -> None:
 
 
 def apart_formats() -> tuple[str, ...]:
-    """The formats of which graphs without weights can be made with what is installed."""
-    known = host().exporters()
-    return tuple(n for n, one in known.items() if one.apart and not missing_modules(one.requires))
+    """The formats of which graphs without weights, of any size, can be made with what is installed."""
+    known = {name: one for name, one in host().exporters().items() if one.apart and not one.fixed}
+    return tuple(name for name, one in known.items() if not missing_modules(one.requires))
 
 
 def kept_graph(component: Component, format: str, store: ArtifactStore) -> Path | None:

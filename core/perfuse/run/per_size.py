@@ -1,9 +1,11 @@
 """Runs any size on an engine whose programs take one fixed size."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 from perfuse.contract.backend import ExecutionReport, Program
-from perfuse.contract.spec import Array, ComponentSpec
+from perfuse.contract.component import Component
+from perfuse.contract.spec import Array
 from perfuse.errors import ExecutionError
 from perfuse.progress import working
 
@@ -18,8 +20,8 @@ class PerSize(Program):
 
     def __init__(
         self,
-        spec: ComponentSpec,
-        make: Callable[[Mapping[str, int]], Program],
+        component: Component,
+        make: Callable[[Component], Program],
         *,
         usual: Mapping[str, int],
         limit: int = 2,
@@ -27,14 +29,15 @@ class PerSize(Program):
         """Prepare nothing yet: compiling for one size may take minutes.
 
         Args:
-            spec: The component.
-            make: Prepares the program for one size of each of the signature's dimensions.
+            component: What to run, its dimensions not fixed.
+            make: Prepares the program of the component with every dimension fixed.
             usual: The sizes to prepare for if ``report`` is called before any call.
             limit: How many programs to keep. Each holds the weights, so only two by default: one
                 for the batch with guidance, one for the batch without.
         """
-        self.signature = spec.signature
-        self._spec = spec
+        self._component = component
+        self._spec = component.spec
+        self.signature = self._spec.signature
         self._make = make
         self._usual = dict(usual)
         self._limit = limit
@@ -66,7 +69,7 @@ class PerSize(Program):
                 self._programs.pop(next(iter(self._programs))).close()
             message = f"Preparing {self._spec.name} for {_sizes(dims)}"
             with working("prepare", message, subject=self._spec.name):
-                program = self._make(dict(dims))
+                program = self._make(_fixed(self._component, dims))
             self.torch_device = program.torch_device
         self._programs[key] = program
         return program
@@ -90,12 +93,26 @@ class PerSize(Program):
             details={**last.details, "sizes": sizes},
         )
 
+    def rebind(self, component: Component) -> bool:
+        """Have every program take other adapters; ``False`` where one of them cannot."""
+        names = self.signature.dims
+        for key, program in self._programs.items():
+            dims = dict(zip(names, key, strict=True))
+            if not program.rebind(_fixed(component, dims)):
+                return False
+        self._component = component
+        return True
+
     def close(self) -> None:
         """Release every program."""
         self._closed = True
         for program in self._programs.values():
             program.close()
         self._programs.clear()
+
+
+def _fixed(component: Component, dims: Mapping[str, int]) -> Component:
+    return dataclasses.replace(component, static=dims)
 
 
 def _sizes(dims: Mapping[str, int]) -> str:

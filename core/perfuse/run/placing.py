@@ -26,7 +26,7 @@ def natural_backend(source: Source) -> str:
     usual = [name for name, interprets in fitting if not interprets]  # others are asked for by name
     if wanted is None:
         exporters = host().exporters()
-        apart = {format for format, one in exporters.items() if one.apart}
+        apart = {name for name, one in exporters.items() if one.apart and not one.fixed}
         others = [
             name for name, one in host().backends().items() if apart.intersection(one.formats)
         ]

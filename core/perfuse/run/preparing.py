@@ -69,10 +69,7 @@ def prepare(
             f"B, or run the checkpoint itself on {target}."
         )
 
-    def make(dims: Mapping[str, int]) -> Program:
-        return made(dataclasses.replace(component, static=dims))
-
-    return PerSize(component.spec, make, usual=usual)
+    return PerSize(component, made, usual=usual)
 
 
 def _support(backend: Backend, component: Component, target: Target) -> Support:

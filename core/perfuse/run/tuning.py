@@ -197,7 +197,7 @@ def _transforms(source: Source) -> Callable[[Point], Iterator[Point]]:
 def backends_for(source: Source) -> tuple[str, ...]:
     """The backends of this machine that run a source, the reference first."""
     wanted, exporters = source.format, host().exporters()
-    apart = {format for format, one in exporters.items() if one.apart}
+    apart = {name for name, one in exporters.items() if one.apart and not one.fixed}
     fits = []
     for name, one in host().backends().items():
         own = wanted in one.formats if wanted is not None else not one.formats

@@ -146,14 +146,38 @@ def read_text(
         ) from exc
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON.
+
+    Raises:
+        ValueError: it has a name twice.
+    """
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"it names {shown(name)} twice")
+        found[name] = value
+    return found
+
+
 def read_json(
-    path: str | os.PathLike[str], *, error: type[PerfuseError] = CheckpointError, remedy: str = ""
+    path: str | os.PathLike[str],
+    *,
+    error: type[PerfuseError] = CheckpointError,
+    remedy: str = "",
+    once: bool = False,
 ) -> dict[str, Any]:
     """The object in a JSON file.
 
+    Args:
+        path: The file.
+        error: What to raise.
+        remedy: What to do, at the end of a message.
+        once: Whether no object in it may have two values of one name. By itself JSON takes the last.
+
     Raises:
         PerfuseError: of class ``error``: the file cannot be read, is not JSON (the message names
-            line and column), or does not hold an object.
+            line and column), does not hold an object, or names something twice.
     """
     with open_file(path, error=error, remedy=remedy) as file:
         size = os.fstat(file.fileno()).st_size
@@ -163,7 +187,7 @@ def read_json(
         )
     text = read_text(path, error=error, remedy=remedy)
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_once if once else None)
     except json.JSONDecodeError as exc:
         raise error(
             f"{shown(path)}, line {exc.lineno}, column {exc.colno}, is not JSON: {exc.msg}. "

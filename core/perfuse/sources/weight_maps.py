@@ -35,9 +35,8 @@ def read_map(file: Path) -> WeightMap | None:
     if not path.is_file():
         return None
     try:
-        return from_plain(
-            WeightMap, read_json(path, error=ArtifactError, remedy="Export the model again.")
-        )
+        again = "Export the model again."
+        return from_plain(WeightMap, read_json(path, error=ArtifactError, remedy=again, once=True))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ArtifactError(
             f"{path} cannot be read as a weight map: {exc}. Export the model again."
@@ -59,9 +58,7 @@ def changed_constants(
         changes: The adapters.
         stored: Gives a constant of the file in that layout.
     """
-    for name, constant in weights.constants.items():
-        weight = plain_name(constant.tensor)
-        if weight in changes.names:
-            before = np.asarray(stored(name).cast("float32").array).reshape(constant.shape)
-            after = StoredTensor(dtype="float32", array=changes.of(weight, before))
-            yield name, constant.of(after, exact=True)
+    for name, constant in weights.only(changes.names).constants.items():
+        before = np.asarray(stored(name).cast("float32").array).reshape(constant.shape)
+        after = changes.of(plain_name(constant.tensor), before)
+        yield name, constant.of(StoredTensor(dtype="float32", array=after), exact=True)

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from perfuse.backend import Component, Exporter, Options
+from perfuse.backend import Component, Exporter, Options, Quantized, StoredTensor, WeightMap
 from perfuse.errors import ExportError, InputError, PerfuseError
+from perfuse.sources import write_map
 from perfuse.spec import TensorSpec
 from perfuse_exporters.coreml.apple import adapted, arrange, is_apple
 from perfuse_exporters.coreml.tools import exact, import_coremltools, quiet
@@ -36,6 +37,8 @@ OPTIONS = {
     "chunks": ("1", "2"),
     "dialect": ("native", "apple"),
 }
+#: Options that make something of the values of weights, or more than one package.
+_OF_VALUES = ("palettize", "quantize", "chunks", "dialect")
 
 
 class CoreMLExporter(Exporter):
@@ -56,20 +59,12 @@ class CoreMLExporter(Exporter):
             ExportError: the component could not be captured or lowered.
             InputError: an option does not go with another or with the sizes.
         """
-        if component.precision not in _PRECISIONS:
-            raise ExportError(
-                f"{component.name} was to be exported to Core ML in {component.precision}, which "
-                f"it does not have; choose one of {', '.join(_PRECISIONS)}."
-            )
-        defaults = {"deployment_target": _DEFAULT_TARGET, "compute_units": "ALL"}
-        options = {**defaults, **component.options}
-        _check_options(component, options)
-        _check_fixed(component)
+        options = _checked(component)
         import torch
 
         from perfuse.capture import build, cast
         from perfuse_exporters.coreml.compress import palettize, quantize
-        from perfuse_exporters.coreml.edit import bisect, sign
+        from perfuse_exporters.coreml.edit import bisect
         from perfuse_exporters.coreml.graph import lower
 
         module = cast(build(component), torch.float32)
@@ -86,8 +81,45 @@ class CoreMLExporter(Exporter):
                 quantize(package)
             parts = bisect(package) if options.get("chunks") == "2" else [package]
         for part in parts:
-            sign(part, {"component": component.name, "precision": component.precision, **options})
+            _sign(part, component, options)
         return parts[0]
+
+    def export_graph(self, component: Component, folder: Path) -> tuple[Path, WeightMap]:
+        """Write ``model.mlpackage`` with the weights cut out of its file of weights."""
+        options = _checked(component)
+        if others := [name for name in options if name in _OF_VALUES]:
+            raise ExportError(
+                f"{component.name} was to be exported to Core ML without its weights; what "
+                f"{', '.join(others)} makes of them follows from their values."
+            )
+        from perfuse.capture import build
+        from perfuse_exporters.coreml.graph import lower
+        from perfuse_exporters.coreml.weights import located, randomised, without
+
+        module = build(component)
+        drawn, names = randomised(module)
+        package = folder / MODEL
+        program = lower(_opened(component), drawn)
+        with _coremltools(component) as ct:
+            _convert(ct, component, program, package, options)
+        _sign(package, component, options)
+        constants = located(package, program, drawn, names)
+        weights = WeightMap.around(constants, StoredTensor.all_of(module), names)
+        without(package, weights)
+        return package, weights
+
+    def fill(
+        self,
+        graph: Path,
+        weights: WeightMap,
+        tensors: Mapping[str, StoredTensor | Quantized],
+        folder: Path,
+    ) -> Path:
+        from perfuse_exporters.coreml.weights import fill
+
+        fill(graph, weights, tensors, folder / MODEL)
+        write_map(weights, folder)
+        return folder / MODEL
 
     def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
         """Operators of a captured graph that coremltools has no conversion for."""
@@ -120,6 +152,31 @@ class CoreMLExporter(Exporter):
 def _kind(target: Any) -> str:
     """What coremltools looks an operator up by."""
     return str(target.name() if hasattr(target, "name") else target.__name__)
+
+
+def _checked(component: Component) -> dict[str, str]:
+    """The options to export a component with.
+
+    Raises:
+        ExportError: it has a precision that there is not, or a size that is not fixed.
+        InputError: an option does not go with another or with the sizes.
+    """
+    if component.precision not in _PRECISIONS:
+        raise ExportError(
+            f"{component.name} was to be exported to Core ML in {component.precision}, which "
+            f"it does not have; choose one of {', '.join(_PRECISIONS)}."
+        )
+    defaults = {"deployment_target": _DEFAULT_TARGET, "compute_units": "ALL"}
+    options = {**defaults, **component.options}
+    _check_options(component, options)
+    _check_fixed(component)
+    return options
+
+
+def _sign(package: Path, component: Component, options: Mapping[str, str]) -> None:
+    from perfuse_exporters.coreml.edit import sign
+
+    sign(package, {"component": component.name, "precision": component.precision, **options})
 
 
 def _check_options(component: Component, options: Mapping[str, str]) -> None:

@@ -8,17 +8,35 @@ import importlib
 import importlib.util
 import json
 import re
+import struct
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perfuse.errors import ArtifactError, EngineMissingError, UnsupportedError
 from perfuse.sources import inside
 
-__all__ = ["Interface", "parts_of", "read_interface", "read_model", "within"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = [
+    "RECORD",
+    "Interface",
+    "model_file",
+    "parts_of",
+    "read_interface",
+    "read_model",
+    "stored_values",
+    "within",
+]
+
+#: What is before a weight in a ``weight.bin``: a sentinel, the type, the size in bytes, the offset
+#: of the data, the bits of padding. Source: MILBlob/Blob/StorageFormat.hpp of coremltools.
+RECORD = struct.Struct("<IIQQQ32x")
 
 Tensors = Mapping[str, tuple[tuple[int, ...], str]]
 
@@ -178,19 +196,45 @@ def read_interface(model: Path) -> Interface:
 def _check_weights(folder: Path, spec: Any) -> None:
     """Every weight's file is there, and reaches as far as the weight."""
     ends: dict[str, int] = {}
-    for op in _operations(spec):
-        values = [*op.attributes.values()]
-        values += [one.value for given in op.inputs.values() for one in given.arguments]
-        for value in values:
-            if value.HasField("blobFileValue"):
-                blob = value.blobFileValue
-                ends[blob.fileName] = max(blob.offset, ends.get(blob.fileName, 0))
+    for value in _blobs(spec):
+        blob = value.blobFileValue
+        ends[blob.fileName] = max(blob.offset, ends.get(blob.fileName, 0))
     for name, end in ends.items():
         file = within(folder, name.removeprefix("@model_path/"), folder)
         if not file.is_file():
             raise ArtifactError(f"{file}, which holds weights, is missing. {_AGAIN}")
         if file.stat().st_size <= end:
             raise ArtifactError(f"{file} is incomplete: it ends before a weight. {_AGAIN}")
+
+
+def _blobs(spec: Any) -> Iterator[Any]:
+    """The values of a program that are in a file of weights."""
+    for op in _operations(spec):
+        values = [*op.attributes.values()]
+        values += [one.value for given in op.inputs.values() for one in given.arguments]
+        yield from (value for value in values if value.HasField("blobFileValue"))
+
+
+def model_file(package: Path) -> Path:
+    """The file of a package's program, beside which the folder of its weights is."""
+    return _root(package)
+
+
+def stored_values(package: Path) -> Iterator[tuple[str, int, "NDArray[np.uint8]"]]:
+    """What a package has in files of weights: the file as it is named from the program's, the offset
+    of the data, and the bytes, mapped."""
+    import numpy as np
+
+    spec, folder = read_model(package)
+    seen = set()
+    for value in _blobs(spec):
+        name = value.blobFileValue.fileName.removeprefix("@model_path/")
+        content = np.memmap(within(folder, name, folder), np.uint8, mode="r")
+        at = value.blobFileValue.offset
+        _, _, size, start, _ = RECORD.unpack(content[at : at + RECORD.size].tobytes())
+        if (name, start) not in seen:
+            seen.add((name, start))
+            yield name, start, content[start : start + size]
 
 
 def _listed(feature: Any) -> Any:

@@ -6,17 +6,34 @@ replaced without compiling again. Inputs and outputs are float32 whatever the pr
 numbers are int32, because they are indices in our graphs and XLA's devices are made for 32 bits.
 """
 
-import json
-import struct
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from perfuse.backend import PRECISIONS, Component, Exporter, Options
+from perfuse.backend import (
+    PRECISIONS,
+    Component,
+    Constant,
+    Exporter,
+    Options,
+    Quantized,
+    StoredTensor,
+    WeightMap,
+)
 from perfuse.errors import ExportError, InputError
 from perfuse.plugins import said
+from perfuse.sources import write_map
 from perfuse_exporters.stablehlo.engine import import_jax, settings
-from perfuse_exporters.stablehlo.files import CODES, FORMAT, MODEL, WEIGHTS, sealed
+from perfuse_exporters.stablehlo.files import (
+    FORMAT,
+    MODEL,
+    WEIGHTS,
+    load,
+    sealed,
+    taken,
+    write_weights,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,42 +74,51 @@ class StableHloExporter(Exporter):
             ExportError: a dimension has no size, or the component could not be captured or lowered.
             InputError: an option is a cast that cannot be computed here.
         """
-        options = _read_options(component.options)
-        if component.precision not in PRECISIONS:
-            raise ExportError(
-                f"{component.name} was to be exported to StableHLO in {component.precision}; "
-                f"choose one of {', '.join(PRECISIONS)}."
-            )
-        if component.precision != "float32" and options["auto_cast"] != "none":
-            raise InputError(
-                f"auto_cast={options['auto_cast']} was asked for with {component.precision}; it "
-                "casts float32. Use --precision float32, or leave auto_cast out."
-            )
-        _check_sizes(component)
-        import_jax()
+        options = _checked(component)
         import torch
 
         from perfuse.capture import capture
-        from perfuse_exporters.stablehlo.graph import Casting, decomposed, lowered, weights_of
 
         graph = capture(component, getattr(torch, component.precision))
-        if options["operators"] == "neuron":
-            from perfuse_exporters.neuron.graph import core_graph
-
-            program = core_graph(graph)
-        else:
-            program = decomposed(graph)
-        weights = {name: _whole_in_32_bits(name, t) for name, t in weights_of(program).items()}
-        function = lowered(
-            program,
-            component,
-            Casting(mode=options["auto_cast"], dtype=CAST_TYPES[options["auto_cast_type"]]),
-        )
+        program, weights = _program(component, graph, options)
         path = folder / MODEL
-        path.write_bytes(sealed(_serialised(function, component, weights)))
-        details = {"component": component.name, "precision": component.precision, **options}
-        _write_weights(folder / WEIGHTS, weights, details)
+        path.write_bytes(program)
+        write_weights(folder / WEIGHTS, weights, _details(component, options))
         return path
+
+    def export_graph(self, component: Component, folder: Path) -> tuple[Path, WeightMap]:
+        """Write the program, and beside it what of its weights is computed from the config."""
+        options = _checked(component)
+        import torch
+
+        from perfuse.capture import build, hollow, trace
+
+        module, dtype = build(component), getattr(torch, component.precision)
+        emptied, bound = hollow(module, dtype)
+        program, weights = _program(component, trace(component, emptied, dtype), options)
+        path = folder / MODEL
+        path.write_bytes(program)
+        kept = {name: tensor for name, tensor in weights.items() if name not in bound}
+        write_weights(folder / WEIGHTS, kept, _details(component, options))
+        constants = {
+            name: Constant(tensor=name, dtype=component.precision, shape=tensor.array.shape)
+            for name, tensor in weights.items()
+            if name in bound
+        }
+        return path, WeightMap.around(constants, StoredTensor.all_of(module), bound)
+
+    def fill(
+        self,
+        graph: Path,
+        weights: WeightMap,
+        tensors: Mapping[str, StoredTensor | Quantized],
+        folder: Path,
+    ) -> Path:
+        loaded = load(graph, given=taken(weights, tensors))
+        shutil.copyfile(graph, folder / MODEL)
+        write_weights(folder / WEIGHTS, dict(loaded.tensors()), loaded.details)
+        write_map(weights, folder)
+        return folder / MODEL
 
     def unsupported(self, program: "ExportedProgram", component: Component) -> Mapping[str, str]:
         """The operators without a lowering, each with the reason and the line of the model."""
@@ -103,6 +129,33 @@ class StableHloExporter(Exporter):
             name: f"{reason} ({line_of(node) or 'an unknown line'})"
             for name, (reason, node) in refusals(decomposed(program)).items()
         }
+
+
+def _checked(component: Component) -> dict[str, str]:
+    """The options to lower a component with.
+
+    Raises:
+        ExportError: its precision, or a dimension without a size, cannot be lowered.
+        InputError: an option is a cast that cannot be computed here.
+    """
+    options = _read_options(component.options)
+    if component.precision not in PRECISIONS:
+        raise ExportError(
+            f"{component.name} was to be exported to StableHLO in {component.precision}; "
+            f"choose one of {', '.join(PRECISIONS)}."
+        )
+    if component.precision != "float32" and options["auto_cast"] != "none":
+        raise InputError(
+            f"auto_cast={options['auto_cast']} was asked for with {component.precision}; it "
+            "casts float32. Use --precision float32, or leave auto_cast out."
+        )
+    _check_sizes(component)
+    return options
+
+
+def _details(component: Component, options: Mapping[str, str]) -> dict[str, str]:
+    """What is noted beside the weights."""
+    return {"component": component.name, "precision": component.precision, **options}
 
 
 def _read_options(given: Mapping[str, str]) -> dict[str, str]:
@@ -142,16 +195,39 @@ def _whole_in_32_bits(name: str, tensor: "Tensor") -> "Tensor":
     return small
 
 
-def _dtype_name(tensor: "Tensor") -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _program(
+    component: Component, graph: "ExportedProgram", options: Mapping[str, str]
+) -> tuple[bytes, dict[str, StoredTensor]]:
+    """The program of a captured graph, as its file has it, and all the weights that it takes."""
+    import_jax()
+    from perfuse_exporters.stablehlo.graph import Casting, decomposed, lowered, weights_of
+
+    if options["operators"] == "neuron":
+        from perfuse_exporters.neuron.graph import core_graph
+
+        program = core_graph(graph)
+    else:
+        program = decomposed(graph)
+    weights = {
+        name: StoredTensor.of(_whole_in_32_bits(name, tensor))
+        for name, tensor in weights_of(program).items()
+    }
+    function = lowered(
+        program,
+        component,
+        Casting(mode=options["auto_cast"], dtype=CAST_TYPES[options["auto_cast_type"]]),
+    )
+    return sealed(_serialised(function, component, weights)), weights
 
 
-def _serialised(function: Any, component: Component, weights: "Mapping[str, Tensor]") -> bytearray:
+def _serialised(
+    function: Any, component: Component, weights: Mapping[str, StoredTensor]
+) -> bytearray:
     """The function, traced for the component's sizes. No array is computed with or held."""
     jax = import_jax()
 
     taken = {
-        name: jax.ShapeDtypeStruct(tuple(tensor.shape), _dtype_name(tensor))
+        name: jax.ShapeDtypeStruct(tensor.array.shape, tensor.dtype)
         for name, tensor in weights.items()
     }
     inputs = {
@@ -173,24 +249,3 @@ def _serialised(function: Any, component: Component, weights: "Mapping[str, Tens
             f"{component.name} ({component.spec.class_name}) was to be lowered to StableHLO; JAX "
             f"{jax.__version__} said: {said(exc)}. Run this component on another backend."
         ) from exc
-
-
-def _write_weights(path: Path, weights: "Mapping[str, Tensor]", details: Mapping[str, str]) -> None:
-    """Write a .safetensors file tensor by tensor; the library would hold a copy of them all."""
-    import torch
-
-    header: dict[str, Any] = {"__metadata__": dict(details)}
-    end = 0
-    for name, tensor in weights.items():
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": CODES[_dtype_name(tensor)],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in weights.values():
-            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -4,24 +4,36 @@ Needs jax, and neither torch nor the exporter.
 """
 
 import hashlib
+import json
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perfuse.backend import Quantized, StoredTensor, WeightMap
 from perfuse.errors import ArtifactError
 from perfuse.plugins import said
 from perfuse_exporters.stablehlo.engine import import_jax
 
-__all__ = ["CODES", "FORMAT", "MODEL", "WEIGHTS", "Loaded", "load", "sealed"]
+__all__ = [
+    "FORMAT",
+    "MODEL",
+    "WEIGHTS",
+    "Loaded",
+    "load",
+    "sealed",
+    "taken",
+    "write_weights",
+]
 
 FORMAT = "stablehlo"
 MODEL, WEIGHTS = "model.stablehlo", "model.safetensors"
 
 #: The names of dtypes in a .safetensors file, https://huggingface.co/docs/safetensors.
-CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "bool": "BOOL"}
+_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int32": "I32", "bool": "BOOL"}
 #: Written after the program, where flatbuffers ignores it, with the SHA-256 of the program.
 #: MLIR's reader ends the process on some damaged files, and reads others as another program.
 _SEAL = b"perfuse\0"
@@ -42,16 +54,66 @@ class Loaded:
     #: What the exporter noted: the component, its precision, and the options.
     details: Mapping[str, str]
     path: Path
+    #: The weights that are not in the file beside it, as the program takes them.
+    given: Mapping[str, StoredTensor]
 
-    def tensors(self) -> Iterator[tuple[str, Any]]:
-        """Each weight as a numpy array, read when its turn has come.
+    def tensors(self) -> Iterator[tuple[str, StoredTensor]]:
+        """Each weight, read when its turn has come.
 
         Raises:
             ArtifactError: the file cannot be read any more.
         """
         with _opened(self.path.with_name(WEIGHTS)) as file:
-            for name in self.weights:
-                yield name, file.get_tensor(name)
+            for name, aval in self.weights.items():
+                if name in self.given:
+                    yield name, self.given[name]
+                else:
+                    yield name, _stored(file.get_tensor(name), str(aval.dtype))
+
+
+def taken(
+    weights: WeightMap, tensors: Mapping[str, StoredTensor | Quantized]
+) -> dict[str, StoredTensor]:
+    """The weights of a graph as its program takes them, of the tensors of a module.
+
+    Raises:
+        ExportError: one has numbers that the program's precision cannot hold.
+    """
+    found = {}
+    for name, constant in weights.constants.items():
+        tensor = tensors[constant.tensor]
+        plain = tensor.dequantized if isinstance(tensor, Quantized) else tensor
+        found[name] = constant.of(plain, exact=True)
+    return found
+
+
+def write_weights(
+    path: Path, weights: Mapping[str, StoredTensor], details: Mapping[str, str]
+) -> None:
+    """Write a .safetensors file tensor by tensor; the library would hold a copy of them all."""
+    import numpy as np
+
+    header: dict[str, Any] = {"__metadata__": dict(details)}
+    end = 0
+    for name, tensor in weights.items():
+        start, end = end, end + tensor.array.nbytes
+        header[name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.array.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in weights.values():
+            file.write(np.ascontiguousarray(tensor.array).reshape(-1).view(np.uint8).data)
+
+
+def _stored(array: Any, dtype: str) -> StoredTensor:
+    import numpy as np
+
+    return StoredTensor(dtype=dtype, array=array.view(np.uint16) if dtype == "bfloat16" else array)
 
 
 def sealed(program: bytes | bytearray) -> bytes:
@@ -80,11 +142,15 @@ def _unsealed(path: Path) -> bytearray:
     return program
 
 
-def load(main: Path) -> Loaded:
+def load(main: Path, given: Mapping[str, StoredTensor] | None = None) -> Loaded:
     """Read ``model.stablehlo``, and check that it is ours and that its weights fit it.
 
     jax trusts what it deserialises: StableHLO can call anything that is registered in the process
     by name. A program that calls out is refused; ours hold no such call.
+
+    Args:
+        main: The file.
+        given: The weights that are not in the file beside it; see ``taken``.
 
     Raises:
         ArtifactError: a file is missing, damaged, or was not written by the exporter; a weight is
@@ -113,13 +179,16 @@ def load(main: Path) -> Loaded:
             f"{main} calls {', '.join(calls)}, which is code outside it; a program of perfuse "
             "calls none. Export the model again from a checkpoint that you trust."
         )
+    given = given if given is not None else {}
+    beside = {name: aval for name, aval in weights.items() if name not in given}
     return Loaded(
         exported=exported,
         weights=weights,
         inputs=inputs,
         outputs=outputs,
-        details=_checked_weights(main.with_name(WEIGHTS), weights),
+        details=_checked_weights(main.with_name(WEIGHTS), beside),
         path=main,
+        given=given,
     )
 
 
@@ -137,7 +206,7 @@ def _checked_weights(path: Path, wanted: Mapping[str, Any]) -> dict[str, str]:
         for name, aval in wanted.items():
             part = file.get_slice(name)
             found = (tuple(part.get_shape()), part.get_dtype())
-            if found != (aval.shape, CODES.get(str(aval.dtype))):
+            if found != (aval.shape, _CODES.get(str(aval.dtype))):
                 raise ArtifactError(
                     f"{path} holds {name} as {found[1]} {found[0]}; its program takes {aval.dtype} "
                     f"{aval.shape}. Export the model again."

@@ -13,16 +13,14 @@ from perfuse import (
     Support,
     SupportLevel,
     Target,
-    exported,
 )
 from perfuse.backend import PRECISIONS, Options
 from perfuse.errors import BackendError, DeviceNotFoundError
 from perfuse_exporters.stablehlo.engine import import_jax
-from perfuse_interpreters.stablehlo import OPTIMIZATIONS, StableHloProgram, compiled_in
+from perfuse_interpreters.stablehlo import OPTIMIZATIONS, compiled_in, prepared
 
 __all__ = ["Xla"]
 
-_FORMAT = "stablehlo"
 #: Where it has been run. Elsewhere nobody has tried.
 _EXECUTED = ("cpu",)
 
@@ -93,11 +91,10 @@ class Xla(Backend):
         options = self.switches(target)
         name, device = _device(target.device)
         self.check(component, target)
-        path = exported(component, _FORMAT, store)
         cache = compiled_in(store) if options.get("cache") != "false" else None
-        return StableHloProgram(
+        return prepared(
             component,
-            path,
+            store,
             device=device,
             name=name,
             cache=cache,

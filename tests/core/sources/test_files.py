@@ -180,3 +180,11 @@ def test_a_library_that_renames_into_place_keeps_the_permissions(tmp_path: Path)
         other.touch(mode=0o600)
         other.replace(partial)
     assert (tmp_path / "renamed").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_name_that_is_there_twice(tmp_path: Path) -> None:
+    path = tmp_path / "weights.json"
+    path.write_text('{"constants": {"a": 1, "a": 2}}')
+    assert read_json(path) == {"constants": {"a": 2}}
+    with pytest.raises(ArtifactError, match="names a twice"):
+        read_json(path, error=ArtifactError, once=True)

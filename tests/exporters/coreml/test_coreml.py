@@ -18,7 +18,7 @@ pytest.importorskip("coremltools")
 
 from torch import nn
 
-from perfuse.backend import Component, ExecutionReport, read_options
+from perfuse.backend import Component, ExecutionReport, StoredTensor, read_options
 from perfuse.capture import capture
 from perfuse.errors import ExportError, InputError
 from perfuse.models.embeddings import Timesteps
@@ -80,8 +80,8 @@ def made(module: nn.Module, spec: Signature, **fields: Any) -> Component:
     )
 
 
-def small(**fields: Any) -> Component:
-    torch.manual_seed(0)
+def small(*, seed: int = 0, **fields: Any) -> Component:
+    torch.manual_seed(seed)
     return made(Small().eval(), signature("sample", "timestep"), **fields)
 
 
@@ -115,6 +115,38 @@ def reference(component: Component, inputs: Arrays) -> list[Any]:
     tensors = [torch.from_numpy(inputs[name]) for name in component.signature.input_names]
     with torch.no_grad():
         return [output.float().numpy() for output in component.build()(*tensors)]
+
+
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("float16", marks=pytest.mark.exhaustive)]
+)
+def test_another_checkpoint_in_the_graph_of_the_first(precision: str, tmp_path: Path) -> None:
+    """Its weights are written without a conversion, and compute what converted ones compute."""
+    first, second = small(precision=precision), small(precision=precision, seed=1)
+    for name in ("graph", "filled"):
+        (tmp_path / name).mkdir()
+    graph, weights = CoreMLExporter().export_graph(first, tmp_path / "graph")
+    assert second.build is not None
+    tensors = StoredTensor.all_of(second.build())
+    assert {one.tensor for one in weights.constants.values()} == tensors.keys()
+    main = CoreMLExporter().fill(graph, weights, tensors, tmp_path / "filled")
+    inputs, whole = inputs_of(second), export(second, tmp_path / "whole")
+    found, wanted = (run(second, one, inputs)["out_sample"] for one in (main, whole))
+    assert np.abs(found - wanted).max() <= 1e-6 * np.abs(wanted).max()
+    assert error(second, main, inputs) < (1e-5 if precision == "float32" else 5e-3)
+    sizes = [sum(p.stat().st_size for p in one.rglob("*.bin")) for one in (graph, main)]
+    assert sizes[0] < 0.1 * sizes[1]
+
+
+def test_a_graph_with_what_follows_from_weights(tmp_path: Path) -> None:
+    class Folded(Small):
+        def forward(self, sample: Any, timestep: Any) -> Any:
+            (out,) = super().forward(sample, timestep)
+            return (out * (self.conv_out.bias * self.norm.bias[:4])[:, None, None],)
+
+    component = made(Folded().eval(), signature("sample", "timestep"))
+    with pytest.raises(ExportError, match="cannot be told apart"):
+        CoreMLExporter().export_graph(component, tmp_path)
 
 
 def error(component: Component, main: Path, inputs: Arrays) -> float:

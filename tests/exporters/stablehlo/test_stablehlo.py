@@ -23,14 +23,17 @@ from perfuse.capture import capture
 from perfuse.errors import ArtifactError, ExecutionError, ExportError, InputError
 from perfuse.plugins import host
 from perfuse.run.export import exported
+from perfuse.run.graphs import filled
 from perfuse.sources.checkpoint import Checkpoint
 from perfuse.sources.plain import to_plain
 from perfuse.sources.store import ArtifactStore
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
+from perfuse_conformance.reference.other_weights import with_other_weights
 from perfuse_exporters.stablehlo.engine import import_jax, settings
 from perfuse_exporters.stablehlo.exporter import StableHloExporter
 from perfuse_exporters.stablehlo.files import load, sealed
 from perfuse_interpreters.stablehlo import StableHloProgram
+from perfuse_interpreters.stablehlo import prepared as bound_program
 
 pytestmark = pytest.mark.export
 
@@ -133,6 +136,32 @@ def test_agrees_with_the_reference(kind: str, name: str, make: Make) -> None:
     assert all(array.dtype == np.float32 for array in found.values())
 
 
+def test_another_checkpoint_in_the_graph_of_the_first(
+    find: Find, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers, without capturing anything, and without a copy on the disk."""
+    store = ArtifactStore(tmp_path)
+    first = find("tiny", "unet")
+    second, given = with_other_weights(first), arrays(first)
+
+    def run(component: Component) -> Arrays:
+        device = jax.local_devices()[0]
+        program = bound_program(component, store, device=device, name="cpu", optimization="0")
+        return program(**given)
+
+    assert distance(run(first), reference(first, given)) < 5e-6
+    monkeypatch.setattr(StableHloExporter, "export_graph", None)
+    monkeypatch.setattr(StableHloExporter, "export", None)
+    before = set(tmp_path.iterdir())
+    assert distance(run(second), reference(second, given)) < 5e-6
+    assert distance(run(first), reference(first, given)) < 5e-6
+    assert set(tmp_path.iterdir()) == before
+    folder = tmp_path / "written"
+    folder.mkdir()
+    filled(second, "stablehlo", store, folder, done=0, total=None)
+    assert distance(prepared(second, folder / "model.stablehlo")(**given), run(second)) == 0
+
+
 def test_precisions(make: Make) -> None:
     """Stored and computed in half precision; float32 where arrays go in and out."""
     exact = reference(make("tiny", "unet")[0], arrays(make("tiny", "unet")[0]))
@@ -166,7 +195,7 @@ def test_what_is_written(make: Make) -> None:
     module = dict(component.build().named_parameters())
     assert loaded.weights.keys() == module.keys()
     for name, array in loaded.tensors():
-        assert (array == module[name].detach().numpy()).all()
+        assert (array.array == module[name].detach().numpy()).all()
     assert loaded.exported.platforms == ("cpu", "cuda", "rocm", "tpu")
     assert loaded.details == {
         "component": "unet",
@@ -506,6 +535,7 @@ from perfuse.sources.plain import from_plain
 np.random.seed(7)
 from perfuse_exporters.stablehlo.engine import import_jax
 from perfuse_interpreters.stablehlo import StableHloProgram
+from perfuse_interpreters.stablehlo import prepared as bound_program
 spec = from_plain(ComponentSpec, json.loads({json.dumps(json.dumps(to_plain(component.spec)))}))
 component = Component(spec=spec, static={dict(component.static)!r})
 jax = import_jax()
