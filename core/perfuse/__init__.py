@@ -213,7 +213,7 @@ def __getattr__(name: str) -> Any:
         if name.endswith("Pipeline"):
             return getattr(import_module("perfuse.run.pipelines"), name)
         if name[0].isupper() and not name.isupper():
-            found = import_module("perfuse.models.registry").network(name)
+            found = import_module("perfuse.models.registry").model_class(name)
         if found is None:
             raise
         return found

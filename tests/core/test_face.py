@@ -171,12 +171,22 @@ def test_from_the_hubs_cache(checkpoint: Make, tmp_path: Path) -> None:
     assert (unet.conv_in.weight == same.conv_in.weight).all()
     scheduler = DDPMScheduler.from_pretrained("owner/name", subfolder="scheduler", **there)
     assert scheduler.config.num_train_timesteps == 1000
+    folder = checkpoint("tiny") / "scheduler"
+    assert DDPMScheduler.from_config(folder).config == DDPMScheduler.from_pretrained(folder).config
     pipe = DiffusionPipeline.from_pretrained("owner/name", **there)
     assert pipe(batch_size=1, **LATENT).images.shape == (1, 3, 8, 8)
     with pytest.raises(CheckpointError, match="owner/other/unet/ was asked for.*this is offline"):
         perfuse.UNet2DModel.from_pretrained("owner/other", subfolder="unet", **there)
     with pytest.raises(InputError, match="was given in_channels"):
         perfuse.UNet2DModel.from_pretrained(checkpoint("tiny") / "unet", in_channels=9)
+
+
+def test_a_text_encoder_is_opened_by_its_class(checkpoint: Make) -> None:
+    from perfuse import CLIPTextModel  # type: ignore[attr-defined]
+
+    assert perfuse.models.CLIPTextModel is CLIPTextModel
+    encoder = CLIPTextModel.from_pretrained(checkpoint("words"), subfolder="text_encoder")
+    assert type(encoder) is CLIPTextModel and encoder.config.hidden_size == 32
 
 
 # ── Calls ───────────────────────────────────────────────────────────────────────────────────────

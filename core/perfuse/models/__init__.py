@@ -57,9 +57,9 @@ def __getattr__(name: str) -> Any:
     try:
         return _get(name)
     except AttributeError:
-        from perfuse.models.registry import network
+        from perfuse.models.registry import model_class
 
-        found = None if name.startswith("_") else network(name)
+        found = None if name.startswith("_") else model_class(name)
         if found is None:
             raise
         return found

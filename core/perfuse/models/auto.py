@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from perfuse.errors import CheckpointError
-from perfuse.models.registry import is_known, network
+from perfuse.models.registry import model_class
 from perfuse.sources.model_index import CONFIG, read_json
 
 __all__ = ["AutoModel"]
@@ -42,11 +42,7 @@ class AutoModel:
         folder = component_folder(pretrained_model_or_path, subfolder, settings)
         config = read_json(Path(folder) / CONFIG)
         named = config.get("_class_name") or next(iter(config.get("architectures", ())), None)
-        kind = network(named) if named is not None else None
-        if kind is None and named is not None and is_known(named):
-            import transformers
-
-            kind = getattr(transformers, named, None)
+        kind = model_class(named) if named is not None else None
         if kind is None:
             raise CheckpointError(
                 f"{folder} holds a {named!r}, which perfuse has no model of. Load it with the "

@@ -35,6 +35,7 @@ __all__ = [
     "is_known",
     "latents_class",
     "latents_of",
+    "model_class",
     "network",
     "original",
     "own",
@@ -63,6 +64,17 @@ def network(class_name: str) -> Any:
             module = importlib.import_module(architecture.build.partition(":")[0])
             return getattr(module, class_name, None)
     return None
+
+
+def model_class(class_name: str) -> Any:
+    """``network``, or transformers' class of this name where perfuse runs that."""
+    found = network(class_name)
+    theirs = [one.class_name for one in own() if one.library == "transformers"]
+    if found is None and class_name in theirs:
+        import transformers
+
+        found = getattr(transformers, class_name, None)
+    return found
 
 
 def find(class_name: str, *, asked: str) -> Architecture:

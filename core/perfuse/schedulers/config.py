@@ -214,7 +214,7 @@ class Configured:
     @classmethod
     def from_config(
         cls,
-        config: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
         return_unused_kwargs: Literal[False] = False,
         **overrides: Any,
     ) -> Self: ...
@@ -223,7 +223,7 @@ class Configured:
     @classmethod
     def from_config(
         cls,
-        config: Mapping[str, Any] | None,
+        config: Mapping[str, Any] | str | os.PathLike[str] | None,
         return_unused_kwargs: Literal[True],
         **overrides: Any,
     ) -> tuple[Self, dict[str, Any]]: ...
@@ -231,18 +231,24 @@ class Configured:
     @classmethod
     def from_config(
         cls,
-        config: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | str | os.PathLike[str] | None = None,
         return_unused_kwargs: bool = False,
         **overrides: Any,
     ) -> Self | tuple[Self, dict[str, Any]]:
         """The same settings in this class, from a parsed file or another scheduler's ``config``.
 
         What it does not know is kept aside in ``config``, what was a default is not carried over.
-        With ``return_unused_kwargs`` the second result is all that was given and is no setting.
+        With ``return_unused_kwargs`` the second result is all that was given and is no setting. A folder
+        or a Hub id is opened by ``from_pretrained``, as Diffusers does.
 
         Raises:
             InputError: ``config`` is no mapping, or a setting in it cannot be used.
+            CheckpointError: there is no such folder.
         """
+        if isinstance(config, str | os.PathLike):
+            asked = {**overrides, "return_unused_kwargs": return_unused_kwargs}
+            opened: Self | tuple[Self, dict[str, Any]] = cls.from_pretrained(config, **asked)
+            return opened
         if not isinstance(config, Mapping):
             raise InputError(
                 f"from_config takes a config, a mapping of settings; got {config!r}. For a folder "
