@@ -36,6 +36,7 @@ KINDS = (
     "lumina2",
     "qwen-image-21",
     "aura-flow",
+    "cogview4",
 )
 GIVEN = {"prompt": "a red circle", "num_inference_steps": 7, "seed": 0, "output_type": "np"}
 SMALL = {"height": 16, "width": 16}

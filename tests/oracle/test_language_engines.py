@@ -30,6 +30,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "lumina2": {"prompt": ["a red circle", LONG], "max_sequence_length": 256},
     "chroma": {"prompt": ["a red circle", LONG], "max_sequence_length": 64},
     "aura-flow": {"prompt": ["a red circle", LONG], "max_sequence_length": 64},
+    "cogview4": {"prompt": ["a red circle", LONG]},
     "dit": {"class_labels": [1, 7]},
 }
 SHARED = {
@@ -75,7 +76,9 @@ def test_engines_agree(kind: str, target: str, format: str, tmp_path: Path) -> N
 
 @pytest.mark.exhaustive
 @pytest.mark.export
-@pytest.mark.parametrize("kind", ["z-image", "qwen-image", "qwen-image-21", "lumina2", "sana"])
+@pytest.mark.parametrize(
+    "kind", ["z-image", "qwen-image", "qwen-image-21", "lumina2", "cogview4", "sana"]
+)
 def test_one_size(kind: str, tmp_path: Path) -> None:
     """Captions are filled up to the length that the graph has, and hidden there."""
     folder = make_checkpoint(tmp_path / "checkpoint", kind)

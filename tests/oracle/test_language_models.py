@@ -42,6 +42,8 @@ def config_of(class_name: str) -> Any:
         return transformers.Qwen3VLConfig(text_config=text, vision_config=eyes)
     if class_name.startswith("Qwen3"):
         return transformers.Qwen3Config(**SMALL, head_dim=16)
+    if class_name.startswith("Glm"):
+        return transformers.GlmConfig(**SMALL, head_dim=16, pad_token_id=0)
     if class_name.startswith("Gemma2"):
         # a cap and a scale at which both can be seen
         more = {"query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.0}
@@ -56,6 +58,7 @@ CLASSES = (
     "Qwen3ForCausalLM",
     "Qwen3Model",
     "Gemma2Model",
+    "GlmModel",
     "Qwen3VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",
 )

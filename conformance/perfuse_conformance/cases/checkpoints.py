@@ -27,6 +27,7 @@ from perfuse_conformance.cases.checkpoint_parts import (
     write_word_pieces,
 )
 from perfuse_conformance.cases.language_checkpoints import (
+    cogview4,
     klein,
     klein_distilled,
     lumina2,
@@ -714,6 +715,7 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "qwen-edit": qwen_edit,
         "qwen-edit-plus": qwen_edit_plus,
         "qwen-image-21": qwen_image_21,
+        "cogview4": cogview4,
         "lumina2": lumina2,
         "sana": sana,
         "sana-sprint": sana_sprint,

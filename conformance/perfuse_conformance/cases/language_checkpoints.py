@@ -21,6 +21,7 @@ from perfuse_conformance.cases.language_parts import (
 )
 
 __all__ = [
+    "cogview4",
     "klein",
     "klein_distilled",
     "lumina2",
@@ -287,6 +288,39 @@ def lumina2(folder: Path, seed: int) -> Path:
     text = {"query_pre_attn_scalar": 8, "sliding_window": 512}
     write_language_model(folder / "text_encoder", "Gemma2", "Model", size, seed + 2, **text)
     _finish(folder, "Lumina2Pipeline", "Lumina2Transformer2DModel", text="Gemma2Model", shift=6.0)
+    edit_json(folder / "model_index.json", tokenizer=["transformers", "GemmaTokenizerFast"])
+    return folder
+
+
+def cogview4(folder: Path, seed: int) -> Path:
+    """CogView 4's layout. Pictures are 16×16; the tokenizer is Gemma's, which fills up on the left, too."""
+    transformer = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "text_embed_dim": 32,
+        "time_embed_dim": 16,
+        "condition_dim": 6,
+        "rope_axes_dim": [16, 16],
+        "sample_size": 8,
+    }
+    write_model(folder / "transformer", "CogView4Transformer2DModel", transformer, seed)
+    write_model(folder / "vae", "AutoencoderKL", vae_config(), seed + 1)
+    size = write_gemma_tokenizer(folder / "tokenizer")
+    text = {"max_position_embeddings": 2048, "pad_token_id": 0}
+    write_language_model(folder / "text_encoder", "Glm", "Model", size, seed + 2, **text)
+    _finish(
+        folder,
+        "CogView4Pipeline",
+        "CogView4Transformer2DModel",
+        text="GlmModel",
+        use_dynamic_shifting=True,
+        time_shift_type="linear",
+        base_shift=0.25,
+        max_shift=0.75,
+    )
     edit_json(folder / "model_index.json", tokenizer=["transformers", "GemmaTokenizerFast"])
     return folder
 

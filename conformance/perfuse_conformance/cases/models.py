@@ -83,6 +83,7 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-sana": RandomModel(kind="sana"),
         "random-sprint": RandomModel(kind="sana-sprint"),
         "random-chroma": RandomModel(kind="chroma"),
+        "random-cogview4": RandomModel(kind="cogview4"),
         "random-lumina2": RandomModel(kind="lumina2"),
     }
 )

@@ -2,7 +2,7 @@
 
 All compute in float64. An array with NaN or infinity in it has the distance NaN, which is within no
 limit; arrays of different shapes, or of no elements, are an ``InputError``. Pictures are arrays
-[H, W, C] with values in [0, 1] and one or three channels.
+[H, W, C] with values in [0, 1] and one, three or four channels: the fourth is how opaque it is.
 """
 
 import math
@@ -229,7 +229,7 @@ def _pair(values: ArrayLike, truth: ArrayLike) -> tuple[Floats, Floats]:
 
 def _pictures(picture: ArrayLike, reference: ArrayLike) -> tuple[Floats, Floats]:
     ours, true = _pair(picture, reference)
-    if ours.ndim != 3 or ours.shape[2] not in (1, 3):
+    if ours.ndim != 3 or ours.shape[2] not in (1, 3, 4):
         raise _not_pictures(ours, true)
     return ours, true
 
@@ -237,7 +237,7 @@ def _pictures(picture: ArrayLike, reference: ArrayLike) -> tuple[Floats, Floats]
 def _not_pictures(ours: Floats, true: Floats) -> InputError:
     return InputError(
         f"Pictures of the shapes {ours.shape} and {true.shape} were to be measured; "
-        "give [height, width, channels] with 1 or 3 channels."
+        "give [height, width, channels] with 1, 3 or 4 channels."
     )
 
 
@@ -264,13 +264,19 @@ def _flip(ours: Floats, true: Floats, *, colours: bool) -> Floats:
 
     # It computes on three channels of float32 in one block of memory, and checks for none of it.
     shown = [
-        np.ascontiguousarray(
-            np.broadcast_to(np.clip(np.nan_to_num(array), 0, 1), (*array.shape[:2], 3)), np.float32
-        )
+        np.ascontiguousarray(_in_colours(np.clip(np.nan_to_num(array), 0, 1)), np.float32)
         for array in (true, ours)
     ]
     errors, _, _ = flip_evaluator.evaluate(*shown, "LDR", applyMagma=colours)
     return np.array(errors, np.float64)
+
+
+def _in_colours(picture: Floats) -> Floats:
+    """A picture [H, W, C] in [0, 1] as it looks before white, [H, W, 3]."""
+    if picture.shape[2] == 4:
+        opaque = picture[..., 3:]
+        return picture[..., :3] * opaque + (1 - opaque)
+    return np.broadcast_to(picture, (*picture.shape[:2], 3))
 
 
 def _lpips_missing() -> str:
@@ -294,5 +300,5 @@ def _lpips_input(picture: Floats) -> Any:
 
     times = -(-_LPIPS_SIDE // min(picture.shape[:2]))
     enlarged = np.repeat(np.repeat(np.clip(picture, 0, 1), times, axis=0), times, axis=1)
-    rgb = np.broadcast_to(enlarged, (*enlarged.shape[:2], 3))
+    rgb = _in_colours(enlarged)
     return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], np.float32))

@@ -30,7 +30,11 @@ def patchify(picture: Tensor, patch: int, *, channels_first: bool = False) -> Te
     return split.permute(0, 2, 4, *within).flatten(3).flatten(1, 2)
 
 
-def unpatchify(tokens: Tensor, height: int, width: int, patch: int) -> Tensor:
+def unpatchify(
+    tokens: Tensor, height: int, width: int, patch: int, *, channels_first: bool = False
+) -> Tensor:
     """Tokens [B, h · w, P · P · C] to [B, C, h · P, w · P], for a picture of h × w tokens."""
-    split = tokens.reshape(tokens.shape[0], height, width, patch, patch, -1)
-    return split.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+    within = (-1, patch, patch) if channels_first else (patch, patch, -1)
+    split = tokens.reshape(tokens.shape[0], height, width, *within)
+    order = (3, 1, 4, 2, 5) if channels_first else (5, 1, 3, 2, 4)
+    return split.permute(0, *order).flatten(4, 5).flatten(2, 3)

@@ -181,7 +181,7 @@ def test_a_pixel_that_is_not_finite_is_all_wrong():
     assert metrics.difference_picture(ours, reference)[5, 6].tolist() == [255, 255, 255]
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (16, 16, 4), (1, 3, 16, 16)])
+@pytest.mark.parametrize("shape", [(16, 16), (16, 16, 2), (1, 3, 16, 16)])
 def test_what_is_no_picture_is_refused(shape):
     for metric in (*PICTURES, metrics.difference_picture, metrics.lpips):
         with pytest.raises(InputError, match="height, width, channels"):

@@ -1,4 +1,4 @@
-"""Language models as text encoders: Qwen 3, the text sides of Qwen 2.5 VL and Qwen 3 VL, Gemma 2."""
+"""Language models as text encoders: Qwen 3, the text sides of Qwen 2.5 VL and Qwen 3 VL, Gemma 2, GLM."""
 
 from perfuse.contract.architecture import Architecture
 from perfuse.models.language_model.kinds import KINDS

@@ -18,6 +18,7 @@ from perfuse.models.shapes import floating
 __all__ = [
     "LanguageSettings",
     "describe_gemma2",
+    "describe_glm",
     "describe_qwen2_5_vl",
     "describe_qwen3",
     "describe_qwen3_vl",
@@ -58,6 +59,10 @@ class LanguageSettings:
     output_bias: bool
     #: Whether each head's queries and keys are normalised.
     norms_heads: bool
+    #: The channels of a head that are turned: all, or the first ones, in pairs of neighbours.
+    turned: int
+    #: Whether the gate of the feed-forward network and its other half are one layer.
+    fused: bool
     #: Gemma's: norms multiply by one plus their weight, each branch is normalised at its end, too,
     #: and the embeddings are multiplied by the root of their width.
     gemma: bool
@@ -85,6 +90,11 @@ def describe_qwen3_vl(
     return _describe("qwen3_vl", name, folder, config)
 
 
+def describe_glm(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
+    """GLM 4 (GLM Team 2024, arXiv:2406.12793)."""
+    return _describe("glm", name, folder, config)
+
+
 def describe_gemma2(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
     """Gemma 2 (Gemma Team 2024, arXiv:2408.00118)."""
     return _describe("gemma2", name, folder, config)
@@ -94,7 +104,7 @@ def _describe(
     kind: str, name: str, folder: str, config: Mapping[str, Any]
 ) -> tuple[ComponentSpec, ...]:
     model = _settings(kind, config)
-    table = (2, "sequence", model.head_dim // 2)
+    table = (2, "sequence", model.turned // 2)
     return (
         ComponentSpec(
             name=name,
@@ -188,7 +198,7 @@ def host_inputs(
     if "sequence" not in sizes:
         return {}
     model = settings_of(spec)
-    pairs = np.arange(0, model.head_dim, 2, dtype=np.float32) / np.float32(model.head_dim)
+    pairs = np.arange(0, model.turned, 2, dtype=np.float32) / np.float32(model.turned)
     frequencies = np.float32(1) / np.float32(model.rope_theta) ** pairs  # float32: Transformers'
     places = _places(sizes)
     turned_by = np.zeros(len(pairs), dtype=int)
@@ -262,6 +272,21 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "max_position_embeddings": 128000,
         "hidden_act": "silu",
     },
+    "glm": {
+        "vocab_size": 151552,
+        "hidden_size": 4096,
+        "intermediate_size": 13696,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "rms_norm_eps": 1.5625e-07,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 131072,
+        "hidden_act": "silu",
+        "attention_bias": True,
+        "partial_rotary_factor": 0.5,
+    },
     "gemma2": {
         "vocab_size": 256000,
         "hidden_size": 2304,
@@ -296,6 +321,7 @@ def _settings(kind: str, config: Mapping[str, Any]) -> LanguageSettings:
         rotation = {**(said.get("rope_scaling") or {}), **(said.get("rope_parameters") or {})}
         heads = int(said["num_attention_heads"])
         width = int(said["head_dim"] if said.get("head_dim") else said["hidden_size"] // heads)
+        share = rotation.get("partial_rotary_factor", said.get("partial_rotary_factor", 1.0))
         act = said["hidden_activation" if kind == "gemma2" else "hidden_act"]
         found = LanguageSettings(
             vocab_size=int(said["vocab_size"]),
@@ -312,8 +338,10 @@ def _settings(kind: str, config: Mapping[str, Any]) -> LanguageSettings:
             scale=float(said.get("query_pre_attn_scalar", width)) ** -0.5,
             softcap=float(cap) if (cap := said.get("attn_logit_softcapping")) is not None else None,
             attention_bias=kind == "qwen2_5_vl" or bool(said.get("attention_bias")),
-            output_bias=bool(said.get("attention_bias")),
+            output_bias=kind != "glm" and bool(said.get("attention_bias")),
             norms_heads=kind in ("qwen3", "qwen3_vl"),
+            turned=int(width * share),
+            fused=kind == "glm",
             gemma=kind == "gemma2",
             sections=tuple(int(n) for n in turned)
             if (turned := rotation.get("mrope_section"))

@@ -17,7 +17,7 @@ from perfuse.models.language_model.description import LAST, LanguageSettings, la
 from perfuse.models.language_model.vision import PICTURES, picture_token, vision_of
 from perfuse.models.language_model.vision_network import VisionModel
 from perfuse.models.loading import load_state
-from perfuse.models.rotary import rotate_halves
+from perfuse.models.rotary import rotate_halves, rotate_pairs
 from perfuse.sources.fitting import Rename
 from perfuse.sources.weights import Weights
 
@@ -42,6 +42,7 @@ class Attention(nn.Module):
         heads, shared, width = model.num_attention_heads, model.num_key_value_heads, model.head_dim
         self.heads, self.shared = heads, shared
         self.scale, self.softcap = model.scale, model.softcap
+        self.turned = None if model.turned == width else model.turned
         bias = model.attention_bias
         self.q_proj = nn.Linear(model.hidden_size, heads * width, bias=bias)
         self.k_proj = nn.Linear(model.hidden_size, shared * width, bias=bias)
@@ -55,10 +56,17 @@ class Attention(nn.Module):
         query = self.q_norm(self.q_proj(hidden).unflatten(-1, (self.heads, -1))).transpose(1, 2)
         key = self.k_norm(self.k_proj(hidden).unflatten(-1, (self.shared, -1))).transpose(1, 2)
         value = self.v_proj(hidden).unflatten(-1, (self.shared, -1)).transpose(1, 2)
-        query, key = rotate_halves(query, table), rotate_halves(key, table)
+        query, key = self._turn(query, table), self._turn(key, table)
         attended = self._attend(query, self._repeat(key), self._repeat(value), bias)
         output: Tensor = self.o_proj(attended.transpose(1, 2).flatten(2))
         return output
+
+    def _turn(self, heads: Tensor, table: Tensor) -> Tensor:
+        """Heads [B, H, S, D] turned by their positions: all channels, or the first ones in pairs."""
+        if self.turned is None:
+            return rotate_halves(heads, table)
+        first = rotate_pairs(heads[..., : self.turned], table)
+        return torch.cat([first, heads[..., self.turned :]], dim=-1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         if self.softcap is None:
@@ -81,13 +89,22 @@ class FeedForward(nn.Module):
 
     def __init__(self, model: LanguageSettings) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(model.hidden_size, model.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(model.hidden_size, model.intermediate_size, bias=False)
+        width, inner = model.hidden_size, model.intermediate_size
+        self.gate_up_proj: nn.Module | None = None
+        if model.fused:
+            self.gate_up_proj = nn.Linear(width, 2 * inner, bias=False)
+        else:
+            self.gate_proj = nn.Linear(width, inner, bias=False)
+            self.up_proj = nn.Linear(width, inner, bias=False)
         self.down_proj = nn.Linear(model.intermediate_size, model.hidden_size, bias=False)
         self.act: nn.Module = nn.SiLU() if model.hidden_act == "silu" else nn.GELU("tanh")
 
     def forward(self, hidden: Tensor) -> Tensor:
-        output: Tensor = self.down_proj(self.act(self.gate_proj(hidden)) * self.up_proj(hidden))
+        if self.gate_up_proj is None:
+            gate, up = self.gate_proj(hidden), self.up_proj(hidden)
+        else:
+            gate, up = self.gate_up_proj(hidden).chunk(2, dim=-1)
+        output: Tensor = self.down_proj(self.act(gate) * up)
         return output
 
 
