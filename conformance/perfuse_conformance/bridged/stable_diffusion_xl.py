@@ -16,7 +16,6 @@ from perfuse_conformance.bridged.parts import (
 )
 from perfuse_conformance.bridged.recipe import Made, recipe
 from perfuse_conformance.cases.checkpoint_parts import (
-    adapter_config,
     controlnet_config,
     unet_config,
     union_config,
@@ -126,5 +125,12 @@ def _controlled_by_union() -> Made:
 def _t2i_adapter() -> Made:
     from diffusers import T2IAdapter
 
-    kept = parts(adapter=T2IAdapter(**adapter_config()))
+    # XL's first level has no attention: what is added to it is half as wide as the latents.
+    given = T2IAdapter(
+        channels=[32, 64, 64, 64],
+        num_res_blocks=1,
+        downscale_factor=4,
+        adapter_type="full_adapter_xl",
+    )
+    kept = parts(adapter=given)
     return Made(components=kept, call={**ASKED, "image": picture()})
