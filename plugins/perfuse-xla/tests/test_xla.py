@@ -125,3 +125,32 @@ np.save({str(tmp_path / "picture.npy")!r}, pipe(**{drawing!r}).images)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert np.abs(np.load(tmp_path / "picture.npy") - wanted).max() < 1e-4
+
+
+@pytest.mark.exhaustive
+def test_a_lora_goes_into_the_program_that_is_loaded(checkpoint: Path) -> None:
+    """Into those of all sizes; without it, the picture is the first to the last bit."""
+    from perfuse_conformance.reference.loras import OwnLora
+
+    drawing = {"num_inference_steps": 2, "seed": 0, "output_type": "np"}
+    options = {"optimization": "0"}
+    torch = DiffusionPipeline.from_pretrained(checkpoint, backend="torch:cpu")
+    xla = DiffusionPipeline.from_pretrained(checkpoint, backend="xla", options=options)
+    first, program = xla(**drawing).images, xla.program("unet")
+    wide = {**drawing, "batch_size": 2}
+    xla(**wide)
+    plain = torch.component("unet")
+    own = OwnLora(component=plain.spec, shapes=torch.weight_shapes(plain))
+    for pipe in (torch, xla):
+        pipe.load_lora_weights(own.tensors(), adapter_name="own")
+    for scale in (1.0, 0.5):
+        for pipe in (torch, xla):
+            pipe.set_adapters("own", scale)
+        for call in (drawing, wide):
+            wanted, found = torch(**call).images, xla(**call).images
+            assert np.abs(found - wanted).max() < 1e-4
+        assert np.abs(found[0] - first[0]).max() > 1e-3
+        assert xla.program("unet") is program
+    xla.disable_lora()
+    assert (xla(**drawing).images == first).all()
+    assert xla.program("unet") is program
