@@ -24,7 +24,7 @@ TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=t
   --title "random-qwen-edit=Qwen-Image-Edit" \
   --title "random-sana=Sana" --title "random-sprint=Sana-Sprint" --title "random-chroma=Chroma" \
   --title "random-lumina2=Lumina 2" \
-  --title "random-steered=steered prompts, FreeU" --title "random-union=ControlNet-Union" \
+  --title "random-steered=steered prompts, FreeU, T-GATE" --title "random-union=ControlNet-Union" \
   --title "random-refiner=SD XL refiner" --title "random-pix2pix=InstructPix2Pix" \
   --title "random-inpaint=inpainting" --title "random-depth=depth to image" \
   --title "random-upscale=x4 upscaling" --title "random-variation=image variation" \

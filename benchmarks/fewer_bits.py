@@ -6,6 +6,7 @@ programs may run beside it. The error is the RMS of the difference as a part of 
 is the most that a process of its own has, engine and all.
 """
 
+import json
 import multiprocessing
 import time
 from argparse import ArgumentParser, Namespace
@@ -45,18 +46,18 @@ def measure(options: Namespace) -> list[Row]:
 
 
 def _engine(engine: str, precisions: list[str], checkpoint: Path, rounds: int) -> list[Row]:
-    inputs = _inputs()
+    inputs = inputs_of(checkpoint)
     say(f"float32, {engine}")
-    plain = _program(engine, "float32", checkpoint)
+    plain = program(engine, "float32", checkpoint)
     expected = _predicted(plain, inputs)
     plain_peak = _peak(engine, "float32", checkpoint)
     rows = []
     for precision in precisions:
         say(f"{precision}, {engine}")
-        program = _program(engine, precision, checkpoint)
-        found = _predicted(program, inputs)
+        small = program(engine, precision, checkpoint)
+        found = _predicted(small, inputs)
         error = np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean())
-        times = in_turns(rounds, {"other": _timed(program, inputs), "plain": _timed(plain, inputs)})
+        times = in_turns(rounds, {"other": timed(small, inputs), "plain": timed(plain, inputs)})
         peak = _peak(engine, precision, checkpoint)
         note = f"error {error:.1e}, {peak / 1e6:.0f} MB against {plain_peak / 1e6:.0f}"
         rows.append(
@@ -70,34 +71,39 @@ def _engine(engine: str, precisions: list[str], checkpoint: Path, rounds: int) -
                 note=note,
             )
         )
-        program.close()
+        small.close()
     return rows
 
 
-def _inputs() -> dict[str, Any]:
+def inputs_of(checkpoint: Path) -> dict[str, Any]:
+    """A step of one picture of the size that a checkpoint was made for, with and without the prompt."""
+    config = json.loads((checkpoint / "unet" / "config.json").read_text(encoding="utf-8"))
+    side, width = config["sample_size"], config["cross_attention_dim"]
     rng = np.random.default_rng(0)
     return {
-        "sample": rng.standard_normal((2, 4, 32, 32), np.float32),
+        "sample": rng.standard_normal((2, 4, side, side), np.float32),
         "timestep": np.full(2, 500, np.float32),
-        "encoder_hidden_states": rng.standard_normal((2, 77, 256), np.float32),
+        "encoder_hidden_states": rng.standard_normal((2, 77, width), np.float32),
     }
 
 
-def _program(engine: str, precision: str, checkpoint: Path) -> Any:
+def program(engine: str, precision: str, checkpoint: Path) -> Any:
+    """The UNet on an engine, in a precision as it is written after --precision."""
+    return opened(engine, precision, checkpoint).program("unet")
+
+
+def opened(engine: str, precision: str, checkpoint: Path, *transforms: str) -> Any:
+    """A pipeline in a precision, with transforms; for ``w8a8`` it is calibrated once."""
     from perfuse import DiffusionPipeline
 
     scheme, _, computed = precision.rpartition("+")
-    if "w8a8" not in (scheme, computed):
-        pipe = DiffusionPipeline.from_pretrained(checkpoint, backend=engine, precision=precision)
-        return pipe.program("unet")
-    chosen = f"storage:scheme=w8a8,component=unet,calibration={_calibrated(checkpoint)}"
-    pipe = DiffusionPipeline.from_pretrained(
-        checkpoint,
-        backend=engine,
-        precision=computed if scheme else "float32",
-        transforms=[chosen],
+    if "w8a8" in (scheme, computed):
+        file = _calibrated(checkpoint)
+        transforms = (f"storage:scheme=w8a8,component=unet,calibration={file}", *transforms)
+        precision = computed if scheme else "float32"
+    return DiffusionPipeline.from_pretrained(
+        checkpoint, backend=engine, precision=precision, transforms=transforms
     )
-    return pipe.program("unet")
 
 
 def _calibrated(checkpoint: Path) -> Path:
@@ -109,8 +115,7 @@ def _calibrated(checkpoint: Path) -> Path:
         from perfuse.sources.calibrations import write_calibrations
 
         pipe = DiffusionPipeline.from_pretrained(checkpoint, backend="torch:cpu")
-        inputs = [{"prompt": PROMPT, "height": 256, "width": 256}]
-        found = calibrate(pipe, {"unet": "w8a8"}, inputs, steps=3, limit=1e9)
+        found = calibrate(pipe, {"unet": "w8a8"}, [{"prompt": PROMPT}], steps=3, limit=1e9)
         write_calibrations(found, path)
     return path
 
@@ -120,7 +125,9 @@ def _predicted(program: Any, inputs: dict[str, Any]) -> Any:
     return found
 
 
-def _timed(program: Any, inputs: dict[str, Any]) -> Callable[[], float]:
+def timed(program: Any, inputs: dict[str, Any]) -> Callable[[], float]:
+    """The processor time of a call."""
+
     def run() -> float:
         began = time.process_time()
         program(**inputs)
@@ -138,7 +145,7 @@ def _peak(engine: str, precision: str, checkpoint: Path) -> int:
 def _peak_here(engine: str, precision: str, checkpoint: Path) -> int:
     from perfuse.memory import peak_memory
 
-    _program(engine, precision, checkpoint)(**_inputs())
+    program(engine, precision, checkpoint)(**inputs_of(checkpoint))
     return peak_memory() or 0
 
 

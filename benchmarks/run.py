@@ -35,6 +35,7 @@ BENCHMARKS = (
     "tiling",
     "less_work",
     "fewer_bits",
+    "token_merging",
     *(f"bridged:{case}" for case in CASES),
     *(f"peers:{case}:{peer}" for case, peer in comparisons()),
 )

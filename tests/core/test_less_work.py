@@ -357,7 +357,8 @@ def test_a_batch_is_drawn_as_its_pictures(checkpoint: Make) -> None:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["flux", "sd3"])
 def test_transformers_take_part(checkpoint: Make, kind: str) -> None:
-    for transform, computed in (("taylorseer", 6), ("easycache:threshold=1e9", 4)):
+    ways = (("taylorseer", 6), ("easycache:threshold=1e9", 4), ("seacache:threshold=1e9", 4))
+    for transform, computed in ways:
         pipe = opened(checkpoint(kind), transform)
         with Counted(pipe) as counted:
             picture = drawn(pipe)

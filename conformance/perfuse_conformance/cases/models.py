@@ -38,7 +38,7 @@ _RECIPE = (
     "language_checkpoints",
     "language_parts",
 )
-_STEERED = ("prompts", "freeu")
+_STEERED = ("prompts", "freeu", "t-gate:gate=2")
 
 #: What ``--model`` may name besides a checkpoint. Their pictures mean nothing; their numbers tell as
 #: much as a trained model's, and every weight is different from zero.

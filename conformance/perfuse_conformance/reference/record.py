@@ -270,14 +270,20 @@ def _record_forced(
     tensors: dict[str, dict[str, Any]],
     probes: dict[str, Any],
 ) -> None:
-    """The denoiser's calls of a draw as a probe of their own."""
+    """The denoiser's calls of a draw as a probe of their own: those of the sizes that most have.
+
+    Sizes differ where guidance ends before the last step.
+    """
     id = f"forced/{draw.id}"
-    inputs = [given for given, _ in calls]
-    exact = [outputs for _, outputs in calls]
+    sizes = [_dims(own["float32"].spec, given) for given, _ in calls]
+    dims = max(sizes, key=sizes.count)
+    alike = [call for call, size in zip(calls, sizes, strict=True) if size == dims]
+    inputs = [given for given, _ in alike]
+    exact = [outputs for _, outputs in alike]
     probe = Probe(
         id=id,
         component=denoiser,
-        dims=_dims(own["float32"].spec, inputs[0]),
+        dims=dims,
         calls=tuple(float(given["timestep"].flat[0]) for given in inputs),
     )
     probes[id] = probe_index(probe, inputs) | {
