@@ -294,3 +294,17 @@ def test_a_calibration_needs_steps_and_a_component() -> None:
         calibrate(pipe, {"unet": "w8a8"}, [{"prompt": "a red circle"}], steps=1, limit=0.05)
     with pytest.raises(InputError, match="A calibration of unett was asked for"):
         calibrate(pipe, {"unett": "int8"}, [{"prompt": "a red circle"}], steps=2, limit=0.05)
+
+
+def test_calibrate_writes_over_nothing_but_a_calibration(tmp_path: Path) -> None:
+    """Said before any work."""
+    from click.testing import CliRunner
+
+    from perfuse.cli import main
+
+    path = tmp_path / "mine.txt"
+    path.write_text("mine")
+    given = ["calibrate", "--precision", "unet=w8a8", "--output", str(path)]
+    result = CliRunner().invoke(main, given)
+    assert (result.exit_code, path.read_text()) == (2, "mine")
+    assert "it is there, and no calibration" in result.stderr

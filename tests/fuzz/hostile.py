@@ -15,7 +15,7 @@ _TEXTS = [
     "",
     "x",
     "../x",
-    "/etc/passwd",
+    "/nowhere/passwd",
     "a/b",
     "[/red]",
     "\x1b[31m",

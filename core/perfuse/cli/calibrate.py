@@ -1,6 +1,7 @@
 """``perfuse calibrate``."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from perfuse.cli.settings import Configured
 from perfuse.cli.watch import watching
 from perfuse.errors import InputError
 from perfuse.report.console import say
+from perfuse.sources.files import shown
 
 __all__ = ["calibrate"]
 
@@ -70,6 +72,7 @@ def calibrate(
     if controlnet or adapter:
         raise InputError("--controlnet and --adapter were given; calibrate draws without.")
     schemes = schemes_of(asked)
+    _check_free(output)
     with watching(show=not quiet) as watch:
         watch.begin("Opening the model")
         source = open_model(**model_of(model))
@@ -95,6 +98,22 @@ def calibrate(
             "stay as they are"
         )
     say(str(output))
+
+
+def _check_free(path: Path) -> None:
+    """Raise ``InputError`` where something is that calibrate did not write."""
+    from perfuse.errors import PerfuseError
+    from perfuse.sources.calibrations import read_calibrations
+
+    if not os.path.lexists(path):
+        return
+    try:
+        read_calibrations(str(path))
+    except PerfuseError as exc:
+        raise InputError(
+            f"{shown(path)} was to be written; it is there, and no calibration. Name another file, "
+            "or move it away."
+        ) from exc
 
 
 def _usual(bundled: bool) -> tuple[str, ...]:
