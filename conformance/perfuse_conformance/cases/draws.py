@@ -173,7 +173,12 @@ class _Given:
             usual["strength"] = 0.6
         usual["control_mode"] = [1 for _ in self.spec.having(Role.CONTROL)]
         known = {name: value for name, value in usual.items() if name in task.inputs}
-        fixed = {"num_inference_steps": steps, "guidance_scale": guidance}
+        scale: dict[str, Any] = {"guidance_scale": guidance}
+        if (
+            "true_cfg_scale" in task.inputs and not self.embedded
+        ):  # guidance only away from something
+            scale = {"true_cfg_scale": guidance, "negative_prompt": "a green square"}
+        fixed = {"num_inference_steps": steps, **scale}
         return {**known, **fixed, "seed": self.seed + number, **more}
 
     def _pictures(self, task: Task, number: int, size: list[int]) -> dict[str, Any]:
@@ -279,7 +284,10 @@ def _task_draws(given: _Given, task: Task, *, main: bool) -> Iterator[Draw]:
     strong = 8.5 if given.embedded else 5.0
     one = Draw(id=name, scheduler=scheduler, task=name, inputs=given(task, 10, 8, strong))
     yield replace(one, forced=main, halves=main)
-    if not main or given.flow:
+    if not main:
+        return
+    if given.flow:
+        yield Draw(id=f"{name}-unguided", task=name, inputs=given(task, 12, 8, 1.0))
         return
     inputs = given(task, 11, 8, 3.0)
     euler = {"timestep_spacing": "linspace"}

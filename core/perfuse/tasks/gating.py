@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from perfuse.arrays import zeros
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import State, Step, Task, Tools
@@ -87,6 +86,8 @@ class _Predict:
             found = ask()
             kept_attention = _mean(found)
         else:
+            from perfuse.arrays import zeros  # listing transforms loads no numpy
+
             closed = zeros((len(samples[0]),), samples[0]) + 1
             given = {"gate": closed, **kept_attention}
             found = ask(kept={branch.name: given for branch in guider.branches})

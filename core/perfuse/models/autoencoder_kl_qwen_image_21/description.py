@@ -8,7 +8,7 @@ from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.autoencoder_halves import describe_halves
 from perfuse.models.autoencoder_kl.latents import ScaledLatents
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_residual
 
 __all__ = ["AutoencoderKLQwenImage21Config", "describe", "latents"]
 
@@ -73,6 +73,9 @@ class AutoencoderKLQwenImage21Config(ModelConfig):
             if len(getattr(self, name)) != self.z_dim:
                 found = f"{name} has {len(getattr(self, name))} entries"
                 raise self.error(found, f"one a latent channel, {self.z_dim}")
+
+    def held(self, sizes: Mapping[str, int]) -> int:
+        return held_by_residual(sizes, self.decoder_widths[-1])
 
     @property
     def latent_channels(self) -> int:
