@@ -131,7 +131,7 @@ def _write(
     model.set_friendly_name(component.name)
     _save(openvino, model, path)
     tree = ElementTree.parse(path)
-    _keep_float32(tree, {op.get_friendly_name() for op in exact})
+    _mark(tree, {op.get_friendly_name() for op in exact}, "precise")
     _number_anew(tree)
     tree.write(path, encoding="utf-8", xml_declaration=True)
 
@@ -141,6 +141,10 @@ def _save(openvino: Any, model: "ov.Model", path: Path) -> None:
         # Its own compression would round the table of sinusoid frequencies, too, and a phase of 999
         # times that would be a quarter of a radian wrong. The weights have their precision already.
         openvino.save_model(model, path, compress_to_fp16=False)
+        if widened := _widened(model):
+            tree = ElementTree.parse(path)
+            _mark(tree, widened, "decompression")
+            tree.write(path, encoding="utf-8", xml_declaration=True)
     except RuntimeError as exc:
         raise ExportError(
             f"{path} was to be written; OpenVINO said: {_said(exc)}. Free space or choose another "
@@ -369,14 +373,38 @@ def _adds_last_axis(op: "ov.Node") -> bool:
     )
 
 
-def _keep_float32(tree: "ElementTree.ElementTree[Any]", names: set[str]) -> None:
-    """Mark layers as ones that no device may compute in half precision."""
+def _widened(model: "ov.Model") -> set[str]:
+    """The layers that widen weights in bfloat16.
+
+    Without a mark, OpenVINO would keep a copy of each in float32 beside the one in a kernel's layout.
+    """
+    sources = {
+        op.get_friendly_name(): op.input_value(0).get_node()
+        for op in model.get_ops()
+        if op.get_type_name() == "Convert"
+    }
+    return {
+        name
+        for name, source in sources.items()
+        if source.get_type_name() == "Constant"
+        and source.get_output_element_type(0).get_type_name() == "bf16"
+    }
+
+
+def _mark(tree: "ElementTree.ElementTree[Any]", names: set[str], mark: str) -> None:
+    """Put one of OpenVINO's marks on layers.
+
+    Those that are ``precise`` may be computed in half precision on no device; a ``decompression`` widens weights
+    that stay as they are in memory.
+    """
     for layer in tree.iter("layer"):
         if layer.get("name") in names:
             info = layer.find("rt_info")
-            info = ElementTree.SubElement(layer, "rt_info") if info is None else info
-            # OpenVINO's name for it, in files, since 2022.
-            ElementTree.SubElement(info, "attribute", {"name": "precise", "version": "0"})
+            if info is None:
+                info = ElementTree.Element("rt_info")
+                layer.insert(0 if layer.find("data") is None else 1, info)
+            # OpenVINO's names for them, in files, since 2022.
+            ElementTree.SubElement(info, "attribute", {"name": mark, "version": "0"})
 
 
 def _number_anew(tree: "ElementTree.ElementTree[Any]") -> None:

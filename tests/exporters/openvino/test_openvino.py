@@ -202,6 +202,20 @@ def test_phases_stay_float32_in_half_precision_arithmetic(timestep: float, make:
     assert error < 1.3 * torch_error
 
 
+def test_the_file_marks_what_widens_a_weight(make: Make) -> None:
+    """Unmarked, OpenVINO keeps each weight in float32, too."""
+    _, path = make("text_encoder", precision="bfloat16")
+    widening = [
+        op
+        for op in _model(path).get_ops()
+        if op.get_type_name() == "Convert"
+        and op.input_value(0).get_node().get_type_name() == "Constant"
+        and op.input_value(0).get_element_type().to_string() == "bf16"
+    ]
+    assert len(widening) > 10
+    assert all("decompression_0" in op.get_rt_info() for op in widening)
+
+
 def test_the_file_marks_what_leads_to_a_sine(make: Make) -> None:
     _, path = make("unet")
     marked = {
