@@ -403,8 +403,9 @@ def _mark(tree: "ElementTree.ElementTree[Any]", names: set[str], mark: str) -> N
             if info is None:
                 info = ElementTree.Element("rt_info")
                 layer.insert(0 if layer.find("data") is None else 1, info)
-            # OpenVINO's names for them, in files, since 2022.
-            ElementTree.SubElement(info, "attribute", {"name": mark, "version": "0"})
+            if info.find(f"attribute[@name='{mark}']") is None:
+                # OpenVINO's names for them, in files, since 2022.
+                ElementTree.SubElement(info, "attribute", {"name": mark, "version": "0"})
 
 
 def _number_anew(tree: "ElementTree.ElementTree[Any]") -> None:
