@@ -84,3 +84,8 @@ def test_what_convolves_alone_may_round_as_pytorch_does(
 ) -> None:
     encoder = Checkpoint.open(checkpoint(kind)).component("vae_encoder")
     assert Float64Program(encoder, "cpu").convolves_alone is alone
+
+
+def test_what_sums_nothing_may_round_as_pytorch_does(checkpoint: Callable[[str], Path]) -> None:
+    scale = Checkpoint.open(checkpoint("unclip")).component("image_normalizer_scale")
+    assert Float64Program(scale, "cpu").convolves_alone
