@@ -115,7 +115,7 @@ def judge_calls(
         limits = _limits_of_far(kind, precision, tolerances)
     measured = _measure(found, truth, own, limits)
     result = _with(result, measured)
-    if not answer["is_torch"] and own is not None and not meta.get("convolves_alone", False):
+    if not answer["is_torch"] and own is not None and not meta.get("rounds_alike", False):
         answer = {**answer, "pytorch_s_own": _identical(found, truth, own)}
     if case.subject.endswith("/same-twice"):
         again = _same(found, own, tolerances.limits("repeat", precision))

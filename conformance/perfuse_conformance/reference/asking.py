@@ -75,7 +75,7 @@ def ask(
         for precision, pipe in own.items()
     }
     meta = probe_index(probe, calls)
-    return calls, exact, meta | {"convolves_alone": program.convolves_alone, "errors": errors}
+    return calls, exact, meta | {"rounds_alike": program.rounds_alike, "errors": errors}
 
 
 def _nudged(inputs: Arrays, seed: int) -> Arrays:

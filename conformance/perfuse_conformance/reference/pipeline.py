@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from perfuse.backend import Component, ExecutionReport, Program
 from perfuse.errors import UnsupportedError
 from perfuse.run import DiffusionPipeline
-from perfuse.spec import Array, Role
+from perfuse.spec import Array
 from perfuse_conformance.cases.probes import Arrays
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ class Float64Program(Program):
                 "has no torch module. Name the checkpoint, or a golden bundle with --golden."
             )
         self.signature = component.signature
-        self._numberwise = component.spec.role in (Role.EMBEDDING_SCALE, Role.EMBEDDING_UNSCALE)
         # On the CPU, because Apple's GPUs have no float64.
         self._device = device = "cpu" if device.startswith("mps") else device
         self._module = copy.deepcopy(component.build()).double().to(device)
@@ -37,17 +36,16 @@ class Float64Program(Program):
         self.calls: list[tuple[Arrays, Arrays]] = []
 
     @property
-    def convolves_alone(self) -> bool:
-        """Whether convolutions are all that has weights. Engines share a library of them, and may round alike.
+    def rounds_alike(self) -> bool:
+        """Whether convolutions are all that sums by weights: engines share a library of them.
 
-        So may what only multiplies and adds, number by number: an image normaliser.
+        What multiplies and adds a row of numbers, such as an image normaliser, sums nothing.
         """
         from torch import nn
 
-        if self._numberwise:
-            return True
-        parts = [part for part in self._module.modules() if part._parameters]
-        return all(isinstance(part, nn.Conv2d) for part in parts)
+        parts = (part for part in self._module.modules() if not isinstance(part, nn.Conv2d))
+        own = (one for part in parts for one in part.parameters(recurse=False))
+        return all(one.dim() == 2 and len(one) == 1 for one in own)
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
         import numpy as np

@@ -83,9 +83,9 @@ def test_what_convolves_alone_may_round_as_pytorch_does(
     checkpoint: Callable[[str], Path], kind: str, alone: bool
 ) -> None:
     encoder = Checkpoint.open(checkpoint(kind)).component("vae_encoder")
-    assert Float64Program(encoder, "cpu").convolves_alone is alone
+    assert Float64Program(encoder, "cpu").rounds_alike is alone
 
 
 def test_what_sums_nothing_may_round_as_pytorch_does(checkpoint: Callable[[str], Path]) -> None:
     scale = Checkpoint.open(checkpoint("unclip")).component("image_normalizer_scale")
-    assert Float64Program(scale, "cpu").convolves_alone
+    assert Float64Program(scale, "cpu").rounds_alike
