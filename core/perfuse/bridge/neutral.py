@@ -10,7 +10,7 @@ import copy
 import functools
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
@@ -23,6 +23,7 @@ from perfuse.bridge.calls import Answer, Call
 from perfuse.bridge.guards import Guards
 from perfuse.bridge.state import described
 from perfuse.capture import replace_tensors
+from perfuse.contract.architecture import Called
 from perfuse.contract.component import Component, Recipe
 from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.errors import PerfuseError, UnsupportedError
@@ -33,8 +34,6 @@ from perfuse.sources.checkpoint import OF_THE_CONFIG
 __all__ = ["Neutral", "as_array", "neutral_of"]
 
 _Array = np.ndarray[Any, np.dtype[Any]]
-#: A component's inputs, and what makes of its outputs the arrays of the answer, in their order.
-Asked = tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Sequence[Any]]]
 
 #: What each method computes.
 _ROLES = {
@@ -58,7 +57,7 @@ class Neutral(ABC):
     guards: Guards
 
     @abstractmethod
-    def asked(self, call: Call) -> Asked:
+    def asked(self, call: Call) -> Called:
         """The component's inputs for a call, and what makes of its outputs the answer's arrays.
 
         Raises:
@@ -87,7 +86,7 @@ class Named(Neutral):
     #: Its outputs in the order of the answer's tensors.
     outputs: tuple[str, ...] = ()
 
-    def asked(self, call: Call) -> Asked:
+    def asked(self, call: Call) -> Called:
         """The call's tensors; one number for all pictures is repeated."""
         tensors = {name: call.tensors[place] for name, place in self.places.items()}
         batch = max((len(tensor) for tensor in tensors.values() if tensor.dim() > 1), default=1)
@@ -125,7 +124,7 @@ class Translated(Neutral):
     #: That of the method.
     parameters: inspect.Signature
 
-    def asked(self, call: Call) -> Asked:
+    def asked(self, call: Call) -> Called:
         spec = self.component.spec
         found = called(spec, _arguments(self.parameters, call))
         if found is None:
