@@ -17,9 +17,10 @@ from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Task, Tools, step
 from perfuse.errors import InputError
-from perfuse.tasks.captions import CAPTION_INPUTS, masked_conditions, read_captions
+from perfuse.tasks.captions import CAPTION_INPUTS, read_captions
 from perfuse.tasks.denoise import check_count
 from perfuse.tasks.family import family_task
+from perfuse.tasks.masked_prompts import masked_conditions
 from perfuse.tasks.prompts.language import LanguageReader, fixed_length
 from perfuse.tasks.trained_sizes import BINNING, resize, trained_size
 
