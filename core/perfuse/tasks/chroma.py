@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import Input, Tools
+from perfuse.contract.steps import Encoding, Input, Tools
+from perfuse.tasks.encoding import STATES, position_ids
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule, resized_from_picture
 from perfuse.tasks.masked_prompts import MASKS, encode_masked, prompts_up_to
@@ -28,6 +29,27 @@ def _read(tools: Tools, texts: list[str], length: int) -> Mapping[str, Array]:
     return {"encoder_hidden_states": states, "encoder_attention_mask": seen.astype(np.int64)}
 
 
+_ENCODED = (
+    "prompt negative_prompt device num_images_per_prompt prompt_embeds negative_prompt_embeds "
+    "prompt_attention_mask negative_prompt_attention_mask do_classifier_free_guidance "
+    "max_sequence_length lora_scale"
+)
+
+
+def _encoded(conditions: Mapping[str, Mapping[str, Array]]) -> tuple[Array | None, ...]:
+    """Text states, the ids of the tokens' places [S, 3], and the mask; those of the negative prompt last."""
+    given = (conditions.get(name) for name in ("positive", "negative"))
+    return tuple(
+        one
+        for told in given
+        for one in (
+            (None, None, None)
+            if told is None
+            else (told[STATES], position_ids(told[STATES]), told["encoder_attention_mask"])
+        )
+    )
+
+
 CHROMA_TEXT_TO_IMAGE = family_task(
     {
         **MASKS,
@@ -39,6 +61,7 @@ CHROMA_TEXT_TO_IMAGE = family_task(
     prompts_up_to(_MOST),
     prepare_flow_schedule,
     encode_masked(_read),
+    encoding=Encoding(order=tuple(_ENCODED.split()), results=_encoded),
 )
 
 CHROMA_IMAGE_TO_IMAGE = resized_from_picture(CHROMA_TEXT_TO_IMAGE, {"strength": 0.9})

@@ -12,6 +12,7 @@ from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.errors import InputError
 from perfuse.models.positions import HIDDEN
 from perfuse.tasks.denoise import check_count
+from perfuse.tasks.encoding import STATES, encoding
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import flow_schedule, tokens_of
 from perfuse.tasks.masked_prompts import prompts_up_to
@@ -137,4 +138,10 @@ COGVIEW_4 = family_task(
     prompts_up_to(_MOST),
     prepare_schedule,
     encode_prompt,
+    encoding=encoding(
+        "prompt negative_prompt do_classifier_free_guidance num_images_per_prompt prompt_embeds "
+        "negative_prompt_embeds device dtype max_sequence_length",
+        ("positive", STATES),
+        ("negative", STATES),
+    ),
 )

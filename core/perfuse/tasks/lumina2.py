@@ -6,9 +6,10 @@ from typing import Any
 from perfuse.arrays import to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import Input, State, Tools, step
+from perfuse.contract.steps import Encoding, Input, State, Tools, step
 from perfuse.models.lumina2_transformer.description import captions
 from perfuse.tasks.denoise import check_output_type
+from perfuse.tasks.encoding import STATES, seen
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule
 from perfuse.tasks.guiders import ClassifierFreeGuidance
@@ -104,6 +105,23 @@ def encode_prompt(
     return {"conditions": conditions}
 
 
+_ENCODED = (
+    "prompt do_classifier_free_guidance negative_prompt num_images_per_prompt device prompt_embeds "
+    "negative_prompt_embeds prompt_attention_mask negative_prompt_attention_mask system_prompt "
+    "max_sequence_length"
+)
+
+
+def _encoded(conditions: Mapping[str, Mapping[str, Array]]) -> tuple[Array | None, ...]:
+    """Text states and their mask, filled up to the longest; those of the negative prompt last."""
+    given = (conditions.get(name) for name in ("positive", "negative"))
+    return tuple(
+        one
+        for told in given
+        for one in ((None, None) if told is None else (told[STATES], seen(told["caption_bias"])))
+    )
+
+
 LUMINA_2 = family_task(
     {
         **MASKS,
@@ -126,4 +144,5 @@ LUMINA_2 = family_task(
     read_prompts,
     prepare_flow_schedule,
     encode_prompt,
+    encoding=Encoding(order=tuple(_ENCODED.split()), results=_encoded),
 )

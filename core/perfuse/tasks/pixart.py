@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.tasks.captions import CAPTION_INPUTS, read_captions
+from perfuse.tasks.encoding import masked_encoding
 from perfuse.tasks.family import family_task
 from perfuse.tasks.masked_prompts import encode_masked
 from perfuse.tasks.prompts.sequences import encode_sequence
@@ -44,6 +45,11 @@ PIXART_ALPHA = family_task(
     read_captions,
     nearest_size,
     encode_masked(_read),
+    encoding=masked_encoding(
+        "prompt do_classifier_free_guidance negative_prompt num_images_per_prompt device prompt_embeds "
+        "negative_prompt_embeds prompt_attention_mask negative_prompt_attention_mask clean_caption "
+        "max_sequence_length"
+    ),
 ).insert(resize, after="decode")
 
 PIXART_SIGMA = PIXART_ALPHA.with_defaults({"max_sequence_length": 300})

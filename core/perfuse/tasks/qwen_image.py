@@ -9,9 +9,10 @@ import numpy as np
 from perfuse.arrays import to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import Input, State, Tools, step
+from perfuse.contract.steps import Encoding, Input, State, Tools, step
 from perfuse.models.positions import HIDDEN
 from perfuse.tasks.denoise import check_output_type
+from perfuse.tasks.encoding import STATES, seen
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule, resized_from_picture
 from perfuse.tasks.guiders.length_preserving import LengthPreservingGuidance
@@ -134,6 +135,23 @@ def told_of_states(states: Array, seen: Any) -> Mapping[str, Array]:
     return {"encoder_hidden_states": states, "text_bias": bias}
 
 
+_ENCODED = (
+    "prompt",
+    "device",
+    "num_images_per_prompt",
+    "prompt_embeds",
+    "prompt_embeds_mask",
+    "max_sequence_length",
+)
+
+
+def _encoded(conditions: Mapping[str, Mapping[str, Array]]) -> tuple[Array | None, ...]:
+    """Text states, and their mask; none where all tokens count."""
+    told = conditions["positive"]
+    mask = seen(told["text_bias"])
+    return told[STATES], None if mask.all() else mask
+
+
 QWEN_TEXT_TO_IMAGE = family_task(
     {
         "true_cfg_scale": Input(
@@ -155,6 +173,7 @@ QWEN_TEXT_TO_IMAGE = family_task(
     read_prompts,
     prepare_flow_schedule,
     encode_prompt,
+    encoding=Encoding(order=_ENCODED, results=_encoded),
 )
 
 QWEN_IMAGE_TO_IMAGE = resized_from_picture(QWEN_TEXT_TO_IMAGE, {"strength": 0.6})

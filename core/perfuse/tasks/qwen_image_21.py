@@ -9,9 +9,10 @@ import numpy as np
 from perfuse.arrays import to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import Input, State, Tools, step
+from perfuse.contract.steps import Encoding, Input, State, Tools, step
 from perfuse.models.qwen_image_21_transformer.description import picture_place
 from perfuse.tasks.denoise import check_output_type
+from perfuse.tasks.encoding import STATES, seen
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule
 from perfuse.tasks.guiders import ClassifierFreeGuidance
@@ -133,6 +134,24 @@ def _conditions(tools: Tools, each: Sequence[Array], fixed: int | None) -> Mappi
     }
 
 
+_ENCODED = (
+    "prompt",
+    "image",
+    "device",
+    "num_images_per_prompt",
+    "prompt_embeds",
+    "prompt_embeds_mask",
+    "image_pad_mask",
+)
+
+
+def _encoded(conditions: Mapping[str, Mapping[str, Array]]) -> tuple[Array | None, ...]:
+    """Text states; their mask, but where all tokens count; and which are a picture's: none."""
+    told = conditions["positive"]
+    mask = seen(told["text_bias"][:, -1])  # the last token sees all that count
+    return told[STATES], None if mask.all() else mask, mask < 0
+
+
 QWEN_21_TEXT_TO_IMAGE = family_task(
     {
         "true_cfg_scale": Input(
@@ -152,4 +171,5 @@ QWEN_21_TEXT_TO_IMAGE = family_task(
     read_prompts,
     prepare_flow_schedule,
     encode_prompt,
+    encoding=Encoding(order=_ENCODED, results=_encoded),
 ).insert(read_levels, before="prepare_schedule")
