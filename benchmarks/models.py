@@ -191,17 +191,24 @@ def transformer(work: Path, *, quick: bool = False) -> Path:
     return folder
 
 
-def real(work: Path, name: str) -> Path:
-    """A checkpoint of a real configuration, one of ``REAL``, in bfloat16; its tokenizers are small."""
+def real(work: Path, name: str, *, quick: bool = False) -> Path:
+    """A checkpoint of a real configuration, one of ``REAL``, in bfloat16; its tokenizers are small.
+
+    With ``quick`` its transformer and its text encoders have two layers.
+    """
     from perfuse import Checkpoint
     from perfuse.sources.configs_alone import ConfigsAlone, with_or_without_weights
 
-    folder = work / name
+    folder = work / (f"{name}-quick" if quick else name)
     if (folder / "written").is_file():
         return folder
     say(f"writing {folder.name}, once, with random weights")
     shutil.rmtree(folder, ignore_errors=True)
     write_configs(folder, name)
+    for file in folder.glob("*/config.json") if quick else ():
+        config = json.loads(file.read_text(encoding="utf-8"))
+        counts = [key for key in ("num_layers", "num_hidden_layers") if key in config]
+        write_json(file, {**config, **dict.fromkeys(counts, 2)})
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     for part in (part for part in index if part.startswith("tokenizer")):
         _TOKENIZERS[index[part][1]](folder / part)
