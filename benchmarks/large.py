@@ -68,9 +68,9 @@ def measure(options: Namespace) -> list[Row]:
         note = f"{found['processor']:.0f} s of processor time. Weights are of all models."
         if first is not None:
             note += f" The first time, when graphs are made, {first['seconds']:.0f} s."
-        if len(drawn) > 1:
-            a, b = drawn[engine], next(iter(drawn.values()))
-            note += f" Latents differ from {next(iter(drawn))}'s by {np.abs(a - b).max() / b.std():.1g} of their deviation."
+        if (reference := next(iter(drawn))) != engine:
+            gap = np.abs(drawn[engine] - drawn[reference]).max() / drawn[reference].std()
+            note += f" Latents differ from those of {reference} by {gap:.1g} of their deviation."
         rows.append(
             Row(
                 what=f"One step of {options.case}, {options.side}², {_WAYS[engine]}, {engine}",

@@ -11,6 +11,9 @@ from click.testing import CliRunner
 from perfuse import Checkpoint
 from perfuse.cli import main
 from perfuse.errors import WeightsError
+from perfuse.known.make import differing
+from perfuse.run.graph_sets import GraphSet
+from perfuse.run.graphs import add_graph
 from perfuse.sources.configs_alone import ConfigsAlone, with_or_without_weights
 from perfuse_conformance.checkpoints import write_configs
 
@@ -73,6 +76,22 @@ def test_one_model_without_weights_is_a_damaged_checkpoint(
     source = with_or_without_weights(Checkpoint.open(folder))
     with pytest.raises(WeightsError, match="has no weights"):
         source.weight_bytes()
+
+
+@pytest.mark.export
+def test_graphs_of_configs_are_those_of_checkpoints(checkpoint: Make, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    whole = Checkpoint.open(checkpoint("dit"))
+    alone = with_or_without_weights(Checkpoint.open(without_weights(whole.path, tmp_path / "dit")))
+    made = [
+        add_graph(
+            source.component("transformer"), "onnx", GraphSet(folder=tmp_path / name), of="it"
+        )
+        for name, source in {"whole": whole, "alone": alone}.items()
+    ]
+    assert made[0] is not None and made[1] is not None
+    assert made[0].name == made[1].name
+    assert differing(made[0], made[1]) == []
 
 
 def test_configs_alone_are_not_drawn_with(tmp_path: Path) -> None:
