@@ -52,10 +52,13 @@ def inspect(
 ) -> None:
     """Print a model's spec: components, signatures, sizes, schedule, tasks. Loads no weights.
 
+    Of a checkpoint whose weights are not there, count them from the configs, and say what would fit.
+
     With --for, say what a target would make of each component, without the target; exit with 1 if
     one would not run. Of a PICTURE, print what it was drawn from and with.
     """
     from perfuse.report.tables import print_bridged, print_spec
+    from perfuse.sources.configs_alone import ConfigsAlone, with_or_without_weights
     from perfuse.sources.opening import open_model
     from perfuse.sources.plain import to_plain
 
@@ -69,7 +72,9 @@ def inspect(
         except NotNativeError:
             if target is not None or not through_diffusers.has_diffusers():
                 raise
-    if source is None:
+    if source is not None:
+        source = with_or_without_weights(source)
+    else:
         found = through_diffusers.inspect_model(model)
         if as_json:
             click.echo(json.dumps(found))
@@ -97,6 +102,8 @@ def inspect(
         }
         if source.layout is not None:
             data["layout"] = source.layout
+        if isinstance(source, ConfigsAlone):
+            data["parameters"] = source.parameters()
         if source.exported():
             data["exported"] = to_plain(source.exported())
         click.echo(json.dumps(data))
