@@ -67,6 +67,19 @@ def test_onnx_runtime_computes_it(kind: type[torch.nn.Module], tmp_path: Path) -
     same(kind(), "onnxruntime", tmp_path)
 
 
+class Largest(torch.nn.Module):
+    """Answers with whole numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.argmax(-1)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_whole_numbers(target: str, tmp_path: Path) -> None:
+    pytest.importorskip(target)
+    same(Largest(), target, tmp_path)
+
+
 class Turned(torch.nn.Module):
     """Takes its rotary embedding as complex numbers, as Lumina's transformer does."""
 
