@@ -80,6 +80,33 @@ def test_whole_numbers(target: str, tmp_path: Path) -> None:
     same(Largest(), target, tmp_path)
 
 
+class Normed(torch.nn.Module):
+    """Layers that make their weights before each call, as the autoencoder of Stable Audio has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.utils.weight_norm(torch.nn.Linear(3, 5))
+        with torch.no_grad():
+            self.linear.weight_g.mul_(1.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated")
+def test_weights_made_before_each_call(tmp_path: Path) -> None:
+    run = same(Normed(), "onnxruntime", tmp_path)
+    x = torch.ones(2, 3)
+    with torch.no_grad():
+        before = run(x)
+        run.linear.weight_g.mul_(3)
+        after = run(x)
+        assert (run.perfuse.report()[0].torch_calls, run.linear.weight_g.shape) == (0, (5, 1))
+        run.perfuse.restore()
+        torch.testing.assert_close(after, run(x))
+    assert not torch.allclose(after, before)
+
+
 class Turned(torch.nn.Module):
     """Takes its rotary embedding as complex numbers, as Lumina's transformer does."""
 
