@@ -62,13 +62,12 @@ class OpenVinoProgram(Program):
                 f"{path} has the inputs {'; '.join(names)}; {component.name} has "
                 f"{', '.join(spec.input_names)}. The file was made for another component."
             )
-        self._outputs = list(
-            zip(
-                spec.output_names,
-                _positions(compiled.outputs, spec.output_names, path),
-                strict=True,
+        self._outputs = [
+            (tensor.name, index, np.dtype("int64" if tensor.dtype == "int64" else "float32"))
+            for tensor, index in zip(
+                spec.outputs, _positions(compiled.outputs, spec.output_names, path), strict=True
             )
-        )
+        ]
         # What another tool fixed in the file is in no manifest.
         static = {**_fixed(component, compiled, self._inputs), **component.static}
         self._component = component = dataclasses.replace(component, static=static)
@@ -76,7 +75,7 @@ class OpenVinoProgram(Program):
         self._request: ov.InferRequest | None = compiled.create_infer_request()
 
     def __call__(self, **inputs: Array) -> dict[str, Array]:
-        """Run once; numpy arrays in and out, float32 where they are floating-point.
+        """Run once; numpy arrays in and out, float32 or int64.
 
         Raises:
             InputError: the arrays do not fit the signature, the component's sizes, or the size
@@ -108,8 +107,8 @@ class OpenVinoProgram(Program):
         # A copy costs little beside what made it, and then nothing the caller holds can change:
         # not when it is called again, and not when a result is its next input.
         return {
-            name: request.get_output_tensor(index).data.astype(np.float32)
-            for name, index in self._outputs
+            name: request.get_output_tensor(index).data.astype(dtype)
+            for name, index, dtype in self._outputs
         }
 
     def _fit(self, name: str, array: Array, dtype: "np.dtype[Any]", rank: int) -> npt.NDArray[Any]:

@@ -67,6 +67,66 @@ def test_onnx_runtime_computes_it(kind: type[torch.nn.Module], tmp_path: Path) -
     same(kind(), "onnxruntime", tmp_path)
 
 
+class Largest(torch.nn.Module):
+    """Answers with whole numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.argmax(-1)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_whole_numbers(target: str, tmp_path: Path) -> None:
+    pytest.importorskip(target)
+    same(Largest(), target, tmp_path)
+
+
+class Normed(torch.nn.Module):
+    """Layers that make their weights before each call, as the autoencoder of Stable Audio has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.utils.weight_norm(torch.nn.Linear(3, 5))
+        with torch.no_grad():
+            self.linear.weight_g.mul_(1.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm. is deprecated")
+def test_weights_made_before_each_call(tmp_path: Path) -> None:
+    run = same(Normed(), "onnxruntime", tmp_path)
+    x = torch.ones(2, 3)
+    with torch.no_grad():
+        before = run(x)
+        run.linear.weight_g.mul_(3)
+        after = run(x)
+        assert (run.perfuse.report()[0].torch_calls, run.linear.weight_g.shape) == (0, (5, 1))
+        run.perfuse.restore()
+        torch.testing.assert_close(after, run(x))
+    assert not torch.allclose(after, before)
+
+
+class Turned(torch.nn.Module):
+    """Takes its rotary embedding as complex numbers, as Lumina's transformer does."""
+
+    def forward(self, x: Tensor, turns: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+        return torch.view_as_real(pairs * turns.to(torch.complex64)).flatten(-2)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_complex_arguments(target: str, tmp_path: Path) -> None:
+    pytest.importorskip(target)
+    module, x = Turned(), torch.linspace(-1, 1, 24).reshape(4, 6)
+    run = perfuse.accelerate(Turned(), target, store=ArtifactStore(tmp_path), strict=True)
+    for angle in (0.3, 2.0):
+        turns = torch.polar(torch.full((4, 3), 1.5), torch.full((4, 3), angle))
+        torch.testing.assert_close(run(x, turns), module(x, turns))
+    (row,) = run.perfuse.report()
+    assert (row.calls, row.graphs) == (2, 1)
+
+
 def test_float64_on_openvino_again_from_the_cache(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     for _ in range(2):

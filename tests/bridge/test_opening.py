@@ -132,10 +132,16 @@ class TestFromPretrained:
 
 class TestCode:
     @pytest.mark.parametrize("library", ["diffusers", "perfuse"])
-    def test_a_file_of_one_s_own(self, library: str, checkpoint: Make, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "engine", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.exhaustive)]
+    )
+    def test_a_file_of_one_s_own(
+        self, engine: str, library: str, checkpoint: Make, tmp_path: Path
+    ) -> None:
+        pytest.importorskip(engine)
         file = tmp_path / "one_step_unet.py"
         file.write_text(ONE_STEP.replace("LIBRARY", library))
-        for custom, backend in ((file, "onnxruntime"), (str(file), "torch")):
+        for custom, backend in ((file, engine), (str(file), "torch")):
             pipe = perfuse.DiffusionPipeline.from_pretrained(
                 checkpoint("tiny"), custom_pipeline=custom, backend=backend
             )
@@ -143,7 +149,7 @@ class TestCode:
             assert isinstance(pipe, perfuse.DiffusionPipeline) == (library == "perfuse")
             with torch.no_grad():
                 found = torch.as_tensor(pipe())
-            if backend == "onnxruntime":
+            if backend == engine:
                 first = found
         assert torch.allclose(first, found, atol=1e-5)
 
@@ -279,6 +285,46 @@ class TestCommands:
         assert done.exit_code == 0, done.output
         with wave.open(str(tmp_path / "a.wav")) as file:
             assert (file.getnchannels(), file.getframerate(), file.getnframes()) == (2, 16_000, 512)
+
+    @pytest.mark.parametrize(
+        "backend", ["torch", pytest.param("onnxruntime", marks=pytest.mark.exhaustive)]
+    )
+    def test_a_video(self, backend: str, tmp_path: Path) -> None:
+        from PIL import Image
+
+        from perfuse.bridge.outputs import made, written
+        from perfuse_conformance.bridged.measure import save_pipeline
+
+        save_pipeline("TextToVideoSDPipeline", tmp_path / "video")
+        done = command(
+            "generate", "red", "--model", tmp_path / "video", "--backend", backend, "--steps", 2,
+            "--seed", 0, "--height", 32, "--width", 32, "--arg", "num_frames=3", "--fps", 5,
+            "--quiet", "--json", "--output", tmp_path / "x.gif",
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        result = json.loads(done.stdout)
+        assert result["run"] == "bridged"
+        engine = {row["name"]: row for row in result["components"]}
+        assert backend == "torch" or engine["unet"]["calls"] == 2
+        pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "video")
+        frames = pipe(
+            "red", num_inference_steps=2, height=32, width=32, num_frames=3,
+            generator=torch.Generator().manual_seed(0),
+        ).frames  # fmt: skip
+        (expected,) = written(made({"frames": frames})[0], tmp_path / "y.gif", fps=5, rate=1)
+        pictures = []
+        for path in (tmp_path / "x.gif", expected):
+            video: Any = Image.open(path)
+            assert (video.format, video.n_frames, video.size) == ("GIF", 3, (32, 32))
+            assert video.info["duration"] == 200
+            shown = []
+            for i in range(3):
+                video.seek(i)
+                shown.append(np.asarray(video.convert("RGB"), np.float32))
+            pictures.append(np.stack(shown))
+        drawn, wanted = pictures
+        assert np.abs(drawn - wanted).mean() < (1e-6 if backend == "torch" else 2)
+        assert np.abs(wanted[0] - wanted[1]).mean() > 2
 
 
 class TestOutputs:

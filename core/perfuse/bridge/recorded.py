@@ -1,5 +1,6 @@
 """A recorded call as a component: a flat module that takes tensors and returns tensors."""
 
+import copy
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from perfuse.bridge.calls import Answer, Call
+from perfuse.bridge.state import weight_norms
 from perfuse.capture import replace_tensors
 from perfuse.contract.component import Component, Recipe
 from perfuse.contract.spec import ComponentSpec, Dim, Signature, TensorSpec
@@ -62,11 +64,26 @@ class _Recording(Recipe):
         return True
 
     def __call__(self) -> nn.Module:
-        module = RecordedCall(self.module, self.entry, self.call)
+        module = RecordedCall(_with_whole_weights(self.module), self.entry, self.call)
         module.training = self.module.training  # eval() would change the user's module
         if any(tensor.device.type != "cpu" for tensor in module.state_dict().values()):
             return replace_tensors(module, lambda tensor: tensor.cpu())
         return module
+
+
+def _with_whole_weights(module: nn.Module) -> nn.Module:
+    """A copy of a module with weights in the place of the hooks that make them; itself without any."""
+    made = [(part, name) for part in module.modules() for name in weight_norms(part)]
+    if not made:
+        return module
+    tensors = (*module.parameters(), *module.buffers())
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
+    memo |= {id(one): one for part, name in made if (one := vars(part).get(name)) is not None}
+    copied = copy.deepcopy(module, memo)
+    for part in copied.modules():
+        for name in weight_norms(part):
+            nn.utils.remove_weight_norm(part, name)
+    return copied
 
 
 def precision_of(module: nn.Module) -> str:

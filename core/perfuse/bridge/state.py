@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
 
-__all__ = ["Weights", "described", "fingerprint", "obstacle"]
+__all__ = ["Weights", "described", "fingerprint", "obstacle", "weight_norms"]
 
 #: What nn.Module keeps for itself, and where Diffusers notes what a modular pipeline loaded; layers and
 #: weights are described on their own.
@@ -85,7 +86,20 @@ def _hooks(part: nn.Module) -> list[Any]:
     if not (part._forward_hooks or part._forward_pre_hooks):
         return []
     found = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
-    return [hook for hook in found if getattr(hook, "__module__", None) != _RECORDING[0]]
+    return [
+        hook
+        for hook in found
+        if getattr(hook, "__module__", None) != _RECORDING[0] and not isinstance(hook, WeightNorm)
+    ]
+
+
+def weight_norms(part: nn.Module) -> list[str]:
+    """The weights that a hook makes of a direction and a length before each call of a layer.
+
+    A graph has them whole; what they are made of are the layer's parameters.
+    """
+    hooks = part._forward_pre_hooks.values()
+    return [hook.name for hook in hooks if isinstance(hook, WeightNorm)]
 
 
 def _is_usual(part: nn.Module, key: str, value: Any) -> bool:
@@ -93,7 +107,8 @@ def _is_usual(part: nn.Module, key: str, value: Any) -> bool:
     if isinstance(value, types.MethodType):  # the class's own
         return value.__self__ is part and value.__func__ is getattr(type(part), key, None)
     gone = key == "_diffusers_hook" and not value.hooks
-    return gone or hasattr(value, "stands_in")
+    made = isinstance(value, Tensor) and key in weight_norms(part)
+    return gone or made or hasattr(value, "stands_in")
 
 
 def _class(kind: type) -> str:

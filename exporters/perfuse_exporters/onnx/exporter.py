@@ -292,9 +292,10 @@ def _simplify(
             graph.initializers[str(value.name)] = value
         else:
             del weights[value]
-    # Initializers that only the folded nodes used.
-    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
-        del graph.initializers[name]
+    # Initializers that only the folded nodes used; an output may be one itself.
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
 
 
 def _tiny(graph: "ir.Graph") -> "dict[ir.Value, ir.TensorProtocol]":

@@ -27,6 +27,7 @@ from perfuse.errors import ExportError
 from perfuse.progress import say
 from perfuse.sources import write_map
 from perfuse_exporters.openvino.engine import import_openvino
+from perfuse_exporters.openvino.norms import split_norms
 from perfuse_exporters.openvino.sizes import say_sizes
 from perfuse_exporters.openvino.weights import bind
 
@@ -61,6 +62,7 @@ class OpenVinoExporter(Exporter):
         # What OpenVINO reads from there stays mapped until the model is written.
         with TemporaryDirectory(dir=folder) as scratch:
             model = _convert(openvino, component, Path(scratch))
+            split_norms(model)
             exact = _phases(model)
             _declare(model, component)
             _write(openvino, model, folder / MODEL, component, exact)
@@ -80,6 +82,7 @@ class OpenVinoExporter(Exporter):
             name: Constant(tensor=name, dtype=component.precision, shape=tensors[name].array.shape)
             for name in _name_weights(model, names)
         }
+        split_norms(model)
         exact = _phases(model)
         _declare(model, component, weights=len(constants))
         _write(openvino, model, folder / MODEL, component, exact)

@@ -18,6 +18,7 @@ from perfuse.backend import Component
 from perfuse.errors import ExportError
 from perfuse.sources.artifact import Artifact
 from perfuse.sources.checkpoint import Checkpoint
+from perfuse.spec import Signature, TensorSpec
 from perfuse_exporters.onnx.exporter import OnnxExporter
 
 pytestmark = pytest.mark.export
@@ -305,6 +306,30 @@ def test_random_numbers_in_a_graph_are_refused(make: Make, tmp_path: Path) -> No
 
     with pytest.raises(ExportError, match="RandomNormal"):
         OnnxExporter().export(replace(component, build=Noisy), tmp_path)
+
+
+class WithConstant(torch.nn.Module):
+    """Returns a loss beside its result, as an autoencoder with a codebook does: zero, whatever it is given."""
+
+    def forward(self, sample: Any) -> Any:
+        return sample * 2, torch.zeros([1])
+
+
+def test_an_output_that_is_a_constant_stays(make: Make, tmp_path: Path) -> None:
+    spec = make("vae_decoder")[0].spec
+    sample = TensorSpec(name="sample", dtype="float", shape=(1, 4))
+    signature = Signature(
+        inputs=(sample,),
+        outputs=(
+            replace(sample, name="doubled"),
+            TensorSpec(name="loss", dtype="float", shape=(1,)),
+        ),
+    )
+    component = Component(spec=replace(spec, signature=signature), build=WithConstant)
+    doubled, loss = run(
+        OnnxExporter().export(component, tmp_path), {"sample": np.ones((1, 4), np.float32)}
+    )
+    assert (doubled == 2).all() and loss.shape == (1,) and not loss.any()
 
 
 def test_importing_the_exporter_does_not_import_torch() -> None:
