@@ -19,6 +19,7 @@ from perfuse.contract.hooks import PipelineManifest
 from perfuse.contract.source import Source
 from perfuse.contract.spec import ComponentSpec, PipelineSpec
 from perfuse.contract.target import PRECISIONS
+from perfuse.contract.weights import Reader
 from perfuse.errors import CheckpointError, InputError, NotNativeError
 from perfuse.models.registry import describe, fitted, latents_of
 from perfuse.plugins import host
@@ -284,6 +285,9 @@ class FromCheckpoint(Recipe):
         module = build_component(self.spec, hollow, torch.float32)
         places = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
         return {n: hollow.addresses[at] for n, at in places.items() if at in hollow.addresses}
+
+    def reader(self) -> Reader | None:
+        return self.weights.reader(self.names())
 
     def cast(self) -> "FromCheckpoint":
         return dataclasses.replace(self, casts=True)
