@@ -21,6 +21,7 @@ from perfuse.backend import (
     Node,
     Piece,
     StoredTensor,
+    Windowed,
     cut,
     most_of,
 )
@@ -225,7 +226,8 @@ class OnnxPieces(InPieces[tuple[Any, Sequence[StoredTensor]]]):
         model = self._graph.model(piece, values)
         if self._apart is not None:
             constants = {name: self._constants[name] for name in piece.weights}
-            tensors = self._apart.read({one.tensor for one in constants.values()})
+            sizes = {one.tensor: one.size for one in constants.values()}
+            tensors = Windowed(self._apart.read, sizes)
             model, held = bind(model, constants, tensors, settings)
         return self._session(model, settings), held
 

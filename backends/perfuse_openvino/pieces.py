@@ -14,6 +14,7 @@ from perfuse.backend import (
     InPieces,
     Node,
     Piece,
+    Windowed,
     cut,
     most_of,
 )
@@ -77,8 +78,9 @@ class OpenVinoPieces(InPieces["tuple[ov.CompiledModel, Sequence[Any]]"]):
         held: Sequence[Any] = ()
         if self._apart is not None:
             weights = self._apart.weights
-            names = {weights.constants[name].tensor for name in piece.weights}
-            held = bind(openvino, model, weights, self._apart.read(names))
+            constants = [weights.constants[name] for name in piece.weights]
+            sizes = {constant.tensor: constant.size for constant in constants}
+            held = bind(openvino, model, weights, Windowed(self._apart.read, sizes))
         return self._compile(model), held
 
     def _run(

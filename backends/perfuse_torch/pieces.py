@@ -23,13 +23,12 @@ from perfuse.backend import (
     cut,
     most_of,
     plain_name,
+    windows,
 )
 from perfuse.capture import changed_weights, example_inputs, replace_tensors
 
 __all__ = ["Pieces"]
 
-#: Bytes of weights to read from a file before what was read is let go.
-_WINDOW = 1 << 26
 #: Reads that are about a tensor, not its content.
 _ATTRIBUTE = "__get__"
 
@@ -123,7 +122,7 @@ class Pieces(_Exchanging):
 
     def _load(self, piece: Piece) -> Iterator[tuple[str, Tensor]]:
         """The weights of a piece, read some at a time."""
-        for names in _windows(piece.weights, self._sizes):
+        for names in windows({name: self._sizes[name] for name in piece.weights}):
             found = self._read(names)
             if self._changes is not None:
                 found |= _changed(found, self._changes, self._precision)
@@ -154,18 +153,6 @@ def _changed(tensors: Mapping[str, Tensor], changes: Changes, precision: str) ->
     names = {plain_name(name): name for name in tensors}
     weights = {plain: tensors[name] for plain, name in names.items()}
     return {names[plain]: one for plain, one in changed_weights(weights, changes, precision)}
-
-
-def _windows(names: Sequence[str], sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """Names in lists of no more than a window of bytes each, or of one name."""
-    window, held = list[str](), 0
-    for name in names:
-        if window and held + sizes[name] > _WINDOW:
-            yield window
-            window, held = [], 0
-        window.append(name)
-        held += sizes[name]
-    yield window
 
 
 class _Recording(_Exchanging):

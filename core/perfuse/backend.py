@@ -13,7 +13,7 @@ from perfuse.contract.component import Component, Recipe
 from perfuse.contract.exporter import Exporter
 from perfuse.contract.limits import Limits
 from perfuse.contract.options import Options, read_options
-from perfuse.contract.pieces import InPieces, Node, Piece, Turns, cut, most_of
+from perfuse.contract.pieces import InPieces, Node, Piece, Turns, Windowed, cut, most_of, windows
 from perfuse.contract.quantized import SCHEMES, Calibration, Quantized, Scheme, packed, quantized
 from perfuse.contract.spec import Array
 from perfuse.contract.target import PRECISIONS, Device, Placement, Target
@@ -50,10 +50,12 @@ __all__ = [
     "Target",
     "Turns",
     "WeightMap",
+    "Windowed",
     "cut",
     "most_of",
     "packed",
     "plain_name",
     "quantized",
     "read_options",
+    "windows",
 ]

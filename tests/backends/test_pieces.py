@@ -29,7 +29,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 
 def latents(pipe: DiffusionPipeline, **given: Any) -> Any:
-    return pipe("red", **{**GIVEN, **given}).images
+    return np.asarray(pipe("red", **{**GIVEN, **given}).images)
 
 
 def details(pipe: DiffusionPipeline) -> Any:
@@ -61,7 +61,7 @@ def test_the_numbers_are_those_of_the_whole(checkpoint: Make, kind: str, backend
 
 def test_a_lora_is_in_the_pieces(checkpoint: Make, backend: str, tmp_path: Path) -> None:
     read = DiffusionPipeline.from_pretrained(checkpoint("words"))
-    write(tmp_path / "lora.safetensors", "peft", factors(read))
+    write(tmp_path / "lora.safetensors", factors(read), "peft")
     pipe = DiffusionPipeline.from_pretrained(checkpoint("words"), backend=backend)
     plain = latents(pipe)
     pipe.load_lora_weights(tmp_path / "lora.safetensors")

@@ -2,7 +2,7 @@
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -11,14 +11,27 @@ from typing import Any, Generic, TypeVar
 from perfuse.contract.backend import Program
 from perfuse.contract.component import Component
 from perfuse.contract.spec import Array
+from perfuse.contract.weights import StoredTensor
 from perfuse.errors import ExecutionError
 from perfuse.progress import working
 
-__all__ = ["InPieces", "Node", "Piece", "Turns", "cut", "kept_of", "most_of"]
+__all__ = [
+    "InPieces",
+    "Node",
+    "Piece",
+    "Turns",
+    "Windowed",
+    "cut",
+    "kept_of",
+    "most_of",
+    "windows",
+]
 
 _T = TypeVar("_T")
 #: Into how many pieces what is in memory is divided: one changes while the others stay.
 _SHARES = 4
+#: Bytes of weights to read from a file before what was read is let go.
+_WINDOW = 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +155,52 @@ class _Graph:
             weights=tuple(weights),
             size=sum(self._sizes[name] for name in weights),
         )
+
+
+def windows(sizes: Mapping[str, int]) -> Iterator[tuple[str, ...]]:
+    """Tensors that are read together, in their order, by the bytes of each."""
+    window, held = list[str](), 0
+    for name, size in sizes.items():
+        if window and held + size > _WINDOW:
+            yield tuple(window)
+            window, held = [], 0
+        window.append(name)
+        held += size
+    yield tuple(window)
+
+
+class Windowed(Mapping[str, StoredTensor]):
+    """Tensors that are read some at a time, in their order; those of before are not held.
+
+    So a piece whose weights are cast has few of them in two precisions at once.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[Collection[str]], Mapping[str, StoredTensor]],
+        sizes: Mapping[str, int],
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            read: As of ``Reader``.
+            sizes: The names and bytes of the tensors, in the order in which they are asked for.
+        """
+        self._read = read
+        self._windows = {name: window for window in windows(sizes) for name in window}
+        self._there: Mapping[str, StoredTensor] = {}
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        if name not in self._there:
+            self._there = {}
+            self._there = self._read(self._windows[name])
+        return self._there[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._windows)
+
+    def __len__(self) -> int:
+        return len(self._windows)
 
 
 class Turns(Generic[_T]):

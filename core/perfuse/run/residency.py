@@ -95,12 +95,12 @@ class Residency:
             asked = read_size(memory) if isinstance(memory, str) else memory
         if asked < self.least:
             largest = max(self.stages, key=lambda stage: sum(map(self._least, stage)))
-            whole = all(name not in self.divisible for name in largest)
+            pieces = " in the smallest pieces" if set(largest) & self.divisible.keys() else ""
+            takes = "takes" if len(largest) == 1 else "take"
             raise InputError(
-                f"Memory {memory} was given; {' and '.join(largest)} alone take{'s' * (len(largest) == 1)} "
-                f"{self.least / 1e9:.2f} GB{'' if whole else ' in the smallest pieces'}, which is the "
-                "least that would do. Give that much, or store the weights in fewer bits: --precision "
-                "float16, --precision int8."
+                f"Memory {memory} was given; {' and '.join(largest)} alone {takes} {_gb(self.least)}"
+                f"{pieces}, which is the least that would do. Give that much, or store the weights in "
+                "fewer bits: --precision float16, --precision int8."
             )
         return min(int(asked * _WEIGHTS), asked - self.between)
 
@@ -176,12 +176,21 @@ def residency(
 
 def _between(spec: PipelineSpec) -> int:
     """Bytes between the layers for a picture of the default size, in half precision."""
-    (height, width), layout = spec.default_size, spec.latents
     denoisers = spec.having(Role.DENOISER)
+    if not denoisers:
+        return 0
+    (height, width), layout = spec.default_size, spec.latents
     decoders = spec.having(Role.LATENT_DECODER)
     numbers = [one.branches * held(one, layout.dims(height, width)) for one in denoisers]
     numbers += [held(one, {"height": height, "width": width}) for one in decoders]
     return 2 * max(numbers, default=0)
+
+
+def _gb(count: int) -> str:
+    """A number of bytes, rounded up, as it may be asked for."""
+    if count >= 1e9:
+        return f"{math.ceil(count / 1e7) / 100:.2f} GB"
+    return f"{math.ceil(count / 1e5) / 10:.1f} MB"
 
 
 def _turn(spec: ComponentSpec) -> int:

@@ -367,15 +367,19 @@ def _mapped(path: Path, names: Collection[str]) -> dict[str, StoredTensor]:
     import numpy as np
 
     header = read_header(path)
+    wanted = header.shapes.keys() & names
+    # No more of the file than lies around them: a limit on addresses counts what is mapped.
+    first = min((header.starts[name] for name in wanted), default=0)
+    last = max((header.starts[name] + header.sizes[name] for name in wanted), default=first + 1)
     try:
-        whole = np.memmap(path, mode="c")
+        mapped = np.memmap(path, mode="c", offset=first, shape=last - first)
     except (OSError, ValueError) as exc:
         raise WeightsError(f"{path} cannot be read: {exc}. {_AGAIN}") from exc
     found = {}
-    for name in header.shapes.keys() & names:
+    for name in wanted:
         dtype, shape = header.shapes[name]
-        start = header.starts[name]
-        piece = whole[start : start + header.sizes[name]].view(np.ndarray)
+        start = header.starts[name] - first
+        piece = mapped[start : start + header.sizes[name]].view(np.ndarray)
         array = piece.view(_ARRAYS[dtype]).reshape(shape)
         # An old writer may have put them where no processor likes to read.
         found[name] = StoredTensor(dtype=dtype, array=np.require(array, requirements="A"))
