@@ -43,8 +43,8 @@ _OWN = (
 )
 #: From this many bytes of weights on, what lies between is large, too.
 _LARGE = 250_000_000
-#: Memory while weights are loaded, over their size: with the engine's copies, and in place.
-_WHOLE, _PIECE = 3.0, 1.0
+#: Memory while a checkpoint's weights are loaded, over their size: they are turned around and packed.
+_FROM_CHECKPOINT = 3.0
 #: Where the engine looks for the files that a model in memory names.
 _BESIDE = "session.model_external_initializers_file_folder_path"
 _ROUNDED = (
@@ -138,8 +138,8 @@ class OnnxRuntime(Backend):
         model: str | bytes = str(path)
         weights: Sequence[StoredTensor] = ()
         if graph is not None:
-            tensors = graph.tensors
-            model, weights = bind(path.read_bytes(), graph.weights.constants, tensors, settings)
+            constants, tensors = graph.weights.constants, graph.tensors
+            model, weights = bind(path.read_bytes(), constants, tensors, settings)
         else:
             _check(path)
             if component.build is None and component.changes is not None:
@@ -151,10 +151,11 @@ class OnnxRuntime(Backend):
         self, component: Component, target: Target, *, in_pieces: bool = False
     ) -> float | None:
         """Of a CPU: a piece is read where it is mapped; half precision is widened where it is used."""
-        if not in_pieces:
-            return _WHOLE
         own = target.device is None or target.device.lower() == "cpu"
-        return _PIECE if own and not component.storage else None
+        if in_pieces:
+            changed = component.build is None and component.changes is not None
+            return 1.0 if own and not component.storage and not changed else None
+        return _FROM_CHECKPOINT if own and component.build is not None else 1.0
 
     def prepare_in_pieces(
         self, component: Component, target: Target, store: ArtifactStore, room: int
@@ -164,7 +165,7 @@ class OnnxRuntime(Backend):
         The weights of a piece are read where their file is mapped, as with ``prepack=false``.
 
         Raises:
-            UnsupportedError: the file is another tool's, or an export with adapters.
+            UnsupportedError: the file is another tool's.
         """
         switches = self.switches(target)
         threads = int(switches["threads"]) if "threads" in switches else _threads()
@@ -175,12 +176,6 @@ class OnnxRuntime(Backend):
         path = exported(component, _FORMAT, store) if graph is None else graph.path
         if graph is None:
             _check(path)
-            if component.build is None and component.changes is not None:
-                raise UnsupportedError(
-                    f"{component.name} was to run in pieces with a LoRA; it is an export, whose pieces "
-                    "have the weights that it was exported with. Use the checkpoint, or give "
-                    "--memory enough for the whole of it."
-                )
 
         def settings() -> Any:
             made = _settings(_CPU, threads, cpu_fallback=True)

@@ -18,7 +18,7 @@ from perfuse.backend import (
     SupportLevel,
     Target,
 )
-from perfuse.errors import ArtifactError, DeviceNotFoundError, ExecutionError, UnsupportedError
+from perfuse.errors import ArtifactError, DeviceNotFoundError, ExecutionError
 from perfuse.run import apart, bound, exported
 from perfuse.sources import ArtifactStore, read_map, shapes_of
 from perfuse.spec import ComponentSpec
@@ -156,18 +156,15 @@ class OpenVino(Backend):
         device = _device(target.device)
         arithmetic = _arithmetic(device, component.precision)
         widened = arithmetic == "float32" != component.precision
-        if in_pieces and (device != "CPU" or component.storage):
+        changed = component.build is None and component.changes is not None
+        if in_pieces and (device != "CPU" or component.storage or changed):
             return None
         return 3.0 if widened else 2.0
 
     def prepare_in_pieces(
         self, component: Component, target: Target, store: ArtifactStore, room: int
     ) -> Program:
-        """Cut the component's graph into pieces: each is compiled when its turn comes.
-
-        Raises:
-            UnsupportedError: it is an export with adapters.
-        """
+        """Cut the component's graph into pieces: each is compiled when its turn comes."""
         switches = self.switches(target)
         device = _device(target.device)
         self.check(component, target)
@@ -178,12 +175,6 @@ class OpenVino(Backend):
         path = exported(component, self.name, store) if graph is None else graph.path
         if graph is None:
             check_files(path, component.name)
-            if component.build is None and component.changes is not None:
-                raise UnsupportedError(
-                    f"{component.name} was to run in pieces with a LoRA; it is an export, whose pieces "
-                    "have the weights that it was exported with. Use the checkpoint, or give "
-                    "--memory enough for the whole of it."
-                )
 
         def compiled(model: "ov.Model") -> "ov.CompiledModel":
             try:

@@ -83,9 +83,9 @@ class Pieces(_Exchanging):
         super().__init__()
         build = component.unchanged.build
         assert build is not None  # it has a module
-        module = build()
+        hollow = build.hollow() if isinstance(build, Recipe) else None
+        module, reader = hollow if hollow is not None else (build(), None)
         held = {name: one.detach() for name, one in _named(module) if one.is_floating_point()}
-        reader = build.reader() if isinstance(build, Recipe) else None
         names = held.keys() & reader.names if reader is not None else held.keys()
         #: What reads some of them; without it they stay with the module, in its memory.
         self._reader, self._held = reader, held if reader is None else {}

@@ -54,8 +54,11 @@ class Recipe(ABC):
         """
         return StoredTensor.all_of(self())
 
-    def reader(self) -> Reader | None:
-        """What reads tensors of the module from their files; ``None`` where it has to be made for that."""
+    def hollow(self) -> "tuple[nn.Module, Reader] | None":
+        """The module without content, and what reads the parameters and buffers that it saves.
+
+        ``None`` where these are not floating-point tensors of a file as they are.
+        """
         return None
 
     def cast(self) -> "Recipe":

@@ -279,6 +279,10 @@ class Weights:
         """The number of elements in all tensors together."""
         return sum(math.prod(shape) for _, shape in self.shapes.values())
 
+    def floating(self, names: Collection[str]) -> bool:
+        """Whether tensors are all floating-point."""
+        return all(self.shapes[name][0].startswith(_STORED) for name in names)
+
     def plain(self, names: Collection[str]) -> bool:
         """Whether tensors can be read without torch."""
         plain = all(self.shapes[name][0] in _ARRAYS for name in names)
