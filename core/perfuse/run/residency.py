@@ -1,6 +1,6 @@
 """How much memory a pipeline takes, and what is kept of it at a time.
 
-Sizes are of weights, and of what an engine makes of them while they are loaded. A quarter of the memory
+Sizes are of weights, and of what an engine makes of them while they are loaded. A third of the memory
 that is asked for is left to what lies between layers, or more where the architecture says that a picture
 of the default size needs more.
 """
@@ -28,8 +28,8 @@ __all__ = ["Divisible", "Residency", "residency"]
 _TOGETHER = (Role.DENOISER, Role.CONTROL)
 #: Of the memory that there is, what ``"auto"`` gives to a pipeline.
 _SHARE = 0.6
-#: Of the memory that is asked for, what weights may take at most.
-_WEIGHTS = 0.75
+#: Of the memory that is asked for, one part in so many is left to what lies between layers.
+_REST = 3
 LOW, AUTO = "low", "auto"
 
 
@@ -72,7 +72,7 @@ class Residency:
     def least(self) -> int:
         """The memory that the largest stage needs."""
         weights = max((sum(map(self._least, stage)) for stage in self.stages), default=0)
-        return max(-int(-weights // _WEIGHTS), weights + self.between)
+        return max(-(-weights * _REST // (_REST - 1)), weights + self.between)
 
     def of(self, names: Sequence[str], budget: int) -> int:
         """Bytes of some components, as they are loaded within a budget."""
@@ -102,7 +102,7 @@ class Residency:
                 f"{pieces}, which is the least that would do. Give that much, or store the weights in "
                 "fewer bits: --precision float16, --precision int8."
             )
-        return min(int(asked * _WEIGHTS), asked - self.between)
+        return asked - max(-(-asked // _REST), self.between)
 
     def room(self, name: str, budget: int) -> int | None:
         """The bytes of weights that a component may have loaded at a time; ``None`` for all."""
