@@ -30,6 +30,7 @@ BENCHMARKS = (
     "second_checkpoint",
     "never_seen",
     "lora_switch",
+    "residency",
     "coreml_export",
     "mil_interpreter",
     "overhead",

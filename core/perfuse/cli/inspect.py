@@ -33,6 +33,7 @@ __all__ = ["inspect"]
     "--memory",
     help="What to keep of the weights at a time: 6GB, low or auto; with --for, the device's.",
 )
+@option("--backend", help="With --memory: where it would run.")
 @BRIDGED
 @JSON
 @click.pass_context
@@ -47,6 +48,7 @@ def inspect(
     width: int | None,
     batch: int | None,
     memory: str | None,
+    backend: str | None,
     as_json: bool,
     **model: Any,
 ) -> None:
@@ -91,7 +93,7 @@ def inspect(
         asked = {"precision": precision, "height": height, "width": width, "batch": batch}
         ctx.exit(_inspect_for(source, target, memory, as_json, asked))
     if memory is not None:
-        _inspect_memory(source, memory, precision, as_json)
+        _inspect_memory(source, memory, precision, backend, as_json)
         return
     if as_json:
         data = {
@@ -111,11 +113,13 @@ def inspect(
     print_spec(source)
 
 
-def _inspect_memory(source: "Source", memory: str, precision: str | None, as_json: bool) -> None:
+def _inspect_memory(
+    source: "Source", memory: str, precision: str | None, backend: str | None, as_json: bool
+) -> None:
     """Print what a pipeline would keep of its weights within so much memory."""
     from perfuse.run.pipeline import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(source, precision=precision)
+    pipe = DiffusionPipeline.from_pretrained(source, precision=precision, backend=backend)
     found = pipe.residency
     budget, together = found.budget(memory), list[str]()
     rows = []
@@ -123,7 +127,15 @@ def _inspect_memory(source: "Source", memory: str, precision: str | None, as_jso
         for name in stage:
             gone = found.released(together, name, budget)
             together = [one for one in together if one not in gone] + [name]
-        rows.append({"runs": stage, "in_memory": list(together), "bytes": found.of(together)})
+        rooms = {name: found.room(name, budget) for name in stage}
+        rows.append(
+            {
+                "runs": stage,
+                "in_memory": list(together),
+                "bytes": found.of(together, budget),
+                "in_pieces": {name: room for name, room in rooms.items() if room is not None},
+            }
+        )
     if as_json:
         sizes = {"weights": dict(found.sizes), "whole": found.whole, "least": found.least}
         click.echo(json.dumps({"model": source.model, **sizes, "budget": budget, "plan": rows}))

@@ -126,11 +126,15 @@ def print_memory(
 ) -> None:
     """Print which components' weights are in memory at which time of a draw."""
     to = console()
-    to.print(safe(f"{model}: weights of {_gb(whole)} in all, {_gb(least)} at least"))
-    to.print(f"within {_gb(budget)}, what engines need besides on top:")
+    to.print(safe(f"{model}: weights of {_gb(whole)}; it needs {_gb(least)} at least"))
+    to.print(
+        f"{_gb(budget)} for weights as they are loaded, the rest for what lies between layers:"
+    )
     for row in plan:
         runs, there = ", ".join(row["runs"]), ", ".join(row["in_memory"])
         to.print(safe(f"  {runs:<24} {_gb(row['bytes']):>9}  in memory: {there}"))
+        for name, room in row["in_pieces"].items():
+            to.print(safe(f"{'':37} {name} in pieces, {_gb(room)} of its weights at a time"))
 
 
 def _gb(count: int) -> str:
