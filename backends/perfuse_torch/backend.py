@@ -93,6 +93,7 @@ class Torch(Backend):
         dtype = _DTYPES[component.precision]
         # Integers are made of the numbers as they are stored.
         build = component.build
+        assert build is not None  # checked before
         if isinstance(build, Recipe) and not component.storage:
             build = build.cast()
         module = build()
