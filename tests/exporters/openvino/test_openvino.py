@@ -347,3 +347,16 @@ def test_openvino_is_imported_without_its_telemetry() -> None:
         "assert 'torch' not in sys.modules and 'openvino_telemetry' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_sizes_of_heads_are_known(exported: Callable[[str, str], Path]) -> None:
+    """Also where the number of tokens follows from height and width; else attention is slower."""
+    folder = exported("sdxl", "openvino")
+    model = import_openvino().Core().read_model(folder / "unet" / "openvino_model.xml")
+    kind = "ScaledDotProductAttention"
+    attentions = [op for op in model.get_ops() if op.get_type_name() == kind]
+    assert attentions
+    for op in attentions:
+        for place in range(3):
+            _, heads, _, width = op.get_input_partial_shape(place)
+            assert heads.is_static and width.is_static
