@@ -61,9 +61,13 @@ def measure(options: Namespace) -> list[Row]:
     weights = sum(path.stat().st_size for path in checkpoint.glob("*/*.safetensors"))
     rows, drawn = [], dict[str, Any]()
     for engine in options.engines.split(","):
+        what = f"One step of {options.case}, {options.side}², {_WAYS[engine]}, {engine}"
         graphs = engine != "torch:cpu"
         first = _draw(engine, checkpoint, options) if graphs else None
-        found = _draw(engine, checkpoint, options)
+        found = _draw(engine, checkpoint, options) if first is not None or not graphs else None
+        if found is None:
+            rows.append(Row(what=what, ours=0.0, unit="GB", figure=0.0, note="The process ended."))
+            continue
         drawn[engine] = np.load(_latents(options.work, engine))
         note = f"{found['processor']:.0f} s of processor time. Weights are of all models."
         if first is not None:
@@ -73,7 +77,7 @@ def measure(options: Namespace) -> list[Row]:
             note += f" Latents differ from those of {reference} by {gap:.1g} of their deviation."
         rows.append(
             Row(
-                what=f"One step of {options.case}, {options.side}², {_WAYS[engine]}, {engine}",
+                what=what,
                 ours=found["peak"] / _GB,
                 theirs=weights / _GB,
                 unit="GB",
@@ -90,7 +94,8 @@ def _latents(work: Path, engine: str) -> Path:
     return work / f"large-{engine.partition(':')[0]}.npy"
 
 
-def _draw(engine: str, checkpoint: Path, options: Namespace) -> dict[str, float]:
+def _draw(engine: str, checkpoint: Path, options: Namespace) -> dict[str, float] | None:
+    """What a process took that drew once; ``None`` where it did not come to its end."""
     say(f"{options.case} on {engine}")
     file = _latents(options.work, engine)
     given = [str(checkpoint), engine, _WAYS[engine], str(options.side), PROMPT, str(file)]
@@ -102,7 +107,8 @@ def _draw(engine: str, checkpoint: Path, options: Namespace) -> dict[str, float]
         text=True,
     )
     if done.returncode:
-        sys.exit(f"{options.case} on {engine} ended with {done.returncode}.")
+        say(f"{options.case} on {engine} ended with {done.returncode}")
+        return None
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
