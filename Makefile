@@ -36,7 +36,7 @@ TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=t
 PICTURE = --data docs/conformance.json --picture docs/conformance.svg
 BRIDGED = --data docs/bridged.json --page docs/bridged.md
 
-.PHONY: demo quick test check fuzz moments bench conformance conformance-tasks bridged docs graphs
+.PHONY: demo quick test check fuzz moments bench bench-large conformance conformance-tasks bridged docs graphs
 
 # Draws a grid with the bundled model: captions down, targets across. Leaves demo.png.
 demo: $(VENV)/all
@@ -116,6 +116,12 @@ moments: $(VENV)/dev
 
 bench: $(VENV)/dev
 	$(BIN)/python benchmarks/run.py
+
+# One step of the largest real configuration that fits 24 GB, in bfloat16 with random weights, on each engine.
+# Writes 9 GB, once. LARGE=sd3.5-medium or klein-4b are others.
+LARGE ?= sana-1.6b
+bench-large: $(VENV)/dev
+	$(BIN)/python benchmarks/large.py --case $(LARGE)
 
 $(VENV)/all: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

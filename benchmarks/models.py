@@ -7,14 +7,21 @@ largest tensor, and it is made once.
 import json
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sidebyside import say
 
-from perfuse_conformance.checkpoints import make_checkpoint, write_json, write_tokenizer
+from perfuse_conformance.cases.checkpoint_parts import write_word_pieces
+from perfuse_conformance.cases.language_parts import write_gemma_tokenizer, write_language_tokenizer
+from perfuse_conformance.checkpoints import (
+    make_checkpoint,
+    write_configs,
+    write_json,
+    write_tokenizer,
+)
 
 _SD15_UNET: dict[str, Any] = {
     "sample_size": 64,
@@ -90,6 +97,15 @@ _TRANSFORMER: dict[str, Any] = {
     "dual_attention_layers": [],
     "qk_norm": None,
 }
+#: Small tokenizers in place of the real ones, by class.
+_TOKENIZERS: dict[str, Callable[[Path], int]] = {
+    "CLIPTokenizer": write_tokenizer,
+    "T5TokenizerFast": write_word_pieces,
+    "GemmaTokenizerFast": write_gemma_tokenizer,
+    "Qwen2Tokenizer": write_language_tokenizer,
+}
+#: So many numbers are drawn at a time.
+_DRAWN = 2**24
 _INDEX = {
     "_class_name": "StableDiffusionPipeline",
     "_diffusers_version": "0.30.0",
@@ -175,6 +191,38 @@ def transformer(work: Path, *, quick: bool = False) -> Path:
     return folder
 
 
+def real(work: Path, name: str, *, quick: bool = False) -> Path:
+    """A checkpoint of a real configuration, one of ``REAL``, in bfloat16; its tokenizers are small.
+
+    With ``quick`` its transformer and its text encoders have two layers.
+    """
+    from perfuse import Checkpoint
+    from perfuse.sources.configs_alone import ConfigsAlone, with_or_without_weights
+
+    folder = work / (f"{name}-quick" if quick else name)
+    if (folder / "written").is_file():
+        return folder
+    say(f"writing {folder.name}, once, with random weights")
+    shutil.rmtree(folder, ignore_errors=True)
+    write_configs(folder, name)
+    for file in folder.glob("*/config.json") if quick else ():
+        config = json.loads(file.read_text(encoding="utf-8"))
+        counts = [key for key in ("num_layers", "num_hidden_layers") if key in config]
+        write_json(file, {**config, **dict.fromkeys(counts, 2)})
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    for part in (part for part in index if part.startswith("tokenizer")):
+        _TOKENIZERS[index[part][1]](folder / part)
+    source = with_or_without_weights(Checkpoint.open(folder))
+    assert isinstance(source, ConfigsAlone)
+    for number, (part, hollow) in enumerate(source.hollow.items()):
+        shapes = {key: shape for key, (_, shape) in hollow.shapes.items()}
+        file = "model" if index[part][0] == "transformers" else "diffusion_pytorch_model"
+        path = folder / part / f"{file}.safetensors"
+        _write_random(path, shapes, number, dtype="bfloat16")
+    (folder / "written").touch()
+    return folder
+
+
 def exported(checkpoint: Path, to: str, work: Path, precision: str = "float32") -> Path:
     """A large checkpoint as an artifact: what `export_memory` wrote last, or else exported now."""
     name = f"{checkpoint.name}-{to}"
@@ -231,24 +279,30 @@ def _checkpoint(
     return folder
 
 
-def _write_random(path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> None:
-    """A float32 safetensors file of random tensors, at a scale that keeps signals."""
+def _write_random(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int, *, dtype: str = "float32"
+) -> None:
+    """A safetensors file of random tensors, in float32 or bfloat16, at a scale that keeps signals."""
+    spelled, size = {"float32": ("F32", 4), "bfloat16": ("BF16", 2)}[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
-        begin, end = end, end + 4 * int(np.prod(shape))
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+        begin, end = end, end + size * int(np.prod(shape))
+        header[name] = {"dtype": spelled, "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     rng = np.random.default_rng(seed)
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, shape in shapes.items():
-            values = rng.standard_normal(shape, dtype=np.float32)
+            scale, middle = np.float32(0.1), np.float32(0)
             if len(shape) > 1:
-                values /= np.float32(np.prod(shape[1:]) ** 0.5)
-            else:
-                values *= np.float32(0.1)
-                if "norm" in name and name.endswith("weight"):
-                    values += np.float32(1.0)
-            values.tofile(file)
+                scale = np.float32(1 / np.prod(shape[1:]) ** 0.5)
+            elif "norm" in name and name.endswith("weight"):
+                middle = np.float32(1)
+            left = int(np.prod(shape))
+            while left:
+                drawn = rng.standard_normal(min(left, _DRAWN), dtype=np.float32) * scale + middle
+                left -= drawn.size
+                # The upper half of a float32 is a bfloat16, cut off.
+                (drawn if size == 4 else (drawn.view("<u4") >> 16).astype("<u2")).tofile(file)

@@ -51,8 +51,17 @@ CASES = {
     "sd15-1024-float32": Case(
         model=models.sd15, title="an SD-1.5-sized model", size=1024, precision="float32", rounds=1
     ),
+    "sd15-1024-bfloat16": Case(
+        model=models.sd15, title="an SD-1.5-sized model", size=1024, precision="bfloat16", rounds=1
+    ),
+    "sdxl-512-float32": Case(
+        model=models.sdxl, title="an SDXL-sized model", size=512, precision="float32", rounds=2
+    ),
     "sdxl-512-bfloat16": Case(
         model=models.sdxl, title="an SDXL-sized model", size=512, precision="bfloat16", rounds=2
+    ),
+    "sdxl-1024-float32": Case(
+        model=models.sdxl, title="an SDXL-sized model", size=1024, precision="float32", rounds=1
     ),
     "sdxl-1024-bfloat16": Case(
         model=models.sdxl, title="an SDXL-sized model", size=1024, precision="bfloat16", rounds=1

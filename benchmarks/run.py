@@ -14,9 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from blocks import FAMILIES
 from bridged import CASES
 from peers import comparisons
 from sidebyside import Row, add_options, describe, markdown, say
+
+from perfuse_conformance.checkpoints import REAL
 
 #: In this order: the exports that `export_memory` writes are what `overhead` and the rest run. What
 #: follows a colon is the case of a benchmark that has several.
@@ -27,6 +30,7 @@ BENCHMARKS = (
     "second_checkpoint",
     "never_seen",
     "lora_switch",
+    "residency",
     "coreml_export",
     "mil_interpreter",
     "overhead",
@@ -36,6 +40,8 @@ BENCHMARKS = (
     "less_work",
     "fewer_bits",
     "token_merging",
+    *(f"blocks:{case}" for case in FAMILIES),
+    *(f"real_graphs:{case}" for case in REAL),
     *(f"bridged:{case}" for case in CASES),
     *(f"peers:{case}:{peer}" for case, peer in comparisons()),
 )

@@ -25,6 +25,7 @@ from perfuse_onnxruntime.binding import bind
 from perfuse_onnxruntime.changing import with_changes
 from perfuse_onnxruntime.engine import import_onnxruntime
 from perfuse_onnxruntime.external import check_external
+from perfuse_onnxruntime.pieces import OnnxPieces
 from perfuse_onnxruntime.program import OnnxProgram
 
 __all__ = ["OnnxRuntime"]
@@ -42,6 +43,10 @@ _OWN = (
 )
 #: From this many bytes of weights on, what lies between is large, too.
 _LARGE = 250_000_000
+#: Memory while a checkpoint's weights are loaded, over their size: they are turned around and packed.
+_FROM_CHECKPOINT = 3.0
+#: Where the engine looks for the files that a model in memory names.
+_BESIDE = "session.model_external_initializers_file_folder_path"
 _ROUNDED = (
     "the CPU provider has no float16 convolutions: it computes in float32 and rounds what lies "
     "between, so float16 halves the file and costs time"
@@ -133,13 +138,66 @@ class OnnxRuntime(Backend):
         model: str | bytes = str(path)
         weights: Sequence[StoredTensor] = ()
         if graph is not None:
-            model, weights = bind(graph, settings)
+            constants, tensors = graph.weights.constants, graph.tensors
+            model, weights = bind(path.read_bytes(), constants, tensors, settings)
         else:
             _check(path)
             if component.build is None and component.changes is not None:
                 model, weights = with_changes(path, component, settings)
         session = _session(path, model, device, wanted, settings)
         return OnnxProgram(session, component, path, device, weights)
+
+    def footprint(
+        self, component: Component, target: Target, *, in_pieces: bool = False
+    ) -> float | None:
+        """Of a CPU: a piece is read where it is mapped; half precision is widened where it is used."""
+        own = target.device is None or target.device.lower() == "cpu"
+        if in_pieces:
+            changed = component.build is None and component.changes is not None
+            return 1.0 if own and not component.storage and not changed else None
+        return _FROM_CHECKPOINT if own and component.build is not None else 1.0
+
+    def prepare_in_pieces(
+        self, component: Component, target: Target, store: ArtifactStore, room: int
+    ) -> Program:
+        """Cut the component's graph into pieces: each is a session while its turn lasts.
+
+        The weights of a piece are read where their file is mapped, as with ``prepack=false``.
+
+        Raises:
+            UnsupportedError: the file is another tool's.
+        """
+        switches = self.switches(target)
+        threads = int(switches["threads"]) if "threads" in switches else _threads()
+        self.check(component, target)
+        from perfuse.run import apart, exported
+
+        graph = apart(component, _FORMAT, store)
+        path = exported(component, _FORMAT, store) if graph is None else graph.path
+        if graph is None:
+            _check(path)
+
+        def settings() -> Any:
+            made = _settings(_CPU, threads, cpu_fallback=True)
+            _read_in_place(made)
+            # What a kept piece holds between its turns is its weights alone.
+            made.enable_cpu_mem_arena = made.enable_mem_pattern = False
+            made.add_session_config_entry(_BESIDE, str(path.parent))
+            return made
+
+        def session(model: bytes, made: Any) -> Any:
+            # Weights that were widened or turned around beforehand would be there twice.
+            return _session(path, model, "cpu", [(_CPU, {})], made, without=["ConstantFolding"])
+
+        return OnnxPieces(
+            component,
+            path,
+            graph,
+            room=room,
+            device="cpu",
+            settings=settings,
+            session=session,
+        )
 
 
 def _check(path: Path) -> None:
@@ -159,6 +217,8 @@ def _session(
     device: str,
     wanted: list[tuple[str, dict[str, Any]]],
     settings: Any,
+    *,
+    without: Sequence[str] = (),
 ) -> Any:
     """A session on the first of the providers wanted, the next for the nodes it cannot take.
 
@@ -168,6 +228,7 @@ def _session(
         device: The device that was asked for.
         wanted: Providers with their options.
         settings: The ``onnxruntime.SessionOptions``.
+        without: The names of optimisations that the engine is to leave out.
 
     Raises:
         ArtifactError: the file is damaged.
@@ -180,7 +241,11 @@ def _session(
 
     try:
         session = onnxruntime.InferenceSession(
-            model, settings, providers=wanted, enable_fallback=False
+            model,
+            settings,
+            providers=wanted,
+            enable_fallback=False,
+            disabled_optimizers=list(without),
         )
     except engine.NotImplemented as exc:
         raise UnsupportedError(

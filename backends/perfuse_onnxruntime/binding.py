@@ -5,15 +5,14 @@ or widens them where that is needed, is written in front of the graph: protobuf 
 one after the other, as one that has the fields of both.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from perfuse.backend import Constant, StoredTensor
-from perfuse.run import Bound
 
-__all__ = ["bind"]
+__all__ = ["bind", "field", "number"]
 
 #: Our dtypes as onnx.proto numbers them.
 _DTYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
@@ -22,14 +21,21 @@ _INT64, _EXTERNAL = 7, 1
 _INT, _INTS = 2, 7
 
 
-def bind(graph: Bound, settings: Any) -> tuple[bytes, list[StoredTensor]]:
+def bind(
+    model: bytes,
+    constants: Mapping[str, Constant],
+    tensors: Mapping[str, StoredTensor],
+    settings: Any,
+) -> tuple[bytes, list[StoredTensor]]:
     """The model to make a session of; its weights go into the session's settings.
 
     Each tensor stays where and as it is. What is done to it is part of the model, and the engine
     does it once, when the session is made.
 
     Args:
-        graph: The graph and its weights.
+        model: The graph.
+        constants: What its weights are.
+        tensors: The tensors that they are made of.
         settings: The ``onnxruntime.SessionOptions``.
 
     Returns:
@@ -38,19 +44,19 @@ def bind(graph: Bound, settings: Any) -> tuple[bytes, list[StoredTensor]]:
     Raises:
         ExportError: a tensor has numbers that the graph's precision cannot hold.
     """
-    declared, names, tensors = [], [], []
-    for name, constant in graph.weights.constants.items():
-        tensor = constant.of(graph.tensors[constant.tensor])
+    declared, names, given = [], [], []
+    for name, constant in constants.items():
+        tensor = constant.of(tensors[constant.tensor])
         steps = list(_steps(constant, tensor))
         # From the stored tensor to the constant, which has the name that the graph knows.
         chain = [*(f"{name}/{i}" for i in range(len(steps))), name]
         for step, source, target in zip(steps, chain, chain[1:], strict=False):
             declared += step.fields(source, target)
         names.append(chain[0])
-        tensors.append(tensor)
-        declared.append(_field(5, _external(names[-1], tensor)))
-    settings.add_external_initializers(names, [_value(tensor) for tensor in tensors])
-    return _field(7, b"".join(declared)) + graph.path.read_bytes(), tensors
+        given.append(tensor)
+        declared.append(field(5, _external(names[-1], tensor)))
+    settings.add_external_initializers(names, [_value(tensor) for tensor in given])
+    return field(7, b"".join(declared)) + model, given
 
 
 def _value(tensor: StoredTensor) -> Any:
@@ -74,47 +80,47 @@ class _Step:
         inputs, made = [source], []
         if self._shape:
             inputs.append(f"{target}/shape")
-            made.append(_field(5, _shape(inputs[-1], self._shape)))
-        node = b"".join(_field(1, one.encode()) for one in inputs)
-        node += _field(2, target.encode()) + _field(4, self._kind.encode())
+            made.append(field(5, _shape(inputs[-1], self._shape)))
+        node = b"".join(field(1, one.encode()) for one in inputs)
+        node += field(2, target.encode()) + field(4, self._kind.encode())
         if self._attribute:
-            node += _field(5, self._attribute)
-        return [*made, _field(1, node)]
+            node += field(5, self._attribute)
+        return [*made, field(1, node)]
 
 
 def _steps(constant: Constant, tensor: StoredTensor) -> Iterator[_Step]:
     """What is done to a stored tensor before the graph reads it."""
     if tensor.dtype != constant.dtype:
-        to = _field(1, b"to") + _number(3, _DTYPES[constant.dtype]) + _number(20, _INT)
+        to = field(1, b"to") + number(3, _DTYPES[constant.dtype]) + number(20, _INT)
         yield _Step("Cast", to)
     for change in constant.changes:
         if change.kind == "transpose":
-            axes = b"".join(_number(8, axis) for axis in change.sizes)
-            yield _Step("Transpose", _field(1, b"perm") + axes + _number(20, _INTS))
+            axes = b"".join(number(8, axis) for axis in change.sizes)
+            yield _Step("Transpose", field(1, b"perm") + axes + number(20, _INTS))
         else:
             yield _Step("Reshape", shape=change.sizes)
 
 
 def _external(name: str, tensor: StoredTensor) -> bytes:
     """The TensorProto of a tensor whose values are elsewhere: the engine is given them."""
-    dims = b"".join(_number(1, size) for size in tensor.array.shape)
-    place = _field(13, _field(1, b"location") + _field(2, b"given in memory"))
-    dtype = _number(2, _DTYPES[tensor.dtype])
-    return dims + dtype + _field(8, name.encode()) + place + _number(14, _EXTERNAL)
+    dims = b"".join(number(1, size) for size in tensor.array.shape)
+    place = field(13, field(1, b"location") + field(2, b"given in memory"))
+    dtype = number(2, _DTYPES[tensor.dtype])
+    return dims + dtype + field(8, name.encode()) + place + number(14, _EXTERNAL)
 
 
 def _shape(name: str, sizes: tuple[int, ...]) -> bytes:
     """The TensorProto of a shape."""
-    values = _field(9, np.array(sizes, "<i8").tobytes())
-    return _number(1, len(sizes)) + _number(2, _INT64) + _field(8, name.encode()) + values
+    values = field(9, np.array(sizes, "<i8").tobytes())
+    return number(1, len(sizes)) + number(2, _INT64) + field(8, name.encode()) + values
 
 
-def _field(number: int, content: bytes) -> bytes:
+def field(number: int, content: bytes) -> bytes:
     """A field of bytes, text or a message, as protobuf writes it."""
     return _varint(number << 3 | 2) + _varint(len(content)) + content
 
 
-def _number(number: int, value: int) -> bytes:
+def number(number: int, value: int) -> bytes:
     """A field of a whole number from 0."""
     return _varint(number << 3) + _varint(value)
 

@@ -19,12 +19,13 @@ from perfuse.backend import (
     Target,
 )
 from perfuse.errors import ArtifactError, DeviceNotFoundError, ExecutionError
-from perfuse.run import bound, exported
+from perfuse.run import apart, bound, exported
 from perfuse.sources import ArtifactStore, read_map, shapes_of
 from perfuse.spec import ComponentSpec
 from perfuse_exporters.openvino.engine import import_openvino, said
 from perfuse_exporters.openvino.weights import bind, rebind
 from perfuse_openvino.files import check_files
+from perfuse_openvino.pieces import OpenVinoPieces
 from perfuse_openvino.program import OpenVinoProgram
 
 if TYPE_CHECKING:
@@ -147,6 +148,48 @@ class OpenVino(Backend):
             return OpenVinoProgram(component, compiled, path=path, device=device, held=held)
         compiled = _compile(path, component, device, arithmetic, switches, store)
         return OpenVinoProgram(component, compiled, path=path, device=device)
+
+    def footprint(
+        self, component: Component, target: Target, *, in_pieces: bool = False
+    ) -> float | None:
+        """Of a CPU: the file's weights, and a copy of them in the engine's own layout."""
+        device = _device(target.device)
+        arithmetic = _arithmetic(device, component.precision)
+        widened = arithmetic == "float32" != component.precision
+        changed = component.build is None and component.changes is not None
+        if in_pieces and (device != "CPU" or component.storage or changed):
+            return None
+        return 3.0 if widened else 2.0
+
+    def prepare_in_pieces(
+        self, component: Component, target: Target, store: ArtifactStore, room: int
+    ) -> Program:
+        """Cut the component's graph into pieces: each is compiled when its turn comes."""
+        switches = self.switches(target)
+        device = _device(target.device)
+        self.check(component, target)
+        arithmetic = _arithmetic(device, component.precision)
+        assert arithmetic is not None  # what it is not is refused
+        properties = _properties(device, arithmetic, _threads(switches))
+        graph = apart(component, self.name, store)
+        path = exported(component, self.name, store) if graph is None else graph.path
+        if graph is None:
+            check_files(path, component.name)
+
+        def compiled(model: "ov.Model") -> "ov.CompiledModel":
+            try:
+                return _core().compile_model(model, device, properties)
+            except RuntimeError as exc:
+                raise _not_compiled(component.name, device, exc) from exc
+
+        return OpenVinoPieces(
+            component,
+            path,
+            graph,
+            room=room,
+            read=lambda: _core().read_model(path),
+            compile=compiled,
+        )
 
 
 def _needs_sizes(device: str, spec: ComponentSpec, static: Mapping[str, int]) -> bool:

@@ -1,5 +1,6 @@
 """Runs a component's torch module as it is: the definition of correct."""
 
+import dataclasses
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ from perfuse.plugins import resolve
 from perfuse.sources import ArtifactStore
 from perfuse_torch.attention import SlicedAttention
 from perfuse_torch.devices import DEVICES, TorchDevice, device_of, host_memory
+from perfuse_torch.pieces import Pieces
 from perfuse_torch.storage import STORAGES, stored
 
 __all__ = ["Torch"]
@@ -87,6 +89,64 @@ class Torch(Backend):
 
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
         """Build the module, move it to the device, keep it there."""
+        options, device, entry = self._asked(component, target)
+        dtype = _DTYPES[component.precision]
+        # Integers are made of the numbers as they are stored.
+        build = component.build
+        assert build is not None  # checked before
+        if isinstance(build, Recipe) and not component.storage:
+            build = build.cast()
+        module = build()
+        if component.storage in SCHEMES:
+            module = in_integers(module, component.storage, component.calibration)
+        # The module may be the user's own: tensors with this device and dtype are shared.
+        module = replace_tensors(
+            module,
+            lambda tensor: _moved(
+                tensor, entry, device, dtype if tensor.is_floating_point() else tensor.dtype
+            ),
+        )
+        if component.storage and component.storage not in SCHEMES:
+            module = stored(module, component.storage)
+        if options["channels_last"]:
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if options["compile"]:
+            module.compile(dynamic=not component.static, backend=entry.compiler)
+        return TorchProgram(component, module, device, options, entry)
+
+    def footprint(
+        self, component: Component, target: Target, *, in_pieces: bool = False
+    ) -> float | None:
+        """One, cast as it is read. In pieces: of a module that is not compiled, in its precision."""
+        compiled = self.switches(target).get("compile") == "true"
+        known = component.build is not None and not component.storage
+        return None if in_pieces and (compiled or not known) else 1.0
+
+    def prepare_in_pieces(
+        self, component: Component, target: Target, store: ArtifactStore, room: int
+    ) -> Program:
+        """Build the module with weights that are loaded, layer after layer, when they are used."""
+        options, device, entry = self._asked(component, target)
+        dtype = _DTYPES[component.precision]
+
+        def place(tensor: Tensor) -> Tensor:
+            wanted = dtype if tensor.is_floating_point() else tensor.dtype
+            moved = _moved(tensor, entry, device, wanted)
+            if options["channels_last"] and moved.ndim == 4:
+                return moved.contiguous(memory_format=torch.channels_last)
+            return moved
+
+        pieces = Pieces(component, dtype, room=room, place=place)
+        return PiecedProgram(component, pieces, device, options, entry)
+
+    def _asked(
+        self, component: Component, target: Target
+    ) -> tuple[dict[str, bool], torch.device, TorchDevice]:
+        """The options of a target, its device and the entry of that.
+
+        Raises:
+            UnsupportedError: it cannot run the component.
+        """
         switches = self.switches(target)
         options = {name: switches.get(name) == "true" for name in self.options}
         device = self._device(target.device)
@@ -107,28 +167,7 @@ class Torch(Backend):
             # TF32 is off unless asked for: its 10-bit mantissa is not float32.
             where, _, attribute = setting.rpartition(".")
             setattr(resolve(where), attribute, options["tf32"])
-        dtype = _DTYPES[component.precision]
-        # Integers are made of the numbers as they are stored.
-        build = component.build
-        if isinstance(build, Recipe) and not component.storage:
-            build = build.cast()
-        module = build()
-        if component.storage in SCHEMES:
-            module = in_integers(module, component.storage, component.calibration)
-        # The module may be the user's own: tensors with this device and dtype are shared.
-        module = replace_tensors(
-            module,
-            lambda tensor: _moved(
-                tensor, entry, device, dtype if tensor.is_floating_point() else tensor.dtype
-            ),
-        )
-        if component.storage and component.storage not in SCHEMES:
-            module = stored(module, component.storage)
-        if options["channels_last"]:
-            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if options["compile"]:
-            module.compile(dynamic=not component.static, backend=entry.compiler)
-        return TorchProgram(component, module, device, options, entry)
+        return options, device, entry
 
     def _device(self, name: str | None) -> torch.device:
         devices = self.devices()
@@ -301,6 +340,38 @@ class TorchProgram(Program):
 def _function(name: str) -> Callable[..., Any]:
     """The function that an entry of the device table names; one that does nothing if empty."""
     return resolve(name) if name else lambda *given: None
+
+
+class PiecedProgram(TorchProgram):
+    """A module whose weights are loaded while it runs."""
+
+    def __init__(
+        self,
+        component: Component,
+        pieces: Pieces,
+        device: torch.device,
+        options: Mapping[str, bool],
+        entry: TorchDevice,
+    ) -> None:
+        super().__init__(component, pieces.module, device, options, entry)
+        self.concurrent = False
+        self._pieces = pieces
+
+    def _run(self, module: nn.Module, tensors: list[Tensor]) -> Sequence[Tensor]:
+        with self._pieces:
+            return super()._run(module, tensors)
+
+    def rebind(self, component: Component) -> bool:
+        """No: it is prepared anew, which loads nothing."""
+        return False
+
+    def report(self) -> ExecutionReport:
+        known = super().report()
+        return dataclasses.replace(known, details={**known.details, **self._pieces.turns.details})
+
+    def close(self) -> None:
+        self._pieces.turns.close()
+        super().close()
 
 
 def _attention(entry: TorchDevice) -> AbstractContextManager[Any]:

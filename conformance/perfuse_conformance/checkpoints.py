@@ -17,10 +17,12 @@ from perfuse_conformance.cases.checkpoint_parts import (
     write_tokenizer,
 )
 from perfuse_conformance.cases.checkpoints import KINDS, make_checkpoint
+from perfuse_conformance.cases.real import REAL, write_configs
 
 __all__ = [
     "EMBED",
     "KINDS",
+    "REAL",
     "WORDS",
     "adapter_config",
     "controlnet_config",
@@ -34,6 +36,7 @@ __all__ = [
     "vae_config",
     "write_adapter",
     "write_checker",
+    "write_configs",
     "write_image_encoder",
     "write_json",
     "write_tokenizer",

@@ -8,15 +8,16 @@ from perfuse.contract.backend import (
     Support,
     SupportLevel,
 )
-from perfuse.contract.changes import Changes
+from perfuse.contract.changes import Changes, plain_name
 from perfuse.contract.component import Component, Recipe
 from perfuse.contract.exporter import Exporter
 from perfuse.contract.limits import Limits
 from perfuse.contract.options import Options, read_options
+from perfuse.contract.pieces import InPieces, Node, Piece, Turns, Windowed, cut, most_of, windows
 from perfuse.contract.quantized import SCHEMES, Calibration, Quantized, Scheme, packed, quantized
 from perfuse.contract.spec import Array
 from perfuse.contract.target import PRECISIONS, Device, Placement, Target
-from perfuse.contract.weights import Change, Constant, StoredTensor, WeightMap
+from perfuse.contract.weights import Change, Constant, Reader, StoredTensor, WeightMap
 
 __all__ = [
     "PRECISIONS",
@@ -31,11 +32,15 @@ __all__ = [
     "Device",
     "ExecutionReport",
     "Exporter",
+    "InPieces",
     "Limits",
+    "Node",
     "Options",
+    "Piece",
     "Placement",
     "Program",
     "Quantized",
+    "Reader",
     "Recipe",
     "Request",
     "Scheme",
@@ -43,8 +48,14 @@ __all__ = [
     "Support",
     "SupportLevel",
     "Target",
+    "Turns",
     "WeightMap",
+    "Windowed",
+    "cut",
+    "most_of",
     "packed",
+    "plain_name",
     "quantized",
     "read_options",
+    "windows",
 ]

@@ -71,6 +71,21 @@ def test_a_decoder_has_a_price(checkpoint: Make, monkeypatch: pytest.MonkeyPatch
     assert pipe("red", **given).images.shape == (10, 32, 32, 3)
 
 
+def test_a_picture_that_cannot_be_decoded_is_refused_before_the_first_step(
+    checkpoint: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("words"), backend="torch:cpu")
+    given: dict[str, Any] = {"height": 64, "width": 64, "num_inference_steps": 2}
+    steps: list[int] = []
+    given["callback_on_step_end"] = lambda pipe, step, timestep, state: steps.append(step) or {}
+    monkeypatch.setenv("PERFUSE_MEMORY_LIMIT", "200KB")
+    with pytest.raises(InputError, match="Decoding 1 x 64 x 64 pixels at once was asked for"):
+        pipe("red", **given)
+    assert not steps
+    assert pipe("red", output_type="latent", **given).images.shape[0] == 1
+    assert steps == [0, 1]
+
+
 def test_a_limit_that_is_lower(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"), backend="torch:cpu")
     monkeypatch.setenv("PERFUSE_MEMORY_LIMIT", "1MB")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -66,6 +67,14 @@ def test_from_text(pair: Pair, inputs: Mapping[str, Any]) -> None:
     pair.check(**{**SMALL, **inputs})
     drawn = pair.check_pictures(**{**SMALL, **inputs})
     assert drawn.shape[-1] == 4  # with transparency
+
+
+def test_encode_prompt(pair: Pair) -> None:
+    with torch.no_grad():
+        wanted = pair.theirs.encode_prompt([SHORT, LONG], None, "cpu")
+    found = pair.ours.encode_prompt([SHORT, LONG], None, "cpu")
+    assert np.abs(np.asarray(found[0]) - wanted[0].numpy()).max() <= 1e-4
+    assert all(np.array_equal(a, b.numpy()) for a, b in zip(found[1:], wanted[1:], strict=True))
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -79,10 +79,11 @@ def graphs_add(
     as_json: bool,
     **model: Any,
 ) -> None:
-    """Make the graphs of a model's configuration, for all checkpoints of it."""
+    """Make the graphs of a model's configuration, for all checkpoints of it; its configs will do."""
     from perfuse.run.graph_sets import own_graphs
     from perfuse.run.graphs import add_graph, apart_formats
     from perfuse.run.pipeline import DiffusionPipeline
+    from perfuse.sources.configs_alone import with_or_without_weights
     from perfuse.sources.opening import open_model
 
     possible = apart_formats()
@@ -95,7 +96,7 @@ def graphs_add(
     with watching(show=not quiet) as watch:
         watch.begin("Opening the model")
         pipe = DiffusionPipeline.from_pretrained(
-            open_model(**model_of(model)),
+            with_or_without_weights(open_model(**model_of(model))),
             precision=precision,
             offline=model["offline"],
             **parts_of(no_safety_checker),

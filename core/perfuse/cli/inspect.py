@@ -33,6 +33,7 @@ __all__ = ["inspect"]
     "--memory",
     help="What to keep of the weights at a time: 6GB, low or auto; with --for, the device's.",
 )
+@option("--backend", help="With --memory: where it would run.")
 @BRIDGED
 @JSON
 @click.pass_context
@@ -47,15 +48,19 @@ def inspect(
     width: int | None,
     batch: int | None,
     memory: str | None,
+    backend: str | None,
     as_json: bool,
     **model: Any,
 ) -> None:
     """Print a model's spec: components, signatures, sizes, schedule, tasks. Loads no weights.
 
+    Of a checkpoint whose weights are not there, count them from the configs, and say what would fit.
+
     With --for, say what a target would make of each component, without the target; exit with 1 if
     one would not run. Of a PICTURE, print what it was drawn from and with.
     """
     from perfuse.report.tables import print_bridged, print_spec
+    from perfuse.sources.configs_alone import ConfigsAlone, with_or_without_weights
     from perfuse.sources.opening import open_model
     from perfuse.sources.plain import to_plain
 
@@ -69,7 +74,9 @@ def inspect(
         except NotNativeError:
             if target is not None or not through_diffusers.has_diffusers():
                 raise
-    if source is None:
+    if source is not None:
+        source = with_or_without_weights(source)
+    else:
         found = through_diffusers.inspect_model(model)
         if as_json:
             click.echo(json.dumps(found))
@@ -86,7 +93,7 @@ def inspect(
         asked = {"precision": precision, "height": height, "width": width, "batch": batch}
         ctx.exit(_inspect_for(source, target, memory, as_json, asked))
     if memory is not None:
-        _inspect_memory(source, memory, precision, as_json)
+        _inspect_memory(source, memory, precision, backend, as_json)
         return
     if as_json:
         data = {
@@ -97,6 +104,8 @@ def inspect(
         }
         if source.layout is not None:
             data["layout"] = source.layout
+        if isinstance(source, ConfigsAlone):
+            data["parameters"] = source.parameters()
         if source.exported():
             data["exported"] = to_plain(source.exported())
         click.echo(json.dumps(data))
@@ -104,11 +113,13 @@ def inspect(
     print_spec(source)
 
 
-def _inspect_memory(source: "Source", memory: str, precision: str | None, as_json: bool) -> None:
+def _inspect_memory(
+    source: "Source", memory: str, precision: str | None, backend: str | None, as_json: bool
+) -> None:
     """Print what a pipeline would keep of its weights within so much memory."""
     from perfuse.run.pipeline import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(source, precision=precision)
+    pipe = DiffusionPipeline.from_pretrained(source, precision=precision, backend=backend)
     found = pipe.residency
     budget, together = found.budget(memory), list[str]()
     rows = []
@@ -116,7 +127,15 @@ def _inspect_memory(source: "Source", memory: str, precision: str | None, as_jso
         for name in stage:
             gone = found.released(together, name, budget)
             together = [one for one in together if one not in gone] + [name]
-        rows.append({"runs": stage, "in_memory": list(together), "bytes": found.of(together)})
+        rooms = {name: found.room(name, budget) for name in stage}
+        rows.append(
+            {
+                "runs": stage,
+                "in_memory": list(together),
+                "bytes": found.of(together, budget),
+                "in_pieces": {name: room for name, room in rooms.items() if room is not None},
+            }
+        )
     if as_json:
         sizes = {"weights": dict(found.sizes), "whole": found.whole, "least": found.least}
         click.echo(json.dumps({"model": source.model, **sizes, "budget": budget, "plan": rows}))

@@ -199,6 +199,43 @@ class Backend(ABC):
         """
         return None
 
+    def footprint(
+        self, component: Component, target: Target, *, in_pieces: bool = False
+    ) -> float | None:
+        """The most memory that loading a component takes, over the size of its weights.
+
+        Args:
+            component: What to load.
+            target: Where.
+            in_pieces: Of a piece of it, which ``prepare_in_pieces`` loads.
+
+        Returns:
+            ``None`` where it cannot be loaded in pieces.
+        """
+        return None if in_pieces else 1.0
+
+    def prepare_in_pieces(
+        self, component: Component, target: Target, store: "ArtifactStore", room: int
+    ) -> Program:
+        """Make the component ready to run with some of its weights in memory at a time.
+
+        Called where ``footprint`` says that it can be. See ``perfuse.contract.pieces``.
+
+        Args:
+            component: What to run.
+            target: Where.
+            store: Where graphs are.
+            room: The bytes of weights that may be loaded together. A single operation may have more.
+
+        Raises:
+            BackendError: it cannot, or as ``prepare``.
+            ExportError: the component could not be lowered.
+        """
+        raise UnsupportedError(
+            f"{component.name} was to run in pieces on {target}; {self.name} loads components as a "
+            "whole. Give --memory enough for that, or leave it out."
+        )
+
     @abstractmethod
     def prepare(self, component: Component, target: Target, store: "ArtifactStore") -> Program:
         """Make the component ready to run.

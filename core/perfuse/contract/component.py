@@ -12,7 +12,7 @@ from perfuse.contract.changes import Changes
 from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.quantized import Calibration
 from perfuse.contract.spec import ComponentSpec, Signature
-from perfuse.contract.weights import StoredTensor
+from perfuse.contract.weights import Reader, StoredTensor
 from perfuse.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +53,13 @@ class Recipe(ABC):
         Where a graph of the module is known, this is all that an engine needs besides.
         """
         return StoredTensor.all_of(self())
+
+    def hollow(self) -> "tuple[nn.Module, Reader] | None":
+        """The module without content, and what reads the parameters and buffers that it saves.
+
+        ``None`` where these are not floating-point tensors of a file as they are.
+        """
+        return None
 
     def cast(self) -> "Recipe":
         """The recipe of the same module for a caller that will cast it to the component's precision.

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "REQUIRED",
     "Choice",
+    "Encoding",
     "Event",
     "Input",
     "Loop",
@@ -258,6 +259,16 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """``encode_prompt`` of the Diffusers class of a task: what it takes by position and returns."""
+
+    #: The names of its arguments.
+    order: tuple[str, ...]
+    #: What it returns, of each condition's arrays; a condition that was not asked for is not there.
+    results: Callable[[Mapping[str, Mapping[str, Any]]], tuple[Any, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """A sequence of steps, with the inputs that a caller may give.
 
@@ -270,6 +281,8 @@ class Task:
     name: str
     inputs: Mapping[str, Input]
     steps: tuple[Node, ...]
+    #: Its ``encode_prompt``; ``None`` where the Diffusers class has none.
+    encoding: Encoding | None = None
     #: The names in the state after all steps have run.
     known: frozenset[str] = field(init=False, repr=False, compare=False)
 

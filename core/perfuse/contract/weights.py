@@ -6,7 +6,7 @@ The map is plain data, so that whoever has the tensors can bind them without bui
 
 import hashlib
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Change", "Constant", "StoredTensor", "WeightMap"]
+__all__ = ["Change", "Constant", "Reader", "StoredTensor", "WeightMap"]
 
 _FLOATS = ("float32", "float16", "bfloat16")
 _BFLOAT16 = "bfloat16"
@@ -100,6 +100,17 @@ def _bits(values: "npt.NDArray[np.float32]") -> "npt.NDArray[np.uint16]":
     bits = values.view(np.uint32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reader:
+    """Reads some tensors of a module at a time, so that what nobody holds any more takes no memory."""
+
+    #: Those that it can read.
+    names: frozenset[str]
+    #: Gives tensors by their names, memory-mapped anew. Their shapes may differ from the module's by axes
+    #: of size 1.
+    read: Callable[[Collection[str]], Mapping[str, StoredTensor]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ What their ``config.json`` say, as far as it is not the default, is in ``configu
 repositories of CompVis, Stability AI, Runway and the authors of latent consistency models have it.
 """
 
-import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,11 +17,12 @@ import click
 from perfuse.contract.component import Component
 from perfuse.contract.spec import ComponentSpec
 from perfuse.known import GRAPHS
-from perfuse.models.registry import describe, find, fitted, network
+from perfuse.models.registry import describe, fitted
 from perfuse.run.graph_sets import GraphSet, contents
 from perfuse.run.graphs import add_graph, graph_file
 from perfuse.shapes import BUNDLED
 from perfuse.sources.checkpoint import Checkpoint, FromCheckpoint
+from perfuse.sources.configs_alone import hollow_weights
 from perfuse.sources.weights import Hollow
 
 __all__ = ["components", "configurations", "differing", "hollow", "made"]
@@ -69,23 +69,7 @@ def hollow(component: Component) -> Component:
     build = component.build
     if not isinstance(build, FromCheckpoint) or build.weights.shapes:
         return component
-    weights = replace(build.weights, shapes=_shapes(component.spec))
-    return replace(component, build=replace(build, weights=weights))
-
-
-def _shapes(spec: ComponentSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The tensors that a checkpoint of the component has."""
-    import torch
-
-    kind = network(spec.class_name)
-    with torch.device("meta"):
-        if kind is not None:
-            model = kind.from_config(spec.config)
-        else:
-            library = importlib.import_module(find(spec.class_name, asked=spec.name).library)
-            kind = getattr(library, spec.class_name)
-            model = kind(kind.config_class.from_dict(dict(spec.config)))
-    return {name: ("float32", tuple(one.shape)) for name, one in model.state_dict().items()}
+    return replace(component, build=replace(build, weights=hollow_weights(component.spec)))
 
 
 def made(to: GraphSet, only: str = "") -> Iterator[Path]:

@@ -14,9 +14,11 @@ class PatchEmbed(nn.Module):
 
     def forward(self, sample: Tensor, positions: Tensor | None = None) -> Tensor:
         tokens: Tensor = self.proj(sample).flatten(2).transpose(1, 2)
+        # Tokens one after the other in memory: what adds to them later leaves them so, and where they lie
+        # otherwise, PyTorch copies the weight of each layer that they are multiplied by.
         if positions is None:
-            return tokens
-        return (tokens + positions.flatten(0, 1)[None]).to(tokens.dtype)
+            return tokens.contiguous()
+        return (positions.flatten(0, 1)[None] + tokens).to(tokens.dtype)
 
 
 def patchify(picture: Tensor, patch: int, *, channels_first: bool = False) -> Tensor:

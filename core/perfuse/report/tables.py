@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from perfuse.contract.quantized import SCHEMES
+from perfuse.memory import most_memory
 from perfuse.report.console import console, safe
 
 if TYPE_CHECKING:
@@ -42,7 +44,10 @@ def print_spec(source: "Source") -> None:
     """Print a pipeline's spec as text."""
     from rich.text import Text
 
+    from perfuse.sources.configs_alone import ConfigsAlone
+
     spec, to = source.spec, console()
+    counted = source.parameters() if isinstance(source, ConfigsAlone) else {}
     height, width = spec.default_size
     to.print(Text.assemble((safe(spec.class_name), "bold"), f"  {safe(source.model)}  native"))
     if source.layout is not None:
@@ -60,6 +65,8 @@ def print_spec(source: "Source") -> None:
         )
     if spec.tokenizers:
         to.print(f"tokenizers {safe(', '.join(spec.tokenizers))}")
+    if counted:
+        to.print("weights    not there; counted from the configs")
     sizes, exported_as = source.weight_bytes(), source.exported()
     for name, component in spec.components.items():
         signature, how = component.signature, ""
@@ -68,6 +75,8 @@ def print_spec(source: "Source") -> None:
             signature, how = exported.signature, f"  {exported.format} {exported.precision}"
         count = sizes.get(name, sizes.get(component.folder))
         size = f"  {count / 1e6:.1f} MB" if count is not None else ""
+        if component.folder in counted:
+            size = f"  {_parameters(counted[component.folder])} parameters"
         after = f"  {component.class_name}{how}{size}"
         to.print(Text.assemble("\n", (safe(name), "bold"), safe(after)))
         for arrow, tensors in (("in ", signature.inputs), ("out", signature.outputs)):
@@ -75,17 +84,57 @@ def print_spec(source: "Source") -> None:
                 shape = ", ".join(str(size) for size in tensor.shape)
                 to.print(safe(f"  {arrow} {tensor.name:26} {tensor.dtype:8} [{shape}]"))
 
+    if counted:
+        _print_counted(counted, most_memory())
+
+
+def _print_counted(counted: Mapping[str, int], most: int | None) -> None:
+    """Print what weights would take in each precision, and whether so many bytes hold them."""
+    bits = {
+        "float32": 32,
+        "bfloat16": 16,
+        **{name: SCHEMES[name].bits for name in ("int8", "int4")},
+    }
+    together = sum(counted.values())
+    rows = [
+        [safe(name), _parameters(count), *(_gb(count * each // 8) for each in bits.values())]
+        for name, count in {**counted, "together": together}.items()
+    ]
+    rows.insert(0, ["weights would take", "", *bits])
+    if most is not None:
+        fits = {True: "fits", False: "in turns"}
+        largest = max(counted.values())
+        found = [
+            fits[together * each // 8 <= most] if largest * each // 8 <= most else "no"
+            for each in bits.values()
+        ]
+        rows.append([f"of {_gb(most)} here", "", *found])
+    width, to = max(len(row[0]) for row in rows), console()
+    to.print()
+    for row in rows:
+        to.print(f"{row[0]:{width}}" + "".join(f"{cell:>10}" for cell in row[1:]))
+    if "in turns" in rows[-1]:
+        to.print("in turns: the largest fits alone; --memory says what is there at which time")
+
+
+def _parameters(count: int) -> str:
+    return f"{count / 1e9:.2f} G" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
 
 def print_memory(
     model: str, whole: int, least: int, budget: int, plan: Sequence[Mapping[str, Any]]
 ) -> None:
     """Print which components' weights are in memory at which time of a draw."""
     to = console()
-    to.print(safe(f"{model}: weights of {_gb(whole)} in all, {_gb(least)} at least"))
-    to.print(f"within {_gb(budget)}, what engines need besides on top:")
+    to.print(safe(f"{model}: weights of {_gb(whole)}; it needs {_gb(least)} at least"))
+    to.print(
+        f"{_gb(budget)} for weights as they are loaded, the rest for what lies between layers:"
+    )
     for row in plan:
         runs, there = ", ".join(row["runs"]), ", ".join(row["in_memory"])
         to.print(safe(f"  {runs:<24} {_gb(row['bytes']):>9}  in memory: {there}"))
+        for name, room in row["in_pieces"].items():
+            to.print(safe(f"{'':37} {name} in pieces, {_gb(room)} of its weights at a time"))
 
 
 def _gb(count: int) -> str:

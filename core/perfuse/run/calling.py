@@ -237,76 +237,38 @@ class Calling(Parts):
     def encode_prompt(self, *arguments: Any, **inputs: Any) -> tuple[Any, ...]:
         """Text states of prompts, with the arguments and results of the Diffusers class.
 
-        By position: ``prompt, [prompt_2,] device, num_images_per_prompt,
-        do_classifier_free_guidance, negative_prompt, [negative_prompt_2,] prompt_embeds,
-        negative_prompt_embeds …``
-
         Returns:
-            ``(prompt_embeds, negative_prompt_embeds)``, and for Stable Diffusion XL the pooled two
-            as well. What was not asked for is ``None``.
+            Of Stable Diffusion ``(prompt_embeds, negative_prompt_embeds)``; of other families what
+            their class of Diffusers returns: pooled states, masks, position ids. What was not asked
+            for is ``None``.
 
         Raises:
             InputError: the pipeline encodes no prompts, or an argument cannot be used.
         """
         task = self.task
-        pooled = "pooled_prompt_embeds" in task.inputs
-        order = _XL_ORDER if pooled else _ORDER
-        given = {**dict(zip(order, arguments, strict=False)), **inputs}
-        given.pop("device", None)
+        if task.encoding is None:
+            raise InputError(f"{self.spec.class_name} has no encode_prompt: it encodes no prompts.")
+        given = {**dict(zip(task.encoding.order, arguments, strict=False)), **inputs}
+        for name in ("device", "dtype"):  # those of the pipeline
+            given.pop(name, None)
         scale = given.pop("lora_scale", None)
         self._set_lora_factor(1.0 if scale is None else scale)
-        if given.get("clip_skip") is None:
-            given.pop("clip_skip", None)
-        guided = given.pop("do_classifier_free_guidance", True)
-        given["guidance_scale"] = 2.0 if guided else 1.0
+        if "do_classifier_free_guidance" in task.encoding.order:
+            given["guidance_scale"] = 2.0 if given.pop("do_classifier_free_guidance", True) else 0.0
         given = {name: value for name, value in given.items() if value is not None}
-        state: Mapping[str, Any] = {}
+        conditions: Mapping[str, Mapping[str, Any]] = {}
         for event in task.run(PipelineTools(self), given):
-            state = event.state
             if event.step == "encode_prompt":
+                conditions = event.state["conditions"]
                 break
-        else:
-            raise InputError(f"{task.name} encodes no prompts: it has no step encode_prompt.")
-        conditions = state["conditions"]
         device = torch_device(self.target(self.spec.denoiser.name))
-        keys = ("encoder_hidden_states", "text_embeds") if pooled else ("encoder_hidden_states",)
-        return tuple(
-            _owned(conditions[name][key], device) if name in conditions else None
-            for key in keys
-            for name in ("positive", "negative")
-        )
-
-
-_ORDER = (
-    "prompt",
-    "device",
-    "num_images_per_prompt",
-    "do_classifier_free_guidance",
-    "negative_prompt",
-    "prompt_embeds",
-    "negative_prompt_embeds",
-    "lora_scale",
-    "clip_skip",
-)
-_XL_ORDER = (
-    "prompt",
-    "prompt_2",
-    "device",
-    "num_images_per_prompt",
-    "do_classifier_free_guidance",
-    "negative_prompt",
-    "negative_prompt_2",
-    "prompt_embeds",
-    "negative_prompt_embeds",
-    "pooled_prompt_embeds",
-    "negative_pooled_prompt_embeds",
-    "lora_scale",
-    "clip_skip",
-)
+        return tuple(_owned(one, device) for one in task.encoding.results(conditions))
 
 
 def _owned(array: Any, device: str | None) -> Any:
     """An array on the denoiser's device, whose owner may write to it, as to a program's he may not."""
+    if array is None or isinstance(array, list):
+        return array and [_owned(one, device) for one in array]
     placed = place(array, device)
     return placed.clone() if is_torch(placed) else placed
 

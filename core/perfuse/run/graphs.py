@@ -3,8 +3,9 @@
 import dataclasses
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,8 +30,10 @@ from perfuse.sources.plain import from_plain, to_plain
 from perfuse.sources.store import ArtifactStore
 
 __all__ = [
+    "Apart",
     "Bound",
     "add_graph",
+    "apart",
     "apart_formats",
     "bound",
     "filled",
@@ -47,6 +50,10 @@ _WHENCE = frozenset(
 )
 
 
+#: Gives tensors by their names.
+_Reader = Callable[[Collection[str]], Mapping[str, StoredTensor]]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Bound:
     """A graph without weights, with the tensors that its constants are made of."""
@@ -57,6 +64,18 @@ class Bound:
     #: The tensors of the component's module; most of them lie in the checkpoint's mapped files. Their
     #: shapes may differ from the constants' by axes of size 1.
     tensors: Mapping[str, StoredTensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Apart:
+    """A graph without weights, and what reads tensors for its constants."""
+
+    #: The graph's main file.
+    path: Path
+    weights: WeightMap
+    #: Gives tensors of the component's module by their names, as ``Reader.read`` where they lie in the
+    #: checkpoint's files.
+    read: _Reader
 
 
 def bound(component: Component, format: str, store: ArtifactStore) -> Bound | None:
@@ -70,6 +89,15 @@ def bound(component: Component, format: str, store: ArtifactStore) -> Bound | No
         ExportError: the graph in the cache is damaged.
         WeightsError: tensors are missing, unexpected or of another shape.
     """
+    found = apart(component, format, store)
+    if found is None:
+        return None
+    wanted = {constant.tensor for constant in found.weights.constants.values()}
+    return Bound(path=found.path, weights=found.weights, tensors=found.read(wanted))
+
+
+def apart(component: Component, format: str, store: ArtifactStore) -> Apart | None:
+    """As ``bound``, for who reads some of the weights at a time."""
     changes = component.changes
     component = component.unchanged
     key = _key(component, format)
@@ -82,14 +110,29 @@ def bound(component: Component, format: str, store: ArtifactStore) -> Bound | No
     except _NotApart:
         return None
     path, weights, files = _read(folder)
-    tensors: Mapping[str, StoredTensor] | None = _from_files(component.build, weights, files)
-    if tensors is None:
+    read = _from_files(component.build, weights, files)
+    if read is None:
         tensors = _from_module(component)
         if not weights.fits(tensors):
             return None
+        read = partial(_some, tensors)
     if changes is not None:
-        tensors = {**tensors, **dict(_changed(tensors, changes))}
-    return Bound(path=path, weights=weights, tensors=tensors)
+        read = partial(_read_changed, read, changes)
+    return Apart(path=path, weights=weights, read=read)
+
+
+def _some(
+    tensors: Mapping[str, StoredTensor], names: Collection[str]
+) -> Mapping[str, StoredTensor]:
+    return {name: tensors[name] for name in names}
+
+
+def _read_changed(
+    read: _Reader, changes: Changes, names: Collection[str]
+) -> Mapping[str, StoredTensor]:
+    """Tensors as they are with adapters in them."""
+    found = read(names)
+    return {**found, **dict(_changed(found, changes))}
 
 
 def _changed(
@@ -141,10 +184,8 @@ def _current(build: FromCheckpoint) -> Rename:
     return rename
 
 
-def _from_files(
-    build: Recipe, weights: WeightMap, files: _Files | None
-) -> dict[str, StoredTensor] | None:
-    """The tensors of a graph from a checkpoint's files, without torch; ``None`` if that reads them.
+def _from_files(build: Recipe, weights: WeightMap, files: _Files | None) -> _Reader | None:
+    """Reads the tensors of a graph from a checkpoint's files, without torch; ``None`` if that does.
 
     Raises:
         WeightsError: tensors are missing, unexpected or of another shape.
@@ -154,10 +195,8 @@ def _from_files(
     shapes = {files.names[one.tensor]: one.shape for one in weights.constants.values()}
     where, current = build.spec.folder, _current(build)
     stored = check_fit(shapes, build.weights, where, current, others=frozenset(files.others))
-    arrays = build.weights.arrays(set(stored.values()))
-    if arrays is None:
-        return None
-    return {name: arrays[stored[of]] for name, of in files.names.items()}
+    found = build.weights.reader({name: stored[of] for name, of in files.names.items()})
+    return found.read if found is not None else None
 
 
 def _from_module(component: Component) -> Mapping[str, StoredTensor]:

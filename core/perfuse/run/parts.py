@@ -319,13 +319,17 @@ class Parts:
     @property
     def residency(self) -> Residency:
         """How large the weights of the components are, and which are needed together."""
-        return residency(self._source, self.plan.components)
+        components = self.plan.components
+        targets = {name: self._equipped(name) for name in components}
+        engines = {n: (host().backend(one.backend), one) for n, one in targets.items()}
+        return residency(self._source, components, self.spec, engines)
 
     def keep_within(self, memory: int | str | None) -> None:
-        """Keep no more weights prepared than so much memory takes, from now on.
+        """Run within so much memory, from now on.
 
         Components are prepared when their turn comes; before that others are released until there
-        is room, those that run in turns with it excepted.
+        is room, those that run in turns with it excepted. One that has no room as a whole runs in
+        pieces, where its engine can do that.
 
         Args:
             memory: Bytes, or ``"6GB"``; ``"low"`` for the least, ``"auto"`` for six tenths of
@@ -351,6 +355,7 @@ class Parts:
         if isinstance(replaced, Program):
             return self._programs.prepare(name, id(replaced), lambda: replaced)
         target = self._equipped(name)
+        room = self.residency.room(name, self._budget) if self._budget is not None else None
 
         def make() -> Program:
             return prepare(
@@ -359,9 +364,10 @@ class Parts:
                 self.store,
                 usual=self.usual_sizes(name),
                 model=self._source.model,
+                room=room,
             )
 
-        return self._programs.prepare(name, (component, target), make)
+        return self._programs.prepare(name, (component, target, room), make)
 
     def weight_shapes(self, component: Component) -> dict[str, tuple[int, ...]]:
         """The shapes of a component's weights by their names in its model's state dict.
@@ -406,7 +412,8 @@ class Parts:
         self._outdated.discard(name)
         component = self.component(name)
         if not isinstance(self._models.get(component.spec.part), Program):
-            key = component, self._equipped(name)
+            room = self.residency.room(name, self._budget) if self._budget is not None else None
+            key = component, self._equipped(name), room
             self._programs.renew(name, key, lambda program: program.rebind(component))
 
     def _equipped(self, name: str) -> Target:

@@ -23,6 +23,7 @@ def prepare(
     *,
     usual: Mapping[str, int],
     model: str,
+    room: int | None = None,
 ) -> Program:
     """Make a component ready to run on a target.
 
@@ -32,6 +33,7 @@ def prepare(
         store: The cache for exports.
         usual: A size for every dimension, for a target whose programs take one fixed size.
         model: The model's name in an error.
+        room: The bytes of its weights that may be loaded at a time; ``None`` for all.
 
     Raises:
         BackendError: the target cannot run the component.
@@ -48,7 +50,10 @@ def prepare(
 
     def made(one: Component) -> Program:
         with guarding(one.name, str(target)):
-            program = backend.prepare(one, target, store)
+            if room is None:
+                program = backend.prepare(one, target, store)
+            else:
+                program = backend.prepare_in_pieces(one, target, store, room)
         return GuardedProgram(program, component=one.name, target=str(target))
 
     support = _support(backend, component, target)

@@ -19,6 +19,7 @@ from perfuse.contract.hooks import PipelineManifest
 from perfuse.contract.source import Source
 from perfuse.contract.spec import ComponentSpec, PipelineSpec
 from perfuse.contract.target import PRECISIONS
+from perfuse.contract.weights import Reader
 from perfuse.errors import CheckpointError, InputError, NotNativeError
 from perfuse.models.registry import describe, fitted, latents_of
 from perfuse.plugins import host
@@ -276,6 +277,16 @@ class FromCheckpoint(Recipe):
 
         It reads no values: a module is built over memory without content.
         """
+        return self._hollow()[1]
+
+    def hollow(self) -> "tuple[nn.Module, Reader] | None":
+        module, stored = self._hollow()
+        reader = self.weights.reader(stored)
+        if reader is None or module.state_dict().keys() != reader.names:
+            return None
+        return (module, reader) if self.weights.floating(stored.values()) else None
+
+    def _hollow(self) -> "tuple[nn.Module, dict[str, str]]":
         import torch
 
         from perfuse.models.building import build_component
@@ -283,7 +294,8 @@ class FromCheckpoint(Recipe):
         hollow = Hollow.like(self.weights)
         module = build_component(self.spec, hollow, torch.float32)
         places = {name: tensor.data_ptr() for name, tensor in module.state_dict().items()}
-        return {n: hollow.addresses[at] for n, at in places.items() if at in hollow.addresses}
+        names = {n: hollow.addresses[at] for n, at in places.items() if at in hollow.addresses}
+        return module, names
 
     def cast(self) -> "FromCheckpoint":
         return dataclasses.replace(self, casts=True)

@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.original import View
-from perfuse.contract.weights import StoredTensor
+from perfuse.contract.weights import Reader, StoredTensor
 from perfuse.errors import CheckpointError, WeightsError
 from perfuse.sources.files import read_json
 from perfuse.sources.header import Header, read_header
@@ -278,6 +279,15 @@ class Weights:
         """The number of elements in all tensors together."""
         return sum(math.prod(shape) for _, shape in self.shapes.values())
 
+    def floating(self, names: Collection[str]) -> bool:
+        """Whether tensors are all floating-point."""
+        return all(self.shapes[name][0].startswith(_STORED) for name in names)
+
+    def plain(self, names: Collection[str]) -> bool:
+        """Whether tensors can be read without torch."""
+        plain = all(self.shapes[name][0] in _ARRAYS for name in names)
+        return plain and not any(_is_gguf(path) for path in self.files)
+
     def arrays(self, names: Collection[str]) -> dict[str, StoredTensor] | None:
         """Tensors by their names, memory-mapped, without torch.
 
@@ -287,8 +297,7 @@ class Weights:
         Raises:
             WeightsError: a file was damaged, changed or removed since it was opened.
         """
-        plain = all(self.shapes[name][0] in _ARRAYS for name in names)
-        if not plain or any(_is_gguf(path) for path in self.files):
+        if not self.plain(names):
             return None
         views = {name: self.views[name] for name in names} if self.views else {}
         wanted = {view.stored for view in views.values()} if views else set(names)
@@ -305,6 +314,23 @@ class Weights:
         if any((found[n].dtype, found[n].array.shape) != self.shapes[n] for n in names):
             raise _changed(self.folder)
         return found
+
+    def reader(self, stored: Mapping[str, str]) -> Reader | None:
+        """What reads tensors under other names, which ``stored`` maps to those of the files.
+
+        Returns:
+            ``None`` where only torch reads them.
+        """
+        if not self.plain(stored.values()):
+            return None
+        return Reader(names=frozenset(stored), read=partial(self._read, stored))
+
+    def _read(
+        self, stored: Mapping[str, str], names: Collection[str]
+    ) -> Mapping[str, StoredTensor]:
+        arrays = self.arrays({stored[name] for name in names})
+        assert arrays is not None  # they are plain
+        return {name: arrays[stored[name]] for name in names}
 
     def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
         """Every tensor with its name, memory-mapped: its data is read from disk on first use.
@@ -345,15 +371,19 @@ def _mapped(path: Path, names: Collection[str]) -> dict[str, StoredTensor]:
     import numpy as np
 
     header = read_header(path)
+    wanted = header.shapes.keys() & names
+    # No more of the file than lies around them: a limit on addresses counts what is mapped.
+    first = min((header.starts[name] for name in wanted), default=0)
+    last = max((header.starts[name] + header.sizes[name] for name in wanted), default=first + 1)
     try:
-        whole = np.memmap(path, mode="c")
+        mapped = np.memmap(path, mode="c", offset=first, shape=last - first)
     except (OSError, ValueError) as exc:
         raise WeightsError(f"{path} cannot be read: {exc}. {_AGAIN}") from exc
     found = {}
-    for name in header.shapes.keys() & names:
+    for name in wanted:
         dtype, shape = header.shapes[name]
-        start = header.starts[name]
-        piece = whole[start : start + header.sizes[name]].view(np.ndarray)
+        start = header.starts[name] - first
+        piece = mapped[start : start + header.sizes[name]].view(np.ndarray)
         array = piece.view(_ARRAYS[dtype]).reshape(shape)
         # An old writer may have put them where no processor likes to read.
         found[name] = StoredTensor(dtype=dtype, array=np.require(array, requirements="A"))

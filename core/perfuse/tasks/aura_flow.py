@@ -3,57 +3,25 @@
 from collections.abc import Mapping
 
 from perfuse.arrays import is_torch, place
-from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import Input, State, Tools, step
-from perfuse.tasks.captions import MASKS, masked_conditions
-from perfuse.tasks.chroma import read_prompts
+from perfuse.contract.steps import Input, Tools
+from perfuse.tasks.encoding import masked_encoding
 from perfuse.tasks.family import family_task
+from perfuse.tasks.masked_prompts import MASKS, encode_masked, prompts_up_to
 from perfuse.tasks.prompts.sequences import encode_sequence
 
 __all__ = ["AURA_FLOW"]
 
+_MOST = 512
 
-@step(outputs=("conditions",))
-def encode_prompt(
-    tools: Tools,
-    prompts: list[str],
-    negatives: list[str],
-    count: int,
-    prompt_embeds: Array | None,
-    negative_prompt_embeds: Array | None,
-    prompt_attention_mask: Array | None,
-    negative_prompt_attention_mask: Array | None,
-    num_images_per_prompt: int,
-    max_sequence_length: int,
-    guider: Guider,
-) -> State:
+
+def _read(tools: Tools, texts: list[str], length: int) -> Mapping[str, Array]:
     """The text's states; those of what fills a prompt up are zero, and the denoiser sees them."""
-
-    def read(texts: list[str]) -> Mapping[str, Array]:
-        states, mask = encode_sequence(
-            tools,
-            "text_encoder",
-            "tokenizer",
-            texts,
-            length=max_sequence_length,
-            hides_padding=True,
-        )
-        seen = place(mask, states.device if is_torch(states) else None)
-        return {"encoder_hidden_states": states * seen[:, :, None], "encoder_attention_mask": mask}
-
-    conditions = masked_conditions(
-        guider,
-        num_images_per_prompt,
-        read,
-        positive=(prompts, prompt_embeds, prompt_attention_mask),
-        negative=(
-            negatives or [""] * count,
-            negative_prompt_embeds,
-            negative_prompt_attention_mask,
-        ),
+    states, mask = encode_sequence(
+        tools, "text_encoder", "tokenizer", texts, length=length, hides_padding=True
     )
-    return {"conditions": conditions}
+    seen = place(mask, states.device if is_torch(states) else None)
+    return {"encoder_hidden_states": states * seen[:, :, None], "encoder_attention_mask": mask}
 
 
 AURA_FLOW = family_task(
@@ -64,6 +32,11 @@ AURA_FLOW = family_task(
         ),
     },
     {"guidance_scale": 3.5},
-    read_prompts,
-    encode_prompt,
+    prompts_up_to(_MOST),
+    encode_masked(_read),
+    encoding=masked_encoding(
+        "prompt negative_prompt do_classifier_free_guidance num_images_per_prompt device "
+        "prompt_embeds negative_prompt_embeds prompt_attention_mask negative_prompt_attention_mask "
+        "max_sequence_length lora_scale"
+    ),
 )

@@ -5,89 +5,49 @@ denoiser sees the first token alone.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
-from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import Input, State, Tools, step
-from perfuse.tasks.captions import MASKS, masked_conditions
-from perfuse.tasks.denoise import check_output_type
+from perfuse.contract.steps import Encoding, Input, Tools
+from perfuse.tasks.encoding import STATES, position_ids
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule, resized_from_picture
-from perfuse.tasks.prompts.sequences import check_length, encode_sequence
-from perfuse.tasks.text import Prompt, guider_for
-from perfuse.tasks.text_to_image import checked_texts
+from perfuse.tasks.masked_prompts import MASKS, encode_masked, prompts_up_to
+from perfuse.tasks.prompts.sequences import encode_sequence
 
 __all__ = ["CHROMA_IMAGE_TO_IMAGE", "CHROMA_TEXT_TO_IMAGE"]
 
 _MOST = 512
 
 
-@step(outputs=("prompts", "negatives", "count", "guider"))
-def read_prompts(
-    tools: Tools,
-    prompt: Prompt,
-    negative_prompt: Prompt,
-    prompt_embeds: Array | None,
-    negative_prompt_embeds: Array | None,
-    guidance_scale: float,
-    guidance_rescale: float,
-    guider: Any,
-    num_images_per_prompt: int,
-    max_sequence_length: int,
-    output_type: str,
-) -> State:
-    """Check the inputs, and choose the guidance."""
-    check_output_type(output_type)
-    check_length(max_sequence_length, _MOST)
-    texts = checked_texts(
-        tools, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
+def _read(tools: Tools, texts: list[str], length: int) -> Mapping[str, Array]:
+    states, mask = encode_sequence(
+        tools, "text_encoder", "tokenizer", texts, length=length, hides_padding=True
     )
-    return {**texts, "guider": guider_for(tools, guider, guidance_scale, guidance_rescale)}
+    seen = np.arange(mask.shape[1]) <= mask.sum(axis=1, keepdims=True)
+    return {"encoder_hidden_states": states, "encoder_attention_mask": seen.astype(np.int64)}
 
 
-@step(outputs=("conditions",))
-def encode_prompt(
-    tools: Tools,
-    prompts: list[str],
-    negatives: list[str],
-    count: int,
-    prompt_embeds: Array | None,
-    negative_prompt_embeds: Array | None,
-    prompt_attention_mask: Array | None,
-    negative_prompt_attention_mask: Array | None,
-    num_images_per_prompt: int,
-    max_sequence_length: int,
-    guider: Guider,
-) -> State:
-    """T5's states and what the denoiser sees of them, each [pictures, …], by condition."""
+_ENCODED = (
+    "prompt negative_prompt device num_images_per_prompt prompt_embeds negative_prompt_embeds "
+    "prompt_attention_mask negative_prompt_attention_mask do_classifier_free_guidance "
+    "max_sequence_length lora_scale"
+)
 
-    def read(texts: list[str]) -> Mapping[str, Array]:
-        states, mask = encode_sequence(
-            tools,
-            "text_encoder",
-            "tokenizer",
-            texts,
-            length=max_sequence_length,
-            hides_padding=True,
+
+def _encoded(conditions: Mapping[str, Mapping[str, Array]]) -> tuple[Array | None, ...]:
+    """Text states, the ids of the tokens' places [S, 3], and the mask; those of the negative prompt last."""
+    given = (conditions.get(name) for name in ("positive", "negative"))
+    return tuple(
+        one
+        for told in given
+        for one in (
+            (None, None, None)
+            if told is None
+            else (told[STATES], position_ids(told[STATES]), told["encoder_attention_mask"])
         )
-        seen = np.arange(mask.shape[1]) <= mask.sum(axis=1, keepdims=True)
-        return {"encoder_hidden_states": states, "encoder_attention_mask": seen.astype(np.int64)}
-
-    conditions = masked_conditions(
-        guider,
-        num_images_per_prompt,
-        read,
-        positive=(prompts, prompt_embeds, prompt_attention_mask),
-        negative=(
-            negatives or [""] * count,
-            negative_prompt_embeds,
-            negative_prompt_attention_mask,
-        ),
     )
-    return {"conditions": conditions}
 
 
 CHROMA_TEXT_TO_IMAGE = family_task(
@@ -98,9 +58,10 @@ CHROMA_TEXT_TO_IMAGE = family_task(
         ),
     },
     {"num_inference_steps": 35, "guidance_scale": 5.0},
-    read_prompts,
+    prompts_up_to(_MOST),
     prepare_flow_schedule,
-    encode_prompt,
+    encode_masked(_read),
+    encoding=Encoding(order=tuple(_ENCODED.split()), results=_encoded),
 )
 
 CHROMA_IMAGE_TO_IMAGE = resized_from_picture(CHROMA_TEXT_TO_IMAGE, {"strength": 0.9})

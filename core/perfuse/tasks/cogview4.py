@@ -11,42 +11,19 @@ from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.errors import InputError
 from perfuse.models.positions import HIDDEN
-from perfuse.tasks.denoise import check_count, check_output_type
+from perfuse.tasks.denoise import check_count
+from perfuse.tasks.encoding import STATES, encoding
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import flow_schedule, tokens_of
+from perfuse.tasks.masked_prompts import prompts_up_to
 from perfuse.tasks.prompts.language import LanguageReader, fixed_length
-from perfuse.tasks.prompts.sequences import check_length
-from perfuse.tasks.text import Prompt, guider_for, read_conditions
-from perfuse.tasks.text_to_image import checked_texts
+from perfuse.tasks.text import read_conditions
 
 __all__ = ["COGVIEW_4"]
 
 _MOST = 1024
 #: Prompts are filled up at their beginning to a multiple of so many tokens, all of which count.
 _MULTIPLE = 16
-
-
-@step(outputs=("prompts", "negatives", "count", "guider"))
-def read_prompts(
-    tools: Tools,
-    prompt: Prompt,
-    negative_prompt: Prompt,
-    prompt_embeds: Array | None,
-    negative_prompt_embeds: Array | None,
-    guidance_scale: float,
-    guidance_rescale: float,
-    guider: Any,
-    num_images_per_prompt: int,
-    max_sequence_length: int,
-    output_type: str,
-) -> State:
-    """Check the inputs, and choose the guidance."""
-    check_output_type(output_type)
-    check_length(max_sequence_length, _MOST)
-    texts = checked_texts(
-        tools, prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_images_per_prompt
-    )
-    return {**texts, "guider": guider_for(tools, guider, guidance_scale, guidance_rescale)}
 
 
 @step(outputs=("conditions",))
@@ -158,7 +135,13 @@ COGVIEW_4 = family_task(
         ),
     },
     {"guidance_scale": 5.0},
-    read_prompts,
+    prompts_up_to(_MOST),
     prepare_schedule,
     encode_prompt,
+    encoding=encoding(
+        "prompt negative_prompt do_classifier_free_guidance num_images_per_prompt prompt_embeds "
+        "negative_prompt_embeds device dtype max_sequence_length",
+        ("positive", STATES),
+        ("negative", STATES),
+    ),
 )

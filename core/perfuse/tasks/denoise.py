@@ -340,12 +340,15 @@ def place_inputs(
     guider: Guider,
     height: int,
     width: int,
+    output_type: str = "pil",
 ) -> State:
     """Move everything that the loop reads to the denoiser's device, once."""
     program = tools.program(tools.spec.denoiser.name)
     device, count = program.torch_device, len(latents)
     together = count if program.max_batch is None else min(count, program.max_batch)
     check_price(tools, count, height, width, together=together)
+    if output_type != "latent":  # rather than when all steps are done
+        _check_decoders(tools, height, width)
     most = len(guider.branches) * count
     # float32 [steps, batch]; a smaller batch takes the beginning of a row
     timesteps = np.repeat(schedule.timesteps[:, None], most, axis=1)
@@ -605,7 +608,8 @@ def pictures_of(
     given = {} if shown is None else shown
 
     def decoded(part: Array, *more: Array) -> Array:
-        _check_decoding(spec, program, len(part), [n * layout.downscale for n in part.shape[-2:]])
+        size = [side * layout.downscale for side in part.shape[-2:]]
+        _check_decoding(spec, _at_once(program, len(part)), size)
         usual = host_inputs(spec, _sizes(spec, {"latent_sample": part}))
         inputs = {"latent_sample": part, **usual, **dict(zip(given, more, strict=True))}
         placed = {name: place(one, program.torch_device) for name, one in inputs.items()}
@@ -621,11 +625,24 @@ def pictures_of(
     )
 
 
-def _check_decoding(spec: ComponentSpec, program: Program, count: int, size: Sequence[int]) -> None:
-    """Refuse what cannot fit into memory: what lies between a decoder's layers, in half precision."""
+def _check_decoders(tools: Tools, height: int, width: int) -> None:
+    """Refuse pictures of which not one could be decoded, in tiles if the pipeline is set to them."""
+    tile = tools.spec.latents.tile
+    size = [min(side, tile) if tools.vae_tiling else side for side in (height, width)]
+    for spec in tools.spec.having(Role.LATENT_DECODER):
+        _check_decoding(spec, 1, size)
+
+
+def _at_once(program: Program, count: int) -> int:
+    """How many of so many pictures go through a decoder at once."""
     first = program.signature.inputs[0].shape[0]
     most = first if isinstance(first, int) else program.max_batch
-    together, (height, width) = min(count, most or count), size
+    return min(count, most or count)
+
+
+def _check_decoding(spec: ComponentSpec, together: int, size: Sequence[int]) -> None:
+    """Refuse what cannot fit into memory: what lies between a decoder's layers, in half precision."""
+    height, width = size
     needed = 2 * together * held(spec, {"height": height, "width": width})
     check_memory(needed, f"Decoding {together} x {height} x {width} pixels at once")
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import Input, Node, Task
+from perfuse.contract.steps import Encoding, Input, Node, Task
 from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
 
 __all__ = ["family_task", "pooled_conditions"]
@@ -14,7 +14,12 @@ _NOT_TAKEN = ("clip_skip", "prompt_syntax", "ip_adapter_image", "ip_adapter_imag
 _NOT_DONE = ("encode_image_prompt", "check_safety")
 
 
-def family_task(inputs: Mapping[str, Input], defaults: Mapping[str, Any], *steps: Node) -> Task:
+def family_task(
+    inputs: Mapping[str, Input],
+    defaults: Mapping[str, Any],
+    *steps: Node,
+    encoding: Encoding | None = None,
+) -> Task:
     """A text-to-image task of a family.
 
     Args:
@@ -22,6 +27,7 @@ def family_task(inputs: Mapping[str, Input], defaults: Mapping[str, Any], *steps
         defaults: The family's defaults.
         steps: Those that replace the ones of the same names: at least ``encode_prompt``, which gives
             the conditions of the family's denoiser.
+        encoding: The family's ``encode_prompt``; that of Stable Diffusion by default.
     """
     others = {n: one for n, one in TEXT_TO_IMAGE.inputs.items() if n not in _NOT_TAKEN}
     kept = (node for node in TEXT_TO_IMAGE.steps if node.name not in _NOT_DONE)
@@ -30,6 +36,7 @@ def family_task(inputs: Mapping[str, Input], defaults: Mapping[str, Any], *steps
         name=TEXT_TO_IMAGE.name,
         inputs={**others, **inputs},
         steps=tuple(changed.get(node.name, node) for node in kept),
+        encoding=TEXT_TO_IMAGE.encoding if encoding is None else encoding,
     ).with_defaults(defaults)
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import Input, State, Tools, step
+from perfuse.contract.steps import Encoding, Input, State, Tools, step
 from perfuse.tasks.denoise import check_output_type
+from perfuse.tasks.encoding import STATES, position_ids
 from perfuse.tasks.family import family_task, pooled_conditions
 from perfuse.tasks.flow import prepare_flow_schedule, resized_from_picture
 from perfuse.tasks.guiders import EmbeddedGuidance
@@ -135,6 +136,18 @@ def encode_prompt(
     return {"conditions": conditions}
 
 
+_ENCODED = (
+    "prompt prompt_2 device num_images_per_prompt prompt_embeds pooled_prompt_embeds "
+    "max_sequence_length lora_scale"
+)
+
+
+def _encoded(conditions: Mapping[str, Mapping[str, Array]]) -> tuple[Array, ...]:
+    """Text states, pooled text, and the ids of the tokens' places [S, 3]: all zero."""
+    told = conditions["positive"]
+    return told[STATES], told["pooled_projections"], position_ids(told[STATES])
+
+
 FLUX_TEXT_TO_IMAGE = family_task(
     {
         "prompt_2": Input(kind=str, help="The prompt that T5 reads; the prompt by default."),
@@ -155,6 +168,7 @@ FLUX_TEXT_TO_IMAGE = family_task(
     read_prompts,
     prepare_flow_schedule,
     encode_prompt,
+    encoding=Encoding(order=tuple(_ENCODED.split()), results=_encoded),
 )
 
 FLUX_IMAGE_TO_IMAGE = resized_from_picture(

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from perfuse.arrays import is_torch, place
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import Input, State, Tools, step
+from perfuse.contract.steps import Encoding, Input, State, Tools, step
 from perfuse.tasks.denoise import check_count, check_output_type
+from perfuse.tasks.encoding import STATES
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import flow_schedule, tokens_of
 from perfuse.tasks.guiders import ClassifierFreeGuidance
@@ -123,6 +125,14 @@ def prepare_schedule(
     return {"schedule": schedule}
 
 
+def _encoded(conditions: Mapping[str, Mapping[str, Array]]) -> tuple[Array, ...]:
+    """Text states [B, S, D], and the ids of the tokens' places [B, S, 4]: of the last axis."""
+    states = conditions["positive"][STATES]
+    ids = np.zeros((*states.shape[:2], 4), dtype=np.int64)
+    ids[..., 3] = np.arange(states.shape[1])
+    return states, place(ids, states.device if is_torch(states) else None)
+
+
 FLUX2_TEXT_TO_IMAGE = family_task(
     {
         "max_sequence_length": Input(
@@ -136,4 +146,14 @@ FLUX2_TEXT_TO_IMAGE = family_task(
     read_prompts,
     prepare_schedule,
     encode_prompt,
+    encoding=Encoding(
+        order=(
+            "prompt",
+            "device",
+            "num_images_per_prompt",
+            "prompt_embeds",
+            "max_sequence_length",
+        ),
+        results=_encoded,
+    ),
 )

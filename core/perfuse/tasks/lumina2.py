@@ -6,18 +6,18 @@ from typing import Any
 from perfuse.arrays import to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import Input, State, Tools, step
-from perfuse.errors import InputError
+from perfuse.contract.steps import Encoding, Input, State, Tools, step
 from perfuse.models.lumina2_transformer.description import captions
-from perfuse.tasks.captions import MASKS
 from perfuse.tasks.denoise import check_output_type
+from perfuse.tasks.encoding import STATES, seen
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule
 from perfuse.tasks.guiders import ClassifierFreeGuidance
 from perfuse.tasks.guiders.length_preserving import LengthPreservingGuidance
+from perfuse.tasks.masked_prompts import MASKS, masked_conditions
 from perfuse.tasks.prompts.language import LanguageReader, fixed_length
 from perfuse.tasks.prompts.sequences import check_length
-from perfuse.tasks.text import Prompt, guider_for, read_conditions
+from perfuse.tasks.text import Prompt, guider_for
 from perfuse.tasks.text_to_image import checked_texts
 
 __all__ = ["LUMINA_2"]
@@ -82,33 +82,44 @@ def encode_prompt(
     longest = max_sequence_length if fixed is None else min(max_sequence_length, fixed)
     before = f"{SYSTEM if system_prompt is None else system_prompt}{_START}"
 
-    def states(
-        texts: list[str], given: Array | None = None, mask: Array | None = None
-    ) -> Mapping[str, Array]:
-        if (given is None) != (mask is None):
-            raise InputError(
-                "Text states were given without their attention mask, or a mask alone. Give both or "
-                "neither."
-            )
-        if given is None:
-            found = [to_numpy(one) for one in read.of_prompts(texts, longest)]
-        else:
-            seen = to_numpy(mask) != 0
-            found = [one[own] for one, own in zip(to_numpy(given), seen, strict=True)]
-        return captions(denoiser, found, tokens=fixed)
+    def read_texts(texts: list[str]) -> Mapping[str, Array]:
+        each = [to_numpy(one) for one in read.of_prompts(texts, longest)]
+        return captions(denoiser, each, tokens=fixed)
 
-    conditions = read_conditions(
+    def of_states(given: Array, mask: Any) -> Mapping[str, Array]:
+        pairs = zip(to_numpy(given), mask != 0, strict=True)
+        return captions(denoiser, [one[own] for one, own in pairs], tokens=fixed)
+
+    conditions = masked_conditions(
         guider,
         num_images_per_prompt,
-        positive=lambda: states(
-            [before + text for text in prompts], prompt_embeds, prompt_attention_mask
+        read_texts,
+        positive=([before + text for text in prompts], prompt_embeds, prompt_attention_mask),
+        negative=(
+            negatives or [""] * count,
+            negative_prompt_embeds,
+            negative_prompt_attention_mask,
         ),
-        negative=lambda: states(
-            negatives or [""] * count, negative_prompt_embeds, negative_prompt_attention_mask
-        ),
-        empty=lambda: states([""] * count),
+        of_states=of_states,
     )
     return {"conditions": conditions}
+
+
+_ENCODED = (
+    "prompt do_classifier_free_guidance negative_prompt num_images_per_prompt device prompt_embeds "
+    "negative_prompt_embeds prompt_attention_mask negative_prompt_attention_mask system_prompt "
+    "max_sequence_length"
+)
+
+
+def _encoded(conditions: Mapping[str, Mapping[str, Array]]) -> tuple[Array | None, ...]:
+    """Text states and their mask, filled up to the longest; those of the negative prompt last."""
+    given = (conditions.get(name) for name in ("positive", "negative"))
+    return tuple(
+        one
+        for told in given
+        for one in ((None, None) if told is None else (told[STATES], seen(told["caption_bias"])))
+    )
 
 
 LUMINA_2 = family_task(
@@ -133,4 +144,5 @@ LUMINA_2 = family_task(
     read_prompts,
     prepare_flow_schedule,
     encode_prompt,
+    encoding=Encoding(order=tuple(_ENCODED.split()), results=_encoded),
 )

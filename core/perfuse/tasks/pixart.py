@@ -6,11 +6,12 @@ and made as large as was asked for afterwards.
 
 from collections.abc import Mapping
 
-from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Tools, step
-from perfuse.tasks.captions import CAPTION_INPUTS, masked_conditions, read_captions
+from perfuse.tasks.captions import CAPTION_INPUTS, read_captions
+from perfuse.tasks.encoding import masked_encoding
 from perfuse.tasks.family import family_task
+from perfuse.tasks.masked_prompts import encode_masked
 from perfuse.tasks.prompts.sequences import encode_sequence
 from perfuse.tasks.trained_sizes import BINNING, resize, trained_size
 
@@ -25,45 +26,11 @@ def nearest_size(
     return trained_size(tools, height, width, binning=use_resolution_binning, downscale=8)
 
 
-@step(outputs=("conditions",))
-def encode_prompt(
-    tools: Tools,
-    prompts: list[str],
-    negatives: list[str],
-    count: int,
-    prompt_embeds: Array | None,
-    negative_prompt_embeds: Array | None,
-    prompt_attention_mask: Array | None,
-    negative_prompt_attention_mask: Array | None,
-    num_images_per_prompt: int,
-    max_sequence_length: int,
-    guider: Guider,
-) -> State:
-    """T5's states and their mask, each [pictures, …], by condition of the guider."""
-
-    def read(texts: list[str]) -> Mapping[str, Array]:
-        states, mask = encode_sequence(
-            tools,
-            "text_encoder",
-            "tokenizer",
-            texts,
-            length=max_sequence_length,
-            hides_padding=True,
-        )
-        return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
-
-    conditions = masked_conditions(
-        guider,
-        num_images_per_prompt,
-        read,
-        positive=(prompts, prompt_embeds, prompt_attention_mask),
-        negative=(
-            negatives or [""] * count,
-            negative_prompt_embeds,
-            negative_prompt_attention_mask,
-        ),
+def _read(tools: Tools, texts: list[str], length: int) -> Mapping[str, Array]:
+    states, mask = encode_sequence(
+        tools, "text_encoder", "tokenizer", texts, length=length, hides_padding=True
     )
-    return {"conditions": conditions}
+    return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
 
 
 PIXART_ALPHA = family_task(
@@ -77,7 +44,12 @@ PIXART_ALPHA = family_task(
     {"num_inference_steps": 20, "guidance_scale": 4.5},
     read_captions,
     nearest_size,
-    encode_prompt,
+    encode_masked(_read),
+    encoding=masked_encoding(
+        "prompt do_classifier_free_guidance negative_prompt num_images_per_prompt device prompt_embeds "
+        "negative_prompt_embeds prompt_attention_mask negative_prompt_attention_mask clean_caption "
+        "max_sequence_length"
+    ),
 ).insert(resize, after="decode")
 
 PIXART_SIGMA = PIXART_ALPHA.with_defaults({"max_sequence_length": 300})

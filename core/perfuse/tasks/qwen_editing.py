@@ -15,9 +15,10 @@ from perfuse.contract.steps import REQUIRED, Input, Picture, State, Task, Tools,
 from perfuse.errors import InputError
 from perfuse.tasks.denoise import pick_size
 from perfuse.tasks.flux2_editing import add_pictures
+from perfuse.tasks.masked_prompts import masked_conditions
 from perfuse.tasks.prompts.language import LanguageReader
 from perfuse.tasks.prompts.seeing import SeenPicture, check_shape, see
-from perfuse.tasks.qwen_image import QWEN_TEXT_TO_IMAGE, filled_up, read_texts
+from perfuse.tasks.qwen_image import QWEN_TEXT_TO_IMAGE, filled_up, told_of_states
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -128,17 +129,18 @@ def _encoder(prefix: str) -> Any:
                 pictures.extend(see(tools, one) for one in seen)
             return filled_up([_states(tools, text, prefix, pictures) for text in texts], None)
 
-        conditions = read_texts(
-            read,
+        conditions = masked_conditions(
             guider,
             num_images_per_prompt,
+            read,
             positive=(prompts, prompt_embeds, prompt_embeds_mask),
             negative=(
                 negatives or [""] * count,
                 negative_prompt_embeds,
                 negative_prompt_embeds_mask,
             ),
-            empty=([""] * count, None, None),
+            of_states=told_of_states,
+            needs_mask=False,
         )
         return {"conditions": conditions}
 

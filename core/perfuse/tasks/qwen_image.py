@@ -1,7 +1,7 @@
 """Pictures with Qwen-Image (arXiv:2508.02324): from text, from a picture, and inside a mask."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,17 +9,18 @@ import numpy as np
 from perfuse.arrays import to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import Input, State, Tools, step
-from perfuse.errors import InputError
+from perfuse.contract.steps import Encoding, Input, State, Tools, step
 from perfuse.models.positions import HIDDEN
 from perfuse.tasks.denoise import check_output_type
+from perfuse.tasks.encoding import STATES, seen
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule, resized_from_picture
 from perfuse.tasks.guiders.length_preserving import LengthPreservingGuidance
 from perfuse.tasks.inpainting import inpainting_of
+from perfuse.tasks.masked_prompts import masked_conditions
 from perfuse.tasks.prompts.language import LanguageReader, fixed_length
 from perfuse.tasks.prompts.sequences import check_length
-from perfuse.tasks.text import Prompt, guider_for, read_conditions
+from perfuse.tasks.text import Prompt, guider_for
 from perfuse.tasks.text_to_image import checked_texts
 
 __all__ = [
@@ -27,7 +28,7 @@ __all__ = [
     "QWEN_INPAINTING",
     "QWEN_TEXT_TO_IMAGE",
     "filled_up",
-    "read_texts",
+    "told_of_states",
 ]
 
 _MOST = 1024
@@ -92,63 +93,20 @@ def encode_prompt(
     guider: Guider,
 ) -> State:
     """The states of each prompt, without those of the text before it, filled up to the longest."""
-    given = (prompt_embeds, prompt_embeds_mask)
-    negative_given = (negative_prompt_embeds, negative_prompt_embeds_mask)
-    conditions = read_texts(
-        lambda texts: _read(tools, texts, max_sequence_length),
+    conditions = masked_conditions(
         guider,
         num_images_per_prompt,
-        positive=(prompts, *given),
-        negative=(negatives or [""] * count, *negative_given),
-        empty=([""] * count, None, None),
+        lambda texts: _read(tools, texts, max_sequence_length),
+        positive=(prompts, prompt_embeds, prompt_embeds_mask),
+        negative=(
+            negatives or [""] * count,
+            negative_prompt_embeds,
+            negative_prompt_embeds_mask,
+        ),
+        of_states=told_of_states,
+        needs_mask=False,
     )
     return {"conditions": conditions}
-
-
-#: Prompts, or their states and the mask of these in their place.
-Texts = tuple[list[str], Array | None, Array | None]
-
-
-def read_texts(
-    read: Callable[[list[str]], Mapping[str, Array]],
-    guider: Guider,
-    times: int,
-    *,
-    positive: Texts,
-    negative: Texts,
-    empty: Texts,
-) -> dict[str, dict[str, Array]]:
-    """The conditions that a guider uses.
-
-    Args:
-        read: Reads prompts.
-        guider: Whose branches name the conditions.
-        times: Pictures per prompt.
-        positive: The prompts.
-        negative: The negative prompts.
-        empty: As many empty prompts.
-    """
-
-    def states(texts: list[str], given: Array | None, mask: Array | None) -> Mapping[str, Array]:
-        return read(texts) if given is None else _of_states(given, mask)
-
-    return read_conditions(
-        guider,
-        times,
-        positive=lambda: states(*positive),
-        negative=lambda: states(*negative),
-        empty=lambda: states(*empty),
-    )
-
-
-def _of_states(given: Array, mask: Array | None) -> Mapping[str, Array]:
-    seen = np.ones(tuple(given.shape[:2])) if mask is None else to_numpy(mask)
-    if seen.shape != tuple(given.shape[:2]):
-        raise InputError(
-            f"A mask of shape {seen.shape} was given for states of shape {tuple(given.shape)}. Give "
-            "one number for each token."
-        )
-    return _conditions(given, seen)
 
 
 def _read(tools: Tools, texts: list[str], longest: int) -> Mapping[str, Array]:
@@ -168,12 +126,30 @@ def filled_up(each: list[Array], length: int | None) -> Mapping[str, Array]:
     most = max(map(len, each)) if length is None else length
     states = np.stack([np.pad(one, ((0, most - len(one)), (0, 0))) for one in each])
     lengths = np.asarray([len(one) for one in each])
-    return _conditions(states, np.arange(most) < lengths[:, None])
+    return told_of_states(states, np.arange(most) < lengths[:, None])
 
 
-def _conditions(states: Array, seen: Array) -> Mapping[str, Array]:
+def told_of_states(states: Array, seen: Any) -> Mapping[str, Array]:
+    """The conditions of states [B, S, D] of which those count that are ``seen``, [B, S]."""
     bias = np.where(np.asarray(seen) != 0, np.float32(0), HIDDEN)
     return {"encoder_hidden_states": states, "text_bias": bias}
+
+
+_ENCODED = (
+    "prompt",
+    "device",
+    "num_images_per_prompt",
+    "prompt_embeds",
+    "prompt_embeds_mask",
+    "max_sequence_length",
+)
+
+
+def _encoded(conditions: Mapping[str, Mapping[str, Array]]) -> tuple[Array | None, ...]:
+    """Text states, and their mask; none where all tokens count."""
+    told = conditions["positive"]
+    mask = seen(told["text_bias"])
+    return told[STATES], None if mask.all() else mask
 
 
 QWEN_TEXT_TO_IMAGE = family_task(
@@ -197,6 +173,7 @@ QWEN_TEXT_TO_IMAGE = family_task(
     read_prompts,
     prepare_flow_schedule,
     encode_prompt,
+    encoding=Encoding(order=_ENCODED, results=_encoded),
 )
 
 QWEN_IMAGE_TO_IMAGE = resized_from_picture(QWEN_TEXT_TO_IMAGE, {"strength": 0.6})

@@ -9,15 +9,17 @@ import numpy as np
 from perfuse.arrays import to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import Input, State, Tools, step
+from perfuse.contract.steps import Encoding, Input, State, Tools, step
 from perfuse.models.qwen_image_21_transformer.description import picture_place
 from perfuse.tasks.denoise import check_output_type
+from perfuse.tasks.encoding import STATES, seen
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule
 from perfuse.tasks.guiders import ClassifierFreeGuidance
+from perfuse.tasks.masked_prompts import masked_conditions
 from perfuse.tasks.prompts.language import LanguageReader, causal_bias, fixed_length
 from perfuse.tasks.prompts.sequences import check_length
-from perfuse.tasks.text import Prompt, guider_for, read_conditions
+from perfuse.tasks.text import Prompt, guider_for
 from perfuse.tasks.text_to_image import checked_texts
 
 __all__ = ["QWEN_21_TEXT_TO_IMAGE"]
@@ -91,29 +93,28 @@ def encode_prompt(
     longest = max_sequence_length if fixed is None else min(max_sequence_length, fixed)
     before = len(read.tokenizer.ids(_SYSTEM))
 
-    def states(
-        texts: list[str], given: Array | None = None, mask: Array | None = None
-    ) -> Mapping[str, Array]:
-        if given is None:
-            each = read.of_prompts(
-                [text or " " for text in texts],
-                longest + before,
-                template=_TEMPLATE,
-                left_out=before,
-            )
-            return _conditions(tools, [to_numpy(one) for one in each], fixed)
-        seen = np.ones(tuple(given.shape[:2])) if mask is None else to_numpy(mask)
-        pairs = zip(to_numpy(given), seen != 0, strict=True)
+    def read_texts(texts: list[str]) -> Mapping[str, Array]:
+        each = read.of_prompts(
+            [text or " " for text in texts], longest + before, template=_TEMPLATE, left_out=before
+        )
+        return _conditions(tools, [to_numpy(one) for one in each], fixed)
+
+    def of_states(given: Array, mask: Any) -> Mapping[str, Array]:
+        pairs = zip(to_numpy(given), mask != 0, strict=True)
         return _conditions(tools, [one[own] for one, own in pairs], fixed)
 
-    conditions = read_conditions(
+    conditions = masked_conditions(
         guider,
         num_images_per_prompt,
-        positive=lambda: states(prompts, prompt_embeds, prompt_embeds_mask),
-        negative=lambda: states(
-            negatives or [""] * count, negative_prompt_embeds, negative_prompt_embeds_mask
+        read_texts,
+        positive=(prompts, prompt_embeds, prompt_embeds_mask),
+        negative=(
+            negatives or [""] * count,
+            negative_prompt_embeds,
+            negative_prompt_embeds_mask,
         ),
-        empty=lambda: states([""] * count),
+        of_states=of_states,
+        needs_mask=False,
     )
     return {"conditions": conditions}
 
@@ -131,6 +132,24 @@ def _conditions(tools: Tools, each: Sequence[Array], fixed: int | None) -> Mappi
         "text_bias": causal_bias(seen.astype(np.int64)),
         "picture_rotary": picture_place(tools.spec.denoiser, len(each), words),
     }
+
+
+_ENCODED = (
+    "prompt",
+    "image",
+    "device",
+    "num_images_per_prompt",
+    "prompt_embeds",
+    "prompt_embeds_mask",
+    "image_pad_mask",
+)
+
+
+def _encoded(conditions: Mapping[str, Mapping[str, Array]]) -> tuple[Array | None, ...]:
+    """Text states; their mask, but where all tokens count; and which are a picture's: none."""
+    told = conditions["positive"]
+    mask = seen(told["text_bias"][:, -1])  # the last token sees all that count
+    return told[STATES], None if mask.all() else mask, mask < 0
 
 
 QWEN_21_TEXT_TO_IMAGE = family_task(
@@ -152,4 +171,5 @@ QWEN_21_TEXT_TO_IMAGE = family_task(
     read_prompts,
     prepare_flow_schedule,
     encode_prompt,
+    encoding=Encoding(order=_ENCODED, results=_encoded),
 ).insert(read_levels, before="prepare_schedule")

@@ -17,9 +17,11 @@ from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Task, Tools, step
 from perfuse.errors import InputError
-from perfuse.tasks.captions import CAPTION_INPUTS, masked_conditions, read_captions
+from perfuse.tasks.captions import CAPTION_INPUTS, read_captions
 from perfuse.tasks.denoise import check_count
+from perfuse.tasks.encoding import STATES, encoding, masked_encoding
 from perfuse.tasks.family import family_task
+from perfuse.tasks.masked_prompts import masked_conditions
 from perfuse.tasks.prompts.language import LanguageReader, fixed_length
 from perfuse.tasks.trained_sizes import BINNING, resize, trained_size
 
@@ -164,6 +166,11 @@ SANA = family_task(
     read_captions,
     nearest_size,
     encode_prompt,
+    encoding=masked_encoding(
+        "prompt do_classifier_free_guidance negative_prompt num_images_per_prompt device prompt_embeds "
+        "negative_prompt_embeds prompt_attention_mask negative_prompt_attention_mask clean_caption "
+        "max_sequence_length complex_human_instruction lora_scale"
+    ),
 ).insert(resize, after="decode")
 
 
@@ -177,7 +184,16 @@ def _distilled(task: Task) -> Task:
     }
     angles = task.with_inputs(**own).replace("prepare_schedule", prepare_angles)
     taken = {name: one for name, one in angles.inputs.items() if name != "sigmas"}
-    return replace(angles, inputs=taken)
+    return replace(
+        angles,
+        inputs=taken,
+        encoding=encoding(
+            "prompt num_images_per_prompt device prompt_embeds prompt_attention_mask clean_caption "
+            "max_sequence_length complex_human_instruction lora_scale",
+            ("positive", STATES),
+            ("positive", "encoder_attention_mask"),
+        ),
+    )
 
 
 SANA_SPRINT = _distilled(SANA).with_defaults({"num_inference_steps": 2})

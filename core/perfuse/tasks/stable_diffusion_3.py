@@ -16,6 +16,7 @@ from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.errors import InputError
 from perfuse.tasks.denoise import check_count, check_output_type
+from perfuse.tasks.encoding import STATES, encoding
 from perfuse.tasks.family import family_task, pooled_conditions
 from perfuse.tasks.flow import flow_schedule, mu_of, resized_from_picture
 from perfuse.tasks.guiders import SkipLayerGuidance
@@ -233,6 +234,15 @@ SD3_TEXT_TO_IMAGE = family_task(
     read_prompts,
     prepare_schedule,
     encode_prompt,
+    encoding=encoding(
+        "prompt prompt_2 prompt_3 device num_images_per_prompt do_classifier_free_guidance "
+        "negative_prompt negative_prompt_2 negative_prompt_3 prompt_embeds negative_prompt_embeds "
+        "pooled_prompt_embeds negative_pooled_prompt_embeds clip_skip max_sequence_length lora_scale",
+        ("positive", STATES),
+        ("negative", STATES),
+        ("positive", "pooled_projections"),
+        ("negative", "pooled_projections"),
+    ),
 )
 
 SD3_IMAGE_TO_IMAGE = resized_from_picture(

@@ -18,6 +18,7 @@ from perfuse.tasks.denoise import (
     finish,
     prepare_schedule,
 )
+from perfuse.tasks.encoding import STATES, encoding
 from perfuse.tasks.image_prompt import IMAGE_PROMPT, encode_image_prompt
 from perfuse.tasks.inputs import GUIDANCE, NOISE, OUTPUT, PROMPTS, SIZE, STEPS
 from perfuse.tasks.pictures import added_channels, channels_of
@@ -208,5 +209,11 @@ TEXT_TO_IMAGE = Task(
         decode,
         check_safety,
         finish,
+    ),
+    encoding=encoding(
+        "prompt device num_images_per_prompt do_classifier_free_guidance negative_prompt "
+        "prompt_embeds negative_prompt_embeds lora_scale clip_skip",
+        ("positive", STATES),
+        ("negative", STATES),
     ),
 )

@@ -16,6 +16,7 @@ from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Tools, step
 from perfuse.errors import InputError
+from perfuse.tasks.encoding import STATES, encoding
 from perfuse.tasks.prompts.reading import PromptReader, equally_long
 from perfuse.tasks.prompts.syntax import lengthened
 from perfuse.tasks.text import Prompt, conditions_of, read_texts
@@ -219,7 +220,19 @@ _MORE = {
 }
 
 TEXT_TO_IMAGE_XL = (
-    dataclasses.replace(TEXT_TO_IMAGE, inputs={**TEXT_TO_IMAGE.inputs, **_MORE})
+    dataclasses.replace(
+        TEXT_TO_IMAGE,
+        inputs={**TEXT_TO_IMAGE.inputs, **_MORE},
+        encoding=encoding(
+            "prompt prompt_2 device num_images_per_prompt do_classifier_free_guidance "
+            "negative_prompt negative_prompt_2 prompt_embeds negative_prompt_embeds "
+            "pooled_prompt_embeds negative_pooled_prompt_embeds lora_scale clip_skip",
+            ("positive", STATES),
+            ("negative", STATES),
+            ("positive", "text_embeds"),
+            ("negative", "text_embeds"),
+        ),
+    )
     .with_defaults({"guidance_scale": 5.0})
     .insert(check_pairs, before="encode_prompt")
     .insert(read_sizes, before="encode_prompt")

@@ -6,10 +6,11 @@ from typing import Any
 from perfuse.arrays import to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import Input, State, Tools, step
+from perfuse.contract.steps import Encoding, Input, State, Tools, step
 from perfuse.errors import InputError
 from perfuse.models.z_image_transformer.description import captions
 from perfuse.tasks.denoise import check_count, check_output_type
+from perfuse.tasks.encoding import STATES
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule
 from perfuse.tasks.guiders.truncated import TruncatedGuidance
@@ -111,6 +112,29 @@ def encode_prompt(
     return {"conditions": conditions}
 
 
+_ENCODED = (
+    "prompt",
+    "device",
+    "do_classifier_free_guidance",
+    "negative_prompt",
+    "prompt_embeds",
+    "negative_prompt_embeds",
+    "max_sequence_length",
+)
+
+
+def _encoded(conditions: Mapping[str, Mapping[str, Array]]) -> tuple[list[Array], ...]:
+    """The states [S, D] of each prompt, and of each negative prompt."""
+    return tuple(_each(conditions.get(name)) for name in ("positive", "negative"))
+
+
+def _each(told: Mapping[str, Array] | None) -> list[Array]:
+    if told is None:
+        return []
+    padding = told["caption_padding"]
+    return [one[own == 0] for one, own in zip(told[STATES], padding, strict=True)]
+
+
 Z_TEXT_TO_IMAGE = family_task(
     {
         "guidance_scale": Input(
@@ -141,5 +165,6 @@ Z_TEXT_TO_IMAGE = family_task(
     read_prompts,
     prepare_flow_schedule,
     encode_prompt,
+    encoding=Encoding(order=_ENCODED, results=_encoded),
 )
 Z_IMAGE_TO_IMAGE = from_picture(Z_TEXT_TO_IMAGE, "image-to-image").with_defaults({"strength": 0.6})

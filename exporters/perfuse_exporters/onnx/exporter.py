@@ -27,6 +27,7 @@ from perfuse.errors import ExportError
 from perfuse.plugins import said
 from perfuse.progress import say
 from perfuse_exporters.onnx.attention import DOMAIN, define
+from perfuse_exporters.onnx.matching import matching_first_nodes
 from perfuse_exporters.onnx.operators import translations
 from perfuse_exporters.onnx.weights import MODEL, changed, dtype_of, fill, number_of
 
@@ -46,6 +47,9 @@ OPSET = 20
 #: The file format's version; ONNX Runtime 1.20 reads up to 10.
 IR_VERSION = 10
 
+
+#: Numbers of a constant that is compared with others, to be there once.
+_ALIKE = 2**20
 
 #: What no graph may hold: control flow, sequences and random numbers.
 _FORBIDDEN = frozenset(
@@ -263,7 +267,7 @@ def _simplify(
 
     Meanwhile the weights are inputs of the graph: what is not known cannot be folded or merged.
     """
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateInitializersPass
     from onnxscript import optimizer
 
     graph = model.graph
@@ -272,8 +276,10 @@ def _simplify(
         value.const_value = None
     tiny = _tiny(graph)
     graph.inputs.extend([*weights, *tiny])
-    with _quiet():
+    with _quiet(), matching_first_nodes():
         optimizer.optimize_ir(model, onnx_shape_inference=False)
+        # The ones that each norm without a weight is multiplied by, which may be wider than it looks at.
+        DeduplicateInitializersPass(size_limit=_ALIKE)(model)
         ClearMetadataAndDocStringPass()(model)
     for value in [*weights, *tiny]:
         graph.inputs.remove(value)

@@ -28,6 +28,7 @@ from perfuse.progress import say
 from perfuse.sources import write_map
 from perfuse_exporters.openvino.engine import import_openvino
 from perfuse_exporters.openvino.norms import split_norms
+from perfuse_exporters.openvino.sizes import say_sizes
 from perfuse_exporters.openvino.weights import bind
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ def _convert_apart(
 
     before = tuple(given[name] for name in names)
     program = trace(component, Apart(), torch.float32, before=before)
+    say_sizes(program)
     say(f"Converting {component.name} to OpenVINO")
     shapes = [openvino.PartialShape(list(tensor.shape)) for tensor in before]
     shapes += [_partial_shape(openvino, component, t.shape) for t in component.signature.inputs]
@@ -224,6 +226,7 @@ def _convert(openvino: Any, component: Component, scratch: Path) -> "ov.Model":
     else:
         module = _stored_in(getattr(torch, component.precision), module)
     program = trace(component, module, torch.float32)
+    say_sizes(program)
     say(f"Converting {component.name} to OpenVINO")
     shapes = [_partial_shape(openvino, component, t.shape) for t in component.signature.inputs]
     try:

@@ -39,7 +39,8 @@ class PatchEmbed(nn.Module):
         tokens = self.proj(sample).flatten(2).transpose(1, 2)
         table: Tensor = self.pos_embed.view(self.side, self.side, -1)  # type: ignore[operator]
         places = table.index_select(0, rows).index_select(1, columns)
-        added: Tensor = tokens + places.flatten(0, 1)[None]
+        # In this order tokens lie one after the other in memory, as layers like them.
+        added: Tensor = places.flatten(0, 1)[None] + tokens
         return added
 
 

@@ -1,0 +1,53 @@
+"""What ``encode_prompt`` of Diffusers' pipelines takes and returns, in the words of conditions."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from perfuse.arrays import is_torch, place
+from perfuse.contract.spec import Array
+from perfuse.contract.steps import Encoding
+
+__all__ = ["STATES", "arrays", "encoding", "masked_encoding", "position_ids", "seen"]
+
+Conditions = Mapping[str, Mapping[str, Array]]
+
+#: The text states that a denoiser reads.
+STATES = "encoder_hidden_states"
+
+
+def encoding(order: str, *taken: tuple[str, str]) -> Encoding:
+    """Of arguments in this order, with spaces between; results are arrays of conditions.
+
+    Args:
+        order: The names of the arguments.
+        taken: A condition and an array of it, for each result.
+    """
+    return Encoding(order=tuple(order.split()), results=partial(arrays, taken))
+
+
+def arrays(taken: tuple[tuple[str, str], ...], conditions: Conditions) -> tuple[Array | None, ...]:
+    """These arrays of conditions; ``None`` for one of a condition that is not there."""
+    return tuple(conditions[name][array] if name in conditions else None for name, array in taken)
+
+
+def masked_encoding(order: str) -> Encoding:
+    """Of arguments in this order; results are states and their mask, those of the negative prompt last."""
+    mask = "encoder_attention_mask"
+    conditions = ("positive", "negative")
+    taken = [(name, array) for name in conditions for array in (STATES, mask)]
+    return encoding(order, *taken)
+
+
+def position_ids(states: Array) -> Array:
+    """The ids [S, 3] of tokens of text in FLUX.1 and Chroma: all zero, on the device of their states."""
+    zeros = np.zeros((states.shape[1], 3), dtype=np.float32)
+    return place(zeros, states.device if is_torch(states) else None)
+
+
+def seen(bias: Any) -> Array:
+    """The mask [B, S] of tokens to which attention adds this bias: 1 where that is zero."""
+    counts = (bias == 0) * 1
+    return counts.long() if is_torch(counts) else counts.astype(np.int64)

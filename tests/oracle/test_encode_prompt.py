@@ -1,0 +1,81 @@
+"""``encode_prompt`` of every family takes and returns what that of Diffusers does."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from perfuse import DiffusionPipeline
+from perfuse.errors import InputError
+
+Make = Callable[[str], Path]
+TEXTS, NOT = ["red", "a small green circle"], ["blue", "two black squares"]
+#: What is given by position, and by name, by kind of checkpoint.
+CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    "sd1": ((TEXTS, "cpu", 2, True, NOT), {}),
+    "sdxl": ((TEXTS, None, "cpu", 1, True, NOT), {}),
+    "flux": ((TEXTS, ["a", "b"], "cpu", 2), {"max_sequence_length": 16}),
+    "sd3": ((TEXTS, None, None, "cpu", 2, True, NOT), {"max_sequence_length": 16}),
+    "pixart": ((TEXTS, True, NOT, 1, "cpu"), {"max_sequence_length": 16}),
+    "sana": ((TEXTS, True, NOT, 1), {"complex_human_instruction": ["Describe:", "User Prompt: "]}),
+    "sana-sprint": ((TEXTS, 1, "cpu"), {"complex_human_instruction": ["Describe: "]}),
+    "chroma": ((TEXTS, NOT, "cpu", 2), {"max_sequence_length": 16}),
+    "aura-flow": ((TEXTS, NOT, True, 1, "cpu"), {"max_sequence_length": 16}),
+    "cogview4": ((TEXTS, NOT, True, 2), {"max_sequence_length": 32}),
+    "lumina2": ((TEXTS, True, NOT, 1), {}),
+    "klein": ((TEXTS, "cpu", 2), {"max_sequence_length": 64}),
+    "qwen-image": ((TEXTS, "cpu", 1), {}),
+    "z-image": ((TEXTS, "cpu", True, NOT), {}),
+}
+#: Pictures per prompt are one where Diffusers repeats a mask in another order than its states.
+#: Results that are filled up further there, and hold other numbers where the mask, which follows, is 0.
+_FILLED_UP = {"lumina2", "sana", "sana-sprint"}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_encode_prompt(checkpoint: Make, kind: str) -> None:
+    arguments, given = copy.deepcopy(CALLS[kind])
+    theirs = diffusers.DiffusionPipeline.from_pretrained(checkpoint(kind))
+    with torch.no_grad():  # some pipelines write into the list of prompts
+        wanted = theirs.encode_prompt(*copy.deepcopy(arguments), **given)
+    if kind == "aura-flow":  # its masks say the same of each number of a state
+        wanted = [one.reshape(2, 16, -1)[:, :, 0] if i % 2 else one for i, one in enumerate(wanted)]
+    pipe = DiffusionPipeline.from_pretrained(checkpoint(kind), backend="torch:cpu")
+    found = pipe.encode_prompt(*arguments, **given)
+    assert [one is None for one in found] == [one is None for one in wanted]
+    for i, (mine, other) in enumerate(zip(found, wanted, strict=True)):
+        if other is None:
+            continue
+        if kind in _FILLED_UP:
+            mask = np.asarray(wanted[i + 1 if i % 2 == 0 else i]) != 0
+            other = other[:, : mine.shape[1]]
+            own = mask[:, : mine.shape[1]]
+            assert not mask[:, mine.shape[1] :].any()
+            if i % 2 == 0:
+                mine, other = mine[own], other[own]
+        pairs = zip(mine, other, strict=True) if isinstance(other, list) else [(mine, other)]
+        for a, b in pairs:
+            assert tuple(a.shape) == tuple(b.shape)
+            assert np.abs(np.asarray(a, np.float64) - b.double().numpy()).max() <= 1e-4
+
+
+def test_states_that_were_encoded_draw_what_the_prompt_draws(checkpoint: Make) -> None:
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("flux"), backend="torch:cpu")
+    given: dict[str, Any] = {"num_inference_steps": 2, "height": 32, "width": 32, "seed": 0}
+    given |= {"output_type": "latent", "max_sequence_length": 16}
+    states, pooled, _ = pipe.encode_prompt("red", None, max_sequence_length=16)
+    words = pipe("red", **given).images
+    drawn = pipe(prompt_embeds=states, pooled_prompt_embeds=pooled, **given).images
+    assert torch.equal(words, drawn)
+
+
+def test_a_pipeline_without_prompts(checkpoint: Make) -> None:
+    for kind in ("tiny", "dit"):
+        pipe = DiffusionPipeline.from_pretrained(checkpoint(kind), backend="torch:cpu")
+        with pytest.raises(InputError, match="has no encode_prompt"):
+            pipe.encode_prompt("red")
