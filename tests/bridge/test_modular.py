@@ -199,6 +199,40 @@ def test_a_components_manager_holds_models_once(checkpoint: Make, store: Artifac
 
 @pytest.mark.export
 @pytest.mark.exhaustive
+def test_components_by_their_specifications(
+    checkpoint: Make, store: ArtifactStore, tmp_path: Path
+) -> None:
+    folder, kind = checkpoint("sdxl"), diffusers.UNet2DConditionModel
+    other = kind.from_config(kind.load_config(folder, subfolder="unet"))
+    other.save_pretrained(tmp_path / "unet")
+    held = ComponentsManager()
+    pipe, plain = (
+        opened(blocks_of("TEXT2IMAGE_BLOCKS"), folder, components_manager=one, collection="sdxl")
+        for one in (held, ComponentsManager())
+    )
+    perfuse.accelerate(pipe, "unet=onnxruntime", store=store)
+    first = draw(pipe, **ASKED)
+    spec = ComponentSpec(name="unet", repo=str(tmp_path), subfolder="unet", type_hint=kind)
+    unet = spec.load()
+    for one in (pipe, plain):
+        one.update_components(unet=unet if one is pipe else spec.load())
+    assert pipe.get_component_spec("unet").pretrained_model_name_or_path == str(tmp_path)
+    second = draw(pipe, **ASKED)
+    assert np.abs(second - draw(plain, **ASKED)).max() < 1e-3 < np.abs(second - first).max()
+    assert (ran(pipe).calls, ran(pipe).torch_calls) == (6, 0)
+    again = ComponentSpec.from_component("unet", unet).load()
+    assert torch.equal(again.conv_in.weight, unet.conv_in.weight) and again is not unet
+    # One model of a name in a collection: the later one takes the other's place.
+    held.add("unet", again, collection="sdxl")
+    assert held.get_one(name="unet*", collection="sdxl") is again
+    changed = pipe.get_component_spec("unet")
+    changed.pretrained_model_name_or_path = str(folder)
+    pipe.update_components(unet=changed.load())
+    assert np.abs(draw(pipe, **ASKED) - first).max() < 1e-5
+
+
+@pytest.mark.export
+@pytest.mark.exhaustive
 def test_saved_with_its_graphs(
     checkpoint: Make, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,8 +33,7 @@ class Call:
     tensors: tuple[Tensor, ...]
     #: A name for each tensor: ``sample``, ``added_cond_kwargs_text_embeds``.
     names: tuple[str, ...]
-    #: Every leaf of the arguments' tree; ``None`` where a tensor is. Where it is complex, its dtype: the
-    #: tensor is real then, with a last axis of two.
+    #: Every leaf of the arguments' tree; ``None`` where a tensor is.
     leaves: tuple[Any, ...]
     where: tuple[int, ...]
     tree: Tree
@@ -69,11 +68,10 @@ class Call:
         for i, (path, leaf) in enumerate(found):
             value = torch.tensor(leaf) if i in numbers else leaf
             if isinstance(value, Tensor):
-                pair = value.is_complex()
-                tensors.append(torch.view_as_real(value.resolve_conj()) if pair else value)
+                tensors.append(value)
                 names.append(_unique(_name(path, parameters), names))
                 where.append(i)
-                leaves.append(value.dtype if pair else None)
+                leaves.append(None)
             elif isinstance(value, torch.Generator):
                 leaves.append(None)  # another object each time; nothing that is captured draws
             elif isinstance(value, _PLAIN):
@@ -126,10 +124,7 @@ class Call:
 
     def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments again, with other tensors in their places."""
-        put = {
-            i: tensor if self.leaves[i] is None else torch.view_as_complex(tensor)
-            for i, tensor in zip(self.where, tensors, strict=True)
-        }
+        put = dict(zip(self.where, tensors, strict=True))
         leaves = [put.get(i, leaf) for i, leaf in enumerate(self.leaves)]
         args, kwargs = pytree.tree_unflatten(leaves, self.tree)
         return args, kwargs
