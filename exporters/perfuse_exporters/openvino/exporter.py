@@ -355,7 +355,8 @@ def _phases(model: "ov.Model") -> "list[ov.Node]":
         found[op.get_name()] = op
         todo.extend(value.get_node() for value in op.input_values())
     for name, op in found.items():
-        op.set_friendly_name(f"phase/{name}")  # in the file, a name need not be the only one
+        if op.get_type_name() != "Parameter":  # an input, or a weight, has its name
+            op.set_friendly_name(f"phase/{name}")  # in the file, a name need not be the only one
     model.validate_nodes_and_infer_types()
     return list(found.values())
 

@@ -360,3 +360,16 @@ def test_the_sizes_of_heads_are_known(exported: Callable[[str, str], Path]) -> N
         for place in range(3):
             _, heads, _, width = op.get_input_partial_shape(place)
             assert heads.is_static and width.is_static
+
+
+def test_a_weight_that_is_a_frequency_is_a_weight(
+    checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Fourier features are multiplied with a weight before the sine."""
+    component = Checkpoint.open(checkpoint("latent-upscaler")).component("unet")
+    folder = tmp_path / "graph"
+    folder.mkdir()
+    graph, weights = OpenVinoExporter().export_graph(component, folder)
+    ports = import_openvino().Core().read_model(graph).get_parameters()
+    names = {port.get_friendly_name() for port in ports}
+    assert names == {*weights.constants, *component.signature.input_names}
