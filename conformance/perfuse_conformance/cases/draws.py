@@ -150,7 +150,9 @@ class _Given:
         self.two = "text_encoder_2" in spec.components and "text_encoder" in spec.components
         self.embedded = spec.denoiser.guidance == "embedded"
         #: A model of flows is drawn with by its own scheduler: others take another prediction.
-        self.flow = str(spec.scheduler.get("_class_name", "")).startswith("FlowMatch")
+        kind = str(spec.scheduler.get("_class_name", ""))
+        of_flows = kind.startswith(("FlowMatch", "SCM"))
+        self.flow = of_flows or bool(spec.scheduler.get("use_flow_sigmas", False))
         noise = "lcm" if self.embedded else "ddim"
         self.scheduler = None if self.flow else noise
 
