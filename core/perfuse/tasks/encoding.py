@@ -1,7 +1,7 @@
 """What ``encode_prompt`` of Diffusers' pipelines takes and returns, in the words of conditions."""
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from perfuse.arrays import is_torch, place
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Encoding
 
-__all__ = ["STATES", "arrays", "encoding", "masked_encoding", "position_ids", "seen"]
+__all__ = ["STATES", "Taken", "encoding", "masked_encoding", "position_ids", "seen"]
 
 Conditions = Mapping[str, Mapping[str, Array]]
 
@@ -18,19 +18,23 @@ Conditions = Mapping[str, Mapping[str, Array]]
 STATES = "encoder_hidden_states"
 
 
+@dataclass(frozen=True)
+class Taken:
+    """Results of ``encode_prompt`` that are arrays of conditions."""
+
+    #: A condition and an array of it, for each result.
+    arrays: tuple[tuple[str, str], ...]
+
+    def __call__(self, conditions: Conditions) -> tuple[Array | None, ...]:
+        """The arrays; ``None`` for one of a condition that is not there."""
+        return tuple(
+            conditions[name][array] if name in conditions else None for name, array in self.arrays
+        )
+
+
 def encoding(order: str, *taken: tuple[str, str]) -> Encoding:
-    """Of arguments in this order, with spaces between; results are arrays of conditions.
-
-    Args:
-        order: The names of the arguments.
-        taken: A condition and an array of it, for each result.
-    """
-    return Encoding(order=tuple(order.split()), results=partial(arrays, taken))
-
-
-def arrays(taken: tuple[tuple[str, str], ...], conditions: Conditions) -> tuple[Array | None, ...]:
-    """These arrays of conditions; ``None`` for one of a condition that is not there."""
-    return tuple(conditions[name][array] if name in conditions else None for name, array in taken)
+    """Of arguments in this order, with spaces between; results are arrays of conditions."""
+    return Encoding(order=tuple(order.split()), results=Taken(taken))
 
 
 def masked_encoding(order: str) -> Encoding:
