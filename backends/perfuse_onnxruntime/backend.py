@@ -45,6 +45,8 @@ _OWN = (
 _LARGE = 250_000_000
 #: Memory while a checkpoint's weights are loaded, over their size: they are turned around and packed.
 _FROM_CHECKPOINT = 3.0
+#: The same of a piece, whose weights are packed where they are used, and let go.
+_IN_PIECES = 2.0
 #: Where the engine looks for the files that a model in memory names.
 _BESIDE = "session.model_external_initializers_file_folder_path"
 _ROUNDED = (
@@ -154,7 +156,7 @@ class OnnxRuntime(Backend):
         own = target.device is None or target.device.lower() == "cpu"
         if in_pieces:
             changed = component.build is None and component.changes is not None
-            return 1.0 if own and not component.storage and not changed else None
+            return _IN_PIECES if own and not component.storage and not changed else None
         return _FROM_CHECKPOINT if own and component.build is not None else 1.0
 
     def prepare_in_pieces(
