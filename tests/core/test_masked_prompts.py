@@ -61,3 +61,12 @@ def test_masks_that_do_not_fit_are_refused(checkpoint: Make, kind: str) -> None:
     if mask == "prompt_attention_mask":
         with pytest.raises(InputError, match="Only one of prompt_embeds and its mask was given"):
             conditions(pipe, prompt_embeds=states)
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"), [("chroma", 512), ("aura-flow", 512), ("cogview4", 1024)]
+)
+def test_more_tokens_than_are_read_are_refused(checkpoint: Make, kind: str, most: int) -> None:
+    pipe = DiffusionPipeline.from_pretrained(checkpoint(kind), backend="torch:cpu")
+    with pytest.raises(InputError, match=f"this family reads at most {most} tokens"):
+        pipe("red", max_sequence_length=most + 1)

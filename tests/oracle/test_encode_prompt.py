@@ -9,6 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from perfuse import DiffusionPipeline
 from perfuse.errors import InputError
@@ -79,3 +80,12 @@ def test_a_pipeline_without_prompts(checkpoint: Make) -> None:
         pipe = DiffusionPipeline.from_pretrained(checkpoint(kind), backend="torch:cpu")
         with pytest.raises(InputError, match="has no encode_prompt"):
             pipe.encode_prompt("red")
+
+
+def test_a_picture_stands_behind_the_prompt_that_edits_it(checkpoint: Make) -> None:
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("qwen-edit"), backend="torch:cpu")
+    picture = Image.new("RGB", (64, 64), "red")
+    states, mask = pipe.encode_prompt("blue", picture, "cpu", 2)
+    named = pipe.encode_prompt(prompt="blue", image=picture, num_images_per_prompt=2)
+    assert mask is None and named[1] is None
+    assert len(states) == 2 and torch.equal(torch.as_tensor(states), torch.as_tensor(named[0]))

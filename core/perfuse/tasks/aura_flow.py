@@ -7,7 +7,7 @@ from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, Tools
 from perfuse.tasks.encoding import masked_encoding
 from perfuse.tasks.family import family_task
-from perfuse.tasks.masked_prompts import MASKS, encode_masked, prompts_up_to
+from perfuse.tasks.masked_prompts import MASKS, encode_masked, length_up_to
 from perfuse.tasks.prompts.sequences import encode_sequence
 
 __all__ = ["AURA_FLOW"]
@@ -32,11 +32,10 @@ AURA_FLOW = family_task(
         ),
     },
     {"guidance_scale": 3.5},
-    prompts_up_to(_MOST),
     encode_masked(_read),
     encoding=masked_encoding(
         "prompt negative_prompt do_classifier_free_guidance num_images_per_prompt device "
         "prompt_embeds negative_prompt_embeds prompt_attention_mask negative_prompt_attention_mask "
         "max_sequence_length lora_scale"
     ),
-)
+).insert(length_up_to(_MOST), before="read_prompts")

@@ -13,7 +13,7 @@ from perfuse.contract.steps import Encoding, Input, Tools
 from perfuse.tasks.encoding import STATES, position_ids
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule, resized_from_picture
-from perfuse.tasks.masked_prompts import MASKS, encode_masked, prompts_up_to
+from perfuse.tasks.masked_prompts import MASKS, encode_masked, length_up_to
 from perfuse.tasks.prompts.sequences import encode_sequence
 
 __all__ = ["CHROMA_IMAGE_TO_IMAGE", "CHROMA_TEXT_TO_IMAGE"]
@@ -37,17 +37,15 @@ _ENCODED = (
 
 
 def _encoded(conditions: Mapping[str, Mapping[str, Array]]) -> tuple[Array | None, ...]:
-    """Text states, the ids of the tokens' places [S, 3], and the mask; those of the negative prompt last."""
-    given = (conditions.get(name) for name in ("positive", "negative"))
-    return tuple(
-        one
-        for told in given
-        for one in (
-            (None, None, None)
-            if told is None
-            else (told[STATES], position_ids(told[STATES]), told["encoder_attention_mask"])
-        )
-    )
+    """What is told of the prompts, then of the negative prompts."""
+    return (*_told(conditions.get("positive")), *_told(conditions.get("negative")))
+
+
+def _told(arrays: Mapping[str, Array] | None) -> tuple[Array | None, ...]:
+    """Text states, the ids of the tokens' places [S, 3], and the mask."""
+    if arrays is None:
+        return None, None, None
+    return arrays[STATES], position_ids(arrays[STATES]), arrays["encoder_attention_mask"]
 
 
 CHROMA_TEXT_TO_IMAGE = family_task(
@@ -58,10 +56,9 @@ CHROMA_TEXT_TO_IMAGE = family_task(
         ),
     },
     {"num_inference_steps": 35, "guidance_scale": 5.0},
-    prompts_up_to(_MOST),
     prepare_flow_schedule,
     encode_masked(_read),
     encoding=Encoding(order=tuple(_ENCODED.split()), results=_encoded),
-)
+).insert(length_up_to(_MOST), before="read_prompts")
 
 CHROMA_IMAGE_TO_IMAGE = resized_from_picture(CHROMA_TEXT_TO_IMAGE, {"strength": 0.9})

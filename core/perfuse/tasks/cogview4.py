@@ -15,7 +15,7 @@ from perfuse.tasks.denoise import check_count
 from perfuse.tasks.encoding import STATES, encoding
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import flow_schedule, tokens_of
-from perfuse.tasks.masked_prompts import prompts_up_to
+from perfuse.tasks.masked_prompts import length_up_to
 from perfuse.tasks.prompts.language import LanguageReader, fixed_length
 from perfuse.tasks.text import read_conditions
 
@@ -135,7 +135,6 @@ COGVIEW_4 = family_task(
         ),
     },
     {"guidance_scale": 5.0},
-    prompts_up_to(_MOST),
     prepare_schedule,
     encode_prompt,
     encoding=encoding(
@@ -144,4 +143,4 @@ COGVIEW_4 = family_task(
         ("positive", STATES),
         ("negative", STATES),
     ),
-)
+).insert(length_up_to(_MOST), before="read_prompts")

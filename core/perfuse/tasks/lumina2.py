@@ -113,13 +113,13 @@ _ENCODED = (
 
 
 def _encoded(conditions: Mapping[str, Mapping[str, Array]]) -> tuple[Array | None, ...]:
-    """Text states and their mask, filled up to the longest; those of the negative prompt last."""
-    given = (conditions.get(name) for name in ("positive", "negative"))
-    return tuple(
-        one
-        for told in given
-        for one in ((None, None) if told is None else (told[STATES], seen(told["caption_bias"])))
-    )
+    """What is told of the prompts, then of the negative prompts."""
+    return (*_told(conditions.get("positive")), *_told(conditions.get("negative")))
+
+
+def _told(arrays: Mapping[str, Array] | None) -> tuple[Array | None, ...]:
+    """Text states and their mask, filled up to the longest."""
+    return (None, None) if arrays is None else (arrays[STATES], seen(arrays["caption_bias"]))
 
 
 LUMINA_2 = family_task(

@@ -10,12 +10,10 @@ from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Input, State, Step, Tools, step
 from perfuse.errors import InputError
-from perfuse.tasks.denoise import check_output_type
 from perfuse.tasks.prompts.sequences import check_length
-from perfuse.tasks.text import Prompt, guider_for, read_conditions
-from perfuse.tasks.text_to_image import checked_texts
+from perfuse.tasks.text import read_conditions
 
-__all__ = ["MASKS", "encode_masked", "masked_conditions", "prompts_up_to"]
+__all__ = ["MASKS", "encode_masked", "length_up_to", "masked_conditions"]
 
 #: Prompts; and their states [B, S, D] with a mask of these [B, S], where they are given in their place.
 Texts = tuple[list[str], Array | None, Array | None]
@@ -26,37 +24,16 @@ MASKS = {
 }
 
 
-def prompts_up_to(most: int) -> Step:
-    """The step that checks a task's inputs, where ``max_sequence_length`` is at most ``most`` tokens."""
+def length_up_to(most: int) -> Step:
+    """The step that refuses a ``max_sequence_length`` of more than ``most`` tokens."""
 
-    @step(outputs=("prompts", "negatives", "count", "guider"))
-    def read_prompts(
-        tools: Tools,
-        prompt: Prompt,
-        negative_prompt: Prompt,
-        prompt_embeds: Array | None,
-        negative_prompt_embeds: Array | None,
-        guidance_scale: float,
-        guidance_rescale: float,
-        guider: Any,
-        num_images_per_prompt: int,
-        max_sequence_length: int,
-        output_type: str,
-    ) -> State:
-        """Check the inputs, and choose the guidance."""
-        check_output_type(output_type)
+    @step(outputs=())
+    def check_prompt_length(tools: Tools, max_sequence_length: int) -> State:
+        """Refuse to read more tokens of a prompt than the model takes."""
         check_length(max_sequence_length, most)
-        texts = checked_texts(
-            tools,
-            prompt,
-            negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            num_images_per_prompt,
-        )
-        return {**texts, "guider": guider_for(tools, guider, guidance_scale, guidance_rescale)}
+        return {}
 
-    return read_prompts
+    return check_prompt_length
 
 
 def encode_masked(read: Callable[[Tools, list[str], int], Mapping[str, Array]]) -> Step:

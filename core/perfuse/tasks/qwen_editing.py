@@ -164,8 +164,12 @@ def _states(tools: Tools, text: str, prefix: str, pictures: Sequence[SeenPicture
 
 def _editing(check_size: Any, prefix: str, text: str) -> Task:
     image = Input(default=REQUIRED, kind=Picture, option="--image", help=text)
+    encoding = QWEN_TEXT_TO_IMAGE.encoding
+    assert encoding is not None  # as the prompt alone has, with the picture behind the prompt
+    prompt, *rest = encoding.order
+    behind = replace(encoding, order=(prompt, "image", *rest))
     return (
-        replace(QWEN_TEXT_TO_IMAGE, name="image-editing")
+        replace(QWEN_TEXT_TO_IMAGE, name="image-editing", encoding=behind)
         .with_inputs(image=image)
         .replace("check_size", check_size)
         .replace("encode_prompt", _encoder(prefix))
