@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def check_refusal(result: Result, status: int, *words: str) -> None:
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("perfuse: ")
     for word in words:
-        assert word in lines[0]
+        assert word in lines[0], "".join(traceback.format_exception(result.exception))
     assert lines[0].rstrip().endswith((".", "?", ")", "'")) or "Run:" in lines[0], lines[0]
 
 

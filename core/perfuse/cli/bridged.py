@@ -334,8 +334,8 @@ def _called(pipe: Any, inputs: Mapping[str, Any]) -> Any:
     except Exception as exc:  # a pipeline's own code: its errors have no one root
         raise PerfuseError(
             f"{type(pipe).__name__} was called with {', '.join(inputs) or 'no argument'}; it raised "
-            f"{type(exc).__name__}: {' '.join(str(exc).split())} Other arguments are given as --arg "
-            "NAME=VALUE."
+            f"{type(exc).__name__}: {' '.join(str(exc).split()).rstrip('.')}. Other arguments are given "
+            "as --arg NAME=VALUE."
         ) from exc
 
 
