@@ -1,8 +1,8 @@
 """Ways that leave work out, beside the whole work: SD-1.5-sized at 512² and one transformer, 30 steps.
 
 Guidance is on, and weights are random, so that steps are left out by number. Loops are the denoising alone,
-without text and decoding; times are processor time, taken in turns in one process: other programs may
-run beside it.
+without text and decoding, in the precision that the engine is fastest in, both sides; times are processor
+time, taken in turns in one process: other programs may run beside it.
 """
 
 import multiprocessing
@@ -60,7 +60,7 @@ _LOOPS: Mapping[str, tuple[_Way, ...]] = {
         _transformer("magcache:ratios=1+1,most=2"),
     ),
 }
-#: Of whole pictures with ``--fast``, by engine: the precisions that are fast there.
+#: By engine, the precisions that are fast there; loops are in the first of them.
 _FAST = {
     "torch:cpu": ("bfloat16",),
     "onnxruntime:cpu": ("float32",),
@@ -92,7 +92,8 @@ def _loops(case: str, engine: str, options: Namespace) -> Iterator[Row]:
     steps, rounds = _counts(options)
     for way in _LOOPS[case]:
         checkpoint = way.make(options.work, quick=options.quick)
-        whole = DiffusionPipeline.from_pretrained(checkpoint, backend=engine)
+        precision = _FAST[engine][0]
+        whole = DiffusionPipeline.from_pretrained(checkpoint, backend=engine, precision=precision)
         other = DiffusionPipeline.from_pipe(whole)  # shares what the transforms leave as it is
         texts = way.texts(steps)
         for text in texts:
@@ -101,7 +102,7 @@ def _loops(case: str, engine: str, options: Namespace) -> Iterator[Row]:
         sides = {"other": _loop(other, steps), "plain": _loop(whole, steps)}
         found = in_turns(rounds, sides)
         yield compare(
-            f"A denoising loop of {steps} steps, {way.model}{' '.join(texts)}, {engine}",
+            f"A denoising loop of {steps} steps, {way.model}{' '.join(texts)}, {engine} in {precision}",
             found["other"],
             found["plain"],
             unit="s",
