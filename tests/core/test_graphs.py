@@ -16,7 +16,7 @@ from perfuse import ArtifactStore, Checkpoint, DiffusionPipeline
 from perfuse.backend import Change, Component, Constant, StoredTensor, WeightMap
 from perfuse.contract.original import View
 from perfuse.errors import ExportError, NonFiniteError, WeightsError
-from perfuse.run import bound
+from perfuse.run import apart, bound
 from perfuse.run.graphs import _key
 
 pytestmark = pytest.mark.export
@@ -115,6 +115,7 @@ def test_tensors_stay_in_the_checkpoint_s_file(
 ) -> None:
     found = bound(unet(checkpoint("tiny")), format, known)
     assert found is not None
+    tensors = dict(found.tensors)
     mapped = [
         (int(start, 16), int(end, 16))
         for line in Path("/proc/self/maps").read_text().splitlines()
@@ -122,7 +123,7 @@ def test_tensors_stay_in_the_checkpoint_s_file(
         for start, end in [line.split()[0].split("-")]
     ]
     for one in found.weights.constants.values():
-        place = one.of(found.tensors[one.tensor]).array.ctypes.data
+        place = one.of(tensors[one.tensor]).array.ctypes.data
         assert any(start <= place < end for start, end in mapped)
 
 
@@ -195,7 +196,21 @@ def test_a_file_that_is_replaced_by_another_kind_before_it_is_read(
     component = unet(other(lambda tensors: tensors))
     other(lambda tensors: {name: one.half() for name, one in tensors.items()})
     with pytest.raises(WeightsError, match="changed since it was opened"):
-        bound(component, format, known)
+        found = bound(component, format, known)
+        dict(found.tensors if found else {})
+
+
+def test_a_file_that_is_replaced_while_it_is_read(
+    known: ArtifactStore, format: str, other: Callable[..., Path]
+) -> None:
+    """Half of the weights of one checkpoint and half of another's would be a third's."""
+    found = apart(unet(other(lambda tensors: tensors)), format, known)
+    assert found is not None
+    first, *_, last = (one.tensor for one in found.weights.constants.values())
+    found.read([first])
+    other(halved)
+    with pytest.raises(WeightsError, match="changed since it was opened"):
+        found.read([last])
 
 
 def test_it_starts_without_torch(

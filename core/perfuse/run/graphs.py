@@ -13,6 +13,7 @@ from typing import Any
 from perfuse.contract.architecture import Architecture
 from perfuse.contract.changes import Changes, plain_name
 from perfuse.contract.component import Component, Recipe
+from perfuse.contract.pieces import Windowed
 from perfuse.contract.quantized import SCHEMES, quantized
 from perfuse.contract.weights import StoredTensor, WeightMap
 from perfuse.errors import ArtifactError, ExportError
@@ -62,7 +63,8 @@ class Bound:
     path: Path
     weights: WeightMap
     #: The tensors of the component's module; most of them lie in the checkpoint's mapped files. Their
-    #: shapes may differ from the constants' by axes of size 1.
+    #: shapes may differ from the constants' by axes of size 1. They are read some at a time, in the
+    #: order of the constants.
     tensors: Mapping[str, StoredTensor]
 
 
@@ -92,8 +94,8 @@ def bound(component: Component, format: str, store: ArtifactStore) -> Bound | No
     found = apart(component, format, store)
     if found is None:
         return None
-    wanted = {constant.tensor for constant in found.weights.constants.values()}
-    return Bound(path=found.path, weights=found.weights, tensors=found.read(wanted))
+    sizes = {one.tensor: one.size for one in found.weights.constants.values()}
+    return Bound(path=found.path, weights=found.weights, tensors=Windowed(found.read, sizes))
 
 
 def apart(component: Component, format: str, store: ArtifactStore) -> Apart | None:

@@ -318,16 +318,30 @@ class Weights:
     def reader(self, stored: Mapping[str, str]) -> Reader | None:
         """What reads tensors under other names, which ``stored`` maps to those of the files.
 
+        It refuses to go on with a file that was replaced after it was read from first.
+
         Returns:
             ``None`` where only torch reads them.
         """
         if not self.plain(stored.values()):
             return None
-        return Reader(names=frozenset(stored), read=partial(self._read, stored))
+        return Reader(names=frozenset(stored), read=partial(self._read, stored, {}))
 
     def _read(
-        self, stored: Mapping[str, str], names: Collection[str]
+        self,
+        stored: Mapping[str, str],
+        seen: dict[Path, tuple[int, int, int]],
+        names: Collection[str],
     ) -> Mapping[str, StoredTensor]:
+        """Tensors of the same files as those that were read before, which are in ``seen``."""
+        for path in self.files:
+            try:
+                stat = path.stat()
+            except OSError as exc:
+                raise WeightsError(f"{path} cannot be read: {exc}. {_AGAIN}") from exc
+            stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+            if seen.setdefault(path, stamp) != stamp:
+                raise _changed(self.folder)
         arrays = self.arrays({stored[name] for name in names})
         assert arrays is not None  # they are plain
         return {name: arrays[stored[name]] for name in names}

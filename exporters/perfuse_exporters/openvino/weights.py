@@ -44,13 +44,15 @@ def bind(
 
     held: list[NDArray[Any]] = []
     rounded: dict[Any, Any] = {}
-    for port in model.get_parameters():
-        constant = weights.constants.get(port.get_friendly_name())
-        if constant is None:
+    ports = {port.get_friendly_name(): port for port in model.get_parameters()}
+    # In the order of the constants, in which tensors may be read some at a time.
+    for name, constant in weights.constants.items():
+        port = ports.get(name)
+        if port is None:
             continue
         found = tensors[constant.tensor]
         if isinstance(found, Quantized):
-            node, arrays = _integers(openvino, found, port.get_friendly_name())
+            node, arrays = _integers(openvino, found, name)
             held += arrays
             _widened(port).replace(node.output(0))
             if found.range is not None:
@@ -59,12 +61,13 @@ def bind(
             continue
         tensor = constant.of(found, exact=exact)
         held.append(tensor.array)
-        node = _constant(openvino, tensor, port.get_friendly_name())
+        node = _constant(openvino, tensor, name)
         if tensor.dtype != constant.dtype:
             node = opset13.convert(node, _TYPES[constant.dtype])
-            # Without OpenVINO's mark of weights that are stored in fewer bits, it would keep a copy
-            # of each in float32 beside the one in its own layout.
-            node.get_rt_info()["decompression_0"] = ""
+            _mark(node)
+        for reader in port.output(0).get_target_inputs():
+            if reader.get_node().get_type_name() == "Convert":
+                _mark(reader.get_node())
         port.output(0).replace(node.output(0))
         model.remove_parameter(port)
     model.validate_nodes_and_infer_types()
@@ -106,6 +109,14 @@ def rebind(
         nodes[name].output(0).replace(_constant(openvino, tensor, name).output(0))
     model.validate_nodes_and_infer_types()
     return held
+
+
+def _mark(convert: Any) -> None:
+    """Mark what widens a weight, as OpenVINO does in files.
+
+    It would otherwise keep a copy of the weight in float32 beside the one in its own layout.
+    """
+    convert.get_rt_info()["decompression_0"] = ""
 
 
 def _constant(openvino: Any, tensor: StoredTensor, name: str) -> Any:

@@ -15,12 +15,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("openvino")
 
-from perfuse.backend import Component
+from perfuse.backend import Component, Constant, StoredTensor, WeightMap
 from perfuse.errors import ExportError
 from perfuse.sources.checkpoint import Checkpoint
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
 from perfuse_exporters.openvino.engine import import_openvino
 from perfuse_exporters.openvino.exporter import OpenVinoExporter
+from perfuse_exporters.openvino.weights import bind
 
 pytestmark = pytest.mark.export
 
@@ -217,6 +218,22 @@ def test_the_file_marks_what_widens_a_weight(make: Make) -> None:
     ]
     assert len(widening) > 10
     assert all("decompression_0" in op.get_rt_info() for op in widening)
+
+
+def test_a_weight_that_lies_elsewhere_is_marked_too() -> None:
+    import openvino as ov
+    from openvino import opset13
+
+    x = opset13.parameter([4, 4], ov.Type.f32, name="x")
+    w = opset13.parameter([4, 4], ov.Type.bf16, name="w")
+    model = ov.Model([opset13.matmul(x, opset13.convert(w, "f32"), False, False)], [x, w])
+    w.set_friendly_name("w")
+    weights = WeightMap(constants={"w": Constant(tensor="w", dtype="bfloat16", shape=(4, 4))})
+    stored = StoredTensor(dtype="float32", array=np.ones((4, 4), np.float32))
+    held = bind(ov, model, weights, {"w": stored})
+    (widening,) = [op for op in model.get_ops() if op.get_type_name() == "Convert"]
+    assert "decompression_0" in widening.get_rt_info()
+    assert [one.nbytes for one in held] == [32]
 
 
 def test_the_file_marks_what_leads_to_a_sine(make: Make) -> None:
