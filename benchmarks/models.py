@@ -167,11 +167,14 @@ def middle(work: Path, *, seed: int = 0) -> Path:
     return _checkpoint(folder, unet, vae, {**text, "num_attention_heads": 4}, seed=seed)
 
 
-def transformer(work: Path, *, quick: bool = False) -> Path:
-    """Stable Diffusion 3's transformer with 6 blocks, 0.6 G parameters; its text encoders are tiny."""
+def transformer(work: Path, *, quick: bool = False, blocks: int = 6) -> Path:
+    """Stable Diffusion 3's transformer with some of its 24 blocks, 0.1 G parameters each.
+
+    Its text encoders are tiny.
+    """
     from perfuse.models import SD3Transformer2DModel
 
-    folder = work / ("transformer-quick" if quick else "transformer")
+    folder = work / (f"transformer-{blocks}" + ("-quick" if quick else ""))
     if (folder / "written").is_file():
         return folder
     say(f"writing {folder.name}, once, with random weights")
@@ -179,7 +182,7 @@ def transformer(work: Path, *, quick: bool = False) -> Path:
     make_checkpoint(folder, "sd3")
     config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
     narrow = {"attention_head_dim": 16, "caption_projection_dim": 384} if quick else {}
-    config |= {**_TRANSFORMER, **narrow}
+    config |= {**_TRANSFORMER, **narrow, "num_layers": blocks}
     write_json(folder / "transformer" / "config.json", config)
     import torch
 
