@@ -89,7 +89,6 @@ _SCHEDULE = {
 #: The width of Stable Diffusion 3 medium, with a quarter of its blocks; tables of positions for 512².
 _TRANSFORMER: dict[str, Any] = {
     "sample_size": 64,
-    "num_layers": 6,
     "attention_head_dim": 64,
     "num_attention_heads": 24,
     "caption_projection_dim": 1536,
