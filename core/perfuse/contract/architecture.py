@@ -54,10 +54,10 @@ class Architecture:
     #: ``attention_N``, and takes that as ``kept_attention_N`` where its input ``gate`` is 1. With what its
     #: host inputs say, it computes everything. Empty if there is none.
     gated: str = ""
-    #: ``(component, blocks) -> (component, component)``: a transformer with two outputs more, and another
-    #: entry of its first blocks and its end alone. ``sign_N``, which the entry gives, too, tells how
-    #: much has changed since another step; ``added_N``, the entry's last input, is what the other
-    #: blocks add. Empty if there is none.
+    #: ``(component, first, last) -> (component, component)``: a transformer with more outputs, and another
+    #: entry of its first blocks, its last ones and its end alone. ``sign_N``, which the entry gives, too,
+    #: tells how much has changed since another step; ``added_N`` and others of such names, the entry's
+    #: last inputs, are what the blocks in the middle add. Empty if there is none.
     first_blocks: str = ""
     #: ``(spec) -> ComponentSpec``: the same with every hidden state among its outputs, called
     #: ``hidden_states_0`` and so on, for a caller that asks a text encoder for all. Empty if there is none.

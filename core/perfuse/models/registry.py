@@ -333,12 +333,13 @@ def gated(component: Component) -> Component | None:
     return found
 
 
-def first_blocks(component: Component, blocks: int) -> tuple[Component, Component] | None:
-    """A transformer that also gives what its later blocks add, and an entry of the first ones.
+def first_blocks(component: Component, first: int, last: int) -> tuple[Component, Component] | None:
+    """A transformer that also gives what its middle blocks add, and an entry of the other ones.
 
     Args:
         component: The denoiser.
-        blocks: How many are the first ones; 0 for none, so that the entry has no block.
+        first: How many are the first ones; 0 for none.
+        last: How many are the last ones; 0 for none.
 
     Returns:
         Both, ``None`` if the denoiser's architecture has no such entry.
@@ -349,7 +350,7 @@ def first_blocks(component: Component, blocks: int) -> tuple[Component, Componen
     architecture = _architecture(component.spec)
     if architecture is None or not architecture.first_blocks:
         return None
-    both: tuple[Component, Component] = resolve(architecture.first_blocks)(component, blocks)
+    both: tuple[Component, Component] = resolve(architecture.first_blocks)(component, first, last)
     return both
 
 

@@ -124,10 +124,12 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
     )
 
 
-def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
-    """The transformer cut after its first blocks."""
+def first_blocks(component: Component, first: int, last: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks, and before its last ones."""
     pixart = PixArtConfig.from_dict(component.spec.config)
-    return cut(component, blocks, of=pixart.num_layers, width=pixart.width, patch=pixart.patch_size)
+    return cut(
+        component, first, last, of=pixart.num_layers, width=pixart.width, patch=pixart.patch_size
+    )
 
 
 def host_inputs(

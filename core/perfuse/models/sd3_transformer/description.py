@@ -90,10 +90,12 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
     )
 
 
-def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
-    """The transformer cut after its first blocks."""
+def first_blocks(component: Component, first: int, last: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks, and before its last ones."""
     sd3 = SD3Config.from_dict(component.spec.config)
-    return cut(component, blocks, of=sd3.num_layers, width=sd3.width, patch=sd3.patch_size)
+    return cut(
+        component, first, last, of=sd3.num_layers, width=sd3.width, patch=sd3.patch_size, between=0
+    )
 
 
 def host_inputs(
