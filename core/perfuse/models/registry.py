@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from perfuse.contract.architecture import Architecture, Called
+from perfuse.contract.architecture import Architecture, Attentions, Called
 from perfuse.contract.component import Component
 from perfuse.contract.guider import Perturbation
 from perfuse.contract.latents import LatentSpec, PixelLatents
@@ -23,6 +23,7 @@ from perfuse.sources.left_out import check_left_out
 
 __all__ = [
     "aliases",
+    "attentions",
     "called",
     "check_config",
     "describe",
@@ -352,6 +353,15 @@ def first_blocks(component: Component, first: int, last: int) -> tuple[Component
         return None
     both: tuple[Component, Component] = resolve(architecture.first_blocks)(component, first, last)
     return both
+
+
+def attentions(spec: ComponentSpec) -> Attentions | None:
+    """The attentions of a transformer; ``None`` where its architecture names none."""
+    architecture = _architecture(spec)
+    if architecture is None or not architecture.attentions:
+        return None
+    found: Attentions = resolve(architecture.attentions)(spec)
+    return found
 
 
 def _perturb(module: Any, how: str, *settings: Any) -> Any:
