@@ -90,7 +90,7 @@ class Broadcast(nn.Module):
             self.kept[number] = before.flatten(1, 2)
         (predicted,) = self.model(*inputs[:count])
         size = [side // self.patch for side in inputs[0].shape[2:]]
-        given = [self.given[number].unflatten(1, size) for number in sorted(self.given)]
+        given = [self.given[number].unflatten(1, size) for number in sorted(self.given)]  # type: ignore[no-untyped-call]
         self.given.clear()
         self.kept.clear()
         return predicted, *given

@@ -36,7 +36,7 @@ class Look:
     index: int
     #: How many steps there are.
     total: int
-    #: The timestep that the denoiser is given; 0 where no rule asks.
+    #: The timestep that the denoiser is given.
     timestep: float = 0.0
     #: The step that the whole denoiser ran at last.
     computed: int
@@ -254,14 +254,9 @@ class _Predict:
         return ask(denoiser=part.name, kept=states)
 
     def _states(self, found: Answers, before: _States) -> _States:
-        """What is kept, for each branch, of what was just given, and of what was before."""
-        return {
-            **before,
-            **{
-                branch: {
-                    **before.get(branch, {}),
-                    **{name: outputs[name] for name in self.states if name in outputs},
-                }
-                for branch, outputs in found.items()
-            },
-        }
+        """What is kept for each branch, of what was just given and of what was before."""
+        kept = dict(before)
+        for branch, outputs in found.items():
+            own = {name: outputs[name] for name in self.states if name in outputs}
+            kept[branch] = {**before.get(branch, {}), **own}
+        return kept
