@@ -19,7 +19,7 @@ BRIEF = random-refiner random-inpaint random-pix2pix random-depth random-upscale
 THROUGH = random-cogview3
 TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=two ControlNets" \
   --title "random-guided=all guiders" --title "random-ip-adapter=two IP-Adapters" \
-  --title "random-shallow=DeepCache" --title "random-int8=SD, 8 bits" --title "random-cached=First-Block Cache" --title "random-flux=FLUX.1" --title "random-sd3=SD 3.5" \
+  --title "random-shallow=DeepCache" --title "random-int8=SD, 8 bits" --title "random-cached=DBCache" --title "random-flux=FLUX.1" --title "random-sd3=SD 3.5" \
   --title "random-z-image=Z-Image" --title "random-klein=FLUX.2 klein" --title "random-qwen-image=Qwen-Image" \
   --title "random-qwen-edit=Qwen-Image-Edit" \
   --title "random-sana=Sana" --title "random-sprint=Sana-Sprint" --title "random-chroma=Chroma" \

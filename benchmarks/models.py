@@ -96,6 +96,13 @@ _TRANSFORMER: dict[str, Any] = {
     "dual_attention_layers": [],
     "qk_norm": None,
 }
+_PIXART: dict[str, Any] = {
+    "sample_size": 128,
+    "num_layers": 2,
+    "attention_head_dim": 72,
+    "num_attention_heads": 16,
+    "cross_attention_dim": 1152,
+}
 #: Small tokenizers in place of the real ones, by class.
 _TOKENIZERS: dict[str, Callable[[Path], int]] = {
     "CLIPTokenizer": write_tokenizer,
@@ -171,22 +178,34 @@ def transformer(work: Path, *, quick: bool = False, blocks: int = 6) -> Path:
 
     Its text encoders are tiny.
     """
-    from perfuse.models import SD3Transformer2DModel
-
+    narrow = {"attention_head_dim": 16, "caption_projection_dim": 384} if quick else {}
     folder = work / (f"transformer-{blocks}" + ("-quick" if quick else ""))
+    return _with_transformer(folder, "sd3", {**_TRANSFORMER, **narrow, "num_layers": blocks})
+
+
+def pixart(work: Path, *, quick: bool = False) -> Path:
+    """PixArt-Σ's transformer with 2 blocks of its 28, 45 M parameters; its text encoder is tiny."""
+    narrow = {"attention_head_dim": 8, "cross_attention_dim": 128} if quick else {}
+    folder = work / ("pixart-quick" if quick else "pixart")
+    return _with_transformer(folder, "pixart-sigma", {**_PIXART, **narrow})
+
+
+def _with_transformer(folder: Path, kind: str, config: Mapping[str, Any]) -> Path:
+    """A small checkpoint of a kind with another transformer, of random weights."""
     if (folder / "written").is_file():
         return folder
     say(f"writing {folder.name}, once, with random weights")
     shutil.rmtree(folder, ignore_errors=True)
-    make_checkpoint(folder, "sd3")
-    config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
-    narrow = {"attention_head_dim": 16, "caption_projection_dim": 384} if quick else {}
-    config |= {**_TRANSFORMER, **narrow, "num_layers": blocks}
-    write_json(folder / "transformer" / "config.json", config)
+    make_checkpoint(folder, kind)
+    whole = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    whole |= config
+    write_json(folder / "transformer" / "config.json", whole)
     import torch
 
+    from perfuse.models.registry import network
+
     with torch.device("meta"):
-        state = SD3Transformer2DModel.from_config(config).state_dict()
+        state = network(whole["_class_name"]).from_config(whole).state_dict()
     shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
     _write_random(folder / "transformer" / "diffusion_pytorch_model.safetensors", shapes, 0)
     (folder / "written").touch()

@@ -40,6 +40,7 @@ BENCHMARKS = (
     "less_work",
     "fewer_bits",
     "token_merging",
+    "attention_broadcast",
     *(f"blocks:{case}" for case in FAMILIES),
     *(f"real_graphs:{case}" for case in REAL),
     *(f"bridged:{case}" for case in CASES),

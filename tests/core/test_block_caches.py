@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.counted import Counted
+from tests.deepened import deepened
 from tests.test_torch_free import BLOCKED, run
 
 from perfuse import DiffusionPipeline
@@ -57,31 +58,46 @@ def inputs_of(pipe: DiffusionPipeline) -> dict[str, Any]:
     return counted.calls["transformer"][0]
 
 
+def kept_with_last(kind: str) -> int:
+    """How many tensors the last blocks need: the picture's tokens, the text's, those between."""
+    if kind in ("pixart-sigma", "sana", "sana-sprint"):
+        return 1
+    return 3 if kind in ("z-image", "aura-flow") else 2
+
+
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
         *((kind, "first-block") for kind in KINDS),
         *((kind, "magcache") for kind in KINDS),
         ("flux", "first-block:blocks=3"),  # one of those with one stream
+        *((kind, "first-block:last=1") for kind in KINDS),
+        ("flux", "first-block:last=2"),
+        ("klein", "first-block:blocks=2,last=1"),  # one of those with one stream
     ],
 )
-def test_what_the_blocks_added_gives_the_whole(checkpoint: Make, kind: str, text: str) -> None:
-    plain, pipe = opened(checkpoint(kind)), opened(checkpoint(kind), text)
+def test_what_the_blocks_added_gives_the_whole(
+    checkpoint: Make, tmp_path: Path, kind: str, text: str
+) -> None:
+    folder = deepened(checkpoint(kind), tmp_path / kind) if "last" in text else checkpoint(kind)
+    plain, pipe = opened(folder), opened(folder, text)
     given = inputs_of(plain)
     name = next(name for name in pipe.spec.components if "first" in name)
     assert pipe.spec.components[name].entry_of == "transformer"
     whole, part = pipe.program("transformer"), pipe.program(name)
     expected = plain.program("transformer")(**given)["out_sample"]
     outputs = whole(**given)
-    added = part.signature.input_names[-1]
-    again = part(**given, **{added: outputs[added]})
+    added = {name: outputs[name] for name in part.signature.input_names if name in outputs}
+    assert len(added) == (kept_with_last(kind) if "last" in text else 1)
+    again = part(**given, **added)
     assert (outputs["out_sample"] == expected).all()
     assert (again["out_sample"] - expected).abs().max() <= 1e-5
     (sign,) = again.keys() - {"out_sample"}
     assert (again[sign] - outputs[sign]).abs().max() <= 1e-5
     assert outputs[sign].abs().max() > 1e-3
-    other = part(**given, **{added: 0 * outputs[added]})["out_sample"]
-    assert (other - expected).abs().max() > 1e-3
+    for lost in added:
+        other = part(**given, **{**added, lost: 0 * added[lost]})["out_sample"]
+        assert (other - expected).abs().max() > 1e-5
 
 
 # When
@@ -133,6 +149,8 @@ def test_magcache_multiplies_ratios() -> None:
         ("first-block:threshold=1e9", [0], range(1, 7)),
         ("first-block:threshold=1e9,warmup=3", [0, 1, 2], range(1, 7)),
         ("first-block:threshold=1e-12", range(7), range(1, 7)),
+        ("first-block:threshold=1e9,last=1", [0], range(1, 7)),
+        ("first-block:threshold=1e-12,last=1", range(7), range(1, 7)),
         ("teacache:threshold=1e9", [0, 6], range(1, 7)),
         ("magcache:ratios=1+1+1,warmup=0.4,most=2", [0, 1, 2, 5], [3, 4, 6]),
         ("magcache-calibration", range(7), []),
@@ -230,10 +248,10 @@ def test_faults_are_found(checkpoint: Make, fault: Any) -> None:
     pipe, found = opened(checkpoint("sd3"), "first-block"), False
     plain = opened(checkpoint("sd3")).task
     part = next(one for name, one in pipe.spec.components.items() if "first" in name)
-    kind = fault if isinstance(fault, type) else first_block.Options
+    kind, whole = fault if isinstance(fault, type) else first_block.Options, pipe.spec.denoiser
     for threshold in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8):
         expected, computed = by_hand(pipe, threshold, fault if isinstance(fault, str) else "")
-        pipe.task = reusing(plain, part, kind(threshold=threshold))
+        pipe.task = reusing(plain, whole, [part], kind(threshold=threshold))
         with Counted(pipe) as counted:
             latents = pipe(**{**GIVEN, **SMALL, "output_type": "latent"}).images
         same = len(counted.steps("transformer")) == len(computed)
@@ -282,6 +300,8 @@ def test_it_goes_with_others(checkpoint: Make) -> None:
         ("sd3", ["first-block:warmup=9"], "warmup=9 was given, and there are 7 steps"),
         ("sd3", ["first-block:blocks=0"], "blocks=0 was given; it must be at least 1"),
         ("sd3", ["first-block:blocks=3"], "transformer has 3, so that up to 2 can be the first"),
+        ("sd3", ["first-block:last=-1"], "last=-1 was given; it must be at least 0"),
+        ("sd3", ["first-block:last=2"], "has 3, so that up to 2 can be the first and last ones"),
         ("sd3", ["teacache:coefficients=1+nan"], "finite numbers were expected"),
         ("sd3", ["teacache:threshold=0"], "threshold=0.0 was given"),
         ("sd3", ["magcache"], "magcache was asked for with 0 ratios"),
@@ -317,15 +337,20 @@ def test_a_calibration_takes_two_steps(checkpoint: Make) -> None:
     [
         *(("onnxruntime", kind, "first-block:threshold=0.4") for kind in KINDS),
         *(("openvino:CPU", kind, "first-block:threshold=0.4") for kind in KINDS),
+        *(("onnxruntime", kind, "first-block:threshold=0.4,last=1") for kind in KINDS),
+        *(("openvino:CPU", kind, "first-block:threshold=0.4,last=1") for kind in KINDS),
         ("onnxruntime", "flux", "teacache:threshold=0.5"),
         ("openvino:CPU", "sd3", "teacache:threshold=0.5"),
     ],
 )
-def test_engines_draw_the_same(checkpoint: Make, backend: str, kind: str, text: str) -> None:
+def test_engines_draw_the_same(
+    checkpoint: Make, tmp_path: Path, backend: str, kind: str, text: str
+) -> None:
     """The denoiser alone on an engine; its decisions are those of the reference."""
     placement = f"torch:cpu,transformer={backend}"
+    folder = deepened(checkpoint(kind), tmp_path / kind) if "last" in text else checkpoint(kind)
     reference, engine = (
-        opened(checkpoint(kind), text, backend=target) for target in ("torch:cpu", placement)
+        opened(folder, text, backend=target) for target in ("torch:cpu", placement)
     )
     with Counted(reference) as expected, Counted(engine) as counted:
         distance = np.abs(drawn(reference) - drawn(engine)).max()

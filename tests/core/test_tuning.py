@@ -1,12 +1,15 @@
 """``perfuse tune``: what is tried, what is chosen, what is written."""
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
+from perfuse.arrays.metadata import read
 from perfuse.cli import main
 from perfuse.cli.settings import known_settings, read_settings
 from perfuse.errors import ConfigError
@@ -40,6 +43,77 @@ def test_the_fastest_that_loses_little_is_written(tmp_path: Path) -> None:
     settings = tomllib.loads(written.read_text("utf-8"))["pipeline"]
     assert settings.get("transforms", []) == best["transforms"]
     assert plot.stat().st_size > 1000
+
+
+#: A line of the table: the chosen one's mark, the point, seconds, speed, SSIM.
+LINE = re.compile(r"([* ]) (.+?) +([\d.e+-]+) s +([\d.]+)× +SSIM ([\d.]+)")
+
+
+@pytest.mark.parametrize(
+    ("backends", "duration", "steps"),
+    [
+        (("torch:cpu",), "0.1s", 2),
+        pytest.param(("torch:cpu",), "1h", 4, marks=pytest.mark.exhaustive),
+        pytest.param(
+            ("torch:cpu", "onnxruntime", "openvino:CPU"), "90s", 4, marks=pytest.mark.exhaustive
+        ),
+    ],
+)
+def test_what_was_found_is_drawn_with(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backends: tuple[str, ...],
+    duration: str,
+    steps: int,
+) -> None:
+    """The table, the plot and the settings say the same, and ``generate`` in that folder heeds them."""
+    pytest.importorskip("matplotlib")
+    for backend in backends[1:]:
+        pytest.importorskip(backend.partition(":")[0])
+    monkeypatch.chdir(tmp_path)
+    targets = [part for backend in backends for part in ("--backend", backend)]
+    given = (
+        "--model",
+        "shapes",
+        "--prompt",
+        "a red circle",
+        "--steps",
+        steps,
+        "--plot",
+        "plot.png",
+    )
+    done = tune(*targets, *given, "--time", duration)
+    assert done.exit_code == 0, done.output
+    rows = [match.groups() for line in done.stdout.splitlines() if (match := LINE.match(line))]
+    seconds = [float(row[2]) for row in rows]
+    assert seconds == sorted(seconds)
+    points = {row[1]: float(row[4]) for row in rows}
+    assert points[f"{backends[0]} float32"] == 1  # what the others are compared to
+    (chosen,) = (row[1] for row in rows if row[0] == "*")
+    assert chosen == next(name for name, ssim in points.items() if ssim >= 0.95)
+    assert done.stdout.splitlines()[-1] == f"perfuse.toml: {chosen}"
+    if duration == "1h":  # all of them were tried
+        assert {"torch:cpu bfloat16", "torch:cpu int8"} <= points.keys()
+        assert any("threads=" in name for name in points)
+        assert len([name for name in points if "deepcache" in name]) >= 2  # presets
+    with Image.open("plot.png") as plot:
+        assert len(plot.convert("RGB").getcolors(1 << 24)) > 10
+
+    settings = tomllib.loads(Path("perfuse.toml").read_text("utf-8"))["pipeline"]
+    threads = settings.get("options", [])
+    said = (settings["backend"], settings["precision"], *threads, *settings.get("transforms", ()))
+    assert " ".join(said) == chosen
+    drawing = ("generate", "a red circle", "--steps", steps, "--seed", 0, "--output", "picture.png")
+    drawn = CliRunner().invoke(main, [str(one) for one in drawing])
+    assert drawn.exit_code == 0, drawn.output
+    found = read("picture.png")
+    assert (found.model, found.backend) == ("shapes", settings["backend"])
+    assert found.precision == settings["precision"]
+    assert [f"{name}={value}" for name, value in found.options.items()] == threads
+    assert list(found.transforms) == settings.get("transforms", [])
+    again = tune(*targets, *given, "--time", "0.01s")  # its own file is replaced
+    assert again.exit_code == 0, again.output
+    assert read_settings(tmp_path, known_settings)["backend"] == backends[0]
 
 
 def test_where_time_is_short_the_first_is_chosen(tmp_path: Path) -> None:

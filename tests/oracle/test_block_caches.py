@@ -1,8 +1,9 @@
-"""First-Block Cache and MagCache against Diffusers' hooks: same decisions, same latents."""
+"""First-Block Cache and MagCache against Diffusers' hooks, DBCache against its rule on Diffusers' blocks."""
 
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from tests.counted import Counted
+from tests.deepened import deepened
 from tests.oracle.pairs import Pair, make_gentle
 from tests.oracle.test_klein import normalised
 
@@ -51,6 +53,48 @@ HOOKS = (
 def blocks_of(transformer: Any) -> list[Any]:
     names = ("transformer_blocks", "single_transformer_blocks", "layers")
     return [block for name in names for block in getattr(transformer, name, ())]
+
+
+class DBCache:
+    """DBCache (https://github.com/vipshop/cache-dit) on the blocks of a Diffusers transformer.
+
+    The first blocks and the last ones always run. Where what the first ones add to the picture changes
+    little since the middle ones ran last, these add what they added then, to the picture and to the text.
+    """
+
+    def __init__(self, transformer: Any, first: int, last: int, threshold: float) -> None:
+        blocks = blocks_of(transformer)
+        self.first, self.end = first, len(blocks) - last
+        self.threshold = threshold
+        self.sign: Any = None
+        self.computed: list[None] = []
+        for number, block in enumerate(blocks):
+            forward = partial(type(block).forward, block)  # without another cache on it
+            block.forward = partial(self._call, number, forward)
+
+    def _call(self, number: int, forward: Any, *arguments: Any, **named: Any) -> Any:
+        hidden = named["hidden_states"] if not arguments else arguments[0]
+        text = named["encoder_hidden_states"]
+        if number == 0:
+            self.start = hidden
+        if number == self.first:
+            self.near, change = (hidden, text), hidden - self.start
+            self.little = self.sign is not None and bool(
+                (change - self.sign).abs().mean() <= self.threshold * self.sign.abs().mean()
+            )
+            if not self.little:
+                self.sign = change
+                self.computed.append(None)
+        if self.first <= number < self.end and self.little:
+            if number == self.first:
+                hidden, text = hidden + self.added[0], text + self.added[1]
+            return (text, hidden) if self.two_streams else hidden
+        result = forward(*arguments, **named)
+        self.two_streams = isinstance(result, tuple)
+        after = (result[1], result[0]) if isinstance(result, tuple) else (result, text)
+        if number == self.end - 1:
+            self.added = [one - other for one, other in zip(after, self.near, strict=True)]
+        return result
 
 
 @contextmanager
@@ -130,6 +174,31 @@ def test_first_block_cache(tmp_path: Path, kind: str) -> None:
             apply_first_block_cache(transformer, FirstBlockCacheConfig(threshold=threshold))
 
         found.add(check(pair, folder, f"first-block:threshold={threshold}", first, **given(kind)))
+    assert len(found) > 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "last"),
+    [
+        ("sd3", 1, 1),
+        ("flux", 1, 1),  # of blocks with two streams, and with one
+        ("flux", 2, 1),
+        ("flux", 1, 2),
+        ("qwen-image", 1, 2),
+        ("pixart", 1, 1),
+    ],
+)
+def test_last_blocks(tmp_path: Path, kind: str, first: int, last: int) -> None:
+    folder = deepened(make_checkpoint(tmp_path / "two", kind), tmp_path / kind)
+    pair, found = opened(folder, kind), set()
+    for threshold in (0.02, 0.1, 1.0):
+        theirs = DBCache(pair.theirs.transformer, first, last, threshold)
+        text = f"first-block:blocks={first},last={last},threshold={threshold}"
+        ours = DiffusionPipeline.from_pretrained(folder, backend="torch:cpu", transforms=[text])
+        with Counted(ours) as counted:
+            type(pair)(ours, pair.theirs).check(**given(kind))
+        assert len(counted.steps("transformer")) == len(theirs.computed)
+        found.add(len(theirs.computed))
     assert len(found) > 1
 
 

@@ -68,7 +68,7 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-steered": RandomModel(kind="sd1-small", transforms=_STEERED),
         "random-shallow": RandomModel(kind="sd1", transforms=("deepcache:every=2",)),
         "random-int8": RandomModel(kind="sd1", transforms=("storage:scheme=int8,component=unet",)),
-        "random-cached": RandomModel(kind="sd3", transforms=("first-block:threshold=0.4",)),
+        "random-cached": RandomModel(kind="sd3", transforms=("first-block:threshold=0.4,last=1",)),
         "random-flux": RandomModel(kind="flux"),
         "random-z-image": RandomModel(kind="z-image"),
         "random-sd3": RandomModel(kind="sd3"),

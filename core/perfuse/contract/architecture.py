@@ -4,10 +4,34 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Architecture", "Called"]
+__all__ = ["Architecture", "Attended", "Attentions", "Called"]
 
 #: The inputs of a call, and what makes of the outputs what Diffusers' model returns.
 Called = tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Sequence[Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attended:
+    """An attention of a transformer, which gives the picture's tokens [B, N, C]."""
+
+    #: The path of its module: ``"transformer_blocks.0.attn1"``.
+    module: str
+    #: ``"spatial"`` among the picture's tokens, or them and the text's; ``"cross"`` to the text's.
+    kind: str
+    #: Whether it gives a pair, the second of it the text's tokens [B, S, C] or ``None``: it takes the
+    #: text's tokens second. They are not kept: where no attention is computed, no picture sees them.
+    joint: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attentions:
+    """Those of a transformer, in the order in which they run."""
+
+    each: tuple[Attended, ...]
+    #: Channels of a token.
+    width: int
+    #: The side of a token, in latents.
+    patch: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +78,14 @@ class Architecture:
     #: ``attention_N``, and takes that as ``kept_attention_N`` where its input ``gate`` is 1. With what its
     #: host inputs say, it computes everything. Empty if there is none.
     gated: str = ""
-    #: ``(component, blocks) -> (component, component)``: a transformer with two outputs more, and another
-    #: entry of its first blocks and its end alone. ``sign_N``, which the entry gives, too, tells how
-    #: much has changed since another step; ``added_N``, the entry's last input, is what the other
-    #: blocks add. Empty if there is none.
+    #: ``(component, first, last) -> (component, component)``: a transformer with more outputs, and another
+    #: entry of its first blocks, its last ones and its end alone. ``sign_N``, which the entry gives, too,
+    #: tells how much has changed since another step; ``added_N`` and others of such names, the entry's
+    #: last inputs, are what the blocks in the middle add. Empty if there is none.
     first_blocks: str = ""
+    #: ``(spec) -> Attentions``: a transformer's attentions, so that what they gave can be used again at
+    #: another step. Empty if there are none such.
+    attentions: str = ""
     #: ``(spec) -> ComponentSpec``: the same with every hidden state among its outputs, called
     #: ``hidden_states_0`` and so on, for a caller that asks a text encoder for all. Empty if there is none.
     hidden_states: str = ""

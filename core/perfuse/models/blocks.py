@@ -1,19 +1,21 @@
 """Transformers as a beginning, blocks in a row and an end, so that some of the blocks can be left out.
 
 Methods that leave blocks out keep what these added to the picture's tokens at a step before: First-Block
-Cache (https://github.com/chengzeyi/ParaAttention), TeaCache (Liu et al. 2024, arXiv:2411.19108),
-MagCache (Ma et al. 2025, arXiv:2506.09045).
+Cache (https://github.com/chengzeyi/ParaAttention), DBCache (https://github.com/vipshop/cache-dit),
+TeaCache (Liu et al. 2024, arXiv:2411.19108), MagCache (Ma et al. 2025, arXiv:2506.09045).
 """
 
 from abc import abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from perfuse.errors import InputError
+from perfuse.models.first_blocks import Cut
 from perfuse.models.model import Model
 
-__all__ = ["BlockModel", "FirstBlocks", "WithAdded", "first_part", "with_added"]
+__all__ = ["BlockModel", "OuterBlocks", "WithAdded", "outer_part", "with_added"]
 
 #: Sequences of tokens, each [B, N, C]; the picture's are in the first.
 Streams = tuple[Tensor, ...]
@@ -43,15 +45,18 @@ class BlockModel(Model):
     def finish(self, picture: Tensor, told: Any) -> Tensor:
         """What is predicted, of the picture's tokens after the last block."""
 
-    def picture(self, stream: Tensor, told: Any) -> Tensor:
-        """The picture's tokens in the first stream."""
-        return stream
+    def apart(self, streams: Streams, told: Any) -> Streams:
+        """The picture's tokens, and the others, if the blocks have any."""
+        return streams
+
+    def together(self, tokens: Streams, told: Any) -> Streams:
+        """The streams of what ``apart`` gives."""
+        return tokens
 
     def forward(self, *inputs: Tensor | None, **named: Tensor | None) -> tuple[Tensor]:
         """The prediction, as ``begin`` says of what."""
         streams, told = self.begin(*inputs, **named)
-        hidden, *_ = self.through(streams, told)
-        return (self.finish(self.picture(hidden, told), told),)
+        return (self.finish(self.apart(self.through(streams, told), told)[0], told),)
 
     def part(self, row: str, first: int, last: int | None) -> list[nn.Module]:
         """The blocks of a row that are between two numbers, which count the blocks of all rows."""
@@ -66,71 +71,85 @@ class BlockModel(Model):
 
 
 class WithAdded(nn.Module):
-    """``… → (out_sample, sign, added)``: what the blocks after the first ones add, too.
+    """``… → (out_sample, sign, added, …)``: what the blocks in the middle add, too.
 
-    ``sign`` is what the first blocks add; for none what the first one's attention takes.
+    ``sign`` is what the first blocks add to the picture's tokens; for none what the first one's
+    attention takes. ``added`` is of the picture's tokens, and where there are last blocks, of the
+    others.
     """
 
-    def __init__(self, model: BlockModel, blocks: int, patch: int | None) -> None:
+    def __init__(self, model: BlockModel, here: Cut) -> None:
         super().__init__()
-        self.model, self.blocks, self.patch = model, blocks, patch
+        self.model, self.here = model, here
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        model = self.model
-        near, sign, told = _first(model, self.blocks, inputs)
-        hidden, *_ = model.through(near, told, self.blocks)
-        picture = model.picture(hidden, told)
-        added = picture - model.picture(near[0], told)
-        grid = _grid(inputs[0], self.patch)
-        return model.finish(picture, told), sign.unflatten(1, grid), added.unflatten(1, grid)  # type: ignore[no-untyped-call]
+        model, here = self.model, self.here
+        near, sign, told = _first(model, here, inputs)
+        far = model.through(near, told, here.first, here.end)
+        pairs = zip(model.apart(far, told), model.apart(near, told), strict=True)
+        added = [after - before for after, before in pairs]
+        kept = [added[0].unflatten(1, _grid(inputs[0], here.patch))]  # type: ignore[no-untyped-call]
+        if here.kept > 1:
+            kept.append(added[1][:, here.between :])
+        if here.kept > 2:
+            kept.append(added[1][:, : here.between])
+        return _finished(model, here, far, told), sign, *kept
 
 
-class FirstBlocks(nn.Module):
-    """``…, added → (out_sample, sign)``: the first blocks and the end, and nothing between them."""
+class OuterBlocks(nn.Module):
+    """``…, added, … → (out_sample, sign)``: the first blocks, the last ones and the end."""
 
-    def __init__(self, model: BlockModel, blocks: int, patch: int | None) -> None:
+    def __init__(self, model: BlockModel, here: Cut) -> None:
         super().__init__()
-        self.model, self.blocks, self.patch = model, blocks, patch
+        self.model, self.here = model, here
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        model = self.model
-        *given, added = inputs
-        near, sign, told = _first(model, self.blocks, tuple(given))
-        picture = model.picture(near[0], told) + added.flatten(1, -2)
-        grid = _grid(inputs[0], self.patch)
-        return model.finish(picture, told), sign.unflatten(1, grid)  # type: ignore[no-untyped-call]
+        model, here = self.model, self.here
+        near, sign, told = _first(model, here, inputs[: -here.kept])
+        picture, *others = inputs[-here.kept :]
+        added = [picture.flatten(1, -2)]
+        if others:  # those between picture and text come first
+            added.append(torch.cat(others[::-1], dim=1))
+        before = model.apart(near, told)
+        after = (*(a + b for a, b in zip(before, added, strict=False)), *before[len(added) :])
+        return _finished(model, here, model.together(after, told), told), sign
 
 
-def with_added(module: nn.Module, blocks: int, patch: int | None) -> nn.Module:
-    """A transformer that also gives what its blocks add; ``patch`` is ``None`` for packed latents."""
-    return WithAdded(_of_blocks(module), blocks, patch).eval()
+def with_added(module: nn.Module, here: Cut) -> nn.Module:
+    """A transformer that also gives what its blocks add."""
+    return WithAdded(_of_blocks(module), here).eval()
 
 
-def first_part(module: nn.Module, blocks: int, patch: int | None) -> nn.Module:
-    """The first blocks of a transformer and its end; the other blocks are left out of it.
+def outer_part(module: nn.Module, here: Cut) -> nn.Module:
+    """The first blocks of a transformer, its last ones and its end; the others are left out of it.
 
-    Of no blocks the first one stays, whose norm is part of what tells how much has changed.
+    Of no first blocks the first one stays, whose norm is part of what tells how much has changed.
     """
     model = _of_blocks(module)
     number = 0
     for name in model.rows:
         row: Any = model.get_submodule(name)
         for i in range(len(row)):
-            if number >= max(blocks, 1):
+            if max(here.first, 1) <= number < here.end:
                 row[i] = nn.Identity()
             number += 1
-    return FirstBlocks(model, blocks, patch).eval()
+    return OuterBlocks(model, here).eval()
 
 
-def _first(
-    model: BlockModel, blocks: int, inputs: tuple[Tensor, ...]
-) -> tuple[Streams, Tensor, Any]:
+def _first(model: BlockModel, here: Cut, inputs: tuple[Tensor, ...]) -> tuple[Streams, Tensor, Any]:
     """The streams after the first blocks, what tells how much those changed, and what is told."""
     streams, told = model.begin(*inputs)
-    if not blocks:
-        return streams, model.picture(model.modulated(streams, told), told), told
-    near = model.through(streams, told, 0, blocks)
-    return near, model.picture(near[0] - streams[0], told), told
+    near = model.through(streams, told, 0, here.first) if here.first else streams
+    if here.first:
+        sign = model.apart(near, told)[0] - model.apart(streams, told)[0]
+    else:
+        sign = model.apart((model.modulated(streams, told), *streams[1:]), told)[0]
+    return near, sign.unflatten(1, _grid(inputs[0], here.patch)), told  # type: ignore[no-untyped-call]
+
+
+def _finished(model: BlockModel, here: Cut, streams: Streams, told: Any) -> Tensor:
+    """What is predicted, of the streams before the last blocks."""
+    return model.finish(model.apart(model.through(streams, told, here.end), told)[0], told)
 
 
 def _grid(sample: Tensor, patch: int | None) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
-"""A transformer cut after its first blocks, as two descriptions, without torch."""
+"""A transformer cut after its first blocks and before its last ones, as two descriptions, without torch."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from perfuse.contract.component import Component
@@ -11,60 +11,98 @@ from perfuse.models.shapes import floating
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["cut"]
+__all__ = ["Cut", "cut"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """Where a transformer is cut."""
+
+    #: How many blocks are the first ones; 0 for none.
+    first: int
+    #: How many are the last ones; 0 for none.
+    last: int
+    #: How many there are.
+    of: int
+    #: The side of a token, in latents; ``None`` where latents are packed to tokens before.
+    patch: int | None
+    #: How many tokens there are between the picture's and the text's; ``None`` where the blocks
+    #: have the picture's alone.
+    between: int | None
+
+    @property
+    def end(self) -> int:
+        """The number of the first one of the last blocks."""
+        return self.of - self.last
+
+    @property
+    def kept(self) -> int:
+        """How many tensors are kept for later steps: last blocks read the text's tokens, too."""
+        if not self.last or self.between is None:
+            return 1
+        return 3 if self.between else 2
 
 
 def cut(
-    component: Component, blocks: int, *, of: int, width: int, patch: int | None = None
+    component: Component,
+    first: int,
+    last: int,
+    *,
+    of: int,
+    width: int,
+    patch: int | None = None,
+    between: int | None = None,
 ) -> tuple[Component, Component]:
-    """A transformer that also gives what its later blocks add, and the entry of the first ones.
+    """A transformer that also gives what its middle blocks add, and the entry of the other ones.
 
     Args:
         component: The transformer.
-        blocks: How many are the first ones; 0 for none.
-        of: How many there are.
+        first: As in ``Cut``, and so the others.
+        last: …
+        of: …
         width: Channels of a token.
-        patch: The side of a token, in latents; ``None`` where latents are packed to tokens before.
+        patch: …
+        between: …
 
     Raises:
         InputError: there are not so many blocks.
     """
     spec = component.spec
-    if not 0 <= blocks < of:
-        raise InputError(
-            f"blocks={blocks} was given; {spec.name} has {of}, so that up to {of - 1} can be the "
-            "first ones."
-        )
+    if first < 0 or last < 0 or first + last >= of:
+        given = f"blocks={first}" + (f",last={last}" if last else "")
+        room = f"{of - 1} can be the first" + (" and last" if last else "")
+        raise InputError(f"{given} was given; {spec.name} has {of}, so that up to {room} ones.")
+    here = Cut(first=first, last=last, of=of, patch=patch, between=between)
     sides = ("latent_height", "latent_width")
     tokens = ("image_sequence",) if patch is None else tuple(f"{side}/{patch}" for side in sides)
-    sign, added = (
-        floating(f"{name}_{blocks}", "batch", *tokens, width) for name in ("sign", "added")
-    )
+    name = f"{first}_last_{last}" if last else f"{first}"
+    sign = floating(f"sign_{name}", "batch", *tokens, width)
+    added = (
+        floating(f"added_{name}", "batch", *tokens, width),
+        floating(f"added_text_{name}", "batch", "sequence", width),
+        floating(f"added_between_{name}", "batch", between or 1, width),
+    )[: here.kept]
     signature = spec.signature
-    full = replace(spec, signature=replace(signature, outputs=(*signature.outputs, sign, added)))
+    full = replace(spec, signature=replace(signature, outputs=(*signature.outputs, sign, *added)))
     entry = replace(
         spec,
-        name=f"{spec.name}_first_{blocks}",
-        signature=Signature(inputs=(*signature.inputs, added), outputs=(*signature.outputs, sign)),
+        name=f"{spec.name}_first_{name}",
+        signature=Signature(inputs=(*signature.inputs, *added), outputs=(*signature.outputs, sign)),
         entry_of=spec.name,
     )
     return (
-        replace(component, spec=full).rebuilt(
-            _with_added, blocks, patch, graph=f"added after {blocks}"
-        ),
-        replace(component, spec=entry).rebuilt(
-            _first_part, blocks, patch, graph=f"first {blocks} blocks"
-        ),
+        replace(component, spec=full).rebuilt(_with_added, here, graph=f"added, {here}"),
+        replace(component, spec=entry).rebuilt(_outer_part, here, graph=f"outer blocks, {here}"),
     )
 
 
-def _with_added(module: "nn.Module", blocks: int, patch: int | None) -> "nn.Module":
+def _with_added(module: "nn.Module", here: Cut) -> "nn.Module":
     from perfuse.models.blocks import with_added
 
-    return with_added(module, blocks, patch)
+    return with_added(module, here)
 
 
-def _first_part(module: "nn.Module", blocks: int, patch: int | None) -> "nn.Module":
-    from perfuse.models.blocks import first_part
+def _outer_part(module: "nn.Module", here: Cut) -> "nn.Module":
+    from perfuse.models.blocks import outer_part
 
-    return first_part(module, blocks, patch)
+    return outer_part(module, here)

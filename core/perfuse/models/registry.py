@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from perfuse.contract.architecture import Architecture, Called
+from perfuse.contract.architecture import Architecture, Attentions, Called
 from perfuse.contract.component import Component
 from perfuse.contract.guider import Perturbation
 from perfuse.contract.latents import LatentSpec, PixelLatents
@@ -23,6 +23,7 @@ from perfuse.sources.left_out import check_left_out
 
 __all__ = [
     "aliases",
+    "attentions",
     "called",
     "check_config",
     "describe",
@@ -333,12 +334,13 @@ def gated(component: Component) -> Component | None:
     return found
 
 
-def first_blocks(component: Component, blocks: int) -> tuple[Component, Component] | None:
-    """A transformer that also gives what its later blocks add, and an entry of the first ones.
+def first_blocks(component: Component, first: int, last: int) -> tuple[Component, Component] | None:
+    """A transformer that also gives what its middle blocks add, and an entry of the other ones.
 
     Args:
         component: The denoiser.
-        blocks: How many are the first ones; 0 for none, so that the entry has no block.
+        first: How many are the first ones; 0 for none.
+        last: How many are the last ones; 0 for none.
 
     Returns:
         Both, ``None`` if the denoiser's architecture has no such entry.
@@ -349,8 +351,17 @@ def first_blocks(component: Component, blocks: int) -> tuple[Component, Componen
     architecture = _architecture(component.spec)
     if architecture is None or not architecture.first_blocks:
         return None
-    both: tuple[Component, Component] = resolve(architecture.first_blocks)(component, blocks)
+    both: tuple[Component, Component] = resolve(architecture.first_blocks)(component, first, last)
     return both
+
+
+def attentions(spec: ComponentSpec) -> Attentions | None:
+    """The attentions of a transformer; ``None`` where its architecture names none."""
+    architecture = _architecture(spec)
+    if architecture is None or not architecture.attentions:
+        return None
+    found: Attentions = resolve(architecture.attentions)(spec)
+    return found
 
 
 def _perturb(module: Any, how: str, *settings: Any) -> Any:

@@ -1,5 +1,7 @@
 """Steps that run a part of the denoiser, with what the rest of it gave at a step before.
 
+Most rules have one part to run. One with several says at each step which of them.
+
 A rule decides once a step, on the host and for all branches of the guidance, by the prediction with
 the prompt.
 """
@@ -34,12 +36,15 @@ class Look:
     index: int
     #: How many steps there are.
     total: int
+    #: The timestep that the denoiser is given.
+    timestep: float = 0.0
     #: The step that the whole denoiser ran at last.
     computed: int
     #: By what a rule tells how much has changed: what the part, or the whole denoiser, gave at this
     #: step beside the prediction. ``None`` where that is nothing, or before a part has run.
     sign: Array | None = None
-    #: What the whole denoiser gave at this step for later ones; ``None`` where it has not run.
+    #: What the whole denoiser gave at this step for later ones, the first if there are several;
+    #: ``None`` where it has not run.
     state: Array | None = None
 
 
@@ -61,43 +66,55 @@ class Reuse(ABC):
     def reuses(self, look: Look, memory: Any) -> tuple[bool, Any]:
         """Whether the part is enough at this step, and what to remember."""
 
+    def which(self, look: Look) -> int:
+        """The number of the part that is enough at this step."""
+        return 0
+
     def keep(self, look: Look, memory: Any) -> Any:
         """What to remember of a step that the whole denoiser ran at."""
         return memory
 
 
-def in_parts(plan: Plan, whole: Component, part: Component, rule: Reuse) -> Plan:
-    """The plan with a part of the denoiser that runs alone at some steps.
+def in_parts(plan: Plan, whole: Component, *parts: Component, rule: Reuse) -> Plan:
+    """The plan with parts of the denoiser that run alone at some steps.
 
     Args:
         plan: The plan.
-        whole: The denoiser, giving what the part needs.
-        part: The other entry.
+        whole: The denoiser, giving what the parts need.
+        *parts: The other entries.
         rule: When.
     """
-    if part.name not in plan.components:  # an export that was made with it has both
-        plan = plan.with_component(whole).with_component(part)
-    return plan.with_tasks(partial(reusing, part=part.spec, rule=rule))
+    if any(part.name not in plan.components for part in parts):  # an export made with it has all
+        for component in (whole, *parts):
+            plan = plan.with_component(component)
+    specs = tuple(part.spec for part in parts)
+    return plan.with_tasks(partial(reusing, whole=whole.spec, parts=specs, rule=rule))
 
 
-def reusing(task: Task, part: ComponentSpec, rule: Reuse) -> Task:
+def reusing(task: Task, whole: ComponentSpec, parts: Sequence[ComponentSpec], rule: Reuse) -> Task:
     """A task whose denoiser runs as a whole at some steps, and a part of it at the others.
 
     Args:
         task: The task.
-        part: The part, another entry of the denoiser. Its last input is what the whole denoiser
-            gives for it; what it gives beside a prediction, if anything, is what a rule looks at.
+        whole: The denoiser, which gives some of what the parts take.
+        parts: The parts, other entries of the denoiser. What the first gives beside a prediction,
+            if anything, is what a rule looks at; what any gives that another takes is kept, too.
         rule: When.
 
     Raises:
         InputError: the task has no loop of the usual steps, or its denoiser runs in parts already.
     """
     in_parts_already(task)
-    signature = part.signature
-    signs = [name for name in signature.output_names if name != "out_sample"]
-    predict = _Predict(
-        part=part.name, state=signature.input_names[-1], sign=signs[0] if signs else "", rule=rule
+    given = whole.signature.output_names
+    taken = tuple(
+        Part(name=one.name, states=tuple(n for n in one.signature.input_names if n in given))
+        for one in parts
     )
+    states = tuple(dict.fromkeys(state for part in taken for state in part.states))
+    own = {"out_sample", *states}
+    signs = [name for name in parts[0].signature.output_names if name not in own]
+    sign = signs[0] if signs else ""
+    predict = _Predict(parts=taken, states=states, sign=sign, rule=rule)
     outputs = ("predictions", "kept_states")
     return task.insert(
         Step(name=_BEGIN, run=_Begin(rule), outputs=("kept_states",)), after="prepare_schedule"
@@ -118,15 +135,26 @@ _BEGIN = "begin_reusing"
 #: All outputs by branch, each [pictures, …].
 Answers = dict[str, dict[str, Array]]
 Ask = Callable[..., Answers]
+#: What is kept by branch, then by name, each [pictures, …].
+_States = Mapping[str, Mapping[str, Array]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """An entry that runs in the denoiser's place."""
+
+    name: str
+    #: What it takes of the outputs at a step before.
+    states: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """What the whole denoiser gave for later steps."""
+    """What the denoiser gave for later steps."""
 
+    #: At which step it ran as a whole.
     step: int
-    #: By branch, then by name, each [pictures, …].
-    states: Mapping[str, Mapping[str, Array]]
+    states: _States
     #: The rule's.
     memory: Any
 
@@ -146,9 +174,10 @@ class _Begin:
 class _Predict:
     """The prediction for each branch, of the whole denoiser or of a part of it."""
 
-    part: str
-    state: str
-    #: The part's output that the rule looks at; empty if there is none.
+    parts: tuple[Part, ...]
+    #: What is kept of the outputs.
+    states: tuple[str, ...]
+    #: The first part's output that the rule looks at; empty if there is none.
     sign: str
     rule: Reuse
 
@@ -169,7 +198,8 @@ class _Predict:
         ask = partial(
             answers, tools, index, samples, schedule, timesteps, batches, guider, controls
         )
-        groups = dict(batches.groups(guider.running(moment_of(schedule, index))))
+        moment = moment_of(schedule, index)
+        groups = dict(batches.groups(guider.running(moment)))
         own = groups.pop(None, ())
         found: Answers = {}
         for worse in groups.values():  # entries of their own, for guidance
@@ -177,7 +207,7 @@ class _Predict:
         kept = kept_states
         if own:
             last = index if kept is None else kept.step
-            look = Look(index=index, total=len(schedule.timesteps), computed=last)
+            look = Look(index=index, total=moment.total, timestep=moment.timestep, computed=last)
             mine, kept = self._own(ask, own, look, kept)
             found |= mine
         predictions = {name: outputs["out_sample"] for name, outputs in found.items()}
@@ -186,29 +216,47 @@ class _Predict:
     def _own(
         self, ask: Ask, names: tuple[str, ...], look: Look, kept: Kept | None
     ) -> tuple[Answers, Kept]:
-        """What the part or the denoiser says for the branches that have no entry of their own."""
+        """What a part or the denoiser says for the branches that have no entry of their own."""
         memory = None if kept is None else kept.memory
         leading = "positive" if "positive" in names else names[0]
+        ask = partial(ask, running=names)
         if kept is not None and set(names) <= kept.states.keys():
-            part = partial(ask, running=names, denoiser=self.part, kept=kept.states)
-            few, memory = self._part(part, leading, look, memory)
+            few, memory = self._part(partial(self._ask, ask, kept), leading, look, memory)
             if few is not None:
-                return few, replace(kept, memory=memory)
-        found = ask(running=names)
-        states = {name: {self.state: outputs[self.state]} for name, outputs in found.items()}
+                return few, replace(kept, states=self._states(few, kept.states), memory=memory)
+        found = ask()
         given = found[leading]
         look = replace(
-            look, computed=look.index, sign=given.get(self.sign), state=given[self.state]
+            look, computed=look.index, sign=given.get(self.sign), state=given[self.states[0]]
         )
-        return found, Kept(step=look.index, states=states, memory=self.rule.keep(look, memory))
+        memory = self.rule.keep(look, memory)
+        return found, Kept(step=look.index, states=self._states(found, {}), memory=memory)
 
-    def _part(self, ask: Ask, leading: str, look: Look, memory: Any) -> tuple[Answers | None, Any]:
-        """What the part says, ``None`` if it is not enough, and what the rule remembers."""
+    def _part(
+        self, ask: Callable[[int], Answers], leading: str, look: Look, memory: Any
+    ) -> tuple[Answers | None, Any]:
+        """What a part says, ``None`` if it is not enough, and what the rule remembers."""
         found = None
         if self.rule.looks:
-            found = ask()
+            found = ask(0)
             look = replace(look, sign=found[leading][self.sign])
         reuses, memory = self.rule.reuses(look, memory)
         if not reuses:
             return None, memory
-        return ask() if found is None else found, memory
+        return ask(self.rule.which(look)) if found is None else found, memory
+
+    def _ask(self, ask: Ask, kept: Kept, number: int) -> Answers:
+        """What a part says, with what was kept for it."""
+        part = self.parts[number]
+        states = {
+            branch: {name: one[name] for name in part.states} for branch, one in kept.states.items()
+        }
+        return ask(denoiser=part.name, kept=states)
+
+    def _states(self, found: Answers, before: _States) -> _States:
+        """What is kept for each branch, of what was just given and of what was before."""
+        kept = dict(before)
+        for branch, outputs in found.items():
+            own = {name: outputs[name] for name in self.states if name in outputs}
+            kept[branch] = {**before.get(branch, {}), **own}
+        return kept

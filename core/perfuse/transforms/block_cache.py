@@ -1,4 +1,4 @@
-"""Transforms that leave out a transformer's later blocks at some steps: what they share."""
+"""Transforms that leave out a transformer's middle blocks at some steps: what they share."""
 
 from abc import abstractmethod
 
@@ -10,23 +10,28 @@ __all__ = ["BlockCache", "BlockRule"]
 
 
 class BlockRule(Reuse):
-    """Says at which steps the first blocks run alone. The options of a transform are one."""
+    """Says at which steps the outer blocks run alone. The options of a transform are one."""
 
     @property
     @abstractmethod
     def first(self) -> int:
         """How many blocks are the first ones."""
 
+    @property
+    def last(self) -> int:
+        """How many blocks are the last ones."""
+        return 0
+
 
 class BlockCache(Transform):
-    """Adds an entry of the first blocks and the end, which some steps run with what is kept."""
+    """Adds an entry of the outer blocks and the end, which some steps run with what is kept."""
 
     approximate = True
 
     def apply(self, plan: Plan, options: object) -> Plan:
         assert isinstance(options, BlockRule)
         denoiser = plan.components[plan.spec.denoiser.name]
-        found = first_blocks(denoiser, options.first)
+        found = first_blocks(denoiser, options.first, options.last)
         if found is None:
             raise self.refuse(
                 f"{denoiser.name} is a {denoiser.spec.class_name}, which is not of blocks in a row. "
@@ -34,4 +39,4 @@ class BlockCache(Transform):
             )
         if not plan.tasks:
             raise self.refuse("the loop is not perfuse's, and runs the whole denoiser alone.")
-        return in_parts(plan, *found, options)
+        return in_parts(plan, *found, rule=options)

@@ -56,4 +56,4 @@ class DeepCache(Transform):
                 f"{denoiser.name} is a {denoiser.spec.class_name}, which has no shallow part. Use "
                 "one that works on whole steps, such as easycache."
             )
-        return in_parts(plan, *found, options)
+        return in_parts(plan, *found, rule=options)

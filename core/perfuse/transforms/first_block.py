@@ -1,7 +1,6 @@
 """First-Block Cache (https://github.com/chengzeyi/ParaAttention): a transformer's first block alone.
 
-With more first blocks and a warm-up it is DBCache (https://github.com/vipshop/cache-dit) without last
-blocks.
+With more first blocks, last ones and a warm-up it is DBCache (https://github.com/vipshop/cache-dit).
 """
 
 from dataclasses import dataclass
@@ -30,8 +29,10 @@ class Options(BlockRule):
 
     #: The largest change of what they add, relative to it when all blocks ran last.
     threshold: float = 0.05
-    #: How many blocks are the first ones.
+    #: How many blocks are the first ones: DBCache's ``Fn``.
     blocks: int = 1
+    #: How many blocks are the last ones, which run at every step, too: its ``Bn``.
+    last: int = 0
     #: At how many steps all blocks run before any is left out.
     warmup: int = 1
 
@@ -42,6 +43,8 @@ class Options(BlockRule):
         check_counts(warmup=self.warmup)
         if self.blocks < 1:
             raise InputError(f"blocks={self.blocks} was given; it must be at least 1.")
+        if self.last < 0:
+            raise InputError(f"last={self.last} was given; it must be at least 0.")
 
     @property
     def first(self) -> int:
@@ -61,6 +64,6 @@ class Options(BlockRule):
 
 
 class FirstBlock(BlockCache):
-    """Leaves the later blocks out while what the first ones add changes little."""
+    """Leaves the middle blocks out while what the first ones add changes little."""
 
     Options = Options

@@ -229,14 +229,21 @@ CATALOGUE: tuple[Entry, ...] = (
         "mutant-other-branch",
         "loop:OtherBranch",
         "what a part of a denoiser is given of a step before is that of the guidance's other branch",
-        "component/transformer_first_1/float32/static/guided",
+        "component/transformer_first_1_last_1/float32/static/guided",
         model="random-cached",
     ),
     _entry(
         "mutant-negative-decides",
         "loop:NegativeDecides",
         "whether a step is computed is decided by the branch without the prompt",
-        "component/transformer_first_1/float32/static/guided",
+        "component/transformer_first_1_last_1/float32/static/guided",
+        model="random-cached",
+    ),
+    _entry(
+        "mutant-text-left",
+        "loop:TextLeft",
+        "the last blocks of a cached step read the text as the first ones left it",
+        "component/transformer_first_1_last_1/float32/static/early",
         model="random-cached",
     ),
     # Text

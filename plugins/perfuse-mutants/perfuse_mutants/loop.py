@@ -14,11 +14,14 @@ __all__ = [
     "OtherBranch",
     "OwnNoise",
     "StaleState",
+    "TextLeft",
 ]
 
 #: What the names of states begin with that a denoiser keeps for later steps, and of what decides
 #: whether they are used.
 _STATES, _SIGN = ("deep_state", "added"), "sign"
+#: And that of what is kept of the text alone.
+_TEXT = "added_text"
 
 
 class OwnNoise(Mutant):
@@ -131,6 +134,18 @@ class NegativeDecides(Mutant):
     def spoil(self, component: Component, run: Run) -> Run:
         def call(inputs: Arrays) -> Arrays:
             return {n: _swapped(n, array, (_SIGN,)) for n, array in run(inputs).items()}
+
+        return call
+
+
+class TextLeft(Mutant):
+    """Leaves the text as the first blocks left it, where the last ones read what was kept of it."""
+
+    name = "mutant-text-left"
+
+    def spoil(self, component: Component, run: Run) -> Run:
+        def call(inputs: Arrays) -> Arrays:
+            return run({n: 0 * one if n.startswith(_TEXT) else one for n, one in inputs.items()})
 
         return call
 

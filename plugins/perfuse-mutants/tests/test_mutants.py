@@ -10,7 +10,7 @@ import pytest
 from perfuse_mutants.catalogue import CATALOGUE
 from perfuse_mutants.conditions import NoMask, NoResiduals
 from perfuse_mutants.denoiser import TimestepCond
-from perfuse_mutants.loop import NegativeDecides, OtherBranch, StaleState
+from perfuse_mutants.loop import NegativeDecides, OtherBranch, StaleState, TextLeft
 from perfuse_mutants.text import FirstPrompt
 
 from perfuse.backend import Component, Program, Target
@@ -505,6 +505,13 @@ def test_branches_are_swapped() -> None:
     np.testing.assert_array_equal(outputs["out_sample"], both)
 
 
+def test_what_is_kept_of_the_text_is_left_out() -> None:
+    part = TextLeft().spoil(component_of("transformer_first_1_last_1", "added_text_1"), dict)
+    found = part({"added_1_last_1": np.ones(3), "added_text_1_last_1": np.ones(3)})
+    assert found["added_1_last_1"].all()
+    assert not found["added_text_1_last_1"].any()
+
+
 def test_what_is_worn_is_right_at_first(prepare: Prepare) -> None:
     name, inputs = unet(500)
     right = prepare("mutant-none", name)(**inputs)["out_sample"]
@@ -544,6 +551,7 @@ def test_every_mutant_of_numbers_is_tested_here() -> None:
         "mutant-stale-state",
         "mutant-other-branch",
         "mutant-negative-decides",
+        "mutant-text-left",
         "mutant-drifts",
         "mutant-one-in-a-hundred",
         "mutant-negative-strides",

@@ -13,8 +13,10 @@ from perfuse.models.config import ModelConfig, held_by_attention
 from perfuse.models.first_blocks import cut
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["AuraFlowConfig", "describe", "first_blocks", "host_inputs"]
+__all__ = ["REGISTERS", "AuraFlowConfig", "describe", "first_blocks", "host_inputs"]
 
+#: Tokens before the text's that stand for nothing (Darcet et al. 2023, arXiv:2309.16588).
+REGISTERS = 8
 #: What the width inside of a feed-forward network is a multiple of.
 _MULTIPLE = 256
 
@@ -101,11 +103,13 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
     )
 
 
-def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
-    """The transformer cut after its first blocks."""
+def first_blocks(component: Component, first: int, last: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks, and before its last ones."""
     aura = AuraFlowConfig.from_dict(component.spec.config)
     count = aura.num_mmdit_layers + aura.num_single_dit_layers
-    return cut(component, blocks, of=count, width=aura.width, patch=aura.patch_size)
+    return cut(
+        component, first, last, of=count, width=aura.width, patch=aura.patch_size, between=REGISTERS
+    )
 
 
 def host_inputs(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.adaptive_norms import AdaLayerNormZero, modulate, plain_norm
-from perfuse.models.aura_flow_transformer.description import AuraFlowConfig
+from perfuse.models.aura_flow_transformer.description import REGISTERS, AuraFlowConfig
 from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import converted, load_native
 from perfuse.models.embeddings import TimestepEmbedding, Timesteps
@@ -24,8 +24,6 @@ __all__ = ["AuraFlowTransformer2DModel", "build", "wrap"]
 
 _WAVES = 256
 _EPS = 1e-5
-#: Tokens before the text's that stand for nothing (Darcet et al. 2023, arXiv:2309.16588).
-_REGISTERS = 8
 
 
 class FeedForward(nn.Module):
@@ -150,7 +148,7 @@ class AuraFlowTransformer2DModel(BlockModel):
         )
         self.norm_out = LastModulation(width)
         self.proj_out = nn.Linear(width, aura.patch_size**2 * aura.in_channels, bias=False)
-        self.register_tokens = nn.Parameter(torch.randn(1, _REGISTERS, width) * 0.02)
+        self.register_tokens = nn.Parameter(torch.randn(1, REGISTERS, width) * 0.02)
 
     def begin(  # type: ignore[override]
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, places: Tensor

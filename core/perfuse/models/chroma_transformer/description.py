@@ -120,11 +120,16 @@ def latents(config: Mapping[str, Any], inner: LatentSpec | None) -> LatentSpec |
     return packed(ChromaLatents, inner)
 
 
-def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
-    """The transformer cut after its first blocks."""
+def first_blocks(component: Component, first: int, last: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks, and before its last ones."""
     chroma = ChromaConfig.from_dict(component.spec.config)
     return cut(
-        component, blocks, of=chroma.num_layers + chroma.num_single_layers, width=chroma.width
+        component,
+        first,
+        last,
+        of=chroma.num_layers + chroma.num_single_layers,
+        width=chroma.width,
+        between=0,
     )
 
 

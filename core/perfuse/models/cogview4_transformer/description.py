@@ -96,11 +96,11 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
     )
 
 
-def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
-    """The transformer cut after its first blocks."""
+def first_blocks(component: Component, first: int, last: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks, and before its last ones."""
     cogview = CogView4Config.from_dict(component.spec.config)
     width, patch = cogview.width, cogview.patch_size
-    return cut(component, blocks, of=cogview.num_layers, width=width, patch=patch)
+    return cut(component, first, last, of=cogview.num_layers, width=width, patch=patch, between=0)
 
 
 def host_inputs(

@@ -88,10 +88,10 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
     )
 
 
-def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
-    """The transformer cut after its first blocks."""
+def first_blocks(component: Component, first: int, last: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks, and before its last ones."""
     dit = DiTConfig.from_dict(component.spec.config)
-    return cut(component, blocks, of=dit.num_layers, width=dit.width, patch=dit.patch_size)
+    return cut(component, first, last, of=dit.num_layers, width=dit.width, patch=dit.patch_size)
 
 
 def host_inputs(

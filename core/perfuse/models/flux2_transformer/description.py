@@ -149,10 +149,17 @@ def latents(config: Mapping[str, Any], inner: LatentSpec | None) -> LatentSpec |
     return Flux2Latents(channels=inner.channels, downscale=inner.downscale, tile=inner.tile)
 
 
-def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
-    """The transformer cut after its first blocks."""
+def first_blocks(component: Component, first: int, last: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks, and before its last ones."""
     flux = Flux2Config.from_dict(component.spec.config)
-    return cut(component, blocks, of=flux.num_layers + flux.num_single_layers, width=flux.width)
+    return cut(
+        component,
+        first,
+        last,
+        of=flux.num_layers + flux.num_single_layers,
+        width=flux.width,
+        between=0,
+    )
 
 
 def host_inputs(

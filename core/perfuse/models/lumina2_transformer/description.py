@@ -126,11 +126,11 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
     )
 
 
-def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
-    """The transformer cut after its first blocks."""
+def first_blocks(component: Component, first: int, last: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks, and before its last ones."""
     lumina = Lumina2Config.from_dict(component.spec.config)
     width, patch = lumina.hidden_size, lumina.patch_size
-    return cut(component, blocks, of=lumina.num_layers, width=width, patch=patch)
+    return cut(component, first, last, of=lumina.num_layers, width=width, patch=patch, between=0)
 
 
 def host_inputs(

@@ -183,9 +183,12 @@ class Lumina2Transformer2DModel(BlockModel):
             hidden = block(hidden, *given)
         return (hidden,)
 
-    def picture(self, stream: Tensor, told: Any) -> Tensor:
-        _, words, _ = told
-        return stream[:, words:]
+    def apart(self, streams: Streams, told: Any) -> Streams:
+        (hidden,), (_, words, _) = streams, told
+        return hidden[:, words:], hidden[:, :words]
+
+    def together(self, tokens: Streams, told: Any) -> Streams:
+        return (torch.cat(tokens[::-1], dim=1),)
 
     def modulated(self, streams: Streams, told: Any) -> Tensor:
         block: Any = self.layers[0]

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.architecture import Attended, Attentions
 from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.config import ModelConfig, held_by_attention
@@ -13,7 +14,7 @@ from perfuse.models.first_blocks import cut
 from perfuse.models.positions import sincos_2d
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["PixArtConfig", "describe", "first_blocks", "host_inputs"]
+__all__ = ["PixArtConfig", "attentions", "describe", "first_blocks", "host_inputs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +125,23 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
     )
 
 
-def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
-    """The transformer cut after its first blocks."""
+def first_blocks(component: Component, first: int, last: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks, and before its last ones."""
     pixart = PixArtConfig.from_dict(component.spec.config)
-    return cut(component, blocks, of=pixart.num_layers, width=pixart.width, patch=pixart.patch_size)
+    return cut(
+        component, first, last, of=pixart.num_layers, width=pixart.width, patch=pixart.patch_size
+    )
+
+
+def attentions(spec: ComponentSpec) -> Attentions:
+    """In each block one among the picture's tokens, then one to the text."""
+    pixart = PixArtConfig.from_dict(spec.config)
+    each = tuple(
+        Attended(module=f"transformer_blocks.{i}.{name}", kind=kind)
+        for i in range(pixart.num_layers)
+        for name, kind in (("attn1", "spatial"), ("attn2", "cross"))
+    )
+    return Attentions(each=each, width=pixart.width, patch=pixart.patch_size)
 
 
 def host_inputs(

@@ -127,10 +127,10 @@ def latents(config: Mapping[str, Any], inner: LatentSpec | None) -> LatentSpec |
     return packed(QwenImage21Latents, inner)
 
 
-def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
-    """The transformer cut after its first blocks."""
+def first_blocks(component: Component, first: int, last: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks, and before its last ones."""
     model = QwenImage21Config.from_dict(component.spec.config)
-    return cut(component, blocks, of=model.num_layers, width=model.width)
+    return cut(component, first, last, of=model.num_layers, width=model.width, between=0)
 
 
 def host_inputs(

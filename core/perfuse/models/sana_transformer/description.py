@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from perfuse.contract.architecture import Called
+from perfuse.contract.architecture import Attended, Attentions, Called
 from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.config import ModelConfig, held_by_attention
@@ -14,7 +14,7 @@ from perfuse.models.first_blocks import cut
 from perfuse.models.positions import sincos_2d
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["SanaConfig", "called", "describe", "first_blocks", "host_inputs"]
+__all__ = ["SanaConfig", "attentions", "called", "describe", "first_blocks", "host_inputs"]
 
 #: Tokens of a prompt in training.
 _TEXT = 300
@@ -115,10 +115,21 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
     )
 
 
-def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
-    """The transformer cut after its first blocks."""
+def first_blocks(component: Component, first: int, last: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks, and before its last ones."""
     sana = SanaConfig.from_dict(component.spec.config)
-    return cut(component, blocks, of=sana.num_layers, width=sana.width, patch=sana.patch_size)
+    return cut(component, first, last, of=sana.num_layers, width=sana.width, patch=sana.patch_size)
+
+
+def attentions(spec: ComponentSpec) -> Attentions:
+    """In each block one among the picture's tokens, then one to the text."""
+    sana = SanaConfig.from_dict(spec.config)
+    each = tuple(
+        Attended(module=f"transformer_blocks.{i}.{name}", kind=kind)
+        for i in range(sana.num_layers)
+        for name, kind in (("attn1", "spatial"), ("attn2", "cross"))
+    )
+    return Attentions(each=each, width=sana.width, patch=sana.patch_size)
 
 
 def host_inputs(

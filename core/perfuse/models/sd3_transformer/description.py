@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from perfuse.contract.architecture import Called
+from perfuse.contract.architecture import Attended, Attentions, Called
 from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.config import ModelConfig, held_by_attention
 from perfuse.models.first_blocks import cut
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["SD3Config", "called", "describe", "first_blocks", "host_inputs"]
+__all__ = ["SD3Config", "attentions", "called", "describe", "first_blocks", "host_inputs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +90,24 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
     )
 
 
-def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
-    """The transformer cut after its first blocks."""
+def first_blocks(component: Component, first: int, last: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks, and before its last ones."""
     sd3 = SD3Config.from_dict(component.spec.config)
-    return cut(component, blocks, of=sd3.num_layers, width=sd3.width, patch=sd3.patch_size)
+    return cut(
+        component, first, last, of=sd3.num_layers, width=sd3.width, patch=sd3.patch_size, between=0
+    )
+
+
+def attentions(spec: ComponentSpec) -> Attentions:
+    """In each block one of picture and text together; in ``dual`` ones one of the picture after that."""
+    sd3 = SD3Config.from_dict(spec.config)
+    each: list[Attended] = []
+    for i in range(sd3.num_layers):
+        block = f"transformer_blocks.{i}"
+        each.append(Attended(module=f"{block}.attn", kind="spatial", joint=True))
+        if i in sd3.dual_attention_layers:
+            each.append(Attended(module=f"{block}.attn2", kind="spatial"))
+    return Attentions(each=tuple(each), width=sd3.width, patch=sd3.patch_size)
 
 
 def host_inputs(

@@ -128,10 +128,10 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
     )
 
 
-def first_blocks(component: Component, blocks: int) -> tuple[Component, Component]:
-    """The transformer cut after its first blocks."""
+def first_blocks(component: Component, first: int, last: int) -> tuple[Component, Component]:
+    """The transformer cut after its first blocks, and before its last ones."""
     model = ZImageTransformerConfig.from_dict(component.spec.config)
-    return cut(component, blocks, of=model.n_layers, width=model.dim, patch=2)
+    return cut(component, first, last, of=model.n_layers, width=model.dim, patch=2, between=1)
 
 
 def host_inputs(

@@ -182,9 +182,12 @@ class ZImageTransformer2DModel(BlockModel):
             hidden = block(hidden, *given)
         return (hidden,)
 
-    def picture(self, stream: Tensor, told: Any) -> Tensor:
-        _, (height, width) = told
-        return stream[:, : height * width]
+    def apart(self, streams: Streams, told: Any) -> Streams:
+        (hidden,), (_, (height, width)) = streams, told
+        return hidden[:, : height * width], hidden[:, height * width :]
+
+    def together(self, tokens: Streams, told: Any) -> Streams:
+        return (torch.cat(tokens, dim=1),)
 
     def modulated(self, streams: Streams, told: Any) -> Tensor:
         block: Any = self.layers[0]
