@@ -122,6 +122,42 @@ def test_picture_on_a_full_disk(checkpoint: Make, tmp_path: Path, cache: Path) -
     assert (folder / "picture.png").read_bytes() == earlier
 
 
+def test_a_set_of_graphs_on_a_full_disk(checkpoint: Make, tmp_path: Path, cache: Path) -> None:
+    needs_exporter("onnx")
+    given = ("graphs", "add", "--model", checkpoint("tiny"), "--to", "onnx")
+    error = finish(start(*given, limit=2000), 1)
+    assert len(error.splitlines()) == 1
+    assert "unet" in error and "space" in error
+    assert not any(path.is_file() for path in (cache / "graphs").rglob("*"))
+
+
+def test_a_golden_bundle_on_a_full_disk(checkpoint: Make, tmp_path: Path, cache: Path) -> None:
+    folder = tmp_path / "out" / "golden"
+    given = ("record", "--model", checkpoint("tiny"), "--level", "L1", "--output", folder)
+    error = finish(start("conformance", *given, limit=2000), 1)
+    assert len(error.splitlines()) == 1
+    assert str(folder) in error and "space" in error
+    assert names(folder.parent) == set()
+
+
+def test_a_model_on_a_full_disk(tmp_path: Path) -> None:
+    code = f"""
+import resource
+from perfuse.errors import CheckpointError
+from perfuse.models import UNet2DModel
+from perfuse_conformance.checkpoints import ddpm_config
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+try:
+    UNet2DModel(**ddpm_config()).save_pretrained({str(tmp_path / "unet")!r})
+except CheckpointError as exc:
+    print(exc)
+"""
+    done = subprocess.run([sys.executable, "-B", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be written" in done.stdout and "large" in done.stdout
+    assert list((tmp_path / "unet").iterdir()) == []
+
+
 # ── A killed process ────────────────────────────────────────────────────────────────────────────
 
 

@@ -265,6 +265,22 @@ class TestCommands:
         assert done.exit_code != 0 and not isinstance(done.exception, InputError)
         assert re.search(said, done.output), done.output
 
+    def test_in_a_pipe_it_shows_no_bar(self, checkpoint: Make, tmp_path: Path) -> None:
+        """Neither Diffusers', nor transformers' when it loads the text encoder."""
+        output = tmp_path / "a.png"
+        asked = (
+            "--model",
+            checkpoint("words"),
+            "--bridged",
+            "--backend",
+            "torch",
+            "--output",
+            output,
+        )
+        done = command("generate", "red", *asked, "--steps", 1)
+        assert done.exit_code == 0, done.output
+        assert "\r" not in done.stderr and "|" not in done.stderr
+
     def test_native_ones_take_no_arguments(self, checkpoint: Make) -> None:
         done = command("generate", "--model", checkpoint("tiny"), "--arg", "a=1", "--quiet")
         assert done.exit_code == 2 and "this model runs natively" in done.output

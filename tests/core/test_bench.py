@@ -106,3 +106,9 @@ def test_what_cannot_be_measured(
     done = bench(checkpoint("words"), *arguments)
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+def test_more_pictures_than_there_is_room_to_measure(checkpoint: Make) -> None:
+    done = bench(checkpoint("tiny"), "--steps", 1, "--pictures", 10**12)
+    assert done.exit_code == 2
+    assert "--pictures 1000000000000 was asked for; that needs at least" in done.stderr

@@ -158,14 +158,14 @@ def write_bundle(
         tensors: File stem to named arrays.
     """
     import numpy as np
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     files = {}
     for stem, arrays in tensors.items():
         name = f"{stem}.safetensors"
         # safetensors writes raw memory and ignores strides, so make arrays contiguous.
         whole = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-        save_file(whole, folder / name)
+        (folder / name).write_bytes(save(whole))
         files[name] = sha256(folder / name)
     described = {"format": FORMAT, "version": VERSION, **index, "files": files}
     (folder / _INDEX).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")

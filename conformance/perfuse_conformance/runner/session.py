@@ -17,7 +17,7 @@ from perfuse.backend import PRECISIONS, Target
 from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.run import DiffusionPipeline
-from perfuse.sources import ExportedComponent, tool_versions
+from perfuse.sources import ExportedComponent, tool_versions, undone
 from perfuse.spec import PipelineSpec
 from perfuse_conformance import SUITE_VERSION
 from perfuse_conformance.cases.bundle import Bundle
@@ -169,10 +169,14 @@ class Session:
         return bundle
 
     def close(self) -> None:
-        """End the worker and remove its files."""
+        """End the processes, remove what they wrote, and free the models."""
+        self.end()
+        self._reference.close()
+
+    def end(self) -> None:
+        """End the processes and remove what they wrote, whatever is being computed here."""
         self._worker.close()
         self._other.close()
-        self._reference.close()
         self._folder.cleanup()
 
     def identity(self) -> dict[str, str]:
@@ -720,12 +724,13 @@ def run_conformance(
     """
     session = open_session(target, **settings)
     try:
-        results = []
-        for result in session.run():
-            watch(result)
-            results.append(result)
-        results.sort(key=lambda result: (result.level, result.id))
-        return run_of(session, results, command), session.drawn
+        with undone(session.end):
+            results = []
+            for result in session.run():
+                watch(result)
+                results.append(result)
+            results.sort(key=lambda result: (result.level, result.id))
+            return run_of(session, results, command), session.drawn
     finally:
         session.close()
 

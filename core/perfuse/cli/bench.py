@@ -11,11 +11,15 @@ from perfuse.cli.common import JSON, QUIET, model_of, model_options, option, rea
 from perfuse.cli.settings import Configured
 from perfuse.cli.watch import watching
 from perfuse.errors import InputError
+from perfuse.memory import check_memory
 
 if TYPE_CHECKING:
     from perfuse.run.bench import Drawing
 
 __all__ = ["bench"]
+
+#: What is kept of a picture at least, in bytes: its inputs, its time, and three numbers of quality.
+_KEPT = 192
 
 
 @click.command(cls=Configured)
@@ -111,7 +115,8 @@ def _drawing(
     """What is drawn: held-out captions of a bundled model, prompts, or nothing said.
 
     Raises:
-        InputError: captions were asked for, and cannot be judged.
+        InputError: captions were asked for, and cannot be judged; or so many pictures that there is
+            no room for what is measured of each.
     """
     from perfuse.run.bench import Drawing
     from perfuse.shapes.grammar import held_out
@@ -132,5 +137,6 @@ def _drawing(
             inputs=[{"prompt": scene.caption(), **scale} for scene in scenes], scenes=scenes
         )
     count = pictures if pictures is not None else max(4, len(prompts))
-    each = [{"prompt": prompts[i % len(prompts)]} if prompts else {} for i in range(count)]
-    return Drawing(inputs=[{**one, **scale} for one in each])
+    check_memory(count * _KEPT, f"--pictures {count}")
+    each = [{"prompt": prompt, **scale} for prompt in prompts] or [scale]
+    return Drawing(inputs=[each[i % len(each)] for i in range(count)])

@@ -7,6 +7,7 @@ import secrets
 import sys
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,10 @@ def _import_diffusers() -> None:
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
+        if find_spec("transformers") is not None:  # which has a bar of its own
+            from transformers.utils.logging import disable_progress_bar
+
+            disable_progress_bar()
     if not said:
         del os.environ["DIFFUSERS_VERBOSITY"]
         logging.set_verbosity_warning()

@@ -7,9 +7,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,6 +22,7 @@ from perfuse.cli.graphs import graphs
 from perfuse.cli.inspect import inspect
 from perfuse.cli.merge import merge
 from perfuse.cli.plugins import plugin
+from perfuse.cli.stopping import say_stopped, stoppable
 from perfuse.cli.tune import tune
 from perfuse.errors import BackendNotFoundError, ConfigError, InputError, PerfuseError, PluginError
 from perfuse.plugins.importing import Stopped, guarded, said
@@ -36,34 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 
-#: What ends a command, so that unfinished work is cleaned up: Ctrl-C, ``kill``, a closed terminal.
-_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)
-
-
 #: Set by whoever wants to see the traceback of an error that is a fault of perfuse or of a plugin.
 _TRACEBACK = "PERFUSE_TRACEBACK"
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Make each of these signals raise ``Stopped`` in the ``with`` block."""
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        raise Stopped(signum)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set a signal handler
-        return
-    # One that is ignored stays so: nohup ignores SIGHUP.
-    heeded = [one for one in _SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
-    before = {one: signal.signal(one, stop) for one in heeded}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 class _Group(click.Group):
@@ -110,7 +83,7 @@ class _Group(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
             forgive(stream)
-        with _stoppable():
+        with stoppable():
             return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -118,7 +91,7 @@ class _Group(click.Group):
             _check_working_folder()
             return super().invoke(ctx)
         except KeyboardInterrupt as exc:
-            say("perfuse: interrupted; nothing half done was kept.", err=True)
+            say_stopped()
             # The status that a shell reports for a process ended by the signal.
             ctx.exit(128 + (exc.signal if isinstance(exc, Stopped) else signal.SIGINT))
         except PerfuseError as exc:

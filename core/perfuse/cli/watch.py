@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from perfuse.progress import Progress, reporting
+from perfuse.sources.unfinished import undone
 
 if TYPE_CHECKING:
     from perfuse.contract.steps import Event, Task
@@ -154,7 +155,8 @@ def _bar() -> Iterator[_Display]:
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=30), Left())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True) as bars:
+    # Stopped, it gives the terminal its cursor back.
+    with Progress(*columns, console=console, transient=True) as bars, undone(bars.stop):
 
         class Display:
             def __init__(self) -> None:

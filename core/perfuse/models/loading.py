@@ -231,6 +231,7 @@ def save_model(model: "Model", folder: Path) -> None:
     Raises:
         CheckpointError: the folder cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     config = {**model.config.to_dict(), "_perfuse_version": _version()}
@@ -244,7 +245,10 @@ def save_model(model: "Model", folder: Path) -> None:
             f"{exc.strerror or exc}. Free space or choose another folder."
         ) from exc
     with replacing(folder / model.weights_name, error=CheckpointError) as partial:
-        save_file(state, partial, metadata={"format": "pt"})
+        try:
+            save_file(state, partial, metadata={"format": "pt"})
+        except SafetensorError as exc:  # the disk is full
+            raise OSError(str(exc)) from exc
     write_file(folder / _CONFIG, text, error=CheckpointError)
 
 

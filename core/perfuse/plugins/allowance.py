@@ -1,5 +1,6 @@
 """A time limit for a process that a busy machine does not use up."""
 
+import threading
 import time
 
 __all__ = ["Allowance", "delay"]
@@ -28,6 +29,9 @@ class Allowance:
         self._began, self._before = time.monotonic(), delay(process)
 
     def left(self) -> float:
-        """How many seconds it has at least from now on; 0 if they are used up."""
+        """How many seconds it has at least from now on; 0 if they are used up.
+
+        Never more than can be waited for at once, however many it was given.
+        """
         spent = time.monotonic() - self._began - (delay(self._process) - self._before)
-        return max(0.0, self._seconds - spent)
+        return min(max(0.0, self._seconds - spent), threading.TIMEOUT_MAX)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from perfuse.errors import PerfuseError
 from perfuse.plugins.allowance import Allowance
 from perfuse.sources.files import open_file
+from perfuse.sources.unfinished import scratch_folder, undone
 
 if TYPE_CHECKING:
     import subprocess
@@ -97,10 +98,9 @@ class Children:
 
     def _run(self, request: Mapping[str, Any], timeout: float, plugin: str | None) -> Ended:
         import subprocess
-        import tempfile
 
-        with tempfile.TemporaryDirectory(prefix="perfuse-") as folder:
-            answer, output = Path(folder) / "answer", Path(folder) / "output"
+        with scratch_folder() as folder, undone(self.end):
+            answer, output = folder / "answer", folder / "output"
             answer.touch()
             began = time.monotonic()
             with open(output, "wb") as stream:

@@ -1,13 +1,13 @@
 """Graphs in the cache, apart from weights: one serves every checkpoint of a configuration."""
 
 import dataclasses
+import errno
 import json
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from perfuse.contract.architecture import Architecture
@@ -29,6 +29,7 @@ from perfuse.sources.fitting import Rename, check_fit
 from perfuse.sources.manifest import sha256
 from perfuse.sources.plain import from_plain, to_plain
 from perfuse.sources.store import ArtifactStore
+from perfuse.sources.unfinished import scratch_folder
 
 __all__ = [
     "Apart",
@@ -146,6 +147,10 @@ def _changed(
         if weight in changes.names:
             array = changes.of(weight, tensor.cast("float32").array)
             yield name, StoredTensor(dtype="float32", array=array)
+
+
+#: What the system says where nothing more can be written, be it with weights or without.
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 class _NotApart(ExportError):
@@ -384,8 +389,7 @@ def add_graph(component: Component, format: str, to: GraphSet, *, of: str) -> Pa
     identity = _identity(component.unchanged, format)
     if identity is None:
         return None
-    with TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with scratch_folder() as folder:
         try:
             _make(component.unchanged, format, folder)
         except _NotApart:
@@ -401,7 +405,11 @@ def _make(component: Component, format: str, folder: Path) -> None:
     ):
         try:
             main, weights = lowered(component, format, lambda e: e.export_graph(component, folder))
-        except ExportError as exc:  # an exporter may have another way for a model with its weights
+        except ExportError as exc:
+            cause = exc.__cause__
+            if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+                raise
+            # An exporter may have another way for a model with its weights.
             raise _NotApart(str(exc)) from exc
     assert component.build is not None  # it was lowered
     stored = _files(component.build, weights)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from perfuse.sources.store import atomic_folder as atomic_folder
     from perfuse.sources.store import locked as locked
     from perfuse.sources.tokenizer import Tokenizer as Tokenizer
+    from perfuse.sources.unfinished import undone as undone
     from perfuse.sources.weight_maps import changed_constants as changed_constants
     from perfuse.sources.weight_maps import read_map as read_map
     from perfuse.sources.weight_maps import shapes_of as shapes_of
@@ -81,6 +82,7 @@ __getattr__, __dir__ = lazy(
             "locked",
         ),
         "tokenizer": ("Tokenizer",),
+        "unfinished": ("undone",),
         "weight_maps": (
             "changed_constants",
             "read_map",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from perfuse.errors import CheckpointError, InputError, PerfuseError
+from perfuse.sources.unfinished import undone
 
 __all__ = [
     "open_file",
@@ -240,13 +241,15 @@ def replacing(
     try:
         target, mode = _place(path)
         partial = target.parent / f".{target.name[:60]}-{uuid.uuid4().hex[:8]}.partial"
-        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
-        mode = stat.S_IMODE(os.stat(partial).st_mode)
-        yield partial
-        os.chmod(partial, mode)  # the block may have put another file there, as safetensors does
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, target)
+        with undone(partial.unlink):
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+            mode = stat.S_IMODE(os.stat(partial).st_mode)
+            yield partial
+            # The block may have put another file there, as safetensors does.
+            os.chmod(partial, mode)
+            with open(partial, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, target)
     except PerfuseError:
         raise
     except (OSError, ValueError) as exc:

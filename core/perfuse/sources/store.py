@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from perfuse.errors import ExportError, InputError
 from perfuse.sources.files import shown, user_path
+from perfuse.sources.unfinished import undone
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -93,15 +94,17 @@ def atomic_folder(final: Path, *, replaces: Callable[[Path], bool] | None = None
         raise
     except (OSError, ValueError) as exc:  # ValueError: a name with NUL, or that is no Unicode
         raise _unwritable(final, exc) from exc
+    remove = functools.partial(shutil.rmtree, partial, ignore_errors=True)
     try:
-        yield partial
-        _sync(partial)
-        _check_replaceable(final, replaces)  # another process may have written it meanwhile
-        _take_place(partial, final)
+        with undone(remove):
+            yield partial
+            _sync(partial)
+            _check_replaceable(final, replaces)  # another process may have written it meanwhile
+            _take_place(partial, final)
     except OSError as exc:
         raise _unwritable(final, exc) from exc
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove()
 
 
 def _check_replaceable(final: Path, replaces: Callable[[Path], bool] | None) -> None:

@@ -2,9 +2,11 @@
 
 import importlib
 import json
+import math
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -272,6 +274,13 @@ def test_the_system_tells_how_long_a_process_waited() -> None:
             process.kill()
             process.wait()
     assert allowance.delay(busy[0].pid) == 0
+
+
+@pytest.mark.parametrize("seconds", [math.inf, 1e300])
+def test_a_limit_that_never_ends_can_be_waited_for(seconds: float) -> None:
+    left = allowance.Allowance("self", seconds).left()
+    assert left > 1e9
+    assert threading.Lock().acquire(timeout=left)
 
 
 def test_one_that_was_broken_and_is_mended_is_read_again(install: Install) -> None:
