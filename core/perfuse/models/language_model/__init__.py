@@ -15,6 +15,7 @@ ARCHITECTURES = tuple(
         host_inputs=f"{__name__}.{_OF_HOST.get(kind, 'description')}:host_inputs",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        reads=f"{__name__}.stored:reads",
     )
     for kind, classes in KINDS.items()
     for class_name in classes

@@ -4,8 +4,6 @@ Layers are named as in Transformers, whose checkpoints they read; layers above t
 that is asked for are neither built nor loaded.
 """
 
-import re
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,6 +12,7 @@ from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.errors import CheckpointError
 from perfuse.models.adaptive_norms import RMSNorm, ZeroCentredNorm
 from perfuse.models.language_model.description import LAST, LanguageSettings, layers_of, settings_of
+from perfuse.models.language_model.stored import stored_names
 from perfuse.models.language_model.vision import PICTURES, picture_token, vision_of
 from perfuse.models.language_model.vision_network import VisionModel
 from perfuse.models.loading import load_state
@@ -22,11 +21,6 @@ from perfuse.sources.fitting import Rename
 from perfuse.sources.weights import Weights
 
 __all__ = ["LanguageModel", "build", "wrap"]
-
-_PREFIX = re.compile(r"^(language_model\.model|model\.language_model|language_model|model)\.")
-_OTHER = re.compile(r"^(model\.)?(lm_head|visual)\.")
-_EYES = re.compile(r"^(model\.)?visual\.")
-_LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 def norm(model: LanguageSettings) -> nn.Module:
@@ -210,33 +204,13 @@ def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
 
 def _hollow(spec: ComponentSpec) -> tuple[nn.Module, Rename]:
     """The module of a component, without content, and how stored tensors are named in it."""
+    rename = stored_names(spec)
     with torch.device("meta"):
         if spec.role == Role.IMAGE_ENCODER:
-            return VisionModel(vision_of(spec.config)), _of_eyes
+            return VisionModel(vision_of(spec.config)), rename
         picture = None
         if spec.signature.input(PICTURES) is not None:
             picture = picture_token(spec.config)
         normed = LAST in spec.signature.output_names
         module = LanguageModel(settings_of(spec), layers_of(spec), normed=normed, picture=picture)
-    return module, _names(module)
-
-
-def _of_eyes(stored: str) -> str | None:
-    """A stored tensor's name in the eyes; ``None`` for all others."""
-    found = _EYES.match(stored)
-    return stored[found.end() :] if found else None
-
-
-def _names(module: LanguageModel) -> Rename:
-    """A stored tensor's name in the module; ``None`` for a head, eyes, and layers left out."""
-    depth, normed = len(module.layers), not isinstance(module.norm, nn.Identity)
-
-    def rename(stored: str) -> str | None:
-        if _OTHER.match(stored):
-            return None
-        name = _PREFIX.sub("", stored)
-        layer = _LAYER.match(name)
-        above = int(layer[1]) >= depth if layer else name == "norm.weight" and not normed
-        return None if above else name
-
-    return rename
+    return module, rename
