@@ -4,7 +4,7 @@ from perfuse.contract.architecture import Architecture
 from perfuse.models.language_model.kinds import KINDS
 
 #: The kinds with eyes, and the module that knows what these take.
-_OF_HOST = {"qwen2_5_vl": "vision"}
+_OF_HOST = {"qwen2_5_vl": "vision", "qwen3_vl": "deep_vision"}
 
 ARCHITECTURES = tuple(
     Architecture(
