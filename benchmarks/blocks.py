@@ -23,7 +23,6 @@ from perfuse.contract.target import Target
 from perfuse.models.positions import grid
 from perfuse.models.registry import called, describe, host_inputs
 from perfuse.plugins import host
-from perfuse.tasks.prompts.language import causal_bias
 from perfuse_conformance.checkpoints import randomise, write_configs
 
 #: Rows and columns of tokens of the picture, and words of the prompt.
@@ -219,11 +218,10 @@ def _given(spec: ComponentSpec, family: Family) -> Arrays:
         drawn = rng.standard_normal(shape, np.float32)
         given[tensor.name] = np.zeros(shape, np.float32) if hidden else drawn
     if spec.class_name == "QwenImage21Transformer2DModel":
-        from perfuse.models.qwen_image_21_transformer.description import picture_place
+        from perfuse.models.qwen_image_21_transformer.description import told_of
 
-        given["text_bias"] = causal_bias(np.ones((1, _WORDS), dtype=np.int64))
-        given["picture_rotary"] = picture_place(spec, 1, _WORDS)
-    if "picture_rotary" in given and (found := called(spec, family.arguments(spec, given))):
+        given |= told_of(spec, given["encoder_hidden_states"])
+    elif "picture_rotary" in given and (found := called(spec, family.arguments(spec, given))):
         given |= found[0]
     return {tensor.name: given[tensor.name] for tensor in spec.signature.inputs}
 

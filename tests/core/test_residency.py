@@ -10,9 +10,11 @@ import pytest
 from click.testing import CliRunner
 
 from perfuse import DiffusionPipeline
+from perfuse.capture import build
 from perfuse.cli import main
 from perfuse.errors import InputError
 from perfuse.run.residency import Divisible, Residency
+from perfuse.sources.checkpoint import Checkpoint
 
 Make = Callable[[str], Path]
 
@@ -90,6 +92,26 @@ def test_halves_take_half(checkpoint: Make) -> None:
         for precision in ("float32", "float16")
     )
     assert half.sizes["unet"] * 2 == whole.sizes["unet"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        ("words", ("vae_encoder", "vae_decoder")),
+        ("qwen-edit", ("text_encoder", "text_encoder_vision")),
+        ("klein", ("text_encoder",)),  # which has layers that nobody reads
+    ],
+)
+def test_what_shares_a_folder_counts_once(
+    checkpoint: Make, kind: str, parts: tuple[str, ...]
+) -> None:
+    """A component takes what its module is built of, and no tensor of another's."""
+    pytest.importorskip("torch")
+    source = Checkpoint.open(checkpoint(kind))
+    sizes = DiffusionPipeline.from_pretrained(source, backend="torch:cpu").residency.sizes
+    for name in parts:
+        module = build(source.component(name, precision="float32"))
+        assert sizes[name] == 4 * sum(one.numel() for one in module.parameters())
 
 
 def test_the_command_line_says_what_it_would_do() -> None:

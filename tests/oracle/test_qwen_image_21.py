@@ -11,14 +11,15 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
+from diffusers.pipelines.qwenimage21 import pipeline_qwenimage21
+from PIL import Image
 from tests.oracle.pairs import LATENTS, Pair
 
 from perfuse import DiffusionPipeline
-from perfuse.errors import CheckpointError
+from perfuse.errors import CheckpointError, InputError
 from perfuse.models.building import wrap
-from perfuse.models.qwen_image_21_transformer.description import picture_place
+from perfuse.models.qwen_image_21_transformer.description import PictureAmongWords, told_of
 from perfuse.models.registry import describe, host_inputs
-from perfuse.tasks.prompts.language import causal_bias
 from perfuse_conformance.cases.checkpoint_parts import edit_json, randomise
 
 exhaustive = pytest.mark.exhaustive
@@ -29,14 +30,15 @@ GUIDED = {"negative_prompt": "x", "true_cfg_scale": 3.0}
 
 
 def processor(folder: Path) -> Any:
-    """Transformers' processor without eyes, whose video half needs torchvision."""
+    """Transformers' processor without its video half, which needs torchvision."""
     made = transformers.Qwen3VLProcessor.__new__(transformers.Qwen3VLProcessor)
     made.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    made.image_processor = made.video_processor = None
+    made.image_processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    made.video_processor = None
     made.chat_template = (folder / "chat_template.jinja").read_text("utf-8")
-    made.image_token = made.video_token = "<|image_pad|>"
+    made.image_token, made.video_token = "<|image_pad|>", "<|video_pad|>"
     made.image_token_id = made.tokenizer.convert_tokens_to_ids(made.image_token)
-    made.video_token_id = made.image_token_id
+    made.video_token_id = -1  # which no word has
     return made
 
 
@@ -69,6 +71,46 @@ def test_from_text(pair: Pair, inputs: Mapping[str, Any]) -> None:
     assert drawn.shape[-1] == 4  # with transparency
 
 
+def picture(wide: int, high: int, seed: int = 0) -> Image.Image:
+    """One that is transparent here and there."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 4), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((wide, high), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {**GUIDED, "image": [picture(70, 50), picture(150, 15, 1).convert("RGB")]},
+        pytest.param({"image": picture(70, 50)}, marks=exhaustive),
+        pytest.param(
+            {"image": picture(40, 60), "prompt": [SHORT, LONG], "num_images_per_prompt": 2},
+            marks=exhaustive,
+        ),
+    ],
+    ids=["two", "one", "several"],
+)
+def test_from_pictures(
+    pair: Pair, inputs: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Diffusers' sizes are those of the real model; here they are those of the small one."""
+    right = pipeline_qwenimage21.calculate_dimensions
+
+    def small(area: int, ratio: float) -> Any:
+        sides = right(area * 16**2 / 1024**2, ratio)
+        return tuple(side if side is None else max(side, 32) for side in sides)
+
+    monkeypatch.setattr(pipeline_qwenimage21, "calculate_dimensions", small)
+    pair.check(**{**SMALL, **inputs})
+    text, _ = pair.run("latent", **{**SMALL, "num_inference_steps": 2})
+    seen, _ = pair.run("latent", **{**SMALL, **inputs, "num_inference_steps": 2})
+    assert float((text[:1] - seen[:1]).abs().max()) > 0.01
+
+
+def test_a_picture_needs_the_prompt_itself(pair: Pair) -> None:
+    with pytest.raises(InputError, match="Give the prompt"):
+        pair.ours(image=picture(40, 40), prompt_embeds=np.zeros((1, 3, 32), np.float32))
+
+
 def test_encode_prompt(pair: Pair) -> None:
     with torch.no_grad():
         wanted = pair.theirs.encode_prompt([SHORT, LONG], None, "cpu")
@@ -77,9 +119,9 @@ def test_encode_prompt(pair: Pair) -> None:
     assert all(np.array_equal(a, b.numpy()) for a, b in zip(found[1:], wanted[1:], strict=True))
 
 
-@pytest.mark.parametrize("causal", [True, False])
-def test_transformer(causal: bool) -> None:
-    """Texts of two lengths, filled up at their end."""
+@pytest.mark.parametrize(("causal", "pictures"), [(True, False), (False, False), (True, True)])
+def test_transformer(causal: bool, pictures: bool) -> None:
+    """Texts of two lengths, filled up at their end; with a picture among the words."""
     config = {
         "in_channels": 4,
         "out_channels": 4,
@@ -98,20 +140,25 @@ def test_transformer(causal: bool) -> None:
     states = torch.randn(2, texts, 32, generator=generator)
     seen = torch.ones(2, texts, dtype=torch.int64)
     seen[1, 4:] = 0
+    # A picture of 2×4 latents, which has the place of two words.
+    shown = torch.randn(8, 4, generator=generator) if pictures else torch.empty(0, 4)
+    place = PictureAmongWords(tokens=shown.numpy(), height=2, width=4, start=1, words=2)
     sizes = {"batch": 2, "sequence": texts, "latent_height": height, "latent_width": width}
-    tables = {"picture_rotary": picture_place(spec, 2, texts), **host_inputs(spec, sizes)}
-    given = {name: torch.from_numpy(table) for name, table in tables.items()}
-    bias = torch.from_numpy(causal_bias(seen.numpy()))
+    words = [one[: int(mask.sum())].numpy() for one, mask in zip(states, seen, strict=True)]
+    tables = told_of(spec, words, [place] if pictures else [])
+    given = {n: torch.tensor(one) for n, one in {**tables, **host_inputs(spec, sizes)}.items()}
     told = torch.tensor([900.0, 300.0])
     slots = torch.zeros(2, texts + height * width // 4, dtype=torch.bool)
     slots[:, texts:] = True
+    if pictures:
+        slots[:, 1:3] = True
     with torch.no_grad():
-        (ours,) = wrap(spec, theirs)(sample, told, states, bias, **given)
+        (ours,) = wrap(spec, theirs)(sample, told, **given)
         (whole,) = theirs(
-            sample,
+            torch.cat([shown.expand(2, -1, -1), sample], dim=1) if pictures else sample,
             states,
             told / 1000,
-            [[(1, height, width)]] * 2,
+            [[*([(1, 2, 4)] if pictures else []), (1, height, width)]] * 2,
             slots,
             encoder_hidden_states_mask=seen,
             return_dict=False,

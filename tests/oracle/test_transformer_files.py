@@ -51,6 +51,16 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
     },
     "ZImageTransformer2DModel": {"n_layers": 2, "n_refiner_layers": 1, "dim": 256, "n_heads": 2},
     "QwenImageTransformer2DModel": {"num_layers": 2, "num_attention_heads": 3},
+    "QwenImage21Transformer2DModel": {"num_layers": 2, "num_attention_heads": 3},
+    # Diffusers' converter of Lumina 2 knows one width alone, too.
+    "Lumina2Transformer2DModel": {"num_layers": 1, "num_refiner_layers": 1},
+    "AuraFlowTransformer2DModel": {
+        "num_mmdit_layers": 2,
+        "num_single_dit_layers": 1,
+        "num_attention_heads": 2,
+        "caption_projection_dim": 512,
+        "pos_embed_max_size": 9216,
+    },
 }
 CONVERTERS: Mapping[str, Callable[[State], State]] = {
     "FluxTransformer2DModel": theirs.convert_flux_transformer_checkpoint_to_diffusers,
@@ -59,6 +69,9 @@ CONVERTERS: Mapping[str, Callable[[State], State]] = {
     "ChromaTransformer2DModel": theirs.convert_chroma_transformer_checkpoint_to_diffusers,
     "ZImageTransformer2DModel": theirs.convert_z_image_transformer_checkpoint_to_diffusers,
     "QwenImageTransformer2DModel": dict,
+    "QwenImage21Transformer2DModel": theirs.convert_qwen_image21_transformer_checkpoint_to_diffusers,
+    "Lumina2Transformer2DModel": theirs.convert_lumina2_to_diffusers,
+    "AuraFlowTransformer2DModel": theirs.convert_auraflow_transformer_checkpoint_to_diffusers,
 }
 ROOMS = {
     "FluxTransformer2DModel": "flux_transformer",
@@ -66,6 +79,9 @@ ROOMS = {
     "Flux2Transformer2DModel": "flux2_transformer",
     "ChromaTransformer2DModel": "chroma_transformer",
     "ZImageTransformer2DModel": "z_image_transformer",
+    "QwenImage21Transformer2DModel": "qwen_image_21_transformer",
+    "Lumina2Transformer2DModel": "lumina2_transformer",
+    "AuraFlowTransformer2DModel": "aura_flow_transformer",
 }
 
 
@@ -92,7 +108,8 @@ def stored_as(class_name: str, state: Mapping[str, Any]) -> State:
             norm = other.endswith(("query_norm", "key_norm")) or ".norms." in other
             found[f"{other}.{'scale' if norm else last}"] = whole
     if "pos_embed.pos_embed" in left:
-        found["pos_embed"] = left.pop("pos_embed.pos_embed")
+        table = "positional_encoding" if room == "aura_flow_transformer" else "pos_embed"
+        found[table] = left.pop("pos_embed.pos_embed")
     return {**found, **left}
 
 
@@ -156,6 +173,10 @@ def test_read_as_diffusers_converts(class_name: str) -> None:
         ("ChromaTransformer2DModel", {}, "Chroma"),
         ("ZImageTransformer2DModel", {}, "Z-Image-Turbo"),
         ("QwenImageTransformer2DModel", {}, "Qwen-Image"),
+        ("QwenImage21Transformer2DModel", {}, "Qwen-Image 2.1"),
+        ("Lumina2Transformer2DModel", {}, "Lumina 2"),
+        ("AuraFlowTransformer2DModel", {}, "AuraFlow 0.3"),
+        ("AuraFlowTransformer2DModel", {"pos_embed_max_size": 1024}, "AuraFlow 0.2"),
     ],
 )
 def test_recognised(class_name: str, fields: Mapping[str, Any], name: str) -> None:
@@ -219,6 +240,9 @@ def without(folder: Path, into: Path, *parts: str) -> Path:
         pytest.param("klein", "Flux2Transformer2DModel", False, marks=exhaustive),
         pytest.param("z-image", "ZImageTransformer2DModel", False, marks=exhaustive),
         pytest.param("qwen-image", "QwenImageTransformer2DModel", False, marks=exhaustive),
+        pytest.param("qwen-image-21", "QwenImage21Transformer2DModel", False, marks=exhaustive),
+        pytest.param("lumina2", "Lumina2Transformer2DModel", False, marks=exhaustive),
+        pytest.param("aura-flow", "AuraFlowTransformer2DModel", False, marks=exhaustive),
     ],
 )
 def test_a_file_draws_what_its_folder_draws(

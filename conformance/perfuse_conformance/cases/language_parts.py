@@ -139,35 +139,37 @@ def write_qwen_vl_processor(folder: Path) -> int:
     """Write the processor of Qwen 3 VL, whose folder holds a tokenizer; return that's size."""
     size = write_language_tokenizer(folder, template=False, eyes=True)
     (folder / "chat_template.jinja").write_text(_IN_PARTS, "utf-8")
-    write_vision_processor(folder)
+    write_vision_processor(folder, most=4096)
     return size
 
 
 def write_qwen3_vl(folder: Path, vocab_size: int, seed: int) -> None:
-    """Qwen 3 VL, which has eyes; here it reads text alone."""
+    """Qwen 3 VL, whose eyes have three layers, and give details of the first two."""
     import transformers
 
     turned = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 1, 1]}
-    eyes: dict[str, Any] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
-    eyes |= {"patch_size": 4, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    eyes: dict[str, Any] = {"depth": 3, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    eyes |= {"patch_size": 4, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
     settings = transformers.Qwen3VLConfig(
         text_config={
             **_sizes(vocab_size),
+            "max_position_embeddings": 1024,
             "rope_parameters": {**turned, "mrope_interleaved": True},
         },
         vision_config={**eyes, "out_hidden_size": 32},
+        image_token_id=vocab_size - 1,
     )
     model = transformers.Qwen3VLForConditionalGeneration(settings)
     randomise(model, seed).save_pretrained(folder)
 
 
-def write_vision_processor(folder: Path) -> None:
+def write_vision_processor(folder: Path, *, most: int = 1024) -> None:
     """Write the ``preprocessor_config.json`` of eyes: at most 32 by 32 pixels, or their like."""
     config = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2VLProcessor",
         "min_pixels": 256,
-        "max_pixels": 1024,
+        "max_pixels": most,
         "patch_size": 4,
         "merge_size": 2,
         "temporal_patch_size": 2,

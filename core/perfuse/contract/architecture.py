@@ -107,6 +107,9 @@ class Architecture:
     #: ``(name) -> str | None``: a stored tensor's name in checkpoints of today; ``None`` for one that
     #: the class does not have. With it, tensors are found in a file without building the model.
     names: str = ""
+    #: ``(spec, name) -> bool``: whether a component reads a stored tensor, for a class of several
+    #: components in one folder, or with tensors that none reads. Empty where all are read.
+    reads: str = ""
     #: Fields of the config that change no graph: what the host reads, such as a scaling factor.
     beside_graph: tuple[str, ...] = ()
     #: Fields of the config that change its graphs in half precision alone.

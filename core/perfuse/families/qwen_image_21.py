@@ -14,7 +14,11 @@ _ARGUMENTS = """
 PIPELINES = (
     PipelineManifest(
         class_name="QwenImage21Pipeline",
-        tasks={"text-to-image": "perfuse.tasks.qwen_image_21:QWEN_21_TEXT_TO_IMAGE"},
+        tasks={
+            "text-to-image": "perfuse.tasks.qwen_image_21:QWEN_21_TEXT_TO_IMAGE",
+            "image-editing": "perfuse.tasks.qwen_21_editing:QWEN_21_EDITING",
+        },
+        describes={"text_encoder": "perfuse.models.language_model.deep_vision:describe"},
         needs=("transformer", "vae", "text_encoder", "processor", "scheduler"),
         arguments=tuple(_ARGUMENTS.split()),
     ),

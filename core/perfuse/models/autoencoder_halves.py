@@ -6,7 +6,13 @@ from typing import Any, ClassVar, Protocol
 from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature
 from perfuse.models.shapes import floating
 
-__all__ = ["Switches", "describe_halves"]
+__all__ = ["Switches", "describe_halves", "reads"]
+
+#: What the tensors that only one half reads begin with.
+_OF_ONE = {
+    Role.LATENT_ENCODER: ("encoder.", "quant_conv."),
+    Role.LATENT_DECODER: ("decoder.", "post_quant_conv."),
+}
 
 
 class _Config(Protocol):
@@ -76,6 +82,13 @@ def describe_halves(
             upcast=bool(config.get("force_upcast")),
         )
         for half, role, signature, dims in halves
+    )
+
+
+def reads(spec: ComponentSpec, name: str) -> bool:
+    """Whether a half reads a stored tensor: not those of the other one."""
+    return not any(
+        name.startswith(beginnings) for role, beginnings in _OF_ONE.items() if role != spec.role
     )
 
 

@@ -4,7 +4,7 @@ import importlib
 import math
 import pkgutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ __all__ = [
     "original",
     "own",
     "perturbed",
+    "read_by",
     "shallow",
     "with_hidden_states",
 ]
@@ -247,6 +248,15 @@ def held(spec: ComponentSpec, sizes: Mapping[str, int]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # opening the checkpoint said what it does not know
         return kind.from_dict(spec.config).held(sizes)
+
+
+def read_by(spec: ComponentSpec, names: Iterable[str]) -> list[str]:
+    """The stored tensors of a component's folder that the component reads."""
+    architecture = _architecture(spec)
+    if architecture is None or not architecture.reads:
+        return list(names)
+    reads: Callable[[ComponentSpec, str], bool] = resolve(architecture.reads)
+    return [name for name in names if reads(spec, name)]
 
 
 def aliases(spec: ComponentSpec, layers: Iterable[str]) -> dict[str, str | Stacked]:

@@ -19,7 +19,7 @@ from perfuse.contract.spec import ComponentSpec, PipelineSpec, Role
 from perfuse.contract.target import Target
 from perfuse.errors import InputError
 from perfuse.memory import most_memory, read_size
-from perfuse.models.registry import held
+from perfuse.models.registry import held, read_by
 from perfuse.sources.checkpoint import FromCheckpoint
 
 __all__ = ["Divisible", "Residency", "residency"]
@@ -201,7 +201,7 @@ def _turn(spec: ComponentSpec) -> int:
 
 
 def _sizes(component: Component, stored: Mapping[str, int]) -> tuple[int, int]:
-    """Bytes of all weights and of the largest; both halves of an autoencoder count as the whole."""
+    """Bytes of all weights that a component reads, and of the largest."""
     build: Any = component.build
     while build is not None and not isinstance(build, FromCheckpoint):
         build = getattr(build, "before", None)
@@ -209,9 +209,9 @@ def _sizes(component: Component, stored: Mapping[str, int]) -> tuple[int, int]:
         scheme = SCHEMES.get(component.storage)
         each = 4 if component.precision == "float32" else 2
         bits = each if scheme is None else scheme.bits / 8
-        shapes = [shape for _, shape in build.weights.shapes.values()]
-        largest = max(map(math.prod, shapes), default=0)
-        return int(build.weights.parameters * bits), int(largest * bits)
+        shapes = build.weights.shapes
+        counts = [math.prod(shapes[name][1]) for name in read_by(component.spec, shapes)]
+        return int(sum(counts) * bits), int(max(counts, default=0) * bits)
     spec = component.spec
     size = stored.get(spec.name, stored.get(spec.folder, 0))
     return size, size

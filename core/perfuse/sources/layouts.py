@@ -218,6 +218,13 @@ _KLEIN = _transformer(
     "single_stream_modulation.",
     {"num_attention_heads": 24},
 )
+_AURA = _transformer(
+    "AuraFlow 0.3",
+    "AuraFlowPipeline",
+    "fal/AuraFlow-v0.3",
+    "double_layers.0.modX.",
+    {"pos_embed_max_size": 9216},
+)
 _TRANSFORMERS = (
     _FLUX,
     replace(
@@ -273,6 +280,27 @@ _TRANSFORMERS = (
         "Qwen/Qwen-Image",
         "transformer_blocks.0.img_mod.",
         {},
+    ),
+    _transformer(
+        "Qwen-Image 2.1",
+        "QwenImage21Pipeline",
+        "Qwen/Qwen-Image-2.1",
+        "txt_in.text_norm.",
+        {},
+    ),
+    _transformer(
+        "Lumina 2",
+        "Lumina2Pipeline",
+        "Alpha-VLLM/Lumina-Image-2.0",
+        "layers.0.adaLN_modulation.1.",
+        {},
+    ),
+    _AURA,
+    replace(
+        _AURA,
+        name="AuraFlow 0.2",
+        config="fal/AuraFlow-v0.2",
+        denoiser={"pos_embed_max_size": 1024},
     ),
 )
 

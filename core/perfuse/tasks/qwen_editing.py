@@ -23,7 +23,7 @@ from perfuse.tasks.qwen_image import QWEN_TEXT_TO_IMAGE, filled_up, told_of_stat
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["QWEN_EDITING", "QWEN_EDITING_OF_SEVERAL"]
+__all__ = ["QWEN_EDITING", "QWEN_EDITING_OF_SEVERAL", "given_pictures", "sides_of"]
 
 #: Where several pictures are edited, they are seen in this share of the area that is drawn.
 _SEEN = 384**2 / 1024**2
@@ -42,7 +42,7 @@ _LEFT_OUT = 64
 @step(outputs=("pictures", "seen", "height", "width"), name="check_size")
 def read_picture(tools: Tools, image: Any, height: int | None, width: int | None) -> State:
     """The picture to edit, encoded and seen in one size."""
-    given = _images(image)
+    given = given_pictures(image)
     if len(given) > 1:
         raise InputError(
             f"{len(given)} pictures were given; a {tools.spec.class_name} edits one. Give one, or use "
@@ -54,16 +54,21 @@ def read_picture(tools: Tools, image: Any, height: int | None, width: int | None
 @step(outputs=("pictures", "seen", "height", "width"), name="check_size")
 def read_pictures(tools: Tools, image: Any, height: int | None, width: int | None) -> State:
     """The pictures to edit, and smaller ones to see; the last one's shape is what is drawn."""
-    return _read(tools, _images(image), height, width, _SEEN)
+    return _read(tools, given_pictures(image), height, width, _SEEN)
 
 
-def _images(image: Any) -> "list[Image]":
+def given_pictures(image: Any, mode: str = "RGB") -> "list[Image]":
+    """The pictures of a call, one or several, in one of Pillow's modes.
+
+    Raises:
+        InputError: there is none, or one is a line.
+    """
     from perfuse.arrays.pictures import as_image
 
     given = list(image) if isinstance(image, list | tuple) else [image]
     if not given:
         raise InputError("No picture was given to edit. Give image=, one picture or several.")
-    images = [as_image(one).convert("RGB") for one in given]
+    images = [as_image(one).convert(mode) for one in given]
     for one in images:
         check_shape(one)
     return images
@@ -79,13 +84,13 @@ def _read(
 
     each, usual = tools.spec.size_multiple, tools.spec.default_size
     area = usual[0] * usual[1]
-    encoded = [preprocess(one, *_sides(one, area, each), multiple=each) for one in given]
-    sizes = [_sides(one, area * share, 1) for one in given]
+    encoded = [preprocess(one, *sides_of(one, area, each), multiple=each) for one in given]
+    sizes = [sides_of(one, area * share, 1) for one in given]
     seen = [
         one.resize((wide, high), Image.Resampling.LANCZOS)
         for one, (high, wide) in zip(given, sizes, strict=True)
     ]
-    high, wide = _sides(given[-1], area, each)
+    high, wide = sides_of(given[-1], area, each)
     size = pick_size(tools, high if height is None else height, wide if width is None else width)
     return {
         "pictures": [to_numpy(one) for one in encoded],
@@ -95,7 +100,7 @@ def _read(
     }
 
 
-def _sides(image: "Image", area: float, multiple: int) -> tuple[int, int]:
+def sides_of(image: "Image", area: float, multiple: int) -> tuple[int, int]:
     """Height and width of this area in multiples of 32 pixels, or of more, with a picture's shape."""
     shape = image.width / image.height
     wide = (area * shape) ** 0.5

@@ -1,33 +1,35 @@
-"""Pictures with Qwen-Image 2.1, from text. They may be transparent: they have four channels."""
+"""Pictures with Qwen-Image 2.1, from text and from pictures. They may be transparent: they have four channels."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from perfuse.arrays import to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Encoding, Input, State, Tools, step
-from perfuse.models.qwen_image_21_transformer.description import picture_place
+from perfuse.models.qwen_image_21_transformer.description import told_of
 from perfuse.tasks.denoise import check_output_type
 from perfuse.tasks.encoding import STATES, seen
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule
 from perfuse.tasks.guiders import ClassifierFreeGuidance
 from perfuse.tasks.masked_prompts import masked_conditions
-from perfuse.tasks.prompts.language import LanguageReader, causal_bias, fixed_length
+from perfuse.tasks.prompts.language import LanguageReader, fixed_length
 from perfuse.tasks.prompts.sequences import check_length
 from perfuse.tasks.text import Prompt, guider_for
 from perfuse.tasks.text_to_image import checked_texts
 
-__all__ = ["QWEN_21_TEXT_TO_IMAGE"]
+__all__ = ["QWEN_21_SYSTEM", "QWEN_21_TEMPLATE", "QWEN_21_TEXT_TO_IMAGE"]
 
 _MOST = 1024
 #: What the language model is told first; its states are left out.
-_SYSTEM = "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n"
-_TEMPLATE = (f"{_SYSTEM}<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")
+QWEN_21_SYSTEM = "<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n"
+#: The text before a prompt, and after it.
+QWEN_21_TEMPLATE = (
+    f"{QWEN_21_SYSTEM}<|im_start|>user\n",
+    "<|im_end|>\n<|im_start|>assistant\n",
+)
 
 
 @step(outputs=("prompts", "negatives", "count", "guider"))
@@ -91,17 +93,20 @@ def encode_prompt(
     read = LanguageReader(tools=tools, tokenizer_name="processor")
     fixed = fixed_length(tools, tools.spec.denoiser.name, "encoder_hidden_states")
     longest = max_sequence_length if fixed is None else min(max_sequence_length, fixed)
-    before = len(read.tokenizer.ids(_SYSTEM))
+    before = len(read.tokenizer.ids(QWEN_21_SYSTEM))
 
     def read_texts(texts: list[str]) -> Mapping[str, Array]:
         each = read.of_prompts(
-            [text or " " for text in texts], longest + before, template=_TEMPLATE, left_out=before
+            [text or " " for text in texts],
+            longest + before,
+            template=QWEN_21_TEMPLATE,
+            left_out=before,
         )
-        return _conditions(tools, [to_numpy(one) for one in each], fixed)
+        return told_of(tools.spec.denoiser, [to_numpy(one) for one in each], length=fixed)
 
     def of_states(given: Array, mask: Any) -> Mapping[str, Array]:
         pairs = zip(to_numpy(given), mask != 0, strict=True)
-        return _conditions(tools, [one[own] for one, own in pairs], fixed)
+        return told_of(tools.spec.denoiser, [one[own] for one, own in pairs], length=fixed)
 
     conditions = masked_conditions(
         guider,
@@ -117,21 +122,6 @@ def encode_prompt(
         needs_mask=False,
     )
     return {"conditions": conditions}
-
-
-def _conditions(tools: Tools, each: Sequence[Array], fixed: int | None) -> Mapping[str, Array]:
-    """What the denoiser is told of texts: the picture comes after the longest of them, as in Diffusers."""
-    lengths = np.asarray([len(one) for one in each])
-    words = int(lengths.max())
-    most = words if fixed is None else fixed
-    seen = np.arange(most) < lengths[:, None]
-    return {
-        "encoder_hidden_states": np.stack(
-            [np.pad(one, ((0, most - len(one)), (0, 0))) for one in each]
-        ),
-        "text_bias": causal_bias(seen.astype(np.int64)),
-        "picture_rotary": picture_place(tools.spec.denoiser, len(each), words),
-    }
 
 
 _ENCODED = (

@@ -27,6 +27,7 @@ from perfuse.errors import ExportError
 from perfuse.progress import say
 from perfuse.sources import write_map
 from perfuse_exporters.openvino.engine import import_openvino
+from perfuse_exporters.openvino.gates import split_gates
 from perfuse_exporters.openvino.norms import split_norms
 from perfuse_exporters.openvino.sizes import say_sizes
 from perfuse_exporters.openvino.weights import bind
@@ -62,7 +63,7 @@ class OpenVinoExporter(Exporter):
         # What OpenVINO reads from there stays mapped until the model is written.
         with TemporaryDirectory(dir=folder) as scratch:
             model = _convert(openvino, component, Path(scratch))
-            split_norms(model)
+            _mend(model, component)
             exact = _phases(model)
             _declare(model, component)
             _write(openvino, model, folder / MODEL, component, exact)
@@ -82,7 +83,7 @@ class OpenVinoExporter(Exporter):
             name: Constant(tensor=name, dtype=component.precision, shape=tensors[name].array.shape)
             for name in _name_weights(model, names)
         }
-        split_norms(model)
+        _mend(model, component)
         exact = _phases(model)
         _declare(model, component, weights=len(constants))
         _write(openvino, model, folder / MODEL, component, exact)
@@ -118,6 +119,13 @@ class OpenVinoExporter(Exporter):
 
         found = refused(program, convert)
         return found if found and OnnxExporter().unsupported(program, component) else {}
+
+
+def _mend(model: "ov.Model", component: Component) -> None:
+    """Rewrite what OpenVINO's CPU plugin would end the process with."""
+    split_norms(model)
+    if component.precision != "float32":
+        split_gates(model)
 
 
 def _check(component: Component) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,7 +19,7 @@ pytest.importorskip("openvino")
 from perfuse.backend import Component, Constant, StoredTensor, WeightMap
 from perfuse.errors import ExportError
 from perfuse.sources.checkpoint import Checkpoint
-from perfuse.spec import ComponentSpec, Signature, TensorSpec
+from perfuse.spec import ComponentSpec, Dim, Signature, TensorSpec
 from perfuse_exporters.openvino.engine import import_openvino
 from perfuse_exporters.openvino.exporter import OpenVinoExporter
 from perfuse_exporters.openvino.weights import bind
@@ -354,6 +355,63 @@ def test_a_normalisation_that_is_modulated_compiles_at_a_known_size(tmp_path: Pa
     arrays = inputs_of(component, {})
     (got,), (want,) = run(path, arrays), reference(component, arrays)
     assert_close(got, want)
+
+
+class Gated(torch.nn.Module):
+    """A language model's feed-forward network; ``fused`` has its gate and the rest in one matrix."""
+
+    def __init__(self, activation: Any, *, fused: bool) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        sizes = ((128, 32),) if fused else ((64, 32), (64, 32))
+        self.layers = torch.nn.ModuleList(
+            torch.nn.Linear(inner, outer, bias=False) for outer, inner in (*sizes, (32, 64))
+        )
+        for parameter in self.parameters():
+            torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+            parameter.data = parameter.data.bfloat16().float()  # which the file holds exactly
+        self.activation = activation
+
+    def forward(self, left: Any) -> Any:
+        *first, last = self.layers
+        halves = [layer(left) for layer in first]
+        gate, up = halves if len(halves) == 2 else halves[0].chunk(2, dim=-1)
+        return (last(self.activation(gate) * up),)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("kind", ["silu", "gelu", "gelu-tanh"])
+def test_a_gated_network_in_half_precision_is_not_joined(
+    kind: str, fused: bool, tmp_path: Path
+) -> None:
+    activation = {
+        "silu": torch.nn.SiLU(),
+        "gelu": torch.nn.GELU(),
+        "gelu-tanh": torch.nn.GELU(approximate="tanh"),
+    }[kind]
+    tensor = TensorSpec(name="left", dtype="float", shape=("batch", "sequence", 32))
+    signature = Signature(inputs=(tensor,), outputs=(replace(tensor, name="result"),))
+    spec = replace(
+        _spec(), signature=signature, dims={"batch": Dim(example=2), "sequence": Dim(example=7)}
+    )
+    component = Component(
+        spec=spec, build=partial(Gated, activation, fused=fused), precision="bfloat16"
+    )
+    path = OpenVinoExporter().export(component, tmp_path)
+    assert not {op.get_type_name() for op in _model(path).get_ops()} & {"Swish", "Gelu"}
+    arrays = inputs_of(component, {"batch": 2, "sequence": 9})
+    assert_close(run(path, arrays)[0], reference(component, arrays)[0])
+    # Joined, it ended the process where the processor has matrix units.
+    np.savez(tmp_path / "inputs.npz", **arrays)
+    code = (
+        "import sys, numpy, openvino\n"
+        "hint = {'INFERENCE_PRECISION_HINT': 'bf16', 'INFERENCE_NUM_THREADS': '1'}\n"
+        "model = openvino.Core().compile_model(sys.argv[1], 'CPU', hint)\n"
+        "model(dict(numpy.load(sys.argv[2])))\n"
+    )
+    if _computes_in("bf16"):
+        given = [str(path), str(tmp_path / "inputs.npz")]
+        subprocess.run([sys.executable, "-c", code, *given], check=True)
 
 
 def test_openvino_is_imported_without_its_telemetry() -> None:

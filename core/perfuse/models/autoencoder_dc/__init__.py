@@ -10,6 +10,7 @@ ARCHITECTURES = (
         latents=f"{__name__}.description:latents",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        reads="perfuse.models.autoencoder_halves:reads",
         beside_graph=("scaling_factor",),
     ),
 )

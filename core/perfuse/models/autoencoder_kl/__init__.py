@@ -12,6 +12,7 @@ ARCHITECTURES = (
         original=f"{__name__}.original:original",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        reads="perfuse.models.autoencoder_halves:reads",
         names="perfuse.models.names:current",
         beside_graph=("sample_size", "scaling_factor", "shift_factor", "force_upcast")
         + ("latents_mean", "latents_std"),

@@ -11,5 +11,6 @@ ARCHITECTURES = (
         host_inputs=f"{__name__}.nothing_kept:host_inputs",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        reads="perfuse.models.autoencoder_halves:reads",
     ),
 )

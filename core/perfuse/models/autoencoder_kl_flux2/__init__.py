@@ -11,5 +11,6 @@ ARCHITECTURES = (
         latent_spec=f"{__name__}.description:PatchLatents",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        reads="perfuse.models.autoencoder_halves:reads",
     ),
 )

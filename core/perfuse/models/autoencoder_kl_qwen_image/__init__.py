@@ -10,5 +10,6 @@ ARCHITECTURES = (
         latents=f"{__name__}.description:latents",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        reads="perfuse.models.autoencoder_halves:reads",
     ),
 )

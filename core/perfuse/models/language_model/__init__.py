@@ -4,7 +4,7 @@ from perfuse.contract.architecture import Architecture
 from perfuse.models.language_model.kinds import KINDS
 
 #: The kinds with eyes, and the module that knows what these take.
-_OF_HOST = {"qwen2_5_vl": "vision"}
+_OF_HOST = {"qwen2_5_vl": "vision", "qwen3_vl": "deep_vision"}
 
 ARCHITECTURES = tuple(
     Architecture(
@@ -15,6 +15,7 @@ ARCHITECTURES = tuple(
         host_inputs=f"{__name__}.{_OF_HOST.get(kind, 'description')}:host_inputs",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
+        reads=f"{__name__}.stored:reads",
     )
     for kind, classes in KINDS.items()
     for class_name in classes

@@ -69,6 +69,8 @@ class LanguageSettings:
     #: How many of a head's frequencies turn by time, by row and by column of a picture's tokens;
     #: ``None`` where all turn by the place in the text.
     sections: tuple[int, ...] | None
+    #: Whether these take turns, frequency by frequency; else one follows the other.
+    interleaved: bool
 
 
 def describe_qwen3(name: str, folder: str, config: Mapping[str, Any]) -> tuple[ComponentSpec, ...]:
@@ -203,9 +205,19 @@ def host_inputs(
     places = _places(sizes)
     turned_by = np.zeros(len(pairs), dtype=int)
     if model.sections is not None and "picture_0_start" in sizes:
-        turned_by = np.repeat(np.arange(3), model.sections)
+        turned_by = _turned_by(model.sections, interleaved=model.interleaved)
     angles = places[turned_by].T * frequencies
     return {"rotary": np.stack([np.cos(angles), np.sin(angles)])}
+
+
+def _turned_by(sections: tuple[int, ...], *, interleaved: bool) -> NDArray[np.int64]:
+    """By which of time, row and column each frequency turns."""
+    if not interleaved:
+        return np.repeat(np.arange(3), sections)
+    axes = np.zeros(sum(sections), dtype=np.int64)
+    for axis in (1, 2):
+        axes[axis : 3 * sections[axis] : 3] = axis
+    return axes
 
 
 def _places(sizes: Mapping[str, int]) -> NDArray[np.float32]:
@@ -346,6 +358,7 @@ def _settings(kind: str, config: Mapping[str, Any]) -> LanguageSettings:
             sections=tuple(int(n) for n in turned)
             if (turned := rotation.get("mrope_section"))
             else None,
+            interleaved=kind == "qwen3_vl",
         )
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as exc:
         raise refuse(f"{exc!r} came up", "well-formed numbers") from exc

@@ -4,8 +4,6 @@ Layers are named as in Transformers, whose checkpoints they read; layers above t
 that is asked for are neither built nor loaded.
 """
 
-import re
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +11,11 @@ from torch.nn import functional as F
 from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.errors import CheckpointError
 from perfuse.models.adaptive_norms import RMSNorm, ZeroCentredNorm
+from perfuse.models.language_model.deep_vision import deep_vision_of
+from perfuse.models.language_model.deep_vision_network import DeepVisionModel
 from perfuse.models.language_model.description import LAST, LanguageSettings, layers_of, settings_of
+from perfuse.models.language_model.kinds import KINDS
+from perfuse.models.language_model.stored import stored_names
 from perfuse.models.language_model.vision import PICTURES, picture_token, vision_of
 from perfuse.models.language_model.vision_network import VisionModel
 from perfuse.models.loading import load_state
@@ -22,11 +24,6 @@ from perfuse.sources.fitting import Rename
 from perfuse.sources.weights import Weights
 
 __all__ = ["LanguageModel", "build", "wrap"]
-
-_PREFIX = re.compile(r"^(language_model\.model|model\.language_model|language_model|model)\.")
-_OTHER = re.compile(r"^(model\.)?(lm_head|visual)\.")
-_EYES = re.compile(r"^(model\.)?visual\.")
-_LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 def norm(model: LanguageSettings) -> nn.Module:
@@ -142,7 +139,8 @@ class LanguageModel(nn.Module):
             each.
         normed: Whether the last layer's is normed.
         picture: The token in whose places the states of pictures are put, which are then a fourth
-            input [B, S, D]; ``None`` for a model that reads text alone.
+            input [B, S, D]; ``None`` for a model that reads text alone. A fifth one, [B, K, S, D], is
+            added after the first K layers.
     """
 
     def __init__(
@@ -166,6 +164,7 @@ class LanguageModel(nn.Module):
         attention_bias: Tensor,
         rotary: Tensor,
         picture_states: Tensor | None = None,
+        picture_details: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         hidden = self.embed_tokens(input_ids)
         if picture_states is not None:
@@ -174,8 +173,10 @@ class LanguageModel(nn.Module):
         if self.gemma:
             hidden = hidden * hidden.shape[-1] ** 0.5
         states, bias = [hidden], attention_bias[:, None]
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             hidden = layer(hidden, bias, rotary)
+            if picture_details is not None and i < picture_details.shape[1]:
+                hidden = hidden + picture_details[:, i]
             states.append(hidden)
         states[-1] = self.norm(hidden)
         return tuple(states[i] for i in self.wanted)
@@ -194,7 +195,7 @@ def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
     Raises:
         CheckpointError: the model has other layers than its config says.
     """
-    if isinstance(model, LanguageModel | VisionModel):
+    if isinstance(model, LanguageModel | VisionModel | DeepVisionModel):
         return model
     module, rename = _hollow(spec)
     state = {rename(name): tensor for name, tensor in model.state_dict().items()}
@@ -210,33 +211,19 @@ def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
 
 def _hollow(spec: ComponentSpec) -> tuple[nn.Module, Rename]:
     """The module of a component, without content, and how stored tensors are named in it."""
+    rename = stored_names(spec)
     with torch.device("meta"):
         if spec.role == Role.IMAGE_ENCODER:
-            return VisionModel(vision_of(spec.config)), _of_eyes
+            deep = spec.class_name in KINDS["qwen3_vl"]
+            eyes: nn.Module = (
+                DeepVisionModel(deep_vision_of(spec.config))
+                if deep
+                else VisionModel(vision_of(spec.config))
+            )
+            return eyes, rename
         picture = None
         if spec.signature.input(PICTURES) is not None:
             picture = picture_token(spec.config)
         normed = LAST in spec.signature.output_names
         module = LanguageModel(settings_of(spec), layers_of(spec), normed=normed, picture=picture)
-    return module, _names(module)
-
-
-def _of_eyes(stored: str) -> str | None:
-    """A stored tensor's name in the eyes; ``None`` for all others."""
-    found = _EYES.match(stored)
-    return stored[found.end() :] if found else None
-
-
-def _names(module: LanguageModel) -> Rename:
-    """A stored tensor's name in the module; ``None`` for a head, eyes, and layers left out."""
-    depth, normed = len(module.layers), not isinstance(module.norm, nn.Identity)
-
-    def rename(stored: str) -> str | None:
-        if _OTHER.match(stored):
-            return None
-        name = _PREFIX.sub("", stored)
-        layer = _LAYER.match(name)
-        above = int(layer[1]) >= depth if layer else name == "norm.weight" and not normed
-        return None if above else name
-
-    return rename
+    return module, rename

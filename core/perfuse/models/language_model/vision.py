@@ -22,17 +22,21 @@ from perfuse.models.positions import HIDDEN
 from perfuse.models.shapes import floating
 
 __all__ = [
+    "DETAILS",
     "PICTURES",
     "Grid",
     "VisionSettings",
     "describe",
     "host_inputs",
     "picture_token",
+    "read_sizes",
+    "reading_pictures",
+    "rotary_of_patches",
     "vision_of",
 ]
 
-#: The text encoder's input of pictures' states.
-PICTURES = "picture_states"
+#: The text encoder's inputs of pictures' states, and of what Qwen 3 VL adds after its first layers.
+PICTURES, DETAILS = "picture_states", "picture_details"
 #: Tokens of prompts and pictures together: a picture of 1024×1024 pixels has 1369.
 _LONGEST = 8192
 _THETA = 10000.0
@@ -79,9 +83,30 @@ _DEFAULTS: Mapping[str, Any] = {
     "spatial_merge_size": 2,
     "window_size": 112,
     "out_hidden_size": 3584,
-    "fullatt_block_indexes": (7, 15, 23, 31),
-    "hidden_act": "silu",
 }
+_FULL = (7, 15, 23, 31)
+
+
+def read_sizes(
+    config: Mapping[str, Any], usual: Mapping[str, int]
+) -> tuple[Mapping[str, Any], dict[str, int]]:
+    """The config of a checkpoint's eyes, and its sizes, by the names of the usual ones.
+
+    Raises:
+        CheckpointError: it has no eyes, or a size is no whole number of at least 1.
+    """
+    inner = config.get("vision_config")
+    if not isinstance(inner, Mapping):
+        raise CheckpointError(
+            "A language model that reads pictures was asked for; this one has no vision_config. Use "
+            "the text encoder of the pipeline's checkpoint."
+        )
+    try:
+        return inner, {name: _size(inner.get(name, value)) for name, value in usual.items()}
+    except ValueError as exc:
+        raise CheckpointError(
+            f"A vision_config holds {dict(inner)!r}, which cannot be used: {exc!r}."
+        ) from exc
 
 
 def vision_of(config: Mapping[str, Any]) -> VisionSettings:
@@ -90,37 +115,25 @@ def vision_of(config: Mapping[str, Any]) -> VisionSettings:
     Raises:
         CheckpointError: it has none, or they are malformed.
     """
-    inner = config.get("vision_config")
-    if not isinstance(inner, Mapping):
-        raise CheckpointError(
-            "A language model that reads pictures was asked for; this one has no vision_config. Use "
-            "the text encoder of the pipeline's checkpoint."
-        )
-    said = {**_DEFAULTS, **inner}
+    inner, numbers = read_sizes(config, _DEFAULTS)
+    patch, merge = numbers["patch_size"], numbers.pop("spatial_merge_size")
     try:
-        numbers = {name: _size(said[name]) for name in _DEFAULTS if name in _SIZES}
-        patch, merge = numbers["patch_size"], numbers.pop("spatial_merge_size")
         window = numbers.pop("window_size") // merge // patch * merge
-        full = tuple(int(one) for one in said["fullatt_block_indexes"])
+        full = tuple(int(one) for one in inner.get("fullatt_block_indexes", _FULL))
         if window < merge or numbers["hidden_size"] % (4 * numbers["num_heads"]):
             raise ValueError("a window smaller than a state, or heads of no multiple of 4 channels")
-    except (KeyError, TypeError, ValueError) as exc:
+    except (TypeError, ValueError) as exc:
         raise CheckpointError(
             f"A vision_config holds {dict(inner)!r}, which cannot be used: {exc!r}."
         ) from exc
-    if said["hidden_act"] != "silu":
-        raise CheckpointError(
-            f"A vision_config has the activation {said['hidden_act']!r}; perfuse takes silu."
-        )
+    if (act := inner.get("hidden_act", "silu")) != "silu":
+        raise CheckpointError(f"A vision_config has the activation {act!r}; perfuse takes silu.")
     return VisionSettings(**numbers, merge=merge, window=window, full=full)
 
 
 def picture_token(config: Mapping[str, Any]) -> int:
     """The token that stands for a state of a picture."""
     return int(config.get("image_token_id", 151655))
-
-
-_SIZES = frozenset(_DEFAULTS) - {"fullatt_block_indexes", "hidden_act"}
 
 
 def _size(value: Any) -> int:
@@ -133,29 +146,8 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
     """The text encoder, which also takes the states of pictures, and what makes these states."""
     (text,) = describe_qwen2_5_vl(name, folder, config)
     vision = vision_of(config)
+    reading = reading_pictures(text, vision.out_hidden_size)
     width = text.signature.outputs[0].shape[-1]
-    if vision.out_hidden_size != width:
-        raise CheckpointError(
-            f"The states of pictures have width {vision.out_hidden_size}, those of text {width}. "
-            "Download or save the checkpoint again."
-        )
-    model = settings_of(text)
-    if (
-        model.sections is None
-        or 2 * sum(model.sections) != model.head_dim
-        or len(model.sections) != 3
-    ):
-        raise CheckpointError(
-            f"The rotation of {name} has mrope_section {model.sections}; three numbers that add up to "
-            f"{model.head_dim // 2} were expected. Download or save the checkpoint again."
-        )
-    taken = (*text.signature.inputs, floating(PICTURES, "batch", "sequence", width))
-    longest = Dim(maximum=min(model.max_position_embeddings, _LONGEST), example=7, smallest=2)
-    reading = dataclasses.replace(
-        text,
-        signature=dataclasses.replace(text.signature, inputs=taken),
-        dims={**text.dims, "sequence": longest},
-    )
     each, states = vision.window**2, vision.merge**2
     table = (2, "patches", vision.head_dim // 2)
     eyes = ComponentSpec(
@@ -178,6 +170,42 @@ def describe(name: str, folder: str, config: Mapping[str, Any]) -> tuple[Compone
         },
     )
     return reading, eyes
+
+
+def reading_pictures(text: ComponentSpec, states: int, *more: TensorSpec) -> ComponentSpec:
+    """A text encoder that also takes the states of pictures, and more.
+
+    Args:
+        text: The text encoder.
+        states: The width of the states that the eyes give.
+        more: Its inputs after the states.
+
+    Raises:
+        CheckpointError: these have another width than the text's, or the rotation knows no rows.
+    """
+    width = text.signature.outputs[0].shape[-1]
+    if states != width:
+        raise CheckpointError(
+            f"The states of pictures have width {states}, those of text {width}. "
+            "Download or save the checkpoint again."
+        )
+    model = settings_of(text)
+    if (
+        model.sections is None
+        or 2 * sum(model.sections) != model.head_dim
+        or len(model.sections) != 3
+    ):
+        raise CheckpointError(
+            f"The rotation of {text.name} has mrope_section {model.sections}; three numbers that add "
+            f"up to {model.head_dim // 2} were expected. Download or save the checkpoint again."
+        )
+    taken = (*text.signature.inputs, floating(PICTURES, "batch", "sequence", width), *more)
+    longest = Dim(maximum=min(model.max_position_embeddings, _LONGEST), example=7, smallest=2)
+    return dataclasses.replace(
+        text,
+        signature=dataclasses.replace(text.signature, inputs=taken),
+        dims={**text.dims, "sequence": longest},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,12 +267,17 @@ def host_inputs(
         merge=vision.merge,
         window=vision.window,
     )
-    half = vision.head_dim // 2
+    return {
+        "patch_bias": np.where(grid.seen, np.float32(0), HIDDEN),
+        "rotary": rotary_of_patches(grid, vision.head_dim),
+    }
+
+
+def rotary_of_patches(grid: Grid, head_dim: int) -> Array:
+    """The rotation of each patch by its row and its column, [2, N, D / 2]."""
+    half = head_dim // 2
     pairs = np.arange(0, half, 2, dtype=np.float32) / np.float32(half)
     frequencies = np.float32(1) / np.float32(_THETA) ** pairs  # float32: Transformers'
     angles = grid.places.astype(np.float32)[..., None] * frequencies
     angles = angles.reshape(len(angles), half)
-    return {
-        "patch_bias": np.where(grid.seen, np.float32(0), HIDDEN),
-        "rotary": np.stack([np.cos(angles), np.sin(angles)]),
-    }
+    return np.stack([np.cos(angles), np.sin(angles)])

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perfuse.models.adaptive_norms import RMSNorm
+from perfuse.models.language_model.deep_vision import DeepVisionSettings
 from perfuse.models.language_model.vision import VisionSettings
 from perfuse.models.rotary import rotate_halves
 
@@ -15,30 +16,31 @@ _EPS = 1e-6
 class PatchEmbed(nn.Module):
     """A linear layer, which checkpoints hold as a convolution over the frames of a video."""
 
-    def __init__(self, vision: VisionSettings) -> None:
+    def __init__(self, vision: VisionSettings | DeepVisionSettings, *, bias: bool = False) -> None:
         super().__init__()
         sides = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-        self.proj = nn.Conv3d(vision.in_channels, vision.hidden_size, sides, sides, bias=False)
+        self.proj = nn.Conv3d(vision.in_channels, vision.hidden_size, sides, sides, bias=bias)
 
     def forward(self, patches: Tensor) -> Tensor:
-        return F.linear(patches, self.proj.weight.sum(2).flatten(1))  # all frames are the picture
+        weight = self.proj.weight.sum(2).flatten(1)  # all frames are the picture
+        return F.linear(patches, weight, self.proj.bias)
 
 
 class VisionAttention(nn.Module):
     """Attention within each window, or over all patches."""
 
-    def __init__(self, vision: VisionSettings, *, full: bool) -> None:
+    def __init__(self, vision: VisionSettings | DeepVisionSettings, *, full: bool) -> None:
         super().__init__()
         self.qkv = nn.Linear(vision.hidden_size, 3 * vision.hidden_size)
         self.proj = nn.Linear(vision.hidden_size, vision.hidden_size)
         self.heads, self.full, self.window = vision.num_heads, full, vision.window**2
 
-    def forward(self, hidden: Tensor, bias: Tensor, table: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, bias: Tensor | None, table: Tensor) -> Tensor:
         parts = self.qkv(hidden).chunk(3, dim=-1)
         query, key, value = (one.unflatten(-1, (self.heads, -1)).transpose(1, 2) for one in parts)
         query, key = rotate_halves(query, table), rotate_halves(key, table)
-        if self.full:
-            mask = bias[None, None, None]
+        if self.full or bias is None:
+            mask = None if bias is None else bias[None, None, None]
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         else:
             attended = self._in_windows(query, key, value, bias)

@@ -1,6 +1,7 @@
 """Qwen-Image 2.1's transformer: words see those before them, and the picture all.
 
-Words are told the time of a finished picture, so that no step changes what they are.
+Words, and pictures among them, are told the time of a finished picture, so that no step changes what
+they are.
 """
 
 from typing import Any, ClassVar
@@ -160,13 +161,16 @@ class QwenImage21Transformer2DModel(BlockModel):
         sample: Tensor,
         timestep: Tensor,
         encoder_hidden_states: Tensor,
+        shown: Tensor,
         text_bias: Tensor,
         picture_rotary: Tensor,
         text_rotary: Tensor,
         grid_rotary: Tensor,
     ) -> tuple[Streams, Any]:
         """``perfuse.models.qwen_image_21_transformer.description`` says what the inputs are."""
-        hidden, text = self.img_in(sample), self.txt_in(encoder_hidden_states)
+        hidden = self.img_in(sample)
+        pixels = self.img_in(encoder_hidden_states[..., : self.config.in_channels])
+        text = torch.where(shown[..., None] > 0, pixels, self.txt_in(encoder_hidden_states))
         embedding = self.time_text_embed(timestep, hidden.dtype)
         told = still = self.modulation(embedding)[:, None]
         if self.config.causal_condition:

@@ -11,7 +11,7 @@ from perfuse.arrays import join_features
 from perfuse.contract.spec import Array, ComponentSpec
 from perfuse.contract.steps import Tools
 from perfuse.errors import InputError
-from perfuse.models.language_model.vision import PICTURES, picture_token
+from perfuse.models.language_model.vision import DETAILS, PICTURES, picture_token
 from perfuse.models.positions import HIDDEN
 from perfuse.models.registry import host_inputs
 from perfuse.sources.tokenizer import TokenBatch, Tokenizer
@@ -101,7 +101,7 @@ class LanguageReader:
         sizes, more = {"batch": len(ids), "sequence": ids.shape[1]}, {}
         if spec.signature.input(PICTURES) is not None:
             places = np.nonzero(ids[0] == picture_token(spec.config))[0]
-            more = {PICTURES: _placed(spec, ids, places, pictures)}
+            more = _placed(spec, ids, places, pictures)
             sizes |= _sizes_of(places, pictures)
         outputs = program(
             input_ids=ids, attention_bias=causal_bias(seen), **more, **host_inputs(spec, sizes)
@@ -136,23 +136,32 @@ def _placed(
     ids: NDArray[np.int64],
     places: NDArray[np.int64],
     pictures: Sequence[SeenPicture],
-) -> NDArray[np.float32]:
-    """The states of pictures at their places, zeros elsewhere: [B, L, D].
+) -> dict[str, NDArray[np.float32]]:
+    """What a model with eyes is told of pictures, at their places, and zeros elsewhere.
+
+    Their states [B, L, D], and their details [B, K, L, D] where the model takes any.
 
     Raises:
         InputError: there are other places than states.
     """
-    width = spec.signature.outputs[0].shape[-1]
-    assert isinstance(width, int)
-    found = np.zeros((*ids.shape, width), dtype=np.float32)
     length = sum(one.rows * one.columns for one in pictures)
     if len(places) != length:
         raise InputError(
             f"The prompt has {len(places)} tokens that stand for pictures, whose places are {length}. "
             "Write the prompt without '<|image_pad|>'."
         )
+    sizes = {"batch": ids.shape[0], "sequence": ids.shape[1]}
+    taken = {name: spec.signature.input(name) for name in (PICTURES, DETAILS)}
+    found = {
+        name: np.zeros([int(size) for size in tensor.resolve(sizes)], dtype=np.float32)
+        for name, tensor in taken.items()
+        if tensor is not None
+    }
     if pictures:
-        found[:, places] = np.concatenate([one.states for one in pictures])
+        found[PICTURES][:, places] = np.concatenate([one.states for one in pictures])
+    details = [one.details for one in pictures if one.details is not None]
+    if details:
+        found[DETAILS][:, :, places] = np.concatenate(details, axis=1)
     return found
 
 

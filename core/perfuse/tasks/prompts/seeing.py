@@ -12,7 +12,9 @@ from perfuse.arrays import to_numpy
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Tools
 from perfuse.errors import CheckpointError, InputError
-from perfuse.models.language_model.vision import Grid, VisionSettings, vision_of
+from perfuse.models.language_model.deep_vision import DeepVisionSettings, deep_vision_of
+from perfuse.models.language_model.kinds import KINDS
+from perfuse.models.language_model.vision import DETAILS, PICTURES, Grid, VisionSettings, vision_of
 from perfuse.models.registry import host_inputs
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ class SeenPicture:
     states: Array
     rows: int
     columns: int
+    #: What is added after the model's first layers, [K, rows · columns, D]; of Qwen 3 VL alone.
+    details: Array | None = None
 
 
 def check_shape(image: "Image") -> None:
@@ -58,7 +62,9 @@ def see(tools: Tools, image: "Image", *, encoder: str = "text_encoder") -> SeenP
     from perfuse.arrays.image_processor import ImageProcessor
 
     spec = tools.spec.components[f"{encoder}_vision"]
-    vision = vision_of(spec.config)
+    vision: VisionSettings | DeepVisionSettings
+    deep = spec.class_name in KINDS["qwen3_vl"]
+    vision = deep_vision_of(spec.config) if deep else vision_of(spec.config)
     said = {"do_center_crop": False, **tools.spec.processors["processor"]}
     size = _size_of(image, said, vision.patch_size * vision.merge)
     processor = dataclasses.replace(ImageProcessor.from_config(said), size=size)
@@ -76,11 +82,12 @@ def see(tools: Tools, image: "Image", *, encoder: str = "text_encoder") -> SeenP
         "columns": grid.columns,
     }
     found = tools.program(spec.name)(patches=patches[None], **host_inputs(spec, sizes))
-    (states,) = to_numpy(found[spec.signature.output_names[0]])
+    (states,) = to_numpy(found[PICTURES])
     return SeenPicture(
         states=states[grid.states],
         rows=grid.rows // vision.merge,
         columns=grid.columns // vision.merge,
+        details=to_numpy(found[DETAILS])[0][:, grid.states] if deep else None,
     )
 
 
@@ -112,7 +119,7 @@ def _bounds(config: Mapping[str, Any]) -> tuple[int, int]:
     return fewest, most
 
 
-def _patches(pixels: Array, grid: Grid, vision: VisionSettings) -> Array:
+def _patches(pixels: Array, grid: Grid, vision: VisionSettings | DeepVisionSettings) -> Array:
     """A picture [C, H, W] as patches [N, numbers] in the order of windows; zeros fill up."""
     side = vision.patch_size
     cut = pixels.reshape(len(pixels), grid.rows, side, grid.columns, side)
