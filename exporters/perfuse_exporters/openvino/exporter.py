@@ -27,6 +27,7 @@ from perfuse.errors import ExportError
 from perfuse.progress import say
 from perfuse.sources import write_map
 from perfuse_exporters.openvino.engine import import_openvino
+from perfuse_exporters.openvino.heads import spread_heads
 from perfuse_exporters.openvino.norms import split_norms
 from perfuse_exporters.openvino.sizes import say_sizes
 from perfuse_exporters.openvino.weights import bind
@@ -63,6 +64,7 @@ class OpenVinoExporter(Exporter):
         with TemporaryDirectory(dir=folder) as scratch:
             model = _convert(openvino, component, Path(scratch))
             split_norms(model)
+            spread_heads(model)
             exact = _phases(model)
             _declare(model, component)
             _write(openvino, model, folder / MODEL, component, exact)
@@ -83,6 +85,7 @@ class OpenVinoExporter(Exporter):
             for name in _name_weights(model, names)
         }
         split_norms(model)
+        spread_heads(model)
         exact = _phases(model)
         _declare(model, component, weights=len(constants))
         _write(openvino, model, folder / MODEL, component, exact)
