@@ -165,7 +165,7 @@ class _Own(Recipe):
     def __call__(self) -> nn.Module:
         # What perfuse uses as it is shall not be changed: a copy of its structure, with its tensors.
         flat = wrap(self.spec, replace_tensors(self.module, lambda tensor: tensor)).eval()
-        if any(tensor.device.type != "cpu" for tensor in flat.state_dict().values()):
+        if any(one.device.type != "cpu" for one in (*flat.parameters(), *flat.buffers())):
             return replace_tensors(flat, lambda tensor: tensor.cpu())
         return flat
 
