@@ -27,6 +27,7 @@ from perfuse_exporters.openvino.weights import bind, rebind
 from perfuse_openvino.files import check_files
 from perfuse_openvino.pieces import OpenVinoPieces
 from perfuse_openvino.program import OpenVinoProgram
+from perfuse_openvino.trial import try_first
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -126,7 +127,8 @@ class OpenVino(Backend):
             InputError: an option is unknown.
             ArtifactError: the files are missing or damaged.
             ExportError: the component could not be lowered.
-            ExecutionError: OpenVINO could not compile it.
+            ExecutionError: OpenVINO could not compile it; or it is of another library's code, and
+                compiling it ends the process.
         """
         switches = self.switches(target)
         device = _device(target.device)
@@ -279,9 +281,13 @@ def _compile(
     cacheable = switches.get("cache") != "false" and not _in_float64(path)
     # Weights in integers would be kept there as it widened them.
     folder = store.shared(_COMPILED) if cacheable and not component.storage else None
+    cached = dict(properties)
     if folder is not None:
         # Without the weights, which are beside the model anyway.
-        cached = {**properties, "CACHE_DIR": str(folder), "CACHE_MODE": "OPTIMIZE_SIZE"}
+        cached |= {"CACHE_DIR": str(folder), "CACHE_MODE": "OPTIMIZE_SIZE"}
+    if component.foreign:
+        try_first(path, component, device, cached, store)
+    if folder is not None:
         try:
             return _core().compile_model(str(path), device, cached)
         except RuntimeError:

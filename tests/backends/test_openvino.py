@@ -1,11 +1,12 @@
 """OpenVINO as a backend: what it computes, what it refuses, what it says it did."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 openvino = pytest.importorskip("openvino")
 
-from perfuse.backend import Component, Program, Request, SupportLevel, Target
+from perfuse.backend import Component, Program, Recipe, Request, SupportLevel, Target
 from perfuse.errors import (
     ArtifactError,
     DeviceNotFoundError,
@@ -437,6 +438,69 @@ def test_a_cache_that_cannot_be_written_stops_nothing(files: Files, tmp_path: Pa
     inputs = wave_inputs()
     program = prepare(files(), tmp_path)
     assert_close(program(**inputs)["out_sample"], reference(inputs), relative=1e-5)
+
+
+@dataclass(frozen=True)
+class Foreign(Recipe):
+    """What another library's code was captured as."""
+
+    @property
+    def foreign(self) -> bool:
+        return True
+
+    def __call__(self) -> Any:
+        return Wave()
+
+
+def tried(tmp_path: Path) -> list[str]:
+    """How the processes ended in which graphs were compiled first."""
+    files = (tmp_path / "artifacts" / "openvino-tried").glob("*.json")
+    return [json.loads(file.read_text("utf-8"))["ended"] for file in files]
+
+
+def test_others_graphs_are_compiled_in_a_process_of_their_own_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component, inputs = Component(spec=SPEC, build=Foreign()), wave_inputs()
+    program = prepare(component, tmp_path)
+    assert_close(program(**inputs)["out_sample"], reference(inputs), relative=1e-5)
+    assert program.report().details["from_cache"] is True  # what that process compiled
+    assert tried(tmp_path) == [""]
+    monkeypatch.setattr(subprocess, "run", None)  # none is started again
+    prepare(component, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "kept"),
+    [
+        ("print('begun', flush=True); import ctypes; ctypes.string_at(0)", ["SIGSEGV"]),
+        ("print('begun', flush=True); import os; os.kill(os.getpid(), 9)", []),
+        ("raise SystemExit(3)", None),
+    ],
+    ids=["dies", "killed", "never begun"],
+)
+def test_a_graph_that_ends_the_process_is_refused(
+    code: str, kept: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, started = subprocess.run, []
+
+    def instead(command: list[str], **given: Any) -> Any:
+        started.append(command)
+        return run([sys.executable, "-c", code], **given)
+
+    monkeypatch.setattr(subprocess, "run", instead)
+    component = Component(spec=SPEC, build=Foreign())
+    if kept is None:  # no verdict: it is compiled here
+        inputs = wave_inputs()
+        found = prepare(component, tmp_path)(**inputs)["out_sample"]
+        assert_close(found, reference(inputs), relative=1e-5)
+        assert tried(tmp_path) == []
+        return
+    for _ in range(2):
+        with pytest.raises(ExecutionError, match=r"wave ends the process on openvino:CPU \(SIG"):
+            prepare(component, tmp_path)
+    assert tried(tmp_path) == kept
+    assert len(started) == 2 - len(kept)
 
 
 def test_the_artifact_is_not_written_to(files: Files, tmp_path: Path) -> None:

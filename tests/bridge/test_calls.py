@@ -24,6 +24,15 @@ def test_tensors_apart_from_the_rest() -> None:
     assert torch.equal(kwargs["added"]["ids"][1], c + 1)
 
 
+def test_complex_numbers_are_pairs_of_real_ones() -> None:
+    turned = torch.polar(torch.ones(3), torch.arange(3.0))
+    call = Call.of(function, (torch.zeros(2, 3), 1), {"added": turned.conj()})
+    assert call.shapes == ((2, 3), (3, 2)) and call.tensors[1].dtype is torch.float32
+    assert torch.equal(call.arguments(call.tensors)[1]["added"], turned.conj())
+    plain = Call.of(function, (torch.zeros(2, 3), 1), {"added": torch.view_as_real(turned)})
+    assert plain.key != call.key
+
+
 def test_what_a_graph_is_made_for_is_in_the_key() -> None:
     def key(*args, **kwargs):  # type: ignore[no-untyped-def]
         return Call.of(function, args, kwargs).key

@@ -107,6 +107,26 @@ def test_weights_made_before_each_call(tmp_path: Path) -> None:
     assert not torch.allclose(after, before)
 
 
+class Turned(torch.nn.Module):
+    """Takes its rotary embedding as complex numbers, as Lumina's transformer does."""
+
+    def forward(self, x: Tensor, turns: Tensor) -> Tensor:
+        pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
+        return torch.view_as_real(pairs * turns.to(torch.complex64)).flatten(-2)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_complex_arguments(target: str, tmp_path: Path) -> None:
+    pytest.importorskip(target)
+    module, x = Turned(), torch.linspace(-1, 1, 24).reshape(4, 6)
+    run = perfuse.accelerate(Turned(), target, store=ArtifactStore(tmp_path), strict=True)
+    for angle in (0.3, 2.0):
+        turns = torch.polar(torch.full((4, 3), 1.5), torch.full((4, 3), angle))
+        torch.testing.assert_close(run(x, turns), module(x, turns))
+    (row,) = run.perfuse.report()
+    assert (row.calls, row.graphs) == (2, 1)
+
+
 def test_float64_on_openvino_again_from_the_cache(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     for _ in range(2):

@@ -133,6 +133,45 @@ def test_offloaded_to_the_disk(when: str, store: ArtifactStore, tmp_path: Path) 
     assert row.reasons[0].endswith("has a hook of accelerate, which moves weights while it runs")
 
 
+class Offloaded(diffusers.ModelMixin):  # type: ignore[misc]
+    """A model of Diffusers, which knows its device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 4)
+
+    def forward(self, x: Any) -> Any:
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_moved_by_a_components_manager(
+    when: str, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While ``enable_auto_cpu_offload`` moves a model it runs on torch, and on the engine after."""
+    pytest.importorskip("accelerate")
+    # The processor is taken for a device whose memory is known.
+    monkeypatch.setattr(torch.cpu, "mem_get_info", lambda index: (2**34, 2**34), raising=False)
+    held, model, x = diffusers.ComponentsManager(), Offloaded().eval(), torch.ones(1, 4)
+    held.add("first", model)
+    with torch.no_grad():
+        expected = model(x)
+        if when == "before":
+            held.enable_auto_cpu_offload(device="cpu")
+        pipe = perfuse.accelerate(TwoParts(model), "onnxruntime", store=store)
+        if when == "after":
+            pipe(x)
+            held.enable_auto_cpu_offload(device="cpu")
+        assert torch.equal(pipe(x), expected)
+        (row,) = pipe.perfuse.report()
+        assert row.calls == int(when == "after")
+        assert "a hook of accelerate, which moves weights while it runs" in str(row)
+        held.disable_auto_cpu_offload()
+        torch.testing.assert_close(pipe(x), expected)
+    (row,) = pipe.perfuse.report()
+    assert row.calls == 1 + int(when == "after")
+
+
 def test_on_meta(store: ArtifactStore) -> None:
     net = perfuse.accelerate(Net().to("meta"), "onnxruntime", store=store, strict=True)
     with pytest.raises(

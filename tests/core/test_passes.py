@@ -58,6 +58,14 @@ def truth(x: Tensor) -> Tensor:
     return torch.where(a, other, mask).float() + torch.where(mask, x, -x)
 
 
+def itself_alone(x: Tensor) -> Tensor:
+    """Lets a part of the rows see themselves alone, as perturbed attention of SD3 does."""
+    mask = torch.zeros(x.shape[1], x.shape[1])
+    mask[:2, :2] = float("-inf")
+    mask[:2, :2].fill_diagonal_(0)
+    return (x.mT @ x + mask).softmax(-1)
+
+
 def targets(program: ExportedProgram) -> set[str]:
     return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
 
@@ -69,6 +77,7 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...], set[str]]] = {
     "autocast": (Calling(under_autocast), (3, 4), {"wrap_with_autocast"}),
     "dropout": (nn.Dropout(0.0).train(), (3, 4), {"aten.dropout.default"}),
     "grouped": (Calling(grouped), (2, 4, 6), set()),
+    "diagonal": (Calling(itself_alone), (3, 4), {"aten.fill_diagonal_.default"}),
 }
 
 

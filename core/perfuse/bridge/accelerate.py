@@ -131,12 +131,12 @@ class Acceleration:
             return  # PyTorch itself
         made, left = [], []
         for entry in (one for one in _ENTRIES if callable(getattr(type(module), one, None))):
-            there = vars(module).get(entry)
-            if there is not None and not isinstance(there, StandIn):
+            if _is_replaced(module, entry):
                 left.append(self._leave(name, module, entry, target))
                 continue
+            there = vars(module).get(entry)
             # That of another pipeline which has this module serves both.
-            if there is None or there.settings != settings:
+            if not isinstance(there, StandIn) or there.settings != settings:
                 there = StandIn(module, entry, settings)
                 setattr(module, entry, there)
             made.append(there)
@@ -196,7 +196,7 @@ class Acceleration:
         Another pipeline that has the same module may have put its own stand-in there, or taken it away.
         """
         for name, (module, _) in list(self._left.items()):
-            if not any(entry in vars(module) for entry in _ENTRIES):  # what was in place is gone
+            if not any(_is_replaced(module, entry) for entry in _ENTRIES):  # what was there is gone
                 self.put(name, module)
         for stand_in in self._all():
             stand_in.attach()
@@ -245,6 +245,16 @@ class Acceleration:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
+
+
+def _is_replaced(module: "nn.Module", entry: str) -> bool:
+    """Whether the user, or a library, has put another method on the object than the class's."""
+    from perfuse.bridge.stand_in import StandIn
+    from perfuse.bridge.state import is_of_class
+
+    there = vars(module).get(entry)
+    usual = isinstance(there, StandIn) or is_of_class(module, entry, there)
+    return there is not None and not usual
 
 
 def _used(tally: "Tally") -> bool:

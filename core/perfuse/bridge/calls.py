@@ -33,7 +33,8 @@ class Call:
     tensors: tuple[Tensor, ...]
     #: A name for each tensor: ``sample``, ``added_cond_kwargs_text_embeds``.
     names: tuple[str, ...]
-    #: Every leaf of the arguments' tree; ``None`` where a tensor is.
+    #: Every leaf of the arguments' tree; ``None`` where a tensor is. Where it is complex, its dtype: the
+    #: tensor is real then, with a last axis of two.
     leaves: tuple[Any, ...]
     where: tuple[int, ...]
     tree: Tree
@@ -68,10 +69,11 @@ class Call:
         for i, (path, leaf) in enumerate(found):
             value = torch.tensor(leaf) if i in numbers else leaf
             if isinstance(value, Tensor):
-                tensors.append(value)
+                pair = value.is_complex()
+                tensors.append(torch.view_as_real(value.resolve_conj()) if pair else value)
                 names.append(_unique(_name(path, parameters), names))
                 where.append(i)
-                leaves.append(None)
+                leaves.append(value.dtype if pair else None)
             elif isinstance(value, torch.Generator):
                 leaves.append(None)  # another object each time; nothing that is captured draws
             elif isinstance(value, _PLAIN):
@@ -92,7 +94,7 @@ class Call:
     @property
     def structure(self) -> tuple[Any, ...]:
         """What two calls must share for their tensors' sizes to be compared."""
-        kinds = tuple((tensor.dtype, tensor.dim()) for tensor in self.tensors)
+        kinds = tuple((tensor.dtype, tensor.dim(), tensor.device) for tensor in self.tensors)
         return self.tree, self.where, kinds
 
     @property
@@ -124,7 +126,10 @@ class Call:
 
     def arguments(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments again, with other tensors in their places."""
-        put = dict(zip(self.where, tensors, strict=True))
+        put = {
+            i: tensor if self.leaves[i] is None else torch.view_as_complex(tensor)
+            for i, tensor in zip(self.where, tensors, strict=True)
+        }
         leaves = [put.get(i, leaf) for i, leaf in enumerate(self.leaves)]
         args, kwargs = pytree.tree_unflatten(leaves, self.tree)
         return args, kwargs
@@ -198,6 +203,8 @@ class Answer:
     #: For every leaf: that it is a tensor, the distribution made of one, or the value itself.
     leaves: tuple[Any, ...]
     tree: Tree
+    #: Where each tensor lay.
+    devices: tuple[torch.device, ...]
 
     @classmethod
     def of(cls, value: Any) -> "Answer":
@@ -229,7 +236,13 @@ class Answer:
                 )
             words = [_written(entry) for entry in path] or ["output"]
             names.append(_unique("out_" + re.sub(r"\W", "_", "_".join(words)), names))
-        return cls(tensors=tuple(tensors), names=tuple(names), leaves=tuple(leaves), tree=tree)
+        return cls(
+            tensors=tuple(tensors),
+            names=tuple(names),
+            leaves=tuple(leaves),
+            tree=tree,
+            devices=tuple(tensor.device for tensor in tensors),
+        )
 
     @property
     def hollow(self) -> "Answer":

@@ -165,7 +165,7 @@ class _Own(Recipe):
     def __call__(self) -> nn.Module:
         # What perfuse uses as it is shall not be changed: a copy of its structure, with its tensors.
         flat = wrap(self.spec, replace_tensors(self.module, lambda tensor: tensor)).eval()
-        if any(tensor.device.type != "cpu" for tensor in flat.state_dict().values()):
+        if any(one.device.type != "cpu" for one in (*flat.parameters(), *flat.buffers())):
             return replace_tensors(flat, lambda tensor: tensor.cpu())
         return flat
 
@@ -217,9 +217,12 @@ def _arguments(parameters: inspect.Signature, call: Call) -> dict[str, Any]:
     """A call's arguments by name, with arrays for tensors, without flags and what was not given."""
     args, kwargs = call.arguments([as_array(one) for one in call.tensors])
     given = parameters.bind(None, *args, **kwargs).arguments
-    named = list(given.items())[1:]  # without self
+    named: dict[str, Any] = {}
+    for name, one in list(given.items())[1:]:  # without self
+        further = parameters.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        named |= one if further else {name: one}
     left = (type(None), bool)
-    return {n: one for n, one in named if not isinstance(one, left) and not _is_empty(one)}
+    return {n: one for n, one in named.items() if not isinstance(one, left) and not _is_empty(one)}
 
 
 def _is_empty(value: Any) -> bool:

@@ -66,7 +66,8 @@ class _Recording(Recipe):
     def __call__(self) -> nn.Module:
         module = RecordedCall(_with_whole_weights(self.module), self.entry, self.call)
         module.training = self.module.training  # eval() would change the user's module
-        if any(tensor.device.type != "cpu" for tensor in module.state_dict().values()):
+        # The state has no buffers that are not saved.
+        if any(one.device.type != "cpu" for one in (*module.parameters(), *module.buffers())):
             return replace_tensors(module, lambda tensor: tensor.cpu())
         return module
 

@@ -478,7 +478,7 @@ class StandIn:
 
 
 def _run(graph: _Graph, call: Call) -> list[Tensor]:
-    """Run a graph with a call's tensors; the answer has the dtypes that PyTorch's had."""
+    """Run a graph with a call's tensors; the answer has the dtypes and devices that PyTorch's had."""
     if graph.neutral is not None:
         inputs, back = graph.neutral.asked(call)
         arrays = back(graph.program(**inputs))
@@ -486,10 +486,10 @@ def _run(graph: _Graph, call: Call) -> list[Tensor]:
         inputs = {n: as_array(one) for n, one in zip(call.names, call.tensors, strict=True)}
         given = graph.program(**inputs)
         arrays = [given[name] for name in graph.component.signature.output_names]
-    device = call.tensors[0].device if call.tensors else torch.device("cpu")
+    answer = graph.answer
     return [
         torch.as_tensor(array).to(device, was.dtype)
-        for array, was in zip(arrays, graph.answer.tensors, strict=True)
+        for array, was, device in zip(arrays, answer.tensors, answer.devices, strict=True)
     ]
 
 

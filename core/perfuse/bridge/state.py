@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
 
-__all__ = ["Weights", "described", "fingerprint", "obstacle", "weight_norms"]
+__all__ = ["Weights", "described", "fingerprint", "is_of_class", "obstacle", "weight_norms"]
 
 #: What nn.Module keeps for itself, and where Diffusers notes what a modular pipeline loaded; layers and
 #: weights are described on their own.
@@ -104,11 +104,17 @@ def weight_norms(part: nn.Module) -> list[str]:
 
 def _is_usual(part: nn.Module, key: str, value: Any) -> bool:
     """Whether an attribute changes nothing: what stands in for a method, or what hooks leave behind."""
-    if isinstance(value, types.MethodType):  # the class's own
-        return value.__self__ is part and value.__func__ is getattr(type(part), key, None)
+    if isinstance(value, types.MethodType):
+        return is_of_class(part, key, value)
     gone = key == "_diffusers_hook" and not value.hooks
     made = isinstance(value, Tensor) and key in weight_norms(part)
     return gone or made or hasattr(value, "stands_in")
+
+
+def is_of_class(part: nn.Module, key: str, value: Any) -> bool:
+    """Whether an attribute is the class's own method; accelerate leaves that where its hook was."""
+    own = isinstance(value, types.MethodType) and value.__self__ is part
+    return own and value.__func__ is getattr(type(part), key, None)
 
 
 def _class(kind: type) -> str:

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from perfuse.passes.attention import ungrouped
 from perfuse.passes.booleans import logical
 from perfuse.passes.complex_numbers import real
+from perfuse.passes.diagonals import masked_diagonals
 from perfuse.passes.dropout import kept
 from perfuse.passes.inline import inlined
 from perfuse.passes.squeeze import squeezed
@@ -19,7 +20,7 @@ __all__ = ["neutral"]
 
 def neutral(program: ExportedProgram) -> ExportedProgram:
     """Rewrite a captured graph in place, and return it."""
-    for rewrite in (inlined, kept, squeezed, logical, ungrouped, real):
+    for rewrite in (inlined, kept, squeezed, masked_diagonals, logical, ungrouped, real):
         if rewrite(program):
             program.graph.eliminate_dead_code()
             program.graph.lint()

@@ -27,7 +27,11 @@ from perfuse.errors import ExportError
 from perfuse.progress import say
 from perfuse.sources import write_map
 from perfuse_exporters.openvino.engine import import_openvino
+<<<<<<< HEAD
 from perfuse_exporters.openvino.gates import split_gates
+=======
+from perfuse_exporters.openvino.heads import spread_heads
+>>>>>>> bridge
 from perfuse_exporters.openvino.norms import split_norms
 from perfuse_exporters.openvino.sizes import say_sizes
 from perfuse_exporters.openvino.weights import bind
@@ -63,7 +67,12 @@ class OpenVinoExporter(Exporter):
         # What OpenVINO reads from there stays mapped until the model is written.
         with TemporaryDirectory(dir=folder) as scratch:
             model = _convert(openvino, component, Path(scratch))
+<<<<<<< HEAD
             _mend(model, component)
+=======
+            split_norms(model)
+            spread_heads(model)
+>>>>>>> bridge
             exact = _phases(model)
             _declare(model, component)
             _write(openvino, model, folder / MODEL, component, exact)
@@ -83,7 +92,12 @@ class OpenVinoExporter(Exporter):
             name: Constant(tensor=name, dtype=component.precision, shape=tensors[name].array.shape)
             for name in _name_weights(model, names)
         }
+<<<<<<< HEAD
         _mend(model, component)
+=======
+        split_norms(model)
+        spread_heads(model)
+>>>>>>> bridge
         exact = _phases(model)
         _declare(model, component, weights=len(constants))
         _write(openvino, model, folder / MODEL, component, exact)

@@ -414,6 +414,34 @@ def test_a_gated_network_in_half_precision_is_not_joined(
         subprocess.run([sys.executable, "-c", code, *given], check=True)
 
 
+class Square(torch.nn.Module):
+    """Attention of four tokens with four heads, whose queries and keys are turned."""
+
+    def forward(self, left: Any, right: Any) -> Any:
+        query, key, value = (left.view(2, 4, 4, 24).transpose(1, 2)).chunk(3, dim=-1)
+        turned = (query * right, key * right, value)
+        seen = torch.nn.functional.scaled_dot_product_attention(*turned, attn_mask=right[:, :4] > 0)
+        plain = torch.nn.functional.scaled_dot_product_attention(*turned, scale=0.5)
+        return ((seen + plain).transpose(1, 2).flatten(2) + plain.transpose(1, 2).flatten(2),)
+
+
+def test_attention_of_as_many_tokens_as_heads(tmp_path: Path) -> None:
+    """OpenVINO takes one for the other where they are as many, and where the sizes are known."""
+    inputs = (
+        TensorSpec(name="left", dtype="float", shape=(2, 4, 96)),
+        TensorSpec(name="right", dtype="float", shape=(4, 8)),
+    )
+    output = TensorSpec(name="result", dtype="float", shape=(2, 4, 32))
+    signature = Signature(inputs=inputs, outputs=(output,))
+    component = Component(spec=replace(_spec(), signature=signature), build=Square)
+    path = OpenVinoExporter().export(component, tmp_path)
+    code = f"import openvino; openvino.Core().compile_model({str(path)!r}, 'CPU')"
+    subprocess.run([sys.executable, "-c", code], check=True)  # which it ended once
+    arrays = inputs_of(component, {}) | {"right": np.sin(np.arange(32, dtype="f")).reshape(4, 8)}
+    (got,), (want,) = run(path, arrays), reference(component, arrays)
+    assert_close(got, want)
+
+
 def test_openvino_is_imported_without_its_telemetry() -> None:
     code = (
         "import sys\n"
