@@ -23,7 +23,7 @@ from perfuse.backend import (
     StoredTensor,
     WeightMap,
 )
-from perfuse.errors import ExportError
+from perfuse.errors import ExportError, UnwritableError
 from perfuse.progress import say
 from perfuse.sources import write_map
 from perfuse_exporters.openvino.engine import import_openvino
@@ -150,7 +150,7 @@ def _save(openvino: Any, model: "ov.Model", path: Path) -> None:
             _mark(tree, widened, "decompression")
             tree.write(path, encoding="utf-8", xml_declaration=True)
     except RuntimeError as exc:
-        raise ExportError(
+        raise UnwritableError(
             f"{path} was to be written; OpenVINO said: {_said(exc)}. Free space or choose another "
             "folder."
         ) from exc
