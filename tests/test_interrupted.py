@@ -122,9 +122,12 @@ def test_picture_on_a_full_disk(checkpoint: Make, tmp_path: Path, cache: Path) -
     assert (folder / "picture.png").read_bytes() == earlier
 
 
-def test_a_set_of_graphs_on_a_full_disk(checkpoint: Make, tmp_path: Path, cache: Path) -> None:
-    needs_exporter("onnx")
-    given = ("graphs", "add", "--model", checkpoint("tiny"), "--to", "onnx")
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.exhaustive)])
+def test_a_set_of_graphs_on_a_full_disk(
+    checkpoint: Make, tmp_path: Path, cache: Path, format: str
+) -> None:
+    needs_exporter(format)
+    given = ("graphs", "add", "--model", checkpoint("tiny"), "--to", format)
     error = finish(start(*given, limit=2000), 1)
     assert len(error.splitlines()) == 1
     assert "unet" in error and "space" in error
@@ -153,7 +156,7 @@ except CheckpointError as exc:
     print(exc)
 """
     done = subprocess.run(
-        [sys.executable, "-B", "-c", code], capture_output=True, text=True, check=False
+        [sys.executable, "-B", "-c", code], check=False, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "cannot be written" in done.stdout and "large" in done.stdout

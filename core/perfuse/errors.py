@@ -10,6 +10,7 @@ Each message says what was asked, what was found and what to do.
     │   └── WeightsError        its tensors are missing, unexpected, misshapen or damaged
     ├── ArtifactError           the exported folder cannot be read
     ├── ExportError             a component could not be captured or lowered
+    │   └── UnwritableError         what was made of it could not be written
     ├── PluginError             a plugin breaks the contract
     ├── BackendError            a backend cannot be used
     │   ├── BackendNotFoundError    no plugin offers it
@@ -36,6 +37,7 @@ __all__ = [
     "PerfuseError",
     "PluginError",
     "UnsupportedError",
+    "UnwritableError",
     "WeightsError",
 ]
 
@@ -70,6 +72,10 @@ class ArtifactError(PerfuseError):
 
 class ExportError(PerfuseError):
     """A component could not be captured or lowered."""
+
+
+class UnwritableError(ExportError):
+    """What was made of a component could not be written: no space, no permission."""
 
 
 class PluginError(PerfuseError):

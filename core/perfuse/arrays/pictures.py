@@ -18,6 +18,7 @@ from perfuse.arrays.operations import is_torch, to_numpy
 from perfuse.arrays.reading import picture_file
 from perfuse.errors import InputError, NonFiniteError
 from perfuse.sources.files import replacing
+from perfuse.sources.unfinished import together
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -323,6 +324,8 @@ def save_pngs(
     with ExitStack() as all_written:  # each takes its name when the last one is on the disk
         for path, content in zip(finals, contents, strict=True):
             all_written.enter_context(replacing(path)).write_bytes(content)
+        with together():
+            all_written.close()
     return finals
 
 

@@ -8,6 +8,7 @@ import threading
 import traceback
 import warnings
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -80,20 +81,29 @@ class _Group(click.Group):
             _wait_for_nobody(exc.code)
             raise
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
             forgive(stream)
         with stoppable():
-            return super().main(*args, **kwargs)
+            # By itself click ends with 1 where a signal comes right before or after the command.
+            run = partial(super().main, *args, standalone_mode=False, **kwargs)
+            if not standalone_mode:
+                return run()
+            try:
+                status = run()
+            except click.ClickException as exc:
+                exc.show()
+                status = exc.exit_code
+            except (click.Abort, KeyboardInterrupt) as exc:
+                status = _aborted(exc.__cause__ or exc)
+        sys.exit(status)
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> None:
         try:
             _check_working_folder()
-            return super().invoke(ctx)
+            super().invoke(ctx)
         except KeyboardInterrupt as exc:
-            say_stopped()
-            # The status that a shell reports for a process ended by the signal.
-            ctx.exit(128 + (exc.signal if isinstance(exc, Stopped) else signal.SIGINT))
+            ctx.exit(_aborted(exc))
         except PerfuseError as exc:
             _complain(exc)
             wrong_line = isinstance(exc, InputError | ConfigError | BackendNotFoundError)
@@ -118,6 +128,16 @@ class _Group(click.Group):
                 raise
             _complain(_unforeseen(exc))
             ctx.exit(1)
+
+
+def _aborted(exc: BaseException) -> int:
+    """Say that the user ended the command; returns its status."""
+    if isinstance(exc, KeyboardInterrupt):
+        say_stopped()
+        # What a shell reports for a process ended by the signal.
+        return 128 + (exc.signal if isinstance(exc, Stopped) else signal.SIGINT)
+    say("Aborted!", err=True)  # a plugin's command asked whether to go on
+    return 1
 
 
 def _check_working_folder() -> None:

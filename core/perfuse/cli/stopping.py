@@ -18,7 +18,7 @@ from types import FrameType
 
 from perfuse.plugins.importing import Stopped
 from perfuse.report.console import say
-from perfuse.sources.unfinished import undo_all
+from perfuse.sources.unfinished import stop_with, undo_all
 
 __all__ = ["say_stopped", "stoppable"]
 
@@ -49,7 +49,7 @@ def stoppable() -> Iterator[None]:
         for pipe in _pipes:
             with suppress(BlockingIOError):  # it is full of signals
                 os.write(pipe, _BEGUN)
-        raise Stopped(signum)
+        stop_with(Stopped(signum))
 
     with _watched(stop):
         # One that is ignored stays so: nohup ignores SIGHUP.

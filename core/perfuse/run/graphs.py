@@ -1,7 +1,6 @@
 """Graphs in the cache, apart from weights: one serves every checkpoint of a configuration."""
 
 import dataclasses
-import errno
 import json
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -16,7 +15,7 @@ from perfuse.contract.component import Component, Recipe
 from perfuse.contract.pieces import Windowed
 from perfuse.contract.quantized import SCHEMES, quantized
 from perfuse.contract.weights import StoredTensor, WeightMap
-from perfuse.errors import ArtifactError, ExportError
+from perfuse.errors import ArtifactError, ExportError, UnwritableError
 from perfuse.models.registry import find
 from perfuse.plugins import missing_modules, resolve
 from perfuse.plugins.host import host
@@ -147,10 +146,6 @@ def _changed(
         if weight in changes.names:
             array = changes.of(weight, tensor.cast("float32").array)
             yield name, StoredTensor(dtype="float32", array=array)
-
-
-#: What the system says where nothing more can be written, be it with weights or without.
-_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 class _NotApart(ExportError):
@@ -405,11 +400,9 @@ def _make(component: Component, format: str, folder: Path) -> None:
     ):
         try:
             main, weights = lowered(component, format, lambda e: e.export_graph(component, folder))
-        except ExportError as exc:
-            cause = exc.__cause__
-            if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
-                raise
-            # An exporter may have another way for a model with its weights.
+        except UnwritableError:
+            raise
+        except ExportError as exc:  # an exporter may have another way for a model with its weights
             raise _NotApart(str(exc)) from exc
     assert component.build is not None  # it was lowered
     stored = _files(component.build, weights)

@@ -7,7 +7,7 @@ from typing import TypeVar
 from perfuse.contract.component import Component
 from perfuse.contract.exporter import Exporter
 from perfuse.contract.options import read_options
-from perfuse.errors import ExportError
+from perfuse.errors import ExportError, UnwritableError
 from perfuse.plugins.host import host
 from perfuse.plugins.importing import guarded
 from perfuse.sources.manifest import tool_versions
@@ -47,7 +47,8 @@ def lowered(component: Component, format: str, write: Callable[[Exporter], _T]) 
 
     Raises:
         InputError: an option is unknown.
-        ExportError: the exporter does not know the storage, failed, or could not write.
+        ExportError: the exporter does not know the storage, or failed.
+        UnwritableError: it could not write.
     """
     exporter = host().exporter(format)
     read_options(component.options, exporter.options, of=f"The {format} exporter")
@@ -72,7 +73,7 @@ def lowered(component: Component, format: str, write: Callable[[Exporter], _T]) 
         try:
             return write(exporter)
         except OSError as exc:
-            raise ExportError(
+            raise UnwritableError(
                 f"{component.name} was to be exported to {format}; the system said: "
                 f"{exc.strerror or exc}. Nothing was written. Free space or choose another folder."
             ) from exc

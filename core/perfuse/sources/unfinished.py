@@ -10,14 +10,17 @@ removed
 """
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-__all__ = ["scratch_folder", "undo_all", "undone"]
+__all__ = ["scratch_folder", "stop_with", "together", "undo_all", "undone"]
 
 _numbers = itertools.count()
+#: What has come to stop the main thread, for each block that it is in and that is not to be stopped.
+_kept: list[list[BaseException]] = []
 _undo: dict[int, Callable[[], object]] = {}
 
 
@@ -42,6 +45,32 @@ def undo_all() -> None:
     for undo in reversed(list(_undo.values())):
         with suppress(Exception):
             undo()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Have the user's wish to stop wait for the end of the ``with`` block, which is short.
+
+    In it several files take their names, of which none is to be there without the others.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # which signals do not stop
+        return
+    kept: list[BaseException] = []
+    _kept.append(kept)
+    try:
+        yield
+    finally:
+        _kept.remove(kept)
+    if kept:
+        raise kept[0]
+
+
+def stop_with(exc: BaseException) -> None:
+    """Raise an exception in the main thread, now or where the block that it is in ends."""
+    if not _kept:
+        raise exc
+    _kept[0].append(exc)
 
 
 @contextmanager

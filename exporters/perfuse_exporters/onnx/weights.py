@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfuse.backend import Change, Constant, Quantized, StoredTensor, WeightMap, packed
-from perfuse.errors import ExportError
+from perfuse.errors import ExportError, UnwritableError
 from perfuse.sources import write_map
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def fill(
         folder: Where to write.
 
     Raises:
-        ExportError: the folder cannot be written, or the precision cannot hold a number.
+        UnwritableError: the folder cannot be written.
+        ExportError: the precision cannot hold a number.
     """
     path = folder / MODEL
     try:
@@ -94,7 +95,7 @@ def fill(
         path.write_bytes(model.SerializeToString())
         write_map(weights, folder)
     except OSError as exc:
-        raise ExportError(
+        raise UnwritableError(
             f"{path} was to be written; the system said: {exc.strerror or exc}. Free space or "
             "choose another folder."
         ) from exc

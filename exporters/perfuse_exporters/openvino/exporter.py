@@ -23,15 +23,12 @@ from perfuse.backend import (
     StoredTensor,
     WeightMap,
 )
-from perfuse.errors import ExportError
+from perfuse.errors import ExportError, UnwritableError
 from perfuse.progress import say
 from perfuse.sources import write_map
 from perfuse_exporters.openvino.engine import import_openvino
-<<<<<<< HEAD
 from perfuse_exporters.openvino.gates import split_gates
-=======
 from perfuse_exporters.openvino.heads import spread_heads
->>>>>>> bridge
 from perfuse_exporters.openvino.norms import split_norms
 from perfuse_exporters.openvino.sizes import say_sizes
 from perfuse_exporters.openvino.weights import bind
@@ -67,12 +64,7 @@ class OpenVinoExporter(Exporter):
         # What OpenVINO reads from there stays mapped until the model is written.
         with TemporaryDirectory(dir=folder) as scratch:
             model = _convert(openvino, component, Path(scratch))
-<<<<<<< HEAD
             _mend(model, component)
-=======
-            split_norms(model)
-            spread_heads(model)
->>>>>>> bridge
             exact = _phases(model)
             _declare(model, component)
             _write(openvino, model, folder / MODEL, component, exact)
@@ -92,12 +84,7 @@ class OpenVinoExporter(Exporter):
             name: Constant(tensor=name, dtype=component.precision, shape=tensors[name].array.shape)
             for name in _name_weights(model, names)
         }
-<<<<<<< HEAD
         _mend(model, component)
-=======
-        split_norms(model)
-        spread_heads(model)
->>>>>>> bridge
         exact = _phases(model)
         _declare(model, component, weights=len(constants))
         _write(openvino, model, folder / MODEL, component, exact)
@@ -138,6 +125,7 @@ class OpenVinoExporter(Exporter):
 def _mend(model: "ov.Model", component: Component) -> None:
     """Rewrite what OpenVINO's CPU plugin would end the process with."""
     split_norms(model)
+    spread_heads(model)
     if component.precision != "float32":
         split_gates(model)
 
@@ -172,7 +160,7 @@ def _save(openvino: Any, model: "ov.Model", path: Path) -> None:
             _mark(tree, widened, "decompression")
             tree.write(path, encoding="utf-8", xml_declaration=True)
     except RuntimeError as exc:
-        raise ExportError(
+        raise UnwritableError(
             f"{path} was to be written; OpenVINO said: {_said(exc)}. Free space or choose another "
             "folder."
         ) from exc

@@ -389,14 +389,15 @@ def test_help_has_the_options_of_the_tasks() -> None:
 
 # ── Interrupts ──────────────────────────────────────────────────────────────────────────────────
 
-#: The command line, which sends itself a signal as it makes the first file of a name.
+#: The command line, which sends itself a signal as a file of a name is first made, or gets that name.
 STRUCK = """
 import os, signal, sys
 name, number = sys.argv.pop(1), int(sys.argv.pop(1))
 struck = []
 
 def watch(event, arguments):
-    if event == "open" and not struck and name in str(arguments[0]) and arguments[2] & os.O_CREAT:
+    made = event == "open" and name in str(arguments[0]) and arguments[2] & os.O_CREAT
+    if not struck and (made or event == "os.rename" and str(arguments[1]).endswith(name)):
         struck.append(name)
         os.kill(os.getpid(), number)
 
@@ -410,7 +411,12 @@ main()
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     "name",
-    [".a-1.png-", ".a.preview.png-", pytest.param("main-file.json", marks=pytest.mark.exhaustive)],
+    [
+        ".a-1.png-",
+        "/a-0.png",  # the last that takes its name
+        ".a.preview.png-",
+        pytest.param("main-file.json", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_an_interrupt(checkpoint: Make, tmp_path: Path, name: str, number: int) -> None:
     cache = tmp_path / "cache"
@@ -432,5 +438,7 @@ def test_an_interrupt(checkpoint: Make, tmp_path: Path, name: str, number: int) 
     assert done.stderr.splitlines()[-1].startswith("perfuse: interrupted")
     assert "Traceback" not in done.stderr
     left = {path.name for path in tmp_path.iterdir() if path != cache}
-    assert left <= ({"a.preview.png"} if name == ".a-1.png-" else set())
+    pictures = {"a-0.png", "a-1.png"} if name == "/a-0.png" else set()
+    assert pictures <= left
+    assert left - pictures <= ({"a.preview.png"} if name in (".a-1.png-", "/a-0.png") else set())
     assert list((cache / "artifacts").glob("*")) == [] or name != "main-file.json"
