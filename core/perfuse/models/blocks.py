@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from perfuse.errors import InputError
-from perfuse.models.first_blocks import Cut
+from perfuse.models.block_cut import Cut
 from perfuse.models.model import Model
 
 __all__ = ["BlockModel", "OuterBlocks", "WithAdded", "outer_part", "with_added"]

@@ -1,46 +1,18 @@
 """A transformer cut after its first blocks and before its last ones, as two descriptions, without torch."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from perfuse.contract.component import Component
 from perfuse.contract.spec import Signature
 from perfuse.errors import InputError
+from perfuse.models.block_cut import Cut
 from perfuse.models.shapes import floating
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Cut", "cut"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cut:
-    """Where a transformer is cut."""
-
-    #: How many blocks are the first ones; 0 for none.
-    first: int
-    #: How many are the last ones; 0 for none.
-    last: int
-    #: How many there are.
-    of: int
-    #: The side of a token, in latents; ``None`` where latents are packed to tokens before.
-    patch: int | None
-    #: How many tokens there are between the picture's and the text's; ``None`` where the blocks
-    #: have the picture's alone.
-    between: int | None
-
-    @property
-    def end(self) -> int:
-        """The number of the first one of the last blocks."""
-        return self.of - self.last
-
-    @property
-    def kept(self) -> int:
-        """How many tensors are kept for later steps: last blocks read the text's tokens, too."""
-        if not self.last or self.between is None:
-            return 1
-        return 3 if self.between else 2
+__all__ = ["cut"]
 
 
 def cut(
