@@ -14,7 +14,6 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 import perfuse
 from perfuse import ArtifactStore
@@ -27,16 +26,7 @@ CUDA = torch.device("cuda:0")
 
 
 class There(torch.Tensor):  # type: ignore[misc]
-    """A tensor that computes on the processor, and whose device is another."""
-
-    held: Any
-
-    @staticmethod
-    def __new__(cls, held: Any) -> Any:
-        kept = {"dtype": held.dtype, "device": CUDA, "strides": held.stride()}
-        made = torch.Tensor._make_wrapper_subclass(cls, held.shape, **kept)
-        made.held = held
-        return made
+    """A tensor of the processor that says it lies elsewhere, as does what is made of it."""
 
     @classmethod
     def __torch_function__(
@@ -46,12 +36,15 @@ class There(torch.Tensor):  # type: ignore[misc]
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        args, kwargs = tree_map_only(cls, lambda one: one.held, (args, dict(kwargs or {})))
-        found = func(*args, **kwargs)
+        found = super().__torch_function__(func, types, args, dict(kwargs or {}))
         if isinstance(found, torch.device):
             return CUDA
-        here = func is torch.Tensor.cpu or not isinstance(found, torch.Tensor) or found.is_meta
-        return found if here else cls(found)
+        with torch._C.DisableTorchFunctionSubclass():
+            return found.as_subclass(torch.Tensor) if func is torch.Tensor.cpu else found
+
+
+def there(tensor: Any) -> Any:
+    return tensor.as_subclass(There)
 
 
 class Moving(TorchFunctionMode):  # type: ignore[misc]
@@ -65,7 +58,7 @@ class Moving(TorchFunctionMode):  # type: ignore[misc]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func is torch.Tensor.to and args[1:2] == (CUDA,) and not isinstance(args[0], There):
-            return There(func(args[0], *args[2:], **(kwargs or {})))
+            return there(func(args[0], *args[2:], **(kwargs or {})))
         return func(*args, **(kwargs or {}))
 
 
@@ -86,7 +79,7 @@ def test_an_answer_lies_where_pytorch_s_did(tmp_path: Path) -> None:
     step, x = torch.tensor([2.0]), torch.ones(2, 3)
     run = perfuse.accelerate(Mixed(), "onnxruntime", store=ArtifactStore(tmp_path), strict=True)
     with torch.no_grad(), Moving():
-        for given in (There(x), x, There(x * 3)):
+        for given in (there(x), x, there(x * 3)):
             wanted, found = module(step, given), run(step, given)
             assert [one.device for one in found] == [one.device for one in wanted]
             for one, other in zip(found, wanted, strict=True):
@@ -98,7 +91,7 @@ def test_an_answer_lies_where_pytorch_s_did(tmp_path: Path) -> None:
 def test_what_is_captured_lies_on_the_processor() -> None:
     """Also a buffer that is not saved, where the module has nothing else."""
     module, x = Mixed(), torch.ones(2, 3)
-    module.table = There(module.table)
+    module.table = there(module.table)
     call = Call.of(module.forward, (torch.tensor([2.0]), x), {})
     component = component_of(
         module,
