@@ -15,6 +15,8 @@ import numpy as np
 from sidebyside import Row, command, compare, in_turns, say
 
 _ENGINES = ("torch:cpu", "onnxruntime:cpu", "openvino:CPU")
+#: The sides of the latents, by their tokens.
+_SIDES = {1024: 64, 4096: 128}
 #: What is compared to a step of the plain transformer, and the program that runs it.
 _WAYS = {
     "gives what its attentions give": "transformer",
@@ -25,6 +27,7 @@ _WAYS = {
 
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("--engines", default=",".join(_ENGINES), help="some of %(default)s")
+    parser.add_argument("--tokens", default=",".join(map(str, _SIDES)), help="some of %(default)s")
 
 
 def measure(options: Namespace) -> list[Row]:
@@ -37,8 +40,9 @@ def measure(options: Namespace) -> list[Row]:
         plain = DiffusionPipeline.from_pretrained(checkpoint, backend=engine)
         pab = ["pab:spatial=2,cross=4"]
         pipe = DiffusionPipeline.from_pretrained(checkpoint, backend=engine, transforms=pab)
-        for side in (64, 128):
-            say(f"{side * side // 4} tokens, {engine}")
+        for tokens in map(int, options.tokens.split(",")):
+            side = _SIDES[tokens]
+            say(f"{tokens} tokens, {engine}")
             sides = {"plain": _timed(plain.program("transformer"), side)}
             sides |= {way: _timed(pipe.program(name), side) for way, name in _WAYS.items()}
             for run in sides.values():
@@ -46,7 +50,7 @@ def measure(options: Namespace) -> list[Row]:
             found = in_turns(rounds, sides)
             rows += [
                 compare(
-                    f"A step over {side * side // 4} tokens that {way}, {engine}",
+                    f"A step over {tokens} tokens that {way}, {engine}",
                     found[way],
                     found["plain"],
                     unit="ms",

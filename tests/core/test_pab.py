@@ -19,6 +19,8 @@ torch = pytest.importorskip("torch")
 
 Make = Callable[[str], Path]
 
+#: Whose attention is of picture and text together.
+JOINT = ("sd3", "flux", "chroma", "qwen-image", "aura-flow", "z-image", "lumina2")
 GIVEN = {"prompt": "a red circle", "num_inference_steps": 8, "seed": 0, "output_type": "np"}
 SMALL = {"height": 32, "width": 32}
 
@@ -39,7 +41,7 @@ def drawn(pipe: DiffusionPipeline, **more: Any) -> np.ndarray:
         ("pixart-sigma", "pab:spatial=2,cross=2", "spatial_cross"),
         ("sana", "pab:spatial=2,cross=2", "spatial_cross"),
         ("sana-sprint", "pab:spatial=2,cross=2", "spatial_cross"),
-        ("sd3", "pab:spatial=2", "spatial"),
+        *((kind, "pab:spatial=2", "spatial") for kind in JOINT),
     ],
 )
 def test_an_entry_with_what_attentions_gave(
@@ -148,7 +150,7 @@ def test_it_goes_with_others(checkpoint: Make) -> None:
     ("kind", "transforms", "message"),
     [
         ("words", ["pab"], "whose attentions perfuse does not keep"),
-        ("flux", ["pab"], "whose attentions perfuse does not keep"),
+        ("cogview4", ["pab"], "whose attentions perfuse does not keep"),
         ("sd3", ["pab:cross=2"], "which has no cross attention of its own"),
         ("sd3", ["pab", "first-block"], "Two transforms were asked for that run a part"),
         ("sd3", ["pab:spatial=9"], "spatial=9 was given, and there are 8 steps"),
@@ -177,7 +179,7 @@ def test_what_cannot_be_met(
     [
         ("pixart-sigma", "pab:spatial=2,cross=4"),
         ("sana", "pab:spatial=2,cross=3"),
-        ("sd3", "pab:spatial=2"),
+        *((kind, "pab:spatial=2") for kind in JOINT),
     ],
 )
 def test_engines_draw_the_same(checkpoint: Make, backend: str, kind: str, text: str) -> None:

@@ -27,19 +27,24 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"height": 32, "width": 32, "max_sequence_length": 24, "complex_human_instruction": []},
     ),
     "sd3": ("StableDiffusion3Pipeline", {"height": 16, "width": 16, "max_sequence_length": 24}),
+    "flux": ("FluxPipeline", {"height": 16, "width": 16, "max_sequence_length": 24}),
+    "qwen-image": ("QwenImagePipeline", {"height": 16, "width": 16}),
 }
 
 
 @contextmanager
-def broadcasting(transformer: Any, **ranges: Any) -> Iterator[dict[str, int]]:
-    """A Diffusers transformer with the hook on; yields how often each kind is computed in a block."""
+def broadcasting(transformer: Any, scale: float, **ranges: Any) -> Iterator[dict[str, int]]:
+    """A Diffusers transformer with the hook on; yields how often each kind is computed in a block.
+
+    The timesteps that the transformer is given are times ``scale`` those of the schedule.
+    """
     from diffusers import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
     from diffusers.hooks import HookRegistry
 
     now, computed = [0.0], {"spatial": 0, "cross": 0}
 
     def look(module: Any, arguments: Any, named: Any) -> None:
-        now[0] = float(named["timestep"].flatten()[0])
+        now[0] = float(named["timestep"].flatten()[0]) / scale
 
     def count(kind: str) -> Any:
         def add(*_: Any) -> None:
@@ -71,6 +76,8 @@ def broadcasting(transformer: Any, **ranges: Any) -> Iterator[dict[str, int]]:
         ("pixart", 0, 3, (100, 800)),
         ("sana", 2, 3, (200, 900)),
         ("sd3", 2, 0, (100, 800)),
+        ("flux", 2, 0, (100, 800)),  # blocks of two streams, and of one
+        ("qwen-image", 3, 0, (0, 2000)),
     ],
 )
 def test_what_is_drawn(
@@ -80,14 +87,16 @@ def test_what_is_drawn(
     make_gentle(folder, part="transformer", layer="proj_out", factor=0.3)
     name, call = KINDS[kind]
     call = {"prompt": "a red circle", "num_inference_steps": 9, "guidance_scale": 4.5, **call}
-    call |= {} if kind == "sd3" else {"use_resolution_binning": False}
+    call |= {"use_resolution_binning": False} if kind in ("pixart", "sana") else {}
     pair = Pair.open(folder, name)
     text = f"pab:spatial={spatial},cross={cross},start={between[0]},stop={between[1]}"
     ours = DiffusionPipeline.from_pretrained(folder, backend="torch:cpu", transforms=[text])
     every = {"spatial": spatial, "cross": cross}
     ranges: dict[str, Any] = {f"{k}_attention_block_skip_range": n for k, n in every.items() if n}
     ranges |= {f"{k}_attention_timestep_skip_range": between for k, n in every.items() if n}
-    with broadcasting(pair.theirs.transformer, **ranges) as computed, Counted(ours) as counted:
+    scale = 0.001 if kind in ("flux", "qwen-image") else 1
+    watched = broadcasting(pair.theirs.transformer, scale, **ranges)
+    with watched as computed, Counted(ours) as counted:
         found = Pair(ours, pair.theirs).check(**call)
     for one in (kind for kind, number in every.items() if number):
         own = {name: len(counted.steps(name)) for name in counted.calls if "former" in name}

@@ -21,6 +21,9 @@ class Attended:
     #: Whether it gives a pair, the second of it the text's tokens [B, S, C] or ``None``: it takes the
     #: text's tokens second. They are not kept: where no attention is computed, no picture sees them.
     joint: bool = False
+    #: Where the text's tokens are, ``"before"`` the picture's or ``"after"``, where it gives, and takes
+    #: first, one sequence of both.
+    text: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +33,8 @@ class Attentions:
     each: tuple[Attended, ...]
     #: Channels of a token.
     width: int
-    #: The side of a token, in latents.
-    patch: int
+    #: The side of a token, in latents; ``None`` where latents are packed to tokens before.
+    patch: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

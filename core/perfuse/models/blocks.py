@@ -15,7 +15,7 @@ from perfuse.errors import InputError
 from perfuse.models.block_cut import Cut
 from perfuse.models.model import Model
 
-__all__ = ["BlockModel", "OuterBlocks", "WithAdded", "outer_part", "with_added"]
+__all__ = ["BlockModel", "OuterBlocks", "WithAdded", "grid_of", "outer_part", "with_added"]
 
 #: Sequences of tokens, each [B, N, C]; the picture's are in the first.
 Streams = tuple[Tensor, ...]
@@ -88,7 +88,7 @@ class WithAdded(nn.Module):
         far = model.through(near, told, here.first, here.end)
         pairs = zip(model.apart(far, told), model.apart(near, told), strict=True)
         added = [after - before for after, before in pairs]
-        kept = [added[0].unflatten(1, _grid(inputs[0], here.patch))]  # type: ignore[no-untyped-call]
+        kept = [added[0].unflatten(1, grid_of(inputs[0], here.patch))]  # type: ignore[no-untyped-call]
         if here.kept > 1:
             kept.append(added[1][:, here.between :])
         if here.kept > 2:
@@ -144,7 +144,7 @@ def _first(model: BlockModel, here: Cut, inputs: tuple[Tensor, ...]) -> tuple[St
         sign = model.apart(near, told)[0] - model.apart(streams, told)[0]
     else:
         sign = model.apart((model.modulated(streams, told), *streams[1:]), told)[0]
-    return near, sign.unflatten(1, _grid(inputs[0], here.patch)), told  # type: ignore[no-untyped-call]
+    return near, sign.unflatten(1, grid_of(inputs[0], here.patch)), told  # type: ignore[no-untyped-call]
 
 
 def _finished(model: BlockModel, here: Cut, streams: Streams, told: Any) -> Tensor:
@@ -152,7 +152,7 @@ def _finished(model: BlockModel, here: Cut, streams: Streams, told: Any) -> Tens
     return model.finish(model.apart(model.through(streams, told, here.end), told)[0], told)
 
 
-def _grid(sample: Tensor, patch: int | None) -> tuple[int, ...]:
+def grid_of(sample: Tensor, patch: int | None) -> tuple[int, ...]:
     """The axes of the picture's tokens: rows and columns, or one if the latents are packed."""
     if patch is None:
         return (sample.shape[1],)

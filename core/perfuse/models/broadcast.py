@@ -59,9 +59,11 @@ def _with(
 
 def _tensors(attentions: Attentions, kinds: tuple[str, ...]) -> list[TensorSpec]:
     """What the attentions of some kinds give."""
-    sides = [f"{side}/{attentions.patch}" for side in ("latent_height", "latent_width")]
+    tokens = ["image_sequence"]
+    if attentions.patch is not None:
+        tokens = [f"{side}/{attentions.patch}" for side in ("latent_height", "latent_width")]
     return [
-        floating(f"attention_{number}", "batch", *sides, attentions.width)
+        floating(f"attention_{number}", "batch", *tokens, attentions.width)
         for number, one in enumerate(attentions.each)
         if one.kind in kinds
     ]

@@ -1,17 +1,19 @@
 """A transformer whose attentions give what they gave at another step, or say what they give."""
 
+from math import prod
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from perfuse.contract.architecture import Attentions
+from perfuse.contract.architecture import Attended, Attentions
 from perfuse.errors import InputError
+from perfuse.models.blocks import grid_of
 from perfuse.models.model import Model
 
 __all__ = ["Broadcast"]
 
-#: What attentions give of the picture's tokens [B, N, C], by their number.
+#: What attentions give, by their number: the picture's tokens [B, N, C], or the text's with them.
 Given = dict[int, Tensor]
 
 
@@ -31,13 +33,20 @@ class Recorded(nn.Module):
 class Recalled(nn.Module):
     """What stands for an attention: what that gave before."""
 
-    def __init__(self, number: int, kept: Given, *, joint: bool) -> None:
+    def __init__(self, number: int, kept: Given, one: Attended) -> None:
         super().__init__()
-        self.number, self.kept, self.joint = number, kept, joint
+        self.number, self.kept, self.one = number, kept, one
 
     def forward(self, *arguments: Any) -> Any:
         picture = self.kept[self.number]
-        return (picture, torch.zeros_like(arguments[1])) if self.joint else picture
+        if self.one.joint:
+            return picture, torch.zeros_like(arguments[1])
+        if not self.one.text:
+            return picture
+        others = arguments[0].shape[1] - picture.shape[1]
+        nothing = torch.zeros_like(arguments[0][:, :others])
+        both = (nothing, picture) if self.one.text == "before" else (picture, nothing)
+        return torch.cat(both, dim=1)
 
 
 class Broadcast(nn.Module):
@@ -51,6 +60,7 @@ class Broadcast(nn.Module):
         #: Filled while the model runs, and empty before and after.
         self.given: Given = {}
         self.kept: Given = {}
+        self.computed: list[tuple[int, Attended]] = []
         self.taken: list[int] = []
         for number, one in enumerate(attentions.each):
             if one.kind not in kinds:
@@ -59,8 +69,9 @@ class Broadcast(nn.Module):
             block = model.get_submodule(parent)
             if one.kind in kept:
                 self.taken.append(number)
-                block.set_submodule(name, Recalled(number, self.kept, joint=one.joint))
+                block.set_submodule(name, Recalled(number, self.kept, one))
             else:
+                self.computed.append((number, one))
                 attention = block.get_submodule(name)
                 block.set_submodule(name, Recorded(attention, number, self.given))
 
@@ -87,10 +98,16 @@ class Broadcast(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         count = len(inputs) - len(self.taken)
         for number, before in zip(self.taken, inputs[count:], strict=True):
-            self.kept[number] = before.flatten(1, 2)
+            self.kept[number] = before.flatten(1, -2)
         (predicted,) = self.model(*inputs[:count])
-        size = [side // self.patch for side in inputs[0].shape[2:]]
-        given = [self.given[number].unflatten(1, size) for number in sorted(self.given)]  # type: ignore[no-untyped-call]
+        grid = grid_of(inputs[0], self.patch)
+        given = []
+        for number, one in self.computed:
+            found = self.given[number]
+            if one.text:
+                first = found.shape[1] - prod(grid) if one.text == "before" else 0
+                found = found[:, first : first + prod(grid)]
+            given.append(found.unflatten(1, grid))  # type: ignore[no-untyped-call]
         self.given.clear()
         self.kept.clear()
         return predicted, *given

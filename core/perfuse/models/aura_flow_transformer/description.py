@@ -7,13 +7,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.architecture import Attended, Attentions
 from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.config import ModelConfig, held_by_attention
 from perfuse.models.first_blocks import cut
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["REGISTERS", "AuraFlowConfig", "describe", "first_blocks", "host_inputs"]
+__all__ = ["REGISTERS", "AuraFlowConfig", "attentions", "describe", "first_blocks", "host_inputs"]
 
 #: Tokens before the text's that stand for nothing (Darcet et al. 2023, arXiv:2309.16588).
 REGISTERS = 8
@@ -110,6 +111,20 @@ def first_blocks(component: Component, first: int, last: int) -> tuple[Component
     return cut(
         component, first, last, of=count, width=aura.width, patch=aura.patch_size, between=REGISTERS
     )
+
+
+def attentions(spec: ComponentSpec) -> Attentions:
+    """Those of picture and text together: of two streams, then of one sequence."""
+    aura = AuraFlowConfig.from_dict(spec.config)
+    both = tuple(
+        Attended(module=f"joint_transformer_blocks.{i}.attn", kind="spatial", joint=True)
+        for i in range(aura.num_mmdit_layers)
+    )
+    one = tuple(
+        Attended(module=f"single_transformer_blocks.{i}.attn", kind="spatial", text="before")
+        for i in range(aura.num_single_dit_layers)
+    )
+    return Attentions(each=(*both, *one), width=aura.width, patch=aura.patch_size)
 
 
 def host_inputs(

@@ -15,6 +15,7 @@ ARCHITECTURES = (
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
         first_blocks=f"{__name__}.description:first_blocks",
+        attentions=f"{__name__}.description:attentions",
         perturb="perfuse.models.block_skipping:perturb",
     ),
 )

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.architecture import Attended, Attentions
 from perfuse.contract.component import Component
 from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
@@ -16,7 +17,15 @@ from perfuse.models.packed_latents import PackedLatents, packed
 from perfuse.models.positions import grid, rotary_axes
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["ChromaConfig", "ChromaLatents", "describe", "first_blocks", "host_inputs", "latents"]
+__all__ = [
+    "ChromaConfig",
+    "ChromaLatents",
+    "attentions",
+    "describe",
+    "first_blocks",
+    "host_inputs",
+    "latents",
+]
 
 #: Tokens of a prompt in training.
 _TEXT = 512
@@ -131,6 +140,20 @@ def first_blocks(component: Component, first: int, last: int) -> tuple[Component
         width=chroma.width,
         between=0,
     )
+
+
+def attentions(spec: ComponentSpec) -> Attentions:
+    """Those of picture and text together: of two streams, then of one sequence."""
+    chroma = ChromaConfig.from_dict(spec.config)
+    both = tuple(
+        Attended(module=f"transformer_blocks.{i}.attn", kind="spatial", joint=True)
+        for i in range(chroma.num_layers)
+    )
+    one = tuple(
+        Attended(module=f"single_transformer_blocks.{i}.attn", kind="spatial", text="before")
+        for i in range(chroma.num_single_layers)
+    )
+    return Attentions(each=(*both, *one), width=chroma.width)
 
 
 def host_inputs(

@@ -15,6 +15,7 @@ ARCHITECTURES = (
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
         first_blocks=f"{__name__}.description:first_blocks",
+        attentions=f"{__name__}.description:attentions",
         called=f"{__name__}.description:called",
         perturb="perfuse.models.block_skipping:perturb",
     ),

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from perfuse.contract.architecture import Called
+from perfuse.contract.architecture import Attended, Attentions, Called
 from perfuse.contract.component import Component
 from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
@@ -19,6 +19,7 @@ from perfuse.models.shapes import TIMESTEP, floating
 __all__ = [
     "FluxConfig",
     "FluxLatents",
+    "attentions",
     "called",
     "describe",
     "first_blocks",
@@ -128,6 +129,20 @@ def first_blocks(component: Component, first: int, last: int) -> tuple[Component
         width=flux.width,
         between=0,
     )
+
+
+def attentions(spec: ComponentSpec) -> Attentions:
+    """Those of picture and text together: of two streams, then of one sequence."""
+    flux = FluxConfig.from_dict(spec.config)
+    both = tuple(
+        Attended(module=f"transformer_blocks.{i}.attn", kind="spatial", joint=True)
+        for i in range(flux.num_layers)
+    )
+    one = tuple(
+        Attended(module=f"single_transformer_blocks.{i}.attn", kind="spatial", text="before")
+        for i in range(flux.num_single_layers)
+    )
+    return Attentions(each=(*both, *one), width=flux.width)
 
 
 def host_inputs(

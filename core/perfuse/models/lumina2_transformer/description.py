@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from perfuse.contract.architecture import Called
+from perfuse.contract.architecture import Attended, Attentions, Called
 from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.config import ModelConfig, held_by_attention
@@ -18,7 +18,15 @@ from perfuse.models.first_blocks import cut
 from perfuse.models.positions import HIDDEN, rotary_table
 from perfuse.models.shapes import TIMESTEP, floating
 
-__all__ = ["Lumina2Config", "called", "captions", "describe", "first_blocks", "host_inputs"]
+__all__ = [
+    "Lumina2Config",
+    "attentions",
+    "called",
+    "captions",
+    "describe",
+    "first_blocks",
+    "host_inputs",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +139,16 @@ def first_blocks(component: Component, first: int, last: int) -> tuple[Component
     lumina = Lumina2Config.from_dict(component.spec.config)
     width, patch = lumina.hidden_size, lumina.patch_size
     return cut(component, first, last, of=lumina.num_layers, width=width, patch=patch, between=0)
+
+
+def attentions(spec: ComponentSpec) -> Attentions:
+    """One of picture and text together in each block; those that refine either come before."""
+    lumina = Lumina2Config.from_dict(spec.config)
+    each = tuple(
+        Attended(module=f"layers.{i}.attn", kind="spatial", text="before")
+        for i in range(lumina.num_layers)
+    )
+    return Attentions(each=each, width=lumina.hidden_size, patch=lumina.patch_size)
 
 
 def host_inputs(

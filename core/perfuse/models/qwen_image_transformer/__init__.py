@@ -14,5 +14,6 @@ ARCHITECTURES = (
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
         first_blocks=f"{__name__}.description:first_blocks",
+        attentions=f"{__name__}.description:attentions",
     ),
 )

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from perfuse.contract.architecture import Attended, Attentions
 from perfuse.contract.component import Component
 from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
@@ -22,6 +23,7 @@ from perfuse.models.shapes import TIMESTEP, floating
 __all__ = [
     "QwenImageConfig",
     "QwenImageLatents",
+    "attentions",
     "describe",
     "first_blocks",
     "host_inputs",
@@ -133,6 +135,16 @@ def first_blocks(component: Component, first: int, last: int) -> tuple[Component
     """The transformer cut after its first blocks, and before its last ones."""
     model = QwenImageConfig.from_dict(component.spec.config)
     return cut(component, first, last, of=model.num_layers, width=model.width, between=0)
+
+
+def attentions(spec: ComponentSpec) -> Attentions:
+    """One of picture and text together in each block."""
+    model = QwenImageConfig.from_dict(spec.config)
+    both = tuple(
+        Attended(module=f"transformer_blocks.{i}.attn", kind="spatial", joint=True)
+        for i in range(model.num_layers)
+    )
+    return Attentions(each=both, width=model.width)
 
 
 def host_inputs(

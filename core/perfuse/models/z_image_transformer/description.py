@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from perfuse.contract.architecture import Called
+from perfuse.contract.architecture import Attended, Attentions, Called
 from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.config import ModelConfig, held_by_attention
@@ -22,6 +22,7 @@ from perfuse.models.shapes import TIMESTEP, floating
 
 __all__ = [
     "ZImageTransformerConfig",
+    "attentions",
     "called",
     "captions",
     "describe",
@@ -132,6 +133,16 @@ def first_blocks(component: Component, first: int, last: int) -> tuple[Component
     """The transformer cut after its first blocks, and before its last ones."""
     model = ZImageTransformerConfig.from_dict(component.spec.config)
     return cut(component, first, last, of=model.n_layers, width=model.dim, patch=2, between=1)
+
+
+def attentions(spec: ComponentSpec) -> Attentions:
+    """One of picture and text together in each block; those that refine either come before."""
+    model = ZImageTransformerConfig.from_dict(spec.config)
+    each = tuple(
+        Attended(module=f"layers.{i}.attention", kind="spatial", text="after")
+        for i in range(model.n_layers)
+    )
+    return Attentions(each=each, width=model.dim, patch=2)
 
 
 def host_inputs(
