@@ -107,6 +107,18 @@ QWEN = {
     )
 }
 
+LUMINA = {
+    f"{block}.0.{other}": tuple(f"{block}.0.{one}" for one in ours)
+    for block in ("layers", "noise_refiner", "context_refiner")
+    for other, ours in {
+        "attention.qkv": tuple(f"attn.{one}" for one in _QKV),
+        "attention.out": ("attn.to_out.0",),
+        **{f"feed_forward.w{i}": (f"feed_forward.linear_{i}",) for i in (1, 2, 3)},
+        "adaLN_modulation.1": ("norm1.linear",),
+    }.items()
+    if block != "context_refiner" or "adaLN" not in other
+}
+
 #: How a trainer names a layer's factors: what comes before and after, and the sign between words.
 KOHYA = ("lora_unet_{}", "lora_down.weight", "lora_up.weight", "_")
 COMFY = ("diffusion_model.{}", "lora_down.weight", "lora_up.weight", ".")
@@ -123,6 +135,8 @@ SIZES: Mapping[str, Mapping[str, Any]] = {
     "ZImageTransformer2DModel": {"n_layers": 2, "n_refiner_layers": 1, "dim": 256, "n_heads": 2},
     "QwenImageTransformer2DModel": {"num_layers": 2, "num_attention_heads": 4},
 }
+#: Of a family whose layers have the names of another's.
+ALIKE = {"Lumina2Transformer2DModel": {"num_layers": 1, "num_refiner_layers": 1}}
 
 
 def written(
@@ -156,7 +170,7 @@ def written(
 def home(class_name: str) -> Home:
     """The transformer of a family with few blocks, without numbers."""
     with torch.device("meta"):
-        model = getattr(diffusers, class_name)(**SIZES[class_name])
+        model = getattr(diffusers, class_name)(**{**SIZES, **ALIKE}[class_name])
     shapes = {name: tuple(one.shape) for name, one in model.state_dict().items()}
     (spec,) = registry.describe(class_name, "transformer", "transformer", dict(model.config))
     layers = [name.removesuffix(".weight") for name in shapes if name.endswith(".weight")]
@@ -208,14 +222,15 @@ def compared(adapter: Adapter, converted: State) -> None:
         ),
         ("QwenImageTransformer2DModel", QWEN, KOHYA, "non_diffusers_qwen"),
         ("QwenImageTransformer2DModel", QWEN, TOOLKIT, "non_diffusers_qwen"),
+        ("Lumina2Transformer2DModel", LUMINA, TOOLKIT, "non_diffusers_lumina2"),
     ],
 )
 def test_read_as_diffusers_converts(
     class_name: str, layers: Mapping[str, tuple[str, ...]], style: Style, converter: str
 ) -> None:
     there = home(class_name)
-    # Diffusers reads no alphas of XLabs' and of ai-toolkit's FLUX.2.
-    alpha = converter not in ("xlabs_flux", "non_diffusers_flux2")
+    # Diffusers reads no alphas of XLabs' and of ai-toolkit's FLUX.2 and Lumina 2.
+    alpha = converter not in ("xlabs_flux", "non_diffusers_flux2", "non_diffusers_lumina2")
     state = written(there.shapes, layers, style, alpha=alpha)
     convert = getattr(lora_conversion_utils, f"_convert_{converter}_lora_to_diffusers")
     with warnings.catch_warnings():

@@ -350,6 +350,10 @@ def _phases(model: "ov.Model") -> "list[ov.Node]":
         op = todo.pop()
         if op.get_name() in found or op.get_type_name() == "ShapeOf":
             continue
+        if (stretched := _of_the_input(op)) is not None:
+            # Engines make other operations of those with a single number, and lose the mark.
+            op.output(0).replace(stretched.output(0))
+            op = stretched
         source = op.input_value(0) if op.get_input_size() else None
         if source is not None and op.get_type_name() == "Broadcast" and _repeats_nothing(op):
             # Engines turn it into a multiplication and lose the mark.
@@ -369,6 +373,61 @@ def _phases(model: "ov.Model") -> "list[ov.Node]":
             op.set_friendly_name(f"phase/{name}")  # in the file, a name need not be the only one
     model.validate_nodes_and_infer_types()
     return list(found.values())
+
+
+def _of_the_input(op: "ov.Node") -> "ov.Node | None":
+    """A product of frequencies and of something like ``(1 - t / 1000) * 1000``, as ``t * a + b`` with an ``a``
+    and a ``b`` for each frequency; ``None`` for any other operation.
+    """
+    import numpy as np
+    from openvino import opset13
+
+    if op.get_type_name() != "Multiply":
+        return None
+    for axis, frequencies in (op.input_values(), op.input_values()[::-1]):
+        constant, column = frequencies.get_node(), axis.get_node()
+        if (
+            constant.get_type_name() != "Constant"
+            or column.get_type_name() != "Unsqueeze"
+            or constant.data.size == 1
+        ):
+            continue
+        source, scale, shift = _affine(column.input_value(0))
+        if (scale, shift) == (1.0, 0.0):
+            return None
+        numbers = constant.data.astype(np.float64)
+        again = opset13.unsqueeze(source, column.input_value(1))
+        product = opset13.multiply(again, (scale * numbers).astype(np.float32))
+        return opset13.add(product, (shift * numbers).astype(np.float32))
+    return None
+
+
+def _affine(value: "ov.Output") -> "tuple[ov.Output, float, float]":
+    """What a value is made of by single numbers alone, and how: ``source * scale + shift``."""
+    scale, shift = 1.0, 0.0
+    while value.get_node().get_type_name() in ("Add", "Subtract", "Multiply", "Divide"):
+        node = value.get_node()
+        kind, sides = node.get_type_name(), node.input_values()
+        numbers = [
+            float(one.get_node().data.item())
+            if one.get_node().get_type_name() == "Constant" and one.get_node().data.size == 1
+            else None
+            for one in sides
+        ]
+        at = 1 if numbers[0] is None else 0  # where the number is
+        number = numbers[at]
+        if number is None or (kind == "Divide" and at == 0):
+            break
+        value = sides[1 - at]
+        if kind == "Multiply":
+            scale *= number
+        elif kind == "Divide":
+            scale /= number
+        elif kind == "Add" or at == 1:
+            shift += scale * (number if kind == "Add" else -number)
+        else:
+            shift, scale = shift + scale * number, -scale
+    return value, scale, shift
 
 
 def _repeats_nothing(op: "ov.Node") -> bool:

@@ -442,6 +442,31 @@ def test_attention_of_as_many_tokens_as_heads(tmp_path: Path) -> None:
     assert_close(got, want)
 
 
+class Waves(torch.nn.Module):
+    """Sinusoids of the share of a picture that is there, in thousandths, as Z-Image has them."""
+
+    def forward(self, timestep: Any) -> Any:
+        phase = ((1 - timestep / 1000) * 1000)[:, None] * torch.linspace(0.1, 1, 32)
+        return (phase.cos(),)
+
+
+def test_phases_that_count_backwards_stay_float32(tmp_path: Path) -> None:
+    """In bfloat16 999 is 1000, and one radian wrong."""
+    if not _computes_in("bf16"):
+        pytest.skip("this CPU has no bfloat16")
+    inputs = (TensorSpec(name="timestep", dtype="float32", shape=("batch",)),)
+    outputs = (TensorSpec(name="waves", dtype="float", shape=("batch", 32)),)
+    spec = replace(
+        _spec(), signature=Signature(inputs=inputs, outputs=outputs), dims={"batch": Dim(example=2)}
+    )
+    component = Component(spec=spec, build=Waves, precision="bfloat16")
+    path = OpenVinoExporter().export(component, tmp_path)
+    arrays = {"timestep": np.array([1.0, 53.58, 946.42], np.float32)}
+    (want,) = reference(component, arrays)
+    assert np.abs(run(path, arrays, "bf16")[0] - want).max() < 0.01
+    assert np.abs(run(path, arrays)[0] - want).max() < 1e-3
+
+
 def test_openvino_is_imported_without_its_telemetry() -> None:
     code = (
         "import sys\n"
