@@ -126,7 +126,7 @@ def _drawing(
             "--captions was given; they are of the bundled models, and take the place of --prompt and "
             "--pictures."
         )
-    scale = {} if guidance is None else {"guidance_scale": guidance}
+    scale: dict[str, object] = {} if guidance is None else {"guidance_scale": guidance}
     if bundled and not prompts and pictures is None:
         known = held_out()
         count = captions if captions is not None else 100

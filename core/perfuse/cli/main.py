@@ -86,7 +86,7 @@ class _Group(click.Group):
             forgive(stream)
         with stoppable():
             # By itself click ends with 1 where a signal comes right before or after the command.
-            run = partial(super().main, *args, standalone_mode=False, **kwargs)
+            run: partial[Any] = partial(super().main, *args, standalone_mode=False, **kwargs)
             if not standalone_mode:
                 return run()
             try:
