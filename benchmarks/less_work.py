@@ -50,7 +50,10 @@ def _transformer(*transforms: str, target: float | None = None, blocks: int = 6)
 
 #: Loops, by case.
 _LOOPS: Mapping[str, tuple[_Way, ...]] = {
-    "deepcache": (_Way(transforms=("deepcache:every=3",), target=1 / 2.0),),
+    "deepcache": (
+        _Way(transforms=("deepcache:every=3",), target=1 / 2.0),
+        _Way(transforms=("deepcache:every=3,layers=1",), target=1 / 2.0),
+    ),
     "guidance": (_Way(transforms=("guidance-interval:stop=0.5",), target=1 / 1.3),),
     "t-gate": (_Way(transforms=("t-gate:gate={third}",), target=1 / 1.4),),
     "forecast": (_transformer("taylorseer:interval=2,warmup=1", target=1 / 1.8),),
