@@ -53,7 +53,7 @@ class DeepPatchMerger(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         before = hidden if self.details else self.norm(hidden)
-        joined: Tensor = before.unflatten(1, (-1, self.each)).flatten(2)  # type: ignore[no-untyped-call]
+        joined: Tensor = before.unflatten(1, (-1, self.each)).flatten(2)
         joined = self.norm(joined) if self.details else joined
         output: Tensor = self.linear_fc2(F.gelu(self.linear_fc1(joined)))
         return output
@@ -77,7 +77,8 @@ class DeepVisionModel(nn.Module):
         self, patches: Tensor, places: Tensor, shares: Tensor, rotary: Tensor
     ) -> tuple[Tensor, Tensor]:
         around = self.pos_embed(places) * shares[..., None]
-        hidden, details = self.patch_embed(patches) + around.sum(dim=1), []
+        hidden = self.patch_embed(patches) + around.sum(dim=1)
+        details: list[Tensor] = []
         for i, block in enumerate(self.blocks):
             hidden = block(hidden, rotary)
             if i in self.deep:
