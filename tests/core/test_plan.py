@@ -52,7 +52,7 @@ def test_a_frozen_dict_cannot_change() -> None:
             change()
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sdxl", "lcm", "ddpm"])
+@pytest.mark.parametrize("kind", ["sd1", "sdxl", "lcm", "ddpm", "pixart-sigma", "qwen-edit"])
 def test_a_plan_can_be_sent_to_another_process(checkpoint: Make, kind: str) -> None:
     plan = DiffusionPipeline.from_pretrained(checkpoint(kind), backend="torch:cpu").plan
     again = pickle.loads(pickle.dumps(plan))

@@ -1,6 +1,7 @@
 """Prompts whose denoiser is told which of their tokens count: how they are checked and read."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from perfuse.arrays import to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import Input, State, Step, Tools, step
+from perfuse.contract.steps import Input, State, Step, Tools
 from perfuse.errors import InputError
 from perfuse.tasks.prompts.sequences import check_length
 from perfuse.tasks.text import read_conditions
@@ -24,23 +25,34 @@ MASKS = {
 }
 
 
-def length_up_to(most: int) -> Step:
-    """The step that refuses a ``max_sequence_length`` of more than ``most`` tokens."""
+@dataclass(frozen=True)
+class _LengthUpTo:
+    """Refuse to read more tokens of a prompt than the model takes."""
 
-    @step(outputs=())
-    def check_prompt_length(tools: Tools, max_sequence_length: int) -> State:
-        """Refuse to read more tokens of a prompt than the model takes."""
-        check_length(max_sequence_length, most)
+    most: int
+
+    def __call__(self, tools: Tools, max_sequence_length: int) -> State:
+        check_length(max_sequence_length, self.most)
         return {}
 
-    return check_prompt_length
+
+def length_up_to(most: int) -> Step:
+    """The step that refuses a ``max_sequence_length`` of more than ``most`` tokens."""
+    return Step(name="check_prompt_length", run=_LengthUpTo(most), outputs=())
 
 
-def encode_masked(read: Callable[[Tools, list[str], int], Mapping[str, Array]]) -> Step:
-    """The step that encodes prompts, given what reads texts of at most so many tokens."""
+#: What reads texts of at most so many tokens.
+_Reading = Callable[[Tools, list[str], int], Mapping[str, Array]]
 
-    @step(outputs=("conditions",))
-    def encode_prompt(
+
+@dataclass(frozen=True)
+class _EncodeMasked:
+    """The text's states and their mask, each [pictures, …], by condition of the guider."""
+
+    read: _Reading
+
+    def __call__(
+        self,
         tools: Tools,
         prompts: list[str],
         negatives: list[str],
@@ -53,11 +65,10 @@ def encode_masked(read: Callable[[Tools, list[str], int], Mapping[str, Array]]) 
         max_sequence_length: int,
         guider: Guider,
     ) -> State:
-        """The text's states and their mask, each [pictures, …], by condition of the guider."""
         conditions = masked_conditions(
             guider,
             num_images_per_prompt,
-            lambda texts: read(tools, texts, max_sequence_length),
+            lambda texts: self.read(tools, texts, max_sequence_length),
             positive=(prompts, prompt_embeds, prompt_attention_mask),
             negative=(
                 negatives or [""] * count,
@@ -67,7 +78,10 @@ def encode_masked(read: Callable[[Tools, list[str], int], Mapping[str, Array]]) 
         )
         return {"conditions": conditions}
 
-    return encode_prompt
+
+def encode_masked(read: _Reading) -> Step:
+    """The step that encodes prompts, given what reads texts of at most so many tokens."""
+    return Step(name="encode_prompt", run=_EncodeMasked(read), outputs=("conditions",))
 
 
 def _as_they_are(states: Array, mask: Any) -> Mapping[str, Array]:

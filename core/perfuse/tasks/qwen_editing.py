@@ -5,13 +5,13 @@ latents follow those of the picture that is drawn.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from perfuse.arrays import to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import REQUIRED, Input, Picture, State, Task, Tools, step
+from perfuse.contract.steps import REQUIRED, Input, Picture, State, Step, Task, Tools, step
 from perfuse.errors import InputError
 from perfuse.tasks.denoise import pick_size
 from perfuse.tasks.flux2_editing import add_pictures
@@ -109,11 +109,15 @@ def sides_of(image: "Image", area: float, multiple: int) -> tuple[int, int]:
     return high, wide
 
 
-def _encoder(prefix: str) -> Any:
-    """The step that reads prompts behind pictures; ``prefix`` stands before each picture."""
+@dataclass(frozen=True)
+class _EncodePrompt:
+    """The states of pictures and prompt, without those of the text before them."""
 
-    @step(outputs=("conditions",), name="encode_prompt")
-    def encode_prompt(
+    #: It stands before each picture.
+    prefix: str
+
+    def __call__(
+        self,
         tools: Tools,
         prompts: list[str],
         negatives: list[str],
@@ -126,13 +130,12 @@ def _encoder(prefix: str) -> Any:
         num_images_per_prompt: int,
         guider: Guider,
     ) -> State:
-        """The states of pictures and prompt, without those of the text before them."""
         pictures: list[SeenPicture] = []
 
         def read(texts: list[str]) -> Any:
             if not pictures:  # once for all texts, and not at all where states are given
                 pictures.extend(see(tools, one) for one in seen)
-            return filled_up([_states(tools, text, prefix, pictures) for text in texts], None)
+            return filled_up([_states(tools, text, self.prefix, pictures) for text in texts], None)
 
         conditions = masked_conditions(
             guider,
@@ -148,8 +151,6 @@ def _encoder(prefix: str) -> Any:
             needs_mask=False,
         )
         return {"conditions": conditions}
-
-    return encode_prompt
 
 
 def _states(tools: Tools, text: str, prefix: str, pictures: Sequence[SeenPicture]) -> Array:
@@ -173,11 +174,12 @@ def _editing(check_size: Any, prefix: str, text: str) -> Task:
     assert encoding is not None  # as the prompt alone has, with the picture behind the prompt
     prompt, *rest = encoding.order
     behind = replace(encoding, order=(prompt, "image", *rest))
+    encode = Step(name="encode_prompt", run=_EncodePrompt(prefix), outputs=("conditions",))
     return (
         replace(QWEN_TEXT_TO_IMAGE, name="image-editing", encoding=behind)
         .with_inputs(image=image)
         .replace("check_size", check_size)
-        .replace("encode_prompt", _encoder(prefix))
+        .replace("encode_prompt", encode)
         .insert(add_pictures, after="encode_prompt")
     )
 
