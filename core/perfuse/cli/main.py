@@ -96,7 +96,7 @@ class _Group(click.Group):
                 status = exc.exit_code
             except (click.Abort, KeyboardInterrupt) as exc:
                 status = _aborted(exc.__cause__ or exc)
-        sys.exit(status)
+        sys.exit(status or 0)
 
     def invoke(self, ctx: click.Context) -> None:
         try:
