@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import sys
+import traceback
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -337,10 +338,11 @@ def _called(pipe: Any, inputs: Mapping[str, Any]) -> Any:
             "settings."
         ) from exc
     except Exception as exc:  # a pipeline's own code: its errors have no one root
+        last = traceback.extract_tb(exc.__traceback__)[-1]
         raise PerfuseError(
             f"{type(pipe).__name__} was called with {', '.join(inputs) or 'no argument'}; it raised "
-            f"{type(exc).__name__}: {' '.join(str(exc).split()).rstrip('.')}. Other arguments are given "
-            "as --arg NAME=VALUE."
+            f"{type(exc).__name__} in {Path(last.filename).name}, line {last.lineno}: "
+            f"{' '.join(str(exc).split()).rstrip('.')}. Other arguments are given as --arg NAME=VALUE."
         ) from exc
 
 
