@@ -11,7 +11,6 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +38,12 @@ class _Way:
         return tuple(one.format(third=third, half=half) for one in self.transforms)
 
 
-def _transformer(*transforms: str, target: float | None = None, blocks: int = 6) -> _Way:
+def _transformer(*transforms: str, target: float | None = None) -> _Way:
     return _Way(
         transforms=transforms,
         target=target,
-        make=partial(models.transformer, blocks=blocks),
-        model=f"a transformer of {blocks} blocks, ",
+        make=models.transformer,
+        model="a transformer of 6 blocks, ",
     )
 
 
@@ -59,8 +58,8 @@ _LOOPS: Mapping[str, tuple[_Way, ...]] = {
     "forecast": (_transformer("taylorseer:interval=2,warmup=1", target=1 / 1.8),),
     # The first half of the steps with all blocks, the second with the first one alone.
     "first-block": (
-        _transformer("first-block:threshold=1e9,warmup={half}", target=1 / 1.5, blocks=12),
-        _transformer("first-block:threshold=1e-9", blocks=12),
+        _transformer("first-block:threshold=1e9,warmup={half}", target=1 / 1.5),
+        _transformer("first-block:threshold=1e-9"),
         _transformer("magcache:ratios=1+1,most=2"),
     ),
 }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from perfuse.contract.architecture import Attentions
+from perfuse.contract.architecture import Attended, Attentions
 from perfuse.contract.component import Component
 from perfuse.contract.spec import Signature, TensorSpec
 from perfuse.models.shapes import floating
@@ -15,7 +15,28 @@ from perfuse.models.shapes import floating
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["giving", "recalling"]
+__all__ = ["giving", "joint_attentions", "recalling"]
+
+
+def joint_attentions(
+    width: int, joint: tuple[str, int], single: tuple[str, int] = ("", 0), patch: int | None = None
+) -> Attentions:
+    """Those of a transformer in whose blocks picture and text attend together.
+
+    Args:
+        width: Channels of a token.
+        joint: The list of blocks with a stream of each, and how many there are.
+        single: That of the later blocks with one sequence of both, text first.
+        patch: The side of a token, in latents; ``None`` where latents are packed before.
+    """
+    both = [
+        Attended(module=f"{joint[0]}.{i}.attn", kind="spatial", joint=True) for i in range(joint[1])
+    ]
+    one = [
+        Attended(module=f"{single[0]}.{i}.attn", kind="spatial", text="before")
+        for i in range(single[1])
+    ]
+    return Attentions(each=(*both, *one), width=width, patch=patch)
 
 
 def giving(component: Component, attentions: Attentions, kinds: Sequence[str]) -> Component:

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from perfuse.contract.architecture import Attended, Attentions
+from perfuse.contract.architecture import Attentions
 from perfuse.contract.component import Component
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
+from perfuse.models.broadcast import joint_attentions
 from perfuse.models.config import ModelConfig, held_by_attention
 from perfuse.models.first_blocks import cut
 from perfuse.models.shapes import TIMESTEP, floating
@@ -116,15 +117,12 @@ def first_blocks(component: Component, first: int, last: int) -> tuple[Component
 def attentions(spec: ComponentSpec) -> Attentions:
     """Those of picture and text together: of two streams, then of one sequence."""
     aura = AuraFlowConfig.from_dict(spec.config)
-    both = tuple(
-        Attended(module=f"joint_transformer_blocks.{i}.attn", kind="spatial", joint=True)
-        for i in range(aura.num_mmdit_layers)
+    return joint_attentions(
+        aura.width,
+        ("joint_transformer_blocks", aura.num_mmdit_layers),
+        ("single_transformer_blocks", aura.num_single_dit_layers),
+        aura.patch_size,
     )
-    one = tuple(
-        Attended(module=f"single_transformer_blocks.{i}.attn", kind="spatial", text="before")
-        for i in range(aura.num_single_dit_layers)
-    )
-    return Attentions(each=(*both, *one), width=aura.width, patch=aura.patch_size)
 
 
 def host_inputs(

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from perfuse.contract.architecture import Attended, Attentions
+from perfuse.contract.architecture import Attentions
 from perfuse.contract.component import Component
 from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
+from perfuse.models.broadcast import joint_attentions
 from perfuse.models.config import ModelConfig, held_by_attention
 from perfuse.models.first_blocks import cut
 from perfuse.models.packed_latents import PackedLatents, packed
@@ -145,15 +146,11 @@ def first_blocks(component: Component, first: int, last: int) -> tuple[Component
 def attentions(spec: ComponentSpec) -> Attentions:
     """Those of picture and text together: of two streams, then of one sequence."""
     chroma = ChromaConfig.from_dict(spec.config)
-    both = tuple(
-        Attended(module=f"transformer_blocks.{i}.attn", kind="spatial", joint=True)
-        for i in range(chroma.num_layers)
+    return joint_attentions(
+        chroma.width,
+        ("transformer_blocks", chroma.num_layers),
+        ("single_transformer_blocks", chroma.num_single_layers),
     )
-    one = tuple(
-        Attended(module=f"single_transformer_blocks.{i}.attn", kind="spatial", text="before")
-        for i in range(chroma.num_single_layers)
-    )
-    return Attentions(each=(*both, *one), width=chroma.width)
 
 
 def host_inputs(

@@ -6,10 +6,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from perfuse.contract.architecture import Attended, Attentions, Called
+from perfuse.contract.architecture import Attentions, Called
 from perfuse.contract.component import Component
 from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
+from perfuse.models.broadcast import joint_attentions
 from perfuse.models.config import ModelConfig, held_by_attention
 from perfuse.models.first_blocks import cut
 from perfuse.models.packed_latents import PackedLatents, packed
@@ -134,15 +135,11 @@ def first_blocks(component: Component, first: int, last: int) -> tuple[Component
 def attentions(spec: ComponentSpec) -> Attentions:
     """Those of picture and text together: of two streams, then of one sequence."""
     flux = FluxConfig.from_dict(spec.config)
-    both = tuple(
-        Attended(module=f"transformer_blocks.{i}.attn", kind="spatial", joint=True)
-        for i in range(flux.num_layers)
+    return joint_attentions(
+        flux.width,
+        ("transformer_blocks", flux.num_layers),
+        ("single_transformer_blocks", flux.num_single_layers),
     )
-    one = tuple(
-        Attended(module=f"single_transformer_blocks.{i}.attn", kind="spatial", text="before")
-        for i in range(flux.num_single_layers)
-    )
-    return Attentions(each=(*both, *one), width=flux.width)
 
 
 def host_inputs(

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from perfuse.contract.architecture import Attended, Attentions
+from perfuse.contract.architecture import Attentions
 from perfuse.contract.component import Component
 from perfuse.contract.latents import LatentSpec
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
+from perfuse.models.broadcast import joint_attentions
 from perfuse.models.config import ModelConfig, held_by_attention
 from perfuse.models.first_blocks import cut
 from perfuse.models.packed_latents import PackedLatents, packed
@@ -140,11 +141,7 @@ def first_blocks(component: Component, first: int, last: int) -> tuple[Component
 def attentions(spec: ComponentSpec) -> Attentions:
     """One of picture and text together in each block."""
     model = QwenImageConfig.from_dict(spec.config)
-    both = tuple(
-        Attended(module=f"transformer_blocks.{i}.attn", kind="spatial", joint=True)
-        for i in range(model.num_layers)
-    )
-    return Attentions(each=both, width=model.width)
+    return joint_attentions(model.width, ("transformer_blocks", model.num_layers))
 
 
 def host_inputs(
