@@ -299,11 +299,16 @@ class Weights:
         """
         if not self.plain(names):
             return None
+        return self._arrays(names, {path: read_header(path) for path in self.files})
+
+    def _arrays(
+        self, names: Collection[str], headers: Mapping[Path, Header]
+    ) -> dict[str, StoredTensor]:
         views = {name: self.views[name] for name in names} if self.views else {}
         wanted = {view.stored for view in views.values()} if views else set(names)
         mapped: dict[str, StoredTensor] = {}
-        for path in self.files:
-            mapped |= _mapped(path, wanted)
+        for path, header in headers.items():
+            mapped |= _mapped(path, header, wanted)
         try:
             found = {
                 name: replace(mapped[view.stored], array=view.of_array(mapped[view.stored].array))
@@ -330,7 +335,7 @@ class Weights:
     def _read(
         self,
         stored: Mapping[str, str],
-        seen: dict[Path, tuple[int, int, int]],
+        seen: dict[Path, tuple[tuple[int, int, int], Header]],
         names: Collection[str],
     ) -> Mapping[str, StoredTensor]:
         """Tensors of the same files as those that were read before, which are in ``seen``."""
@@ -340,10 +345,12 @@ class Weights:
             except OSError as exc:
                 raise WeightsError(f"{path} cannot be read: {exc}. {_AGAIN}") from exc
             stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-            if seen.setdefault(path, stamp) != stamp:
+            if path not in seen:
+                seen[path] = (stamp, read_header(path))
+            elif seen[path][0] != stamp:
                 raise _changed(self.folder)
-        arrays = self.arrays({stored[name] for name in names})
-        assert arrays is not None  # they are plain
+        headers = {path: header for path, (_, header) in seen.items()}
+        arrays = self._arrays({stored[name] for name in names}, headers)
         return {name: arrays[stored[name]] for name in names}
 
     def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
@@ -380,15 +387,16 @@ def _changed(folder: Path) -> WeightsError:
     return WeightsError(f"{folder} was changed since it was opened. Open it again.")
 
 
-def _mapped(path: Path, names: Collection[str]) -> dict[str, StoredTensor]:
+def _mapped(path: Path, header: Header, names: Collection[str]) -> dict[str, StoredTensor]:
     """Tensors of a safetensors file, mapped privately: what is written to them stays in memory."""
     import numpy as np
 
-    header = read_header(path)
     wanted = header.shapes.keys() & names
+    if not wanted:
+        return {}
     # No more of the file than lies around them: a limit on addresses counts what is mapped.
-    first = min((header.starts[name] for name in wanted), default=0)
-    last = max((header.starts[name] + header.sizes[name] for name in wanted), default=first + 1)
+    first = min(header.starts[name] for name in wanted)
+    last = max(header.starts[name] + header.sizes[name] for name in wanted)
     try:
         mapped = np.memmap(path, mode="c", offset=first, shape=last - first)
     except (OSError, ValueError) as exc:
