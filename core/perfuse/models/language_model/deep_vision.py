@@ -19,6 +19,7 @@ from perfuse.models.language_model.description import host_inputs as text_inputs
 from perfuse.models.language_model.vision import (
     DETAILS,
     PICTURES,
+    Eyes,
     Grid,
     read_sizes,
     reading_pictures,
@@ -30,37 +31,13 @@ __all__ = ["DeepVisionSettings", "deep_vision_of", "describe", "host_inputs"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepVisionSettings:
-    """A vision transformer whose layers all attend to the whole picture (arXiv:2511.21631)."""
+class DeepVisionSettings(Eyes):
+    """Eyes whose layers all attend to the whole picture (arXiv:2511.21631)."""
 
-    depth: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    in_channels: int
-    patch_size: int
-    temporal_patch_size: int
-    #: Patches of a side that become one state.
-    merge: int
-    out_hidden_size: int
     #: Places that have a learned vector, in rows and columns of equal length.
     num_position_embeddings: int
     #: The layers after which a picture's details are taken.
     deep: tuple[int, ...]
-
-    @property
-    def patch(self) -> int:
-        """Numbers of a patch."""
-        return self.in_channels * self.patch_size**2
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    @property
-    def window(self) -> int:
-        """Patches of a side that come one after the other: those of a state."""
-        return self.merge
 
     @property
     def side(self) -> int:
@@ -94,7 +71,8 @@ def deep_vision_of(config: Mapping[str, Any]) -> DeepVisionSettings:
     act = inner.get("hidden_act", _ACT)
     try:
         deep = tuple(int(one) for one in inner.get("deepstack_visual_indexes", _DEEP))
-        found = DeepVisionSettings(merge=numbers.pop("spatial_merge_size"), deep=deep, **numbers)
+        merge = numbers.pop("spatial_merge_size")
+        found = DeepVisionSettings(merge=merge, window=merge, deep=deep, **numbers)
         if not all(0 <= one < found.depth for one in deep) or sorted(set(deep)) != list(deep):
             raise ValueError(f"details of the layers {deep}, of {found.depth}")
         if found.side**2 != found.num_position_embeddings or found.hidden_size % (

@@ -24,6 +24,7 @@ from perfuse.models.shapes import floating
 __all__ = [
     "DETAILS",
     "PICTURES",
+    "Eyes",
     "Grid",
     "VisionSettings",
     "describe",
@@ -43,8 +44,8 @@ _THETA = 10000.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionSettings:
-    """A vision transformer with windows (Bai et al. 2025, arXiv:2502.13923)."""
+class Eyes:
+    """The sizes of a vision transformer."""
 
     depth: int
     hidden_size: int
@@ -55,11 +56,9 @@ class VisionSettings:
     temporal_patch_size: int
     #: Patches of a side that become one state.
     merge: int
-    #: Patches of a window's side.
+    #: Patches of a side of what comes one after the other: a window, or a state.
     window: int
     out_hidden_size: int
-    #: The layers that attend to the whole picture.
-    full: tuple[int, ...]
 
     @property
     def patch(self) -> int:
@@ -69,6 +68,14 @@ class VisionSettings:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionSettings(Eyes):
+    """Eyes with windows (Bai et al. 2025, arXiv:2502.13923)."""
+
+    #: The layers that attend to the whole picture.
+    full: tuple[int, ...]
 
 
 #: The defaults of Transformers, which leaves values at their default out of the file.

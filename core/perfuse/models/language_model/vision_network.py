@@ -4,8 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perfuse.models.adaptive_norms import RMSNorm
-from perfuse.models.language_model.deep_vision import DeepVisionSettings
-from perfuse.models.language_model.vision import VisionSettings
+from perfuse.models.language_model.vision import Eyes, VisionSettings
 from perfuse.models.rotary import rotate_halves
 
 __all__ = ["VisionModel"]
@@ -16,7 +15,7 @@ _EPS = 1e-6
 class PatchEmbed(nn.Module):
     """A linear layer, which checkpoints hold as a convolution over the frames of a video."""
 
-    def __init__(self, vision: VisionSettings | DeepVisionSettings, *, bias: bool = False) -> None:
+    def __init__(self, vision: Eyes, *, bias: bool = False) -> None:
         super().__init__()
         sides = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)
         self.proj = nn.Conv3d(vision.in_channels, vision.hidden_size, sides, sides, bias=bias)
@@ -29,7 +28,7 @@ class PatchEmbed(nn.Module):
 class VisionAttention(nn.Module):
     """Attention within each window, or over all patches."""
 
-    def __init__(self, vision: VisionSettings | DeepVisionSettings, *, full: bool) -> None:
+    def __init__(self, vision: Eyes, *, full: bool) -> None:
         super().__init__()
         self.qkv = nn.Linear(vision.hidden_size, 3 * vision.hidden_size)
         self.proj = nn.Linear(vision.hidden_size, vision.hidden_size)

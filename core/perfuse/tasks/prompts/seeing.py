@@ -12,9 +12,9 @@ from perfuse.arrays import to_numpy
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Tools
 from perfuse.errors import CheckpointError, InputError
-from perfuse.models.language_model.deep_vision import DeepVisionSettings, deep_vision_of
+from perfuse.models.language_model.deep_vision import deep_vision_of
 from perfuse.models.language_model.kinds import KINDS
-from perfuse.models.language_model.vision import DETAILS, PICTURES, Grid, VisionSettings, vision_of
+from perfuse.models.language_model.vision import DETAILS, PICTURES, Eyes, Grid, vision_of
 from perfuse.models.registry import host_inputs
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def see(tools: Tools, image: "Image", *, encoder: str = "text_encoder") -> SeenP
     from perfuse.arrays.image_processor import ImageProcessor
 
     spec = tools.spec.components[f"{encoder}_vision"]
-    vision: VisionSettings | DeepVisionSettings
+    vision: Eyes
     deep = spec.class_name in KINDS["qwen3_vl"]
     vision = deep_vision_of(spec.config) if deep else vision_of(spec.config)
     said = {"do_center_crop": False, **tools.spec.processors["processor"]}
@@ -119,7 +119,7 @@ def _bounds(config: Mapping[str, Any]) -> tuple[int, int]:
     return fewest, most
 
 
-def _patches(pixels: Array, grid: Grid, vision: VisionSettings | DeepVisionSettings) -> Array:
+def _patches(pixels: Array, grid: Grid, vision: Eyes) -> Array:
     """A picture [C, H, W] as patches [N, numbers] in the order of windows; zeros fill up."""
     side = vision.patch_size
     cut = pixels.reshape(len(pixels), grid.rows, side, grid.columns, side)
