@@ -191,7 +191,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 def needs_exporter(format: str) -> None:
     """Skip the test where the exporter's tools are not installed."""
-    pytest.importorskip("torch")
-    for module in {"onnx": ("onnx", "onnxscript"), "openvino": ("openvino",)}[format]:
+    from perfuse.plugins import host
+
+    for module in host().exporters()[format].requires:
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed")

@@ -1,6 +1,5 @@
 """The Core ML backend: packages compiled once, loaded for the compute units that a device names."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,9 +21,10 @@ from perfuse.backend import (
 )
 from perfuse.errors import DeviceNotFoundError, ExecutionError
 from perfuse.run import exported
-from perfuse.sources import ArtifactStore, sha256, tool_versions
+from perfuse.sources import ArtifactStore, exported_weights, tool_versions
 from perfuse_coreml import engine
 from perfuse_coreml.program import CoreMLProgram
+from perfuse_exporters.coreml.adapters import digest_of, with_adapters
 from perfuse_exporters.coreml.exporter import OPTIONS
 from perfuse_exporters.coreml.mlpackage import parts_of, read_interface
 
@@ -79,6 +79,10 @@ class CoreML(Backend):
             )
         return Support(level=SupportLevel.FULL)
 
+    def weights(self, component: Component) -> Mapping[str, tuple[int, ...]] | None:
+        """Those of a package that has a weight map: of one with plain weights."""
+        return exported_weights(component, self.name)
+
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
         """Export the component if it is not a file yet, compile its packages, and load them.
 
@@ -96,7 +100,7 @@ class CoreML(Backend):
         self.check(component, target)
         component = component.with_options(self.switches(target))
         units = _units(target.device or component.options.get("compute_units"))
-        path = exported(component, self.name, store, apart=True)
+        path = with_adapters(component, exported(component, self.name, store, apart=True), store)
         models = [_Model(part, component.name, units, store) for part in parts_of(path)]
         return CoreMLProgram(component, models, _report(component, models, units))
 
@@ -125,12 +129,8 @@ class _Model:
 
 def _compiled(package: Path, name: str, store: ArtifactStore) -> Path:
     """The package compiled for this system, taken from the store if it was compiled before."""
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*")):
-        if path.is_file():
-            digest.update(f"{path.relative_to(package).as_posix()} {sha256(path)}\n".encode())
     key = {
-        "package": digest.hexdigest(),
+        "package": digest_of(package),
         "macOS": engine.version(),
         "tools": tool_versions(("coremltools",)),
     }

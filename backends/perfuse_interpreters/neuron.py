@@ -23,7 +23,7 @@ from perfuse.backend import (
     Target,
 )
 from perfuse.errors import DeviceNotFoundError, InputError
-from perfuse.sources import ArtifactStore
+from perfuse.sources import ArtifactStore, exported_weights
 from perfuse_exporters.stablehlo.engine import import_jax
 from perfuse_exporters.stablehlo.files import FORMAT
 from perfuse_interpreters.stablehlo import OPTIMIZATIONS, compiled_in, prepared
@@ -77,6 +77,10 @@ class NeuronInterpreter(Backend):
                 f"{', '.join(dims)}.",
             )
         return Support(level=SupportLevel.FULL)
+
+    def weights(self, component: Component) -> Mapping[str, tuple[int, ...]] | None:
+        """Those of a folder that has a weight map."""
+        return exported_weights(component, FORMAT)
 
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
         """Export the component with the casts of its precision, and compile it for the CPU.

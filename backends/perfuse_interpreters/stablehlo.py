@@ -2,8 +2,10 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +15,12 @@ from perfuse.backend import Array, Component, ExecutionReport, Program, StoredTe
 from perfuse.errors import ArtifactError, ExecutionError, InputError
 from perfuse.plugins import said
 from perfuse.run import Bound, bound, exported
-from perfuse.sources import ArtifactStore
+from perfuse.sources import ArtifactStore, changed_constants, read_map
 from perfuse_exporters.stablehlo.engine import import_jax, settings
 from perfuse_exporters.stablehlo.exporter import CAST_TYPES
-from perfuse_exporters.stablehlo.files import FORMAT, load, taken
+from perfuse_exporters.stablehlo.files import FORMAT, Loaded, load, stored_weights, taken
 
-__all__ = ["OPTIMIZATIONS", "StableHloProgram", "compiled_in", "prepared"]
+__all__ = ["OPTIMIZATIONS", "OfFiles", "StableHloProgram", "compiled_in", "prepared"]
 
 #: In the store, so that ``perfuse cache`` lists and clears it.
 _COMPILED = "xla-compiled"
@@ -46,13 +48,75 @@ def prepared(
         ExecutionError: XLA could not compile it.
     """
 
-    def bind(one: Component) -> Bound | None:
-        return bound(lowered(one), FORMAT, store)
+    def weights(one: Component) -> _Weights:
+        graph = bound(lowered(one), FORMAT, store)
+        if graph is not None:
+            return _OfCheckpoint(graph)
+        return OfFiles(exported(lowered(one), FORMAT, store), one)
 
-    graph = bind(component)
-    if graph is not None:
-        return StableHloProgram(component, graph.path, graph=graph, bind=bind, **settings)
-    return StableHloProgram(component, exported(lowered(component), FORMAT, store), **settings)
+    return StableHloProgram(component, weights, **settings)
+
+
+class _Weights(Protocol):
+    """A program's file, and the weights that it is to run with."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+
+    def load(self) -> Loaded:
+        """The program with all of its weights."""
+
+    def some(self, names: AbstractSet[str]) -> Mapping[str, StoredTensor] | None:
+        """Those of these names in the model's state dict, as the program takes them.
+
+        ``None`` where it is not known which they are.
+        """
+
+
+@dataclass(frozen=True)
+class _OfCheckpoint:
+    """Those of a checkpoint, with the adapters that are in them."""
+
+    graph: Bound
+
+    @property
+    def path(self) -> Path:
+        return self.graph.path
+
+    def load(self) -> Loaded:
+        return load(self.path, taken(self.graph.weights, self.graph.tensors))
+
+    def some(self, names: AbstractSet[str]) -> Mapping[str, StoredTensor]:
+        return taken(self.graph.weights.only(names), self.graph.tensors)
+
+
+@dataclass(frozen=True)
+class OfFiles:
+    """Those of an export, with adapters where the component has them."""
+
+    path: Path
+    component: Component
+
+    def load(self) -> Loaded:
+        changes = self.component.changes
+        given = self.some(changes.names) if changes is not None else None
+        loaded = load(self.path)
+        return loaded if given is None else replace(loaded, given=given)
+
+    def some(self, names: AbstractSet[str]) -> Mapping[str, StoredTensor] | None:
+        known = read_map(self.path) if self.component.build is None else None
+        if known is None:
+            return None
+        with stored_weights(self.path) as stored:
+
+            def read(name: str) -> StoredTensor:
+                return stored(name, known.constants[name].dtype)
+
+            found = {name: read(name) for name in known.only(names).constants}
+            if self.component.changes is not None:
+                found.update(changed_constants(known, self.component.changes, read))
+            return found
 
 
 class StableHloProgram(Program):
@@ -64,12 +128,10 @@ class StableHloProgram(Program):
     def __init__(
         self,
         component: Component,
-        path: Path,
+        weights: Callable[[Component], _Weights],
         *,
         device: Any,
         name: str,
-        graph: Bound | None = None,
-        bind: Callable[[Component], Bound | None] = lambda component: None,
         cache: Path | None = None,
         optimization: str | None = None,
         details: Mapping[str, Any] | None = None,
@@ -78,9 +140,7 @@ class StableHloProgram(Program):
 
         Args:
             component: What is to run; every dimension fixed.
-            path: Its ``model.stablehlo``.
-            graph: The same with its weights, where they are not in the file beside it.
-            bind: Gives the graph of the component with other adapters, with its weights.
+            weights: Gives its file and weights, also of the component with other adapters.
             device: One of ``jax.devices()``.
             name: What the device is called in reports.
             cache: Where compiled programs are kept; ``None`` for nowhere.
@@ -93,8 +153,8 @@ class StableHloProgram(Program):
         """
         jax = import_jax()
 
-        given = taken(graph.weights, graph.tensors) if graph is not None else None
-        loaded = load(path, given)
+        own = weights(component)
+        loaded, path = own.load(), own.path
         _check_borders(component, loaded.inputs, loaded.outputs, path)
         self.signature = component.signature
         self._component = component
@@ -102,7 +162,7 @@ class StableHloProgram(Program):
         self._dtypes = {tensor: np.dtype(aval.dtype) for tensor, aval in loaded.inputs.items()}
         self._notes = {**loaded.details, **(details or {})}
         self._put = jax.device_put
-        self._bind = bind
+        self._of = weights
         here = jax.sharding.SingleDeviceSharding(device)
         avals_here = [
             {
@@ -154,12 +214,11 @@ class StableHloProgram(Program):
         """Put the weights on the device that adapters change, or changed; the others are there."""
         if self._compiled is None or component.unchanged != self._component.unchanged:
             return False
-        graph = self._bind(component)
-        if graph is None:
-            return False
         changes = [one.changes for one in (self._component, component) if one.changes is not None]
-        touched = graph.weights.only({name for one in changes for name in one.names})
-        for name, tensor in taken(touched, graph.tensors).items():
+        touched = self._of(component).some({name for one in changes for name in one.names})
+        if touched is None:
+            return False
+        for name, tensor in touched.items():
             self._weights[name] = self._placed(tensor)
         self._component = component
         return True

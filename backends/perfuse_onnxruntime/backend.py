@@ -19,7 +19,7 @@ from perfuse.backend import (
     Target,
 )
 from perfuse.errors import ArtifactError, DeviceNotFoundError, ExecutionError, UnsupportedError
-from perfuse.sources import ArtifactStore, read_map, shapes_of
+from perfuse.sources import ArtifactStore, exported_weights
 from perfuse_onnxruntime import providers
 from perfuse_onnxruntime.binding import bind
 from perfuse_onnxruntime.changing import with_changes
@@ -87,9 +87,7 @@ class OnnxRuntime(Backend):
 
     def weights(self, component: Component) -> Mapping[str, tuple[int, ...]] | None:
         """Those of a folder that has a weight map, as perfuse writes one, and no integers."""
-        path = component.files.get(_FORMAT)
-        known = read_map(path) if path is not None and not component.storage else None
-        return shapes_of(known) if known is not None else None
+        return exported_weights(component, _FORMAT)
 
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
         """Load the component's ONNX file, or a checkpoint's weights into its graph.

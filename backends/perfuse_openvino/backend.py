@@ -20,7 +20,7 @@ from perfuse.backend import (
 )
 from perfuse.errors import ArtifactError, DeviceNotFoundError, ExecutionError
 from perfuse.run import apart, bound, exported
-from perfuse.sources import ArtifactStore, read_map, shapes_of
+from perfuse.sources import ArtifactStore, exported_weights, read_map
 from perfuse.spec import ComponentSpec
 from perfuse_exporters.openvino.engine import import_openvino, said
 from perfuse_exporters.openvino.weights import bind, rebind
@@ -107,9 +107,7 @@ class OpenVino(Backend):
 
     def weights(self, component: Component) -> Mapping[str, tuple[int, ...]] | None:
         """Those of a folder that has a weight map, one made of a known graph, and no integers."""
-        path = component.files.get(self.name)
-        known = read_map(path) if path is not None and not component.storage else None
-        return shapes_of(known) if known is not None else None
+        return exported_weights(component, self.name)
 
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
         """Compile the component for the device: an exported file, or a checkpoint's weights.

@@ -21,6 +21,7 @@ from perfuse import DiffusionPipeline
 from perfuse.arrays.metadata import of
 from perfuse.cli import main
 from perfuse.errors import InputError, WeightsError
+from perfuse.plugins import host
 from perfuse.sources.adapters.bases import looks_like
 from perfuse.sources.adapters.delta import Delta
 from perfuse.sources.adapters.dora import DoRA
@@ -374,9 +375,11 @@ def test_merging(checkpoint: Make, tmp_path: Path) -> None:
     assert np.array_equal(draw(merged), draw(pipe))
 
 
-def check_folder(pipe: DiffusionPipeline, folder: Path, file: Path) -> None:
+def check_folder(
+    pipe: DiffusionPipeline, folder: Path, file: Path, backend: str | None = None
+) -> None:
     """An exported folder takes a LoRA as its checkpoint does, and stays as it is."""
-    of_folder = DiffusionPipeline.from_pretrained(folder)
+    of_folder = DiffusionPipeline.from_pretrained(folder, backend=backend)
     before = draw(of_folder)
     for one in (pipe, of_folder):
         one.load_lora_weights(file, adapter_name="a")
@@ -388,7 +391,7 @@ def check_folder(pipe: DiffusionPipeline, folder: Path, file: Path) -> None:
         assert np.abs(now - before).max() > 1e-3
     of_folder.unload_lora_weights()
     assert np.array_equal(draw(of_folder), before)
-    DiffusionPipeline.from_pretrained(folder).source.verify()
+    DiffusionPipeline.from_pretrained(folder, backend=backend).source.verify()
 
 
 @pytest.mark.export
@@ -396,6 +399,23 @@ def test_in_an_exported_folder(checkpoint: Make, exported: Any, tmp_path: Path) 
     pytest.importorskip("onnxruntime")
     file = write(tmp_path / "a.safetensors", made(checkpoint), "kohya")
     check_folder(opened(checkpoint), exported("words", "onnx"), file)
+
+
+@pytest.mark.export
+@pytest.mark.parametrize(
+    ("backend", "format"),
+    [
+        ("neuron-interpreter", "stablehlo"),
+        pytest.param("coreml-interpreter", "coreml", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_in_a_folder_of_one_size(
+    checkpoint: Make, exported: Any, tmp_path: Path, backend: str, format: str
+) -> None:
+    for one in host().backends()[backend].requires:
+        pytest.importorskip(one)
+    file = write(tmp_path / "a.safetensors", made(checkpoint), "kohya")
+    check_folder(opened(checkpoint), exported("words", format), file, backend)
 
 
 @pytest.mark.export

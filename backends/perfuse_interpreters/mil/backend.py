@@ -1,6 +1,6 @@
 """Core ML programs, interpreted: a backend for any machine, which claims no execution."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from perfuse.backend import (
@@ -17,7 +17,7 @@ from perfuse.backend import (
 )
 from perfuse.errors import DeviceNotFoundError
 from perfuse.run import exported
-from perfuse.sources import ArtifactStore, tool_versions
+from perfuse.sources import ArtifactStore, exported_weights, tool_versions
 from perfuse_exporters.coreml.exporter import OPTIONS
 
 __all__ = ["CoreMLInterpreter"]
@@ -66,6 +66,10 @@ class CoreMLInterpreter(Backend):
             return Support(level=SupportLevel.UNSUPPORTED, reason=_ANY_SIZE)
         return Support(level=SupportLevel.FULL)
 
+    def weights(self, component: Component) -> Mapping[str, tuple[int, ...]] | None:
+        """Those of a package that has a weight map: of one with plain weights."""
+        return exported_weights(component, _FORMAT)
+
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
         """Export the component if it is not exported yet, and read the saved model.
 
@@ -81,11 +85,12 @@ class CoreMLInterpreter(Backend):
         """
         self.check(component, target)
         component = component.with_options(self.switches(target))
-        path = exported(component, _FORMAT, store, apart=True)
         from perfuse_coreml.program import CoreMLProgram
+        from perfuse_exporters.coreml.adapters import with_adapters
         from perfuse_exporters.coreml.mlpackage import parts_of
         from perfuse_interpreters.mil.interpreter import MilPredictor
 
+        path = with_adapters(component, exported(component, _FORMAT, store, apart=True), store)
         parts = [MilPredictor(part) for part in parts_of(path)]
         return CoreMLProgram(component, parts, _report(component, [p.precision for p in parts]))
 

@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     from perfuse.sources.store import atomic_folder as atomic_folder
     from perfuse.sources.store import locked as locked
     from perfuse.sources.tokenizer import Tokenizer as Tokenizer
+    from perfuse.sources.unfinished import scratch_folder as scratch_folder
     from perfuse.sources.unfinished import undone as undone
     from perfuse.sources.weight_maps import changed_constants as changed_constants
+    from perfuse.sources.weight_maps import exported_weights as exported_weights
     from perfuse.sources.weight_maps import read_map as read_map
-    from perfuse.sources.weight_maps import shapes_of as shapes_of
     from perfuse.sources.weight_maps import write_map as write_map
     from perfuse.sources.weights import Weights as Weights
     from perfuse.sources.weights import check_inside as check_inside
@@ -82,11 +83,14 @@ __getattr__, __dir__ = lazy(
             "locked",
         ),
         "tokenizer": ("Tokenizer",),
-        "unfinished": ("undone",),
+        "unfinished": (
+            "scratch_folder",
+            "undone",
+        ),
         "weight_maps": (
             "changed_constants",
+            "exported_weights",
             "read_map",
-            "shapes_of",
             "write_map",
         ),
         "weights": (

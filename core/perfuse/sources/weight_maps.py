@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from perfuse.contract.changes import Changes, plain_name
+from perfuse.contract.component import Component
 from perfuse.contract.weights import StoredTensor, WeightMap
 from perfuse.errors import ArtifactError
 from perfuse.sources.files import read_json
 from perfuse.sources.plain import from_plain, to_plain
 
-__all__ = ["changed_constants", "read_map", "shapes_of", "write_map"]
+__all__ = ["changed_constants", "exported_weights", "read_map", "shapes_of", "write_map"]
 
 _FILE = "weights.json"
 
@@ -46,6 +47,25 @@ def read_map(file: Path) -> WeightMap | None:
 def shapes_of(weights: WeightMap) -> dict[str, tuple[int, ...]]:
     """The weights of a map by their names in the model's state dict, and their shapes."""
     return {plain_name(one.tensor): one.shape for one in weights.constants.values()}
+
+
+def exported_weights(component: Component, format: str) -> dict[str, tuple[int, ...]] | None:
+    """The weights of an exported component that adapters can be put into.
+
+    Args:
+        component: What was exported.
+        format: What its file is.
+
+    Returns:
+        Their shapes by their names in the model's state dict; ``None`` where no weight map is beside
+        its file, or it holds integers.
+
+    Raises:
+        ArtifactError: the map is damaged.
+    """
+    path = component.files.get(format)
+    known = read_map(path) if path is not None and not component.storage else None
+    return shapes_of(known) if known is not None else None
 
 
 def changed_constants(

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ __all__ = [
     "Loaded",
     "load",
     "sealed",
+    "stored_weights",
     "taken",
     "write_weights",
 ]
@@ -54,7 +55,7 @@ class Loaded:
     #: What the exporter noted: the component, its precision, and the options.
     details: Mapping[str, str]
     path: Path
-    #: The weights that are not in the file beside it, as the program takes them.
+    #: The weights that are not in the file beside it, or others there, as the program takes them.
     given: Mapping[str, StoredTensor]
 
     def tensors(self) -> Iterator[tuple[str, StoredTensor]]:
@@ -63,12 +64,12 @@ class Loaded:
         Raises:
             ArtifactError: the file cannot be read any more.
         """
-        with _opened(self.path.with_name(WEIGHTS)) as file:
+        with stored_weights(self.path) as stored:
             for name, aval in self.weights.items():
                 if name in self.given:
                     yield name, self.given[name]
                 else:
-                    yield name, _stored(file.get_tensor(name), str(aval.dtype))
+                    yield name, stored(name, str(aval.dtype))
 
 
 def taken(
@@ -110,10 +111,23 @@ def write_weights(
             file.write(np.ascontiguousarray(tensor.array).reshape(-1).view(np.uint8).data)
 
 
-def _stored(array: Any, dtype: str) -> StoredTensor:
+@contextmanager
+def stored_weights(main: Path) -> Iterator[Callable[[str, str], StoredTensor]]:
+    """What reads a weight beside ``model.stablehlo``, by its name and dtype, in a ``with`` block.
+
+    Raises:
+        ArtifactError: the file cannot be read, or there is no such weight.
+    """
     import numpy as np
 
-    return StoredTensor(dtype=dtype, array=array.view(np.uint16) if dtype == "bfloat16" else array)
+    with _opened(main.with_name(WEIGHTS)) as file:
+
+        def read(name: str, dtype: str) -> StoredTensor:
+            array = file.get_tensor(name)
+            bits = array.view(np.uint16) if dtype == "bfloat16" else array
+            return StoredTensor(dtype=dtype, array=bits)
+
+        yield read
 
 
 def sealed(program: bytes | bytearray) -> bytes:

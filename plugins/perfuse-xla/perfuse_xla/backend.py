@@ -16,7 +16,9 @@ from perfuse import (
 )
 from perfuse.backend import PRECISIONS, Options
 from perfuse.errors import BackendError, DeviceNotFoundError
+from perfuse.sources import exported_weights
 from perfuse_exporters.stablehlo.engine import import_jax
+from perfuse_exporters.stablehlo.files import FORMAT
 from perfuse_interpreters.stablehlo import OPTIMIZATIONS, compiled_in, prepared
 
 __all__ = ["Xla"]
@@ -72,6 +74,10 @@ class Xla(Backend):
                 f"Measure it: perfuse conformance --backend xla:{name}.",
             )
         return Support(level=SupportLevel.FULL)
+
+    def weights(self, component: Component) -> Mapping[str, tuple[int, ...]] | None:
+        """Those of a folder that has a weight map."""
+        return exported_weights(component, FORMAT)
 
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
         """Export the component if it is not a file yet, and compile it for the device.

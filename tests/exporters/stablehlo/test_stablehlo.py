@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from perfuse_conformance.reference.other_weights import with_other_weights
 from perfuse_exporters.stablehlo.engine import import_jax, settings
 from perfuse_exporters.stablehlo.exporter import StableHloExporter
 from perfuse_exporters.stablehlo.files import load, sealed
-from perfuse_interpreters.stablehlo import StableHloProgram
+from perfuse_interpreters.stablehlo import OfFiles, StableHloProgram
 from perfuse_interpreters.stablehlo import prepared as bound_program
 
 pytestmark = pytest.mark.export
@@ -84,7 +85,8 @@ def make(find: Find, tmp_path_factory: pytest.TempPathFactory) -> Make:
 
 def prepared(component: Component, path: Path) -> StableHloProgram:
     device = jax.local_devices()[0]
-    return StableHloProgram(component, path, device=device, name="cpu", optimization="0")
+    weights = partial(OfFiles, path)
+    return StableHloProgram(component, weights, device=device, name="cpu", optimization="0")
 
 
 def arrays(component: Component, seed: int = 0) -> Arrays:
@@ -534,12 +536,12 @@ from perfuse import Component, ComponentSpec
 from perfuse.sources.plain import from_plain
 np.random.seed(7)
 from perfuse_exporters.stablehlo.engine import import_jax
-from perfuse_interpreters.stablehlo import StableHloProgram
-from perfuse_interpreters.stablehlo import prepared as bound_program
+from perfuse_interpreters.stablehlo import OfFiles, StableHloProgram
 spec = from_plain(ComponentSpec, json.loads({json.dumps(json.dumps(to_plain(component.spec)))}))
 component = Component(spec=spec, static={dict(component.static)!r})
 jax = import_jax()
-program = StableHloProgram(component, Path({str(path)!r}), device=jax.devices()[0], name="cpu")
+weights = lambda one: OfFiles(Path({str(path)!r}), one)
+program = StableHloProgram(component, weights, device=jax.devices()[0], name="cpu")
 given = {{t.name: np.ones(t.shape, np.float32) for t in component.signature.inputs}}
 assert np.isfinite(program(**given)["out_sample"]).all()
 assert jax.config.jax_compilation_cache_dir is None and not jax.config.jax_enable_x64
