@@ -6,12 +6,10 @@ the same inputs; afterwards a weight of each module is changed, and the next ans
 
 import datetime
 import platform
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +20,7 @@ from perfuse.backend import Target
 from perfuse.bridge import call_by_name, inputs_of
 from perfuse.errors import InputError
 from perfuse.plugins import host
-from perfuse.sources import tool_versions
+from perfuse.sources import scratch_folder, tool_versions
 from perfuse_conformance import SUITE_VERSION
 from perfuse_conformance.cases.models import path_of
 from perfuse_conformance.judge import metrics
@@ -108,8 +106,8 @@ def run_bridged(
         results.append(result)
         watch(result)
 
-    with tempfile.TemporaryDirectory(prefix="perfuse-conformance-") as folder:
-        store = ArtifactStore(Path(folder))
+    with scratch_folder("perfuse-conformance-") as folder:
+        store = ArtifactStore(folder)
         perfuse.accelerate(
             pipe, target, precision=precision, store=store, options=options, transforms=transforms
         )

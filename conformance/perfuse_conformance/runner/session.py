@@ -4,9 +4,9 @@ import datetime
 import hashlib
 import platform
 import shlex
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from perfuse.backend import PRECISIONS, Target
 from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.run import DiffusionPipeline
-from perfuse.sources import ExportedComponent, tool_versions, undone
+from perfuse.sources import ExportedComponent, scratch_folder, tool_versions, undone
 from perfuse.spec import PipelineSpec
 from perfuse_conformance import SUITE_VERSION
 from perfuse_conformance.cases.bundle import Bundle
@@ -125,23 +125,28 @@ class Session:
             raise InputError(
                 f"Precision {min(unknown)!r} was asked for; there are {', '.join(PRECISIONS)}."
             )
-        self._folder = tempfile.TemporaryDirectory(prefix="perfuse-conformance-")
-        self._source: Source = open_source(self.model, self.transforms)
-        if self.lora is not None:  # whether it is one, and one of this model's
-            open_pipeline(DiffusionPipeline, self.model).load_lora_weights(self.lora)
-        self.tolerances = Tolerances.load()
-        self._worker, self._other = self._new_worker("worker"), self._new_worker("other")
+        with ExitStack() as opened:
+            folder = opened.enter_context(scratch_folder("perfuse-conformance-"))
+            self._source: Source = open_source(self.model, self.transforms)
+            if self.lora is not None:  # whether it is one, and one of this model's
+                open_pipeline(DiffusionPipeline, self.model).load_lora_weights(self.lora)
+            self.tolerances = Tolerances.load()
+            self._worker = self._new_worker(folder / "worker", opened)
+            self._other = self._new_worker(folder / "other", opened)
+            self._opened = opened.pop_all()
         self._lost: dict[tuple[Any, ...], Result] = {}
         self._first: dict[tuple[str | None, str | None], Arrays] = {}
-        self._reference = TrialReference(self.model, self.transforms, Path(self._folder.name))
+        self._reference = TrialReference(self.model, self.transforms, folder)
         self.device: Mapping[str, Any] = {}
         self.engine = ""
         self.capabilities: dict[tuple[str, str, str], Capability] = {}
 
-    def _new_worker(self, name: str) -> WorkerProcess:
-        folder = Path(self._folder.name) / name
+    def _new_worker(self, folder: Path, opened: ExitStack) -> WorkerProcess:
         folder.mkdir()
-        return WorkerProcess(self.target, self.model, folder, self.transforms)
+        worker = WorkerProcess(self.target, self.model, folder, self.transforms)
+        opened.callback(worker.close)
+        opened.enter_context(undone(worker.close))
+        return worker
 
     @property
     def spec(self) -> PipelineSpec:
@@ -170,14 +175,8 @@ class Session:
 
     def close(self) -> None:
         """End the processes, remove what they wrote, and free the models."""
-        self.end()
+        self._opened.close()
         self._reference.close()
-
-    def end(self) -> None:
-        """End the processes and remove what they wrote, whatever is being computed here."""
-        self._worker.close()
-        self._other.close()
-        self._folder.cleanup()
 
     def identity(self) -> dict[str, str]:
         """Who was measured, as far as is known."""
@@ -724,13 +723,12 @@ def run_conformance(
     """
     session = open_session(target, **settings)
     try:
-        with undone(session.end):
-            results = []
-            for result in session.run():
-                watch(result)
-                results.append(result)
-            results.sort(key=lambda result: (result.level, result.id))
-            return run_of(session, results, command), session.drawn
+        results = []
+        for result in session.run():
+            watch(result)
+            results.append(result)
+        results.sort(key=lambda result: (result.level, result.id))
+        return run_of(session, results, command), session.drawn
     finally:
         session.close()
 
