@@ -279,7 +279,7 @@ def test_graphs_of_one_s_own(checkpoint: Make, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     tiny, cache = checkpoint("tiny"), tmp_path / "cache"
-    command("graphs", "add", "--model", tiny, "--to", "onnx", cache=cache)
+    command("graphs", "add", tiny, "--to", "onnx", cache=cache)
     listed = json.loads(command("graphs", "list", "--json", cache=cache).stdout)["graphs"]
     own = [one for one in listed if one["from"] == "added"]
     assert [(one["component"], one["format"]) for one in own] == [("unet", "onnx")]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from perfuse.errors import InputError
 from perfuse.sources.files import user_path
@@ -34,6 +35,7 @@ __all__ = [
     "size_text",
     "variable",
     "weighted",
+    "with_model",
 ]
 
 #: For every command that opens a model: see ``perfuse.cli.bridged``.
@@ -167,6 +169,20 @@ def model_options(command: _F) -> _F:
 def model_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """The values that open a model, among a command's options, by their Python argument names."""
     return {name: given[name] for name in _MODEL_NAMES if name in given}
+
+
+def with_model(options: Mapping[str, Any], model: str | None) -> dict[str, Any]:
+    """A command's option values, with a model that was given without ``--model``.
+
+    Raises:
+        InputError: one was given with it, too.
+    """
+    if model is None:
+        return dict(options)
+    source = click.get_current_context().get_parameter_source("model")
+    if source is ParameterSource.COMMANDLINE:
+        raise InputError(f"{model} and --model {options['model']} were given. Give one model.")
+    return {**options, "model": model}
 
 
 def parts_of(no_safety_checker: bool) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from perfuse.cli.common import (
     option,
     parts_of,
     size_text,
+    with_model,
 )
 from perfuse.cli.settings import Configured
 from perfuse.cli.watch import watching
@@ -63,6 +64,7 @@ def graphs_list(as_json: bool) -> None:
 
 
 @graphs.command("add", cls=Configured)
+@click.argument("given", metavar="[MODEL]", required=False)
 @model_options
 @click.option(
     "--to", "formats", multiple=True, help="onnx or openvino; by default what can be made."
@@ -72,14 +74,15 @@ def graphs_list(as_json: bool) -> None:
 @QUIET
 @JSON
 def graphs_add(
+    given: str | None,
     formats: tuple[str, ...],
     precision: str | None,
     no_safety_checker: bool,
     quiet: bool,
     as_json: bool,
-    **model: Any,
+    **options: Any,
 ) -> None:
-    """Make the graphs of a model's configuration, for all checkpoints of it; its configs will do."""
+    """Make the graphs of a MODEL's configuration, for all checkpoints of it; its configs will do."""
     from perfuse.run.graph_sets import own_graphs
     from perfuse.run.graphs import add_graph, apart_formats
     from perfuse.run.pipeline import DiffusionPipeline
@@ -92,6 +95,7 @@ def graphs_add(
             f"--to {' '.join(unknown)} was given; graphs without weights can be made here for "
             f"{', '.join(possible) or 'nothing: pip install perfuse[export]'}."
         )
+    model = with_model(options, given)
     added = []
     with watching(show=not quiet) as watch:
         watch.begin("Opening the model")

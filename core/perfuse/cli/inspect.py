@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from perfuse.cli import bridged as through_diffusers
-from perfuse.cli.common import BRIDGED, FILE, JSON, added_to, model_of, model_options, option
+from perfuse.cli.common import (
+    BRIDGED,
+    FILE,
+    JSON,
+    added_to,
+    model_of,
+    model_options,
+    option,
+    with_model,
+)
 from perfuse.cli.settings import Configured
 from perfuse.cli.watch import watching
 from perfuse.errors import NotNativeError
@@ -21,7 +30,7 @@ __all__ = ["inspect"]
 
 
 @click.command(cls=Configured)
-@click.argument("picture", required=False, type=FILE)
+@click.argument("given", metavar="[MODEL|PICTURE]", required=False, type=FILE)
 @model_options
 @click.option("--verify", is_flag=True, help="Check the SHA-256 of every exported file.")
 @click.option("--for", "target", help="Report what a target would say; it need not be here.")
@@ -40,7 +49,7 @@ __all__ = ["inspect"]
 def inspect(
     ctx: click.Context,
     /,
-    picture: Path | None,
+    given: Path | None,
     verify: bool,
     target: str | None,
     precision: str | None,
@@ -50,9 +59,9 @@ def inspect(
     memory: str | None,
     backend: str | None,
     as_json: bool,
-    **model: Any,
+    **options: Any,
 ) -> None:
-    """Print a model's spec: components, signatures, sizes, schedule, tasks. Loads no weights.
+    """Print a MODEL's spec: components, signatures, sizes, schedule, tasks. Loads no weights.
 
     Of a checkpoint whose weights are not there, count them from the configs, and say what would fit.
 
@@ -64,9 +73,10 @@ def inspect(
     from perfuse.sources.opening import open_model
     from perfuse.sources.plain import to_plain
 
-    if picture is not None:
-        _inspect_picture(picture, as_json)
+    if given is not None and _is_picture(given):
+        _inspect_picture(given, as_json)
         return
+    model = with_model(options, str(given) if given is not None else None)
     source = None
     if not through_diffusers.runs_bridged(model):
         try:
@@ -178,6 +188,14 @@ def _inspect_for(
 
         print_findings(source.model, name, findings, executed)
     return int("does not run" in found.values())
+
+
+def _is_picture(given: Path) -> bool:
+    """Whether it is a picture's file, and no model's folder, file or Hub id."""
+    suffix = given.suffix.lower()
+    if suffix in (".png", ".jpg", ".jpeg", ".webp"):
+        return True
+    return given.is_file() and suffix not in (".safetensors", ".gguf", ".ckpt")
 
 
 def _inspect_picture(path: Path, as_json: bool) -> None:

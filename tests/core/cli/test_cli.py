@@ -265,6 +265,14 @@ def test_inspect(checkpoint: Make, kind: str) -> None:
         assert word in text
 
 
+def test_a_model_without_its_option(checkpoint: Make) -> None:
+    model = checkpoint("sd1")
+    found = read_json(perfuse("inspect", model, "--json"))
+    assert found == read_json(perfuse("inspect", "--model", model, "--json"))
+    twice = perfuse("graphs", "add", model, "--model", checkpoint("ddpm"))
+    assert twice.exit_code == 1 and "Give one model." in twice.stderr
+
+
 def test_inspect_loads_no_engine_and_reads_no_weights(checkpoint: Make) -> None:
     program = (
         "import sys\nfrom perfuse.cli import main\n"
