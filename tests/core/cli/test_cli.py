@@ -270,7 +270,7 @@ def test_a_model_without_its_option(checkpoint: Make) -> None:
     found = read_json(perfuse("inspect", model, "--json"))
     assert found == read_json(perfuse("inspect", "--model", model, "--json"))
     twice = perfuse("graphs", "add", model, "--model", checkpoint("ddpm"))
-    assert twice.exit_code == 1 and "Give one model." in twice.stderr
+    assert twice.exit_code != 0 and "Give one model." in twice.stderr
 
 
 def test_inspect_loads_no_engine_and_reads_no_weights(checkpoint: Make) -> None:
