@@ -101,7 +101,8 @@ def _measure(
     from perfuse_conformance.judge.expectations import expected
     from perfuse_conformance.runner.bridged import run_bridged
     from perfuse_conformance.runner.drawn import save_drawn
-    from perfuse_conformance.runner.session import Drawn, run_conformance
+    from perfuse_conformance.runner.picture_cases import Drawn
+    from perfuse_conformance.runner.session import run_conformance
 
     switches = _switches(options)
     runs: list[Run] = []

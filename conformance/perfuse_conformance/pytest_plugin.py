@@ -192,6 +192,12 @@ def pytest_generate_tests(metafunc: Any) -> None:
         metafunc.parametrize("perfuse_case", cases, ids=[case.id for case in cases])
 
 
+def pytest_unconfigure() -> None:
+    """End the workers of classes whose tests were collected and not run."""
+    while _JUDGED:
+        _JUDGED.popitem()[1].close()
+
+
 @pytest.fixture(scope="class")
 def perfuse_judged(request: Any) -> Any:
     """The results of the class that the test is in."""

@@ -10,7 +10,7 @@ import numpy as np
 from perfuse.arrays import save_png
 from perfuse_conformance.judge import metrics
 from perfuse_conformance.judge.results import Run
-from perfuse_conformance.runner.session import Drawn
+from perfuse_conformance.runner.picture_cases import Drawn
 
 __all__ = ["save_drawn"]
 

@@ -49,45 +49,48 @@ from perfuse_conformance.judge.tolerances import Tolerances
 from perfuse_conformance.judge.verdicts import (
     begin,
     fail,
-    judge_calls,
-    judge_draw,
-    judge_same,
-    raised,
 )
-from perfuse_conformance.reference.quality import agreement, has_captions
 from perfuse_conformance.reference.record import bundle_for
 from perfuse_conformance.reference.trials import TrialReference
-from perfuse_conformance.runner.answers import calls_in, mannered
 from perfuse_conformance.runner.host_cases import judge_host
+from perfuse_conformance.runner.picture_cases import (
+    Drawn,
+    judge_drawing,
+    judge_quality,
+    judge_repeat,
+)
 from perfuse_conformance.runner.process import Answer, Crash, Failure, WorkerProcess
-from perfuse_conformance.runner.soak_cases import judge_soak
+from perfuse_conformance.runner.program_cases import (
+    judge_component,
+    judge_contract,
+    judge_refusal,
+)
 from perfuse_conformance.runner.trial_cases import judge_trial
 
-__all__ = ["Drawn", "Session", "open_session", "run_conformance", "run_of"]
+__all__ = ["Session", "open_session", "run_conformance", "run_of"]
 
 Watch = Callable[[Result], None]
 
 
-#: How far a result may be from what is right, over how far other weights would take it.
-_STALE = 0.1
-#: How far the last of many results may be from the first with the same weights, over the same.
-_DRIFT = 1e-5
 #: What a worker is asked that needs a bundle.
 _BY_BUNDLE = frozenset(
     ("prepare", "call", "closed", "soak", "again", "many_programs", "two_programs", "order")
     + ("other_weights", "adapters", "draw")
 )
+#: By kind of case, what judges it.
+_JUDGES: Mapping[str, Callable[[Case, Result, "Session"], Result]] = {
+    "host": judge_host,
+    "component": judge_component,
+    "forced": judge_component,
+    "trial": judge_trial,
+    "contract": judge_contract,
+    "refusal": judge_refusal,
+    "draw": judge_drawing,
+    "repeat": judge_repeat,
+    "quality": judge_quality,
+}
 #: How many pictures are drawn; with ``--thorough``.
 _PICTURES = (1, 6)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """The pictures of a case, for a report: arrays [B, H, W, C] in [0, 1]."""
-
-    case: str
-    reference: Any
-    backend: Any
 
 
 @dataclass(kw_only=True)
@@ -135,7 +138,7 @@ class Session:
             self._other = self._new_worker(folder / "other", opened)
             self._opened = opened.pop_all()
         self._lost: dict[tuple[Any, ...], Result] = {}
-        self._first: dict[tuple[str | None, str | None], Arrays] = {}
+        self.first: dict[tuple[str | None, str | None], Arrays] = {}
         self._reference = TrialReference(self.model, self.transforms, folder)
         self.device: Mapping[str, Any] = {}
         self.engine = ""
@@ -329,7 +332,7 @@ class Session:
                 f"{before.id} took this program down: {before.reason}",
             )
         try:
-            return self._asked(case, result)
+            return _JUDGES[case.kind](case, result, self)
         except Failure as lost:
             crashed = isinstance(lost, Crash)
             status = Status.FAIL_CRASH if crashed else Status.FAIL_TIMEOUT
@@ -348,26 +351,6 @@ class Session:
         table = "draws" if case.kind in ("draw", "repeat") else "probes"
         meta = self.bundle.index[table].get(case.subject)
         return meta is not None and (case.kind == "refusal" or case.precision in meta["errors"])
-
-    def _asked(self, case: Case, result: Result) -> Result:
-        if case.kind == "host":
-            return judge_host(case, result, self)
-        if case.kind in ("component", "forced"):
-            return self._calls(case, result)
-        if case.kind == "trial":
-            return judge_trial(case, result, self)
-        if case.kind == "contract" and case.id.startswith("soak/"):
-            return replace(judge_soak(case, result, self), rerun=self.command(case.id))
-        if case.kind == "contract":
-            kept = case.subject in (OTHER_WEIGHTS, ADAPTERS)
-            return self._switched(case, result) if kept else self._closed(case, result)
-        if case.kind == "refusal":
-            return self._refusal(case, result)
-        if case.kind == "draw":
-            return self._draw(case, result)
-        if case.kind == "repeat":
-            return self._repeat(case, result)
-        return self._quality(case, result)
 
     def ask(
         self,
@@ -422,6 +405,19 @@ class Session:
         trial, bundle = self._reference.trial(trial, component, str(case.subject), precision)
         return case, trial, bundle
 
+    def right_picture(self, case: Case) -> tuple[Bundle, str]:
+        """What is right of a picture, and the command that asks for it again if it is drawn now."""
+        drawn = self.golden is None and self._drawn_pictures().get(str(case.subject))
+        if not drawn:
+            return self.bundle, ""
+        bundle = self._reference.draw(drawn, str(case.precision), self.drawn_with)
+        return bundle, self.command(case.id)
+
+    def change_process(self) -> None:
+        """Go on in the process beside the worker's, and end that."""
+        self._worker.close()
+        self._worker, self._other = self._other, self._worker
+
     def command(self, id: str) -> str:
         """The command that asks one case again."""
         words = ["perfuse", "conformance", "--backend", str(self.target)]
@@ -437,23 +433,6 @@ class Session:
         words += ["--thorough"] if self.thorough else []
         words += [] if ":" in id else ["--seed", str(self.drawn_with)]
         return shlex.join([*words, "--case", id])
-
-    def _calls(self, case: Case, result: Result) -> Result:
-        answer = self.called(case, self.bundle)
-        if answer.value is None:
-            return mannered(raised(result, answer.error or {}), answer)
-        self.engine = self.engine or answer.value["report"]["engine"]
-        component = self.spec.components[str(case.component)]
-        judged = judge_calls(
-            result,
-            case,
-            answer.value,
-            calls_in(self._worker.out),
-            self.bundle,
-            component.signature,
-            self.tolerances,
-        )
-        return mannered(judged, answer)
 
     def called(self, case: Case, bundle: Bundle) -> Answer:
         """Prepare a probe's program, which may take long, and make its calls, which may not."""
@@ -474,205 +453,6 @@ class Session:
             printed=prepared.printed + answer.printed,
             changed=(*prepared.changed, *answer.changed),
         )
-
-    def _closed(self, case: Case, result: Result) -> Result:
-        answer = self.ask(
-            {
-                "do": "closed",
-                "component": case.component,
-                "precision": case.precision,
-                "static": case.mode == "static",
-            },
-            prepares=True,
-        )
-        if answer.value is None:
-            return mannered(raised(result, answer.error or {}), answer)
-        if answer.value["refused"] is None:
-            return fail(
-                result,
-                Status.FAIL_CONTRACT,
-                "runs-closed",
-                "a program that was closed still ran; calling it is an error",
-            )
-        if answer.value["threads"]:
-            return fail(
-                result,
-                Status.FAIL_CONTRACT,
-                "leaves-threads",
-                f"a closed program left {', '.join(answer.value['threads'])} running, which keeps "
-                "the process from ending",
-            )
-        return mannered(replace(result, status=Status.PASS), answer)
-
-    def _switched(self, case: Case, result: Result) -> Result:
-        """With other weights, or a LoRA, it must compute with those, in whatever order they come."""
-        what = {
-            "component": case.component,
-            "precision": case.precision,
-            "static": case.mode == "static",
-        }
-        if case.subject == ADAPTERS:
-            lora = str(self.lora) if self.lora is not None else None
-            answer = self.ask({"do": "adapters", "lora": lora, **what}, prepares=True)
-            told = "with a LoRA, without it, and with half of it, in turns"
-        else:
-            answer = self.ask({"do": "other_weights", **what}, prepares=True)
-            told = "with its weights, with others, and with both again"
-        if answer.value is None:
-            return mannered(raised(result, answer.error or {}), answer)
-        misses: list[float] = answer.value["misses"]
-        drift: float = answer.value["drift"]
-        if not all(miss <= _STALE for miss in misses):
-            return fail(
-                result,
-                Status.FAIL_MISMATCH,
-                "stale-weights",
-                f"{told}, it misses what is right by "
-                f"{', '.join(f'{miss:.2g}' for miss in misses)} of the distance between the first "
-                "two; other weights are used",
-            )
-        if not drift <= _DRIFT:
-            return fail(
-                result,
-                Status.FAIL_MISMATCH,
-                "drifting-weights",
-                f"{told}, it answers otherwise in the end than it did at first with the same: by "
-                f"{drift:.2g} of the distance between the first two; make each set of weights of "
-                "the checkpoint's own",
-            )
-        return mannered(replace(result, status=Status.PASS), answer)
-
-    def _refusal(self, case: Case, result: Result) -> Result:
-        """What was declared impossible must be refused with a reason, or be right."""
-        if not case.declined:
-            return fail(
-                result,
-                Status.FAIL_CONTRACT,
-                "no-reason",
-                "supports() declines and gives no reason; say why, and what to do",
-            )
-        answer = self.called(case, self.bundle)
-        if answer.error is not None:
-            if "UnsupportedError" in answer.error["bases"]:
-                declined = replace(result, reason=case.declined)
-                return mannered(replace(declined, status=Status.NOT_SUPPORTED), answer)
-            return mannered(
-                fail(
-                    result,
-                    Status.FAIL_UNREFUSED,
-                    "not-refused",
-                    f"declared as {case.declined!r}; instead of UnsupportedError, prepare raised "
-                    f"{answer.error['type']}: {answer.error['message']}",
-                ),
-                answer,
-            )
-        assert answer.value is not None
-        judged = judge_calls(
-            result,
-            case,
-            answer.value,
-            calls_in(self._worker.out),
-            self.bundle,
-            self.spec.components[str(case.component)].signature,
-            self.tolerances,
-        )
-        if judged.status.failed:
-            return fail(
-                judged,
-                Status.FAIL_UNREFUSED,
-                "not-refused",
-                f"declared as {case.declined!r}; it ran all the same, and is wrong: {judged.reason}",
-            )
-        return fail(
-            judged,
-            Status.UNDER_DECLARED,
-            "under-declared",
-            f"declared as {case.declined!r}; it works",
-        )
-
-    def _draw(self, case: Case, result: Result) -> Result:
-        drawn_now = self.golden is None and self._drawn_pictures().get(str(case.subject))
-        bundle = self.bundle
-        if drawn_now:
-            result = replace(result, rerun=self.command(case.id))
-            bundle = self._reference.draw(drawn_now, str(case.precision), self.drawn_with)
-        answer, drawn = self._drawn(case, bundle)
-        if answer.value is None or drawn is None:
-            return mannered(raised(result, answer.error or {}), answer)
-        self._first.setdefault((case.subject, case.precision), drawn)
-        self.drawn.append(
-            Drawn(
-                case=case.id,
-                reference=bundle.drawn(str(case.subject))["images"],
-                backend=drawn["images"],
-            )
-        )
-        judged = judge_draw(result, case, answer.value, drawn, bundle, self.tolerances)
-        return mannered(judged, answer)
-
-    def _drawn(self, case: Case, bundle: Bundle) -> tuple[Answer, Arrays | None]:
-        request = {"do": "draw", "draw": case.subject, "precision": case.precision}
-        answer = self.ask(request, prepares=True, bundle=bundle)
-        if answer.value is None:
-            return answer, None
-        return answer, calls_in(self._worker.out)[0]
-
-    def _repeat(self, case: Case, result: Result) -> Result:
-        what = case.subject, case.precision
-        if what not in self._first:
-            answer, drawn = self._drawn(case, self.bundle)
-            if drawn is None:
-                return mannered(raised(result, answer.error or {}), answer)
-            self._first[what] = drawn
-        if case.mode == "new-process":  # it goes on in the other one
-            self._worker.close()
-            self._worker, self._other = self._other, self._worker
-        answer, drawn = self._drawn(case, self.bundle)
-        if answer.value is None or drawn is None:
-            return mannered(raised(result, answer.error or {}), answer)
-        judged = judge_same(result, self._first[what], drawn, self.tolerances)
-        fresh = answer.value["exported"]
-        if fresh and not judged.status.failed:
-            return fail(
-                judged,
-                Status.FAIL_CONTRACT,
-                "exported-again",
-                f"the second run did not find what the first had exported: {', '.join(fresh)}",
-            )
-        return mannered(judged, answer)
-
-    def _quality(self, case: Case, result: Result) -> Result:
-        if not has_captions(self.spec, self.model):
-            return fail(
-                result,
-                Status.ENV_MISSING,
-                "no-checker",
-                "no measure of quality for this model is at hand; the bundled ones have one",
-            )
-        right = self.bundle.index.get("quality")
-        if right is None:
-            return fail(
-                result,
-                Status.ENV_MISSING,
-                "no-verdicts",
-                "the golden bundle has no verdicts; record it with --level L3",
-            )
-        answer = self.ask({"do": "quality", "precision": case.precision}, prepares=True)
-        if answer.value is None:
-            return mannered(raised(result, answer.error or {}), answer)
-        verdicts = answer.value["verdicts"]
-        limits = self.tolerances.limits("quality", str(case.precision))
-        metrics = tuple(limit.measured(agreement(verdicts, right)) for limit in limits)
-        told = f"{sum(verdicts)} of {len(verdicts)} captions right; the reference has {sum(right)}"
-        fits = all(metric.fits for metric in metrics)
-        judged = replace(
-            result,
-            metrics=metrics,
-            reason=told,
-            status=Status.PASS if fits else Status.FAIL_MISMATCH,
-            reason_code="" if fits else "mismatch",
-        )
-        return mannered(judged, answer)
 
 
 class _Order:
