@@ -258,7 +258,10 @@ def _array(
 ) -> Any:
     shape = tuple(int(size) for size in tensor.resolve(probe.dims))
     if tensor.name == "timestep":
-        return np.broadcast_to(np.asarray(about, dtype=np.float32), shape).copy()
+        told = np.asarray(about, dtype=np.float32)
+        if _takes_levels(component):
+            told = np.log(np.maximum(told, 0.1) / np.float32(100)) / np.float32(4)
+        return np.broadcast_to(told, shape).copy()
     if tensor.name == "input_ids":
         return _ids(component, shape, int(about), random)
     if tensor.name == "time_ids":  # original height and width, crop, target height and width
@@ -280,6 +283,15 @@ def _array(
     if len(component.signature.inputs) == 1:
         array = array * np.float32(about)
     return array * np.float32(probe.scale)
+
+
+def _takes_levels(component: ComponentSpec) -> bool:
+    """Whether a denoiser's timesteps are log(sigma) / 4 (Karras et al. 2022, c_noise), near zero.
+
+    A Fourier embedding multiplies them by numbers of some ten; of those by a thousand the sine is noise.
+    """
+    config = component.config
+    return config.get("time_embedding_type") == "fourier" and "cross_attention_dim" in config
 
 
 def _ids(component: ComponentSpec, shape: tuple[int, ...], tokens: int, random: Any) -> Any:
