@@ -9,7 +9,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from perfuse.cli import main
+from perfuse.cli.usual import usual_prompts
 from perfuse.run.bench import wilson
+from perfuse.shapes.grammar import held_out
+from perfuse.sources.opening import open_model
 
 pytest.importorskip("torch")
 pytest.importorskip("skimage")
@@ -59,6 +62,14 @@ def test_memory_is_that_of_a_process_of_its_own(checkpoint: Make) -> None:
     assert done.exit_code == 0, done.stderr
     (row,) = json.loads(done.stdout)["rows"]
     assert 50e6 < row["memory"] < 5e9
+
+
+def test_what_is_drawn_where_nothing_was_said(checkpoint: Make) -> None:
+    known = {scene.caption() for scene in held_out()}
+    assert known.issuperset(usual_prompts(open_model("shapes-flow")))
+    assert len(usual_prompts(open_model(checkpoint("words")))) == 4
+    done = bench(checkpoint("ddpm"), "--steps", 2, "--pictures", 1, "--json")  # takes no prompt
+    assert [row["name"] for row in json.loads(done.stdout)["rows"]] == ["plain, 2 steps"]
 
 
 def test_captions_of_the_bundled_model() -> None:

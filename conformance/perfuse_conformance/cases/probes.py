@@ -260,7 +260,7 @@ def _array(
     if tensor.name == "timestep":
         told = np.asarray(about, dtype=np.float32)
         if _takes_levels(component):
-            told = np.log(np.maximum(told, 0.1) / np.float32(100)) / np.float32(4)
+            told = (np.log(np.maximum(told, 0.1) / 100) / 4).astype(np.float32)
         return np.broadcast_to(told, shape).copy()
     if tensor.name == "input_ids":
         return _ids(component, shape, int(about), random)

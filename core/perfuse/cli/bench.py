@@ -9,11 +9,13 @@ import click
 
 from perfuse.cli.common import JSON, QUIET, model_of, model_options, option, read_options
 from perfuse.cli.settings import Configured
+from perfuse.cli.usual import usual_prompts
 from perfuse.cli.watch import watching
 from perfuse.errors import InputError
 from perfuse.memory import check_memory
 
 if TYPE_CHECKING:
+    from perfuse.contract.source import Source
     from perfuse.run.bench import Drawing
 
 __all__ = ["bench"]
@@ -69,7 +71,6 @@ def bench(
     """Measure transforms against the plain pipeline, and against fewer steps in the same time."""
     from perfuse.report.bench import check_plot, print_rows, save_plot
     from perfuse.run.bench import check_installed, compare
-    from perfuse.shapes import BUNDLED
     from perfuse.sources.opening import open_model
 
     if controlnet or adapter:
@@ -87,8 +88,7 @@ def bench(
             "options": read_options(options),
             "offline": model["offline"],
         }
-        bundled = source.model in BUNDLED
-        drawing = _drawing(bundled, prompts, captions, pictures, guidance)
+        drawing = _drawing(source, prompts, captions, pictures, guidance)
         rows = compare(
             settings,
             [text.split() for text in ways],
@@ -106,21 +106,23 @@ def bench(
 
 
 def _drawing(
-    bundled: bool,
+    source: "Source",
     prompts: tuple[str, ...],
     captions: int | None,
     pictures: int | None,
     guidance: float | None,
 ) -> "Drawing":
-    """What is drawn: held-out captions of a bundled model, prompts, or nothing said.
+    """What is drawn: held-out captions of a bundled model, or prompts where a model takes them.
 
     Raises:
         InputError: captions were asked for, and cannot be judged; or so many pictures that there is
             no room for what is measured of each.
     """
     from perfuse.run.bench import Drawing
+    from perfuse.shapes import BUNDLED
     from perfuse.shapes.grammar import held_out
 
+    bundled = source.model in BUNDLED
     if captions is not None and (not bundled or prompts or pictures is not None):
         raise InputError(
             "--captions was given; they are of the bundled models, and take the place of --prompt and "
@@ -138,5 +140,6 @@ def _drawing(
         )
     count = pictures if pictures is not None else max(4, len(prompts))
     check_memory(count * _KEPT, f"--pictures {count}")
-    each = [{"prompt": prompt, **scale} for prompt in prompts] or [scale]
+    chosen = prompts or usual_prompts(source)
+    each = [{"prompt": prompt, **scale} for prompt in chosen] or [scale]
     return Drawing(inputs=[each[i % len(each)] for i in range(count)])

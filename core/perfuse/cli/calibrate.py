@@ -3,26 +3,24 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from perfuse.cli.common import FILE, JSON, QUIET, model_of, model_options
 from perfuse.cli.settings import Configured
+from perfuse.cli.usual import usual_prompts
 from perfuse.cli.watch import watching
 from perfuse.errors import InputError
 from perfuse.report.console import say
 from perfuse.sources.files import shown
 
+if TYPE_CHECKING:
+    from perfuse.contract.source import Source
+
 __all__ = ["calibrate"]
 
 #: What to draw with a model that nothing is known of.
-_PROMPTS = (
-    "a photograph of a cat on a wooden chair",
-    "a mountain lake at sunrise",
-    "a portrait of an old man in a red coat, oil on canvas",
-    "a busy street at night in the rain",
-)
 
 
 @click.command(cls=Configured)
@@ -77,9 +75,8 @@ def calibrate(
         watch.begin("Opening the model")
         source = open_model(**model_of(model))
         pipe = DiffusionPipeline.from_pretrained(source, backend="torch:cpu")
-        scale = {} if guidance is None else {"guidance_scale": guidance}
-        chosen = prompts if prompts else _usual(source.model == "shapes")
-        inputs = [{"prompt": one, **scale} for one in chosen]
+        scale: dict[str, object] = {} if guidance is None else {"guidance_scale": guidance}
+        inputs = [{"prompt": one, **scale} for one in prompts or _usual(source)] or [scale]
         found = measure(pipe, schemes, inputs, steps=steps, limit=limit)
     write_calibrations(found, output)
     if as_json:
@@ -116,13 +113,15 @@ def _check_free(path: Path) -> None:
         ) from exc
 
 
-def _usual(bundled: bool) -> tuple[str, ...]:
-    """What to draw where nothing was said: captions of the kind that the bundled model knows."""
-    if not bundled:
-        return _PROMPTS
+def _usual(source: "Source") -> tuple[str, ...]:
+    """What to draw where nothing was said: of the bundled models' captions those that nothing is judged by."""
     import numpy as np
 
+    from perfuse.shapes import BUNDLED
     from perfuse.shapes.grammar import sample
+
+    if source.model not in BUNDLED:
+        return usual_prompts(source)
 
     rng = np.random.default_rng(0)
     return tuple(sample(rng).caption() for _ in range(8))

@@ -11,6 +11,7 @@ import click
 
 from perfuse.cli.common import FILE, JSON, QUIET, model_of, model_options
 from perfuse.cli.settings import SETTINGS, Configured
+from perfuse.cli.usual import usual_prompts
 from perfuse.cli.watch import watching
 from perfuse.errors import InputError
 from perfuse.report.console import say
@@ -73,6 +74,7 @@ def tune(
     from perfuse.report.tune import print_points, save_points
     from perfuse.run.tuning import backends_for
     from perfuse.run.tuning import tune as look
+    from perfuse.shapes import BUNDLED
     from perfuse.sources.opening import open_model
 
     if controlnet or adapter:
@@ -84,7 +86,9 @@ def tune(
     with watching(show=not quiet) as watch:
         watch.begin("Opening the model")
         source = open_model(**model_of(model))
-        inputs = [{"prompt": one} for one in prompts] or _usual(source.model == "shapes")
+        # A large model has no time for more than one.
+        usual = usual_prompts(source)[: None if source.model in BUNDLED else 1]
+        inputs = [{"prompt": one} for one in prompts or usual] or [{}]
         found = look(
             source,
             backends or backends_for(source),
@@ -114,15 +118,6 @@ def _seconds(text: str | None) -> float:
         given = "no --time" if text is None else f"--time {text}"
         raise InputError(f"perfuse tune was given {given}; say how long to look: 90s, 5m or 1h.")
     return float(match[1]) * _SECONDS[match[2]]
-
-
-def _usual(bundled: bool) -> list[dict[str, Any]]:
-    """What to draw where nothing was said."""
-    if not bundled:
-        return [{"prompt": "a photograph of a cat on a wooden chair"}]
-    from perfuse.shapes.grammar import held_out
-
-    return [{"prompt": scene.caption()} for scene in held_out()[:4]]
 
 
 def _check_free(path: Path) -> None:
