@@ -127,5 +127,6 @@ def test_the_command_line_says_what_it_would_do() -> None:
     assert all(set(row["runs"]) <= set(row["in_memory"]) for row in found["plan"])
     told = asked("--memory", "1GB")
     assert "at least" in told and "in memory: text_encoder" in told
+    assert asked("--memory") == asked("--memory", "auto")
     done = CliRunner().invoke(main, ["inspect", "--memory", "10kB"])
     assert done.exit_code == 2 and "the least that would do" in done.output

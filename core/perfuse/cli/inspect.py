@@ -40,7 +40,10 @@ __all__ = ["inspect"]
 @click.option("--batch", type=int, help="With --for: the batch, fixed.")
 @click.option(
     "--memory",
-    help="What to keep of the weights at a time: 6GB, low or auto; with --for, the device's.",
+    is_flag=False,
+    flag_value="auto",
+    help="What to keep of the weights at a time: 6GB, low or auto, which it is without a value; "
+    "with --for, the device's.",
 )
 @option("--backend", help="With --memory: where it would run.")
 @BRIDGED
