@@ -115,6 +115,31 @@ def without(modules: str, *arguments: object) -> subprocess.CompletedProcess[str
         )
 
 
+@pytest.mark.parametrize(
+    ("hidden", "arguments", "extra"),
+    [
+        ("torch", ("graphs", "add"), "export"),
+        ("jsonschema,junitparser", ("conformance", "--backend", "torch"), "conformance"),
+        ("skimage", ("bench",), "bench"),
+    ],
+)
+def test_what_is_not_installed(hidden: str, arguments: tuple[str, ...], extra: str) -> None:
+    done = without(hidden, *arguments)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("perfuse: ") and line.endswith(f"pip install 'perfuse[{extra}]'")
+
+
+def test_nobody_reads() -> None:
+    """As with ``perfuse inspect | head -0``."""
+    command = [sys.executable, "-m", "perfuse.cli", "inspect"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
+
+
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime", "openvino"])
 def test_engine_that_is_not_installed(checkpoint: Make, tmp_path: Path, engine: str) -> None:
     output = tmp_path / "picture.png"

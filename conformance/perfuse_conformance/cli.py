@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from perfuse.errors import InputError, NotNativeError
+from perfuse.plugins import missing_modules
 from perfuse.report import safe, say
 from perfuse_conformance.cases.catalogue import LEVELS
 from perfuse_conformance.cases.models import RANDOM_MODELS, arguments_of, path_of, transforms_of
@@ -21,6 +22,8 @@ from perfuse_conformance.judge.results import Result, Run, Status, read_results
 __all__ = ["conformance"]
 
 _RESULTS = "results.json"
+#: Checks files of limits and results, compares pictures, writes reports.
+_NEEDED = ("jsonschema", "skimage", "flip_evaluator", "junitparser", "jinja2")
 _MODEL_HELP = (
     "A checkpoint's folder, an exported folder, a Hub id, the bundled shapes-flow, or a small random "
     f"model: {', '.join(RANDOM_MODELS)}. By default the bundled shapes."
@@ -71,6 +74,11 @@ def conformance(
 
     Exit status: 0 where the results grant the level, 1 where they do not or anything failed.
     """
+    if missing := missing_modules(_NEEDED):
+        raise InputError(
+            f"Conformance was asked for; {', '.join(missing)} is not installed. Run: pip install "
+            "'perfuse[conformance]'"
+        )
     if ctx.invoked_subcommand is not None:
         return
     if not targets:

@@ -90,10 +90,15 @@ def graphs_add(
     from perfuse.sources.opening import open_model
 
     possible = apart_formats()
+    if not possible:
+        raise InputError(
+            "Graphs were to be made; nothing that makes them is installed. Run: pip install "
+            "'perfuse[export]'"
+        )
     if unknown := [one for one in formats if one not in possible]:
         raise InputError(
             f"--to {' '.join(unknown)} was given; graphs without weights can be made here for "
-            f"{', '.join(possible) or 'nothing: pip install perfuse[export]'}."
+            f"{', '.join(possible)}."
         )
     model = with_model(options, given)
     added = []

@@ -62,11 +62,18 @@ def console(*, stderr: bool = False, wrap: bool = False) -> "Console":
     Args:
         stderr: Whether to print on standard error.
         wrap: Whether a line that is too long is broken between words.
+
+    Raises:
+        BrokenPipeError: when it prints, where nobody reads any more.
     """
     from rich.console import Console
 
+    class _Console(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError from None  # where rich would end the process
+
     forgive(sys.stderr if stderr else sys.stdout)
-    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=not wrap)
+    return _Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=not wrap)
 
 
 def line_width(to: "Console") -> int | None:
