@@ -121,13 +121,21 @@ def without(modules: str, *arguments: object) -> subprocess.CompletedProcess[str
         ("torch", ("graphs", "add"), "export"),
         ("jsonschema,junitparser", ("conformance", "--backend", "torch"), "conformance"),
         ("skimage", ("bench",), "bench"),
+        ("torch", ("calibrate", "--precision", "w8a8", "--output", "new.json"), "torch"),
     ],
 )
 def test_what_is_not_installed(hidden: str, arguments: tuple[str, ...], extra: str) -> None:
     done = without(hidden, *arguments)
-    assert done.returncode == 2
+    assert done.returncode in (1, 2)
     (line,) = done.stderr.splitlines()
     assert line.startswith("perfuse: ") and line.endswith(f"pip install 'perfuse[{extra}]'")
+
+
+@pytest.mark.parametrize("group", ["cache", "graphs", "plugin"])
+def test_a_command_of_commands_shows_them(group: str) -> None:
+    done = perfuse(group)
+    assert done.exit_code == 2
+    assert "Commands:\n" in done.stderr and "Error" not in done.stderr
 
 
 def test_nobody_reads() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -373,6 +373,67 @@ def test_merging(checkpoint: Make, tmp_path: Path) -> None:
     pipe.set_adapters("a", 0.5)
     merged = DiffusionPipeline.from_pretrained(tmp_path / "merged", backend="torch:cpu")
     assert np.array_equal(draw(merged), draw(pipe))
+
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+TEXT = "text_encoder/model.safetensors"
+
+
+def fine_tuned(folder: Path, of: Path, seed: int) -> Path:
+    """A copy of a checkpoint whose denoiser and text encoder have other weights."""
+    shutil.copytree(of, folder)
+    random = np.random.default_rng(seed)
+    for file in (UNET, TEXT):
+        tensors = load_file(folder / file)
+        moved = {
+            name: one + 0.02 * random.standard_normal(one.shape).astype(one.dtype)
+            for name, one in tensors.items()
+            if one.dtype.kind == "f"
+        }
+        save_file({**tensors, **moved}, folder / file, metadata={"format": "pt"})
+    return folder
+
+
+def test_merging_fine_tunes(checkpoint: Make, tmp_path: Path) -> None:
+    a = checkpoint("words")
+    b, c = (fine_tuned(tmp_path / name, a, seed) for seed, name in enumerate("bc"))
+
+    def merged(name: str, *more: object) -> Path:
+        given = ("merge", "--model", a, "--output", tmp_path / name, "--quiet", *more)
+        done = CliRunner().invoke(main, [str(one) for one in given])
+        assert done.exit_code == 0, done.stderr
+        return tmp_path / name
+
+    def check(folder: Path, expected: Callable[[Any, Any, Any], Any]) -> None:
+        for file in (UNET, TEXT):
+            found, *given = (load_file(one / file) for one in (folder, a, b, c))
+            for name, array in found.items():
+                if array.dtype.kind == "f":
+                    right = expected(*(one[name].astype(np.float64) for one in given))
+                    assert np.abs(array - right).max() < 1e-6, name
+
+    check(merged("whole", "--with", f"{b}:1"), lambda a, b, c: b)
+    several = ("--with", f"{b}:0.3", "--with", f"{c}:0.2")
+    check(merged("several", *several), lambda a, b, c: 0.5 * a + 0.3 * b + 0.2 * c)
+    learned = merged("learned", "--with", f"{b}:0.5", "--minus", c)
+    check(learned, lambda a, b, c: a + 0.5 * (b - c))
+    as_it_is = DiffusionPipeline.from_pretrained(b, backend="torch:cpu")
+    whole = DiffusionPipeline.from_pretrained(tmp_path / "whole", backend="torch:cpu")
+    assert np.abs(draw(whole) - draw(as_it_is)).max() < 1e-4
+
+
+def test_what_cannot_be_merged(checkpoint: Make, tmp_path: Path) -> None:
+    def refused(*more: object) -> str:
+        given = ("merge", "--model", checkpoint("words"), "--output", tmp_path / "no", *more)
+        done = CliRunner().invoke(main, [str(one) for one in given])
+        assert done.exit_code == 2 and not (tmp_path / "no").exists()
+        return str(done.stderr)
+
+    assert "without its share" in refused("--with", checkpoint("sd1"))
+    assert "is no number" in refused("--with", f"{checkpoint('sd1')}:much")
+    assert "without --with" in refused("--minus", checkpoint("sd1"))
+    assert "Fine-tunes of one model" in refused("--with", f"{checkpoint('sd1')}:0.5")
+    assert "it has no text_encoder" in refused("--with", f"{checkpoint('tiny')}:0.5")
 
 
 def check_folder(

@@ -12,6 +12,7 @@ from perfuse.cli.settings import Configured
 from perfuse.cli.usual import usual_prompts
 from perfuse.cli.watch import watching
 from perfuse.errors import InputError
+from perfuse.plugins import host
 from perfuse.report.console import say
 from perfuse.sources.files import shown
 
@@ -61,6 +62,7 @@ def calibrate(
 
     The file goes into `--transform storage:scheme=w8a8,component=unet,calibration=FILE`.
     """
+    host().backend("torch")  # what it measures with
     from perfuse.run.calibrating import calibrate as measure
     from perfuse.run.pipeline import DiffusionPipeline
     from perfuse.run.precisions import schemes_of

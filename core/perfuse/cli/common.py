@@ -195,19 +195,23 @@ def added_to(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(given[name]) for name in _ADDED if given[name]}
 
 
-def load_loras(pipe: "DiffusionPipeline", texts: Sequence[str]) -> None:
+def load_loras(pipe: "DiffusionPipeline", texts: Sequence[str]) -> dict[str, float]:
     """Load the LoRAs of ``--lora FILE[:WEIGHT]`` into a pipeline; all of them count.
+
+    Returns:
+        How much each counts, by its name in the pipeline.
 
     Raises:
         InputError: a weight is no number, or a file does not fit.
     """
-    weights = []
+    weights = {}
     for number, text in enumerate(texts):
         file, weight = weighted("--lora", text)
         pipe.load_lora_weights(file, adapter_name=f"default_{number}")
-        weights.append(weight)
+        weights[f"default_{number}"] = weight
     if texts:
-        pipe.set_adapters([f"default_{number}" for number in range(len(texts))], weights)
+        pipe.set_adapters(list(weights), list(weights.values()))
+    return weights
 
 
 def load_ip_adapters(pipe: "DiffusionPipeline", texts: Sequence[str]) -> None:

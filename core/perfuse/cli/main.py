@@ -119,6 +119,8 @@ class _Group(click.Group):
         except MemoryError as exc:
             _complain(f"There is not enough memory: {exc or 'none is left'}. Ask for less at once.")
             ctx.exit(1)
+        except click.exceptions.NoArgsIsHelpError:  # which shows the help
+            raise
         except click.UsageError as exc:  # it quotes the command line
             raise click.UsageError(safe(exc.format_message()), exc.ctx) from exc
         except (click.ClickException, click.exceptions.Exit, click.Abort):
