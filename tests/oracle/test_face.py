@@ -150,6 +150,35 @@ latents = pipe("red", num_inference_steps=5, generator=seeded(0), callback_on_st
                callback_on_step_end_tensor_inputs=names, output_type="latent").images
 result = steps, latents
 """,
+    "callbacks that Diffusers has": """
+from LIB.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
+class Noted(PipelineCallback):
+    tensor_inputs = ["latents"]
+    def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+        noted.append((step_index, int(timestep), sorted(callback_kwargs)))
+        return callback_kwargs
+noted, given = [], {"num_inference_steps": 4, "output_type": "latent"}
+early = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
+both = MultiPipelineCallbacks([Noted(), SDCFGCutoffCallback(cutoff_step_ratio=0.6)])
+drawn = [pipe("red", generator=seeded(0), callback_on_step_end=one, **given).images
+         for one in (None, early, both)]
+assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+result = noted, torch.cat(drawn)
+""",
+    "all that a callback may be given, and what the pipeline shows": """
+shown = []
+def look(pipe, i, t, callback_kwargs):
+    shown.append([(name, tuple(one.shape)) for name, one in callback_kwargs.items()])
+    shown.append((pipe.clip_skip, pipe.guidance_rescale, pipe.cross_attention_kwargs,
+                  pipe.guidance_scale, pipe.do_classifier_free_guidance, pipe.interrupt))
+    return callback_kwargs
+names = pipe._callback_tensor_inputs
+for given in ({}, {"guidance_rescale": 0.3}):
+    pipe("red", num_inference_steps=2, callback_on_step_end=look, output_type="latent",
+         callback_on_step_end_tensor_inputs=names, **given)
+pipe("red", num_inference_steps=1, cross_attention_kwargs={"scale": 0.5}, output_type="latent")
+result = names, shown
+""",
     "the callback of former versions": """
 result = []
 pipe("red", num_inference_steps=4, callback=lambda i, t, l: result.append((i, int(t), l.shape)),

@@ -173,6 +173,39 @@ def test_sizes_of_the_training(checkpoint: Make, tmp_path: Path) -> None:
     assert both.check_pictures(**asked, num_inference_steps=2).shape == (1, 56, 40, 3)
 
 
+def test_loras_by_a_call(pair: Callable[[str], Pair]) -> None:
+    """Transformers' classes take how much adapters count in ``joint_attention_kwargs``."""
+    both = pair("flux")
+    generator = torch.Generator().manual_seed(1)
+    name, layer = "transformer_blocks.0.attn.to_q", both.theirs.transformer
+    width = layer.get_submodule(name).weight.shape[1]
+    state = {
+        f"transformer.{name}.lora_{factor}.weight": torch.randn(*shape, generator=generator)
+        for factor, shape in {"A": (4, width), "B": (width, 4)}.items()
+    }
+    plain = both.check(**GIVEN, joint_attention_kwargs={})
+    both.check(**GIVEN, joint_attention_kwargs={"scale": 0.3})
+    for pipe in (both.ours, both.theirs):
+        pipe.load_lora_weights(dict(state), adapter_name="one")
+    whole = both.check(**GIVEN)
+    part = both.check(**GIVEN, joint_attention_kwargs={"scale": 0.3})
+    assert np.abs(whole - part).max() > 1e-3 < np.abs(plain - part).max()
+    assert np.array_equal(both.check(**GIVEN), whole)
+    with pytest.raises(InputError, match="was given joint_attention_kwargs; it takes prompt"):
+        both.ours(**GIVEN, joint_attention_kwargs={"ip_hidden_states": 1})
+    for pipe in (both.ours, both.theirs):
+        pipe.unload_lora_weights()
+
+
+def test_guidance_that_ends_by_a_callback(pair: Callable[[str], Pair]) -> None:
+    from perfuse.callbacks import SD3CFGCutoffCallback
+
+    both = pair("sd3")
+    early = SD3CFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=0)
+    ended = both.check(**GIVEN, callback_on_step_end=early)
+    assert np.abs(ended - both.check(**GIVEN)).max() > 1e-3
+
+
 @exhaustive
 @pytest.mark.parametrize("kind", ["flux", "sd3"])
 def test_loras(pair: Callable[[str], Pair], kind: str) -> None:
