@@ -236,6 +236,52 @@ result = (done.preprocess(image, height=16, width=16),
           done.postprocess(tensor, "pt"), np.asarray(done.postprocess(tensor)[0]),
           done.postprocess(tensor, "np", do_denormalize=[False]), done.pil_to_numpy(image))
 """,
+    "masks by hand": """
+from PIL import Image
+from LIB.image_processor import IPAdapterMaskProcessor, VaeImageProcessor
+from LIB.utils import numpy_to_pil, pt_to_pil
+random = np.random.RandomState(0)
+image, other = (Image.fromarray((random.rand(20, 27, 3) * 255).astype(np.uint8)) for _ in range(2))
+mask = Image.new("L", image.size)
+mask.paste(255, (9, 6, 20, 12))
+masks = VaeImageProcessor(vae_scale_factor=2, do_normalize=False, do_binarize=True,
+                          do_convert_grayscale=True)
+done, box = pipe.image_processor, masks.get_crop_region(mask, 16, 16, pad=2)
+soft = masks.blur(mask, blur_factor=3)
+part = other.resize((16, 16))
+result = (box, *[np.asarray(one) for one in (
+    soft, done.apply_overlay(soft, image, other), done.apply_overlay(mask, image, part, box),
+    done.resize(image, 16, 8, "fill"), done.resize(image, 16, 8, "crop"), done.resize(image, 9, 7),
+    numpy_to_pil(random.rand(1, 8, 8, 3))[0],
+    pt_to_pil(torch.rand(1, 3, 8, 8, generator=seeded(0)) * 2 - 1)[0])],
+    done.preprocess(image, 16, 16, resize_mode="fill", crops_coords=box),
+    done.preprocess([image, other], 16, 16, resize_mode="crop"),
+    masks.preprocess(mask, 16, 16, resize_mode="fill", crops_coords=box),
+    IPAdapterMaskProcessor().preprocess([mask, mask.transpose(Image.Transpose.ROTATE_180)]),
+    IPAdapterMaskProcessor().preprocess([mask], height=16, width=24),
+    done.get_default_height_width(image), done.get_default_height_width(image, 33))
+""",
+    "noise, steps and logs": """
+import LIB
+from LIB.schedulers import AysSchedules
+from LIB.utils import logging
+from LIB.utils.torch_utils import randn_tensor
+LIB.logging.set_verbosity_error()
+levels = [logging.get_verbosity()]
+for say in (logging.set_verbosity_info, logging.set_verbosity_warning):
+    say()
+    levels.append(logging.get_verbosity())
+logging.get_logger("script").info("nothing to see")
+logging.disable_progress_bar()
+shape, device = (2, 4, 3, 3), torch.device("cpu")
+noise = [randn_tensor(shape, generator=one, device=device, dtype=torch.float32)
+         for one in (seeded(0), [seeded(0), seeded(1)], [seeded(2)])]
+before, steps = pipe.scheduler, AysSchedules["StableDiffusionTimesteps"]
+pipe.scheduler = LIB.DPMSolverMultistepScheduler.from_config(before.config)
+drawn = pipe("red", timesteps=steps[::3], generator=seeded(0), output_type="latent").images
+pipe.scheduler = before
+result = levels, torch.cat(noise), dict(AysSchedules), drawn
+""",
     "schedulers swapped": """
 import diffusers
 from LIB import DPMSolverMultistepScheduler
@@ -320,7 +366,7 @@ def test_the_same_lines(name: str, folders: dict[str, str], pipes: dict[Any, Any
 
 
 def _run(lines: str, library: Any, folders: dict[str, str], pipes: dict[Any, Any]) -> Any:
-    code = lines.replace("from LIB", f"from {library.__name__}")
+    code = lines.replace("LIB", library.__name__)
     names = {"torch": torch, "np": np, "pipe": pipes[library], **folders}
     names["seeded"] = lambda seed: torch.Generator().manual_seed(seed)
     with warnings.catch_warnings():

@@ -286,7 +286,7 @@ class Calling(Parts):
             if event.step == "encode_prompt":
                 conditions = event.state["conditions"]
                 break
-        device = torch_device(self.target(self.spec.denoiser.name))
+        device = torch_device(self.placement[self.spec.denoiser.name])
         return tuple(_owned(one, device) for one in task.encoding.results(conditions))
 
 

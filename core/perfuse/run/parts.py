@@ -595,6 +595,12 @@ class Parts:
         else:
             object.__setattr__(self, name, value)
 
+    def __delattr__(self, name: str) -> None:
+        if name not in self.__dict__ and name in self._known():
+            setattr(self, name, None)  # as Diffusers' users free a component
+        else:
+            object.__delattr__(self, name)
+
     def _set_tokenizer(self, name: str, tokenizer: Any) -> None:
         self._tokenizers.pop(name, None)
         if tokenizer is None:
@@ -633,7 +639,7 @@ class Parts:
         names = parts_of(self._source.spec).get(part) or parts_of(spec).get(part, [])
         if part not in parts_of(spec) and names:  # it was removed before
             back = {name: self._source.spec.components[name] for name in names}
-            spec = dataclasses.replace(spec, components={**spec.components, **back})
+            spec = dataclasses.replace(spec, components={**spec.components, **back}, left_out=None)
         if model is None:
             self._spec = without(spec, part)
             self._models.pop(part, None)
