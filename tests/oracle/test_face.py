@@ -6,6 +6,7 @@ generator. The lines leave ``result``.
 """
 
 import inspect
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -307,6 +308,27 @@ pipe.to("cpu", torch.float32).to(device="cpu", dtype=torch.float32)
 pipe.my_own = 3
 result = pipe.my_own, pipe("red", num_inference_steps=1, generator=seeded(0), output_type="np").images
 """,
+    "a variant, a config, and processors of attention": """
+import os, tempfile
+from diffusers.models.attention_processor import AttnProcessor2_0
+unet = pipe.unet
+unet.set_attn_processor(AttnProcessor2_0())
+unet.set_default_attn_processor()
+with tempfile.TemporaryDirectory() as folder:
+    pipe.save_pretrained(folder, variant="fp16")
+    files = [sorted(os.listdir(f"{folder}/{name}")) for name in ("unet", "vae", "text_encoder")]
+    again = type(pipe).from_pretrained(folder, variant="fp16", safety_checker=None)
+    again.set_progress_bar_config(disable=True)
+    latents = again("red", num_inference_steps=1, generator=seeded(0), output_type="latent").images
+    unet.save_pretrained(save_directory=f"{folder}/one", variant="ema", max_shard_size="10GB")
+    unet.save_config(f"{folder}/two")
+    files += [sorted(os.listdir(f"{folder}/{name}")) for name in ("one", "two")]
+    read = type(unet).load_config(f"{folder}/two")
+here = type(unet).load_config(SD, subfolder="unet")
+made = type(unet).from_config(here)
+result = (files, latents, list(read["block_out_channels"]), here["in_channels"],
+          unet.num_parameters(), made.num_parameters())
+""",
     "models of any class": """
 from LIB import AutoModel
 unet = AutoModel.from_pretrained(SD, subfolder="unet", torch_dtype=torch.float16)
@@ -443,3 +465,46 @@ def test_sizes_of_the_negative_prompt(checkpoint: Make) -> None:
     assert float(difference) <= 1e-4
     plain = pipe("red", seed=0, num_inference_steps=1, output_type="latent").images
     assert float((plain - drawn[perfuse]).abs().max()) > 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_controlnet_chooses_the_class(checkpoint: Make, tmp_path: Path) -> None:
+    """``AutoPipelineFor…`` opens a plain checkpoint with a ControlNet as the class that has one."""
+    import shutil
+
+    from PIL import Image
+
+    from perfuse_conformance.checkpoints import edit_json
+
+    folder = Path(shutil.copytree(checkpoint("followed"), tmp_path / "plain"))
+    shutil.move(folder / "controlnet", tmp_path / "controlnet")
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    del index["controlnet"]
+    (folder / "model_index.json").write_text(json.dumps(index), "utf-8")
+    edit_json(folder / "model_index.json", _class_name="StableDiffusionPipeline")
+    make_gentle(folder)
+    random = np.random.RandomState(0)
+    one, two, mask = (
+        Image.fromarray((random.rand(16, 16, 3) * 255).astype(np.uint8)) for _ in range(3)
+    )
+    calls: dict[str, dict[str, Any]] = {
+        "Text2Image": {"image": one},
+        "Image2Image": {"image": one, "control_image": two},
+        "Inpainting": {"image": one, "control_image": two, "mask_image": mask},
+    }
+    for task, call in calls.items():
+        drawn, names = [], []
+        for library in (diffusers, perfuse):
+            auto = getattr(library, f"AutoPipelineFor{task}")
+            net = library.ControlNetModel.from_pretrained(tmp_path / "controlnet")
+            pipe = auto.from_pretrained(folder, controlnet=net, safety_checker=None)
+            pipe.set_progress_bar_config(disable=True)
+            generator = torch.Generator().manual_seed(0)
+            given = {**call, "num_inference_steps": 3, "output_type": "latent"}
+            drawn.append(pipe("red", generator=generator, **given).images)
+            names.append(type(pipe).__name__)
+        assert names[0] == names[1]
+        assert float((drawn[0] - drawn[1]).abs().max()) <= CLOSE
+    plain = perfuse.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    added = perfuse.AutoPipelineForText2Image.from_pipe(plain, controlnet=net)
+    assert type(added).__name__ == "StableDiffusionControlNetPipeline"

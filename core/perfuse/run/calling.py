@@ -187,6 +187,11 @@ class Calling(Parts):
     def _with_callback(self, task: Task, callback: Callback | None, names: Sequence[str]) -> Task:
         if callback is None:
             return task
+        if not callable(callback):
+            raise InputError(
+                f"callback_on_step_end={callback!r} was given; give a function of the pipeline, the "
+                "step's number, its timestep and a dict of tensors."
+            )
         names = getattr(callback, "tensor_inputs", names)
 
         def call(index: int, timestep: Any, tensors: dict[str, Any]) -> Answer:
@@ -196,6 +201,11 @@ class Calling(Parts):
             finally:
                 self._current_timestep = None
             after = self._guidance_scale
+            if returned is not None and not isinstance(returned, Mapping):
+                raise InputError(
+                    f"callback_on_step_end returned a {type(returned).__name__}; return the dict of "
+                    "tensors that it was given, or None."
+                )
             return Answer(
                 tensors=returned if returned is not None else {},
                 guidance_scale=after if after != before else None,
@@ -291,13 +301,20 @@ class Calling(Parts):
 
 
 def _without_scale(given: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """A call's inputs without the ``scale`` of its attentions, and that: how much adapters count."""
+    """A call's inputs without the ``scale`` of its attentions, and that: how much adapters count.
+
+    Raises:
+        InputError: what is given for its attentions is no dict.
+    """
     rest, scale = dict(given), 1.0
     for name in _ATTENTIONS:
-        if isinstance(given.get(name), Mapping):
-            others = dict(given[name])
-            scale = others.pop("scale", scale)
-            rest[name] = others or None
+        if (asked := given.get(name)) is None:
+            continue
+        if not isinstance(asked, Mapping):
+            raise InputError(f"{name}={asked!r} was given; give a dict, {{'scale': 0.5}} for one.")
+        others = dict(asked)
+        scale = others.pop("scale", scale)
+        rest[name] = others or None
     return rest, scale
 
 

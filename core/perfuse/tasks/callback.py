@@ -93,6 +93,11 @@ def with_callback(task: Task, call: Call, names: Sequence[str], *, denoiser: Com
         changed = {
             name: value for name, value in answer.tensors.items() if value is not there.get(name)
         }
+        if none := [name for name in changed if name in known and changed[name] is None]:
+            raise InputError(
+                f"callback_on_step_end returned None as {', '.join(none)}. Return a tensor, or leave "
+                "it out."
+            )
         if "latents" in changed:
             samples = (_as(changed["latents"], samples[0]), *samples[1:])
         for name, key in conditions.items():
