@@ -123,5 +123,9 @@ def test_one_part_after_the_other(checkpoint: Make, kind: str, denoiser: str) ->
     assert float((again - drawn).abs().max()) == 0
     with pytest.raises(InputError, match="no latent decoder"):
         rest(**given, **call, seed=0)
+    decoder = whole.vae
     del whole.vae
-    assert whole.vae is None
+    assert whole.vae is None and whole.spec.left_out.keys() == {"vae_encoder", "vae_decoder"}
+    whole.vae = decoder
+    assert not whole.spec.left_out
+    assert torch.equal(whole("red", **call, seed=0, output_type="latent").images, drawn)

@@ -650,7 +650,9 @@ class Parts:
         names = parts_of(self._source.spec).get(part) or parts_of(spec).get(part, [])
         if part not in parts_of(spec) and names:  # it was removed before
             back = {name: self._source.spec.components[name] for name in names}
-            spec = dataclasses.replace(spec, components={**spec.components, **back}, left_out=None)
+            rest = {name: one for name, one in spec.left_out.items() if name not in names}
+            components = {**spec.components, **back}
+            spec = dataclasses.replace(spec, components=components, left_out=rest)
         if model is None:
             self._spec = without(spec, part)
             self._models.pop(part, None)
