@@ -210,6 +210,8 @@ def __getattr__(name: str) -> Any:
         return _get(name)
     except AttributeError:
         found = None
+        if name == "logging":
+            return import_module("perfuse.utils.logging")
         if name.endswith("Pipeline"):
             return getattr(import_module("perfuse.run.pipelines"), name)
         if name[0].isupper() and not name.isupper():

@@ -1,5 +1,5 @@
 """Image processors of pipelines: pictures to tensors and back."""
 
-from perfuse.arrays.vae_image_processor import VaeImageProcessor
+from perfuse.arrays.vae_image_processor import IPAdapterMaskProcessor, VaeImageProcessor
 
-__all__ = ["VaeImageProcessor"]
+__all__ = ["IPAdapterMaskProcessor", "VaeImageProcessor"]

@@ -204,6 +204,30 @@ def test_calls_that_are_refused(pipe: DiffusionPipeline) -> None:
     assert pipe("red", ip_adapter_image=None, **LATENT).images.shape == (1, 4, 8, 8)
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"callback_on_step_end": 3}, "callback_on_step_end=3 was given; give a function"),
+        ({"callback_on_step_end": lambda *_: [1]}, "returned a list; return the dict"),
+        ({"callback_on_step_end": lambda *_: {"latents": None}}, "returned None as latents"),
+        ({"cross_attention_kwargs": [1]}, "cross_attention_kwargs=.1. was given; give a dict"),
+        ({"joint_attention_kwargs": "x"}, "joint_attention_kwargs='x' was given; give a dict"),
+    ],
+)
+def test_callbacks_and_attentions_that_are_refused(
+    given: dict[str, Any], says: str, pipe: DiffusionPipeline
+) -> None:
+    with pytest.raises(InputError, match=says):
+        pipe("red", **given, **LATENT)
+
+
+def test_layers_of_a_guidance_that_is_not_there(pipe: DiffusionPipeline) -> None:
+    with pytest.raises(
+        InputError, match="no perturbed-attention guidance. Open it with enable_pag"
+    ):
+        pipe.set_pag_applied_layers(["mid"])
+
+
 def test_what_a_call_returns(pipe: DiffusionPipeline, checkpoint: Make) -> None:
     out = pipe("red", **LATENT)
     assert isinstance(out, PipelineOutput)
@@ -307,8 +331,10 @@ def test_printed(pipe: DiffusionPipeline) -> None:
 
 
 def test_saving_what_has_no_weights(pipe: DiffusionPipeline, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="was given variant"):
-        pipe.save_pretrained(tmp_path, variant="fp16")
+    with pytest.raises(InputError, match="was given push_to_hub"):
+        pipe.save_pretrained(tmp_path, push_to_hub=True)
+    with pytest.raises(InputError, match="variant='../a' was given; it is a word"):
+        pipe.save_pretrained(tmp_path, variant="../a")
     with pytest.raises(InputError, match="was given safe_serialization=False"):
         pipe.save_pretrained(tmp_path, safe_serialization=False)
     pipe.unet = pipe.program("unet")

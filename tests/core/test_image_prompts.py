@@ -87,8 +87,8 @@ def test_calls_that_are_refused(checkpoint: Make, adapters: Path) -> None:
             "of width 15; image_projection_0 takes 16",
         ),
         (
-            {"ip_adapter_image": PICTURE, "cross_attention_kwargs": {"scale": 1}},
-            "cross_attention_kwargs has scale; this task takes ip_adapter_masks",
+            {"ip_adapter_image": PICTURE, "cross_attention_kwargs": {"gain": 1}},
+            "cross_attention_kwargs has gain; this task takes ip_adapter_masks",
         ),
         (
             {

@@ -89,3 +89,43 @@ def test_a_picture_stands_behind_the_prompt_that_edits_it(checkpoint: Make) -> N
     named = pipe.encode_prompt(prompt="blue", image=picture, num_images_per_prompt=2)
     assert mask is None and named[1] is None
     assert len(states) == 2 and torch.equal(torch.as_tensor(states), torch.as_tensor(named[0]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "denoiser"), [("sd1", "unet"), ("flux", "transformer"), ("z-image", "transformer")]
+)
+def test_one_part_after_the_other(checkpoint: Make, kind: str, denoiser: str) -> None:
+    """A prompt is encoded without a denoiser, and drawn without a text encoder, as in Diffusers' docs."""
+    model, call = checkpoint(kind), {"num_inference_steps": 2, "height": 32, "width": 32}
+    whole = DiffusionPipeline.from_pretrained(model, backend="torch:cpu")
+    drawn = whole("red", **call, seed=0, output_type="latent").images
+
+    texts = DiffusionPipeline.from_pretrained(model, **{denoiser: None}, vae=None)
+    encoded = texts.encode_prompt("red")
+    names = ["prompt_embeds", "negative_prompt_embeds"]
+    given = dict(
+        zip([names[0], "pooled_prompt_embeds"] if kind == "flux" else names, encoded, strict=False)
+    )
+    with pytest.raises(InputError, match=f"needs {denoiser} for this, and has text_encoder"):
+        texts("red", **call, output_type="latent")
+
+    encoders = [name for name in whole.components if name.startswith(("text_enc", "tokenizer"))]
+    without: dict[str, Any] = {**dict.fromkeys(encoders), "vae": None}
+    rest = DiffusionPipeline.from_pretrained(model, **without)
+    latents = rest(**given, **call, seed=0, output_type="latent").images
+    assert float((latents - drawn).abs().max()) == 0
+
+    # A denoiser of one's own, in a pipeline that has nothing else.
+    kind_of = type(getattr(whole, denoiser))
+    own = kind_of.from_pretrained(model, subfolder=denoiser)
+    rest = DiffusionPipeline.from_pretrained(model, **without, **{denoiser: own})
+    again = rest(**given, **call, seed=0, output_type="latent").images
+    assert float((again - drawn).abs().max()) == 0
+    with pytest.raises(InputError, match="no latent decoder"):
+        rest(**given, **call, seed=0)
+    decoder = whole.vae
+    del whole.vae
+    assert whole.vae is None and whole.spec.left_out.keys() == {"vae_encoder", "vae_decoder"}
+    whole.vae = decoder
+    assert not whole.spec.left_out
+    assert torch.equal(whole("red", **call, seed=0, output_type="latent").images, drawn)

@@ -6,6 +6,7 @@ generator. The lines leave ``result``.
 """
 
 import inspect
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -150,6 +151,35 @@ latents = pipe("red", num_inference_steps=5, generator=seeded(0), callback_on_st
                callback_on_step_end_tensor_inputs=names, output_type="latent").images
 result = steps, latents
 """,
+    "callbacks that Diffusers has": """
+from LIB.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
+class Noted(PipelineCallback):
+    tensor_inputs = ["latents"]
+    def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+        noted.append((step_index, int(timestep), sorted(callback_kwargs)))
+        return callback_kwargs
+noted, given = [], {"num_inference_steps": 4, "output_type": "latent"}
+early = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
+both = MultiPipelineCallbacks([Noted(), SDCFGCutoffCallback(cutoff_step_ratio=0.6)])
+drawn = [pipe("red", generator=seeded(0), callback_on_step_end=one, **given).images
+         for one in (None, early, both)]
+assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+result = noted, torch.cat(drawn)
+""",
+    "all that a callback may be given, and what the pipeline shows": """
+shown = []
+def look(pipe, i, t, callback_kwargs):
+    shown.append([(name, tuple(one.shape)) for name, one in callback_kwargs.items()])
+    shown.append((pipe.clip_skip, pipe.guidance_rescale, pipe.cross_attention_kwargs,
+                  pipe.guidance_scale, pipe.do_classifier_free_guidance, pipe.interrupt))
+    return callback_kwargs
+names = pipe._callback_tensor_inputs
+for given in ({}, {"guidance_rescale": 0.3}):
+    pipe("red", num_inference_steps=2, callback_on_step_end=look, output_type="latent",
+         callback_on_step_end_tensor_inputs=names, **given)
+pipe("red", num_inference_steps=1, cross_attention_kwargs={"scale": 0.5}, output_type="latent")
+result = names, shown
+""",
     "the callback of former versions": """
 result = []
 pipe("red", num_inference_steps=4, callback=lambda i, t, l: result.append((i, int(t), l.shape)),
@@ -207,6 +237,52 @@ result = (done.preprocess(image, height=16, width=16),
           done.postprocess(tensor, "pt"), np.asarray(done.postprocess(tensor)[0]),
           done.postprocess(tensor, "np", do_denormalize=[False]), done.pil_to_numpy(image))
 """,
+    "masks by hand": """
+from PIL import Image
+from LIB.image_processor import IPAdapterMaskProcessor, VaeImageProcessor
+from LIB.utils import numpy_to_pil, pt_to_pil
+random = np.random.RandomState(0)
+image, other = (Image.fromarray((random.rand(20, 27, 3) * 255).astype(np.uint8)) for _ in range(2))
+mask = Image.new("L", image.size)
+mask.paste(255, (9, 6, 20, 12))
+masks = VaeImageProcessor(vae_scale_factor=2, do_normalize=False, do_binarize=True,
+                          do_convert_grayscale=True)
+done, box = pipe.image_processor, masks.get_crop_region(mask, 16, 16, pad=2)
+soft = masks.blur(mask, blur_factor=3)
+part = other.resize((16, 16))
+result = (box, *[np.asarray(one) for one in (
+    soft, done.apply_overlay(soft, image, other), done.apply_overlay(mask, image, part, box),
+    done.resize(image, 16, 8, "fill"), done.resize(image, 16, 8, "crop"), done.resize(image, 9, 7),
+    numpy_to_pil(random.rand(1, 8, 8, 3))[0],
+    pt_to_pil(torch.rand(1, 3, 8, 8, generator=seeded(0)) * 2 - 1)[0])],
+    done.preprocess(image, 16, 16, resize_mode="fill", crops_coords=box),
+    done.preprocess([image, other], 16, 16, resize_mode="crop"),
+    masks.preprocess(mask, 16, 16, resize_mode="fill", crops_coords=box),
+    IPAdapterMaskProcessor().preprocess([mask, mask.transpose(Image.Transpose.ROTATE_180)]),
+    IPAdapterMaskProcessor().preprocess([mask], height=16, width=24),
+    done.get_default_height_width(image), done.get_default_height_width(image, 33))
+""",
+    "noise, steps and logs": """
+import LIB
+from LIB.schedulers import AysSchedules
+from LIB.utils import logging
+from LIB.utils.torch_utils import randn_tensor
+LIB.logging.set_verbosity_error()
+levels = [logging.get_verbosity()]
+for say in (logging.set_verbosity_info, logging.set_verbosity_warning):
+    say()
+    levels.append(logging.get_verbosity())
+logging.get_logger("script").info("nothing to see")
+logging.disable_progress_bar()
+shape, device = (2, 4, 3, 3), torch.device("cpu")
+noise = [randn_tensor(shape, generator=one, device=device, dtype=torch.float32)
+         for one in (seeded(0), [seeded(0), seeded(1)], [seeded(2)])]
+before, steps = pipe.scheduler, AysSchedules["StableDiffusionTimesteps"]
+pipe.scheduler = LIB.DPMSolverMultistepScheduler.from_config(before.config)
+drawn = pipe("red", timesteps=steps[::3], generator=seeded(0), output_type="latent").images
+pipe.scheduler = before
+result = levels, torch.cat(noise), dict(AysSchedules), drawn
+""",
     "schedulers swapped": """
 import diffusers
 from LIB import DPMSolverMultistepScheduler
@@ -231,6 +307,27 @@ for where in ("cpu", torch.device("cpu"), torch.float32):
 pipe.to("cpu", torch.float32).to(device="cpu", dtype=torch.float32)
 pipe.my_own = 3
 result = pipe.my_own, pipe("red", num_inference_steps=1, generator=seeded(0), output_type="np").images
+""",
+    "a variant, a config, and processors of attention": """
+import os, tempfile
+from diffusers.models.attention_processor import AttnProcessor2_0
+unet = pipe.unet
+unet.set_attn_processor(AttnProcessor2_0())
+unet.set_default_attn_processor()
+with tempfile.TemporaryDirectory() as folder:
+    pipe.save_pretrained(folder, variant="fp16")
+    files = [sorted(os.listdir(f"{folder}/{name}")) for name in ("unet", "vae", "text_encoder")]
+    again = type(pipe).from_pretrained(folder, variant="fp16", safety_checker=None)
+    again.set_progress_bar_config(disable=True)
+    latents = again("red", num_inference_steps=1, generator=seeded(0), output_type="latent").images
+    unet.save_pretrained(save_directory=f"{folder}/one", variant="ema", max_shard_size="10GB")
+    unet.save_config(f"{folder}/two")
+    files += [sorted(os.listdir(f"{folder}/{name}")) for name in ("one", "two")]
+    read = type(unet).load_config(f"{folder}/two")
+here = type(unet).load_config(SD, subfolder="unet")
+made = type(unet).from_config(here)
+result = (files, latents, list(read["block_out_channels"]), here["in_channels"],
+          unet.num_parameters(), made.num_parameters())
 """,
     "models of any class": """
 from LIB import AutoModel
@@ -291,7 +388,7 @@ def test_the_same_lines(name: str, folders: dict[str, str], pipes: dict[Any, Any
 
 
 def _run(lines: str, library: Any, folders: dict[str, str], pipes: dict[Any, Any]) -> Any:
-    code = lines.replace("from LIB", f"from {library.__name__}")
+    code = lines.replace("LIB", library.__name__)
     names = {"torch": torch, "np": np, "pipe": pipes[library], **folders}
     names["seeded"] = lambda seed: torch.Generator().manual_seed(seed)
     with warnings.catch_warnings():
@@ -368,3 +465,46 @@ def test_sizes_of_the_negative_prompt(checkpoint: Make) -> None:
     assert float(difference) <= 1e-4
     plain = pipe("red", seed=0, num_inference_steps=1, output_type="latent").images
     assert float((plain - drawn[perfuse]).abs().max()) > 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_controlnet_chooses_the_class(checkpoint: Make, tmp_path: Path) -> None:
+    """``AutoPipelineFor…`` opens a plain checkpoint with a ControlNet as the class that has one."""
+    import shutil
+
+    from PIL import Image
+
+    from perfuse_conformance.checkpoints import edit_json
+
+    folder = Path(shutil.copytree(checkpoint("followed"), tmp_path / "plain"))
+    shutil.move(folder / "controlnet", tmp_path / "controlnet")
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    del index["controlnet"]
+    (folder / "model_index.json").write_text(json.dumps(index), "utf-8")
+    edit_json(folder / "model_index.json", _class_name="StableDiffusionPipeline")
+    make_gentle(folder)
+    random = np.random.RandomState(0)
+    one, two, mask = (
+        Image.fromarray((random.rand(16, 16, 3) * 255).astype(np.uint8)) for _ in range(3)
+    )
+    calls: dict[str, dict[str, Any]] = {
+        "Text2Image": {"image": one},
+        "Image2Image": {"image": one, "control_image": two},
+        "Inpainting": {"image": one, "control_image": two, "mask_image": mask},
+    }
+    for task, call in calls.items():
+        drawn, names = [], []
+        for library in (diffusers, perfuse):
+            auto = getattr(library, f"AutoPipelineFor{task}")
+            net = library.ControlNetModel.from_pretrained(tmp_path / "controlnet")
+            pipe = auto.from_pretrained(folder, controlnet=net, safety_checker=None)
+            pipe.set_progress_bar_config(disable=True)
+            generator = torch.Generator().manual_seed(0)
+            given = {**call, "num_inference_steps": 3, "output_type": "latent"}
+            drawn.append(pipe("red", generator=generator, **given).images)
+            names.append(type(pipe).__name__)
+        assert names[0] == names[1]
+        assert float((drawn[0] - drawn[1]).abs().max()) <= CLOSE
+    plain = perfuse.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    added = perfuse.AutoPipelineForText2Image.from_pipe(plain, controlnet=net)
+    assert type(added).__name__ == "StableDiffusionControlNetPipeline"

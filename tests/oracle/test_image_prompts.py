@@ -115,6 +115,16 @@ def test_several_with_scales_and_masks(checkpoint: Make, folder: Path) -> None:
     )
 
 
+def test_image_prompts_that_end_early(checkpoint: Make, folder: Path) -> None:
+    from perfuse.callbacks import IPAdapterScaleCutoffCallback
+
+    both = Both(checkpoint("sd1"), folder / "sd1", "plain")
+    whole = both.check(ip_adapter_image=picture(0))
+    early = IPAdapterScaleCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=0)
+    ended = both.check(ip_adapter_image=picture(0), callback_on_step_end=early)
+    assert np.abs(whole - ended).max() > 1e-3
+
+
 def test_given_embeddings(checkpoint: Make, folder: Path) -> None:
     both = Both(checkpoint("sd1"), folder / "sd1", "face")
     embeds = torch.randn(2, 3, EMBED, generator=torch.Generator().manual_seed(0))

@@ -69,6 +69,21 @@ def test_pag_is_enabled_where_a_pipeline_is_opened(sd: Pair) -> None:
     assert type(plain).__name__ == "StableDiffusionImg2ImgPipeline"
 
 
+def test_pag_of_other_layers(sd: Pair) -> None:
+    """``set_pag_applied_layers`` changes what is perturbed between two calls."""
+    both = sd.like("StableDiffusionPAGPipeline")
+    both.ours = perfuse.AutoPipelineForText2Image.from_pipe(sd.ours, enable_pag=True)
+    call = {"prompt": "a red circle", "pag_scale": 2.0}
+    before = both.check(**call)
+    for layers in (["mid", "up"], "down"):
+        for pipe in (both.ours, both.theirs):
+            pipe.set_pag_applied_layers(layers)
+        after = both.check(**call)
+        assert abs(after - before).max() > 1e-3
+    assert both.ours.pag_scale == both.theirs.pag_scale == 2.0
+    assert both.ours.pag_adaptive_scale == both.theirs.pag_adaptive_scale
+
+
 def test_pag_draws_after_pictures(sd: Pair) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
     mask = Image.new("L", image.size)

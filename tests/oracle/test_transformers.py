@@ -15,6 +15,7 @@ diffusers = pytest.importorskip("diffusers")
 from PIL import Image
 from tests.oracle.pairs import LATENTS, Pair, make_gentle
 
+import perfuse
 from perfuse import DiffusionPipeline
 from perfuse.errors import CheckpointError, InputError
 from perfuse.models import registry
@@ -171,6 +172,104 @@ def test_sizes_of_the_training(checkpoint: Make, tmp_path: Path) -> None:
     both = Pair.open(folder, "PixArtAlphaPipeline")
     asked = {**PLAIN, "use_resolution_binning": True, "height": 56, "width": 40}
     assert both.check_pictures(**asked, num_inference_steps=2).shape == (1, 56, 40, 3)
+
+
+def test_loras_by_a_call(pair: Callable[[str], Pair]) -> None:
+    """Transformers' classes take how much adapters count in ``joint_attention_kwargs``."""
+    both = pair("flux")
+    generator = torch.Generator().manual_seed(1)
+    name, layer = "transformer_blocks.0.attn.to_q", both.theirs.transformer
+    width = layer.get_submodule(name).weight.shape[1]
+    state = {
+        f"transformer.{name}.lora_{factor}.weight": torch.randn(*shape, generator=generator)
+        for factor, shape in {"A": (4, width), "B": (width, 4)}.items()
+    }
+    plain = both.check(**GIVEN, joint_attention_kwargs={})
+    both.check(**GIVEN, joint_attention_kwargs={"scale": 0.3})
+    for pipe in (both.ours, both.theirs):
+        pipe.load_lora_weights(dict(state), adapter_name="one")
+    whole = both.check(**GIVEN)
+    part = both.check(**GIVEN, joint_attention_kwargs={"scale": 0.3})
+    assert np.abs(whole - part).max() > 1e-3 < np.abs(plain - part).max()
+    assert np.array_equal(both.check(**GIVEN), whole)
+    with pytest.raises(InputError, match="was given joint_attention_kwargs; it takes prompt"):
+        both.ours(**GIVEN, joint_attention_kwargs={"ip_hidden_states": 1})
+    for pipe in (both.ours, both.theirs):
+        pipe.unload_lora_weights()
+
+
+def test_guidance_that_ends_by_a_callback(pair: Callable[[str], Pair]) -> None:
+    from perfuse.callbacks import SD3CFGCutoffCallback
+
+    both = pair("sd3")
+    early = SD3CFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=0)
+    ended = both.check(**GIVEN, callback_on_step_end=early)
+    assert np.abs(ended - both.check(**GIVEN)).max() > 1e-3
+
+
+def _drawn(*shape: int) -> Any:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+#: A call of each transformer by hand, of its config, with the arguments of Diffusers' pipelines.
+BY_HAND: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "flux": lambda config: {
+        "hidden_states": _drawn(2, 6, config.in_channels),
+        "timestep": torch.tensor([0.5, 0.25]),
+        "guidance": torch.tensor([3.0, 2.0]),
+        "pooled_projections": _drawn(2, config.pooled_projection_dim),
+        "encoder_hidden_states": _drawn(2, 5, config.joint_attention_dim),
+        "txt_ids": torch.zeros(5, 3),
+        "img_ids": torch.tensor([[0.0, i, j] for i in range(3) for j in range(2)]),
+        "joint_attention_kwargs": {},
+    },
+    "sd3": lambda config: {
+        "hidden_states": _drawn(2, config.in_channels, 8, 8),
+        "timestep": torch.tensor([500.0, 20.0]),
+        "encoder_hidden_states": _drawn(2, 5, config.joint_attention_dim),
+        "pooled_projections": _drawn(2, config.pooled_projection_dim),
+        "joint_attention_kwargs": None,
+    },
+    "sana": lambda config: {
+        "hidden_states": _drawn(2, config.in_channels, 8, 8),
+        "timestep": torch.tensor([500.0, 20.0]),
+        "encoder_hidden_states": _drawn(2, 5, config.caption_channels),
+        "encoder_attention_mask": torch.ones(2, 5),
+    },
+    "lumina2": lambda config: {
+        "hidden_states": _drawn(2, config.in_channels, 8, 8),
+        "timestep": torch.tensor([0.5, 0.25]),
+        "encoder_hidden_states": _drawn(2, 5, config.cap_feat_dim),
+        "encoder_attention_mask": torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]),
+    },
+    "z-image": lambda config: {
+        "x": [_drawn(config.in_channels, 1, 8, 8), -_drawn(config.in_channels, 1, 8, 8)],
+        "t": torch.tensor([0.5, 0.25]),
+        "cap_feats": [_drawn(5, config.cap_feat_dim), _drawn(7, config.cap_feat_dim)],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", BY_HAND)
+def test_a_transformer_by_hand(checkpoint: Make, kind: str) -> None:
+    """A loop of the user's own calls ``pipe.transformer`` as Diffusers' pipelines do."""
+    drawn = []
+    for library in (diffusers, perfuse):
+        network = library.AutoModel.from_pretrained(str(checkpoint(kind)), subfolder="transformer")
+        assert type(network).__module__.startswith(library.__name__)
+        call = BY_HAND[kind](network.config)
+        with torch.no_grad():
+            (plain,) = network(**call, return_dict=False)
+            named = network(**call).sample
+        drawn.append((plain, named))
+    for theirs, ours in zip(*drawn, strict=True):
+        assert type(theirs) is type(ours)
+        for one, other in zip(theirs, ours, strict=True):
+            assert one.shape == other.shape and one.dtype == other.dtype
+            assert float((one - other).abs().max()) <= LATENTS
+            assert float(one.std()) > 1e-3
+    with pytest.raises(InputError, match="was called with hidden_states; perfuse's network takes"):
+        network(hidden_states=torch.ones(1, 4, 4))
 
 
 @exhaustive

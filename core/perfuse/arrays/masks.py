@@ -13,7 +13,7 @@ from perfuse.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Box", "blurred", "crop_region", "filled", "overlaid"]
+__all__ = ["Box", "blurred", "covering", "crop_region", "filled", "overlaid"]
 
 #: Left, top, right and bottom in pixels; the last two are not part of it.
 Box: TypeAlias = tuple[int, int, int, int]
@@ -106,14 +106,14 @@ def overlaid(mask: "Image", original: "Image", drawn: "Image", box: Box | None) 
     kept.paste(original.convert("RGBA").convert("RGBa"), mask=hidden)
     if box is not None:
         base = Image.new("RGBA", original.size)
-        base.paste(_covering(drawn, box[2] - box[0], box[3] - box[1]), box[:2])
+        base.paste(covering(drawn, box[2] - box[0], box[3] - box[1]), box[:2])
         drawn = base.convert("RGB")
     result = drawn.convert("RGBA")
     result.alpha_composite(kept.convert("RGBA"))
     return result.convert("RGB")
 
 
-def _covering(image: "Image", width: int, height: int) -> "Image":
+def covering(image: "Image", width: int, height: int) -> "Image":
     """A picture resized to cover a size, and cut to it."""
     from PIL import Image
     from PIL.Image import Resampling

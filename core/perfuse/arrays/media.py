@@ -7,13 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from perfuse.arrays.operations import to_numpy
+from perfuse.arrays.pictures import as_image, to_unit
 from perfuse.arrays.reading import picture_file
 from perfuse.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["export_to_gif", "export_to_video", "load_image", "make_image_grid"]
+__all__ = [
+    "export_to_gif",
+    "export_to_video",
+    "load_image",
+    "make_image_grid",
+    "numpy_to_pil",
+    "pt_to_pil",
+]
 
 _REMOTE = ("http://", "https://")
 #: The most bytes that are read from a URL.
@@ -170,3 +179,15 @@ def _path(given: str | os.PathLike[str] | None, suffix: str) -> str:
         return os.fspath(given)
     with tempfile.NamedTemporaryFile(suffix=suffix, delete=False) as file:
         return file.name
+
+
+def numpy_to_pil(images: Any) -> "list[Image]":
+    """Pictures [B, H, W, C] or [H, W, C] in [0, 1] as PIL images."""
+    array = np.asarray(images)
+    array = array[None] if array.ndim == 3 else array
+    return [as_image(one) for one in (array * 255).round().astype(np.uint8)]
+
+
+def pt_to_pil(images: Any) -> "list[Image]":
+    """A tensor of pictures [B, C, H, W] in [-1, 1] as PIL images."""
+    return numpy_to_pil(to_unit(to_numpy(images)))

@@ -28,7 +28,7 @@ from perfuse.contract.component import Component, Recipe
 from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.errors import PerfuseError, UnsupportedError
 from perfuse.models.building import wrap
-from perfuse.models.registry import called, describe, host_inputs, is_known, with_hidden_states
+from perfuse.models.registry import asked, called, describe, is_known, with_hidden_states
 from perfuse.sources.checkpoint import OF_THE_CONFIG
 
 __all__ = ["Neutral", "as_array", "neutral_of"]
@@ -125,24 +125,10 @@ class Translated(Neutral):
     parameters: inspect.Signature
 
     def asked(self, call: Call) -> Called:
-        spec = self.component.spec
-        found = called(spec, _arguments(self.parameters, call))
+        found = asked(self.component.spec, _arguments(self.parameters, call))
         if found is None:
             raise UnsupportedError("perfuse's network takes no such call")
-        inputs, back = dict(found[0]), found[1]
-        sizes: dict[str, int] = {}
-        for one in spec.signature.inputs:
-            if one.name in inputs and np.ndim(inputs[one.name]) == len(one.shape):
-                pairs = zip(one.shape, np.shape(inputs[one.name]), strict=True)
-                sizes |= {str(dim): size for dim, size in pairs}
-        for one in spec.signature.inputs:  # one number for all pictures is repeated
-            if one.name in inputs and one.shape == ("batch",):
-                inputs[one.name] = np.broadcast_to(inputs[one.name], sizes["batch"])
-        missing = [name for name in spec.signature.input_names if name not in inputs]
-        given = host_inputs(spec, sizes) if missing else {}
-        inputs |= {name: given[name] for name in missing if name in given}
-        spec.check_dims(spec.signature.bind(inputs, component=spec.name))
-        return inputs, back
+        return found
 
     def answering(self, answer: Answer) -> "Translated":
         return self

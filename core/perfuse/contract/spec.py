@@ -310,12 +310,15 @@ class PipelineSpec:
     schedulers: Mapping[str, Mapping[str, Any]] = field(default_factory=FrozenDict)
     #: Scalars of ``model_index.json``, e.g. ``force_zeros_for_empty_prompt``.
     options: Mapping[str, Any] = field(default_factory=FrozenDict)
+    #: Components that the model has and the pipeline was opened without, to encode prompts alone for
+    #: one: what they take and give is known, and they do not run.
+    left_out: Mapping[str, ComponentSpec] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:
         if not self.class_name.isidentifier():
             raise InputError(f"The pipeline's class is {self.class_name!r}; a name was expected.")
         names = ("components", "scheduler", "schedulers", "tokenizers", "processors", "options")
-        for name in (*names, "templates"):
+        for name in (*names, "templates", "left_out"):
             object.__setattr__(self, name, FrozenDict(getattr(self, name)))
 
     def having(self, role: str) -> tuple[ComponentSpec, ...]:
@@ -338,7 +341,11 @@ class PipelineSpec:
 
     @property
     def denoiser(self) -> ComponentSpec:
-        """The component that the denoising loop runs."""
+        """The component that the denoising loop runs, also where the pipeline was left without it."""
+        if not self.having(Role.DENOISER):
+            for component in self.left_out.values():
+                if component.role == Role.DENOISER:
+                    return component
         return self.one(Role.DENOISER)
 
     @property

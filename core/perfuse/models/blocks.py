@@ -6,19 +6,41 @@ TeaCache (Liu et al. 2024, arXiv:2411.19108), MagCache (Ma et al. 2025, arXiv:25
 """
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from perfuse.arrays import to_numpy
+from perfuse.contract.spec import TensorSpec
 from perfuse.errors import InputError
 from perfuse.models.block_cut import Cut
 from perfuse.models.model import Model
+from perfuse.models.outputs import ModelOutput
+from perfuse.models.registry import asked, describe
 
-__all__ = ["BlockModel", "OuterBlocks", "WithAdded", "grid_of", "outer_part", "with_added"]
+__all__ = [
+    "BlockModel",
+    "OuterBlocks",
+    "Prediction",
+    "WithAdded",
+    "grid_of",
+    "outer_part",
+    "with_added",
+]
 
 #: Sequences of tokens, each [B, N, C]; the picture's are in the first.
 Streams = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Prediction(ModelOutput):
+    """What a transformer predicts, called as Diffusers' is."""
+
+    #: The prediction; of Z-Image a list of [C, 1, h, w].
+    sample: Any
 
 
 class BlockModel(Model):
@@ -53,10 +75,47 @@ class BlockModel(Model):
         """The streams of what ``apart`` gives."""
         return tokens
 
-    def forward(self, *inputs: Tensor | None, **named: Tensor | None) -> tuple[Tensor]:
-        """The prediction, as ``begin`` says of what."""
+    def forward(self, *inputs: Tensor | None, **named: Any) -> Any:
+        """The prediction, as ``begin`` says of what.
+
+        With the names of Diffusers' model, ``hidden_states`` or ``x`` for one, it is called as that is:
+        the same arguments, a ``Prediction`` or with ``return_dict=False`` a tuple, and no gradients.
+
+        Raises:
+            InputError: that call has arguments that perfuse's network does not take.
+        """
+        if not inputs and "sample" not in named:
+            return self._as_diffusers(**named)
         streams, told = self.begin(*inputs, **named)
         return (self.finish(self.apart(self.through(streams, told), told)[0], told),)
+
+    def _as_diffusers(self, *, return_dict: bool = True, **named: Any) -> Any:
+        name = type(self).__name__
+        (spec,) = describe(name, "transformer", "transformer", self.config.to_dict())
+        given = {key: one for key, one in named.items() if one is not None and one != {}}
+        found = asked(spec, {key: _array(one) for key, one in given.items()})
+        if found is None:
+            raise InputError(
+                f"{name} was called with {', '.join(given)}; perfuse's network takes the arguments that "
+                "Diffusers' pipeline gives its own, or by position its own "
+                f"{', '.join(spec.signature.input_names)}. For any other call use Diffusers' model."
+            )
+        inputs = {one.name: self._placed(found[0][one.name], one) for one in spec.signature.inputs}
+        with torch.no_grad():
+            out = self(*inputs.values())[0]
+        outputs = list(found[1]({"out_sample": out}))
+        # A model that takes its pictures in a list gives one back.
+        listed = any(isinstance(one, list | tuple) for one in given.values())
+        sample = outputs if listed else outputs[0]
+        return Prediction(sample=sample) if return_dict else (sample,)
+
+    def _placed(self, array: Any, spec: TensorSpec) -> Tensor:
+        tensor = torch.as_tensor(np.ascontiguousarray(array), device=self.device)
+        return (
+            tensor.to(self.dtype)
+            if spec.dtype == "float"
+            else tensor.to(getattr(torch, spec.dtype))
+        )
 
     def part(self, row: str, first: int, last: int | None) -> list[nn.Module]:
         """The blocks of a row that are between two numbers, which count the blocks of all rows."""
@@ -113,6 +172,13 @@ class OuterBlocks(nn.Module):
         before = model.apart(near, told)
         after = (*(a + b for a, b in zip(before, added, strict=False)), *before[len(added) :])
         return _finished(model, here, model.together(after, told), told), sign
+
+
+def _array(given: Any) -> Any:
+    """Arrays for tensors, also in a list."""
+    if isinstance(given, list | tuple):
+        return [_array(one) for one in given]
+    return to_numpy(given.detach()) if isinstance(given, Tensor) else given
 
 
 def with_added(module: nn.Module, here: Cut) -> nn.Module:

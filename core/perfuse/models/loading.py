@@ -18,7 +18,7 @@ from perfuse.sources.hub import file_from_hub, is_hub_id
 from perfuse.sources.layouts import DENOISERS, VAE
 from perfuse.sources.model_index import read_json
 from perfuse.sources.original import NONE, OriginalFile, locate
-from perfuse.sources.weights import Weights, variants
+from perfuse.sources.weights import Weights, check_variant, variants
 
 if TYPE_CHECKING:
     from perfuse.models.model import Model
@@ -29,6 +29,8 @@ __all__ = [
     "load_model",
     "load_single_file",
     "load_state",
+    "read_config",
+    "save_config",
     "save_model",
 ]
 
@@ -225,18 +227,51 @@ def load_single_file(
     return model.eval()
 
 
-def save_model(model: "Model", folder: Path) -> None:
+def save_model(model: "Model", folder: Path, *, variant: str | None = None) -> None:
     """Write ``config.json`` and the weights; each file appears only when it is complete.
 
     Raises:
         CheckpointError: the folder cannot be written.
+        InputError: the variant is no word that a file name can have.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    config = {**model.config.to_dict(), "_perfuse_version": _version()}
+    check_variant(variant)
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    _make_folder(model, folder)
+    stem, _, ending = model.weights_name.rpartition(".")
+    name = model.weights_name if variant is None else f"{stem}.{variant}.{ending}"
+    with replacing(folder / name, error=CheckpointError) as partial:
+        try:
+            save_file(state, partial, metadata={"format": "pt"})
+        except SafetensorError as exc:  # the disk is full
+            raise OSError(str(exc)) from exc
+    save_config(model, folder)
+
+
+def save_config(model: "Model", folder: Path) -> None:
+    """Write ``config.json`` alone.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    _make_folder(model, folder)
+    config = {**model.config.to_dict(), "_perfuse_version": _version()}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    write_file(folder / _CONFIG, text, error=CheckpointError)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of a component's ``config.json``.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    return dict(read_json(folder / _CONFIG))
+
+
+def _make_folder(model: "Model", folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
@@ -244,12 +279,6 @@ def save_model(model: "Model", folder: Path) -> None:
             f"{type(model).__name__} was to be saved to {folder}; the system said: "
             f"{exc.strerror or exc}. Free space or choose another folder."
         ) from exc
-    with replacing(folder / model.weights_name, error=CheckpointError) as partial:
-        try:
-            save_file(state, partial, metadata={"format": "pt"})
-        except SafetensorError as exc:  # the disk is full
-            raise OSError(str(exc)) from exc
-    write_file(folder / _CONFIG, text, error=CheckpointError)
 
 
 def _version() -> str:

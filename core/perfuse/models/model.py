@@ -12,6 +12,15 @@ from perfuse.errors import InputError
 from perfuse.models.config import ModelConfig
 from perfuse.models.names import current
 
+#: Diffusers' attention processors that compute the same as its default one, in another way.
+_PLAIN_ATTENTION = (
+    "AttnProcessor",
+    "AttnProcessor2_0",
+    "FusedAttnProcessor2_0",
+    "SlicedAttnProcessor",
+    "XFormersAttnProcessor",
+)
+
 
 class Model(nn.Module):
     """One of perfuse's own models. Subclasses set ``config_class`` and create layers in ``build``.
@@ -151,16 +160,90 @@ class Model(nn.Module):
         )
 
     def save_pretrained(
-        self, folder: str | os.PathLike[str], *, safe_serialization: bool = True
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
     ) -> None:
-        """Write ``config.json`` and the weights, named as Diffusers and Transformers name them."""
+        """Write ``config.json`` and the weights, named as Diffusers and Transformers name them.
+
+        Args:
+            save_directory: The folder.
+            safe_serialization: ``True``: weights are written as safetensors alone.
+            variant: Part of the weight file's name: ``"fp16"``.
+            max_shard_size: Of no effect: the weights are one file.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+            InputError: ``safe_serialization=False`` was given, or a variant that is no word.
+        """
         from perfuse.models.loading import save_model
 
         if not safe_serialization:
             raise InputError(
                 "safe_serialization=False was given; weights are written as safetensors."
             )
-        save_model(self, Path(folder))
+        save_model(self, Path(save_directory), variant=variant)
+
+    def save_config(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` alone.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        from perfuse.models.loading import save_config
+
+        save_config(self, Path(save_directory))
+
+    @classmethod
+    def load_config(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        subfolder: str | None = None,
+        **settings: Any,
+    ) -> dict[str, Any]:
+        """The content of a component's ``config.json``, for ``from_config``.
+
+        Args:
+            pretrained_model_name_or_path: As for ``from_pretrained``.
+            subfolder: The component's folder in it.
+            **settings: ``revision``, ``local_files_only``, ``cache_dir``, ``token``.
+
+        Raises:
+            CheckpointError: there is no such config, or it cannot be read.
+        """
+        from perfuse.models.loading import component_folder, read_config
+
+        return read_config(component_folder(pretrained_model_name_or_path, subfolder, settings))
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """How many numbers the weights are; of those that gradients are computed for, if asked."""
+        weights = self.parameters()
+        return sum(one.numel() for one in weights if one.requires_grad or not only_trainable)
+
+    def set_attn_processor(self, processor: Any) -> None:
+        """Change nothing for a processor that computes plain attention, as every backend does.
+
+        Args:
+            processor: One of Diffusers' processors, or a dict of them by layer.
+
+        Raises:
+            InputError: one of them computes something else.
+        """
+        several = processor.values() if isinstance(processor, Mapping) else [processor]
+        for name in (type(one).__name__ for one in several):
+            if name not in _PLAIN_ATTENTION:
+                raise InputError(
+                    f"A {name} was given to compute attention, which perfuse's {type(self).__name__} "
+                    "does itself on every backend. Use Diffusers' model for it: "
+                    "from_pretrained(…, bridged=True), and set the processor there."
+                )
+
+    def set_default_attn_processor(self) -> None:
+        """Change nothing: attention is computed plainly."""
 
     @staticmethod
     def rename(name: str) -> str | None:

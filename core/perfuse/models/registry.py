@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from perfuse.contract.architecture import Architecture, Attentions, Called
 from perfuse.contract.component import Component
 from perfuse.contract.guider import Perturbation
@@ -275,6 +277,38 @@ def called(spec: ComponentSpec, arguments: Mapping[str, Any]) -> Called | None:
         return None
     found: Called | None = resolve(architecture.called)(spec, arguments)
     return found
+
+
+def asked(spec: ComponentSpec, arguments: Mapping[str, Any]) -> Called | None:
+    """All inputs of a component for a call of Diffusers' model: those that the host computes, too.
+
+    Args:
+        spec: The component.
+        arguments: The call's arguments by name, arrays for tensors; without those that are ``None``.
+
+    Returns:
+        ``None`` where the architecture takes no such call.
+
+    Raises:
+        InputError: the inputs have sizes that the component does not take.
+    """
+    found = called(spec, arguments)
+    if found is None:
+        return None
+    inputs, back = dict(found[0]), found[1]
+    sizes: dict[str, int] = {}
+    for one in spec.signature.inputs:
+        if one.name in inputs and np.ndim(inputs[one.name]) == len(one.shape):
+            pairs = zip(one.shape, np.shape(inputs[one.name]), strict=True)
+            sizes |= {str(dim): size for dim, size in pairs}
+    for one in spec.signature.inputs:  # one number for all pictures is repeated
+        if one.name in inputs and one.shape == ("batch",):
+            inputs[one.name] = np.broadcast_to(inputs[one.name], sizes["batch"])
+    missing = [name for name in spec.signature.input_names if name not in inputs]
+    given = host_inputs(spec, sizes) if missing else {}
+    inputs |= {name: given[name] for name in missing if name in given}
+    spec.check_dims(spec.signature.bind(inputs, component=spec.name))
+    return inputs, back
 
 
 def with_hidden_states(spec: ComponentSpec) -> ComponentSpec | None:

@@ -7,6 +7,7 @@ from perfuse.bridge.classes import from_pipe
 from perfuse.bridge.opening import class_by_name, has_diffusers, open_bridged
 from perfuse.contract.source import Source
 from perfuse.errors import NotNativeError
+from perfuse.run.adding import with_added
 from perfuse.run.arguments import read_arguments
 from perfuse.run.classes import family_of, named_class, relative
 from perfuse.run.pipeline import DiffusionPipeline
@@ -69,9 +70,12 @@ class _AutoPipeline:
                 raise
             opening = class_by_name(cls.__name__).from_pretrained
             return open_bridged(pretrained_model_name_or_path, opening, **settings)
+        added, _ = with_added(
+            source, asked.components, variant=settings.get("variant"), offline=offline
+        )
         for name in ("revision", "variant", "scheduler_from"):
             settings.pop(name, None)
-        kind = cls._class(source.spec.class_name, enable_pag)
+        kind = cls._class(added.spec.class_name, enable_pag)
         return kind.from_pretrained(source, **settings)
 
     @classmethod
@@ -83,8 +87,10 @@ class _AutoPipeline:
         """
         if not isinstance(pipeline, DiffusionPipeline):
             return from_pipe(class_by_name(cls.__name__).from_pipe, pipeline, **settings)
-        kind = cls._class(pipeline.spec.class_name, settings.pop("enable_pag", None))
-        return kind.from_pipe(pipeline, **settings)
+        enable_pag = settings.pop("enable_pag", None)
+        added, _ = with_added(pipeline.source, read_arguments(settings).components)
+        spec = pipeline.spec if added is pipeline.source else added.spec
+        return cls._class(spec.class_name, enable_pag).from_pipe(pipeline, **settings)
 
     @classmethod
     def _class(cls, class_name: str, enable_pag: bool | None) -> type[DiffusionPipeline]:

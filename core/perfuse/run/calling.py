@@ -16,12 +16,26 @@ from perfuse.run.preview import decoded, guess, preview_decoder
 from perfuse.run.progress_bar import progress_bar
 from perfuse.run.record import recorded
 from perfuse.run.tools import PipelineTools
-from perfuse.tasks.callback import Answer, stoppable, with_callback
+from perfuse.tasks.callback import Answer, stoppable, tensors_of, with_callback
 from perfuse.tasks.choosing import choose
 
 __all__ = ["Calling"]
 
 Callback = Callable[[Any, int, Any, dict[str, Any]], Mapping[str, Any] | None]
+
+#: What Diffusers' classes pass on to attentions; ``scale`` in it says how much adapters count.
+_ATTENTIONS = ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs")
+#: What else a pipeline of Diffusers shows of the call that runs, or ran last.
+_SHOWN = (
+    "clip_skip",
+    "denoising_end",
+    "denoising_start",
+    "guidance_rescale",
+    "image_guidance_scale",
+    "pag_adaptive_scale",
+    "pag_scale",
+    "skip_guidance_layers",
+)
 
 
 class Calling(Parts):
@@ -32,6 +46,8 @@ class Calling(Parts):
     _num_timesteps: int = 0
     _interrupt: bool = False
     _running: Task | None = None
+    _given: Mapping[str, Any] = {}
+    _current_timestep: Any = None
 
     def __call__(
         self,
@@ -71,7 +87,7 @@ class Calling(Parts):
             ExportError: a component could not be exported to its target's format.
             NonFiniteError: the result holds NaN.
         """
-        chosen, given = self._chosen(arguments, inputs, task)
+        chosen, given, factor = self._chosen(arguments, inputs, task)
         wanted = ("images",) if output is None else (output,) if isinstance(output, str) else output
         _check_known(chosen, wanted)
         chosen = self._with_callback(
@@ -83,7 +99,7 @@ class Calling(Parts):
             )
         state: Mapping[str, Any] = {}
         with _Bar(self._progress_bar_config) as bar:
-            for event in self._run(chosen, given):
+            for event in self._run(chosen, given, factor):
                 state = event.state
                 bar.show(event)
         if output is not None:
@@ -127,9 +143,9 @@ class Calling(Parts):
         decoder = preview_decoder(self, vae) if vae is not None else None
         return decoded(PipelineTools(self), task, event, latents, decoder)
 
-    def _run(self, task: Task, inputs: Mapping[str, Any]) -> Iterator[Event]:
-        inputs = self._with_lora_scale(inputs)
-        self._interrupt, self._running = False, task
+    def _run(self, task: Task, inputs: Mapping[str, Any], lora_factor: Any) -> Iterator[Event]:
+        self._set_lora_factor(lora_factor if self._loras.names else 1.0)
+        self._interrupt, self._running, self._given = False, task, inputs
         scale = inputs.get("guidance_scale")
         usual = task.inputs.get("guidance_scale")
         self._guidance_scale = usual.default if scale is None and usual is not None else scale
@@ -143,26 +159,14 @@ class Calling(Parts):
         except NonFiniteError as exc:
             raise NonFiniteError(f"{exc}{tools.witness.told(self)}") from exc
 
-    def _with_lora_scale(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Have adapters count as a call says, and return its other inputs.
-
-        Diffusers takes it in ``cross_attention_kwargs``; without adapters that is left to the task.
-        """
-        others = dict(inputs.get("cross_attention_kwargs") or {})
-        scale = others.pop("scale", 1.0) if self._loras.names else 1.0
-        self._set_lora_factor(scale)
-        if len(others) == len(inputs.get("cross_attention_kwargs") or {}):
-            return inputs
-        return {**inputs, "cross_attention_kwargs": others or None}
-
     def _manifest(self) -> PipelineManifest | None:
         """The manifest of the pipeline's class; ``None`` for a class of the user's own."""
         return host().pipelines().get(self._spec.class_name)
 
     def _chosen(
         self, arguments: Sequence[Any], inputs: Mapping[str, Any], asked: str | None
-    ) -> tuple[Task, dict[str, Any]]:
-        """The task of a call, and its inputs by name."""
+    ) -> tuple[Task, dict[str, Any], Any]:
+        """The task of a call, its inputs by name, and how much adapters count in it."""
         manifest, tasks = self._manifest(), self.tasks
         order = manifest.arguments if manifest is not None else ()
         order = order or tuple(next(iter(tasks.values())).inputs)
@@ -174,29 +178,60 @@ class Calling(Parts):
         by_position = dict(zip(order, arguments, strict=False))
         if twice := [name for name in by_position if name in inputs]:
             raise InputError(f"{', '.join(twice)} was given by position and by name. Give it once.")
-        given = {**by_position, **inputs}
+        given, factor = _without_scale({**by_position, **inputs})
         known = {name for one in tasks.values() for name in one.inputs}
         # ``None`` is without, also where perfuse has no such input.
         given = {n: value for n, value in given.items() if n in known or value is not None}
-        return choose(tasks, given, asked), given
+        return choose(tasks, given, asked), given, factor
 
     def _with_callback(self, task: Task, callback: Callback | None, names: Sequence[str]) -> Task:
         if callback is None:
             return task
+        if not callable(callback):
+            raise InputError(
+                f"callback_on_step_end={callback!r} was given; give a function of the pipeline, the "
+                "step's number, its timestep and a dict of tensors."
+            )
         names = getattr(callback, "tensor_inputs", names)
 
         def call(index: int, timestep: Any, tensors: dict[str, Any]) -> Answer:
-            before = self._guidance_scale
-            returned = callback(self, index, timestep, tensors)
+            before, self._current_timestep = self._guidance_scale, timestep
+            try:
+                returned = callback(self, index, timestep, tensors)
+            finally:
+                self._current_timestep = None
             after = self._guidance_scale
+            if returned is not None and not isinstance(returned, Mapping):
+                raise InputError(
+                    f"callback_on_step_end returned a {type(returned).__name__}; return the dict of "
+                    "tensors that it was given, or None."
+                )
             return Answer(
                 tensors=returned if returned is not None else {},
                 guidance_scale=after if after != before else None,
             )
 
-        return with_callback(task, call, names)
+        return with_callback(task, call, names, denoiser=self.spec.denoiser)
 
     # What Diffusers' pipelines show while they run
+
+    def __getattr__(self, name: str) -> Any:
+        # Only called for what is not an ordinary attribute, as ``Parts`` has it.
+        task = self.__dict__.get("_running")
+        if task is not None and name in _ATTENTIONS:
+            return self._given.get(name)
+        if task is not None and name in _SHOWN and name in task.inputs:
+            return self._given.get(name, task.inputs[name].default)
+        return super().__getattr__(name)
+
+    @property
+    def _callback_tensor_inputs(self) -> list[str]:
+        return list(tensors_of(self.spec.denoiser))
+
+    @property
+    def current_timestep(self) -> Any:
+        """The timestep of the step that a callback is called after; ``None`` elsewhere."""
+        return self._current_timestep
 
     @property
     def guidance_scale(self) -> float | None:
@@ -261,8 +296,26 @@ class Calling(Parts):
             if event.step == "encode_prompt":
                 conditions = event.state["conditions"]
                 break
-        device = torch_device(self.target(self.spec.denoiser.name))
+        device = torch_device(self.placement[self.spec.denoiser.name])
         return tuple(_owned(one, device) for one in task.encoding.results(conditions))
+
+
+def _without_scale(given: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    """A call's inputs without the ``scale`` of its attentions, and that: how much adapters count.
+
+    Raises:
+        InputError: what is given for its attentions is no dict.
+    """
+    rest, scale = dict(given), 1.0
+    for name in _ATTENTIONS:
+        if (asked := given.get(name)) is None:
+            continue
+        if not isinstance(asked, Mapping):
+            raise InputError(f"{name}={asked!r} was given; give a dict, {{'scale': 0.5}} for one.")
+        others = dict(asked)
+        scale = others.pop("scale", scale)
+        rest[name] = others or None
+    return rest, scale
 
 
 def _owned(array: Any, device: str | None) -> Any:

@@ -49,6 +49,17 @@ __all__ = ["Parts"]
 _LEFT_OUT = {
     "push_to_hub": "Save the pipeline, pipe.save_pretrained(folder), and upload the folder: "
     "hf upload OWNER/NAME FOLDER.",
+    "prepare_latents": "Draw them by perfuse.utils.torch_utils.randn_tensor, or give latents= to the "
+    "pipeline; without them it draws its own.",
+    "upcast_vae": "Give the autoencoder a precision: precision='unet=float16,vae=float32'. One that "
+    "overflows in float16 stays in float32 by itself.",
+    "check_inputs": "A call checks its inputs before anything is computed.",
+    "run_safety_checker": "A call does it, and returns nsfw_content_detected.",
+    "save_lora_weights": "Train and save with Diffusers or PEFT; load_lora_weights reads what they write.",
+    "load_lora_into_unet": "load_lora_weights takes the tensors as they are, for all parts.",
+    "load_lora_into_transformer": "load_lora_weights takes the tensors as they are, for all parts.",
+    "load_lora_into_text_encoder": "load_lora_weights takes the tensors as they are, for all parts.",
+    "lora_state_dict": "load_lora_weights takes a file, a folder or the tensors as they are.",
 }
 #: Attributes that a pipeline has unless the user, or a class of the user's, sets others.
 _DERIVED: Mapping[str, Callable[[PipelineSpec], Any]] = {
@@ -595,6 +606,12 @@ class Parts:
         else:
             object.__setattr__(self, name, value)
 
+    def __delattr__(self, name: str) -> None:
+        if name not in self.__dict__ and name in self._known():
+            setattr(self, name, None)  # as Diffusers' users free a component
+        else:
+            object.__delattr__(self, name)
+
     def _set_tokenizer(self, name: str, tokenizer: Any) -> None:
         self._tokenizers.pop(name, None)
         if tokenizer is None:
@@ -633,7 +650,9 @@ class Parts:
         names = parts_of(self._source.spec).get(part) or parts_of(spec).get(part, [])
         if part not in parts_of(spec) and names:  # it was removed before
             back = {name: self._source.spec.components[name] for name in names}
-            spec = dataclasses.replace(spec, components={**spec.components, **back})
+            rest = {name: one for name, one in spec.left_out.items() if name not in names}
+            components = {**spec.components, **back}
+            spec = dataclasses.replace(spec, components=components, left_out=rest)
         if model is None:
             self._spec = without(spec, part)
             self._models.pop(part, None)

@@ -597,22 +597,21 @@ class DiffusionPipeline(ImagePrompts, LoraMethods, Steering):
         Args:
             save_directory: The folder.
             safe_serialization: ``True``: weights are written as safetensors alone.
-            variant: Not taken: weights are written under their plain names.
+            variant: Part of the weight files' names: ``"fp16"``.
             push_to_hub: Not taken: upload the folder with ``hf upload``.
             **rest: Not taken.
 
         Raises:
             InputError: an argument is not taken, or a component has no weights to save.
         """
-        asked = {"variant": variant, "push_to_hub": push_to_hub or None, **rest}
+        asked = {"push_to_hub": push_to_hub or None, **rest}
         refused = [n for n, value in asked.items() if value is not None and n != "max_shard_size"]
         if refused or not safe_serialization:
             raise InputError(
                 f"save_pretrained was given {', '.join(refused or ['safe_serialization=False'])}; it "
-                "writes a folder of safetensors files under their plain names, and `hf upload` "
-                "uploads it."
+                "writes a folder of safetensors files, and `hf upload` uploads it."
             )
-        save(self, Path(save_directory))
+        save(self, Path(save_directory), variant=variant)
 
     @staticmethod
     def numpy_to_pil(images: Any) -> Any:

@@ -57,7 +57,14 @@ def without(spec: PipelineSpec, part: str) -> PipelineSpec:
     kept = {name: one for name, one in spec.components.items() if one.part != part}
     tokenizers = {name: folder for name, folder in spec.tokenizers.items() if name != part}
     processors = {name: config for name, config in spec.processors.items() if name != part}
-    return dataclasses.replace(spec, components=kept, tokenizers=tokenizers, processors=processors)
+    left_out = {name: one for name, one in spec.components.items() if name not in kept}
+    return dataclasses.replace(
+        spec,
+        components=kept,
+        tokenizers=tokenizers,
+        processors=processors,
+        left_out={**spec.left_out, **left_out},
+    )
 
 
 def respecified(spec: PipelineSpec, part: str, model: Any) -> PipelineSpec:
@@ -79,7 +86,8 @@ def respecified(spec: PipelineSpec, part: str, model: Any) -> PipelineSpec:
             f"{former[0].class_name} there, or another model of the components {', '.join(names)}."
         )
     components = fitted({**spec.components, **{one.name: one for one in described}})
-    return dataclasses.replace(spec, components=components, latents=latents_of(components))
+    latents = latents_of({**spec.left_out, **components})
+    return dataclasses.replace(spec, components=components, latents=latents)
 
 
 def added(spec: PipelineSpec, part: str, model: Any) -> PipelineSpec:

@@ -12,6 +12,7 @@ from perfuse.run.parts import Parts
 from perfuse.run.plan import parts_of
 from perfuse.sources.files import write_file
 from perfuse.sources.model_index import INDEX
+from perfuse.sources.weights import check_variant
 
 __all__ = ["index_of", "save", "save_tokenizer"]
 
@@ -19,18 +20,26 @@ __all__ = ["index_of", "save", "save_tokenizer"]
 _FORMAT = "0.35.0"
 
 
-def save(pipe: Parts, folder: Path) -> None:
+def save(pipe: Parts, folder: Path, *, variant: str | None = None) -> None:
     """Write ``model_index.json`` and a folder for each model, tokenizer and the scheduler.
 
+    Args:
+        pipe: The pipeline.
+        folder: Where to write.
+        variant: Part of the weight files' names.
+
     Raises:
-        InputError: a component is no torch module, so it has no weights to save.
+        InputError: a component is no torch module, so it has no weights to save; or the variant is
+            no word that a file name can have.
     """
+    check_variant(variant)
     if pipe.source.format is not None:
         raise InputError(
             f"{pipe.source.model} is an export, which has no weights to save as a checkpoint. Save "
             "the checkpoint that it was exported from, or copy the folder."
         )
     folder.mkdir(parents=True, exist_ok=True)
+    named = {} if variant is None else {"variant": variant}
     for name in parts_of(pipe.spec):
         model = pipe.model(name)
         if isinstance(model, Program) or not hasattr(model, "save_pretrained"):
@@ -38,7 +47,7 @@ def save(pipe: Parts, folder: Path) -> None:
                 f"The pipeline was to be saved; its {name} is a {type(model).__name__}, which has no "
                 "weights to save. Set a model that has save_pretrained, or None."
             )
-        model.save_pretrained(folder / name)
+        model.save_pretrained(folder / name, **named)
     for name in pipe.spec.tokenizers:
         save_tokenizer(pipe, name, folder / name)
     for name in (*pipe.spec.processors, *schedulers_of(pipe)):

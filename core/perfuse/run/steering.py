@@ -1,5 +1,6 @@
 """What changes a pipeline between two calls: transforms, learned tokens, FreeU."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,22 @@ class Steering(Switches):
     def disable_freeu(self) -> None:
         """Draw without FreeU again."""
         self.remove_transform("freeu")
+
+    def set_pag_applied_layers(self, pag_applied_layers: str | Sequence[str]) -> None:
+        """The layers that perturbed-attention guidance perturbs from now on, by parts of their names.
+
+        Raises:
+            InputError: the pipeline is drawn with by no such guidance.
+        """
+        if not any("pag_applied_layers" in task.inputs for task in self.tasks.values()):
+            raise InputError(
+                f"pag_applied_layers={pag_applied_layers!r} was given; {self.spec.class_name} has no "
+                "perturbed-attention guidance. Open it with enable_pag=True: AutoPipelineForText2Image."
+            )
+        given = pag_applied_layers
+        layers = given if isinstance(given, str) else tuple(given)
+        options = {**self._spec.options, "pag_applied_layers": layers}
+        self._spec, self._plan = dataclasses.replace(self._spec, options=options), None
 
     # Learned tokens
 

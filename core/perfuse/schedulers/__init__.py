@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from perfuse.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
+    from .align_your_steps import AysSchedules as AysSchedules
     from .base import Scheduler as Scheduler
     from .sigmas import calculate_shift as calculate_shift
     from .table import Schedule as Schedule
@@ -75,6 +76,8 @@ def __getattr__(name: str) -> Any:
             return sorted((*_OTHERS, *_LOOKUPS, *__getattr__("SCHEDULERS")))
     if name in _OTHERS:
         return getattr(importlib.import_module(f"{__name__}.{_OTHERS[name]}"), name)
+    if name == "AysSchedules":  # numbers, which are no name of the package above
+        return importlib.import_module(f"{__name__}.align_your_steps").AysSchedules
     if name.endswith("Scheduler") and name in __getattr__("SCHEDULERS"):
         return scheduler_class(name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

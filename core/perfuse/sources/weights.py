@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.original import View
 from perfuse.contract.weights import Reader, StoredTensor
-from perfuse.errors import CheckpointError, WeightsError
+from perfuse.errors import CheckpointError, InputError, WeightsError
 from perfuse.sources.files import read_json
 from perfuse.sources.header import Header, read_header
 
@@ -32,6 +32,7 @@ __all__ = [
     "Hollow",
     "Weights",
     "check_inside",
+    "check_variant",
     "choose",
     "header_of",
     "is_pickle",
@@ -82,6 +83,14 @@ class Choice:
     index: str | None = None
     #: The variant, ``"fp16"``; ``None`` for files without one.
     variant: str | None = None
+
+
+def check_variant(variant: str | None) -> None:
+    """Raise ``InputError`` unless a variant is ``None``, or a word that a file's name can have."""
+    if variant is not None and not re.fullmatch(r"\w[\w-]*", variant):
+        raise InputError(
+            f"variant={variant!r} was given; it is a word of the weight files' names: fp16."
+        )
 
 
 def variants(names: Iterable[str]) -> tuple[str | None, ...]:

@@ -17,7 +17,7 @@ from perfuse.contract.spec import Array, ComponentSpec, Role
 from perfuse.contract.steps import Input, Picture, State, Tools, step
 from perfuse.errors import InputError
 
-__all__ = ["IMAGE_PROMPT", "SCALES", "encode_image_prompt"]
+__all__ = ["IMAGE_PROMPT", "SCALES", "encode_image_prompt", "scale_of_each"]
 
 #: The entry of the pipeline's options that holds each adapter's scales.
 SCALES = "ip_adapter_scale"
@@ -229,12 +229,18 @@ def _masks_and_scales(
     scale = tools.spec.options[SCALES][index]
     return {
         f"ip_masks_{index}": masks,
-        f"ip_scales_{index}": _scales(scale, groups, int(layers.shape[1])),
+        f"ip_scales_{index}": scale_of_each(scale, groups, int(layers.shape[1])),
     }
 
 
-def _scales(scale: Any, groups: int, layers: int) -> Float32:
-    """One number for all, one for each image of the adapter, or one for each attention."""
+def scale_of_each(scale: Any, groups: int, layers: int) -> Float32:
+    """An adapter's scales [groups, layers], as ``pipe.set_ip_adapter_scale`` keeps them.
+
+    One number for all, one for each image of the adapter, or one for each attention.
+
+    Raises:
+        InputError: there are neither one nor as many as groups.
+    """
     if isinstance(scale, Mapping):
         each = np.asarray(scale["layers"], dtype=np.float32)
         return np.broadcast_to(each, (groups, layers)).copy()

@@ -178,6 +178,8 @@ def _sizes_of(places: NDArray[np.int64], pictures: Sequence[SeenPicture]) -> dic
 
 def fixed_length(tools: Tools, component: str, name: str) -> int | None:
     """The length of an input [B, L, …] that a component was exported for; ``None`` for any."""
+    if component not in tools.spec.components:
+        return None  # the pipeline encodes prompts alone
     taken = tools.program(component).signature.input(name)
     length = taken.shape[1] if taken is not None else None
     return length if isinstance(length, int) else None
