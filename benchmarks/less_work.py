@@ -11,6 +11,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,12 @@ class _Way:
         return tuple(one.format(third=third, half=half) for one in self.transforms)
 
 
-def _transformer(*transforms: str, target: float | None = None) -> _Way:
+def _transformer(*transforms: str, target: float | None = None, blocks: int = 6) -> _Way:
     return _Way(
         transforms=transforms,
         target=target,
-        make=models.transformer,
-        model="a transformer of 6 blocks, ",
+        make=partial(models.transformer, blocks=blocks),
+        model=f"a transformer of {blocks} blocks, ",
     )
 
 
@@ -62,6 +63,8 @@ _LOOPS: Mapping[str, tuple[_Way, ...]] = {
         _transformer("first-block:threshold=1e-9"),
         _transformer("magcache:ratios=1+1,most=2"),
     ),
+    # What of a step is computed twice is one block, of as many as there are.
+    "depth": (_transformer("first-block:threshold=1e9,warmup={half}", target=1 / 1.5, blocks=24),),
 }
 #: By engine, the precisions that are fast there; loops are in the first of them.
 _FAST = {

@@ -174,11 +174,15 @@ def middle(work: Path, *, seed: int = 0) -> Path:
     return _checkpoint(folder, unet, vae, {**text, "num_attention_heads": 4}, seed=seed)
 
 
-def transformer(work: Path, *, quick: bool = False) -> Path:
-    """Stable Diffusion 3's transformer with 6 blocks, 0.6 G parameters; its text encoders are tiny."""
+def transformer(work: Path, *, quick: bool = False, blocks: int = 6) -> Path:
+    """Stable Diffusion 3's transformer with some of its 24 blocks, each of 0.1 G parameters.
+
+    Its text encoders are tiny.
+    """
     narrow = {"attention_head_dim": 16, "caption_projection_dim": 384} if quick else {}
-    folder = work / ("transformer-quick" if quick else "transformer")
-    return _with_transformer(folder, "sd3", {**_TRANSFORMER, **narrow})
+    depth = "" if blocks == _TRANSFORMER["num_layers"] else f"-{blocks}"
+    folder = work / f"transformer{depth}{'-quick' if quick else ''}"
+    return _with_transformer(folder, "sd3", {**_TRANSFORMER, "num_layers": blocks, **narrow})
 
 
 def pixart(work: Path, *, quick: bool = False) -> Path:
