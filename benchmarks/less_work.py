@@ -64,7 +64,7 @@ _LOOPS: Mapping[str, tuple[_Way, ...]] = {
         _transformer("magcache:ratios=1+1,most=2"),
     ),
     # What of a step is computed twice is one block, of as many as there are.
-    "depth": (_transformer("first-block:threshold=1e9,warmup={half}", target=1 / 1.5, blocks=24),),
+    "depth": (_transformer("first-block:threshold=1e9,warmup={half}", target=1 / 1.5, blocks=12),),
 }
 #: By engine, the precisions that are fast there; loops are in the first of them.
 _FAST = {
