@@ -310,8 +310,8 @@ class PipelineSpec:
     schedulers: Mapping[str, Mapping[str, Any]] = field(default_factory=FrozenDict)
     #: Scalars of ``model_index.json``, e.g. ``force_zeros_for_empty_prompt``.
     options: Mapping[str, Any] = field(default_factory=FrozenDict)
-    #: Components that the model has and the pipeline was opened without, to encode prompts alone for
-    #: one: what they take and give is known, and they do not run.
+    #: Denoiser and autoencoder that the model has and the pipeline was opened without, as for encoding
+    #: prompts alone: what they take and give is known, and they do not run.
     left_out: Mapping[str, ComponentSpec] = field(default_factory=FrozenDict)
 
     def __post_init__(self) -> None:

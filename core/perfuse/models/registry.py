@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from perfuse.contract.architecture import Architecture, Attentions, Called
 from perfuse.contract.component import Component
 from perfuse.contract.guider import Perturbation
@@ -292,6 +290,8 @@ def asked(spec: ComponentSpec, arguments: Mapping[str, Any]) -> Called | None:
     Raises:
         InputError: the inputs have sizes that the component does not take.
     """
+    import numpy as np
+
     found = called(spec, arguments)
     if found is None:
         return None

@@ -8,7 +8,7 @@ from typing import Any
 from perfuse.contract.backend import Program
 from perfuse.contract.component import Component
 from perfuse.contract.source import Source
-from perfuse.contract.spec import ComponentSpec, PipelineSpec
+from perfuse.contract.spec import ComponentSpec, PipelineSpec, Role
 from perfuse.contract.transform import Plan
 from perfuse.errors import InputError
 from perfuse.models.registry import describe, fitted, is_known, latents_of
@@ -52,12 +52,20 @@ def plan_of(
     return Plan(spec=spec, components=components, tasks=tasks_of(spec))
 
 
+#: What latents are made for is known by these, and what prompts are encoded for, also without them.
+_KNOWN_WITHOUT = (Role.DENOISER, Role.LATENT_ENCODER, Role.LATENT_DECODER)
+
+
 def without(spec: PipelineSpec, part: str) -> PipelineSpec:
     """The spec without a tokenizer, an image processor, or the components of an attribute."""
     kept = {name: one for name, one in spec.components.items() if one.part != part}
     tokenizers = {name: folder for name, folder in spec.tokenizers.items() if name != part}
     processors = {name: config for name, config in spec.processors.items() if name != part}
-    left_out = {name: one for name, one in spec.components.items() if name not in kept}
+    left_out = {
+        name: one
+        for name, one in spec.components.items()
+        if name not in kept and one.role in _KNOWN_WITHOUT
+    }
     return dataclasses.replace(
         spec,
         components=kept,
