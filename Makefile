@@ -72,6 +72,7 @@ docs: $(VENV)/dev
 # Runs what the tests ask a part of, measures every backend on every model, and draws README's matrix.
 # Takes half an hour.
 conformance: $(VENV)/plugins
+	$(BIN)/python -m perfuse.known.make --check
 	$(PYTEST) -m exhaustive tests plugins/perfuse-executorch plugins/perfuse-openreg plugins/perfuse-xla
 	PYTHONPATH=$(abspath $(VENV))/mutants $(PYTEST) -n 3 --dist load -m exhaustive plugins/perfuse-mutants
 	for model in $(MODELS); do for target in $(TARGETS); do \

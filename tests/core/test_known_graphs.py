@@ -25,16 +25,19 @@ from perfuse.models.registry import original, own
 from perfuse.plugins import resolve
 from perfuse.run import bound, graphs
 from perfuse.run.graph_sets import GraphSet
-from perfuse.shapes import CHECKPOINT
+from perfuse.shapes import BUNDLED, CHECKPOINT
 
 Make = Callable[[str], Path]
 
 GIVEN = {"num_inference_steps": 2, "seed": 0, "output_type": "np"}
 SHIPPED = GraphSet(folder=GRAPHS)
-#: Those that CI makes anew; `python -m perfuse.known.make --check` does with all.
+#: Those that CI makes anew; `make conformance` does with all.
 CHECKED = [
+    *((of, "text_encoder", format) for of in BUNDLED for format in ("onnx", "openvino")),
+    *(("shapes", "unet", format) for format in ("onnx", "openvino")),
+    *(("shapes-flow", "transformer", format) for format in ("onnx", "openvino")),
+    ("shapes", "vae_encoder", "openvino"),
     ("Stable Diffusion 1", "vae_encoder", "onnx"),
-    pytest.param("shapes", "text_encoder", "openvino", marks=pytest.mark.exhaustive),
 ]
 BACKENDS = ["onnxruntime", pytest.param("openvino", marks=pytest.mark.exhaustive)]
 

@@ -66,6 +66,12 @@ def itself_alone(x: Tensor) -> Tensor:
     return (x.mT @ x + mask).softmax(-1)
 
 
+def frequencies(x: Tensor) -> Tensor:
+    """What a timestep's embedding is made of."""
+    each = torch.exp(torch.arange(6, dtype=torch.float32) * -0.7).to(torch.float64).float()
+    return torch.cat([(x[..., None] * each).sin(), torch.zeros(*x.shape, 6)], dim=-1)
+
+
 def targets(program: ExportedProgram) -> set[str]:
     return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
 
@@ -77,6 +83,7 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...], set[str]]] = {
     "autocast": (Calling(under_autocast), (3, 4), {"wrap_with_autocast"}),
     "dropout": (nn.Dropout(0.0).train(), (3, 4), {"aten.dropout.default"}),
     "grouped": (Calling(grouped), (2, 4, 6), set()),
+    "frequencies": (Calling(frequencies), (3, 4), {"aten.exp.default", "aten.arange.default"}),
     "diagonal": (Calling(itself_alone), (3, 4), {"aten.fill_diagonal_.default"}),
 }
 
@@ -112,6 +119,32 @@ def test_a_graph_of_ours_stays_as_it_is() -> None:
     program = torch.export.export(nn.Sequential(nn.Linear(2, 3), nn.SiLU()), (torch.ones(1, 2),))
     before = str(program.graph)
     assert str(neutral(program).graph) == before
+
+
+def written(x: Tensor) -> Tensor:
+    """A table that is written into after it was computed."""
+    table = torch.arange(3.0).exp()
+    part = table[1:]
+    table.mul_(2)
+    return x * table + part.sum()
+
+
+def test_a_table_that_is_written_into_stays() -> None:
+    program = torch.export.export(Calling(written), (torch.ones(2, 3),))
+    before = str(program.graph)
+    program = neutral(program)
+    assert str(program.graph) == before
+    torch.testing.assert_close(program.module()(torch.ones(2, 3)), written(torch.ones(2, 3)))
+
+
+def test_a_graph_with_a_table_is_lowered_further() -> None:
+    """Exporters decompose graphs and take the constants out of them."""
+    module, sample = Calling(frequencies), torch.linspace(0, 999, 12).reshape(3, 4)
+    program = neutral(torch.export.export(module, (sample,), dynamic_shapes=(({0: Dim("n")},),)))
+    (table,) = program.constants.values()
+    assert torch.equal(table, torch.exp(torch.arange(6, dtype=torch.float32) * -0.7))
+    lowered = program.run_decompositions()
+    assert torch.equal(lowered.module()(sample[:2]), module(sample[:2]))
 
 
 @pytest.mark.parametrize(

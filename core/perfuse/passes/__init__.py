@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from perfuse.passes.attention import ungrouped
 from perfuse.passes.booleans import logical
 from perfuse.passes.complex_numbers import real
+from perfuse.passes.constants import computed
 from perfuse.passes.diagonals import masked_diagonals
 from perfuse.passes.dropout import kept
 from perfuse.passes.inline import inlined
@@ -20,7 +21,7 @@ __all__ = ["neutral"]
 
 def neutral(program: ExportedProgram) -> ExportedProgram:
     """Rewrite a captured graph in place, and return it."""
-    for rewrite in (inlined, kept, squeezed, masked_diagonals, logical, ungrouped, real):
+    for rewrite in (inlined, kept, squeezed, masked_diagonals, logical, ungrouped, real, computed):
         if rewrite(program):
             program.graph.eliminate_dead_code()
             program.graph.lint()
