@@ -131,6 +131,12 @@ def test_what_is_not_installed(hidden: str, arguments: tuple[str, ...], extra: s
     assert line.startswith("perfuse: ") and line.endswith(f"pip install 'perfuse[{extra}]'")
 
 
+@pytest.mark.parametrize("seconds", ["nan", "0", "-1"])
+def test_a_case_of_no_time(seconds: str) -> None:
+    given = ("conformance", "--backend", "torch", "--timeout", seconds)
+    check_refusal(perfuse(*given), 2, f"--timeout {seconds} was given")
+
+
 @pytest.mark.parametrize("group", ["cache", "graphs", "plugin"])
 def test_a_command_of_commands_shows_them(group: str) -> None:
     done = perfuse(group)

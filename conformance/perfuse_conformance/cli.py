@@ -112,6 +112,8 @@ def _measure(
     from perfuse_conformance.runner.picture_cases import Drawn
     from perfuse_conformance.runner.session import run_conformance
 
+    if not timeout > 0:  # which Not-a-Number is not, either
+        raise InputError(f"--timeout {timeout:g} was given; a case needs some seconds.")
     switches = _switches(options)
     runs: list[Run] = []
     folders: list[Path] = []

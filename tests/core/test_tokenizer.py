@@ -127,6 +127,12 @@ def test_sd2_fills_up_with_exclamation_marks(folder):
     ]
 
 
+def test_a_special_token_of_no_character_is_none(folder):
+    change(folder, "special_tokens_map.json", bos_token="")
+    with pytest.raises(CheckpointError, match="has '' as its bos_token"):
+        Tokenizer.from_folder(folder)
+
+
 def test_added_tokens_are_matched_whole(folder):
     change(folder, "added_tokens.json", **{"<cat-toy>": len(TOKENS)})
     tok = Tokenizer.from_folder(folder)

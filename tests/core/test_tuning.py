@@ -166,3 +166,11 @@ def test_what_others_wrote_is_not_replaced(tmp_path: Path) -> None:
     done = tune("--time", "1s", "--output", path)
     assert done.exit_code == 2
     assert "it is there, and not of perfuse tune" in done.output
+
+
+def test_a_folder_that_is_not_there_is_said_before_the_work(tmp_path: Path) -> None:
+    path = tmp_path / "nowhere" / "perfuse.toml"
+    done = tune("--model", tmp_path / "nothing", "--time", "1s", "--output", path)
+    assert done.exit_code == 2
+    assert f"there is no folder {path.parent}. Make it." in done.output
+    assert not path.parent.exists()

@@ -4,7 +4,7 @@ import json
 
 import click
 
-from perfuse.cli.common import JSON
+from perfuse.cli.common import JSON, Number
 
 __all__ = ["backends", "doctor"]
 
@@ -40,7 +40,7 @@ def backends(devices: bool, refresh: bool, as_json: bool) -> None:
 
 @click.command()
 @click.option("--backend", "names", multiple=True, help="One to look at; all by default.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), help="Seconds for each.")
+@click.option("--timeout", type=Number(min=0, min_open=True), help="Seconds for each.")
 @JSON
 @click.pass_context
 def doctor(

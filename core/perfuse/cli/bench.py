@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from perfuse.cli.common import JSON, QUIET, model_of, model_options, option, read_options
+from perfuse.cli.common import JSON, QUIET, Number, model_of, model_options, option, read_options
 from perfuse.cli.settings import Configured
 from perfuse.cli.usual import usual_prompts
 from perfuse.cli.watch import watching
@@ -36,7 +36,7 @@ _KEPT = 192
     help='One way to draw; several transforms of one way in quotes: "deepcache freeu".',
 )
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True)
-@click.option("--guidance", type=float, help="The guidance scale; the model's own by default.")
+@click.option("--guidance", type=Number(), help="The guidance scale; the model's own by default.")
 @click.option("--prompt", "prompts", multiple=True, help="What to draw; several for several.")
 @click.option(
     "--captions",

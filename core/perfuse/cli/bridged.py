@@ -18,7 +18,7 @@ from perfuse.cli.common import load_ip_adapters, parts_of, read_options, weighte
 from perfuse.cli.task_options import TaskOption
 from perfuse.errors import InputError, NonFiniteError, PerfuseError
 from perfuse.report.console import say
-from perfuse.sources.files import user_path
+from perfuse.sources.files import check_folder, user_path
 
 __all__ = ["check_native", "export", "generate", "has_diffusers", "inspect_model", "runs_bridged"]
 
@@ -101,10 +101,7 @@ def _check_output(path: Path) -> None:
     """Fail before the work, not after it, where nothing can be written."""
     if str(path) == "-":
         raise InputError("--output - was given; a bridged pipeline writes files. Name one.")
-    if not path.parent.is_dir():
-        raise InputError(
-            f"--output {path} was asked for; there is no folder {path.parent}. Make it."
-        )
+    check_folder("--output", path)
     if path.is_dir():
         raise InputError(f"--output {path} is a folder; name a file in it, such as a.png.")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from perfuse.cli.common import FILE, JSON, QUIET, model_of, model_options
+from perfuse.cli.common import FILE, JSON, QUIET, Number, model_of, model_options
 from perfuse.cli.settings import Configured
 from perfuse.cli.usual import usual_prompts
 from perfuse.cli.watch import watching
@@ -35,10 +35,10 @@ __all__ = ["calibrate"]
 @click.option("--output", type=FILE, required=True, help="The file to write.")
 @click.option("--prompt", "prompts", multiple=True, help="What to draw; several for several.")
 @click.option("--steps", type=int, default=8, show_default=True)
-@click.option("--guidance", type=float, help="The guidance scale; the model's own by default.")
+@click.option("--guidance", type=Number(), help="The guidance scale; the model's own by default.")
 @click.option(
     "--limit",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=0.05,
     show_default=True,
     help="What predictions may lose, as a part of theirs; the worst layers stay as they are.",
@@ -100,10 +100,12 @@ def calibrate(
 
 
 def _check_free(path: Path) -> None:
-    """Raise ``InputError`` where something is that calibrate did not write."""
+    """Raise ``InputError`` where something is that calibrate did not write, or no folder for it."""
     from perfuse.errors import PerfuseError
     from perfuse.sources.calibrations import read_calibrations
+    from perfuse.sources.files import check_folder
 
+    check_folder("--output", path)
     if not os.path.lexists(path):
         return
     try:

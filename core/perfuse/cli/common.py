@@ -1,5 +1,6 @@
 """What several commands share."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +24,7 @@ __all__ = [
     "NO_CHECKER",
     "QUIET",
     "TRANSFORM",
+    "Number",
     "added_to",
     "load_ip_adapters",
     "load_loras",
@@ -77,6 +79,17 @@ class _File(click.ParamType):  # type: ignore[type-arg]  # only of newer version
 
 
 FILE = _File()
+
+
+class Number(click.FloatRange):
+    """A number of a range, which Not-a-Number is not: every comparison with it fails."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return found
+
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -40,7 +40,7 @@ from perfuse.cli.watch import Watch, watching
 from perfuse.errors import InputError, NotNativeError, PerfuseError
 from perfuse.report.console import safe, say
 from perfuse.shapes import BUNDLED
-from perfuse.sources.files import user_path
+from perfuse.sources.files import check_folder
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -481,9 +481,7 @@ def _check_output(output: Path, as_json: bool) -> None:
 
 
 def _check_writable(flag: str, path: Path) -> None:
-    folder = user_path(path).parent
-    if not os.path.isdir(folder):
-        raise InputError(f"{flag} {path} was asked for; there is no folder {folder}. Make it.")
+    check_folder(flag, path)
     if os.path.isdir(path):
         raise InputError(f"{flag} {path} is a folder; name a file in it, such as a.png.")
     if os.path.lexists(path) and not _is_replaceable(path):

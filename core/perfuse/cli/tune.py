@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from perfuse.cli.common import FILE, JSON, QUIET, model_of, model_options
+from perfuse.cli.common import FILE, JSON, QUIET, Number, model_of, model_options
 from perfuse.cli.settings import SETTINGS, Configured
 from perfuse.cli.usual import usual_prompts
 from perfuse.cli.watch import watching
@@ -38,7 +38,7 @@ _HEAD = "# Written by perfuse tune.\n"
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option(
     "--quality",
-    type=click.FloatRange(0, 1),
+    type=Number(0, 1),
     default=0.95,
     show_default=True,
     help="The least mean SSIM with the pictures of the first target in float32.",
@@ -121,9 +121,10 @@ def _seconds(text: str | None) -> float:
 
 
 def _check_free(path: Path) -> None:
-    """Raise ``InputError`` where something is that tune did not write."""
-    from perfuse.sources.files import read_text
+    """Raise ``InputError`` where something is that tune did not write, or no folder for it."""
+    from perfuse.sources.files import check_folder, read_text
 
+    check_folder("--output", path)
     if path.exists() and not read_text(path, error=InputError).startswith(_HEAD):
         raise InputError(
             f"{path} was to be written; it is there, and not of perfuse tune. Name another file, "

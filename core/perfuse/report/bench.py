@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from perfuse.errors import InputError
 from perfuse.plugins import missing_modules
 from perfuse.report.console import console, safe
+from perfuse.sources.files import check_folder
 
 if TYPE_CHECKING:
     from perfuse.run.bench import Row
@@ -75,8 +76,7 @@ def check_plot(path: Path) -> None:
         )
     if path.suffix.lower() not in (".png", ".svg"):
         raise InputError(f"--plot {path} was given; name a .png or a .svg.")
-    if not path.parent.is_dir():
-        raise InputError(f"--plot {path} was given; there is no folder {path.parent}. Make it.")
+    check_folder("--plot", path)
 
 
 def save_plot(rows: "Sequence[Row]", path: Path) -> None:

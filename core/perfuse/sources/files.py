@@ -19,6 +19,7 @@ from perfuse.errors import CheckpointError, InputError, PerfuseError
 from perfuse.sources.unfinished import undone
 
 __all__ = [
+    "check_folder",
     "open_file",
     "read_bytes",
     "read_json",
@@ -70,6 +71,19 @@ def user_path(given: str | os.PathLike[str]) -> Path:
         why = "it holds a NUL" if b"\0" in encoded else f"it has {len(encoded)} bytes"
         raise InputError(f"{shown(path)} was named; no file can have that name: {why}.")
     return path
+
+
+def check_folder(flag: str, path: Path) -> None:
+    """Fail before the work, not after it, where there is no folder for a file that was asked for.
+
+    Raises:
+        InputError: it names the flag.
+    """
+    folder = user_path(path).parent
+    if not os.path.isdir(folder):
+        raise InputError(
+            f"{flag} {shown(path)} was asked for; there is no folder {shown(folder)}. Make it."
+        )
 
 
 def open_file(

@@ -310,7 +310,10 @@ def _build_clip(files: TokenizerFiles) -> "tokenizers.Tokenizer":
     def placed(role: str) -> tuple[str, int]:
         content: str = files.named[role]["content"]
         i = tokenizer.token_to_id(content)
-        assert i is not None  # _add_tokens added it
+        if i is None:  # _add_tokens added every other
+            raise CheckpointError(
+                f"The tokenizer in {files.folder} has {content!r} as its {role}. {AGAIN}"
+            )
         return content, i
 
     tokenizer.normalizer = normalizers.Sequence(

@@ -223,6 +223,8 @@ def test_a_wrong_file_does_not_hide_the_rest(tmp_path: Path) -> None:
         ("export", "--output", "x"),
         ("export", "--to", "onnx"),
         ("cache", "lost"),
+        ("doctor", "--timeout", "nan"),
+        ("tune", "--quality", "nan"),
         ("--nonsense",),
     ],
 )
