@@ -116,6 +116,23 @@ class TestFromPretrained:
         with pytest.raises(InputError, match="bridged=True was given for the bundled model"):
             perfuse.DiffusionPipeline.from_pretrained(bridged=True)
 
+    @pytest.mark.parametrize(
+        ("key", "value"), [("unet", [["diffusers"], "UNet2DModel"]), ("_class_name", True)]
+    )
+    def test_an_index_that_names_no_class(self, model: Path, key: str, value: object) -> None:
+        index = json.loads((model / "model_index.json").read_text())
+        (model / "model_index.json").write_text(json.dumps(index | {key: value}))
+        with pytest.raises(CheckpointError, match=f"{key} is .* was expected"):
+            perfuse.DiffusionPipeline.from_pretrained(model, bridged=True)
+
+    def test_weights_that_no_file_has(self, model: Path) -> None:
+        """Diffusers warns, and leaves them without content."""
+        path = model / "unet" / "config.json"
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | {"layers_per_block": config["layers_per_block"] + 1}))
+        with pytest.raises(CheckpointError, match="weights of its unet are in no file"):
+            perfuse.DiffusionPipeline.from_pretrained(model, bridged=True)
+
     def test_says_what_diffusers_said(self, model: Path) -> None:
         (model / "unet" / "config.json").write_text("{")
         with pytest.raises(

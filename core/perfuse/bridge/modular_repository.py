@@ -10,7 +10,7 @@ from perfuse.bridge.code import check_files
 from perfuse.errors import CheckpointError, InputError
 from perfuse.sources.files import user_path
 from perfuse.sources.hub import file_from_hub, is_hub_id
-from perfuse.sources.model_index import CONFIG, INDEX, MODULAR, read_json
+from perfuse.sources.model_index import CONFIG, INDEX, MODULAR, check_index, read_json
 
 __all__ = ["modular_index_of", "open_modular"]
 
@@ -24,7 +24,9 @@ def modular_index_of(
     path = user_path(model)
     if path.is_dir():
         named = path / MODULAR
-        return read_json(named) if named.is_file() and not (path / INDEX).exists() else None
+        if not named.is_file() or (path / INDEX).exists():
+            return None
+        return check_index(read_json(named), named)
     if path.exists() or not is_hub_id(model):
         return None
     for name in (INDEX, MODULAR):
@@ -32,7 +34,7 @@ def modular_index_of(
             file = file_from_hub(str(model), name, revision, offline, hub)[0]
         except CheckpointError:
             continue
-        return read_json(file) if name == MODULAR else None
+        return check_index(read_json(file), file) if name == MODULAR else None
     return None
 
 

@@ -145,6 +145,7 @@ def open_bridged(
         opening = kind.from_pretrained
     place = path if path.exists() else model
     pipe = _opened(partial(opening, place, **asked), str(model), index)
+    _check_filled(pipe, str(model))
     return finish(pipe)
 
 
@@ -202,6 +203,20 @@ def index_of(
     if not path.exists() and is_hub_id(model):
         path = file_from_hub(str(model), INDEX, revision, offline, hub)[0].parent
     return read_index(path, str(model))
+
+
+def _check_filled(pipe: Any, model: str) -> None:
+    """Diffusers leaves weights that a file lacks without content, with a warning."""
+    from torch import nn
+
+    for name, part in pipe.components.items():
+        tensors = part.state_dict() if isinstance(part, nn.Module) else {}
+        if empty := [one for one, tensor in tensors.items() if tensor.is_meta]:
+            raise CheckpointError(
+                f"{model} was opened by Diffusers; {len(empty)} weights of its {name} are in no file, "
+                f"{empty[0]} for one. Its config is of another model, or the checkpoint is "
+                "incomplete: download or save it again."
+            )
 
 
 def _opened(opening: Callable[[], Any], model: str, index: Mapping[str, Any]) -> Any:

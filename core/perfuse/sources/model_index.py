@@ -15,6 +15,7 @@ from perfuse.sources.manifest import MANIFEST, is_artifact
 from perfuse.sources.weights import check_inside
 
 __all__ = [
+    "check_index",
     "class_of",
     "entries_of",
     "folder_of",
@@ -84,7 +85,8 @@ def read_index(path: Path, asked: str) -> dict[str, Any]:
             "Run it as it is, or name the checkpoint that it was exported from."
         )
     if (path / INDEX).exists():
-        return read_json(check_inside(path / INDEX, path))
+        file = check_inside(path / INDEX, path)
+        return check_index(read_json(file), file)
     names = names_in(path)
     if MODULAR in names:
         raise NotNativeError(
@@ -103,6 +105,36 @@ def read_index(path: Path, asked: str) -> dict[str, Any]:
     )
 
 
+def check_index(index: dict[str, Any], where: Path) -> dict[str, Any]:
+    """The content of an index, plain or modular, whose class and components are what they should be.
+
+    Raises:
+        CheckpointError: one of them is not a name, or a library and a name.
+    """
+    named = index.get("_class_name")
+    if not (named is None or isinstance(named, str) or _is_pair(named)):
+        raise CheckpointError(f"{where}: _class_name is {named!r}; a class was expected. {AGAIN}")
+    for name, value in index.items():
+        if name.startswith("_") or not isinstance(value, list) or len(value) not in (2, 3):
+            continue
+        origin = value[2] if len(value) == 3 and isinstance(value[2], dict) else {}
+        pairs = [value[:2], origin.get("type_hint") or [None, None]]
+        if not is_setting(value) and not all(_is_pair(one) for one in pairs):
+            raise CheckpointError(
+                f"{where}: {name} is {value!r}; [library, class] was expected. {AGAIN}"
+            )
+    return index
+
+
+def _is_pair(value: object) -> bool:
+    """Whether a value is a library and a class, or ``null`` for each."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(one is None or isinstance(one, str) for one in value)
+    )
+
+
 def entries_of(index: Mapping[str, Any], where: Path) -> dict[str, str]:
     """Component name to class name, without components that are ``null`` in the index."""
     entries = {}
@@ -114,7 +146,7 @@ def entries_of(index: Mapping[str, Any], where: Path) -> dict[str, str]:
                 f"{where} has the component {name!r}; a plain folder name was expected, because "
                 "nothing outside of the checkpoint's folder is read. Do not use this checkpoint."
             )
-        if len(value) != 2 or not all(item is None or isinstance(item, str) for item in value):
+        if not _is_pair(value):
             raise CheckpointError(
                 f"{where}: {name} is {value!r}; [library, class] was expected. {AGAIN}"
             )
