@@ -90,7 +90,7 @@ def _constant(program: ExportedProgram, node: Node, table: Tensor) -> Node:
     name = f"c_table_{len(program.constants)}"
     inputs = [one for one in program.graph.nodes if one.op == "placeholder"]
     with program.graph.inserting_before(inputs[place]):
-        made = program.graph.placeholder(name)
+        made: Node = program.graph.placeholder(name)
     made.meta["val"] = value(node)
     target = made.name.removeprefix("c_")
     program.constants[target] = table.contiguous()
