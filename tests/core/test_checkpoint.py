@@ -335,7 +335,10 @@ BAD: dict[str, tuple[Callable[[Path], None], list[str]]] = {
         ["'AllegroPipeline'", "it knows", "StableDiffusionPipeline", "DDPMPipeline"],
     ),
     "pipeline class missing": (edit(INDEX, _class_name=...), ["None", "it knows"]),
-    "pipeline class is a number": (edit(INDEX, _class_name=3), ["_class_name is 3", "a class was expected"]),
+    "pipeline class is a number": (
+        edit(INDEX, _class_name=3),
+        ["_class_name is 3", "a class was expected"],
+    ),
     "component class unknown": (
         edit(INDEX, vae=["diffusers", "AutoencoderWhat"]),
         ["vae", "AutoencoderKL"],

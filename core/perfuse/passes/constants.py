@@ -5,6 +5,8 @@ that computes them with an exponential of its own is off in the last bit, and a 
 makes that 6e-5 in the phase.
 """
 
+from itertools import count
+
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -87,12 +89,12 @@ def _constant(program: ExportedProgram, node: Node, table: Tensor) -> Node:
     """Give the graph a constant, before its inputs: ``torch.export`` has this order."""
     specs = program.graph_signature.input_specs
     place = next(i for i, one in enumerate(specs) if one.kind == InputKind.USER_INPUT)
-    name = f"c_table_{len(program.constants)}"
+    taken = {*program.constants, *program.state_dict}
+    target = next(name for i in count() if (name := f"table_{i}") not in taken)
     inputs = [one for one in program.graph.nodes if one.op == "placeholder"]
     with program.graph.inserting_before(inputs[place]):
-        made: Node = program.graph.placeholder(name)
+        made: Node = program.graph.placeholder(f"c_{target}")
     made.meta["val"] = value(node)
-    target = made.name.removeprefix("c_")
     program.constants[target] = table.contiguous()
     arg = TensorArgument(name=made.name)
     specs.insert(place, InputSpec(InputKind.CONSTANT_TENSOR, arg, target))
