@@ -110,7 +110,10 @@ def test_a_layer_that_was_put_in_is_captured_as_it_is(unet: Any) -> None:
 
 def test_a_text_encoder_of_transformers(tmp_path: Path) -> None:
     """One graph for every length, with or without all hidden states; the module stays as it was."""
-    encoder = clip(projected=True).train()
+    made = clip(projected=True)
+    made.save_pretrained(tmp_path / "encoder")
+    # What was read from a file knows of it.
+    encoder = type(made).from_pretrained(tmp_path / "encoder").train()
     perfuse.accelerate(encoder, "onnxruntime", store=ArtifactStore(tmp_path))
 
     def same(batch: int, tokens: int, **asked: Any) -> bool:

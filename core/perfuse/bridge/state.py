@@ -27,12 +27,15 @@ _RECORDING = ("transformers.utils.output_capturing", "_output_capturing_hooks_in
 #: How deep objects that are no modules are looked into: an attention processor, its options, …
 _DEPTH = 4
 _MOST = 200
-#: What a config says of where it comes from, which changes nothing.
+#: What a config or a module says of where it comes from, which changes nothing.
 _WHENCE = frozenset(
     ("_name_or_path", "_diffusers_version", "_commit_hash", "name_or_path", "_is_hf_initialized")
+    + ("_weight_conversions",)  # how transformers read the names in the file
     + _RECORDING[1:]
 )
 _UNSAID = _OWN | _WHENCE
+#: What transformers sets on a module that it reads from a file, and leaves out on one that it makes.
+_UNUSED = ("_use_kernels", False)
 #: What is its own description.
 _PLAIN = frozenset((type(None), bool, int, float, str, bytes))
 #: Weights of up to so many bytes are read at every call.
@@ -60,7 +63,7 @@ def described(module: nn.Module, *, placed: bool = True) -> str:
     for name, part in module.named_modules():
         said.append(f"\n{name} {_class(type(part))}")
         for key, value in vars(part).items():
-            if key in _UNSAID:
+            if key in _UNSAID or (key, value) == _UNUSED:
                 continue
             if type(value) in _PLAIN:
                 said.append(f" {key}={value!r}")
