@@ -70,7 +70,9 @@ class Side:
         self.pipe = self.open()
         began = time.perf_counter()
         _draw(self.pipe, 1, lambda: None, self.side)
-        return time.perf_counter() - began
+        took = time.perf_counter() - began
+        self.close()  # the next one has the memory to itself
+        return took
 
     def close(self) -> None:
         """Let go of the pipeline, and of what its engine holds."""
@@ -81,6 +83,9 @@ class Side:
 
     def draw(self, engine: str, steps: int) -> None:
         """Take steps, and keep what each took from the end of the first on."""
+        if self.pipe is None:
+            self.pipe = self.open()
+            _draw(self.pipe, 1, lambda: None, self.side)
         with watching(engine) as watch:
             ends: list[float] = []
 
@@ -151,10 +156,9 @@ def _engine(
         _draw(opened(models.shapes(None)), 1, lambda: None, None)
     ways = {"native": native, "bridged": bridged, "diffusers": eager}
     sides = {key: Side(way, case.side) for key, way in ways.items()}
-    first: dict[str, float] = {}
+    first = {key: side.first() for key, side in sides.items()}
+    say("first pictures: " + ", ".join(f"{key} {took:.1f} s" for key, took in first.items()))
     for keys in [list(sides)] if case.together else [[key] for key in sides]:
-        first |= {key: sides[key].first() for key in keys}
-        say("first pictures: " + ", ".join(f"{key} {first[key]:.1f} s" for key in keys))
         in_turns(case.rounds, {key: _drawing(key, sides[key], engine) for key in keys})
         for key in keys:
             sides[key].close()
