@@ -14,6 +14,7 @@ from its own file: ``from perfuse.schedulers.euler import ...``.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from perfuse import _diffusers
 from perfuse._lazy import lazy
 
 if TYPE_CHECKING:
@@ -201,10 +202,14 @@ _get, __dir__ = lazy(
 )
 
 
-def __getattr__(name: str) -> Any:
-    """A name of the table above; or a model, or a plugin's pipeline, which are not in ``__all__``.
+_diffusers.install()
 
-    Models are torch modules, and ``from perfuse import *`` loads no torch.
+
+def __getattr__(name: str) -> Any:
+    """A name of the table above; or one that is not in ``__all__``.
+
+    These are models, which are torch modules, and ``from perfuse import *`` loads no torch; a
+    plugin's pipeline; and what Diffusers alone has.
     """
     try:
         return _get(name)
@@ -216,6 +221,4 @@ def __getattr__(name: str) -> Any:
             return getattr(import_module("perfuse.run.pipelines"), name)
         if name[0].isupper() and not name.isupper():
             found = import_module("perfuse.models.registry").model_class(name)
-        if found is None:
-            raise
-        return found
+        return _diffusers.borrowed(__name__, name) if found is None else found

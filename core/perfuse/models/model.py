@@ -251,6 +251,26 @@ class Model(nn.Module):
         return current(name)
 
 
+def check_attention(settings: Mapping[str, Any] | None, **others: Any) -> None:
+    """Refuse what Diffusers' UNets and ControlNets take for their attentions, and perfuse's do not.
+
+    Args:
+        settings: ``cross_attention_kwargs``. A ``scale`` is that of adapters, of no effect on a model
+            by itself.
+        **others: Further arguments, by name, that are to be ``None``.
+
+    Raises:
+        InputError: something of it was given.
+    """
+    unknown = [name for name in settings or () if name != "scale"]
+    given = [name for name, value in others.items() if value is not None] + unknown
+    if given:
+        raise InputError(
+            f"{', '.join(given)} was given, which perfuse's network does not take. Use Diffusers' "
+            "model for it: from_pretrained(…, bridged=True)."
+        )
+
+
 def as_batch(timestep: Tensor | float, sample: Tensor) -> Tensor:
     """A timestep, given as a number or as [B], as a tensor [B] on the sample's device."""
     if not isinstance(timestep, Tensor):

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
+from perfuse import _diffusers
 from perfuse.arrays.image_processor import ImageProcessor
 from perfuse.arrays.vae_image_processor import VaeImageProcessor
 from perfuse.contract.backend import Program
@@ -45,7 +46,8 @@ from perfuse.tasks.choosing import tasks_of
 
 __all__ = ["Parts"]
 
-#: Methods of Diffusers that perfuse leaves out, and what takes their place.
+#: Methods of Diffusers that perfuse leaves out, and what takes their place. Those of them that
+#: only compute are Diffusers' own, where that is installed.
 _LEFT_OUT = {
     "push_to_hub": "Save the pipeline, pipe.save_pretrained(folder), and upload the folder: "
     "hf upload OWNER/NAME FOLDER.",
@@ -54,13 +56,17 @@ _LEFT_OUT = {
     "upcast_vae": "Give the autoencoder a precision: precision='unet=float16,vae=float32'. One that "
     "overflows in float16 stays in float32 by itself.",
     "check_inputs": "A call checks its inputs before anything is computed.",
-    "run_safety_checker": "A call does it, and returns nsfw_content_detected.",
     "save_lora_weights": "Train and save with Diffusers or PEFT; load_lora_weights reads what they write.",
     "load_lora_into_unet": "load_lora_weights takes the tensors as they are, for all parts.",
     "load_lora_into_transformer": "load_lora_weights takes the tensors as they are, for all parts.",
     "load_lora_into_text_encoder": "load_lora_weights takes the tensors as they are, for all parts.",
     "lora_state_dict": "load_lora_weights takes a file, a folder or the tensors as they are.",
 }
+#: How methods begin that change Diffusers' pipeline; one of perfuse's they would not change.
+_CHANGING = (
+    *("disable_", "enable_", "fuse_", "load_", "maybe_", "push_", "remove_", "reset_", "save_"),
+    *("set_", "unload_", "upcast_"),
+)
 #: Attributes that a pipeline has unless the user, or a class of the user's, sets others.
 _DERIVED: Mapping[str, Callable[[PipelineSpec], Any]] = {
     "vae_scale_factor": lambda spec: spec.latents.downscale,
@@ -540,10 +546,10 @@ class Parts:
 
     def __getattr__(self, name: str) -> Any:
         # Only called for what is not an ordinary attribute: a component's model, or a tokenizer.
-        if name.startswith("_") or "_source" not in self.__dict__:
+        if "_source" not in self.__dict__ or "_spec" not in self.__dict__:
             raise AttributeError(name)
-        if name in _LEFT_OUT:
-            raise AttributeError(f"{name} is left out of perfuse. {_LEFT_OUT[name]}")
+        if name in _LEFT_OUT or name.startswith("_"):
+            return self._of_diffusers(name)
         if name in _DERIVED:
             return _DERIVED[name](self._spec)
         parts = parts_of(self._spec)
@@ -558,14 +564,27 @@ class Parts:
                 return None  # it was removed, or never there
             if name in self._unknown():
                 return self._others.get(name)
-            raise AttributeError(
-                f"{self._spec.class_name} has no {name!r}; it has {', '.join(self._known())}"
-            )
+            return self._of_diffusers(name)
         if name not in self._models:
             if self._source.format is not None:
                 return self.program(parts[name][0])
             self._replace(name, self._opened(name))
         return self._models[name]
+
+    def _of_diffusers(self, name: str) -> Any:
+        """A method of Diffusers' class that a call here has no need of, for loops of one's own.
+
+        Raises:
+            AttributeError: that class has none of this name, or Diffusers is not installed.
+        """
+        method = _diffusers.method_of(self._spec.class_name, name)
+        if method is not None and not name.startswith(_CHANGING):
+            return method.__get__(self)
+        if name in _LEFT_OUT:
+            raise AttributeError(f"{name} is left out of perfuse. {_LEFT_OUT[name]}")
+        raise AttributeError(
+            f"{self._spec.class_name} has no {name!r}; it has {', '.join(self._known())}"
+        )
 
     def _opened(self, name: str) -> Any:
         """The torch module of an attribute, which the user may change from here on."""
