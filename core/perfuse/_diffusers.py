@@ -77,6 +77,8 @@ def install() -> None:
 def borrowed(module: str, name: str) -> Any:
     """A name of Diffusers' module of the same path: perfuse's own, where a room has one.
 
+    A module of a package is imported, as one that is asked for as an attribute.
+
     Raises:
         AttributeError: neither has it.
         InputError: perfuse has none, in a module that only Diffusers has, which is not installed.
@@ -84,6 +86,8 @@ def borrowed(module: str, name: str) -> Any:
     missing = AttributeError(f"module {module!r} has no attribute {name!r}")
     if name.startswith("__"):
         raise missing
+    if hasattr(sys.modules[module], "__path__") and find_spec(f"{module}.{name}") is not None:
+        return import_module(f"{module}.{name}")
     room = _ROOMS.get(module.split(".")[1]) if "." in module else None
     if room not in (None, module) and not name.startswith("_"):
         try:

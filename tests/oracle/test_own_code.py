@@ -247,6 +247,29 @@ call = {"strength": 0.6, "num_inference_steps": 3, "max_sequence_length": 16, "o
 result.append(pipe("red", image=picture.resize((32, 32)), height=32, width=32,
                    generator=seeded(0), **call).images)
 """,
+    "adapters of a model": """
+from LIB import UNet2DConditionModel
+unet = UNet2DConditionModel.from_pretrained(folder("sd1"), subfolder="unet")
+pipe = opened("sd1", unet=unet)
+name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+width = unet.get_submodule(name).weight.shape[0]
+def lora(seed, before=""):
+    draw = seeded(seed)
+    return {f"{before}{name}.lora_A.weight": torch.randn(4, width, generator=draw),
+            f"{before}{name}.lora_B.weight": torch.randn(width, 4, generator=draw)}
+def drawn():
+    return pipe("red", num_inference_steps=2, output_type="latent", generator=seeded(0)).images
+pipe.unet.load_lora_adapter(lora(1), prefix=None, adapter_name="one")
+result = [drawn()]
+pipe.unet.load_lora_adapter(lora(2, "unet."), prefix="unet", adapter_name="two")
+for change in (lambda: pipe.unet.set_adapters(["one", "two"], [0.5, 0.7]), pipe.unet.disable_lora,
+               pipe.unet.enable_lora, lambda: pipe.unet.set_adapter("two"),
+               lambda: pipe.unet.set_adapters("one", {"mid": 0.25}), pipe.unet.disable_adapters,
+               pipe.unet.enable_adapters, lambda: pipe.unet.delete_adapters("two"),
+               lambda: pipe.unet.fuse_lora(0.5), pipe.unet.unfuse_lora, pipe.unet.unload_lora):
+    change()
+    result.append(drawn())
+""",
     "a model that perfuse has not": """
 import tempfile
 from diffusers import AutoencoderKLWan
@@ -313,6 +336,11 @@ def test_what_is_not_taken_is_said(checkpoint: Make) -> None:
     with pytest.raises(InputError, match="of one frame was expected; got \\(1, 3, 2, 32, 32\\)"):
         vae = perfuse.DiffusionPipeline.from_pretrained(checkpoint("qwen-image")).vae
         vae.encode(torch.zeros(1, 3, 2, 32, 32))
+    with pytest.raises(InputError, match="none of its names begin so, 'up.lora_A.weight' for one"):
+        pipe.unet.load_lora_adapter({"up.lora_A.weight": x, "up.lora_B.weight": x}, prefix="unet")
+    alone = perfuse.UNet2DConditionModel.from_pretrained(checkpoint("sd1"), subfolder="unet")
+    with pytest.raises(InputError, match="Put the model into one, pipe.unet = unet"):
+        alone.set_adapters("one")
     with pytest.raises(AttributeError, match="upcast_vae is left out of perfuse"):
         pipe.upcast_vae()
     with pytest.raises(AttributeError, match="has no 'set_attention_slice'"):

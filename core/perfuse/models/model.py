@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from perfuse.errors import InputError
+from perfuse.models.adapted import Adapted
 from perfuse.models.config import ModelConfig
 from perfuse.models.names import current
 
@@ -22,7 +23,7 @@ _PLAIN_ATTENTION = (
 )
 
 
-class Model(nn.Module):
+class Model(Adapted, nn.Module):
     """One of perfuse's own models. Subclasses set ``config_class`` and create layers in ``build``.
 
     ``Model(**fields)`` initialises the weights at random; with the same seed, as Diffusers does.

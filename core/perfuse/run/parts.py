@@ -27,6 +27,7 @@ from perfuse.run.image_prompts import with_adapters
 from perfuse.run.lora_state import Loras, finite
 from perfuse.run.loras import with_loras
 from perfuse.run.options import options_for
+from perfuse.run.part_loras import PartLoras
 from perfuse.run.placing import target_of, torch_device
 from perfuse.run.plan import added, parts_of, plan_of, respecified, without
 from perfuse.run.precisions import general, precision_of
@@ -569,7 +570,14 @@ class Parts:
             if self._source.format is not None:
                 return self.program(parts[name][0])
             self._replace(name, self._opened(name))
-        return self._models[name]
+        return self._with_loras(name)
+
+    def _with_loras(self, name: str) -> Any:
+        """The model of an attribute, whose adapters are this pipeline's."""
+        model = self._models[name]
+        if hasattr(type(model), "adapted_by"):
+            model.adapted_by(PartLoras(self, name))
+        return model
 
     def _of_diffusers(self, name: str) -> Any:
         """A method of Diffusers' class that a call here has no need of, for loops of one's own.
@@ -678,6 +686,7 @@ class Parts:
         else:
             self._spec = respecified(spec, part, model) if names else added(spec, part, model)
             self._models[part] = model
+            self._with_loras(part)
         planned = self._plan.spec.components.values() if self._plan is not None else ()
         entries = [one.name for one in planned if one.entry_of in names]
         self._plan = None
