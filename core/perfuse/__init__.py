@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from perfuse.contract.limits import Limits as Limits
     from perfuse.contract.reader import Reader as Reader
     from perfuse.contract.source import Source as Source
-    from perfuse.contract.spec import ComponentSpec as ComponentSpec
     from perfuse.contract.spec import Dim as Dim
     from perfuse.contract.spec import PipelineSpec as PipelineSpec
     from perfuse.contract.spec import Role as Role
@@ -151,7 +150,6 @@ _get, __dir__ = lazy(
         "contract.reader": ("Reader",),
         "contract.source": ("Source",),
         "contract.spec": (
-            "ComponentSpec",
             "Dim",
             "PipelineSpec",
             "Role",

@@ -29,9 +29,11 @@ Make = Callable[[str], Path]
 CASES = {
     "module paths": """
 import importlib
-from LIB import ComponentsManager, LayerSkipConfig, ModelMixin, ModularPipeline, UNetMotionModel
+from LIB import ComponentsManager, ComponentSpec, ConfigSpec, LayerSkipConfig, ModelMixin, ModularPipeline
+from LIB import UNetMotionModel
 from LIB.callbacks import SDCFGCutoffCallback
 from LIB.configuration_utils import ConfigMixin, FrozenDict, register_to_config
+from LIB.guiders import ClassifierFreeGuidance, PerturbedAttentionGuidance
 from LIB.hooks import apply_first_block_cache
 from LIB.image_processor import PipelineImageInput, VaeImageProcessor
 from LIB.loaders import IPAdapterMixin, StableDiffusionLoraLoaderMixin
@@ -56,6 +58,9 @@ from LIB.utils.torch_utils import is_compiled_module, randn_tensor
 assert Pipe is StableDiffusionPipeline and Unet is UNet2DConditionModel and Ddim is DDIMScheduler
 assert lib.pipelines.StableDiffusionPipeline is Pipe and lib.models.UNet2DConditionModel is Unet
 assert lib.schedulers.DDIMScheduler is Ddim and lib.utils.load_image is load_image
+unet = ComponentSpec(name="unet", repo=folder("sd1"), subfolder="unet", type_hint=Unet).load()
+assert type(unet) is Unet and type(ComponentSpec.from_component("unet", unet).load()) is Unet
+assert ClassifierFreeGuidance.__module__.startswith("diffusers")
 result = (Pipe.__name__, [one.name for one in KarrasDiffusionSchedulers], hasattr(lib, "FooBar"),
           hasattr(lib.models, "FooBar"), hasattr(lib.schedulers, "foo"), hasattr(lib.utils, "foo"),
           importlib.util.find_spec("LIB.pipelines.nonsense") is None)
