@@ -159,7 +159,7 @@ class FrameAutoencoder(Distributing):
         self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput | tuple[Tensor]:
         """[B, L, 1, h, w] to [B, C, 1, H, W] in [-1, 1]. ``generator`` is of no use."""
-        (sample,) = super().decode(_frame(z), False)
+        sample: Tensor = self.decoder(self.post_quant_conv(_frame(z)))
         video = sample[:, :, None].clamp(-1.0, 1.0)
         return DecoderOutput(video) if return_dict else (video,)
 

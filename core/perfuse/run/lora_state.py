@@ -53,11 +53,11 @@ class Loras:
         for name in _BY_PART:
             others = {one: known for one, known in getattr(self, name).items() if one != part}
             changed[name] = {**others, **getattr(own, name)}
-        others = self.disabled - {part}
+        off = (self.disabled if self.enabled else frozenset(self.uses)) - {part}
         return Loras(
             **changed,
             enabled=self.enabled or own.enabled,
-            disabled=others if own.enabled else others | {part},
+            disabled=off if own.enabled else off | {part},
         )
 
     @property

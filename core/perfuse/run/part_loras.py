@@ -90,7 +90,8 @@ class PartLoras(LoraMethods):
 
     @property
     def _loras(self) -> Loras:  # type: ignore[override]
-        return self._pipe.loras.of(self._part)
+        loras: Loras = self._pipe.loras
+        return loras.of(self._part)
 
     @property
     def _pipe(self) -> Any:

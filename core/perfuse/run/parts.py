@@ -44,6 +44,7 @@ from perfuse.sources.tokenizer import Tokenizer
 from perfuse.sources.tokenizer_face import PromptTokenizer, as_ours
 from perfuse.sources.weight_maps import shapes_of
 from perfuse.tasks.choosing import tasks_of
+from perfuse.tasks.dit import class_names
 
 __all__ = ["Parts"]
 
@@ -79,6 +80,8 @@ _DERIVED: Mapping[str, Callable[[PipelineSpec], Any]] = {
         do_convert_grayscale=True,
     ),
 }
+#: A setting of a pipeline whose model draws classes, and the attribute with what they are called.
+_ID2LABEL, _LABELS = "id2label", "labels"
 
 
 class Parts:
@@ -553,6 +556,8 @@ class Parts:
             return self._of_diffusers(name)
         if name in _DERIVED:
             return _DERIVED[name](self._spec)
+        if name == _LABELS and _ID2LABEL in self._spec.options:
+            return dict(sorted(class_names(self._spec.options[_ID2LABEL]).items()))
         parts = parts_of(self._spec)
         if name in self._spec.tokenizers:
             return self._tokenizer(name)

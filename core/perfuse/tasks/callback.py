@@ -233,8 +233,8 @@ def with_callback(
         return {name: state[name] for name in outputs}
 
     loop = _loop(task)
-    outputs = ("samples", "batches", "guider")
-    outputs += tuple(name for name in ("kept", "controls") if name in task.known)
+    more = (name for name in ("kept", "controls") if name in task.known)
+    outputs = ("samples", "batches", "guider", *more)
     step = Step(name="call_back", run=call_back, outputs=outputs)
     return task.replace(loop.name, dataclasses.replace(loop, steps=(*loop.steps, step)))
 
