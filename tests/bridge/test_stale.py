@@ -208,6 +208,22 @@ def test_every_way_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         assert seen or name == "hook on the module", name  # torch calls that one around the graph
 
 
+def test_a_description_is_the_same_in_another_process() -> None:
+    """Sets come in another order there: those in code, and the list that Diffusers makes of one."""
+    from perfuse.bridge.state import _constant, described
+
+    module = diffusers.UNet2DModel(
+        block_out_channels=(32, 32),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
+    before, listed = described(module), module.config["_use_default_values"]
+    assert len(listed) > 1
+    listed.reverse()
+    assert described(module) == before
+    assert _constant(frozenset("ba")) == "[\"'a'\", \"'b'\"]"
+
+
 def test_the_same_module_is_captured_once(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = perfuse.accelerate(Block().eval(), "onnxruntime", store=ArtifactStore(tmp_path))

@@ -29,9 +29,11 @@ _RECORDING = ("transformers.utils.output_capturing", "_output_capturing_hooks_in
 #: How deep objects that are no modules are looked into: an attention processor, its options, …
 _DEPTH = 4
 _MOST = 200
-#: What a config says of where it comes from, which changes nothing.
+#: What a config says of where it comes from, which changes nothing; Diffusers lists which fields were left
+#: at their defaults in another order in each process.
 _WHENCE = frozenset(
     ("_name_or_path", "_diffusers_version", "_commit_hash", "name_or_path", "_is_hf_initialized")
+    + ("_use_default_values",)
     + _RECORDING[1:]
 )
 _UNSAID = _OWN | _WHENCE
@@ -155,9 +157,16 @@ def _member(value: Any) -> str:
     return repr(value) if type(value) in _PLAIN else type(value).__qualname__
 
 
+def _constant(value: Any) -> str:
+    if isinstance(value, types.CodeType):
+        return _bytecode(value)
+    # The order of a set is another one in each process.
+    return str(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
+
+
 @functools.lru_cache(maxsize=4096)
 def _bytecode(code: types.CodeType) -> str:
-    consts = [_bytecode(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    consts = [_constant(one) for one in code.co_consts]
     return hashlib.sha256(f"{code.co_code.hex()}{code.co_names}{consts}".encode()).hexdigest()[:16]
 
 
