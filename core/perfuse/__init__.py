@@ -14,7 +14,7 @@ from its own file: ``from perfuse.schedulers.euler import ...``.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from perfuse._lazy import lazy
+from perfuse._lazy import diffusers_paths, lazy
 
 if TYPE_CHECKING:
     from perfuse.arrays.noise import NoiseSource as NoiseSource
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from perfuse.contract.limits import Limits as Limits
     from perfuse.contract.reader import Reader as Reader
     from perfuse.contract.source import Source as Source
-    from perfuse.contract.spec import ComponentSpec as ComponentSpec
     from perfuse.contract.spec import Dim as Dim
     from perfuse.contract.spec import PipelineSpec as PipelineSpec
     from perfuse.contract.spec import Role as Role
@@ -150,7 +149,6 @@ _get, __dir__ = lazy(
         "contract.reader": ("Reader",),
         "contract.source": ("Source",),
         "contract.spec": (
-            "ComponentSpec",
             "Dim",
             "PipelineSpec",
             "Role",
@@ -201,10 +199,14 @@ _get, __dir__ = lazy(
 )
 
 
-def __getattr__(name: str) -> Any:
-    """A name of the table above; or a model, or a plugin's pipeline, which are not in ``__all__``.
+diffusers_paths()
 
-    Models are torch modules, and ``from perfuse import *`` loads no torch.
+
+def __getattr__(name: str) -> Any:
+    """A name of the table above; or one that is not in ``__all__``.
+
+    These are models, which are torch modules, and ``from perfuse import *`` loads no torch; a
+    plugin's pipeline; and what Diffusers alone has.
     """
     try:
         return _get(name)
@@ -217,5 +219,5 @@ def __getattr__(name: str) -> Any:
         if name[0].isupper() and not name.isupper():
             found = import_module("perfuse.models.registry").model_class(name)
         if found is None:
-            raise
+            found = import_module("perfuse._diffusers").borrowed(__name__, name)
         return found

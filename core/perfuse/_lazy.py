@@ -5,7 +5,22 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-__all__ = ["lazy"]
+__all__ = ["diffusers_paths", "lazy"]
+
+
+class _Paths:
+    """Finds modules of Diffusers' paths, after all others found none."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> Any:
+        if not fullname.startswith("perfuse."):
+            return None
+        return import_module("perfuse._diffusers").spec_of(fullname)
+
+
+def diffusers_paths() -> None:
+    """Make modules importable by the paths that they have in Diffusers: see ``perfuse._diffusers``."""
+    if not any(type(finder).__qualname__ == _Paths.__qualname__ for finder in sys.meta_path):
+        sys.meta_path.append(_Paths())
 
 
 def lazy(

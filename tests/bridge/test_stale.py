@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -36,6 +37,18 @@ def louder(self: Any, *args: Any, **kwargs: Any) -> Any:
     return AttnProcessor2_0.__call__(self, *args, **kwargs) * 3
 
 
+class Kept:
+    """An object of the user's that keeps a number without a ``__dict__``."""
+
+    __slots__ = ("number",)
+
+    def __init__(self) -> None:
+        self.number = 1.0
+
+    def times(self, x: Any) -> Any:
+        return x * self.number
+
+
 class Block(torch.nn.Module):  # type: ignore[misc]
     """A transformer block behind a switch and a table."""
 
@@ -46,10 +59,17 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         self.factor = 1.0
         self.options = {"shift": 0.0}
         self.late = lambda x: x
+        self.kept = Kept()
+
+    power = 1.0
 
     def forward(self, sample: Any, states: Any, gain: float = 1.0) -> Any:
         mixed = self.block(sample + self.table, encoder_hidden_states=states)
-        return self.late(mixed * self.factor + self.options["shift"]) * gain
+        shifted = mixed * float(self.factor) + float(self.options["shift"]) + self.helped()
+        return self.late(shifted) * gain * self.power * self.kept.number
+
+    def helped(self) -> float:
+        return 0.0
 
     @property
     def attention(self) -> Any:
@@ -59,6 +79,10 @@ class Block(torch.nn.Module):  # type: ignore[misc]
 def half_of(weight: Any) -> None:
     rows = weight.data.clone()
     weight.data[0], weight.data[1] = rows[1], rows[0]
+
+
+def _times(factor: float) -> Any:
+    return lambda x, by=factor: x * by
 
 
 WAYS: dict[str, Callable[[Block], object]] = {
@@ -76,6 +100,18 @@ WAYS: dict[str, Callable[[Block], object]] = {
     "number replaced": lambda m: setattr(m, "factor", 1.5),
     "dict written": lambda m: m.options.update(shift=0.25),
     "function replaced": lambda m: setattr(m, "late", lambda x: x * 2),
+    "numpy's number": lambda m: setattr(m, "factor", np.float32(1.5)),
+    "numpy's other number": lambda m: setattr(m, "factor", np.float32(0.5)),
+    "numpy's array": lambda m: m.options.update(shift=np.array(0.75)),
+    "numpy's array written": lambda m: m.options["shift"].__iadd__(1.0),
+    "function of torch": lambda m: setattr(m, "late", torch.sin),
+    "another of torch": lambda m: setattr(m, "late", torch.cos),
+    "function with a default": lambda m: setattr(m, "late", _times(2.0)),
+    "another default": lambda m: setattr(m, "late", _times(3.0)),
+    "an object's method": lambda m: setattr(m, "late", m.kept.times),
+    "an object's number": lambda m: setattr(m.kept, "number", 0.5),
+    "class's number": lambda m: setattr(type(m), "power", 2.0),
+    "class's other method": lambda m: setattr(type(m), "helped", lambda self: 1.0),
     "layer replaced": lambda m: m.block.ff.net.__setitem__(1, torch.nn.Tanh()),
     "layer's forward replaced": lambda m: setattr(
         m.block.norm3, "forward", types.MethodType(lambda self, x: x * 2, m.block.norm3)
@@ -98,7 +134,7 @@ WAYS: dict[str, Callable[[Block], object]] = {
 SOME = (
     "one number through data",
     "buffer written",
-    "dict written",
+    "class's number",
     "processor replaced",
     "processor's number",
     "hook on a layer",
@@ -117,10 +153,9 @@ SOME = (
 def test_no_answer_of_an_old_graph(
     names: tuple[str, ...], engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert len(WAYS) == 25
+    assert len(WAYS) == 37
     pytest.importorskip(engine)
-    monkeypatch.setattr(Scaled, "__call__", Scaled.__call__)  # put back at the end
-    monkeypatch.setattr(Block, "forward", Block.forward)
+    _put_back(monkeypatch)
     torch.manual_seed(0)
     module = Block().eval()
     perfuse.accelerate(module, engine, store=ArtifactStore(tmp_path))
@@ -150,6 +185,43 @@ def test_no_answer_of_an_old_graph(
         "most of this has to have run on the engine"
     )
     assert "hook" in row.reasons[-1]
+
+
+def _put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have what the ways do to classes undone at the end."""
+    monkeypatch.setattr(Scaled, "__call__", Scaled.__call__)
+    for name in ("forward", "helped", "power"):
+        monkeypatch.setattr(Block, name, getattr(Block, name))
+
+
+def test_every_way_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from perfuse.bridge.state import Weights, described
+
+    _put_back(monkeypatch)
+    module = Block().eval()
+    for name, change in WAYS.items():
+        before, weights = described(module), Weights(module)
+        assert described(module) == before and not weights.changed(module, thorough=True)
+        with torch.no_grad():
+            change(module)
+        seen = described(module) != before or weights.changed(module, thorough=True)
+        assert seen or name == "hook on the module", name  # torch calls that one around the graph
+
+
+def test_a_description_is_the_same_in_another_process() -> None:
+    """Sets come in another order there: those in code, and the list that Diffusers makes of one."""
+    from perfuse.bridge.state import _constant, described
+
+    module = diffusers.UNet2DModel(
+        block_out_channels=(32, 32),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
+    before, listed = described(module), module.config["_use_default_values"]
+    assert len(listed) > 1
+    listed.reverse()
+    assert described(module) == before
+    assert _constant(frozenset("ba")) == "[\"'a'\", \"'b'\"]"
 
 
 def test_the_same_module_is_captured_once(tmp_path: Path) -> None:

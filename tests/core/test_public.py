@@ -17,7 +17,7 @@ _TEXT = """
     Acceleration AdaptiveProjectedGuidance AdaptiveProjectedMixGuidance Architecture Artifact ArtifactStore
     AutoGuidance AutoModel AutoPipelineForImage2Image AutoPipelineForInpainting
     AutoPipelineForText2Image Backend BackendManifest Branch Checkpoint Choice
-    ClassifierFreeGuidance ClassifierFreeZeroStarGuidance Component ComponentSpec Device
+    ClassifierFreeGuidance ClassifierFreeZeroStarGuidance Component Device
     DiffusionPipeline Dim EmbeddedGuidance EntryReport Event ExecutionReport Exporter ExporterManifest
     FrequencyDecoupledGuidance Guider GuiderManifest Input InstructPix2PixGuidance LatentSpec
     LengthPreservingGuidance Limits Loop MagnitudeAwareGuidance Moment NoGuidance NoiseSource PAGGuidance Patch PerfuseError

@@ -14,6 +14,8 @@ diffusers = pytest.importorskip("diffusers")
 from perfuse import DiffusionPipeline
 
 LATENTS, PICTURES = 1e-4, 1
+#: Of what lines typed for Diffusers leave, in float32.
+CLOSE = 5e-5
 
 #: What a trained model's prediction has and a random one's has not: about the noise's own size.
 GENTLE = 0.05
@@ -34,6 +36,40 @@ def make_gentle(
         weights[name] = weights[name] * factor
     save_file(weights, path, metadata={"format": "pt"})
     return folder
+
+
+def run_lines(lines: str, library: Any, **names: Any) -> Any:
+    """What lines as a user types them leave as ``result``.
+
+    Args:
+        lines: The lines; ``LIB`` in them is the library's name.
+        library: ``diffusers`` or ``perfuse``.
+        **names: What the lines find, beside ``torch``, ``np`` and ``seeded(n)``, a generator.
+    """
+    found = {"torch": torch, "np": np, **names}
+    found["seeded"] = lambda seed: torch.Generator().manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(lines.replace("LIB", library.__name__), found)  # noqa: S102
+    return found["result"]
+
+
+def check_same(theirs: Any, ours: Any) -> None:
+    """Compare results: arrays of one type, dtype and shape, and close; all else equal."""
+    if isinstance(theirs, tuple | list):
+        assert len(theirs) == len(ours)
+        for one, other in zip(theirs, ours, strict=True):
+            check_same(one, other)
+    elif isinstance(theirs, torch.Tensor | np.ndarray):
+        assert type(theirs) is type(ours)
+        assert theirs.dtype == ours.dtype
+        assert theirs.shape == ours.shape
+        pair = [np.asarray(one, np.float64) for one in (theirs, ours)]
+        assert np.abs(pair[0] - pair[1]).max() <= (
+            1 if theirs.dtype in (np.uint8, torch.uint8) else CLOSE
+        )
+    else:
+        assert theirs == ours
 
 
 @dataclass

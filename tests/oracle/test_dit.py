@@ -56,7 +56,9 @@ def test_classes(pair: Pair, inputs: Mapping[str, Any], monkeypatch: pytest.Monk
 def test_names_and_sizes(pair: Pair) -> None:
     call = {"seed": [1, 2], "num_inference_steps": 2, "output_type": "np", "width": 24}
     named = pair.ours(class_labels=["ring", "blue square"], **call).images
-    assert pair.theirs.get_label_ids(["ring", "blue square"]) == [0, 1]
+    for pipe in (pair.theirs, pair.ours):
+        assert pipe.get_label_ids(["ring", "blue square"]) == [0, 1]
+    assert list(pair.ours.labels.items()) == list(pair.theirs.labels.items())
     assert named.shape == (2, 16, 24, 3)
     assert np.array_equal(named, pair.ours([0, 1], **call).images)
     assert np.array_equal(named, pair.ours(np.array([0, 1]), **call).images)

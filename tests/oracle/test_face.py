@@ -7,7 +7,6 @@ generator. The lines leave ``result``.
 
 import inspect
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from tests.oracle.pairs import make_gentle
+from tests.oracle.pairs import CLOSE, check_same, make_gentle, run_lines
 
 import perfuse
 from perfuse.plugins import host
@@ -27,9 +26,6 @@ from perfuse.plugins import host
 pytestmark = pytest.mark.slow
 
 Make = Callable[[str], Path]
-
-#: Of latents and pictures in float32.
-CLOSE = 5e-5
 
 CASES = {
     "a loop of one's own": """
@@ -383,33 +379,11 @@ def pipes(folders: dict[str, str]) -> dict[Any, Any]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CASES)
 def test_the_same_lines(name: str, folders: dict[str, str], pipes: dict[Any, Any]) -> None:
-    theirs, ours = (_run(CASES[name], library, folders, pipes) for library in (diffusers, perfuse))
-    _check(theirs, ours)
-
-
-def _run(lines: str, library: Any, folders: dict[str, str], pipes: dict[Any, Any]) -> Any:
-    code = lines.replace("LIB", library.__name__)
-    names = {"torch": torch, "np": np, "pipe": pipes[library], **folders}
-    names["seeded"] = lambda seed: torch.Generator().manual_seed(seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        exec(code, names)  # noqa: S102
-    return names["result"]
-
-
-def _check(theirs: Any, ours: Any) -> None:
-    if isinstance(theirs, tuple | list):
-        assert len(theirs) == len(ours)
-        for one, other in zip(theirs, ours, strict=True):
-            _check(one, other)
-    elif isinstance(theirs, torch.Tensor | np.ndarray):
-        assert type(theirs) is type(ours)
-        assert theirs.dtype == ours.dtype
-        assert theirs.shape == ours.shape
-        difference = np.abs(np.asarray(theirs, np.float64) - np.asarray(ours, np.float64)).max()
-        assert difference <= (1 if theirs.dtype in (np.uint8, torch.uint8) else CLOSE)
-    else:
-        assert theirs == ours
+    theirs, ours = (
+        run_lines(CASES[name], library, pipe=pipes[library], **folders)
+        for library in (diffusers, perfuse)
+    )
+    check_same(theirs, ours)
 
 
 def test_a_saved_checkpoint_opens_in_diffusers(folders: dict[str, str], tmp_path: Path) -> None:

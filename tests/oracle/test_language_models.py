@@ -11,13 +11,14 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from perfuse import ComponentSpec, Role, Signature
+from perfuse import Role, Signature
 from perfuse.errors import CheckpointError
 from perfuse.models.language_model.network import LanguageModel, build, wrap
 from perfuse.models.registry import describe, fitted, host_inputs
 from perfuse.sources.chat_template import chat_template
 from perfuse.sources.tokenizer import Tokenizer
 from perfuse.sources.weights import Weights
+from perfuse.spec import ComponentSpec
 from perfuse.tasks.prompts.language import causal_bias
 from perfuse_conformance.cases.checkpoint_parts import edit_json, randomise
 from perfuse_conformance.cases.language_parts import write_language_tokenizer

@@ -48,6 +48,15 @@ class Features:
     #: Pictures, float32 [B, 3, H, W].
     pixel_values: Any
 
+    def to(self, *where: Any, **named: Any) -> "Features":
+        """The same elsewhere, or in another dtype: torch tensors, with the arguments of theirs."""
+        return Features(pixel_values=self.pixel_values.to(*where, **named))
+
+    def __getitem__(self, name: str) -> Any:
+        if name != "pixel_values":
+            raise KeyError(name)
+        return self.pixel_values
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProcessor:

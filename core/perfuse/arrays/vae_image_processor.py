@@ -216,7 +216,8 @@ class VaeImageProcessor:
         array = np.stack([x if s else x * 2 - 1 for x, s in zip(array, signed, strict=True)])
         unit = to_unit(array)
         if output_type == "pt":
-            return self.numpy_to_pt(unit)
+            tensor = self.numpy_to_pt(unit)
+            return tensor.to(image) if is_torch(image) else tensor
         return unit if output_type == "np" else self.numpy_to_pil(unit)
 
     @staticmethod

@@ -7,11 +7,13 @@ same description and weights compute the same, in this process and in another.
 
 import functools
 import hashlib
+import operator
 import re
 import types
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
@@ -27,10 +29,12 @@ _RECORDING = ("transformers.utils.output_capturing", "_output_capturing_hooks_in
 #: How deep objects that are no modules are looked into: an attention processor, its options, …
 _DEPTH = 4
 _MOST = 200
-#: What a config or a module says of where it comes from, which changes nothing.
+#: What a config or a module says of where it comes from, which changes nothing; Diffusers lists which
+#: fields were left at their defaults in another order in each process.
 _WHENCE = frozenset(
     ("_name_or_path", "_diffusers_version", "_commit_hash", "name_or_path", "_is_hf_initialized")
     + ("_weight_conversions",)  # how transformers read the names in the file
+    + ("_use_default_values",)
     + _RECORDING[1:]
 )
 _UNSAID = _OWN | _WHENCE
@@ -42,9 +46,12 @@ _PLAIN = frozenset((type(None), bool, int, float, str, bytes))
 _SMALL = 1 << 24
 #: How tensors that are attributes are written, and lists of them: tables of positions for one.
 _TABLES = re.compile(r"tensor[\w.]+\([\d, ]*\)[\w:]*")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _NONE = re.compile(r"\[None(,None)*\]")
 #: A prime, so that rows of no layer fall into the same columns.
 _COLUMNS = 509
+#: What all layers derive from, and nobody changes.
+_BASES = (nn.Module, object)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _DTYPES = (*_FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool)
 
@@ -120,19 +127,55 @@ def is_of_class(part: nn.Module, key: str, value: Any) -> bool:
     return own and value.__func__ is getattr(type(part), key, None)
 
 
+#: By class, what its namespace held when it was last described, and that description. What it held is
+#: kept, so that nothing else can have its address.
+_namespaces: dict[type, tuple[list[Any], str]] = {}
+
+
 def _class(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}:{_code(getattr(kind, 'forward', None))}"
+    """A class by name, with the code of its methods and its own plain values, and those of its bases."""
+    own = [_namespace(one) for one in kind.__mro__ if one not in _BASES]
+    return f"{kind.__module__}.{kind.__qualname__}:{''.join(own)}"
+
+
+def _namespace(kind: type) -> str:
+    held = list(vars(kind).values())
+    known = _namespaces.get(kind)
+    if known is None or len(known[0]) != len(held) or any(map(operator.is_not, known[0], held)):
+        said = [
+            f"{name}:{_member(value)}"
+            for name, value in vars(kind).items()
+            if not name.startswith("__") or name == "__call__"
+        ]
+        known = _namespaces[kind] = held, hashlib.sha256(",".join(said).encode()).hexdigest()[:16]
+    return known[1]
+
+
+def _member(value: Any) -> str:
+    """What a class has under a name: a method's code, or a value."""
+    if isinstance(value, property):
+        return "".join(_code(one) for one in (value.fget, value.fset) if one is not None)
+    if isinstance(value, staticmethod | classmethod | types.FunctionType):
+        return _function(value, 1)
+    return repr(value) if type(value) in _PLAIN else type(value).__qualname__
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, types.CodeType):
+        return _bytecode(value)
+    # The order of a set is another one in each process.
+    return str(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
 
 
 @functools.lru_cache(maxsize=4096)
 def _bytecode(code: types.CodeType) -> str:
-    consts = [_bytecode(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    consts = [_constant(one) for one in code.co_consts]
     return hashlib.sha256(f"{code.co_code.hex()}{code.co_names}{consts}".encode()).hexdigest()[:16]
 
 
 def _code(function: Any) -> str:
     code = getattr(_plain(function), "__code__", None)
-    return _bytecode(code) if code is not None else str(type(function))
+    return _bytecode(code) if code is not None else _written(function)
 
 
 def _plain(function: Any) -> Any:
@@ -162,13 +205,26 @@ def _value(value: Any, depth: int) -> str:
     if isinstance(value, list | tuple | set | frozenset):
         items = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
         return "[" + ",".join(_value(v, depth - 1) for v in list(items)[:_MOST]) + "]"
-    if callable(value) and not hasattr(value, "__dict__"):
-        return _code(value)
     if isinstance(value, types.FunctionType | types.MethodType | functools.partial):
         return _function(value, depth)
-    own = _value(vars(value), depth - 1) if hasattr(value, "__dict__") else ""
-    kind = type(value)
-    return f"{kind.__module__}.{kind.__qualname__}:{_code(vars(kind).get('__call__'))}{own}"
+    if isinstance(value, np.ndarray):
+        return f"array{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
+    kind, slots = type(value), _slots(value)
+    if hasattr(value, "__dict__") or slots:
+        return f"{_class(kind)}{_value({**getattr(value, '__dict__', {}), **slots}, depth - 1)}"
+    return f"{kind.__module__}.{kind.__qualname__}:{_written(value)}"
+
+
+def _slots(value: Any) -> dict[str, Any]:
+    """The attributes of an object whose class names them in ``__slots__``."""
+    given = (vars(one).get("__slots__", ()) for one in type(value).__mro__)
+    names = [name for own in given for name in ((own,) if isinstance(own, str) else own)]
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+
+
+def _written(value: Any) -> str:
+    """An object as Python writes it, without its address."""
+    return _ADDRESS.sub("", repr(value))
 
 
 def _function(value: Any, depth: int) -> str:
@@ -179,7 +235,10 @@ def _function(value: Any, depth: int) -> str:
     cells = [
         cell.cell_contents for cell in getattr(plain, "__closure__", None) or () if _filled(cell)
     ]
-    return f"{getattr(plain, '__qualname__', '')}:{_code(value)}{_value(cells, depth - 1)}"
+    usual = [getattr(plain, name, None) for name in ("__defaults__", "__kwdefaults__")]
+    owner = getattr(value, "__self__", None)  # of a method: what it reads
+    seen = [*cells, *usual, *([] if isinstance(owner, type) else [owner])]
+    return f"{getattr(plain, '__qualname__', '')}:{_code(value)}{_value(seen, depth - 1)}"
 
 
 def _filled(cell: types.CellType) -> bool:

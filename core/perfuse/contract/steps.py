@@ -266,6 +266,11 @@ class Encoding:
     order: tuple[str, ...]
     #: What it returns, of each condition's arrays; a condition that was not asked for is not there.
     results: Callable[[Mapping[str, Mapping[str, Any]]], tuple[Any, ...]]
+    #: Whether that class joins its conditions to one batch, as a callback sees ``prompt_embeds`` then;
+    #: where it does not, the callback sees the positive ones.
+    joins: bool = False
+    #: Defaults of its arguments that are not those of the task's inputs.
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

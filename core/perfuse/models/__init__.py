@@ -9,6 +9,7 @@ description is, which needs no torch, and where its network.
 
 from typing import TYPE_CHECKING, Any
 
+from perfuse import _diffusers
 from perfuse._lazy import lazy
 
 if TYPE_CHECKING:
@@ -53,13 +54,11 @@ _get, __dir__ = lazy(
 
 
 def __getattr__(name: str) -> Any:
-    """A part that models share, or a model by the class name that checkpoints give it."""
+    """A part that models share, a model by the name of its class, or what Diffusers' room has."""
     try:
         return _get(name)
     except AttributeError:
         from perfuse.models.registry import model_class
 
         found = None if name.startswith("_") else model_class(name)
-        if found is None:
-            raise
-        return found
+        return _diffusers.borrowed(__name__, name) if found is None else found

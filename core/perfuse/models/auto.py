@@ -1,6 +1,8 @@
 """``AutoModel``: a model of whichever class its ``config.json`` names."""
 
 import os
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ class AutoModel:
         subfolder: str | None = None,
         **settings: Any,
     ) -> Any:
-        """Load a model of the class that its config names.
+        """Load a model of the class that its config names; Diffusers' own where perfuse has none.
 
         Args:
             pretrained_model_or_path: A component's folder, or with ``subfolder`` a checkpoint's
@@ -34,7 +36,7 @@ class AutoModel:
             **settings: As of the models' own ``from_pretrained``.
 
         Raises:
-            CheckpointError: there is no such model, or perfuse has no class of this name.
+            CheckpointError: there is no such model, or no class of this name.
             WeightsError: tensors are missing, unexpected, misshapen or damaged.
         """
         from perfuse.models.loading import component_folder
@@ -43,9 +45,11 @@ class AutoModel:
         config = read_json(Path(folder) / CONFIG)
         named = config.get("_class_name") or next(iter(config.get("architectures", ())), None)
         kind = model_class(named) if named is not None else None
+        if kind is None and named is not None and find_spec("diffusers") is not None:
+            kind = getattr(import_module("diffusers"), named, None)
         if kind is None:
             raise CheckpointError(
-                f"{folder} holds a {named!r}, which perfuse has no model of. Load it with the "
-                "library that it is of, and set it on a pipeline."
+                f"{folder} holds a {named!r}, which neither perfuse nor Diffusers, if it is installed, "
+                "has a model of. Load it with the library that it is of, and set it on a pipeline."
             )
         return kind.from_pretrained(folder, **settings)

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perfuse.contract.spec import ComponentSpec, Role
+from perfuse.errors import InputError
+from perfuse.models.autoencoder_kl.network import DecoderOutput, Distributing
 
 __all__ = [
     "ChannelNorm",
     "Convolution",
     "Doubling",
+    "FrameAutoencoder",
     "Halving",
     "Middle",
     "PixelAttention",
@@ -143,6 +146,35 @@ class VaeDecoder(nn.Module):
 
     def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
         return (self.decoder(self.post_quant_conv(latent_sample)),)
+
+
+class FrameAutoencoder(Distributing):
+    """One of these autoencoders, called as Diffusers' are: with videos of one frame."""
+
+    def encode_moments(self, sample: Tensor) -> Tensor:
+        """[B, C, 1, H, W] to means and log-variances [B, 2L, 1, h, w]."""
+        return super().encode_moments(_frame(sample))[:, :, None]
+
+    def decode(
+        self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+    ) -> DecoderOutput | tuple[Tensor]:
+        """[B, L, 1, h, w] to [B, C, 1, H, W] in [-1, 1]. ``generator`` is of no use."""
+        sample: Tensor = self.decoder(self.post_quant_conv(_frame(z)))
+        video = sample[:, :, None].clamp(-1.0, 1.0)
+        return DecoderOutput(video) if return_dict else (video,)
+
+
+def _frame(video: Tensor) -> Tensor:
+    """The only frame of a video.
+
+    Raises:
+        InputError: it has several, or is none.
+    """
+    if video.ndim != 5 or video.shape[2] != 1:
+        raise InputError(
+            f"A video [B, C, 1, H, W] of one frame was expected; got {tuple(video.shape)}."
+        )
+    return video[:, :, 0]
 
 
 def half(spec: ComponentSpec, whole: nn.Module) -> nn.Module:

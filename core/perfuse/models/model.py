@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from perfuse.errors import InputError
+from perfuse.models.adapted import Adapted
 from perfuse.models.config import ModelConfig
 from perfuse.models.names import current
 
@@ -22,7 +23,7 @@ _PLAIN_ATTENTION = (
 )
 
 
-class Model(nn.Module):
+class Model(Adapted, nn.Module):
     """One of perfuse's own models. Subclasses set ``config_class`` and create layers in ``build``.
 
     ``Model(**fields)`` initialises the weights at random; with the same seed, as Diffusers does.
@@ -249,6 +250,26 @@ class Model(nn.Module):
     def rename(name: str) -> str | None:
         """The current name of a tensor that older checkpoints call ``name``; ``None`` drops it."""
         return current(name)
+
+
+def check_attention(settings: Mapping[str, Any] | None, **others: Any) -> None:
+    """Refuse what Diffusers' UNets and ControlNets take for their attentions, and perfuse's do not.
+
+    Args:
+        settings: ``cross_attention_kwargs``. A ``scale`` is that of adapters, of no effect on a model
+            by itself.
+        **others: Further arguments, by name, that are to be ``None``.
+
+    Raises:
+        InputError: something of it was given.
+    """
+    unknown = [name for name in settings or () if name != "scale"]
+    given = [name for name, value in others.items() if value is not None] + unknown
+    if given:
+        raise InputError(
+            f"{', '.join(given)} was given, which perfuse's network does not take. Use Diffusers' "
+            "model for it: from_pretrained(…, bridged=True)."
+        )
 
 
 def as_batch(timestep: Tensor | float, sample: Tensor) -> Tensor:

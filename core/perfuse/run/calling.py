@@ -1,5 +1,6 @@
 """Calling a pipeline, with the arguments and results of Diffusers' pipelines."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -12,12 +13,14 @@ from perfuse.plugins import host
 from perfuse.run.output import PipelineOutput
 from perfuse.run.parts import Parts
 from perfuse.run.placing import torch_device
+from perfuse.run.precisions import general
 from perfuse.run.preview import decoded, guess, preview_decoder
 from perfuse.run.progress_bar import progress_bar
 from perfuse.run.record import recorded
 from perfuse.run.tools import PipelineTools
 from perfuse.tasks.callback import Answer, stoppable, tensors_of, with_callback
 from perfuse.tasks.choosing import choose
+from perfuse.tasks.safety import check_safety
 
 __all__ = ["Calling"]
 
@@ -106,7 +109,7 @@ class Calling(Parts):
             found = {name: state[name] for name in wanted}
             return found[output] if isinstance(output, str) else found
         result = PipelineOutput(
-            images=state["images"],
+            images=_in(state["images"], self._shown_dtype),
             nsfw_content_detected=state.get("nsfw_content_detected"),
             seeds=state.get("seeds", ()),
         )
@@ -211,7 +214,9 @@ class Calling(Parts):
                 guidance_scale=after if after != before else None,
             )
 
-        return with_callback(task, call, names, denoiser=self.spec.denoiser)
+        return with_callback(
+            task, call, names, denoiser=self.spec.denoiser, dtype=self._shown_dtype
+        )
 
     # What Diffusers' pipelines show while they run
 
@@ -226,7 +231,7 @@ class Calling(Parts):
 
     @property
     def _callback_tensor_inputs(self) -> list[str]:
-        return list(tensors_of(self.spec.denoiser))
+        return list(tensors_of(self.task, self.spec.denoiser))
 
     @property
     def current_timestep(self) -> Any:
@@ -267,6 +272,23 @@ class Calling(Parts):
             raise InputError("progress_bar takes either an iterable or total=.")
         return progress_bar(iterable, total, self._progress_bar_config)
 
+    def run_safety_checker(
+        self, image: Any, device: Any = None, dtype: Any = None
+    ) -> tuple[Any, list[bool] | None]:
+        """What the safety checker says of pictures, for a loop of the caller's own.
+
+        Args:
+            image: Pictures [B, C, H, W] in about [-1, 1].
+            device: Of no effect: the checker runs where the pipeline has it run.
+            dtype: Of no effect.
+
+        Returns:
+            The pictures, black where it objects, and for each whether it does; ``None`` for a
+            pipeline without a checker.
+        """
+        done = check_safety.run(PipelineTools(self), image, "pt")
+        return done["decoded"], done["nsfw_content_detected"]
+
     # Prompts
 
     def encode_prompt(self, *arguments: Any, **inputs: Any) -> tuple[Any, ...]:
@@ -290,14 +312,23 @@ class Calling(Parts):
         self._set_lora_factor(1.0 if scale is None else scale)
         if "do_classifier_free_guidance" in task.encoding.order:
             given["guidance_scale"] = 2.0 if given.pop("do_classifier_free_guidance", True) else 0.0
-        given = {name: value for name, value in given.items() if value is not None}
+        usual = task.encoding.defaults
+        given = {**usual, **given}
+        given = {name: one for name, one in given.items() if one is not None or name in usual}
         conditions: Mapping[str, Mapping[str, Any]] = {}
         for event in task.run(PipelineTools(self), given):
             if event.step == "encode_prompt":
                 conditions = event.state["conditions"]
                 break
         device = torch_device(self.placement[self.spec.denoiser.name])
-        return tuple(_owned(one, device) for one in task.encoding.results(conditions))
+        dtype = self._shown_dtype
+        return tuple(_in(_owned(one, device), dtype) for one in task.encoding.results(conditions))
+
+    @property
+    def _shown_dtype(self) -> Any:
+        """The torch dtype of the tensors that a caller is given; ``None`` for float32, as they are."""
+        name = general(self.precision)
+        return None if name == "float32" else getattr(sys.modules.get("torch"), name, None)
 
 
 def _without_scale(given: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -316,6 +347,15 @@ def _without_scale(given: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
         scale = others.pop("scale", scale)
         rest[name] = others or None
     return rest, scale
+
+
+def _in(array: Any, dtype: Any) -> Any:
+    """torch's tensors of floats in a dtype; anything else as it is."""
+    if isinstance(array, list):
+        return [_in(one, dtype) for one in array]
+    if dtype is None or not is_torch(array) or not array.dtype.is_floating_point:
+        return array
+    return array.to(dtype)
 
 
 def _owned(array: Any, device: str | None) -> Any:

@@ -3,8 +3,9 @@
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from perfuse import _diffusers
 from perfuse.contract.hooks import PipelineManifest
 from perfuse.contract.spec import PipelineSpec
 from perfuse.errors import InputError
@@ -15,6 +16,19 @@ from perfuse.sources.checkpoint import corrected
 __all__ = ["as_class", "family_of", "manifest_of", "named_class", "relative"]
 
 _P = TypeVar("_P")
+
+
+class _Named(type):
+    """Of the classes below: they also have the static methods of Diffusers' class of their name."""
+
+    def __getattr__(cls, name: str) -> Any:
+        for one in cls.__mro__:
+            ours = _made.get(one.__name__) is one
+            found = _diffusers.method_of(one.__name__, name) if ours else None
+            if isinstance(found, staticmethod):
+                return found.__func__
+        raise AttributeError(f"type object {cls.__name__!r} has no attribute {name!r}")
+
 
 _made: dict[str, type] = {}
 #: The end of a class's name: its task, as Diffusers writes it.
@@ -27,7 +41,8 @@ def named_class(base: type[_P], name: str) -> type[_P]:
     """The subclass of a pipeline class for a manifest's name: the same one each time."""
     if name not in _made:
         about = f"A ``{base.__name__}`` with the tasks, components and defaults of a ``{name}``."
-        _made[name] = type(name, (base,), {"__doc__": about, "__module__": "perfuse.run.pipelines"})
+        members = {"__doc__": about, "__module__": "perfuse.run.pipelines"}
+        _made[name] = _Named(name, (base,), members)
     return _made[name]
 
 

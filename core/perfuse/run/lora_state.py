@@ -17,6 +17,9 @@ __all__ = ["Loras", "finite"]
 
 Names = tuple[str, ...]
 
+#: The fields that are by part.
+_BY_PART = ("uses", "active", "fused", "kept")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loras:
@@ -31,10 +34,31 @@ class Loras:
     #: Those that were fused and are no longer loaded: they stay.
     kept: Mapping[str, tuple[Use, ...]] = field(default_factory=FrozenDict)
     enabled: bool = True
+    #: The parts that are disabled for themselves.
+    disabled: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        for name in ("uses", "active", "fused", "kept"):
+        for name in _BY_PART:
             object.__setattr__(self, name, FrozenDict(getattr(self, name)))
+
+    def of(self, part: str) -> "Loras":
+        """The adapters of one part."""
+        own = {name: getattr(self, name) for name in _BY_PART}
+        own = {name: {part: known[part]} if part in known else {} for name, known in own.items()}
+        return Loras(**own, enabled=self.enabled and part not in self.disabled)
+
+    def with_part(self, part: str, own: "Loras") -> "Loras":
+        """With what ``of`` gave, changed, in its place."""
+        changed: dict[str, Any] = {}
+        for name in _BY_PART:
+            others = {one: known for one, known in getattr(self, name).items() if one != part}
+            changed[name] = {**others, **getattr(own, name)}
+        off = (self.disabled if self.enabled else frozenset(self.uses)) - {part}
+        return Loras(
+            **changed,
+            enabled=self.enabled or own.enabled,
+            disabled=off if own.enabled else off | {part},
+        )
 
     @property
     def names(self) -> Names:
@@ -58,7 +82,7 @@ class Loras:
         """
         fused = self.fused.get(part, {})
         uses = [*self.kept.get(part, ()), *fused.values()]
-        if self.enabled:
+        if self.enabled and part not in self.disabled:
             loaded = self.uses.get(part, {})
             uses += [
                 dataclasses.replace(loaded[name], scale=loaded[name].scale * factor)

@@ -109,6 +109,7 @@ class LoraMethods:
             self._homes(),
             name=name,
             of=self._pipe.spec.class_name,
+            only=self._only,
             place=Place(
                 weight_name=weight_name,
                 subfolder=subfolder,
@@ -176,7 +177,7 @@ class LoraMethods:
 
     def enable_lora(self) -> None:
         """Draw with the active adapters again."""
-        self._use(dataclasses.replace(self._loras, enabled=True))
+        self._use(dataclasses.replace(self._loras, enabled=True, disabled=frozenset()))
 
     def fuse_lora(
         self,
@@ -233,6 +234,9 @@ class LoraMethods:
         self._loras.check(list(adapter_names))
 
     # What the methods share
+
+    #: What names of tensors to load begin with, of one part's; ``None`` for all.
+    _only: str | None = None
 
     @property
     def _pipe(self) -> Any:

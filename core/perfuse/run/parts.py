@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
+from perfuse import _diffusers
 from perfuse.arrays.image_processor import ImageProcessor
 from perfuse.arrays.vae_image_processor import VaeImageProcessor
 from perfuse.contract.backend import Program
@@ -26,6 +27,7 @@ from perfuse.run.image_prompts import with_adapters
 from perfuse.run.lora_state import Loras, finite
 from perfuse.run.loras import with_loras
 from perfuse.run.options import options_for
+from perfuse.run.part_loras import PartLoras
 from perfuse.run.placing import target_of, torch_device
 from perfuse.run.plan import added, parts_of, plan_of, respecified, without
 from perfuse.run.precisions import general, precision_of
@@ -42,10 +44,12 @@ from perfuse.sources.tokenizer import Tokenizer
 from perfuse.sources.tokenizer_face import PromptTokenizer, as_ours
 from perfuse.sources.weight_maps import shapes_of
 from perfuse.tasks.choosing import tasks_of
+from perfuse.tasks.dit import class_names
 
 __all__ = ["Parts"]
 
-#: Methods of Diffusers that perfuse leaves out, and what takes their place.
+#: Methods of Diffusers that perfuse leaves out, and what takes their place. Those of them that
+#: only compute are Diffusers' own, where that is installed.
 _LEFT_OUT = {
     "push_to_hub": "Save the pipeline, pipe.save_pretrained(folder), and upload the folder: "
     "hf upload OWNER/NAME FOLDER.",
@@ -54,13 +58,17 @@ _LEFT_OUT = {
     "upcast_vae": "Give the autoencoder a precision: precision='unet=float16,vae=float32'. One that "
     "overflows in float16 stays in float32 by itself.",
     "check_inputs": "A call checks its inputs before anything is computed.",
-    "run_safety_checker": "A call does it, and returns nsfw_content_detected.",
     "save_lora_weights": "Train and save with Diffusers or PEFT; load_lora_weights reads what they write.",
     "load_lora_into_unet": "load_lora_weights takes the tensors as they are, for all parts.",
     "load_lora_into_transformer": "load_lora_weights takes the tensors as they are, for all parts.",
     "load_lora_into_text_encoder": "load_lora_weights takes the tensors as they are, for all parts.",
     "lora_state_dict": "load_lora_weights takes a file, a folder or the tensors as they are.",
 }
+#: How methods begin that change Diffusers' pipeline; one of perfuse's they would not change.
+_CHANGING = (
+    *("disable_", "enable_", "fuse_", "load_", "maybe_", "push_", "remove_", "reset_", "save_"),
+    *("set_", "unload_", "upcast_"),
+)
 #: Attributes that a pipeline has unless the user, or a class of the user's, sets others.
 _DERIVED: Mapping[str, Callable[[PipelineSpec], Any]] = {
     "vae_scale_factor": lambda spec: spec.latents.downscale,
@@ -72,6 +80,8 @@ _DERIVED: Mapping[str, Callable[[PipelineSpec], Any]] = {
         do_convert_grayscale=True,
     ),
 }
+#: A setting of a pipeline whose model draws classes, and the attribute with what they are called.
+_ID2LABEL, _LABELS = "id2label", "labels"
 
 
 class Parts:
@@ -540,12 +550,14 @@ class Parts:
 
     def __getattr__(self, name: str) -> Any:
         # Only called for what is not an ordinary attribute: a component's model, or a tokenizer.
-        if name.startswith("_") or "_source" not in self.__dict__:
+        if "_source" not in self.__dict__ or "_spec" not in self.__dict__:
             raise AttributeError(name)
-        if name in _LEFT_OUT:
-            raise AttributeError(f"{name} is left out of perfuse. {_LEFT_OUT[name]}")
+        if name in _LEFT_OUT or name.startswith("_"):
+            return self._of_diffusers(name)
         if name in _DERIVED:
             return _DERIVED[name](self._spec)
+        if name == _LABELS and _ID2LABEL in self._spec.options:
+            return dict(sorted(class_names(self._spec.options[_ID2LABEL]).items()))
         parts = parts_of(self._spec)
         if name in self._spec.tokenizers:
             return self._tokenizer(name)
@@ -558,14 +570,34 @@ class Parts:
                 return None  # it was removed, or never there
             if name in self._unknown():
                 return self._others.get(name)
-            raise AttributeError(
-                f"{self._spec.class_name} has no {name!r}; it has {', '.join(self._known())}"
-            )
+            return self._of_diffusers(name)
         if name not in self._models:
             if self._source.format is not None:
                 return self.program(parts[name][0])
             self._replace(name, self._opened(name))
-        return self._models[name]
+        return self._with_loras(name)
+
+    def _with_loras(self, name: str) -> Any:
+        """The model of an attribute, whose adapters are this pipeline's."""
+        model = self._models[name]
+        if hasattr(type(model), "adapted_by"):
+            model.adapted_by(PartLoras(self, name))
+        return model
+
+    def _of_diffusers(self, name: str) -> Any:
+        """A method of Diffusers' class that a call here has no need of, for loops of one's own.
+
+        Raises:
+            AttributeError: that class has none of this name, or Diffusers is not installed.
+        """
+        method = _diffusers.method_of(self._spec.class_name, name)
+        if method is not None and not name.startswith(_CHANGING):
+            return method.__get__(self)
+        if name in _LEFT_OUT:
+            raise AttributeError(f"{name} is left out of perfuse. {_LEFT_OUT[name]}")
+        raise AttributeError(
+            f"{self._spec.class_name} has no {name!r}; it has {', '.join(self._known())}"
+        )
 
     def _opened(self, name: str) -> Any:
         """The torch module of an attribute, which the user may change from here on."""
@@ -659,6 +691,7 @@ class Parts:
         else:
             self._spec = respecified(spec, part, model) if names else added(spec, part, model)
             self._models[part] = model
+            self._with_loras(part)
         planned = self._plan.spec.components.values() if self._plan is not None else ()
         entries = [one.name for one in planned if one.entry_of in names]
         self._plan = None

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from perfuse import _diffusers
 from perfuse.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"{__name__}.align_your_steps").AysSchedules
     if name.endswith("Scheduler") and name in __getattr__("SCHEDULERS"):
         return scheduler_class(name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _diffusers.borrowed(__name__, name)
 
 
 _LOOKUPS = ("SCHEDULERS", "SHORT_NAMES", "scheduler_class", "scheduler_from_config")

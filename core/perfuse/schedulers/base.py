@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from perfuse import _diffusers
 from perfuse.errors import InputError
 
 from .config import Configured, merge_config
@@ -477,6 +478,44 @@ class Scheduler(Configured, ABC):
         shape = (-1,) + (1,) * (x.ndim - 1)
         a, b = (like(np.asarray(c, dtype=np.float32).reshape(shape), x) for c in (a, b))
         return cast(a * x + b * y, x.dtype)
+
+    # What loops of one's own call or set of Diffusers' classes, beside their public methods.
+
+    @property
+    def _step_index(self) -> int | None:
+        return self.step_index
+
+    @_step_index.setter
+    def _step_index(self, index: int | None) -> None:
+        if index is None:
+            self._run = None
+        elif self._run is None:
+            self._begin_index = index
+        else:
+            self._run = dataclasses.replace(self._run, index=index)
+
+    def _init_step_index(self, timestep: Any) -> None:
+        self._running(timestep)
+
+    def __getattr__(self, name: str) -> Any:
+        # A setting; or a method of Diffusers' class that the table has no need of, such as
+        # ``_convert_to_karras``, on a scheduler of that class with the same settings and steps.
+        config = self.__dict__.get("_internal_dict")
+        if config is None or name in config or name.startswith("push_"):
+            return super().__getattr__(name)
+        if _diffusers.method_of(type(self).__name__, name) is None:
+            return super().__getattr__(name)
+        return getattr(self._as_diffusers(), name)
+
+    def _as_diffusers(self) -> Any:
+        from importlib import import_module
+
+        made = getattr(import_module("diffusers"), type(self).__name__).from_config(self.config)
+        made.num_inference_steps, made.timesteps = self.num_inference_steps, self.timesteps
+        if hasattr(made, "sigmas"):
+            made.sigmas = self.sigmas
+        made._step_index, made._begin_index = self.step_index, self.begin_index
+        return made
 
     # The family.
 

@@ -1,38 +1,29 @@
 """A function of the caller's at the end of each denoising step, and a loop that can be stopped."""
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from perfuse.arrays import concatenate, is_torch, place
+from perfuse.arrays import concatenate, is_torch, place, to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array, ComponentSpec
 from perfuse.contract.steps import Loop, State, Step, Task, Tools
 from perfuse.errors import InputError
 from perfuse.schedulers import Schedule
-from perfuse.tasks.denoise import Batches
+from perfuse.tasks.denoise import CHANNELS, Batches
 from perfuse.tasks.image_prompt import SCALES, scale_of_each
 
 __all__ = ["Answer", "stoppable", "tensors_of", "with_callback"]
 
-#: Diffusers' name of a tensor, the condition that it is of, and the denoiser's input. Without a
-#: condition it is that of all that run, one after the other as Diffusers batches them; or of the
-#: positive one alone, where they are not alike and run apart.
-_CONDITIONS = (
-    ("prompt_embeds", "", "encoder_hidden_states"),
-    ("negative_prompt_embeds", "negative", "encoder_hidden_states"),
-    ("add_text_embeds", "", "text_embeds"),
-    ("negative_pooled_prompt_embeds", "negative", "text_embeds"),
-    ("add_time_ids", "", "time_ids"),
-    ("negative_add_time_ids", "negative", "time_ids"),
-    ("pooled_prompt_embeds", "", "pooled_projections"),
-    ("negative_pooled_prompt_embeds", "negative", "pooled_projections"),
-)
+#: What a ControlNet is given to look at.
+_PICTURE = "control_image"
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """What the caller's function returned."""
 
@@ -45,30 +36,164 @@ class Answer:
 Call = Callable[[int, Any, dict[str, Any]], Answer]
 
 
-def tensors_of(denoiser: ComponentSpec) -> tuple[str, ...]:
-    """The names of the tensors that a callback can be given."""
-    return ("latents", *_conditions(denoiser))
+# What a callback sees and sets
 
 
-def _conditions(denoiser: ComponentSpec) -> dict[str, tuple[str, str]]:
-    """Diffusers' names of what the denoiser is given, each with its condition and input."""
-    has = denoiser.signature.input
-    return {name: (branch, key) for name, branch, key in _CONDITIONS if has(key) is not None}
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Now:
+    """What the loop holds after a step."""
+
+    samples: tuple[Array, ...]
+    batches: Batches
+    #: Of inpainting with any model: the mask, the latents to keep, their noise.
+    kept: Any
+    controls: tuple[Any, ...]
 
 
-def with_callback(task: Task, call: Call, names: Sequence[str], *, denoiser: ComponentSpec) -> Task:
+class _Tensor(ABC):
+    """A tensor that a callback sees, and may return another for."""
+
+    @abstractmethod
+    def shown(self, now: _Now) -> Any:
+        """As Diffusers shows it; ``None`` where this run has none."""
+
+    @abstractmethod
+    def put(self, now: _Now, name: str, value: Any) -> _Now:
+        """The loop with another one in its place."""
+
+
+class _Latents(_Tensor):
+    def shown(self, now: _Now) -> Any:
+        return now.samples[0]
+
+    def put(self, now: _Now, name: str, value: Any) -> _Now:
+        samples = (_as(value, now.samples[0]), *now.samples[1:])
+        return dataclasses.replace(now, samples=samples)
+
+
+@dataclass(frozen=True)
+class _Condition(_Tensor):
+    """An input of the denoiser: of a branch; or of all of them, the negative one first."""
+
+    branch: str
+    key: str
+
+    def shown(self, now: _Now) -> Any:
+        inputs = now.batches.inputs
+        if self.branch:
+            return inputs[self.branch].get(self.key) if self.branch in inputs else None
+        arrays = [own[self.key] for own in inputs.values() if self.key in own]
+        if len({tuple(array.shape) for array in arrays}) > 1:  # prompts of two lengths run apart
+            return arrays[-1]
+        return concatenate(arrays) if arrays else None
+
+    def put(self, now: _Now, name: str, value: Any) -> _Now:
+        batches = _with(now.batches, name, self.branch, self.key, value)
+        return dataclasses.replace(now, batches=batches)
+
+
+class _Mask(_Tensor):
+    """The mask of inpainting [B, 1, h, w]: a channel of the denoiser's, or what is put back by."""
+
+    _channels = _Condition("", CHANNELS)
+
+    def shown(self, now: _Now) -> Any:
+        if now.kept is not None:
+            return concatenate([now.kept[0][:, :1]] * len(now.batches.inputs))
+        channels = self._channels.shown(now)
+        return None if channels is None else channels[:, :1]
+
+    def put(self, now: _Now, name: str, value: Any) -> _Now:
+        if now.kept is not None:
+            mask, *others = now.kept
+            one = _as(value, mask)[: len(mask)]
+            return dataclasses.replace(now, kept=(mask * 0 + one, *others))
+        channels = self._channels.shown(now)
+        whole = concatenate([_as(value, channels), channels[:, 1:]], axis=1)
+        return self._channels.put(now, name, whole)
+
+
+class _MaskedLatents(_Tensor):
+    """The latents of the masked picture, for a model that takes them."""
+
+    _channels = _Condition("", CHANNELS)
+
+    def shown(self, now: _Now) -> Any:
+        channels = self._channels.shown(now)
+        return None if channels is None else channels[:, 1:]
+
+    def put(self, now: _Now, name: str, value: Any) -> _Now:
+        channels = self._channels.shown(now)
+        whole = concatenate([channels[:, :1], _as(value, channels)], axis=1)
+        return self._channels.put(now, name, whole)
+
+
+class _ControlPicture(_Tensor):
+    """What controls are given to look at, a list of several: once for each branch that follows it."""
+
+    def shown(self, now: _Now) -> Any:
+        branches = len(now.batches.inputs)
+        pictures = [
+            concatenate([one.given[_PICTURE]] * (1 if one.positive_only else branches))
+            for one in now.controls
+        ]
+        return pictures if len(pictures) > 1 else pictures[0]
+
+    def put(self, now: _Now, name: str, value: Any) -> _Now:
+        values = value if isinstance(value, list | tuple) else [value]
+        controls = []
+        for one, picture in zip(now.controls, values, strict=True):
+            before = one.given[_PICTURE]
+            given = {**one.given, _PICTURE: _as(picture, before)[-len(before) :]}
+            controls.append(dataclasses.replace(one, given=given))
+        return dataclasses.replace(now, controls=tuple(controls))
+
+
+#: Diffusers' name of a tensor, the condition that it is of, and the denoiser's input. Without a
+#: condition it is that of all that run, one after the other, where Diffusers' class joins them to one
+#: batch; elsewhere that of the positive one.
+_CONDITIONS = (
+    ("prompt_embeds", "", "encoder_hidden_states"),
+    ("negative_prompt_embeds", "negative", "encoder_hidden_states"),
+    ("add_text_embeds", "", "text_embeds"),
+    ("negative_pooled_prompt_embeds", "negative", "text_embeds"),
+    ("add_time_ids", "", "time_ids"),
+    ("negative_add_time_ids", "negative", "time_ids"),
+    ("pooled_prompt_embeds", "", "pooled_projections"),
+    ("negative_pooled_prompt_embeds", "negative", "pooled_projections"),
+)
+
+
+def tensors_of(task: Task, denoiser: ComponentSpec) -> Mapping[str, _Tensor]:
+    """By Diffusers' name, the tensors that a callback of a task can be given."""
+    has, joins = denoiser.signature.input, task.encoding is None or task.encoding.joins
+    found: dict[str, _Tensor] = {"latents": _Latents()}
+    for name, branch, key in _CONDITIONS:
+        if has(key) is not None:
+            found[name] = _Condition(branch if joins else branch or "positive", key)
+    if "kept" in task.known and joins:
+        found |= {"mask": _Mask(), "masked_image_latents": _MaskedLatents()}
+    if "controlnet_conditioning_scale" in task.inputs and "control_mode" not in task.inputs:
+        found[_PICTURE if _PICTURE in task.inputs else "image"] = _ControlPicture()
+    return found
+
+
+def with_callback(
+    task: Task, call: Call, names: Sequence[str], *, denoiser: ComponentSpec, dtype: Any = None
+) -> Task:
     """The task with ``call(index, timestep, tensors)`` at the end of each denoising step.
 
     Args:
         task: The task.
         call: The function.
-        names: The tensors that it is given: some of ``tensors_of(denoiser)``.
+        names: The tensors that it is given: some of ``tensors_of(task, denoiser)``.
         denoiser: What predicts.
+        dtype: The torch dtype that torch's tensors are shown in; ``None`` for their own.
 
     Raises:
         InputError: a name is unknown, or the task has no denoising loop.
     """
-    known, conditions = tensors_of(denoiser), _conditions(denoiser)
+    known = tensors_of(task, denoiser)
     if unknown := [name for name in names if name not in known]:
         raise InputError(
             f"callback_on_step_end_tensor_inputs has {', '.join(unknown)}; there are "
@@ -82,33 +207,59 @@ def with_callback(task: Task, call: Call, names: Sequence[str], *, denoiser: Com
         schedule: Schedule,
         batches: Batches,
         guider: Guider,
+        kept: Any = None,
+        controls: tuple[Any, ...] = (),
     ) -> State:
-        there = {"latents": samples[0]}
-        there |= {n: _shown(batches, *conditions[n]) for n in names if n in conditions}
-        time = _timestep(schedule, index, like=samples[0])
+        now = _Now(samples=samples, batches=batches, kept=kept, controls=controls)
+        shown = {name: _seen(known[name].shown(now), dtype) for name in names}
+        before = {name: _copy(value) for name, value in shown.items()}
         scales = tools.spec.options.get(SCALES)
-        answer = call(index, time, {name: there[name] for name in names})
+        answer = call(index, _timestep(schedule, index, like=samples[0]), dict(shown))
         if tools.spec.options.get(SCALES) != scales:
-            batches = _with_scales(batches, tools.spec.options[SCALES])
-        changed = {
-            name: value for name, value in answer.tensors.items() if value is not there.get(name)
-        }
-        if none := [name for name in changed if name in known and changed[name] is None]:
-            raise InputError(
-                f"callback_on_step_end returned None as {', '.join(none)}. Return a tensor, or leave "
-                "it out."
-            )
-        if "latents" in changed:
-            samples = (_as(changed["latents"], samples[0]), *samples[1:])
-        for name, key in conditions.items():
-            if name in changed:
-                batches = _with(batches, name, *key, changed[name])
-        scaled = _rescaled(guider, answer.guidance_scale)
-        return {"samples": samples, "batches": batches, "guider": scaled}
+            scaled = _with_scales(batches, tools.spec.options[SCALES])
+            now = dataclasses.replace(now, batches=scaled)
+        # What was written to counts as what was returned.
+        for name, value in {**shown, **answer.tensors}.items():
+            if name not in known or (name in shown and _alike(value, before[name])):
+                continue
+            if value is None:
+                raise InputError(
+                    f"callback_on_step_end returned None as {name}. Return a tensor, or leave it "
+                    "out."
+                )
+            now = known[name].put(now, name, value)
+        state = {"samples": now.samples, "batches": now.batches, "kept": now.kept}
+        state |= {"controls": now.controls, "guider": _rescaled(guider, answer.guidance_scale)}
+        return {name: state[name] for name in outputs}
 
     loop = _loop(task)
-    step = Step(name="call_back", run=call_back, outputs=("samples", "batches", "guider"))
+    more = (name for name in ("kept", "controls") if name in task.known)
+    outputs = ("samples", "batches", "guider", *more)
+    step = Step(name="call_back", run=call_back, outputs=outputs)
     return task.replace(loop.name, dataclasses.replace(loop, steps=(*loop.steps, step)))
+
+
+def _seen(value: Any, dtype: Any) -> Any:
+    """A tensor, or a list of them, in the dtype that the pipeline computes in."""
+    if isinstance(value, list):
+        return [_seen(one, dtype) for one in value]
+    floats = is_torch(value) and value.dtype.is_floating_point
+    return value.to(dtype) if dtype is not None and floats else value
+
+
+def _copy(value: Any) -> Any:
+    return [one.copy() for one in _arrays(value)]
+
+
+def _alike(value: Any, before: Sequence[Any]) -> bool:
+    found = _arrays(value)
+    pairs = zip(found, before, strict=False)
+    return len(found) == len(before) and all(np.array_equal(a, b) for a, b in pairs)
+
+
+def _arrays(value: Any) -> list[Any]:
+    each = value if isinstance(value, list | tuple) else [value]
+    return [to_numpy(one) for one in each if one is not None]
 
 
 def stoppable(task: Task, stops: Callable[[Any], bool]) -> Task:
@@ -131,16 +282,6 @@ def _timestep(schedule: Schedule, index: int, *, like: Array) -> Any:
     value = float(schedule.timesteps[index])
     number = np.asarray(int(value) if value.is_integer() else np.float32(value))
     return place(number, str(like.device)) if is_torch(like) else number
-
-
-def _shown(batches: Batches, branch: str, key: str) -> Array | None:
-    """A condition as Diffusers shows it: the negative one before the positive one."""
-    if branch:
-        return batches.inputs[branch].get(key) if branch in batches.inputs else None
-    arrays = [inputs[key] for inputs in batches.inputs.values() if key in inputs]
-    if len({tuple(array.shape) for array in arrays}) > 1:
-        return arrays[-1]
-    return concatenate(arrays) if arrays else None
 
 
 def _with(batches: Batches, name: str, branch: str, key: str, value: Array) -> Batches:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from perfuse.arrays import is_torch
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Encoding, Input, Tools
 from perfuse.tasks.encoding import STATES, position_ids
@@ -45,7 +46,8 @@ def _told(arrays: Mapping[str, Array] | None) -> tuple[Array | None, ...]:
     """Text states, the ids of the tokens' places [S, 3], and the mask."""
     if arrays is None:
         return None, None, None
-    return arrays[STATES], position_ids(arrays[STATES]), arrays["encoder_attention_mask"]
+    states, mask = arrays[STATES], arrays["encoder_attention_mask"]
+    return states, position_ids(states), mask.to(states) if is_torch(mask) else mask * np.float32(1)
 
 
 CHROMA_TEXT_TO_IMAGE = family_task(

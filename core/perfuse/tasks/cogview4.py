@@ -142,5 +142,6 @@ COGVIEW_4 = family_task(
         "negative_prompt_embeds device dtype max_sequence_length",
         ("positive", STATES),
         ("negative", STATES),
+        joins=False,
     ),
 ).insert(length_up_to(_MOST), before="read_prompts")

@@ -25,6 +25,7 @@ from perfuse.tasks.guiders.numbers import check_fraction
 from perfuse.tasks.image_to_image import IMAGE_TO_IMAGE
 from perfuse.tasks.image_to_image_xl import IMAGE_TO_IMAGE_XL, INPAINTING_XL
 from perfuse.tasks.inpainting import INPAINTING
+from perfuse.tasks.inputs import SIZE
 from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
 from perfuse.tasks.text_to_image_xl import TEXT_TO_IMAGE_XL
 
@@ -247,7 +248,7 @@ CONTROL_IMAGE = Input(
 
 def with_controlnet(task: Task, **defaults: Any) -> Task:
     """A task that starts from a picture, with ``control_image`` as one more: to follow."""
-    inputs = {**task.inputs, "control_image": CONTROL_IMAGE, **CONTROL_INPUTS}
+    inputs = {**task.inputs, **SIZE, "control_image": CONTROL_IMAGE, **CONTROL_INPUTS}
     changed = replace(task, inputs=inputs).insert(read_controls, before="prepare_schedule")
     return changed.with_defaults(defaults)
 

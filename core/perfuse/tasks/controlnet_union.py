@@ -25,6 +25,7 @@ from perfuse.tasks.controlnet import (
     within,
 )
 from perfuse.tasks.image_to_image_xl import IMAGE_TO_IMAGE_XL, INPAINTING_XL
+from perfuse.tasks.inputs import SIZE
 from perfuse.tasks.text_to_image_xl import TEXT_TO_IMAGE_XL
 
 __all__ = ["UNION_IMAGE_TO_IMAGE_XL", "UNION_INPAINTING_XL", "UNION_TO_IMAGE_XL", "Joined"]
@@ -200,6 +201,7 @@ _MODE = Input(
 def _with_union(task: Task, **defaults: Any) -> Task:
     inputs = {
         **task.inputs,
+        **SIZE,
         "control_image": CONTROL_IMAGE,
         **CONTROL_INPUTS,
         "control_mode": _MODE,

@@ -22,7 +22,7 @@ from perfuse.tasks.inputs import GUIDANCE, NOISE, OUTPUT, SIZE, STEPS
 from perfuse.tasks.text import guider_for, read_conditions
 from perfuse.tasks.text_to_image import prepare_latents
 
-__all__ = ["DIT_CLASS_TO_IMAGE"]
+__all__ = ["DIT_CLASS_TO_IMAGE", "class_names"]
 
 #: How many names an error shows.
 _SHOWN = 5
@@ -73,7 +73,7 @@ def _number(tools: Tools, label: Any) -> int:
     """
     count = classes_of(tools.spec.denoiser)
     if isinstance(label, str) and not label.isdecimal():
-        names = _names(tools.spec.options.get("id2label"))
+        names = class_names(tools.spec.options.get("id2label"))
         if label.strip() not in names:
             known = ", ".join(sorted(names)[:_SHOWN])
             said = f"it has {len(names)}: {known}, …" if names else "it names none (id2label)"
@@ -88,7 +88,7 @@ def _number(tools: Tools, label: Any) -> int:
     return number
 
 
-def _names(labels: Any) -> dict[str, int]:
+def class_names(labels: Any) -> dict[str, int]:
     """Name to number: a class may have several names, with commas between them."""
     given = labels if isinstance(labels, Mapping) else {}
     pairs = ((name, number) for number, text in given.items() for name in str(text).split(","))

@@ -1,7 +1,7 @@
 """What ``encode_prompt`` of Diffusers' pipelines takes and returns, in the words of conditions."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,17 +32,22 @@ class Taken:
         )
 
 
-def encoding(order: str, *taken: tuple[str, str]) -> Encoding:
+def encoding(order: str, *taken: tuple[str, str], joins: bool = True) -> Encoding:
     """Of arguments in this order, with spaces between; results are arrays of conditions."""
-    return Encoding(order=tuple(order.split()), results=Taken(taken))
+    return Encoding(order=tuple(order.split()), results=Taken(taken), joins=joins)
 
 
-def masked_encoding(order: str) -> Encoding:
-    """Of arguments in this order; results are states and their mask, those of the negative prompt last."""
+def masked_encoding(order: str, **defaults: Any) -> Encoding:
+    """Of arguments in this order; results are states and their mask, those of the negative prompt last.
+
+    Args:
+        order: The arguments, with spaces between.
+        **defaults: Of some of them, where the task's inputs have others.
+    """
     mask = "encoder_attention_mask"
     conditions = ("positive", "negative")
     taken = [(name, array) for name in conditions for array in (STATES, mask)]
-    return encoding(order, *taken)
+    return replace(encoding(order, *taken), defaults=defaults)
 
 
 def position_ids(states: Array) -> Array:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from perfuse.arrays import to_numpy
+from perfuse.arrays import concatenate, to_numpy, zeros
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Encoding, Input, State, Tools, step
@@ -113,13 +113,22 @@ _ENCODED = (
 
 
 def _encoded(conditions: Mapping[str, Mapping[str, Array]]) -> tuple[Array | None, ...]:
-    """What is told of the prompts, then of the negative prompts."""
-    return (*_told(conditions.get("positive")), *_told(conditions.get("negative")))
+    """Text states and their mask of the prompts, then of the negative prompts, all filled up alike."""
+    told = [conditions.get(name) for name in ("positive", "negative")]
+    longest = max(one[STATES].shape[1] for one in told if one is not None)
+    found: list[Array | None] = []
+    for one in told:
+        states, mask = (None, None) if one is None else (one[STATES], seen(one["caption_bias"]))
+        found += [_filled(states, longest), _filled(mask, longest)]
+    return tuple(found)
 
 
-def _told(arrays: Mapping[str, Array] | None) -> tuple[Array | None, ...]:
-    """Text states and their mask, filled up to the longest."""
-    return (None, None) if arrays is None else (arrays[STATES], seen(arrays["caption_bias"]))
+def _filled(array: Array | None, length: int) -> Array | None:
+    """An array with zeros at the end of its second axis, up to a length."""
+    if array is None or array.shape[1] == length:
+        return array
+    more = (array.shape[0], length - array.shape[1], *array.shape[2:])
+    return concatenate([array, zeros(more, array)], axis=1)
 
 
 LUMINA_2 = family_task(

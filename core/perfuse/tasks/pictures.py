@@ -56,10 +56,12 @@ def is_latents(tools: Tools, image: Any) -> bool:
 
 
 @step(outputs=("picture", "height", "width"))
-def read_image(tools: Tools, image: Any) -> State:
+def read_image(
+    tools: Tools, image: Any, height: int | None = None, width: int | None = None
+) -> State:
     """The pictures [B, 3, H, W] in [-1, 1], or the latents given, and the size in pixels.
 
-    A picture keeps its size, rounded down to what the model draws.
+    A picture keeps its size, rounded down to what the model draws, where no other is asked for.
     """
     from perfuse.arrays.pictures import preprocess
 
@@ -67,7 +69,7 @@ def read_image(tools: Tools, image: Any) -> State:
         latents, scale = to_numpy(image), tools.spec.latents.downscale
         height, width = latents.shape[-2] * scale, latents.shape[-1] * scale
         return {"picture": latents, "height": height, "width": width}
-    picture = preprocess(image, multiple=tools.spec.size_multiple)
+    picture = preprocess(image, height, width, multiple=tools.spec.size_multiple)
     return {"picture": picture, "height": picture.shape[-2], "width": picture.shape[-1]}
 
 

@@ -173,7 +173,7 @@ QWEN_TEXT_TO_IMAGE = family_task(
     read_prompts,
     prepare_flow_schedule,
     encode_prompt,
-    encoding=Encoding(order=_ENCODED, results=_encoded),
+    encoding=Encoding(order=_ENCODED, results=_encoded, defaults={"max_sequence_length": 1024}),
 )
 
 QWEN_IMAGE_TO_IMAGE = resized_from_picture(QWEN_TEXT_TO_IMAGE, {"strength": 0.6})

@@ -15,11 +15,11 @@ import numpy as np
 from perfuse.arrays import to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import Input, State, Task, Tools, step
+from perfuse.contract.steps import Encoding, Input, State, Task, Tools, step
 from perfuse.errors import InputError
 from perfuse.tasks.captions import CAPTION_INPUTS, read_captions
 from perfuse.tasks.denoise import check_count
-from perfuse.tasks.encoding import STATES, encoding, masked_encoding
+from perfuse.tasks.encoding import STATES, Taken, masked_encoding
 from perfuse.tasks.family import family_task
 from perfuse.tasks.masked_prompts import masked_conditions
 from perfuse.tasks.prompts.language import LanguageReader, fixed_length
@@ -169,9 +169,16 @@ SANA = family_task(
     encoding=masked_encoding(
         "prompt do_classifier_free_guidance negative_prompt num_images_per_prompt device prompt_embeds "
         "negative_prompt_embeds prompt_attention_mask negative_prompt_attention_mask clean_caption "
-        "max_sequence_length complex_human_instruction lora_scale"
+        "max_sequence_length complex_human_instruction lora_scale",
+        complex_human_instruction=None,
     ),
 ).insert(resize, after="decode")
+
+
+_SPRINT_ENCODED = (
+    "prompt num_images_per_prompt device prompt_embeds prompt_attention_mask clean_caption "
+    "max_sequence_length complex_human_instruction lora_scale"
+)
 
 
 def _distilled(task: Task) -> Task:
@@ -187,11 +194,11 @@ def _distilled(task: Task) -> Task:
     return replace(
         angles,
         inputs=taken,
-        encoding=encoding(
-            "prompt num_images_per_prompt device prompt_embeds prompt_attention_mask clean_caption "
-            "max_sequence_length complex_human_instruction lora_scale",
-            ("positive", STATES),
-            ("positive", "encoder_attention_mask"),
+        encoding=Encoding(
+            order=tuple(_SPRINT_ENCODED.split()),
+            results=Taken((("positive", STATES), ("positive", "encoder_attention_mask"))),
+            joins=True,
+            defaults={"complex_human_instruction": None},
         ),
     )
 

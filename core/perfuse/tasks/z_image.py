@@ -15,6 +15,7 @@ from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule
 from perfuse.tasks.guiders.truncated import TruncatedGuidance
 from perfuse.tasks.image_to_image import from_picture
+from perfuse.tasks.inputs import SIZE
 from perfuse.tasks.prompts.language import LanguageReader, fixed_length
 from perfuse.tasks.text import Prompt, guider_for, read_conditions, read_texts
 
@@ -167,4 +168,8 @@ Z_TEXT_TO_IMAGE = family_task(
     encode_prompt,
     encoding=Encoding(order=_ENCODED, results=_encoded),
 )
-Z_IMAGE_TO_IMAGE = from_picture(Z_TEXT_TO_IMAGE, "image-to-image").with_defaults({"strength": 0.6})
+Z_IMAGE_TO_IMAGE = (
+    from_picture(Z_TEXT_TO_IMAGE, "image-to-image")
+    .with_inputs(**SIZE)
+    .with_defaults({"strength": 0.6})
+)

@@ -1,5 +1,11 @@
-"""Pictures and videos in and out of files, and a log, as ``diffusers.utils`` has them."""
+"""Pictures and videos in and out of files, and a log, as ``diffusers.utils`` has them.
 
+What else Diffusers has there is Diffusers'.
+"""
+
+from functools import partial
+
+from perfuse import _diffusers
 from perfuse.arrays.media import (
     export_to_gif,
     export_to_video,
@@ -19,3 +25,5 @@ __all__ = [
     "numpy_to_pil",
     "pt_to_pil",
 ]
+
+__getattr__ = partial(_diffusers.borrowed, __name__)

@@ -1,14 +1,18 @@
 """Noise for loops of one's own, as ``diffusers.utils.torch_utils`` has it."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
+from perfuse import _diffusers
 from perfuse.errors import InputError
 
 __all__ = ["randn_tensor"]
+
+__getattr__ = partial(_diffusers.borrowed, __name__)
 
 
 def randn_tensor(

@@ -10,11 +10,11 @@ import torch
 from perfuse import (
     ArtifactStore,
     Component,
-    ComponentSpec,
     DiffusionPipeline,
     Signature,
     TensorSpec,
 )
+from perfuse.spec import ComponentSpec
 from torch import Tensor, nn
 
 Make = Callable[..., Component]

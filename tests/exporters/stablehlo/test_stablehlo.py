@@ -532,7 +532,8 @@ import sys
 sys.modules["torch"] = None
 import json, numpy as np
 from pathlib import Path
-from perfuse import Component, ComponentSpec
+from perfuse import Component
+from perfuse.spec import ComponentSpec
 from perfuse.sources.plain import from_plain
 np.random.seed(7)
 from perfuse_exporters.stablehlo.engine import import_jax

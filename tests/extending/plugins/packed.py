@@ -8,7 +8,6 @@ import numpy as np
 
 from perfuse import (
     Architecture,
-    ComponentSpec,
     Dim,
     Input,
     LatentSpec,
@@ -21,6 +20,7 @@ from perfuse import (
     step,
 )
 from perfuse.errors import InputError
+from perfuse.spec import ComponentSpec
 from perfuse.tasks import (
     NOISE,
     OUTPUT,

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from perfuse import (
     Component,
-    ComponentSpec,
     Dim,
     Recipe,
     Role,
@@ -18,6 +17,7 @@ from perfuse import (
     step,
 )
 from perfuse.errors import InputError
+from perfuse.spec import ComponentSpec
 
 
 @hookimpl

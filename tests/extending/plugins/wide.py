@@ -1,7 +1,8 @@
 """A latent decoder of another shape: 16 channels, and a shift."""
 
-from perfuse import Architecture, ComponentSpec, Dim, Role, Signature, TensorSpec, hookimpl
+from perfuse import Architecture, Dim, Role, Signature, TensorSpec, hookimpl
 from perfuse.models import ScaledLatents
+from perfuse.spec import ComponentSpec
 
 NAME = "WideDecoder"
 SCALE = 2

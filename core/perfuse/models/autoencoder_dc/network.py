@@ -4,6 +4,8 @@ Layers that halve or double a picture are added to what the picture's own pixels
 repeated; small pictures are attended to, linearly (Cai et al. 2023, arXiv:2205.14756).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,10 +14,12 @@ from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.models.adaptive_norms import RMSNorm
 from perfuse.models.autoencoder_dc.description import AutoencoderDCConfig, Half
 from perfuse.models.autoencoder_halves import Switches
+from perfuse.models.autoencoder_kl.network import DecoderOutput
 from perfuse.models.building import load_native, native
 from perfuse.models.embeddings import activation
 from perfuse.models.gated_convolution import GatedConvolution, over_channels
 from perfuse.models.model import Model
+from perfuse.models.outputs import ModelOutput
 from perfuse.sources.weights import Weights
 
 __all__ = ["AutoencoderDC", "build", "wrap"]
@@ -216,6 +220,13 @@ class Decoder(nn.Module):
         return output
 
 
+@dataclass(frozen=True)
+class EncoderOutput(ModelOutput):
+    """An encoded picture."""
+
+    latent: Tensor
+
+
 class AutoencoderDC(Model, Switches):
     """Pictures [B, 3, H, W] in [-1, 1] to latents and back."""
 
@@ -224,6 +235,20 @@ class AutoencoderDC(Model, Switches):
 
     def build(self) -> None:
         self.encoder, self.decoder = Encoder(self.config), Decoder(self.config)
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple[Tensor]:
+        """[B, C, H, W] in [-1, 1] to unscaled latents [B, L, h, w]."""
+        latent = self.encoder(x)
+        return EncoderOutput(latent) if return_dict else (latent,)
+
+    def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        """[B, L, h, w], already divided by the scaling factor, to [B, C, H, W]."""
+        sample = self.decoder(z)
+        return DecoderOutput(sample) if return_dict else (sample,)
+
+    def forward(self, sample: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        """Encode and decode again."""
+        return self.decode(self.encoder(sample), return_dict)
 
 
 class DcEncoder(nn.Module):

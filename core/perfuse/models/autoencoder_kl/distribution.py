@@ -1,5 +1,9 @@
 """The distribution of the latents that a picture is encoded to."""
 
+import math
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -27,3 +31,16 @@ class DiagonalGaussian:
     def mode(self) -> Tensor:
         """The likeliest latents: their means."""
         return self.mean
+
+    def kl(self, other: Self | None = None) -> Tensor:
+        """The divergence from another distribution, or from the unit one: summed, [B], in nats."""
+        var = 1.0 if other is None else other.var
+        logvar = 0.0 if other is None else other.logvar
+        apart = (self.mean if other is None else self.mean - other.mean).square()
+        terms: Tensor = (apart + self.var) / var - 1.0 + logvar - self.logvar
+        return 0.5 * terms.sum(dim=(1, 2, 3))
+
+    def nll(self, sample: Tensor, dims: Sequence[int] = (1, 2, 3)) -> Tensor:
+        """The negative log-likelihood of latents, summed over ``dims``, in nats."""
+        terms = math.log(2.0 * math.pi) + self.logvar + (sample - self.mean).square() / self.var
+        return 0.5 * terms.sum(dim=tuple(dims))

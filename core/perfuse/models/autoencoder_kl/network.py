@@ -136,22 +136,13 @@ class EncoderOutput(ModelOutput):
     latent_dist: DiagonalGaussian
 
 
-class AutoencoderKL(Switches, Model):
-    """Encodes pictures to latent moments, decodes latents to pictures. Latents are unscaled."""
+class Distributing(Switches, Model):
+    """An autoencoder that encodes to a distribution of latents, called as Diffusers' are."""
 
-    config_class: ClassVar[type[AutoencoderKLConfig]] = AutoencoderKLConfig
-    config: AutoencoderKLConfig
-
-    def build(self) -> None:
-        config, latents = self.config, self.config.latent_channels
-        self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
-        self.quant_conv = (
-            nn.Conv2d(2 * latents, 2 * latents, 1) if config.use_quant_conv else nn.Identity()
-        )
-        self.post_quant_conv = (
-            nn.Conv2d(latents, latents, 1) if config.use_post_quant_conv else nn.Identity()
-        )
+    encoder: nn.Module
+    quant_conv: nn.Module
+    decoder: nn.Module
+    post_quant_conv: nn.Module
 
     def encode_moments(self, sample: Tensor) -> Tensor:
         """[B, C, H, W] to means and log-variances [B, 2L, h, w]; the host samples from them."""
@@ -186,6 +177,24 @@ class AutoencoderKL(Switches, Model):
         latents = DiagonalGaussian(self.encode_moments(sample))
         drawn = latents.sample(generator) if sample_posterior else latents.mode()
         return self.decode(drawn, return_dict)
+
+
+class AutoencoderKL(Distributing):
+    """Encodes pictures to latent moments, decodes latents to pictures. Latents are unscaled."""
+
+    config_class: ClassVar[type[AutoencoderKLConfig]] = AutoencoderKLConfig
+    config: AutoencoderKLConfig
+
+    def build(self) -> None:
+        config, latents = self.config, self.config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = (
+            nn.Conv2d(2 * latents, 2 * latents, 1) if config.use_quant_conv else nn.Identity()
+        )
+        self.post_quant_conv = (
+            nn.Conv2d(latents, latents, 1) if config.use_post_quant_conv else nn.Identity()
+        )
 
 
 class VaeEncoder(nn.Module):

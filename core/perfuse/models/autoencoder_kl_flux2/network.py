@@ -7,17 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from perfuse.contract.spec import ComponentSpec, Role
-from perfuse.models.autoencoder_halves import Switches
-from perfuse.models.autoencoder_kl.network import Decoder, Encoder
+from perfuse.models.autoencoder_kl.network import Decoder, Distributing, Encoder
 from perfuse.models.autoencoder_kl_flux2.description import AutoencoderKLFlux2Config
 from perfuse.models.building import load_native, native
-from perfuse.models.model import Model
 from perfuse.sources.weights import Weights
 
 __all__ = ["AutoencoderKLFlux2", "build", "wrap"]
 
 
-class AutoencoderKLFlux2(Switches, Model):
+class AutoencoderKLFlux2(Distributing):
     """Encodes pictures to normalised patches of latents, and decodes those to pictures."""
 
     config_class: ClassVar[type[AutoencoderKLFlux2Config]] = AutoencoderKLFlux2Config

@@ -11,19 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perfuse.contract.spec import ComponentSpec
-from perfuse.models.autoencoder_halves import Switches
 from perfuse.models.autoencoder_kl_qwen_image.description import AutoencoderKLQwenImageConfig
 from perfuse.models.building import converted, load_native
 from perfuse.models.frame_blocks import (
     ChannelNorm,
     Doubling,
+    FrameAutoencoder,
     Halving,
     Middle,
     ResidualBlock,
     half,
     without_time,
 )
-from perfuse.models.model import Model
 from perfuse.sources.weights import Weights
 
 __all__ = ["AutoencoderKLQwenImage", "build", "wrap"]
@@ -118,7 +117,7 @@ class Decoder(nn.Module):
         return output
 
 
-class AutoencoderKLQwenImage(Switches, Model):
+class AutoencoderKLQwenImage(FrameAutoencoder):
     """Encodes pictures to latent moments, decodes latents to pictures."""
 
     config_class: ClassVar[type[AutoencoderKLQwenImageConfig]] = AutoencoderKLQwenImageConfig

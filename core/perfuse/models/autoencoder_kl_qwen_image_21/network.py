@@ -11,19 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perfuse.contract.spec import ComponentSpec
-from perfuse.models.autoencoder_halves import Switches
 from perfuse.models.autoencoder_kl_qwen_image_21.description import AutoencoderKLQwenImage21Config
 from perfuse.models.building import converted, load_native
 from perfuse.models.frame_blocks import (
     ChannelNorm,
     Doubling,
+    FrameAutoencoder,
     Halving,
     Middle,
     ResidualBlock,
     half,
     without_time,
 )
-from perfuse.models.model import Model
 from perfuse.sources.weights import Weights
 
 __all__ = ["AutoencoderKLQwenImage21", "build", "wrap"]
@@ -164,7 +163,7 @@ class Decoder(nn.Module):
         return output
 
 
-class AutoencoderKLQwenImage21(Switches, Model):
+class AutoencoderKLQwenImage21(FrameAutoencoder):
     """Encodes pictures to latent moments, decodes latents to pictures."""
 
     config_class: ClassVar[type[AutoencoderKLQwenImage21Config]] = AutoencoderKLQwenImage21Config

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.building import load_native, native
 from perfuse.models.controlnet.description import ControlNetConfig
+from perfuse.models.model import check_attention
 from perfuse.models.unet_2d_condition.network import Conditioned
 from perfuse.models.unet_blocks import resized
 from perfuse.sources.weights import Weights
@@ -130,7 +131,10 @@ class ControlNetModel(Conditioned):
         controlnet_cond: Tensor,
         conditioning_scale: float = 1.0,
         class_labels: Tensor | None = None,
+        timestep_cond: None = None,
+        attention_mask: None = None,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
         guess_mode: bool = False,
         return_dict: bool = True,
     ) -> ControlNetOutput | tuple[list[Tensor], Tensor]:
@@ -143,10 +147,18 @@ class ControlNetModel(Conditioned):
             controlnet_cond: The picture [B, 3, H, W], in [0, 1].
             conditioning_scale: Times every residual.
             class_labels: [B] or [B, P], for class-conditioned models.
+            timestep_cond: Not taken.
+            attention_mask: Not taken.
             added_cond_kwargs: ``text_embeds`` [B, P] and ``time_ids`` [B, 6] for SD XL.
+            cross_attention_kwargs: Not taken but empty, or with a ``scale``.
             guess_mode: Whether the residuals near the top count for less, for no prompt.
             return_dict: ``False`` for a plain tuple.
+
+        Raises:
+            InputError: an argument is not taken.
         """
+        others = {"timestep_cond": timestep_cond, "attention_mask": attention_mask}
+        check_attention(cross_attention_kwargs, **others)
         picture = self._picture(controlnet_cond)
         added = added_cond_kwargs if added_cond_kwargs is not None else {}
         time = self._embed(sample, timestep, encoder_hidden_states, class_labels, None, added)

@@ -1,7 +1,7 @@
 """ControlNet++, or ControlNet-Union: https://github.com/xinsir6/ControlNetPlus."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from perfuse.models.controlnet.network import (
 )
 from perfuse.models.controlnet_union.description import ControlNetUnionConfig
 from perfuse.models.embeddings import TimestepEmbedding, Timesteps
+from perfuse.models.model import check_attention
 from perfuse.models.unet_blocks import resized
 from perfuse.sources.weights import Weights
 
@@ -103,7 +104,10 @@ class ControlNetUnionModel(ControlNetModel):
         control_type_idx: Sequence[int],
         conditioning_scale: float | Sequence[float] = 1.0,
         class_labels: Tensor | None = None,
+        timestep_cond: None = None,
+        attention_mask: None = None,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
         from_multi: bool = False,
         guess_mode: bool = False,
         return_dict: bool = True,
@@ -120,11 +124,19 @@ class ControlNetUnionModel(ControlNetModel):
             conditioning_scale: For one picture, times every residual; for several, a scale for each
                 before they are joined.
             class_labels: [B] or [B, P], for class-conditioned models.
+            timestep_cond: Not taken.
+            attention_mask: Not taken.
             added_cond_kwargs: ``text_embeds`` [B, P] and ``time_ids`` [B, 6] for SD XL.
+            cross_attention_kwargs: Not taken but empty, or with a ``scale``.
             from_multi: Whether the scale is times every residual for several pictures, too.
             guess_mode: Whether the residuals near the top count for less, for no prompt.
             return_dict: ``False`` for a plain tuple.
+
+        Raises:
+            InputError: an argument is not taken.
         """
+        others = {"timestep_cond": timestep_cond, "attention_mask": attention_mask}
+        check_attention(cross_attention_kwargs, **others)
         count = len(controlnet_cond)
         given = conditioning_scale
         scales = [float(given)] * count if isinstance(given, int | float) else list(given)

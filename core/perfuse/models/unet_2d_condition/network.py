@@ -21,7 +21,7 @@ from perfuse.models.embeddings import (
     Timesteps,
     activation,
 )
-from perfuse.models.model import Model, as_batch
+from perfuse.models.model import Model, as_batch, check_attention
 from perfuse.models.unet_2d.network import UNetOutput
 from perfuse.models.unet_2d_condition.description import UNet2DConditionConfig
 from perfuse.models.unet_2d_condition.k_blocks import KDownBlock, KSettings, KUpBlock
@@ -360,6 +360,8 @@ class UNet2DConditionModel(Conditioned):
         encoder_hidden_states: Tensor,
         class_labels: Tensor | None = None,
         timestep_cond: Tensor | None = None,
+        attention_mask: None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
         down_block_additional_residuals: Sequence[Tensor] | None = None,
         mid_block_additional_residual: Tensor | None = None,
@@ -375,6 +377,9 @@ class UNet2DConditionModel(Conditioned):
             encoder_hidden_states: Text states.
             class_labels: [B] or [B, P], for class-conditioned models.
             timestep_cond: [B, E], the guidance embedding of LCM.
+            attention_mask: Not taken.
+            cross_attention_kwargs: Not taken but empty, or with a ``scale``, which is that of adapters
+                and of no effect on a model by itself.
             added_cond_kwargs: ``text_embeds`` [B, P] and ``time_ids`` [B, 6] for SD XL;
                 ``image_embeds`` for Kandinsky.
             down_block_additional_residuals: A ControlNet's, one a skip connection.
@@ -383,7 +388,11 @@ class UNet2DConditionModel(Conditioned):
                 one more is for the middle.
             encoder_attention_mask: [B, S], 1 for tokens to attend to, 0 for padding.
             return_dict: ``False`` for a one-element tuple.
+
+        Raises:
+            InputError: an argument is not taken.
         """
+        check_attention(cross_attention_kwargs, attention_mask=attention_mask)
         sample, skips, conditions = self.trunk(
             sample,
             timestep,

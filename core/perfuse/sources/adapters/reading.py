@@ -98,6 +98,7 @@ def read_adapter(
     name: str,
     of: str,
     place: Place | None = None,
+    only: str | None = None,
 ) -> Adapter:
     """Read a LoRA, LoHa, LoKr or DoRA.
 
@@ -107,10 +108,12 @@ def read_adapter(
         name: What the user calls it.
         of: The pipeline's class, for messages.
         place: Where in a folder or a repository the file is.
+        only: What the names of the tensors to read begin with, of those of one part: ``"unet"``; ``""``
+            for names that begin with nothing. ``None`` for all of them, of all parts.
 
     Raises:
         CheckpointError: the Hub does not give the file.
-        InputError: it is neither a path nor tensors by name.
+        InputError: it is neither a path nor tensors by name, or has none that begin so.
         WeightsError: the file is missing, damaged or a pickle; or it is not for this pipeline.
     """
     file, metadata = None, dict[str, str]()
@@ -126,6 +129,8 @@ def read_adapter(
             "the Hub, or a dict of tensors."
         )
     where = file if file is not None else f"The LoRA {name!r}"
+    if only is not None:
+        tensors = _of_one(tensors, only, *homes, where=where)
     settings = Settings.of(metadata, where=where)
     return Adapter(
         name=name,
@@ -133,6 +138,18 @@ def read_adapter(
         fingerprint=_digest(tensors, settings),
         deltas=_Reader(where=where, of=of, homes=homes, settings=settings).deltas(tensors),
     )
+
+
+def _of_one(tensors: Mapping[str, Any], prefix: str, part: str, *, where: str) -> dict[str, Any]:
+    """The tensors whose names begin with a word, with the part's name in its place."""
+    before = f"{prefix}." if prefix else ""
+    found = {f"{part}.{n[len(before) :]}": t for n, t in tensors.items() if n.startswith(before)}
+    if not found:
+        raise InputError(
+            f"{where} was to be loaded with prefix={prefix!r}; none of its names begin so, {next(iter(tensors), '')!r} "
+            "for one. Give the prefix that they have, or None."
+        )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
