@@ -153,8 +153,7 @@ class OnnxRuntime(Backend):
         """Of a CPU: a piece is read where it is mapped; half precision is widened where it is used."""
         own = target.device is None or target.device.lower() == "cpu"
         if in_pieces:
-            changed = component.build is None and component.changes is not None
-            return _IN_PIECES if own and not component.storage and not changed else None
+            return _IN_PIECES if own and not component.storage else None
         return _FROM_CHECKPOINT if own and component.build is not None else 1.0
 
     def prepare_in_pieces(

@@ -12,7 +12,7 @@ import numpy as np
 
 from perfuse.backend import Constant, StoredTensor
 
-__all__ = ["bind", "field", "number"]
+__all__ = ["bind", "field", "give", "number"]
 
 #: Our dtypes as onnx.proto numbers them.
 _DTYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
@@ -44,7 +44,7 @@ def bind(
     Raises:
         ExportError: a tensor has numbers that the graph's precision cannot hold.
     """
-    declared, names, given = [], [], []
+    declared, given = [], dict[str, StoredTensor]()
     for name, constant in constants.items():
         tensor = constant.of(tensors[constant.tensor])
         steps = list(_steps(constant, tensor))
@@ -52,11 +52,23 @@ def bind(
         chain = [*(f"{name}/{i}" for i in range(len(steps))), name]
         for step, source, target in zip(steps, chain, chain[1:], strict=False):
             declared += step.fields(source, target)
-        names.append(chain[0])
-        given.append(tensor)
-        declared.append(field(5, _external(names[-1], tensor)))
-    settings.add_external_initializers(names, [_value(tensor) for tensor in given])
-    return field(7, b"".join(declared)) + model, given
+        given[chain[0]] = tensor
+    declared += [field(5, one) for one in give(given, settings).values()]
+    return field(7, b"".join(declared)) + model, list(given.values())
+
+
+def give(tensors: Mapping[str, StoredTensor], settings: Any) -> dict[str, bytes]:
+    """Give a session tensors in memory, which must last as long as it.
+
+    Args:
+        tensors: By the names of the model's initializers.
+        settings: The ``onnxruntime.SessionOptions``.
+
+    Returns:
+        The TensorProto of each, with which the model declares it.
+    """
+    settings.add_external_initializers(list(tensors), [_value(one) for one in tensors.values()])
+    return {name: _external(name, tensor) for name, tensor in tensors.items()}
 
 
 def _value(tensor: StoredTensor) -> Any:

@@ -27,7 +27,9 @@ from perfuse.backend import (
 )
 from perfuse.errors import ExecutionError, UnsupportedError
 from perfuse.run import Apart
-from perfuse_onnxruntime.binding import bind, field, number
+from perfuse.sources import read_map
+from perfuse_onnxruntime.binding import bind, field, give, number
+from perfuse_onnxruntime.changing import Adapted
 from perfuse_onnxruntime.engine import import_onnxruntime
 from perfuse_onnxruntime.external import fields
 
@@ -102,18 +104,19 @@ class Graph:
                 found[name] = each * math.prod(_dims(parts))
         return found
 
-    def model(self, piece: Piece, values: Mapping[str, Array]) -> bytes:
+    def model(self, piece: Piece, values: Mapping[str, Array], given: Mapping[str, bytes]) -> bytes:
         """A piece as a model. Of its weights, those that this file declares are declared.
 
         Args:
             piece: Of ``cut``.
             values: What it is going to read.
+            given: Declarations of constants in the place of this file's, by name.
         """
-        nodes = [self.nodes[at] for at in piece.nodes]
+        nodes, constants = [self.nodes[at] for at in piece.nodes], {**self.constants, **given}
         reads = dict.fromkeys(name for node in nodes for name in _texts(node, _READS))
         parts = [field(_NODE, node) for node in nodes]
         parts.append(field(_NAME, b"piece"))
-        parts += [field(_INITIALIZER, self.constants[n]) for n in reads if n in self.constants]
+        parts += [field(_INITIALIZER, constants[n]) for n in reads if n in constants]
         for name in piece.inputs:
             declared = self.inputs.get(name)
             parts.append(field(_INPUT, declared or _declared(name, values[name])))
@@ -210,9 +213,12 @@ class OnnxPieces(InPieces[tuple[Any, Sequence[StoredTensor]]]):
         self._apart = apart
         self._device, self._path = device, path
         self._settings, self._session = settings, session
-        self._constants: Mapping[str, Constant] = apart.weights.constants if apart else {}
-        sizes = {name: one.size for name, one in self._constants.items()}
-        sizes |= self._graph.external()
+        weights = apart.weights if apart is not None else read_map(path)
+        self._constants: Mapping[str, Constant] = weights.constants if weights else {}
+        # What is beside the file, which another tool may have written, and what is in it.
+        sizes = {name: one.size for name, one in self._constants.items()} | self._graph.external()
+        adapted = component.build is None and component.changes is not None
+        self._adapted = Adapted(path, component) if adapted else None
         super().__init__(component, self._graph.cut(sizes, most_of(sizes, room)), room)
         self._dtypes = {name: _dtype(one) for name, one in self._graph.inputs.items()}
 
@@ -222,13 +228,15 @@ class OnnxPieces(InPieces[tuple[Any, Sequence[StoredTensor]]]):
     def _load(
         self, piece: Piece, values: Mapping[str, Array]
     ) -> tuple[Any, Sequence[StoredTensor]]:
-        settings, held = self._settings(), list[StoredTensor]()
-        model = self._graph.model(piece, values)
+        settings, held, given = self._settings(), list[StoredTensor](), dict[str, bytes]()
+        if self._adapted is not None:
+            tensors = dict(self._adapted.initializers(piece.weights))
+            given, held = give(tensors, settings), list(tensors.values())
+        model = self._graph.model(piece, values, given)
         if self._apart is not None:
             constants = {name: self._constants[name] for name in piece.weights}
             sizes = {one.tensor: one.size for one in constants.values()}
-            tensors = Windowed(self._apart.read, sizes)
-            model, held = bind(model, constants, tensors, settings)
+            model, held = bind(model, constants, Windowed(self._apart.read, sizes), settings)
         return self._session(model, settings), held
 
     def _run(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.conftest import Export
 from tests.loras import factors, write
 
 from perfuse import DiffusionPipeline
@@ -71,6 +72,62 @@ def test_a_lora_is_in_the_pieces(checkpoint: Make, backend: str, tmp_path: Path)
     assert np.abs(latents(pipe) - changed).max() < 1e-4 and details(pipe)["pieces"] > 2
     pipe.unload_lora_weights()
     assert np.abs(latents(pipe) - plain).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    "kind", ["followed", pytest.param("control", marks=pytest.mark.exhaustive)]
+)
+def test_a_denoiser_takes_residuals_in_pieces(checkpoint: Make, kind: str, backend: str) -> None:
+    pipe = DiffusionPipeline.from_pretrained(checkpoint(kind), backend=backend)
+    nets = [name for name in pipe.spec.components if name.startswith("controlnet")]
+    picture = np.random.default_rng(0).random((16, 16, 3), dtype=np.float32)
+    given = {"image": [picture] * len(nets) if len(nets) > 1 else picture}
+    whole, without = (
+        latents(pipe, **given),
+        latents(pipe, controlnet_conditioning_scale=0.0, **given),
+    )
+    assert np.abs(whole - without).max() > 1e-3
+    pipe.keep_within("low")
+    assert np.abs(latents(pipe, **given) - whole).max() < 1e-4
+    for name in ("unet", *nets):  # both at a time, since they run in turns
+        found = pipe.programs()[name].report().details
+        assert found["pieces"] > 2 and found["kept"] < found["pieces"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "format"), [("onnxruntime:cpu", "onnx"), ("openvino:CPU", "openvino")]
+)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "words",
+        pytest.param("control", marks=pytest.mark.exhaustive),
+        pytest.param("sdxl", marks=pytest.mark.exhaustive),
+        pytest.param("sd3", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_an_export_runs_in_pieces(
+    exported: Export, checkpoint: Make, kind: str, engine: str, format: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(ENGINES[engine])
+    pipe = DiffusionPipeline.from_pretrained(exported(kind, format), backend=engine)
+    given: dict[str, Any] = {}
+    if kind == "control":
+        given["image"] = [np.random.default_rng(0).random((16, 16, 3), dtype=np.float32)] * 2
+    plain = latents(pipe, **given)
+    assert "pieces" not in details(pipe)
+    pipe.keep_within("low")
+    assert np.abs(latents(pipe, **given) - plain).max() < 1e-4
+    assert details(pipe)["pieces"] > 2 and details(pipe)["loading"] > 0
+    if kind != "words":
+        return
+    read = DiffusionPipeline.from_pretrained(checkpoint(kind))
+    lora = write(tmp_path / "lora.safetensors", factors(read), "peft")
+    pipe.load_lora_weights(lora)
+    changed = latents(pipe)
+    pipe.keep_within(None)
+    assert np.abs(latents(pipe) - changed).max() < 1e-4 and "pieces" not in details(pipe)
+    assert np.abs(changed - plain).max() > 1e-3
 
 
 #: What a child runs: it draws one step, and says what that took beyond what was there before.

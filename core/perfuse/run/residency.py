@@ -21,6 +21,7 @@ from perfuse.errors import InputError
 from perfuse.memory import most_memory, read_size
 from perfuse.models.registry import held, read_by
 from perfuse.sources.checkpoint import FromCheckpoint
+from perfuse.sources.weight_maps import read_map
 
 __all__ = ["Divisible", "Residency", "residency"]
 
@@ -212,6 +213,10 @@ def _sizes(component: Component, stored: Mapping[str, int]) -> tuple[int, int]:
         shapes = build.weights.shapes
         counts = [math.prod(shapes[name][1]) for name in read_by(component.spec, shapes)]
         return int(sum(counts) * bits), int(max(counts, default=0) * bits)
+    for path in component.files.values():
+        weights = read_map(path) if not component.storage else None
+        if weights is not None:
+            return weights.size, max((one.size for one in weights.constants.values()), default=0)
     spec = component.spec
     size = stored.get(spec.name, stored.get(spec.folder, 0))
     return size, size
