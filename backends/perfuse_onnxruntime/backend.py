@@ -181,6 +181,8 @@ class OnnxRuntime(Backend):
             _read_in_place(made)
             # What a kept piece holds between its turns is its weights alone.
             made.enable_cpu_mem_arena = made.enable_mem_pattern = False
+            # A weight is widened when it is used; by default all of a piece would be before its start.
+            made.execution_order = import_onnxruntime().ExecutionOrder.PRIORITY_BASED
             made.add_session_config_entry(_BESIDE, str(path.parent))
             return made
 

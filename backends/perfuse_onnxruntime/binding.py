@@ -5,14 +5,14 @@ or widens them where that is needed, is written in front of the graph: protobuf 
 one after the other, as one that has the fields of both.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from perfuse.backend import Constant, StoredTensor
 
-__all__ = ["bind", "field", "give", "number"]
+__all__ = ["bind", "declared", "feed", "field", "give", "number"]
 
 #: Our dtypes as onnx.proto numbers them.
 _DTYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
@@ -44,17 +44,63 @@ def bind(
     Raises:
         ExportError: a tensor has numbers that the graph's precision cannot hold.
     """
-    declared, given = [], dict[str, StoredTensor]()
+    steps, given = _rearranged(constants, tensors)
+    initializers = [field(5, one) for one in give(given, settings).values()]
+    return field(7, b"".join([*steps, *initializers])) + model, list(given.values())
+
+
+def feed(
+    model: bytes,
+    constants: Mapping[str, Constant],
+    tensors: Mapping[str, StoredTensor],
+    settings: Any,
+) -> tuple[bytes, dict[str, Any], list[StoredTensor]]:
+    """As ``bind``, with all that is large as inputs, which are read where they lie at each call.
+
+    The engine copies initializers that lie in memory when a session is made.
+
+    Returns:
+        The model, the values of these inputs, and the tensors, whose memory must last as long as the
+        session.
+
+    Raises:
+        ExportError: a tensor has numbers that the graph's precision cannot hold.
+    """
+    steps, given = _rearranged(constants, tensors)
+    # Of vectors optimisations read the values: scales and shifts of norms.
+    large = {name: tensor for name, tensor in given.items() if tensor.array.ndim > 1}
+    small = {name: tensor for name, tensor in given.items() if name not in large}
+    parts = [field(5, one) for one in give(small, settings).values()]
+    parts += [
+        field(11, declared(name, _DTYPES[tensor.dtype], tensor.array.shape))
+        for name, tensor in large.items()
+    ]
+    # Behind the graph: in the order of the nodes, a weight is turned around when it is used.
+    model += field(7, b"".join([*parts, *steps]))
+    return model, {name: _value(one) for name, one in large.items()}, list(given.values())
+
+
+def _rearranged(
+    constants: Mapping[str, Constant], tensors: Mapping[str, StoredTensor]
+) -> tuple[list[bytes], dict[str, StoredTensor]]:
+    """What makes constants of tensors, as fields of GraphProto, and the tensors by their names there."""
+    fields, given = list[bytes](), dict[str, StoredTensor]()
     for name, constant in constants.items():
         tensor = constant.of(tensors[constant.tensor])
         steps = list(_steps(constant, tensor))
         # From the stored tensor to the constant, which has the name that the graph knows.
         chain = [*(f"{name}/{i}" for i in range(len(steps))), name]
         for step, source, target in zip(steps, chain, chain[1:], strict=False):
-            declared += step.fields(source, target)
+            fields += step.fields(source, target)
         given[chain[0]] = tensor
-    declared += [field(5, one) for one in give(given, settings).values()]
-    return field(7, b"".join(declared)) + model, list(given.values())
+    return fields, given
+
+
+def declared(name: str, dtype: int, shape: Sequence[int | None]) -> bytes:
+    """The ValueInfoProto of an array of a dtype, as onnx.proto numbers it; ``None`` for any size."""
+    sizes = b"".join(field(1, number(1, one) if one is not None else b"") for one in shape)
+    tensor = number(1, dtype) + field(2, sizes)
+    return field(1, name.encode()) + field(2, field(1, tensor))
 
 
 def give(tensors: Mapping[str, StoredTensor], settings: Any) -> dict[str, bytes]:

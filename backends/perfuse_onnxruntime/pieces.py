@@ -28,7 +28,7 @@ from perfuse.backend import (
 from perfuse.errors import ExecutionError, UnsupportedError
 from perfuse.run import Apart
 from perfuse.sources import read_map
-from perfuse_onnxruntime.binding import bind, field, give, number
+from perfuse_onnxruntime.binding import declared, feed, field, give, number
 from perfuse_onnxruntime.changing import Adapted
 from perfuse_onnxruntime.engine import import_onnxruntime
 from perfuse_onnxruntime.external import fields
@@ -118,11 +118,9 @@ class Graph:
         parts.append(field(_NAME, b"piece"))
         parts += [field(_INITIALIZER, constants[n]) for n in reads if n in constants]
         for name in piece.inputs:
-            declared = self.inputs.get(name)
-            parts.append(field(_INPUT, declared or _declared(name, values[name])))
+            parts.append(field(_INPUT, self.inputs.get(name) or _input(name, values[name])))
         for name in piece.outputs:  # the engine infers the type of what is only named
-            declared = self.outputs.get(name)
-            parts.append(field(_OUTPUT, declared or field(_READS, name.encode())))
+            parts.append(field(_OUTPUT, self.outputs.get(name) or field(_READS, name.encode())))
         return self.around + field(_GRAPH, b"".join(parts))
 
 
@@ -161,18 +159,27 @@ def _dims(tensor: Sequence[tuple[int, int | bytes]]) -> list[int]:
     return found
 
 
-def _declared(name: str, array: Array) -> bytes:
+def _input(name: str, array: Array) -> bytes:
     """The ValueInfoProto of an array of this dtype and rank, and of this size if that is a list of sizes.
 
     The engine takes a list of unknown length for an empty one.
     """
     known = array.dtype.kind == "i" and array.ndim < 2
-    shape = b"".join(field(1, number(1, size) if known else b"") for size in array.shape)
-    tensor = number(1, _DTYPES[array.dtype.name]) + field(2, shape)
-    return field(1, name.encode()) + field(2, field(1, tensor))
+    return declared(name, _DTYPES[array.dtype.name], array.shape if known else [None] * array.ndim)
 
 
-class OnnxPieces(InPieces[tuple[Any, Sequence[StoredTensor]]]):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Loaded:
+    """A piece that is ready to run."""
+
+    session: Any
+    #: Weights that it is given at each call.
+    fed: Mapping[str, Any]
+    #: What must last as long as the session.
+    held: Sequence[StoredTensor]
+
+
+class OnnxPieces(InPieces[_Loaded]):
     """Sessions of pieces of one graph."""
 
     def __init__(
@@ -225,26 +232,23 @@ class OnnxPieces(InPieces[tuple[Any, Sequence[StoredTensor]]]):
     def _entering(self, name: str, array: Array) -> Array:
         return np.ascontiguousarray(array, dtype=self._dtypes[name])
 
-    def _load(
-        self, piece: Piece, values: Mapping[str, Array]
-    ) -> tuple[Any, Sequence[StoredTensor]]:
+    def _load(self, piece: Piece, values: Mapping[str, Array]) -> _Loaded:
         settings, held, given = self._settings(), list[StoredTensor](), dict[str, bytes]()
+        fed: Mapping[str, Any] = {}
         if self._adapted is not None:
-            tensors = dict(self._adapted.initializers(piece.weights))
-            given, held = give(tensors, settings), list(tensors.values())
+            changed = dict(self._adapted.initializers(piece.weights))
+            given, held = give(changed, settings), list(changed.values())
         model = self._graph.model(piece, values, given)
         if self._apart is not None:
             constants = {name: self._constants[name] for name in piece.weights}
             sizes = {one.tensor: one.size for one in constants.values()}
-            model, held = bind(model, constants, Windowed(self._apart.read, sizes), settings)
-        return self._session(model, settings), held
+            tensors = Windowed(self._apart.read, sizes)
+            model, fed, held = feed(model, constants, tensors, settings)
+        return _Loaded(session=self._session(model, settings), fed=fed, held=held)
 
-    def _run(
-        self, loaded: tuple[Any, Sequence[StoredTensor]], values: Mapping[str, Array]
-    ) -> Sequence[Array]:
-        session, _ = loaded
+    def _run(self, loaded: _Loaded, values: Mapping[str, Array]) -> Sequence[Array]:
         try:
-            found: Sequence[Array] = session.run(None, dict(values))
+            found: Sequence[Array] = loaded.session.run(None, {**values, **loaded.fed})
         except Exception as exc:  # every status of the engine is a class of its own
             raise ExecutionError(
                 f"{self._component.name} was to run on onnxruntime:{self._device}; the engine said: "
