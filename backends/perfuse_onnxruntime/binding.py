@@ -12,7 +12,7 @@ import numpy as np
 
 from perfuse.backend import Constant, StoredTensor
 
-__all__ = ["bind", "declared", "feed", "field", "give", "number"]
+__all__ = ["bind", "declared", "feed", "field", "give", "number", "offered"]
 
 #: Our dtypes as onnx.proto numbers them.
 _DTYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
@@ -67,17 +67,32 @@ def feed(
         ExportError: a tensor has numbers that the graph's precision cannot hold.
     """
     steps, given = _rearranged(constants, tensors)
+    parts, fed = offered(given, settings)
+    # Behind the graph: in the order of the nodes, a weight is turned around when it is used.
+    return model + field(7, b"".join([*parts, *steps])), fed, list(given.values())
+
+
+def offered(
+    tensors: Mapping[str, StoredTensor], settings: Any
+) -> tuple[list[bytes], dict[str, Any]]:
+    """Give a session tensors in memory: vectors as initializers, the others as inputs.
+
+    Args:
+        tensors: By their names in the model.
+        settings: The ``onnxruntime.SessionOptions``.
+
+    Returns:
+        What declares them, as fields of GraphProto, and the values of the inputs.
+    """
     # Of vectors optimisations read the values: scales and shifts of norms.
-    large = {name: tensor for name, tensor in given.items() if tensor.array.ndim > 1}
-    small = {name: tensor for name, tensor in given.items() if name not in large}
+    large = {name: tensor for name, tensor in tensors.items() if tensor.array.ndim > 1}
+    small = {name: tensor for name, tensor in tensors.items() if name not in large}
     parts = [field(5, one) for one in give(small, settings).values()]
     parts += [
         field(11, declared(name, _DTYPES[tensor.dtype], tensor.array.shape))
         for name, tensor in large.items()
     ]
-    # Behind the graph: in the order of the nodes, a weight is turned around when it is used.
-    model += field(7, b"".join([*parts, *steps]))
-    return model, {name: _value(one) for name, one in large.items()}, list(given.values())
+    return parts, {name: _value(tensor) for name, tensor in large.items()}
 
 
 def _rearranged(

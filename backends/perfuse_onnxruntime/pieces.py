@@ -5,7 +5,7 @@ is a model with some of the nodes, and the values that cross a cut as its inputs
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from perfuse.backend import (
 from perfuse.errors import ExecutionError, UnsupportedError
 from perfuse.run import Apart
 from perfuse.sources import read_map
-from perfuse_onnxruntime.binding import declared, feed, field, give, number
+from perfuse_onnxruntime.binding import declared, feed, field, number, offered
 from perfuse_onnxruntime.changing import Adapted
 from perfuse_onnxruntime.engine import import_onnxruntime
 from perfuse_onnxruntime.external import fields
@@ -104,19 +104,22 @@ class Graph:
                 found[name] = each * math.prod(_dims(parts))
         return found
 
-    def model(self, piece: Piece, values: Mapping[str, Array], given: Mapping[str, bytes]) -> bytes:
+    def model(
+        self, piece: Piece, values: Mapping[str, Array], *, without: Collection[str] = ()
+    ) -> bytes:
         """A piece as a model. Of its weights, those that this file declares are declared.
 
         Args:
             piece: Of ``cut``.
             values: What it is going to read.
-            given: Declarations of constants in the place of this file's, by name.
+            without: The names of weights that are declared elsewhere.
         """
-        nodes, constants = [self.nodes[at] for at in piece.nodes], {**self.constants, **given}
+        nodes = [self.nodes[at] for at in piece.nodes]
         reads = dict.fromkeys(name for node in nodes for name in _texts(node, _READS))
+        own = [name for name in reads if name in self.constants and name not in without]
         parts = [field(_NODE, node) for node in nodes]
         parts.append(field(_NAME, b"piece"))
-        parts += [field(_INITIALIZER, constants[n]) for n in reads if n in constants]
+        parts += [field(_INITIALIZER, self.constants[name]) for name in own]
         for name in piece.inputs:
             parts.append(field(_INPUT, self.inputs.get(name) or _input(name, values[name])))
         for name in piece.outputs:  # the engine infers the type of what is only named
@@ -233,17 +236,21 @@ class OnnxPieces(InPieces[_Loaded]):
         return np.ascontiguousarray(array, dtype=self._dtypes[name])
 
     def _load(self, piece: Piece, values: Mapping[str, Array]) -> _Loaded:
-        settings, held, given = self._settings(), list[StoredTensor](), dict[str, bytes]()
+        settings, held = self._settings(), list[StoredTensor]()
         fed: Mapping[str, Any] = {}
-        if self._adapted is not None:
-            changed = dict(self._adapted.initializers(piece.weights))
-            given, held = give(changed, settings), list(changed.values())
-        model = self._graph.model(piece, values, given)
         if self._apart is not None:
             constants = {name: self._constants[name] for name in piece.weights}
             sizes = {one.tensor: one.size for one in constants.values()}
             tensors = Windowed(self._apart.read, sizes)
+            model = self._graph.model(piece, values)
             model, fed, held = feed(model, constants, tensors, settings)
+        elif self._adapted is not None:
+            changed = dict(self._adapted.initializers(piece.weights))
+            parts, fed = offered(changed, settings)
+            model = self._graph.model(piece, values, without=changed)
+            model, held = model + field(_GRAPH, b"".join(parts)), list(changed.values())
+        else:
+            model = self._graph.model(piece, values)
         return _Loaded(session=self._session(model, settings), fed=fed, held=held)
 
     def _run(self, loaded: _Loaded, values: Mapping[str, Array]) -> Sequence[Array]:
