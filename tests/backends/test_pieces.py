@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch")
 Make = Callable[[str], Path]
 GIVEN = {"num_inference_steps": 2, "seed": 0, "output_type": "latent"}
 ENGINES = {"torch:cpu": "torch", "onnxruntime:cpu": "onnxruntime", "openvino:CPU": "openvino"}
+EXPORTS = (("onnxruntime:cpu", "onnx"), ("openvino:CPU", "openvino"))
 
 
 @pytest.fixture(params=ENGINES)
@@ -94,9 +95,7 @@ def test_a_denoiser_takes_residuals_in_pieces(checkpoint: Make, kind: str, backe
         assert found["pieces"] > 2 and found["kept"] < found["pieces"]
 
 
-@pytest.mark.parametrize(
-    ("engine", "format"), [("onnxruntime:cpu", "onnx"), ("openvino:CPU", "openvino")]
-)
+@pytest.mark.parametrize(("engine", "format"), EXPORTS)
 @pytest.mark.parametrize(
     "kind",
     [
@@ -169,6 +168,11 @@ def wide(made_once: Callable[..., Path]) -> Path:
     return made_once("checkpoints", "wide", make)
 
 
+def peak(model: Path, small: Path, backend: str, memory: int) -> int:
+    asked = [sys.executable, "-c", _CHILD, str(model), str(small), backend, str(memory)]
+    return int(subprocess.run(asked, check=True, capture_output=True, text=True).stdout)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc says how much memory there was")
 def test_a_process_takes_what_was_asked_for(wide: Path, checkpoint: Make, backend: str) -> None:
@@ -178,11 +182,20 @@ def test_a_process_takes_what_was_asked_for(wide: Path, checkpoint: Make, backen
         pipe.keep_within("low")
         latents(pipe)
         pipe.close()
-    weights = pipe.residency.sizes["unet"]
+    memory = int(0.7 * pipe.residency.sizes["unet"])
+    assert peak(wide, small, backend, memory) <= memory < peak(wide, small, backend, 0)
 
-    def peak(memory: int) -> int:
-        asked = [sys.executable, "-c", _CHILD, str(wide), str(small), backend, str(memory)]
-        return int(subprocess.run(asked, check=True, capture_output=True, text=True).stdout)
 
-    memory = int(0.7 * weights)
-    assert peak(memory) <= memory < peak(0)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize(("engine", "format"), EXPORTS)
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says how much memory there was")
+def test_so_does_a_process_that_runs_an_export(
+    wide: Path, exported: Export, engine: str, format: str, precision: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(ENGINES[engine])
+    folder, small = tmp_path / "wide", exported("sd1", format)
+    DiffusionPipeline.from_pretrained(wide, precision=precision).export(folder, to=format)
+    pipe = DiffusionPipeline.from_pretrained(folder, backend=engine)
+    memory = int((0.7 if precision == "float32" else 1.4) * pipe.residency.sizes["unet"])
+    assert peak(folder, small, engine, memory) <= memory < peak(folder, small, engine, 0)
