@@ -81,7 +81,14 @@ def test_a_lora_is_in_the_pieces(checkpoint: Make, backend: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "kind", ["followed", pytest.param("control", marks=pytest.mark.exhaustive)]
+    ("backend", "kind"),
+    [
+        ("torch:cpu", "followed"),
+        ("onnxruntime:cpu", "followed"),
+        pytest.param("openvino:CPU", "followed", marks=pytest.mark.exhaustive),
+        *(pytest.param(one, "control", marks=pytest.mark.exhaustive) for one in ENGINES),
+    ],
+    indirect=["backend"],
 )
 def test_a_denoiser_takes_residuals_in_pieces(checkpoint: Make, kind: str, backend: str) -> None:
     pipe = DiffusionPipeline.from_pretrained(checkpoint(kind), backend=backend)
