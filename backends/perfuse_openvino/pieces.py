@@ -87,9 +87,9 @@ class OpenVinoPieces(InPieces["tuple[ov.CompiledModel, Sequence[Any]]"]):
             held = bind(openvino, model, weights, Windowed(self._apart.read, sizes))
         elif self._known is not None and self._component.changes is not None:
             there = {one.get_friendly_name() for one in model.get_ordered_ops()}
-            constants = {n: one for n, one in self._known.constants.items() if n in there}
-            known = WeightMap(constants=constants)
-            held = rebind(openvino, model, known, self._component.changes)
+            known = {name: one for name, one in self._known.constants.items() if name in there}
+            changes = self._component.changes
+            held = rebind(openvino, model, WeightMap(constants=known), changes)
         return self._compile(model), held
 
     def _run(
