@@ -48,8 +48,9 @@ _LARGE = 250_000_000
 _FROM_CHECKPOINT = {"float32": 3.0, "float16": 4.5}
 #: The same of a file, which is let go while weights are packed; halves are widened, all before.
 _FROM_FILE = {"float32": 1.0, "float16": 4.0}
-#: The same of a piece, whose weights are read where they lie, and widened one after the other.
-_IN_PIECES = 1.0
+#: The same of a piece, whose weights are read where they lie. Halves are widened one after the other, for
+#: which the smallest piece, a single matrix, needs as much again.
+_IN_PIECES = {"float32": 1.0, "float16": 2.0}
 #: Where the engine looks for the files that a model in memory names.
 _BESIDE = "session.model_external_initializers_file_folder_path"
 _ROUNDED = (
@@ -156,7 +157,7 @@ class OnnxRuntime(Backend):
         """Of a CPU: pieces are read where they are mapped; what is whole is packed, and widened before."""
         own = target.device is None or target.device.lower() == "cpu"
         if in_pieces:
-            return _IN_PIECES if own and not component.storage else None
+            return _IN_PIECES.get(component.precision) if own and not component.storage else None
         if not own or (component.build is None and component.storage):
             return 1.0
         known = _FROM_FILE if component.build is None else _FROM_CHECKPOINT
