@@ -146,10 +146,13 @@ def sd15(work: Path, *, quick: bool = False, seed: int = 0) -> Path:
     return _checkpoint(folder, _SD15_UNET, _SD15_VAE, _SD15_TEXT, seed=seed)
 
 
-def sdxl(work: Path, *, quick: bool = False) -> Path:
-    """A checkpoint of Stable Diffusion XL's sizes: 2.57 G, 123 M, 695 M and 84 M parameters."""
+def sdxl(work: Path, *, quick: bool = False, stored: str = "float32") -> Path:
+    """A checkpoint of Stable Diffusion XL's sizes: 2.57 G, 123 M, 695 M and 84 M parameters.
+
+    With ``stored="float16"`` its files are those of the variant that is mostly downloaded.
+    """
     if quick:
-        return middle(work)
+        return middle(work, stored=stored)
     vae = {**_SD15_VAE, "sample_size": 1024, "scaling_factor": 0.13025}
     index = {
         **_INDEX,
@@ -160,18 +163,24 @@ def sdxl(work: Path, *, quick: bool = False) -> Path:
     }
     for absent in ("safety_checker", "requires_safety_checker"):
         del index[absent]
-    return _checkpoint(work / "sdxl", _SDXL_UNET, vae, _SD15_TEXT, _SDXL_TEXT_2, index)
+    folder = work / _stored_as("sdxl", stored)
+    return _checkpoint(folder, _SDXL_UNET, vae, _SD15_TEXT, _SDXL_TEXT_2, index, stored=stored)
 
 
-def middle(work: Path, *, seed: int = 0) -> Path:
+def middle(work: Path, *, seed: int = 0, stored: str = "float32") -> Path:
     """The same at less than half the width and depth: a UNet of 92 M parameters, 256×256 pictures."""
     unet = {**_SD15_UNET, "sample_size": 32, "block_out_channels": [128, 256, 512, 512]}
     unet |= {"layers_per_block": 1, "cross_attention_dim": 256}
     vae = {**_SD15_VAE, "sample_size": 256, "block_out_channels": [32, 64, 128, 128]}
     vae |= {"layers_per_block": 1}
     text = {**_SD15_TEXT, "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
-    folder = work / ("middle" if seed == 0 else f"middle-{seed}")
-    return _checkpoint(folder, unet, vae, {**text, "num_attention_heads": 4}, seed=seed)
+    folder = work / _stored_as("middle" if seed == 0 else f"middle-{seed}", stored)
+    text |= {"num_attention_heads": 4}
+    return _checkpoint(folder, unet, vae, text, seed=seed, stored=stored)
+
+
+def _stored_as(name: str, stored: str) -> str:
+    return name if stored == "float32" else f"{name}-{stored}"
 
 
 def transformer(work: Path, *, quick: bool = False, blocks: int = 6) -> Path:
@@ -267,6 +276,7 @@ def _checkpoint(
     index: Mapping[str, Any] = _INDEX,
     *,
     seed: int = 0,
+    stored: str = "float32",
 ) -> Path:
     if (folder / "model_index.json").is_file():
         return folder
@@ -294,7 +304,7 @@ def _checkpoint(
             shapes = {
                 f"text_model.{key.removeprefix('text_model.')}": shapes[key] for key in shapes
             }
-        _write_random(folder / name / file, shapes, seed + number)
+        _write_random(folder / name / file, shapes, seed + number, dtype=stored)
     for name in (name for name in index if name.startswith("tokenizer")):
         write_tokenizer(folder / name)
     write_json(folder / "scheduler" / "scheduler_config.json", _SCHEDULE)
@@ -305,8 +315,8 @@ def _checkpoint(
 def _write_random(
     path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int, *, dtype: str = "float32"
 ) -> None:
-    """A safetensors file of random tensors, in float32 or bfloat16, at a scale that keeps signals."""
-    spelled, size = {"float32": ("F32", 4), "bfloat16": ("BF16", 2)}[dtype]
+    """A safetensors file of random tensors, in one of three dtypes, at a scale that keeps signals."""
+    spelled, size = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -327,5 +337,7 @@ def _write_random(
             while left:
                 drawn = rng.standard_normal(min(left, _DRAWN), dtype=np.float32) * scale + middle
                 left -= drawn.size
-                # The upper half of a float32 is a bfloat16, cut off.
-                (drawn if size == 4 else (drawn.view("<u4") >> 16).astype("<u2")).tofile(file)
+                if dtype == "bfloat16":  # the upper half of a float32, cut off
+                    (drawn.view("<u4") >> 16).astype("<u2").tofile(file)
+                else:
+                    drawn.astype(f"<f{size}", copy=False).tofile(file)

@@ -43,10 +43,14 @@ _OWN = (
 )
 #: From this many bytes of weights on, what lies between is large, too.
 _LARGE = 250_000_000
-#: Memory while a checkpoint's weights are loaded, over their size: they are turned around and packed.
-_FROM_CHECKPOINT = 3.0
-#: The same of a piece, whose weights are packed where they are used, and let go.
-_IN_PIECES = 2.0
+#: Memory while a checkpoint's weights are loaded, over their size, by precision: the engine copies them,
+#: turns them around and packs them, in float32.
+_FROM_CHECKPOINT = {"float32": 3.0, "float16": 4.5}
+#: The same of a file, which is let go while weights are packed; halves are widened, all before.
+_FROM_FILE = {"float32": 1.0, "float16": 4.0}
+#: The same of a piece, whose weights are read where they lie. Halves are widened one after the other, for
+#: which the smallest piece, a single matrix, needs as much again.
+_IN_PIECES = {"float32": 1.0, "float16": 2.0}
 #: Where the engine looks for the files that a model in memory names.
 _BESIDE = "session.model_external_initializers_file_folder_path"
 _ROUNDED = (
@@ -150,12 +154,14 @@ class OnnxRuntime(Backend):
     def footprint(
         self, component: Component, target: Target, *, in_pieces: bool = False
     ) -> float | None:
-        """Of a CPU: a piece is read where it is mapped; half precision is widened where it is used."""
+        """Of a CPU: pieces are read where they are mapped; what is whole is packed, and widened before."""
         own = target.device is None or target.device.lower() == "cpu"
         if in_pieces:
-            changed = component.build is None and component.changes is not None
-            return _IN_PIECES if own and not component.storage and not changed else None
-        return _FROM_CHECKPOINT if own and component.build is not None else 1.0
+            return _IN_PIECES.get(component.precision) if own and not component.storage else None
+        if not own or (component.build is None and component.storage):
+            return 1.0
+        known = _FROM_FILE if component.build is None else _FROM_CHECKPOINT
+        return known.get(component.precision, 1.0)
 
     def prepare_in_pieces(
         self, component: Component, target: Target, store: ArtifactStore, room: int
@@ -182,6 +188,8 @@ class OnnxRuntime(Backend):
             _read_in_place(made)
             # What a kept piece holds between its turns is its weights alone.
             made.enable_cpu_mem_arena = made.enable_mem_pattern = False
+            # A weight is widened when it is used; by default all of a piece would be before its start.
+            made.execution_order = import_onnxruntime().ExecutionOrder.PRIORITY_BASED
             made.add_session_config_entry(_BESIDE, str(path.parent))
             return made
 

@@ -5,14 +5,14 @@ or widens them where that is needed, is written in front of the graph: protobuf 
 one after the other, as one that has the fields of both.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from perfuse.backend import Constant, StoredTensor
 
-__all__ = ["bind", "field", "number"]
+__all__ = ["bind", "declared", "feed", "field", "give", "number", "offered"]
 
 #: Our dtypes as onnx.proto numbers them.
 _DTYPES = {"float32": 1, "float16": 10, "bfloat16": 16}
@@ -44,19 +44,92 @@ def bind(
     Raises:
         ExportError: a tensor has numbers that the graph's precision cannot hold.
     """
-    declared, names, given = [], [], []
+    steps, given = _rearranged(constants, tensors)
+    initializers = [field(5, one) for one in give(given, settings).values()]
+    return field(7, b"".join([*steps, *initializers])) + model, list(given.values())
+
+
+def feed(
+    model: bytes,
+    constants: Mapping[str, Constant],
+    tensors: Mapping[str, StoredTensor],
+    settings: Any,
+) -> tuple[bytes, dict[str, Any], list[StoredTensor]]:
+    """As ``bind``, with all that is large as inputs, which are read where they lie at each call.
+
+    The engine copies initializers that lie in memory when a session is made.
+
+    Returns:
+        The model, the values of these inputs, and the tensors, whose memory must last as long as the
+        session.
+
+    Raises:
+        ExportError: a tensor has numbers that the graph's precision cannot hold.
+    """
+    steps, given = _rearranged(constants, tensors)
+    parts, fed = offered(given, settings)
+    # Behind the graph: in the order of the nodes, a weight is turned around when it is used.
+    return model + field(7, b"".join([*parts, *steps])), fed, list(given.values())
+
+
+def offered(
+    tensors: Mapping[str, StoredTensor], settings: Any
+) -> tuple[list[bytes], dict[str, Any]]:
+    """Give a session tensors in memory: vectors as initializers, the others as inputs.
+
+    Args:
+        tensors: By their names in the model.
+        settings: The ``onnxruntime.SessionOptions``.
+
+    Returns:
+        What declares them, as fields of GraphProto, and the values of the inputs.
+    """
+    # Of vectors optimisations read the values: scales and shifts of norms.
+    large = {name: tensor for name, tensor in tensors.items() if tensor.array.ndim > 1}
+    small = {name: tensor for name, tensor in tensors.items() if name not in large}
+    parts = [field(5, one) for one in give(small, settings).values()]
+    parts += [
+        field(11, declared(name, _DTYPES[tensor.dtype], tensor.array.shape))
+        for name, tensor in large.items()
+    ]
+    return parts, {name: _value(tensor) for name, tensor in large.items()}
+
+
+def _rearranged(
+    constants: Mapping[str, Constant], tensors: Mapping[str, StoredTensor]
+) -> tuple[list[bytes], dict[str, StoredTensor]]:
+    """What makes constants of tensors, as fields of GraphProto, and the tensors by their names there."""
+    fields, given = list[bytes](), dict[str, StoredTensor]()
     for name, constant in constants.items():
         tensor = constant.of(tensors[constant.tensor])
         steps = list(_steps(constant, tensor))
         # From the stored tensor to the constant, which has the name that the graph knows.
         chain = [*(f"{name}/{i}" for i in range(len(steps))), name]
         for step, source, target in zip(steps, chain, chain[1:], strict=False):
-            declared += step.fields(source, target)
-        names.append(chain[0])
-        given.append(tensor)
-        declared.append(field(5, _external(names[-1], tensor)))
-    settings.add_external_initializers(names, [_value(tensor) for tensor in given])
-    return field(7, b"".join(declared)) + model, given
+            fields += step.fields(source, target)
+        given[chain[0]] = tensor
+    return fields, given
+
+
+def declared(name: str, dtype: int, shape: Sequence[int | None]) -> bytes:
+    """The ValueInfoProto of an array of a dtype, as onnx.proto numbers it; ``None`` for any size."""
+    sizes = b"".join(field(1, number(1, one) if one is not None else b"") for one in shape)
+    tensor = number(1, dtype) + field(2, sizes)
+    return field(1, name.encode()) + field(2, field(1, tensor))
+
+
+def give(tensors: Mapping[str, StoredTensor], settings: Any) -> dict[str, bytes]:
+    """Give a session tensors in memory, which must last as long as it.
+
+    Args:
+        tensors: By the names of the model's initializers.
+        settings: The ``onnxruntime.SessionOptions``.
+
+    Returns:
+        The TensorProto of each, with which the model declares it.
+    """
+    settings.add_external_initializers(list(tensors), [_value(one) for one in tensors.values()])
+    return {name: _external(name, tensor) for name, tensor in tensors.items()}
 
 
 def _value(tensor: StoredTensor) -> Any:

@@ -1,18 +1,19 @@
 """Adapters in an exported file: the weights that they change are given to the engine in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from perfuse.backend import Component, Constant, StoredTensor
+from perfuse.backend import Component, Constant, StoredTensor, WeightMap
 from perfuse.errors import ArtifactError
 from perfuse.sources import changed_constants, read_map
+from perfuse_onnxruntime.binding import give
 from perfuse_onnxruntime.external import fields
 
-__all__ = ["with_changes"]
+__all__ = ["Adapted", "with_changes"]
 
 #: Fields of onnx.proto.
 _GRAPH, _INITIALIZER = 7, 5
@@ -27,6 +28,54 @@ class _Place:
     #: The file beside the model; ``None`` for the model itself.
     file: str | None
     offset: int
+
+
+class Adapted:
+    """The weights of an exported file that adapters change, as they are with them."""
+
+    def __init__(self, path: Path, component: Component) -> None:
+        """Read where the weights are, and none of them.
+
+        Args:
+            path: ``model.onnx``.
+            component: It has ``changes``, and its folder a weight map.
+
+        Raises:
+            ArtifactError: the file is damaged.
+        """
+        weights = read_map(path)
+        assert component.changes is not None and weights is not None  # the host asks ``weights``
+        self._path, self._weights, self._changes = path, weights, component.changes
+        self.model = path.read_bytes()
+        self.places = _places(self.model, path)
+
+    def initializers(
+        self, among: Collection[str] | None = None
+    ) -> Iterator[tuple[str, StoredTensor]]:
+        """The initializers that change, of all or of some, in the layout of the file.
+
+        Raises:
+            ArtifactError: the file does not hold what the map says.
+            ExportError: a weight has numbers that the file's precision cannot hold.
+        """
+        wanted = self._weights.constants
+        if among is not None:
+            wanted = {name: one for name, one in wanted.items() if name in among}
+        for name, tensor in changed_constants(
+            WeightMap(constants=wanted), self._changes, self._stored
+        ):
+            yield name, tensor.changed(wanted[name].changes)
+
+    def _stored(self, name: str) -> StoredTensor:
+        """A weight without adapters, in the layout of the checkpoint."""
+        constant = self._weights.constants[name]
+        try:
+            return constant.undone(_read(self._path, self.model, self.places[name], constant))
+        except (KeyError, ValueError, OSError) as exc:
+            raise ArtifactError(
+                f"{self._path} was to be loaded with a LoRA; its weight {name} cannot be read: "
+                f"{exc!r}. Export the model again."
+            ) from exc
 
 
 def with_changes(
@@ -49,36 +98,19 @@ def with_changes(
         ArtifactError: the file does not hold what the map says.
         ExportError: a weight has numbers that the file's precision cannot hold.
     """
-    from onnxruntime import OrtValue
-
-    weights = read_map(path)
-    assert component.changes is not None and weights is not None  # the host asks ``weights`` first
-    model = path.read_bytes()
-    places = _places(model, path)
-
-    def stored(name: str) -> StoredTensor:
-        constant = weights.constants[name]
-        try:
-            return constant.undone(_read(path, model, places[name], constant))
-        except (KeyError, ValueError, OSError) as exc:
-            raise ArtifactError(
-                f"{path} was to be loaded with a LoRA; its weight {name} cannot be read: {exc!r}. "
-                "Export the model again."
-            ) from exc
-
+    adapted = Adapted(path, component)
     changed, inside = dict[str, StoredTensor](), dict[int, bytes]()
-    for name, tensor in changed_constants(weights, component.changes, stored):
-        final = tensor.changed(weights.constants[name].changes)
-        if places[name].file is None:
-            inside[places[name].offset] = final.array.tobytes()
+    for name, final in adapted.initializers():
+        place = adapted.places[name]
+        if place.file is None:
+            inside[place.offset] = final.array.tobytes()
         else:
             changed[name] = final
-    values = [OrtValue.ortvalue_from_numpy(one.array) for one in changed.values()]
-    if values:
-        settings.add_external_initializers(list(changed), values)
+    if changed:
+        give(changed, settings)
     if not inside:
         return str(path), list(changed.values())
-    whole = bytearray(model)
+    whole = bytearray(adapted.model)
     for offset, content in inside.items():
         whole[offset : offset + len(content)] = content
     return bytes(whole), list(changed.values())

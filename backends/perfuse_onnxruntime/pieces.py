@@ -5,7 +5,7 @@ is a model with some of the nodes, and the values that cross a cut as its inputs
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ from perfuse.backend import (
 )
 from perfuse.errors import ExecutionError, UnsupportedError
 from perfuse.run import Apart
-from perfuse_onnxruntime.binding import bind, field, number
+from perfuse.sources import read_map
+from perfuse_onnxruntime.binding import declared, feed, field, number, offered
+from perfuse_onnxruntime.changing import Adapted
 from perfuse_onnxruntime.engine import import_onnxruntime
 from perfuse_onnxruntime.external import fields
 
@@ -102,24 +104,26 @@ class Graph:
                 found[name] = each * math.prod(_dims(parts))
         return found
 
-    def model(self, piece: Piece, values: Mapping[str, Array]) -> bytes:
+    def model(
+        self, piece: Piece, values: Mapping[str, Array], *, without: Collection[str] = ()
+    ) -> bytes:
         """A piece as a model. Of its weights, those that this file declares are declared.
 
         Args:
             piece: Of ``cut``.
             values: What it is going to read.
+            without: The names of weights that are declared elsewhere.
         """
         nodes = [self.nodes[at] for at in piece.nodes]
         reads = dict.fromkeys(name for node in nodes for name in _texts(node, _READS))
+        own = [name for name in reads if name in self.constants and name not in without]
         parts = [field(_NODE, node) for node in nodes]
         parts.append(field(_NAME, b"piece"))
-        parts += [field(_INITIALIZER, self.constants[n]) for n in reads if n in self.constants]
+        parts += [field(_INITIALIZER, self.constants[name]) for name in own]
         for name in piece.inputs:
-            declared = self.inputs.get(name)
-            parts.append(field(_INPUT, declared or _declared(name, values[name])))
+            parts.append(field(_INPUT, self.inputs.get(name) or _input(name, values[name])))
         for name in piece.outputs:  # the engine infers the type of what is only named
-            declared = self.outputs.get(name)
-            parts.append(field(_OUTPUT, declared or field(_READS, name.encode())))
+            parts.append(field(_OUTPUT, self.outputs.get(name) or field(_READS, name.encode())))
         return self.around + field(_GRAPH, b"".join(parts))
 
 
@@ -158,18 +162,27 @@ def _dims(tensor: Sequence[tuple[int, int | bytes]]) -> list[int]:
     return found
 
 
-def _declared(name: str, array: Array) -> bytes:
+def _input(name: str, array: Array) -> bytes:
     """The ValueInfoProto of an array of this dtype and rank, and of this size if that is a list of sizes.
 
     The engine takes a list of unknown length for an empty one.
     """
     known = array.dtype.kind == "i" and array.ndim < 2
-    shape = b"".join(field(1, number(1, size) if known else b"") for size in array.shape)
-    tensor = number(1, _DTYPES[array.dtype.name]) + field(2, shape)
-    return field(1, name.encode()) + field(2, field(1, tensor))
+    return declared(name, _DTYPES[array.dtype.name], array.shape if known else [None] * array.ndim)
 
 
-class OnnxPieces(InPieces[tuple[Any, Sequence[StoredTensor]]]):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Loaded:
+    """A piece that is ready to run."""
+
+    session: Any
+    #: Weights that it is given at each call.
+    fed: Mapping[str, Any]
+    #: What must last as long as the session.
+    held: Sequence[StoredTensor]
+
+
+class OnnxPieces(InPieces[_Loaded]):
     """Sessions of pieces of one graph."""
 
     def __init__(
@@ -210,33 +223,39 @@ class OnnxPieces(InPieces[tuple[Any, Sequence[StoredTensor]]]):
         self._apart = apart
         self._device, self._path = device, path
         self._settings, self._session = settings, session
-        self._constants: Mapping[str, Constant] = apart.weights.constants if apart else {}
-        sizes = {name: one.size for name, one in self._constants.items()}
-        sizes |= self._graph.external()
+        weights = apart.weights if apart is not None else read_map(path)
+        self._constants: Mapping[str, Constant] = weights.constants if weights else {}
+        # What is beside the file, which another tool may have written, and what is in it.
+        sizes = {name: one.size for name, one in self._constants.items()} | self._graph.external()
+        adapted = component.build is None and component.changes is not None
+        self._adapted = Adapted(path, component) if adapted else None
         super().__init__(component, self._graph.cut(sizes, most_of(sizes, room)), room)
         self._dtypes = {name: _dtype(one) for name, one in self._graph.inputs.items()}
 
     def _entering(self, name: str, array: Array) -> Array:
         return np.ascontiguousarray(array, dtype=self._dtypes[name])
 
-    def _load(
-        self, piece: Piece, values: Mapping[str, Array]
-    ) -> tuple[Any, Sequence[StoredTensor]]:
+    def _load(self, piece: Piece, values: Mapping[str, Array]) -> _Loaded:
         settings, held = self._settings(), list[StoredTensor]()
-        model = self._graph.model(piece, values)
+        fed: Mapping[str, Any] = {}
         if self._apart is not None:
             constants = {name: self._constants[name] for name in piece.weights}
             sizes = {one.tensor: one.size for one in constants.values()}
             tensors = Windowed(self._apart.read, sizes)
-            model, held = bind(model, constants, tensors, settings)
-        return self._session(model, settings), held
+            model = self._graph.model(piece, values)
+            model, fed, held = feed(model, constants, tensors, settings)
+        elif self._adapted is not None:
+            changed = dict(self._adapted.initializers(piece.weights))
+            parts, fed = offered(changed, settings)
+            model = self._graph.model(piece, values, without=changed)
+            model, held = model + field(_GRAPH, b"".join(parts)), list(changed.values())
+        else:
+            model = self._graph.model(piece, values)
+        return _Loaded(session=self._session(model, settings), fed=fed, held=held)
 
-    def _run(
-        self, loaded: tuple[Any, Sequence[StoredTensor]], values: Mapping[str, Array]
-    ) -> Sequence[Array]:
-        session, _ = loaded
+    def _run(self, loaded: _Loaded, values: Mapping[str, Array]) -> Sequence[Array]:
         try:
-            found: Sequence[Array] = session.run(None, dict(values))
+            found: Sequence[Array] = loaded.session.run(None, {**values, **loaded.fed})
         except Exception as exc:  # every status of the engine is a class of its own
             raise ExecutionError(
                 f"{self._component.name} was to run on onnxruntime:{self._device}; the engine said: "

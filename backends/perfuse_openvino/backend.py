@@ -156,8 +156,7 @@ class OpenVino(Backend):
         device = _device(target.device)
         arithmetic = _arithmetic(device, component.precision)
         widened = arithmetic == "float32" != component.precision
-        changed = component.build is None and component.changes is not None
-        if in_pieces and (device != "CPU" or component.storage or changed):
+        if in_pieces and (device != "CPU" or component.storage):
             return None
         return 3.0 if widened else 2.0
 

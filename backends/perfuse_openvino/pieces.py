@@ -14,14 +14,16 @@ from perfuse.backend import (
     InPieces,
     Node,
     Piece,
+    WeightMap,
     Windowed,
     cut,
     most_of,
 )
 from perfuse.errors import ExecutionError
 from perfuse.run import Apart
+from perfuse.sources import read_map
 from perfuse_exporters.openvino.engine import import_openvino, said
-from perfuse_exporters.openvino.weights import bind
+from perfuse_exporters.openvino.weights import bind, rebind
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -53,6 +55,8 @@ class OpenVinoPieces(InPieces["tuple[ov.CompiledModel, Sequence[Any]]"]):
             compile: Compiles a model for the device.
         """
         self._apart, self._path = apart, path
+        # Which constants of an export are the weights that adapters change.
+        self._known = read_map(path) if component.build is None else None
         self._read, self._compile = read, compile
         graph = _Graph(read(), component, apart)
         pieces = cut(
@@ -81,6 +85,11 @@ class OpenVinoPieces(InPieces["tuple[ov.CompiledModel, Sequence[Any]]"]):
             constants = [weights.constants[name] for name in piece.weights]
             sizes = {constant.tensor: constant.size for constant in constants}
             held = bind(openvino, model, weights, Windowed(self._apart.read, sizes))
+        elif self._known is not None and self._component.changes is not None:
+            there = {one.get_friendly_name() for one in model.get_ordered_ops()}
+            known = {name: one for name, one in self._known.constants.items() if name in there}
+            changes = self._component.changes
+            held = rebind(openvino, model, WeightMap(constants=known), changes)
         return self._compile(model), held
 
     def _run(

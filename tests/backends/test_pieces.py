@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.conftest import Export
 from tests.loras import factors, write
 
 from perfuse import DiffusionPipeline
@@ -18,6 +19,7 @@ torch = pytest.importorskip("torch")
 Make = Callable[[str], Path]
 GIVEN = {"num_inference_steps": 2, "seed": 0, "output_type": "latent"}
 ENGINES = {"torch:cpu": "torch", "onnxruntime:cpu": "onnxruntime", "openvino:CPU": "openvino"}
+EXPORTS = (("onnxruntime:cpu", "onnx"), ("openvino:CPU", "openvino"))
 
 
 @pytest.fixture(params=ENGINES)
@@ -30,6 +32,11 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 def latents(pipe: DiffusionPipeline, **given: Any) -> Any:
     return np.asarray(pipe("red", **{**GIVEN, **given}).images)
+
+
+def difference(found: Any, right: Any) -> float:
+    """The largest difference, over the largest number: latents begin as large as the first sigma."""
+    return float(np.abs(found - right).max() / np.abs(right).max())
 
 
 def details(pipe: DiffusionPipeline) -> Any:
@@ -49,14 +56,14 @@ def test_the_numbers_are_those_of_the_whole(checkpoint: Make, kind: str, backend
     pipe = DiffusionPipeline.from_pretrained(checkpoint(kind), backend=backend)
     whole = latents(pipe)
     pipe.keep_within("low")
-    assert np.abs(latents(pipe) - whole).max() < 1e-4
+    assert difference(latents(pipe), whole) < 1e-4
     found = details(pipe)
     assert found["pieces"] > 2 and found["kept"] < found["pieces"] and found["loading"] > 0
     # Of another size, on pieces that were loaded for the first.
     size = 2 * pipe.spec.default_size[0]
     other = latents(pipe, height=size)
     pipe.keep_within(None)
-    assert np.abs(latents(pipe, height=size) - other).max() < 1e-4
+    assert difference(latents(pipe, height=size), other) < 1e-4
 
 
 def test_a_lora_is_in_the_pieces(checkpoint: Make, backend: str, tmp_path: Path) -> None:
@@ -68,9 +75,70 @@ def test_a_lora_is_in_the_pieces(checkpoint: Make, backend: str, tmp_path: Path)
     changed = latents(pipe)
     assert np.abs(changed - plain).max() > 1e-3
     pipe.keep_within("low")
-    assert np.abs(latents(pipe) - changed).max() < 1e-4 and details(pipe)["pieces"] > 2
+    assert difference(latents(pipe), changed) < 1e-4 and details(pipe)["pieces"] > 2
     pipe.unload_lora_weights()
-    assert np.abs(latents(pipe) - plain).max() < 1e-4
+    assert difference(latents(pipe), plain) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind"),
+    [
+        ("torch:cpu", "followed"),
+        ("onnxruntime:cpu", "followed"),
+        pytest.param("openvino:CPU", "followed", marks=pytest.mark.exhaustive),
+        *(pytest.param(one, "control", marks=pytest.mark.exhaustive) for one in ENGINES),
+    ],
+    indirect=["backend"],
+)
+def test_a_denoiser_takes_residuals_in_pieces(checkpoint: Make, kind: str, backend: str) -> None:
+    pipe = DiffusionPipeline.from_pretrained(checkpoint(kind), backend=backend)
+    nets = [name for name in pipe.spec.components if name.startswith("controlnet")]
+    picture = np.random.default_rng(0).random((16, 16, 3), dtype=np.float32)
+    given = {"image": [picture] * len(nets) if len(nets) > 1 else picture}
+    whole, without = (
+        latents(pipe, **given),
+        latents(pipe, controlnet_conditioning_scale=0.0, **given),
+    )
+    assert np.abs(whole - without).max() > 1e-3
+    pipe.keep_within("low")
+    assert difference(latents(pipe, **given), whole) < 1e-4
+    for name in ("unet", *nets):  # both at a time, since they run in turns
+        found = pipe.programs()[name].report().details
+        assert found["pieces"] > 2 and found["kept"] < found["pieces"]
+
+
+@pytest.mark.parametrize(("engine", "format"), EXPORTS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "words",
+        pytest.param("control", marks=pytest.mark.exhaustive),
+        pytest.param("sdxl", marks=pytest.mark.exhaustive),
+        pytest.param("sd3", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_an_export_runs_in_pieces(
+    exported: Export, checkpoint: Make, kind: str, engine: str, format: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(ENGINES[engine])
+    pipe = DiffusionPipeline.from_pretrained(exported(kind, format), backend=engine)
+    given: dict[str, Any] = {}
+    if kind == "control":
+        given["image"] = [np.random.default_rng(0).random((16, 16, 3), dtype=np.float32)] * 2
+    plain = latents(pipe, **given)
+    assert "pieces" not in details(pipe)
+    pipe.keep_within("low")
+    assert difference(latents(pipe, **given), plain) < 1e-4
+    assert details(pipe)["pieces"] > 2 and details(pipe)["loading"] > 0
+    if kind != "words":
+        return
+    read = DiffusionPipeline.from_pretrained(checkpoint(kind))
+    lora = write(tmp_path / "lora.safetensors", factors(read), "peft")
+    pipe.load_lora_weights(lora)
+    changed = latents(pipe)
+    pipe.keep_within(None)
+    assert difference(latents(pipe), changed) < 1e-4 and "pieces" not in details(pipe)
+    assert np.abs(changed - plain).max() > 1e-3
 
 
 #: What a child runs: it draws one step, and says what that took beyond what was there before.
@@ -112,6 +180,11 @@ def wide(made_once: Callable[..., Path]) -> Path:
     return made_once("checkpoints", "wide", make)
 
 
+def peak(model: Path, small: Path, backend: str, memory: int) -> int:
+    asked = [sys.executable, "-c", _CHILD, str(model), str(small), backend, str(memory)]
+    return int(subprocess.run(asked, check=True, capture_output=True, text=True).stdout)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc says how much memory there was")
 def test_a_process_takes_what_was_asked_for(wide: Path, checkpoint: Make, backend: str) -> None:
@@ -121,11 +194,20 @@ def test_a_process_takes_what_was_asked_for(wide: Path, checkpoint: Make, backen
         pipe.keep_within("low")
         latents(pipe)
         pipe.close()
-    weights = pipe.residency.sizes["unet"]
+    memory = int(0.7 * pipe.residency.sizes["unet"])
+    assert peak(wide, small, backend, memory) <= memory < peak(wide, small, backend, 0)
 
-    def peak(memory: int) -> int:
-        asked = [sys.executable, "-c", _CHILD, str(wide), str(small), backend, str(memory)]
-        return int(subprocess.run(asked, check=True, capture_output=True, text=True).stdout)
 
-    memory = int(0.7 * weights)
-    assert peak(memory) <= memory < peak(0)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize(("engine", "format"), EXPORTS)
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says how much memory there was")
+def test_so_does_a_process_that_runs_an_export(
+    wide: Path, exported: Export, engine: str, format: str, precision: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(ENGINES[engine])
+    folder, small = tmp_path / "wide", exported("sd1", format)
+    DiffusionPipeline.from_pretrained(wide, precision=precision).export(folder, to=format)
+    pipe = DiffusionPipeline.from_pretrained(folder, backend=engine)
+    memory = int((0.7 if precision == "float32" else 1.4) * pipe.residency.sizes["unet"])
+    assert peak(folder, small, engine, memory) <= memory < peak(folder, small, engine, 0)

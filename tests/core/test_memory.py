@@ -1,6 +1,7 @@
 """What cannot fit into memory is refused before it is tried."""
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from perfuse import DiffusionPipeline
 from perfuse.errors import InputError
-from perfuse.memory import check_memory, most_memory, read_size
+from perfuse.memory import check_memory, most_memory, read_size, return_memory
 
 Make = Callable[[str], Path]
 
@@ -29,6 +30,21 @@ def test_the_limit_is_the_machine_s_or_the_user_s(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PERFUSE_MEMORY_LIMIT", "much")
     with pytest.raises(InputError, match="a number and a unit"):
         most_memory()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says how much memory there is")
+def test_what_was_released_goes_back_to_the_system() -> None:
+    def resident() -> int:
+        found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(found[1]) * 1000 if found else 0
+
+    before = resident()
+    held = [b"x" * 100_000 for _ in range(2000)]
+    last = held[-1]  # behind the others in memory
+    assert resident() - before > 150_000_000
+    held.clear()
+    return_memory()
+    assert resident() - before < 50_000_000 and last
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """What many calls show, many programs, and two of them at once: answers that change, memory that grows."""
 
-import ctypes
 import gc
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from perfuse.backend import Program
+from perfuse.memory import return_memory
 from perfuse.plugins import Allowance
 from perfuse.spec import ComponentSpec, PipelineSpec
 from perfuse_conformance.cases.probes import Arrays, Probe, inputs_of, longest_text
@@ -201,10 +201,7 @@ def resident(torch_device: str | None = None) -> int | None:
     ``None`` where the system does not tell.
     """
     gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
-        if trim is not None:
-            trim(0)
+    return_memory()
     try:
         with open("/proc/self/status", encoding="ascii") as file:
             sizes = dict(line.split(":", 1) for line in file)

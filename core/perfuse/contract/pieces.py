@@ -13,6 +13,7 @@ from perfuse.contract.component import Component
 from perfuse.contract.spec import Array
 from perfuse.contract.weights import StoredTensor
 from perfuse.errors import ExecutionError
+from perfuse.memory import return_memory
 from perfuse.progress import working
 
 __all__ = [
@@ -224,6 +225,7 @@ class Turns(Generic[_T]):
         """A piece, loaded unless it is there; another that does not stay is released before."""
         if number not in self._there:
             self._there = {at: one for at, one in self._there.items() if at < self.kept}
+            return_memory()
             began = time.perf_counter()
             message = f"Loading piece {number + 1} of {self._count} of {self._name}"
             with working("prepare", message, subject=self._name):

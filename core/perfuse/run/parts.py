@@ -16,6 +16,7 @@ from perfuse.contract.steps import Task
 from perfuse.contract.target import Placement, Target
 from perfuse.contract.transform import Plan
 from perfuse.errors import InputError
+from perfuse.memory import return_memory
 from perfuse.models.changing import with_changes
 from perfuse.models.ip_adapter.description import ImageAdapter
 from perfuse.models.registry import perturbed
@@ -369,6 +370,7 @@ class Parts:
             held = list(self._programs.all())
             for name in self.residency.released(held, component, budget):
                 self._programs.release(name)
+            return_memory()
 
     def _prepare(self, name: str) -> Program:
         component = self.component(name)

@@ -21,6 +21,7 @@ from perfuse.errors import InputError
 from perfuse.memory import most_memory, read_size
 from perfuse.models.registry import held, read_by
 from perfuse.sources.checkpoint import FromCheckpoint
+from perfuse.sources.weight_maps import read_map
 
 __all__ = ["Divisible", "Residency", "residency"]
 
@@ -151,7 +152,11 @@ def residency(
     spec: PipelineSpec,
     engines: Mapping[str, tuple[Backend, Target]],
 ) -> Residency:
-    """What the components of a source take on their engines. Reads headers, no weights."""
+    """What the components of a source take on their engines. Reads headers, no weights.
+
+    Raises:
+        ArtifactError: what an exported folder says of its weights is damaged.
+    """
     stored = source.weight_bytes()
     sizes, footprints, divisible = dict[str, int](), dict[str, float](), dict[str, Divisible]()
     for name, one in components.items():
@@ -159,7 +164,7 @@ def residency(
         backend, target = engines[name]
         footprints[name] = backend.footprint(one, target) or 1.0
         piece = backend.footprint(one, target, in_pieces=True)
-        if piece is not None:
+        if piece is not None and largest is not None:
             divisible[name] = Divisible(footprint=piece, largest=largest)
     stages: dict[str, list[str]] = {}
     for described in sorted((one.spec for one in components.values()), key=_turn):
@@ -200,8 +205,14 @@ def _turn(spec: ComponentSpec) -> int:
     return 2 if spec.role in (Role.LATENT_DECODER, Role.SAFETY_CHECKER) else 0
 
 
-def _sizes(component: Component, stored: Mapping[str, int]) -> tuple[int, int]:
-    """Bytes of all weights that a component reads, and of the largest."""
+def _sizes(component: Component, stored: Mapping[str, int]) -> tuple[int, int | None]:
+    """Bytes of all weights that a component reads, and of the largest if that is known.
+
+    Of an export it is where the folder says which weights it has; another tool's does not.
+
+    Raises:
+        ArtifactError: what an exported folder says of its weights is damaged.
+    """
     build: Any = component.build
     while build is not None and not isinstance(build, FromCheckpoint):
         build = getattr(build, "before", None)
@@ -212,6 +223,9 @@ def _sizes(component: Component, stored: Mapping[str, int]) -> tuple[int, int]:
         shapes = build.weights.shapes
         counts = [math.prod(shapes[name][1]) for name in read_by(component.spec, shapes)]
         return int(sum(counts) * bits), int(max(counts, default=0) * bits)
+    for path in component.files.values():
+        weights = read_map(path) if not component.storage else None
+        if weights is not None:
+            return weights.size, max((one.size for one in weights.constants.values()), default=0)
     spec = component.spec
-    size = stored.get(spec.name, stored.get(spec.folder, 0))
-    return size, size
+    return stored.get(spec.name, stored.get(spec.folder, 0)), None
