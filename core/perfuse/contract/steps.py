@@ -266,6 +266,9 @@ class Encoding:
     order: tuple[str, ...]
     #: What it returns, of each condition's arrays; a condition that was not asked for is not there.
     results: Callable[[Mapping[str, Mapping[str, Any]]], tuple[Any, ...]]
+    #: The argument that says by its number, 0 by default, which of several text encoders is asked:
+    #: ``results`` gives a tuple for each. Empty where all are asked at once.
+    chosen: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

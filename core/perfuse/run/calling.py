@@ -288,6 +288,7 @@ class Calling(Parts):
             given.pop(name, None)
         scale = given.pop("lora_scale", None)
         self._set_lora_factor(1.0 if scale is None else scale)
+        chosen = given.pop(task.encoding.chosen, None) or 0
         if "do_classifier_free_guidance" in task.encoding.order:
             given["guidance_scale"] = 2.0 if given.pop("do_classifier_free_guidance", True) else 0.0
         given = {name: value for name, value in given.items() if value is not None}
@@ -297,7 +298,10 @@ class Calling(Parts):
                 conditions = event.state["conditions"]
                 break
         device = torch_device(self.placement[self.spec.denoiser.name])
-        return tuple(_owned(one, device) for one in task.encoding.results(conditions))
+        results = task.encoding.results(conditions)
+        if task.encoding.chosen:
+            results = _one_of(task.encoding.chosen, chosen, results)
+        return tuple(_owned(one, device) for one in results)
 
 
 def _without_scale(given: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -316,6 +320,14 @@ def _without_scale(given: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
         scale = others.pop("scale", scale)
         rest[name] = others or None
     return rest, scale
+
+
+def _one_of(name: str, number: Any, results: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The results of one of several text encoders; ``InputError`` where there is no such one."""
+    if type(number) is not int or not 0 <= number < len(results):
+        raise InputError(f"{name}={number!r} was given; it is 0 to {len(results) - 1}.")
+    found: tuple[Any, ...] = results[number]
+    return found
 
 
 def _owned(array: Any, device: str | None) -> Any:
