@@ -13,7 +13,7 @@ BRIEF = random-refiner random-inpaint random-pix2pix random-depth random-upscale
   random-control random-union random-adapter random-ip-adapter random-edited random-guided \
   random-shallow random-cached random-steered random-sd-checked random-lcm random-unclip random-estimated \
   random-latent-upscaler random-flux random-sd3 random-pixart random-z-image random-klein random-qwen-image random-qwen-edit \
-  random-qwen-image-21 random-sana random-sprint random-chroma random-lumina2 random-cogview4 random-aura random-dit \
+  random-qwen-image-21 random-sana random-sprint random-chroma random-lumina2 random-cogview4 random-aura random-dit random-hunyuan \
   random-int8
 # Of pipelines that run through Diffusers.
 THROUGH = random-cogview3
@@ -31,7 +31,7 @@ TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=t
   --title "random-adapter=T2I-Adapter, tiny VAE" --title "random-sd-checked=safety checker" \
   --title "random-unclip=unCLIP" --title "random-estimated=estimated depth" \
   --title "random-latent-upscaler=latent upscaling" --title "random-lcm=LCM" \
-  --title "random-pixart=PixArt" --title "random-aura=AuraFlow" --title "random-dit=DiT" --title "random-cogview4=CogView 4" \
+  --title "random-pixart=PixArt" --title "random-aura=AuraFlow" --title "random-dit=DiT" --title "random-hunyuan=Hunyuan-DiT" --title "random-cogview4=CogView 4" \
   --title "random-qwen-image-21=Qwen-Image 2.1" --title "random-cogview3=CogView 3 Plus, bridged"
 PICTURE = --data docs/conformance.json --picture docs/conformance.svg
 BRIDGED = --data docs/bridged.json --page docs/bridged.md

@@ -124,6 +124,18 @@ def _cogview(spec: ComponentSpec, given: Arrays) -> dict[str, Any]:
     return {"hidden_states": given["sample"], **same, **sizes}
 
 
+def _hunyuan(spec: ComponentSpec, given: Arrays) -> dict[str, Any]:
+    texts = [name for name in given if name.startswith(("encoder_hidden", "text_embedding"))]
+    told = {name: given[name] for name in ("timestep", *texts)}
+    rows, columns = given["row_rotary"], given["column_rotary"]
+    tables = []
+    for i in range(2):  # cosines, sines: each twice, for both channels of a pair
+        sides = (columns[i][None].repeat(_SIDE, 0), rows[i][:, None].repeat(_SIDE, 1))
+        table = np.concatenate(sides, axis=-1).reshape(_SIDE**2, -1)
+        tables.append(table.repeat(2, axis=1))
+    return {"hidden_states": given["sample"], **told, "image_rotary_emb": tables}
+
+
 def _z_image(spec: ComponentSpec, given: Arrays) -> dict[str, Any]:
     pictures = [one[:, None] for one in given["sample"]]
     return {"x": pictures, "t": 1 - given["timestep"] / 1000, "cap_feats": _texts(given)}
@@ -144,6 +156,7 @@ _BOTH = ("num_layers", "num_single_layers")
 FAMILIES = {
     "pixart-sigma": Family(arguments=_pixart),
     "dit-xl": Family(arguments=_dit),
+    "hunyuan-dit": Family(arguments=_hunyuan),
     "sana-1.6b": Family(arguments=_sana, patch=1),
     "lumina2": Family(layers=("num_layers", "num_refiner_layers"), arguments=_lumina),
     "sd3.5-medium": Family(other={"dual_attention_layers": [0]}, arguments=_sd3),
@@ -206,6 +219,10 @@ def _given(spec: ComponentSpec, family: Family) -> Arrays:
     given = dict(host_inputs(spec, sizes, 3.5))
     ones = {"encoder_attention_mask": np.ones((1, _WORDS), dtype=np.int64)}
     ones |= {"timestep": np.full(1, 500, np.float32), "class_labels": np.full(1, 7, np.int64)}
+    ones |= {
+        f"text_embedding_mask{end}": np.ones((1, length), dtype=np.int64)
+        for end, length in (("", 77), ("_t5", 256))
+    }
     ones |= {"sizes": np.array([[512, 512, 0, 0, 512, 512]], np.float32)}
     for tensor in spec.signature.inputs:
         if tensor.name in given:

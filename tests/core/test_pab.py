@@ -40,6 +40,7 @@ def drawn(pipe: DiffusionPipeline, **more: Any) -> np.ndarray:
         ("pixart-sigma", "pab:spatial=0,cross=2", "cross"),
         ("pixart-sigma", "pab:spatial=2,cross=2", "spatial_cross"),
         ("sana", "pab:spatial=2,cross=2", "spatial_cross"),
+        ("hunyuan-dit", "pab:spatial=2,cross=2", "spatial_cross"),
         ("sana-sprint", "pab:spatial=2,cross=2", "spatial_cross"),
         *((kind, "pab:spatial=2", "spatial") for kind in JOINT),
     ],

@@ -223,6 +223,7 @@ _KINDS = some(
         "qwen-image",
         "sana",
         "chroma",
+        "hunyuan-dit",
         "control",
         "union",
     ]

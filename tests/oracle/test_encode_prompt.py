@@ -32,6 +32,7 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "klein": ((TEXTS, "cpu", 2), {"max_sequence_length": 64}),
     "qwen-image": ((TEXTS, "cpu", 1), {}),
     "z-image": ((TEXTS, "cpu", True, NOT), {}),
+    "hunyuan-dit": ((TEXTS, "cpu", None, 1, True, NOT), {}),
 }
 #: Pictures per prompt are one where Diffusers repeats a mask in another order than its states.
 #: Results that are filled up further there, and hold other numbers where the mask, which follows, is 0.
@@ -63,6 +64,25 @@ def test_encode_prompt(checkpoint: Make, kind: str) -> None:
         for a, b in pairs:
             assert tuple(a.shape) == tuple(b.shape)
             assert np.abs(np.asarray(a, np.float64) - b.double().numpy()).max() <= 1e-4
+
+
+def test_one_of_two_text_encoders(checkpoint: Make) -> None:
+    """Hunyuan-DiT's is asked by its number; the first one by default."""
+    theirs = diffusers.HunyuanDiTPipeline.from_pretrained(checkpoint("hunyuan-dit"))
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("hunyuan-dit"), backend="torch:cpu")
+    given: dict[str, Any] = {"negative_prompt": NOT, "text_encoder_index": 1}
+    with torch.no_grad():
+        wanted = theirs.encode_prompt(TEXTS, **given)
+    for mine, other in zip(pipe.encode_prompt(TEXTS, **given), wanted, strict=True):
+        assert tuple(mine.shape) == tuple(other.shape)
+        assert np.abs(np.asarray(mine, np.float64) - other.double().numpy()).max() <= 1e-4
+    texts = DiffusionPipeline.from_pretrained(
+        checkpoint("hunyuan-dit"), backend="torch:cpu", transformer=None, vae=None
+    )
+    for mine, other in zip(texts.encode_prompt(TEXTS, **given), wanted, strict=True):
+        assert np.abs(np.asarray(mine, np.float64) - other.double().numpy()).max() <= 1e-4
+    with pytest.raises(InputError, match="text_encoder_index=2 was given; it is 0 to 1"):
+        pipe.encode_prompt(TEXTS, text_encoder_index=2)
 
 
 def test_states_that_were_encoded_draw_what_the_prompt_draws(checkpoint: Make) -> None:

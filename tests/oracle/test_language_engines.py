@@ -32,6 +32,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "aura-flow": {"prompt": ["a red circle", LONG], "max_sequence_length": 64},
     "cogview4": {"prompt": ["a red circle", LONG]},
     "dit": {"class_labels": [1, 7]},
+    "hunyuan-dit": {"prompt": ["a red circle", LONG], "height": 32, "width": 48},
 }
 SHARED = {
     "height": 16,
@@ -77,13 +78,21 @@ def test_engines_agree(kind: str, target: str, format: str, tmp_path: Path) -> N
 @pytest.mark.exhaustive
 @pytest.mark.export
 @pytest.mark.parametrize(
-    "kind", ["z-image", "qwen-image", "qwen-image-21", "lumina2", "cogview4", "sana"]
+    ("kind", "height", "width"),
+    [
+        *(
+            (kind, 16, 24)
+            for kind in ("z-image", "qwen-image", "qwen-image-21", "lumina2", "cogview4", "sana")
+        ),
+        ("hunyuan-dit", 32, 48),
+    ],
 )
-def test_one_size(kind: str, tmp_path: Path) -> None:
+def test_one_size(kind: str, height: int, width: int, tmp_path: Path) -> None:
     """Captions are filled up to the length that the graph has, and hidden there."""
     folder = make_checkpoint(tmp_path / "checkpoint", kind)
     call = {**SHARED, "prompt": "a red circle", "negative_prompt": "x", "seed": 1}
+    call |= {"height": height, "width": width}
     pipe = DiffusionPipeline.from_pretrained(folder, backend="torch:cpu")
-    pipe.export(tmp_path / "export", to="onnx", height=16, width=24, batch=1)
+    pipe.export(tmp_path / "export", to="onnx", height=height, width=width, batch=1)
     drawn = DiffusionPipeline.from_pretrained(tmp_path / "export")(**call).images
     assert np.abs(drawn - pipe(**call).images).max() * 255 <= 2

@@ -388,6 +388,44 @@ def test_a_sentencepiece_model_alone(tmp_path: Path) -> None:
         assert ours.ids(text) == [*model.encode(text), 1], text
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_lower_case": True},
+        {"do_lower_case": False, "tokenize_chinese_chars": False},
+        {"do_lower_case": True, "strip_accents": False},
+    ],
+    ids=str,
+)
+def test_a_list_of_words_alone(tmp_path, settings):
+    """BERT's tokenizer from ``vocab.txt``, as Hunyuan-DiT's repositories have it."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = sorted({*CORPUS.split(), *CORPUS.lower().split(), *CORPUS.replace("\n", "")} - {" "})
+    words += [f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyzäüßéñ士"]
+    (tmp_path / "vocab.txt").write_text("\n".join(special + words) + "\n", "utf-8")
+    config = {"tokenizer_class": "BertTokenizer", "model_max_length": 77, **settings}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs = transformers.BertTokenizer.from_pretrained(tmp_path)
+    ours = Tokenizer.from_folder(tmp_path)
+    assert (ours.pad_token_id, ours.vocab_size) == (0, len(special) + len(words))
+    texts = [*ODD, "a [SEP] b", "[cls] [MASK]ed 一个宇航员在骑马", *generated(100)]
+    compare(ours, theirs, texts, 77, True)
+    again = tmp_path / "again"
+    theirs.save_pretrained(again)  # as tokenizer.json
+    compare(Tokenizer.from_folder(again), theirs, texts, 77, True)
+
+
+def test_a_list_of_words_that_is_damaged(tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    for content in (b"", b"[PAD]\n[UNK]\n[CLS]\nred\n"):
+        (tmp_path / "vocab.txt").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"lacks .*\[SEP\]"):
+            Tokenizer.from_folder(tmp_path)
+    (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe red")
+    with pytest.raises(CheckpointError, match=r"vocab\.txt"):
+        Tokenizer.from_folder(tmp_path)
+
+
 def test_a_sentencepiece_model_that_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
     for content in (b"\xff" * 40, b"\x0a\x7f", b""):

@@ -21,6 +21,8 @@ __all__ = [
     "unet_config",
     "union_config",
     "vae_config",
+    "write_bert",
+    "write_bert_words",
     "write_checker",
     "write_json",
     "write_model",
@@ -263,6 +265,35 @@ def write_t5(
     settings = getattr(transformers, f"{family}Config")(**config)
     model = getattr(transformers, f"{family}EncoderModel")(settings)
     randomise(model, seed).save_pretrained(folder)
+
+
+def write_bert(folder: Path, vocab_size: int, seed: int, **fields: Any) -> None:
+    """Write a BERT, whose states are 24 wide."""
+    import transformers
+
+    config = {
+        "vocab_size": vocab_size,
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": 80,
+        **fields,
+    }
+    model = transformers.BertModel(transformers.BertConfig(**config))
+    randomise(model, seed).save_pretrained(folder)
+
+
+def write_bert_words(folder: Path) -> int:
+    """Write ``vocab.txt`` of a BERT tokenizer, a few words and all letters; return its size."""
+    letters = [chr(code) for code in range(33, 127)]
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    vocab += [one for one in letters if one not in vocab] + [f"##{one}" for one in letters]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", "utf-8")
+    config = {"tokenizer_class": "BertTokenizer", "model_max_length": 77, "do_lower_case": True}
+    write_json(folder / "tokenizer_config.json", config)
+    return len(vocab)
 
 
 def write_word_pieces(folder: Path) -> int:

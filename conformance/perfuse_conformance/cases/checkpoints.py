@@ -17,6 +17,8 @@ from perfuse_conformance.cases.checkpoint_parts import (
     unet_config,
     union_config,
     vae_config,
+    write_bert,
+    write_bert_words,
     write_checker,
     write_json,
     write_model,
@@ -642,6 +644,54 @@ def _dit(folder: Path, seed: int) -> Path:
     return folder
 
 
+def _hunyuan(folder: Path, seed: int, **fields: Any) -> Path:
+    """Hunyuan-DiT, whose text encoders are a BERT and a T5; eight pixels a latent, as it counts on."""
+    config = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "num_layers": 4,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "hidden_size": 32,
+        "cross_attention_dim": 24,
+        "cross_attention_dim_t5": 32,
+        "pooled_projection_dim": 16,
+        **fields,
+    }
+    write_model(folder / "transformer", "HunyuanDiT2DModel", config, seed)
+    vae = vae_config(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[8, 8, 16, 16],
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=64,
+        scaling_factor=0.13025,
+    )
+    write_model(folder / "vae", "AutoencoderKL", vae, seed + 1)
+    write_bert(folder / "text_encoder", write_bert_words(folder / "tokenizer"), seed + 2)
+    write_t5(folder / "text_encoder_2", write_word_pieces(folder / "tokenizer_2"), seed + 3)
+    scheduler = {"_class_name": "DDPMScheduler", **_SCHEDULE, "beta_end": 0.03}
+    scheduler |= {"clip_sample": False, "prediction_type": "v_prediction"}
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    index = {
+        "_class_name": "HunyuanDiTPipeline",
+        "_diffusers_version": "0.42.0",
+        "feature_extractor": [None, None],
+        "requires_safety_checker": True,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "text_encoder": ["transformers", "BertModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "BertTokenizer"],
+        "tokenizer_2": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "HunyuanDiT2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_json(folder / "model_index.json", index)
+    return folder
+
+
 def _sigma(folder: Path, seed: int) -> Path:
     return _of_class(_pixart(folder, seed, sample_size=16), "PixArtSigmaPipeline")
 
@@ -703,6 +753,7 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "pixart-sigma": _sigma,
         "aura-flow": _aura,
         "dit": _dit,
+        "hunyuan-dit": _hunyuan,
         "sd3": _sd3,
         "sd3-without-t5": _without_t5,
         "flux-fill": _fill,

@@ -236,7 +236,7 @@ def _word_draws(given: _Given, task: Task) -> Iterator[Draw]:
     yield Draw(id="euler-ancestral", scheduler="euler-ancestral", inputs=given(task, 5, 10, 3.0))
     pair = ["a small red circle", "a large blue square on a black background"]
     wide: dict[str, Any] = {"prompt": pair, "width": given.size[1] + given.size[1] // 2}
-    if given.two:
+    if given.two and "prompt_2" in task.inputs:
         wide["prompt_2"] = pair[::-1]
     yield Draw(id="two-wide", scheduler="ddim", inputs=given(task, 6, 6, 7.5, **wide))
 

@@ -76,6 +76,7 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-aura": RandomModel(kind="aura-flow"),
         "random-cogview3": RandomModel(kind="CogView3PlusPipeline"),
         "random-dit": RandomModel(kind="dit"),
+        "random-hunyuan": RandomModel(kind="hunyuan-dit"),
         "random-klein": RandomModel(kind="klein"),
         "random-qwen-image": RandomModel(kind="qwen-image"),
         "random-qwen-edit": RandomModel(kind="qwen-edit-plus"),

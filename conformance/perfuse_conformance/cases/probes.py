@@ -158,7 +158,7 @@ def probes_of(spec: PipelineSpec) -> dict[str, Probe]:
         if component.role == Role.DENOISER or in_loop:
             found = _denoiser_probes(component.name, sizes)
         elif component.role == Role.TEXT_ENCODER:
-            found = _text_probes(component.name, sizes)
+            found = _text_probes(component, sizes)
         else:
             found = _picture_probes(component.name, sizes)
         probes += [replace(probe, sizes=_whole(probe, full)) for probe in found]
@@ -203,9 +203,13 @@ def _denoiser_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Itera
     yield probe("three", "three", 321.5, symbolic_only=True, halves=True)
 
 
-def _text_probes(name: str, sizes: Mapping[str, Mapping[str, int]]) -> Iterator[Probe]:
-    probe = _probes_in(name, sizes)
-    longest = sizes["usual"]["sequence"]
+def _text_probes(
+    component: ComponentSpec, sizes: Mapping[str, Mapping[str, int]]
+) -> Iterator[Probe]:
+    probe = _probes_in(component.name, sizes)
+    ids = component.signature.resolve(sizes["usual"]).input("input_ids")
+    assert ids is not None  # every text encoder takes them
+    longest = int(ids.shape[1])
     yield probe("texts", "usual", 0, 9, longest - 2, halves=True)
     yield probe("wide", "wide", 9)
     yield probe("same-twice", "usual", 9, 9, manner="same")

@@ -271,6 +271,9 @@ class Encoding:
     joins: bool = False
     #: Defaults of its arguments that are not those of the task's inputs.
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    #: The argument that says by its number, 0 by default, which of several text encoders is asked:
+    #: ``results`` gives a tuple for each. Empty where all are asked at once.
+    chosen: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,13 +91,19 @@ class TimestepEmbedding(nn.Module):
 
 
 class TextProjection(nn.Module):
-    """Two layers over an embedding of text: [..., D] -> [..., C] (Chen et al. 2023, PixArt-α)."""
+    """Two layers over an embedding of text: [..., D] -> [..., C] (Chen et al. 2023, PixArt-α).
 
-    def __init__(self, in_channels: int, channels: int, act: nn.Module) -> None:
+    Between them it is C wide, or ``inner``.
+    """
+
+    def __init__(
+        self, in_channels: int, channels: int, act: nn.Module, *, inner: int | None = None
+    ) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(in_channels, channels)
+        between = channels if inner is None else inner
+        self.linear_1 = nn.Linear(in_channels, between)
         self.act_1 = act
-        self.linear_2 = nn.Linear(channels, channels)
+        self.linear_2 = nn.Linear(between, channels)
 
     def forward(self, text: Tensor) -> Tensor:
         output: Tensor = self.linear_2(self.act_1(self.linear_1(text)))

@@ -39,6 +39,7 @@ class SelfAttention(nn.Module):
         out: Whether there is an output projection; without, the joined heads are the result.
         rotate: How ``table`` turns queries and keys.
         kv_heads: The number of heads of keys and values, where several of queries share one.
+        context: Channels of what keys and values are made of, where that is not the tokens themselves.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class SelfAttention(nn.Module):
         out: bool = True,
         rotate: Rotate | None = None,
         kv_heads: int | None = None,
+        context: int | None = None,
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
@@ -61,8 +63,9 @@ class SelfAttention(nn.Module):
         self.norm_q: nn.Module = _norm(qk_norm, head_dim, qk_eps)
         self.norm_k: nn.Module = _norm(qk_norm, head_dim, qk_eps)
         self.to_q = nn.Linear(channels, inner, bias=bias)
-        self.to_k = nn.Linear(channels, kept, bias=bias)
-        self.to_v = nn.Linear(channels, kept, bias=bias)
+        read = channels if context is None else context
+        self.to_k = nn.Linear(read, kept, bias=bias)
+        self.to_v = nn.Linear(read, kept, bias=bias)
         if out:
             self.to_out = nn.ModuleList([nn.Linear(inner, channels, bias=bias), nn.Dropout(0.0)])
         self.out = out
@@ -75,10 +78,13 @@ class SelfAttention(nn.Module):
         joined = attend(query, key, value, bias)
         return self.leave(joined) if self.out else joined
 
-    def heads_of(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys, normalised, and values, each [B, H, N, D]."""
+    def heads_of(
+        self, hidden: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys, normalised, and values, each [B, H, N, D]; the last two of the context."""
         query = _split(self.to_q(hidden), self.heads)
-        key, value = (_split(layer(hidden), self.kv_heads) for layer in (self.to_k, self.to_v))
+        read = hidden if context is None else context
+        key, value = (_split(layer(read), self.kv_heads) for layer in (self.to_k, self.to_v))
         return self.norm_q(query), self._shared(self.norm_k(key)), self._shared(value)
 
     def _shared(self, heads: Tensor) -> Tensor:

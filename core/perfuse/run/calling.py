@@ -310,6 +310,7 @@ class Calling(Parts):
             given.pop(name, None)
         scale = given.pop("lora_scale", None)
         self._set_lora_factor(1.0 if scale is None else scale)
+        chosen = given.pop(task.encoding.chosen, None) or 0
         if "do_classifier_free_guidance" in task.encoding.order:
             given["guidance_scale"] = 2.0 if given.pop("do_classifier_free_guidance", True) else 0.0
         usual = task.encoding.defaults
@@ -322,7 +323,10 @@ class Calling(Parts):
                 break
         device = torch_device(self.placement[self.spec.denoiser.name])
         dtype = self._shown_dtype
-        return tuple(_in(_owned(one, device), dtype) for one in task.encoding.results(conditions))
+        results = task.encoding.results(conditions)
+        if task.encoding.chosen:
+            results = _one_of(task.encoding.chosen, chosen, results)
+        return tuple(_in(_owned(one, device), dtype) for one in results)
 
     @property
     def _shown_dtype(self) -> Any:
@@ -356,6 +360,14 @@ def _in(array: Any, dtype: Any) -> Any:
     if dtype is None or not is_torch(array) or not array.dtype.is_floating_point:
         return array
     return array.to(dtype)
+
+
+def _one_of(name: str, number: Any, results: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The results of one of several text encoders; ``InputError`` where there is no such one."""
+    if type(number) is not int or not 0 <= number < len(results):
+        raise InputError(f"{name}={number!r} was given; it is 0 to {len(results) - 1}.")
+    found: tuple[Any, ...] = results[number]
+    return found
 
 
 def _owned(array: Any, device: str | None) -> Any:

@@ -37,7 +37,7 @@ def fixed_dims(
         sizes["batch"] = batch
     if height is not None or width is not None:
         sizes |= spec.latents.dims(*pick_size(tools, height, width))
-        if spec.tokenizers:
+        if spec.tokenizers and _reads_any_length(spec):
             sizes["sequence"] = max(lengths())
     return {
         name: {
@@ -47,6 +47,10 @@ def fixed_dims(
         }
         for name, component in spec.components.items()
     }
+
+
+def _reads_any_length(spec: PipelineSpec) -> bool:
+    return any("sequence" in one.signature.dims for one in spec.components.values())
 
 
 def _taken(component: ComponentSpec, dim: str, size: int) -> int:

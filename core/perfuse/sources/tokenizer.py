@@ -23,9 +23,11 @@ from perfuse.sources.tokenizer_files import (
     MATCHING,
     PIECES,
     WHOLE,
+    WORDS,
     TokenizerFiles,
     apart,
     read_tables,
+    read_words,
 )
 
 if TYPE_CHECKING:
@@ -389,7 +391,37 @@ def _build_t5(files: TokenizerFiles) -> "tokenizers.Tokenizer":
     return tokenizer
 
 
+def _build_bert(files: TokenizerFiles) -> "tokenizers.Tokenizer":
+    """Build BERT's tokenizer from its list of words, where it has no ``tokenizer.json``."""
+    if WHOLE in files.present or WORDS not in files.present:
+        return _build_from_json(files)
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    vocab = read_words(files.folder / WORDS)
+    roles = {name: files.named[f"{name}_token"]["content"] for name in ("unk", "pad", "cls", "sep")}
+    if missing := [token for token in roles.values() if token not in vocab]:
+        raise CheckpointError(
+            f"{files.folder / WORDS} has {len(vocab)} words and lacks {', '.join(missing)}. {AGAIN}"
+        )
+    tokenizer = Tokenizer(models.WordPiece(vocab=vocab, unk_token=roles["unk"]))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        handle_chinese_chars=files.config.get("tokenize_chinese_chars", True),
+        strip_accents=files.config.get("strip_accents"),
+        lowercase=files.config.get("do_lower_case", True),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    _add_tokens(tokenizer, files)
+    ends = roles["cls"], roles["sep"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{ends[0]} $A {ends[1]}",
+        special_tokens=[(token, vocab[token]) for token in ends],
+    )
+    return tokenizer
+
+
 _BUILDERS: dict[str, Callable[[TokenizerFiles], "tokenizers.Tokenizer"]] = {
+    "BertTokenizer": _build_bert,
     "CLIPTokenizer": _build_clip,
     "Qwen2Tokenizer": _build_qwen2,
     "T5Tokenizer": _build_t5,

@@ -17,9 +17,9 @@ __all__ = ["FILES", "TokenizerFiles", "apart", "read_tables"]
 
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 WHOLE, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
-PIECES = "spiece.model"
+PIECES, WORDS = "spiece.model", "vocab.txt"
 TEMPLATE = "chat_template.jinja"
-FILES = (CONFIG, SPECIAL, ADDED, WHOLE, VOCAB, MERGES, PIECES, TEMPLATE)
+FILES = (CONFIG, SPECIAL, ADDED, WHOLE, VOCAB, MERGES, PIECES, WORDS, TEMPLATE)
 """Every file that a tokenizer may be made of."""
 
 AGAIN = "Download or export the checkpoint again."
@@ -41,6 +41,13 @@ _DEFAULTS = {
         "eos_token": _END,
         "unk_token": _END,
         "pad_token": _END,
+    },
+    "BertTokenizer": {
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
     },
     "T5Tokenizer": {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
     "Qwen2Tokenizer": {"eos_token": _END, "pad_token": _END},
@@ -199,6 +206,12 @@ def read_merges(path: Path) -> list[str]:
     # Not splitlines(): a merge may hold a character that Unicode counts as the end of a line.
     lines = files.read_text(path, remedy=AGAIN).split("\n")
     return [line for line in lines if line and not line.startswith("#version")]
+
+
+def read_words(path: Path) -> dict[str, int]:
+    """The tokens of a list, one a line, by their numbers."""
+    words = files.read_text(path, remedy=AGAIN).replace("\r\n", "\n").split("\n")
+    return {word: i for i, word in enumerate(words[:-1] if words[-1] == "" else words)}
 
 
 def read_tables(files: "TokenizerFiles") -> tuple[dict[str, int], list[tuple[str, str]], str]:

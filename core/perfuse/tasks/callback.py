@@ -155,6 +155,8 @@ class _ControlPicture(_Tensor):
 _CONDITIONS = (
     ("prompt_embeds", "", "encoder_hidden_states"),
     ("negative_prompt_embeds", "negative", "encoder_hidden_states"),
+    ("prompt_embeds_2", "", "encoder_hidden_states_t5"),
+    ("negative_prompt_embeds_2", "negative", "encoder_hidden_states_t5"),
     ("add_text_embeds", "", "text_embeds"),
     ("negative_pooled_prompt_embeds", "negative", "text_embeds"),
     ("add_time_ids", "", "time_ids"),

@@ -14,7 +14,7 @@ from perfuse.errors import InputError
 from perfuse.tasks.prompts.sequences import check_length
 from perfuse.tasks.text import read_conditions
 
-__all__ = ["MASKS", "encode_masked", "length_up_to", "masked_conditions"]
+__all__ = ["MASKS", "Texts", "encode_masked", "length_up_to", "masked_conditions"]
 
 #: Prompts; and their states [B, S, D] with a mask of these [B, S], where they are given in their place.
 Texts = tuple[list[str], Array | None, Array | None]
@@ -98,6 +98,7 @@ def masked_conditions(
     read_negative: Callable[[list[str]], Mapping[str, Array]] | None = None,
     of_states: Callable[[Array, Any], Mapping[str, Array]] = _as_they_are,
     needs_mask: bool = True,
+    end: str = "",
 ) -> dict[str, dict[str, Array]]:
     """What the denoiser is told of prompts, each [pictures, …], by condition of the guider.
 
@@ -110,6 +111,7 @@ def masked_conditions(
         read_negative: Reads negative prompts, if they are read otherwise.
         of_states: The same of states [B, S, D] that are given, and their mask, int64 [B, S].
         needs_mask: Whether states are given with their mask; else all tokens count where there is none.
+        end: What the names of the states end in: ``"_2"`` of a second text encoder.
 
     Raises:
         InputError: a mask is missing, is given alone, or has another shape than its states.
@@ -124,13 +126,13 @@ def masked_conditions(
             return how(texts)
         if given is None or (mask is None and needs_mask):
             raise InputError(
-                f"Only one of {name}_embeds and its mask was given. Give both or neither."
+                f"Only one of {name}_embeds{end} and its mask was given. Give both or neither."
             )
         shape = tuple(given.shape[:2])
         seen = np.ones(shape) if mask is None else to_numpy(mask)
         if seen.shape != shape:
             raise InputError(
-                f"A mask of shape {seen.shape} was given for {name}_embeds of shape "
+                f"A mask of shape {seen.shape} was given for {name}_embeds{end} of shape "
                 f"{tuple(given.shape)}. Give one number for each token."
             )
         return of_states(given, seen.astype(np.int64))

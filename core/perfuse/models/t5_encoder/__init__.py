@@ -8,6 +8,7 @@ ARCHITECTURES = tuple(
         library="transformers",
         config=f"{__name__}.description:T5Config",
         describe=f"{__name__}.description:describe{face}",
+        fit=f"{__name__}.description:fit",
         host_inputs=f"{__name__}.description:host_inputs",
         called=f"{__name__}.description:called",
         original=f"{__name__}.original:original" if name == "T5EncoderModel" else "",

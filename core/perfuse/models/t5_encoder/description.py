@@ -10,6 +10,7 @@ from perfuse.contract.architecture import Called
 from perfuse.contract.spec import Array, ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.models.config import TransformersConfig
 from perfuse.models.shapes import floating
+from perfuse.models.text_length import as_read
 
 __all__ = [
     "MULTILINGUAL",
@@ -18,6 +19,7 @@ __all__ = [
     "called",
     "describe",
     "describe_multilingual",
+    "fit",
     "host_inputs",
 ]
 
@@ -84,12 +86,17 @@ def _encoder(
     )
 
 
+def fit(spec: ComponentSpec, others: Mapping[str, ComponentSpec]) -> ComponentSpec:
+    """With the number of tokens that Hunyuan-DiT's denoiser takes, where it is for that."""
+    return as_read(spec, others, "encoder_hidden_states_t5")
+
+
 def host_inputs(
     spec: ComponentSpec, sizes: Mapping[str, int], guidance: float | None
 ) -> dict[str, Array]:
     """The bucket of the distance between each two tokens, int64 [sequence, sequence]."""
-    t5, length = T5Config.from_dict(spec.config), sizes["sequence"]
-    steps = np.arange(length)
+    t5 = T5Config.from_dict(spec.config)
+    steps = np.arange(int(spec.signature.inputs[-1].resolve(sizes)[0]))
     distances = steps[None, :] - steps[:, None]
     return {
         "position_buckets": buckets(

@@ -31,6 +31,7 @@ def encode_sequence(
     *,
     length: int,
     hides_padding: bool,
+    chosen: bool = True,
 ) -> tuple[Array, Any]:
     """The states [B, L, D] of B prompts, filled up to ``length`` tokens, and the mask [B, L].
 
@@ -41,13 +42,14 @@ def encode_sequence(
         texts: The prompts. One that is longer is cut off, with a warning.
         length: L.
         hides_padding: Whether what fills a prompt up is hidden from its tokens.
+        chosen: Whether ``max_sequence_length`` says how many tokens are read.
     """
     tokens = tools.tokenizer(tokenizer)(texts, max_length=length)
     for cut in tokens.truncated:
         if cut is not None:
             warnings.warn(
-                f"The prompt is longer than the {length} tokens that {encoder} reads "
-                f"(max_sequence_length); this was cut off: {cut!r}.",
+                f"The prompt is longer than the {length} tokens that {encoder} reads"
+                f"{' (max_sequence_length)' if chosen else ''}; this was cut off: {cut!r}.",
                 stacklevel=2,
             )
     ids, mask = np.asarray(tokens.input_ids), np.asarray(tokens.attention_mask)
