@@ -113,9 +113,10 @@ class TimeSizes(nn.Module):
         self.condition_embedder = TextProjection(6 * each, cogview.time_embed_dim, nn.SiLU())
 
     def forward(self, timestep: Tensor, sizes: Tensor, dtype: torch.dtype) -> Tensor:
-        sides: Tensor = self.condition_proj(sizes.flatten())
+        # Not by a reshape to [batch, -1], whose second size OpenVINO's PyTorch frontend gets wrong.
+        sides: Tensor = self.condition_proj(sizes.flatten()).unflatten(0, (-1, 6))
         told = self.timestep_embedder(self.time_proj(timestep).to(dtype))
-        output: Tensor = told + self.condition_embedder(sides.reshape(sizes.shape[0], -1).to(dtype))
+        output: Tensor = told + self.condition_embedder(sides.flatten(1).to(dtype))
         return output
 
 
