@@ -71,6 +71,9 @@ class Tools(Protocol):
     def program(self, component: str) -> "Program":
         """The program of a component, prepared on its target on first use."""
 
+    def precision_of(self, component: str) -> str:
+        """What a component computes in: ``"float32"``, ``"float16"`` or ``"bfloat16"``."""
+
     def entry(self, perturbation: "Perturbation") -> str:
         """The name of the component that is a worse version of the denoiser."""
 
@@ -274,6 +277,9 @@ class Encoding:
     #: The argument that says by its number, 0 by default, which of several text encoders is asked:
     #: ``results`` gives a tuple for each. Empty where all are asked at once.
     chosen: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "defaults", FrozenDict(self.defaults))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import dataclasses
 import types
 import typing
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,6 +20,7 @@ __all__ = [
     "check_types",
     "held_by_attention",
     "held_by_residual",
+    "held_by_skips",
 ]
 
 
@@ -36,6 +37,23 @@ def held_by_attention(tokens: int, width: int, keys: int | None = None) -> int:
         keys: Channels of its keys, and of its values; as many where heads do not share them.
     """
     return 2 * tokens * (width + (width if keys is None else keys))
+
+
+def held_by_skips(sizes: Mapping[str, int], widths: Sequence[int], layers: Sequence[int]) -> int:
+    """How many numbers a UNet holds at once: what its first half leaves for the second.
+
+    Args:
+        sizes: ``latent_height`` and ``latent_width``.
+        widths: Channels of each block.
+        layers: Of each block.
+    """
+    height, width = sizes["latent_height"], sizes["latent_width"]
+    areas = [(height >> level) * (width >> level) for level in range(len(widths))]
+    left = areas[0] * widths[0]
+    for level, (channels, count) in enumerate(zip(widths, layers, strict=True)):
+        # Its layers, and what is halved; the last block halves nothing.
+        left += channels * (count * areas[level] + sum(areas[level + 1 : level + 2]))
+    return left
 
 
 def held_by_residual(sizes: Mapping[str, int], width: int) -> int:

@@ -500,6 +500,10 @@ class Parts:
 
         return fixed_dims(PipelineTools(self), height, width, batch, lengths)
 
+    def precision_of(self, component: str) -> str:
+        """What a component computes in: ``"float32"``, ``"float16"`` or ``"bfloat16"``."""
+        return self.component(component).precision
+
     def component(self, name: str, *, static: Mapping[str, int] | None = None) -> Component:
         """A component as it will run, with the dimensions in ``static`` fixed.
 

@@ -45,6 +45,10 @@ class PipelineTools:
         program: Program = self.witness.heard(component, self._pipe.program(component))
         return program
 
+    def precision_of(self, component: str) -> str:
+        """What a component computes in."""
+        return self._pipe.precision_of(component)
+
     def tokenizer(self, name: str) -> Tokenizer:
         """One of the pipeline's tokenizers.
 

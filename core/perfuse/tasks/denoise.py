@@ -69,8 +69,8 @@ def check_price(tools: Tools, pictures: int, height: int, width: int, *, togethe
     """Refuse what cannot fit into memory: a lower bound of what drawing needs is counted.
 
     That is of all pictures at once the latents, their noise and what the denoiser predicts, and the
-    picture as it is decoded and written; and what lies between the denoiser's layers, in half
-    precision, of the pictures that go through it together.
+    picture as it is decoded and written; and what lies between the denoiser's layers, of the pictures
+    that go through it together.
 
     Args:
         tools: The pipeline.
@@ -84,11 +84,16 @@ def check_price(tools: Tools, pictures: int, height: int, width: int, *, togethe
     """
     layout = tools.spec.latents
     latents = math.prod(layout.shape(pictures, height, width))
-    between = together * held(tools.spec.denoiser, layout.dims(height, width))
+    between = together * _held(tools, tools.spec.denoiser, layout.dims(height, width))
     pixels = pictures * height * width * 3
-    needed = 4 * (3 * latents + pixels) + pixels + 2 * between
+    needed = 4 * (3 * latents + pixels) + pixels + between
     count = f"{pictures} pictures" if pictures > 1 else "A picture"
     check_memory(needed, f"{count} of {height} x {width}")
+
+
+def _held(tools: Tools, spec: ComponentSpec, sizes: Mapping[str, int]) -> int:
+    """Bytes of what lies between a component's layers, of one picture."""
+    return held(spec, sizes) * (4 if tools.precision_of(spec.name) == "float32" else 2)
 
 
 @step(outputs=("height", "width"))
@@ -345,14 +350,17 @@ def place_inputs(
     """Move everything that the loop reads to the denoiser's device, once."""
     program = tools.program(tools.spec.denoiser.name)
     device, count = program.torch_device, len(latents)
-    together = count if program.max_batch is None else min(count, program.max_batch)
-    check_price(tools, count, height, width, together=together)
     if output_type != "latent":  # rather than when all steps are done
         _check_decoders(tools, height, width)
     most = len(guider.branches) * count
     # float32 [steps, batch]; a smaller batch takes the beginning of a row
     timesteps = np.repeat(schedule.timesteps[:, None], most, axis=1)
     batches = _batches(tools, conditions, guider, count, (height, width), device)
+    running = guider.running(moment_of(schedule, 0))
+    joined = _fits(program, len(running) * count) and batches.alike(running)
+    together = count if program.max_batch is None else min(count, program.max_batch)
+    together *= len(running) if joined else 1
+    check_price(tools, count, height, width, together=together)
     return {
         "samples": schedule.start(place(latents, device)),
         "previous_samples": None,
@@ -609,7 +617,7 @@ def pictures_of(
 
     def decoded(part: Array, *more: Array) -> Array:
         size = [side * layout.downscale for side in part.shape[-2:]]
-        _check_decoding(spec, _at_once(program, len(part)), size)
+        _check_decoding(tools, spec, _at_once(program, len(part)), size)
         usual = host_inputs(spec, _sizes(spec, {"latent_sample": part}))
         inputs = {"latent_sample": part, **usual, **dict(zip(given, more, strict=True))}
         placed = {name: place(one, program.torch_device) for name, one in inputs.items()}
@@ -630,7 +638,7 @@ def _check_decoders(tools: Tools, height: int, width: int) -> None:
     tile = tools.spec.latents.tile
     size = [min(side, tile) if tools.vae_tiling else side for side in (height, width)]
     for spec in tools.spec.having(Role.LATENT_DECODER):
-        _check_decoding(spec, 1, size)
+        _check_decoding(tools, spec, 1, size)
 
 
 def _at_once(program: Program, count: int) -> int:
@@ -640,10 +648,10 @@ def _at_once(program: Program, count: int) -> int:
     return min(count, most or count)
 
 
-def _check_decoding(spec: ComponentSpec, together: int, size: Sequence[int]) -> None:
-    """Refuse what cannot fit into memory: what lies between a decoder's layers, in half precision."""
+def _check_decoding(tools: Tools, spec: ComponentSpec, together: int, size: Sequence[int]) -> None:
+    """Refuse what cannot fit into memory: what lies between a decoder's layers."""
     height, width = size
-    needed = 2 * together * held(spec, {"height": height, "width": width})
+    needed = together * _held(tools, spec, {"height": height, "width": width})
     check_memory(needed, f"Decoding {together} x {height} x {width} pixels at once")
 
 

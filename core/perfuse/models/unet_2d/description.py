@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from perfuse.contract.latents import LatentSpec, PixelLatents
 from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature, TensorSpec
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_skips
 from perfuse.models.shapes import TIMESTEP, floating, pair
 
 __all__ = ["UNet2DConfig", "class_labels", "describe", "latents"]
@@ -75,7 +75,8 @@ class UNet2DConfig(ModelConfig):
             )
 
     def held(self, sizes: Mapping[str, int]) -> int:
-        return sizes["latent_height"] * sizes["latent_width"] * self.block_out_channels[0]
+        layers = (self.layers_per_block,) * len(self.block_out_channels)
+        return held_by_skips(sizes, self.block_out_channels, layers)
 
     @property
     def downscale(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from perfuse.contract.spec import ComponentSpec, Dim, Role, Signature, TensorSpec
 from perfuse.errors import CheckpointError
-from perfuse.models.config import ModelConfig
+from perfuse.models.config import ModelConfig, held_by_skips
 from perfuse.models.shapes import TIMESTEP, floating, pair
 from perfuse.models.unet_2d.description import class_labels
 
@@ -166,7 +166,10 @@ class UNet2DConditionConfig(ModelConfig):
             )
 
     def held(self, sizes: Mapping[str, int]) -> int:
-        return sizes["latent_height"] * sizes["latent_width"] * self.block_out_channels[0]
+        if self.has_k_blocks:  # which leave what lies before they are made smaller
+            return sizes["latent_height"] * sizes["latent_width"] * self.block_out_channels[0]
+        layers = self.per_block("layers_per_block")
+        return held_by_skips(sizes, self.block_out_channels, layers)
 
     @property
     def time_channels(self) -> int:
