@@ -25,8 +25,8 @@ __all__ = ["say_stopped", "stoppable"]
 _SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-#: Seconds that the main thread has to begin.
-_PATIENCE = 0.5
+#: Seconds that the main thread has to begin. On a busy machine it may be long until it runs at all.
+_PATIENCE = 2.0
 #: What the main thread writes when it begins. A signal is written as its number, which is never 0.
 _BEGUN = b"\0"
 #: Where signals are written to in this process. A forked one has the pipes, and nobody who reads.

@@ -71,8 +71,11 @@ class Tools(Protocol):
     def program(self, component: str) -> "Program":
         """The program of a component, prepared on its target on first use."""
 
-    def precision_of(self, component: str) -> str:
-        """What a component computes in: ``"float32"``, ``"float16"`` or ``"bfloat16"``."""
+    def precision_of(self, component: str) -> str | None:
+        """What a component computes in: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+
+        ``None`` if the pipeline was opened without that component.
+        """
 
     def entry(self, perturbation: "Perturbation") -> str:
         """The name of the component that is a worse version of the denoiser."""

@@ -500,9 +500,10 @@ class Parts:
 
         return fixed_dims(PipelineTools(self), height, width, batch, lengths)
 
-    def precision_of(self, component: str) -> str:
-        """What a component computes in: ``"float32"``, ``"float16"`` or ``"bfloat16"``."""
-        return self.component(component).precision
+    def precision_of(self, component: str) -> str | None:
+        """What a component computes in; ``None`` if the pipeline was opened without it."""
+        found = self.plan.components.get(component)
+        return found.precision if found is not None else None
 
     def component(self, name: str, *, static: Mapping[str, int] | None = None) -> Component:
         """A component as it will run, with the dimensions in ``static`` fixed.

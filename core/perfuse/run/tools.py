@@ -45,8 +45,8 @@ class PipelineTools:
         program: Program = self.witness.heard(component, self._pipe.program(component))
         return program
 
-    def precision_of(self, component: str) -> str:
-        """What a component computes in."""
+    def precision_of(self, component: str) -> str | None:
+        """What a component computes in; ``None`` if the pipeline was opened without it."""
         return self._pipe.precision_of(component)
 
     def tokenizer(self, name: str) -> Tokenizer:

@@ -92,8 +92,9 @@ def check_price(tools: Tools, pictures: int, height: int, width: int, *, togethe
 
 
 def _held(tools: Tools, spec: ComponentSpec, sizes: Mapping[str, int]) -> int:
-    """Bytes of what lies between a component's layers, of one picture."""
-    return held(spec, sizes) * (4 if tools.precision_of(spec.name) == "float32" else 2)
+    """Bytes of what lies between a component's layers, of one picture; 0 if it does not run here."""
+    precision = tools.precision_of(spec.name)
+    return held(spec, sizes) * (4 if precision == "float32" else 2) if precision else 0
 
 
 @step(outputs=("height", "width"))

@@ -35,7 +35,7 @@ CLEANS_UP = """
         try:
             time.sleep(60)
         finally:
-            time.sleep(1.5)
+            time.sleep(3)
             print("cleaned up")
 """
 FORKS = """
@@ -47,7 +47,7 @@ FORKS = """
         time.sleep(0.5)
         os.kill(child, signal.SIGTERM)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-        time.sleep(1.5)
+        time.sleep(3)
 """
 
 
@@ -77,7 +77,7 @@ def test_an_engine_that_computes_is_not_waited_for(folder: Path, number: signal.
     process.send_signal(number)
     began = time.monotonic()
     said = process.communicate(timeout=60)
-    assert time.monotonic() - began < 30  # about half a second where nothing else runs
+    assert time.monotonic() - began < 30  # two seconds where nothing else runs
     assert process.returncode == 128 + number
     assert said == ("", "perfuse: interrupted; nothing half done was kept.\n")
     assert list(folder.iterdir()) == []
