@@ -21,9 +21,11 @@ class Gate(NamedTuple):
     text: Tensor
     #: [B]: 0 for what is computed, 1 for what was kept.
     closed: Tensor
+    #: Whether all gates are known to be closed, so that nothing is to be computed.
+    shut: bool
     #: For each cross-attention what it gave before, [B, C, h, w].
     kept: tuple[Tensor, ...]
-    #: What each gives now, by its number; filled as the network runs.
+    #: What each passes on now, by its number; filled as the network runs.
     given: dict[int, Tensor]
 
 
@@ -41,11 +43,16 @@ class GatedBlock(nn.Module):
         self, hidden: Tensor, context: Gate, bias: Tensor | None, size: torch.Size
     ) -> Tensor:
         hidden = self.attn1(self.norm1(hidden)) + hidden
-        tokens = self.attn2(self.norm2(hidden), context.text, bias)
-        given = tokens.unflatten(1, size).permute(0, 3, 1, 2)
-        context.given[self.index] = given
-        kept = resized(context.kept[self.index], given).flatten(2).transpose(1, 2)
-        hidden = torch.where(context.closed[:, None, None] > 0.5, kept, tokens) + hidden
+        kept = context.kept[self.index]
+        if context.shut:
+            passed = kept.flatten(2).transpose(1, 2)
+        else:
+            computed = self.attn2(self.norm2(hidden), context.text, bias)
+            kept = resized(kept, computed.unflatten(1, size).permute(0, 3, 1, 2))
+            closed = context.closed[:, None, None] > 0.5
+            passed = torch.where(closed, kept.flatten(2).transpose(1, 2), computed)
+        context.given[self.index] = passed.unflatten(1, size).permute(0, 3, 1, 2)
+        hidden = passed + hidden
         output: Tensor = self.ff(self.norm3(hidden)) + hidden
         return output
 
@@ -65,7 +72,9 @@ class Gated(UNet2DCondition):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         own, (closed, *kept) = inputs[: len(self.names)], inputs[len(self.names) :]
         arguments = self.arguments(own)
-        gate = Gate(arguments.pop("encoder_hidden_states"), closed, tuple(kept), {})
+        # A graph has no branches: it computes both sides and takes one.
+        shut = not torch.compiler.is_compiling() and bool((closed > 0.5).all())
+        gate = Gate(arguments.pop("encoder_hidden_states"), closed, shut, tuple(kept), {})
         output: tuple[Tensor] = self.model(
             encoder_hidden_states=gate, return_dict=False, **arguments
         )
