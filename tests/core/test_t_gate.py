@@ -57,6 +57,9 @@ def test_a_network_with_what_it_gives_itself(checkpoint: Make, kind: str) -> Non
     other = gated(**given, **{**more, "gate": half})["out_sample"]
     assert (other[0] == expected[0]).all()
     assert np.abs(other[1] - expected[1]).max() > 1e-3
+    shut = gated(**given, **{**more, "gate": np.ones(2, np.float32)})  # nothing is computed there
+    assert np.abs(shut.pop("out_sample")[1] - other[1]).max() <= 1e-6
+    assert all((one == 0).all() for one in shut.values())
 
 
 def test_guidance_ends_at_the_gate(checkpoint: Make) -> None:
