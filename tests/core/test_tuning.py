@@ -53,7 +53,7 @@ LINE = re.compile(r"([* ]) (.+?) +([\d.e+-]+) s +([\d.]+)× +SSIM ([\d.]+)")
     ("backends", "duration", "steps"),
     [
         (("torch:cpu",), "0.1s", 2),
-        pytest.param(("torch:cpu",), "1h", 4, marks=pytest.mark.exhaustive),
+        pytest.param(("onnxruntime",), "1h", 4, marks=pytest.mark.exhaustive),
         pytest.param(
             ("torch:cpu", "onnxruntime", "openvino:CPU"), "90s", 4, marks=pytest.mark.exhaustive
         ),
@@ -68,7 +68,7 @@ def test_what_was_found_is_drawn_with(
 ) -> None:
     """The table, the plot and the settings say the same, and ``generate`` in that folder heeds them."""
     pytest.importorskip("matplotlib")
-    for backend in backends[1:]:
+    for backend in backends:
         pytest.importorskip(backend.partition(":")[0])
     monkeypatch.chdir(tmp_path)
     targets = [part for backend in backends for part in ("--backend", backend)]
@@ -93,7 +93,7 @@ def test_what_was_found_is_drawn_with(
     assert chosen == next(name for name, ssim in points.items() if ssim >= 0.95)
     assert done.stdout.splitlines()[-1] == f"perfuse.toml: {chosen}"
     if duration == "1h":  # all of them were tried
-        assert {"torch:cpu bfloat16", "torch:cpu int8"} <= points.keys()
+        assert f"{backends[0]} int8" in points
         assert any("threads=" in name for name in points)
         assert len([name for name in points if "deepcache" in name]) >= 2  # presets
     with Image.open("plot.png") as plot:
