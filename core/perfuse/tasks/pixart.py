@@ -41,14 +41,15 @@ PIXART_ALPHA = family_task(
             default=120, kind=int, option="--max-tokens", help="Tokens of a prompt that T5 reads."
         ),
     },
-    {"num_inference_steps": 20, "guidance_scale": 4.5},
+    {"num_inference_steps": 20, "guidance_scale": 4.5, "clean_caption": True},
     read_captions,
     nearest_size,
     encode_masked(_read),
     encoding=masked_encoding(
         "prompt do_classifier_free_guidance negative_prompt num_images_per_prompt device prompt_embeds "
         "negative_prompt_embeds prompt_attention_mask negative_prompt_attention_mask clean_caption "
-        "max_sequence_length"
+        "max_sequence_length",
+        clean_caption=False,
     ),
 ).insert(resize, after="decode")
 
