@@ -11,7 +11,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from tests.oracle.pairs import LATENTS, Pair
 
-from perfuse.errors import CheckpointError
+from perfuse.errors import CheckpointError, InputError
 from perfuse.models.building import wrap
 from perfuse.models.registry import describe
 from perfuse_conformance.cases.checkpoint_parts import edit_json, randomise, vae_config
@@ -55,6 +55,37 @@ def test_latents(inputs: dict[str, Any], pair: Pair) -> None:
 
 def test_several_prompts_and_pictures(pair: Pair) -> None:
     check(pair, [1, 2, 3, 4], prompt=[SHORT, LONG], num_images_per_prompt=2, **SMALL)
+
+
+def test_other_layers_of_the_text_encoder(pair: Pair) -> None:
+    given = {"prompt": SHORT, "num_inference_steps": 2, **SMALL}
+    check(pair, **given, text_encoder_out_layers=(3, 20, 28))  # the last one is normed
+    check(pair, **given, text_encoder_out_layers=(-2, 0, 5))
+    check(pair, **given)
+    drawn = [
+        pair.ours(**given, seed=0, output_type="np", **more).images
+        for more in ({}, {"text_encoder_out_layers": [3, 20, 28]})
+    ]
+    assert np.abs(drawn[0] - drawn[1]).max() > 1e-3
+    theirs = pair.theirs.encode_prompt(SHORT, None, 1, None, 16, (1, 2, 3))
+    ours = pair.ours.encode_prompt(SHORT, None, 1, None, 16, (1, 2, 3))
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ((9, 18), "Give 3 that differ, of 0 to 28"),
+        ((9, 9, 18), "Give 3 that differ"),
+        ((9, -20, 18), "Give 3 that differ"),
+        ((9, 18, 29), "has 28 layers"),
+        ("9+18", "give the numbers of layers"),
+    ],
+)
+def test_layers_that_there_are_not(layers: Any, said: str, pair: Pair) -> None:
+    with pytest.raises(InputError, match=said):
+        pair.ours(prompt=SHORT, text_encoder_out_layers=layers, **SMALL)
 
 
 def test_pictures(pair: Pair) -> None:

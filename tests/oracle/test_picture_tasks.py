@@ -213,7 +213,10 @@ def test_xl_editing_by_an_instruction(tmp_path: Path) -> None:
     name = "StableDiffusionXLInstructPix2PixPipeline"
     folder = variant_of("sdxl", tmp_path, name, in_channels=8)
     pair = Pair.open(folder, name, add_watermarker=False)
-    pair.check(3, prompt="a circle", image=picture(), guidance_rescale=0.5, height=16, width=16)
+    given = {"prompt": "a circle", "image": picture(), "height": 16, "width": 16}
+    whole = pair.check(3, **given, guidance_rescale=0.5)
+    begun = pair.check(3, **given, guidance_rescale=0.5, denoising_end=0.4)
+    assert np.abs(whole - begun).max() > 1e-3
 
 
 def test_depth_to_image(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 from tests.oracle.pairs import LATENTS, PICTURES, Pair, make_gentle, stack
 
 import perfuse
+from perfuse.errors import InputError
 from perfuse_conformance.checkpoints import edit_json, make_checkpoint, randomise, unet_config
 
 pytestmark = pytest.mark.slow
@@ -455,6 +456,26 @@ def test_ddim(ddpm_folder: Path, tmp_path: Path, eta: float) -> None:
     pair = open_ddim(ddpm_folder, tmp_path)
     check_pixels(pair, eta=eta, num_inference_steps=7)
     check_pixels(pair, eta=eta, batch_size=2, seed=[1, 2])
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_ddim_with_the_noise_of_the_clipped_sample(
+    ddpm_folder: Path, tmp_path: Path, eta: float
+) -> None:
+    pair = open_ddim(ddpm_folder, tmp_path)
+    given = {"eta": eta, "num_inference_steps": 7}
+    clipped = check_pixels(pair, use_clipped_model_output=True, **given)
+    plain = check_pixels(pair, use_clipped_model_output=False, **given)
+    assert np.abs(clipped - plain).max() > 0.01
+
+
+def test_another_scheduler_has_no_noise_of_the_clipped_sample(
+    ddpm_folder: Path, tmp_path: Path
+) -> None:
+    pipe = open_ddim(ddpm_folder, tmp_path).ours
+    pipe.scheduler = perfuse.EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(InputError, match="EulerDiscreteScheduler does not take it"):
+        pipe(use_clipped_model_output=True, num_inference_steps=2)
 
 
 def test_ddim_defaults(ddpm_folder: Path, tmp_path: Path) -> None:

@@ -106,6 +106,27 @@ def test_from_pictures(
     assert float((text[:1] - seen[:1]).abs().max()) > 0.01
 
 
+@pytest.mark.parametrize(
+    ("given", "shape"),
+    [
+        ({"output_resolution": 31}, (24, 24)),  # of multiples of 8
+        ({"output_resolution": 24, "width": 16, "use_kv_cache": False}, (24, 16)),
+        ({"output_resolution": 48, "image": picture(70, 50)}, (32, 64)),
+        ({"output_resolution": 48, "image": picture(70, 50), "height": 16}, (16, 64)),
+    ],
+    ids=["square", "width", "picture", "height"],
+)
+def test_the_resolution(pair: Pair, given: Mapping[str, Any], shape: tuple[int, int]) -> None:
+    drawn = pair.check_pictures(prompt=SHORT, num_inference_steps=2, **given)
+    assert drawn.shape[1:3] == shape
+
+
+@pytest.mark.parametrize(("side", "said"), [(7, "multiples of 8"), (0, "at least 1")])
+def test_a_resolution_that_there_is_not(pair: Pair, side: int, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        pair.ours(SHORT, output_resolution=side)
+
+
 def test_a_picture_needs_the_prompt_itself(pair: Pair) -> None:
     with pytest.raises(InputError, match="Give the prompt"):
         pair.ours(image=picture(40, 40), prompt_embeds=np.zeros((1, 3, 32), np.float32))

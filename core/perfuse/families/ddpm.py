@@ -4,15 +4,18 @@ from perfuse.contract.hooks import PipelineManifest
 
 __all__ = ["PIPELINES"]
 
-_UNCONDITIONAL = {"unconditional": "perfuse.tasks.unconditional:UNCONDITIONAL"}
+_TASKS = "perfuse.tasks.unconditional"
 
 PIPELINES = (
-    PipelineManifest(class_name="DDPMPipeline", tasks=_UNCONDITIONAL, needs=("unet", "scheduler")),
+    PipelineManifest(
+        class_name="DDPMPipeline",
+        tasks={"unconditional": f"{_TASKS}:UNCONDITIONAL"},
+        needs=("unet", "scheduler"),
+    ),
     PipelineManifest(
         class_name="DDIMPipeline",
-        tasks=_UNCONDITIONAL,
+        tasks={"unconditional": f"{_TASKS}:DDIM"},
         needs=("unet", "scheduler"),
         scheduler="DDIMScheduler",
-        defaults={"num_inference_steps": 50},
     ),
 )

@@ -1,5 +1,6 @@
 """The steps that tasks share: schedule, initial noise, denoising loop, decoding."""
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from perfuse.contract.steps import Loop, State, Tools, step
 from perfuse.errors import InputError, NonFiniteError
 from perfuse.memory import check_memory
 from perfuse.models.registry import held, host_inputs
-from perfuse.schedulers import Schedule
+from perfuse.schedulers import Schedule, Scheduler
 from perfuse.tasks.part import Part
 from perfuse.tasks.tiling import in_pieces
 
@@ -131,10 +132,14 @@ def prepare_schedule(
     strength: float | None = None,
     denoising_start: float | None = None,
     denoising_end: float | None = None,
+    use_clipped_model_output: bool | None = None,
 ) -> State:
     """The scheduler's steps. Runs after the size is known, because ``mu`` may depend on it."""
     given = timesteps is not None or sigmas is not None
     more: dict[str, Any] = {} if mu is None else {"mu": mu}
+    if use_clipped_model_output is not None:
+        _check_clips(tools.scheduler)
+        more["clipped_output"] = bool(use_clipped_model_output)
     steps = None if given else num_inference_steps
     make = partial(
         tools.scheduler.schedule,
@@ -146,6 +151,14 @@ def prepare_schedule(
     )
     part = Part(strength=strength, start=denoising_start, end=denoising_end)
     return {"schedule": part.of(make, tools.scheduler, steps)}
+
+
+def _check_clips(scheduler: Scheduler) -> None:
+    if "use_clipped_model_output" not in inspect.signature(scheduler.step).parameters:
+        raise InputError(
+            f"use_clipped_model_output was given; {type(scheduler).__name__} does not take it. Leave "
+            "it out, or set pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)."
+        )
 
 
 def draw_latents(

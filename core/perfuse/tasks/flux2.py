@@ -1,7 +1,7 @@
 """Pictures with FLUX.2 klein (Black Forest Labs 2025): from text, and from pictures to edit."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ from perfuse.arrays import is_torch, place
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Encoding, Input, State, Tools, step
+from perfuse.errors import InputError
+from perfuse.models.language_model.description import layers_of
 from perfuse.tasks.denoise import check_count, check_output_type
 from perfuse.tasks.encoding import STATES
 from perfuse.tasks.family import family_task
@@ -25,6 +27,8 @@ __all__ = ["FLUX2_TEXT_TO_IMAGE"]
 _MOST = 512
 #: The scale of Diffusers' class; a distilled model is not asked for it.
 _USUAL = 4.0
+#: The hidden states of Qwen 3 that it was trained with.
+_LAYERS = (9, 18, 27)
 
 
 @step(outputs=("prompts", "negatives", "count", "guider"))
@@ -70,6 +74,7 @@ def encode_prompt(
     negative_prompt_embeds: Array | None,
     num_images_per_prompt: int,
     max_sequence_length: int,
+    text_encoder_out_layers: Sequence[int],
     guider: Guider,
 ) -> State:
     """States of three layers, joined, of as many tokens as are read: what fills up counts, too."""
@@ -77,6 +82,7 @@ def encode_prompt(
 
     def states(texts: list[str], given: Array | None = None) -> Mapping[str, Array]:
         if given is None:
+            _read_layers(tools, text_encoder_out_layers)
             tokens = read.tokens(texts, max_sequence_length, filled=True)
             given = read(tokens.input_ids, tokens.attention_mask)
         return {"encoder_hidden_states": given}
@@ -89,6 +95,22 @@ def encode_prompt(
         empty=lambda: states([""] * count),
     )
     return {"conditions": conditions}
+
+
+def _read_layers(tools: Tools, layers: Sequence[int]) -> None:
+    """Have the language model give the states of these layers from now on.
+
+    Raises:
+        InputError: they are no whole numbers; or it has no such layers, or is exported with others.
+    """
+    if isinstance(layers, str) or not all(isinstance(i, int | np.integer) for i in layers):
+        raise InputError(
+            f"text_encoder_out_layers={layers!r} was given; give the numbers of layers, such as "
+            f"{_LAYERS}."
+        )
+    reader = tools.spec.components.get(LanguageReader.name)
+    if reader is not None and tuple(layers) != layers_of(reader):
+        tools.add_transform(f"text-layers:layers={'+'.join(map(str, layers))}")
 
 
 def empirical_mu(tokens: int, steps: int) -> float:
@@ -141,6 +163,9 @@ FLUX2_TEXT_TO_IMAGE = family_task(
             option="--max-tokens",
             help="Tokens of a prompt with its template; what is left of them is filled up.",
         ),
+        "text_encoder_out_layers": Input(
+            default=_LAYERS, help="The layers of the language model whose states are read."
+        ),
     },
     {"guidance_scale": _USUAL},
     read_prompts,
@@ -153,6 +178,7 @@ FLUX2_TEXT_TO_IMAGE = family_task(
             "num_images_per_prompt",
             "prompt_embeds",
             "max_sequence_length",
+            "text_encoder_out_layers",
         ),
         results=_encoded,
     ),

@@ -98,7 +98,7 @@ _MORE = {
 
 
 def _instructed(task: Task, read: Any) -> Task:
-    others = {n: one for n, one in task.inputs.items() if n not in ("denoising_end",)}
+    others = dict(task.inputs)
     first = {"prompt": others.pop("prompt"), **IMAGE, **_MORE}
     named = {node.name: node for node in task.steps}
     replaced = {"check_model": check_model} | ({"check_size": read} if read is read_image else {})

@@ -23,7 +23,12 @@ from perfuse.tasks.pictures import moments_of
 from perfuse.tasks.prompts.language import LanguageReader, fixed_length
 from perfuse.tasks.prompts.seeing import SeenPicture, see
 from perfuse.tasks.qwen_editing import given_pictures, sides_of
-from perfuse.tasks.qwen_image_21 import QWEN_21_SYSTEM, QWEN_21_TEMPLATE, QWEN_21_TEXT_TO_IMAGE
+from perfuse.tasks.qwen_image_21 import (
+    QWEN_21_SYSTEM,
+    QWEN_21_TEMPLATE,
+    QWEN_21_TEXT_TO_IMAGE,
+    side_of,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,10 +40,17 @@ _LATENTS = 4
 
 
 @step(outputs=("pictures", "seen", "height", "width"), name="check_size")
-def read_pictures(tools: Tools, image: Any, height: int | None, width: int | None) -> State:
+def read_pictures(
+    tools: Tools,
+    image: Any,
+    height: int | None,
+    width: int | None,
+    output_resolution: int | None,
+) -> State:
     """The pictures, each [1, 4, H, W] in [-1, 1], and what is seen of them; the last one's shape is drawn."""
     each, usual = tools.spec.size_multiple, tools.spec.default_size
-    given, area = given_pictures(image, "RGBA"), usual[0] * usual[1]
+    side = side_of(tools, output_resolution)
+    given, area = given_pictures(image, "RGBA"), side**2 if side else usual[0] * usual[1]
     resized = [_resized(one, *sides_of(one, area, each)) for one in given]
     high, wide = sides_of(given[-1], area, each)
     size = pick_size(tools, high if height is None else height, wide if width is None else width)

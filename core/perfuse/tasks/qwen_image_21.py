@@ -8,8 +8,9 @@ from perfuse.arrays import to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Encoding, Input, State, Tools, step
+from perfuse.errors import InputError
 from perfuse.models.qwen_image_21_transformer.description import told_of
-from perfuse.tasks.denoise import check_output_type
+from perfuse.tasks.denoise import check_count, check_output_type, check_size
 from perfuse.tasks.encoding import STATES, seen
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule
@@ -20,7 +21,7 @@ from perfuse.tasks.prompts.sequences import check_length
 from perfuse.tasks.text import Prompt, guider_for
 from perfuse.tasks.text_to_image import checked_texts
 
-__all__ = ["QWEN_21_SYSTEM", "QWEN_21_TEMPLATE", "QWEN_21_TEXT_TO_IMAGE"]
+__all__ = ["QWEN_21_SYSTEM", "QWEN_21_TEMPLATE", "QWEN_21_TEXT_TO_IMAGE", "side_of"]
 
 _MOST = 1024
 #: What the language model is told first; its states are left out.
@@ -65,6 +66,44 @@ def read_prompts(
         )
     scale = true_cfg_scale if negative else 1.0
     return {**texts, "guider": ClassifierFreeGuidance(guidance_scale=scale)}
+
+
+def side_of(tools: Tools, output_resolution: int | None) -> int | None:
+    """The side of the square whose area is drawn, in pixels; ``None`` for the model's own.
+
+    Raises:
+        InputError: it is no whole number, or the model draws nothing that small.
+    """
+    if output_resolution is None:
+        return None
+    check_count("output_resolution", output_resolution)
+    each = tools.spec.size_multiple
+    if output_resolution < each:
+        raise InputError(
+            f"output_resolution {output_resolution} was asked for; this model draws multiples of "
+            f"{each}."
+        )
+    return output_resolution // each * each
+
+
+@step(outputs=("height", "width"), name="check_size")
+def check_side(
+    tools: Tools,
+    height: int | None,
+    width: int | None,
+    output_resolution: int | None,
+    count: int = 1,
+    num_images_per_prompt: int = 1,
+) -> State:
+    """The pictures' height and width, in pixels: those asked for, or of the square asked for."""
+    side = side_of(tools, output_resolution)
+    return check_size(
+        tools,
+        height=side if height is None else height,
+        width=side if width is None else width,
+        count=count,
+        num_images_per_prompt=num_images_per_prompt,
+    )
 
 
 @step(outputs=("sigmas",))
@@ -156,9 +195,19 @@ QWEN_21_TEXT_TO_IMAGE = family_task(
         "max_sequence_length": Input(
             default=_MOST, kind=int, option="--max-tokens", help="Tokens of a prompt that are read."
         ),
+        "output_resolution": Input(
+            kind=int,
+            help="The side of the square whose area is drawn, in pixels; the model's own by default.",
+        ),
+        "use_kv_cache": Input(
+            default=True,
+            kind=bool,
+            help="Of no effect: what is kept of a prompt in Diffusers is computed at each step.",
+        ),
     },
     {"num_inference_steps": 40},
     read_prompts,
+    check_side,
     prepare_flow_schedule,
     encode_prompt,
     encoding=Encoding(order=_ENCODED, results=_encoded),

@@ -19,7 +19,7 @@ from perfuse.tasks.denoise import (
 from perfuse.tasks.guiders import NoGuidance
 from perfuse.tasks.inputs import NOISE, OUTPUT, SIZE, STEPS
 
-__all__ = ["UNCONDITIONAL"]
+__all__ = ["DDIM", "UNCONDITIONAL"]
 
 
 @step(outputs=("guider", "conditions"))
@@ -67,3 +67,10 @@ UNCONDITIONAL = Task(
         finish,
     ),
 ).with_defaults({"num_inference_steps": 1000})
+
+DDIM = UNCONDITIONAL.with_inputs(
+    use_clipped_model_output=Input(
+        kind=bool,
+        help="Whether a step's noise is what the clipped clean sample implies, as in GLIDE.",
+    )
+).with_defaults({"num_inference_steps": 50})

@@ -25,6 +25,7 @@ __all__ = [
     "fit",
     "host_inputs",
     "layers_of",
+    "reading",
     "settings_of",
 ]
 
@@ -151,11 +152,16 @@ def fit(spec: ComponentSpec, others: Mapping[str, ComponentSpec]) -> ComponentSp
         return spec
     for other in others.values():
         if other.role == Role.DENOISER and other.reads_layers:
-            return _reading(spec, other)
+            return reading(spec, other)
     return spec
 
 
-def _reading(spec: ComponentSpec, denoiser: ComponentSpec) -> ComponentSpec:
+def reading(spec: ComponentSpec, denoiser: ComponentSpec) -> ComponentSpec:
+    """The language model that returns the hidden states that this denoiser reads.
+
+    Raises:
+        CheckpointError: the model has no such layers, or is not of the width that is read.
+    """
     model = settings_of(spec)
     last = model.num_hidden_layers
     # As Transformers counts them: 0 the embeddings, then a layer each, the last one normed.
