@@ -68,6 +68,43 @@ class TestText:
         pair.check(**inputs, **SMALL)
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_callback_has_lists_of_states(times: int, pair: Pair) -> None:
+    seen: dict[int, list[Any]] = {}
+
+    def shorter(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        states = [one.clone() for one in tensors["prompt_embeds"]]
+        seen.setdefault(id(pipe), []).append(states)
+        if index == 0:
+            return {"prompt_embeds": [one[:-5] * 0.5 for one in states]}
+        if index == 1:  # longer than any before
+            return {"prompt_embeds": [torch.cat([one, *[one] * 4]) for one in states]}
+        return {}
+
+    given = {
+        "prompt": [SHORT, LONG],
+        "num_images_per_prompt": times,
+        "callback_on_step_end": shorter,
+        "callback_on_step_end_tensor_inputs": ["prompt_embeds"],
+        **SMALL,
+    }
+    changed = check(pair, **given)
+    plain = check(pair, **{**given, "callback_on_step_end": None})
+    assert np.abs(changed - plain).max() > 1e-3
+    theirs, ours = seen.values()
+    assert len(theirs) == len(ours) == 4
+    for left, right in zip(theirs, ours, strict=True):
+        assert [one.shape for one in left] == [one.shape for one in right]
+        for one, other in zip(left, right, strict=True):
+            assert (one - other).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("value", [[], [torch.ones(3, 5)], [torch.ones(3, 32)] * 2])
+def test_a_callback_that_returns_no_states(value: Any, pair: Pair) -> None:
+    with pytest.raises(InputError, match=r"1 arrays \[tokens, 32\] are needed"):
+        pair.ours(SHORT, **SMALL, callback_on_step_end=lambda *_: {"prompt_embeds": value})
+
+
 def test_from_a_picture(pair: Pair) -> None:
     other = pair.like("ZImageImg2ImgPipeline")
     picture = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)

@@ -35,6 +35,7 @@ __all__ = [
     "Encoding",
     "Event",
     "Input",
+    "Lists",
     "Loop",
     "Node",
     "Picture",
@@ -265,6 +266,17 @@ class Event:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lists:
+    """Text states that Diffusers has as a list, an array [S, D] a prompt, and a denoiser here does not."""
+
+    #: The list of what a condition tells the denoiser.
+    of: Callable[[Mapping[str, Any]], list[Any]]
+    #: ``(denoiser, list, tokens=)``: what a condition of such a list tells it, filled up to so many
+    #: tokens, or to those of the longest.
+    told: Callable[..., Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Encoding:
     """``encode_prompt`` of the Diffusers class of a task: what it takes by position and returns."""
 
@@ -280,6 +292,8 @@ class Encoding:
     #: The argument that says by its number, 0 by default, which of several text encoders is asked:
     #: ``results`` gives a tuple for each. Empty where all are asked at once.
     chosen: str = ""
+    #: Where a callback sees text states as lists.
+    lists: Lists | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "defaults", FrozenDict(self.defaults))

@@ -11,11 +11,12 @@ import numpy as np
 from perfuse.arrays import concatenate, is_torch, place, to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array, ComponentSpec
-from perfuse.contract.steps import Loop, State, Step, Task, Tools
+from perfuse.contract.steps import Lists, Loop, State, Step, Task, Tools
 from perfuse.errors import InputError
 from perfuse.schedulers import Schedule
-from perfuse.tasks.denoise import CHANNELS, Batches
+from perfuse.tasks.denoise import CHANNELS, Batches, computed_inputs
 from perfuse.tasks.image_prompt import SCALES, scale_of_each
+from perfuse.tasks.prompts.language import fixed_length
 
 __all__ = ["Answer", "stoppable", "tensors_of", "with_callback"]
 
@@ -43,8 +44,12 @@ Call = Callable[[int, Any, dict[str, Any]], Answer]
 class _Now:
     """What the loop holds after a step."""
 
+    tools: Tools
     samples: tuple[Array, ...]
     batches: Batches
+    guider: Guider
+    #: The height and the width of the pictures, in pixels.
+    size: tuple[int, int]
     #: Of inpainting with any model: the mask, the latents to keep, their noise.
     kept: Any
     controls: tuple[Any, ...]
@@ -89,6 +94,40 @@ class _Condition(_Tensor):
 
     def put(self, now: _Now, name: str, value: Any) -> _Now:
         batches = _with(now.batches, name, self.branch, self.key, value)
+        return dataclasses.replace(now, batches=batches)
+
+
+@dataclass(frozen=True)
+class _Prompts(_Tensor):
+    """The states of a condition's prompts, a list of an array [S, D] for each."""
+
+    branch: str
+    lists: Lists
+
+    def shown(self, now: _Now) -> Any:
+        told = now.batches.inputs.get(self.branch)
+        return None if told is None else self.lists.of(told)
+
+    def put(self, now: _Now, name: str, value: Any) -> _Now:
+        before = self.shown(now)
+        if before is None:
+            return now
+        width, shapes = before[0].shape[1], [tuple(getattr(one, "shape", ())) for one in value]
+        if len(shapes) != len(before) or any(
+            len(shape) != 2 or shape[1] != width for shape in shapes
+        ):
+            found = ", ".join(map(str, shapes)) or "none"
+            raise InputError(
+                f"The callback returned {name} of the shapes {found}; {len(before)} arrays [tokens, "
+                f"{width}] are needed."
+            )
+        denoiser, own = now.tools.spec.denoiser, now.batches.inputs[self.branch]
+        fixed = fixed_length(now.tools, denoiser.name, "encoder_hidden_states")
+        told = dict(self.lists.told(denoiser, [to_numpy(one) for one in value], tokens=fixed))
+        told |= computed_inputs(now.tools, told, now.guider, len(now.samples[0]), now.size)
+        more = {key: _as(one, own[key]) for key, one in told.items()}
+        inputs = {**now.batches.inputs, self.branch: {**own, **more}}
+        batches = dataclasses.replace(now.batches, inputs=inputs, _joined={})
         return dataclasses.replace(now, batches=batches)
 
 
@@ -173,6 +212,9 @@ def tensors_of(task: Task, denoiser: ComponentSpec) -> Mapping[str, _Tensor]:
     for name, branch, key in _CONDITIONS:
         if has(key) is not None:
             found[name] = _Condition(branch if joins else branch or "positive", key)
+    if task.encoding is not None and (lists := task.encoding.lists) is not None:
+        found["prompt_embeds"] = _Prompts("positive", lists)
+        found["negative_prompt_embeds"] = _Prompts("negative", lists)
     if "kept" in task.known and joins:
         found |= {"mask": _Mask(), "masked_image_latents": _MaskedLatents()}
     if "controlnet_conditioning_scale" in task.inputs and "control_mode" not in task.inputs:
@@ -209,10 +251,20 @@ def with_callback(
         schedule: Schedule,
         batches: Batches,
         guider: Guider,
+        height: int,
+        width: int,
         kept: Any = None,
         controls: tuple[Any, ...] = (),
     ) -> State:
-        now = _Now(samples=samples, batches=batches, kept=kept, controls=controls)
+        now = _Now(
+            tools=tools,
+            samples=samples,
+            batches=batches,
+            guider=guider,
+            size=(height, width),
+            kept=kept,
+            controls=controls,
+        )
         shown = {name: _seen(known[name].shown(now), dtype) for name in names}
         before = {name: _copy(value) for name, value in shown.items()}
         scales = tools.spec.options.get(SCALES)

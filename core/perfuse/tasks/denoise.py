@@ -32,6 +32,7 @@ __all__ = [
     "check_output_type",
     "check_price",
     "check_size",
+    "computed_inputs",
     "decode",
     "denoise_loop",
     "draw_latents",
@@ -281,9 +282,8 @@ def _batches(
                 f"has {', '.join(conditions) or 'none'}. Use another guider."
             )
         own = _with_tokens(tools, conditions[branch.condition])
-        sizes = {**tools.spec.latents.dims(*size), **_sizes(spec, own), "batch": pictures}
-        sizes |= _reference_sizes(conditions[branch.condition])
-        own |= host_inputs(spec, sizes, guider.embedded)
+        more = _reference_sizes(conditions[branch.condition])
+        own |= computed_inputs(tools, own, guider, pictures, size, **more)
         inputs[branch.name] = {name: place(array, device) for name, array in own.items()}
     branches = tuple(
         branch
@@ -292,6 +292,29 @@ def _batches(
         for branch in guider.branches
     )
     return Batches(branches=branches, inputs=inputs, batched=frozenset(batched))
+
+
+def computed_inputs(
+    tools: Tools,
+    inputs: Mapping[str, Array],
+    guider: Guider,
+    pictures: int,
+    size: tuple[int, int],
+    **more: int,
+) -> dict[str, Array]:
+    """What the denoiser takes besides these inputs of a branch, and the host computes of their sizes.
+
+    Args:
+        tools: The pipeline.
+        inputs: What a condition tells the denoiser.
+        guider: What the branch is of.
+        pictures: How many are drawn.
+        size: Their height and their width in pixels.
+        **more: Further sizes.
+    """
+    spec = tools.spec.denoiser
+    sizes = {**tools.spec.latents.dims(*size), **_sizes(spec, inputs), "batch": pictures, **more}
+    return host_inputs(spec, sizes, guider.embedded)
 
 
 def _references(conditions: Mapping[str, Array]) -> dict[str, Array]:

@@ -6,7 +6,7 @@ from typing import Any
 from perfuse.arrays import to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
-from perfuse.contract.steps import Encoding, Input, State, Tools, step
+from perfuse.contract.steps import Encoding, Input, Lists, State, Tools, step
 from perfuse.errors import InputError
 from perfuse.models.z_image_transformer.description import captions
 from perfuse.tasks.denoise import check_count, check_output_type
@@ -126,12 +126,11 @@ _ENCODED = (
 
 def _encoded(conditions: Mapping[str, Mapping[str, Array]]) -> tuple[list[Array], ...]:
     """The states [S, D] of each prompt, and of each negative prompt."""
-    return tuple(_each(conditions.get(name)) for name in ("positive", "negative"))
+    told = (conditions.get(name) for name in ("positive", "negative"))
+    return tuple([] if one is None else _each(one) for one in told)
 
 
-def _each(told: Mapping[str, Array] | None) -> list[Array]:
-    if told is None:
-        return []
+def _each(told: Mapping[str, Array]) -> list[Array]:
     padding = told["caption_padding"]
     return [one[own == 0] for one, own in zip(told[STATES], padding, strict=True)]
 
@@ -166,7 +165,7 @@ Z_TEXT_TO_IMAGE = family_task(
     read_prompts,
     prepare_flow_schedule,
     encode_prompt,
-    encoding=Encoding(order=_ENCODED, results=_encoded),
+    encoding=Encoding(order=_ENCODED, results=_encoded, lists=Lists(of=_each, told=captions)),
 )
 Z_IMAGE_TO_IMAGE = (
     from_picture(Z_TEXT_TO_IMAGE, "image-to-image")
