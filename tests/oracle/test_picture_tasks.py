@@ -219,6 +219,18 @@ def test_xl_editing_by_an_instruction(tmp_path: Path) -> None:
     assert np.abs(whole - begun).max() > 1e-3
 
 
+def test_cosxl_edit_scales_the_picture(tmp_path: Path) -> None:
+    name = "StableDiffusionXLInstructPix2PixPipeline"
+    folder = variant_of("sdxl", tmp_path, name, in_channels=8)
+    settings = {"add_watermarker": False, "is_cosxl_edit": True}
+    pair = Pair.open(folder, name, **settings)
+    given = {"prompt": "a circle", "image": picture(), "height": 16, "width": 16}
+    plain = pair.ours(**given, num_inference_steps=4, seed=3, output_type="latent").images
+    pair.ours = DiffusionPipeline.from_pretrained(folder, backend="torch:cpu", **settings)
+    scaled = pair.check(3, **given)
+    assert np.abs(plain.numpy() - scaled).max() > 1e-3
+
+
 def test_depth_to_image(tmp_path: Path) -> None:
     folder = variant_of("sd1", tmp_path, "StableDiffusionPipeline", in_channels=5)
     models = diffusers.StableDiffusionPipeline.from_pretrained(folder).components

@@ -31,10 +31,13 @@ _REFUSED = {
     "quantization_config": "Give a precision: precision='unet=int8'.",
     "use_onnx": "Give a backend: backend='onnxruntime'.",
     "provider": "Give a backend with its device: backend='onnxruntime:cuda'.",
+    "provider_options": "Give the backend's options: options={'threads': '4'}.",
     "sess_options": "Give the backend's options: options={'threads': '4'}.",
     "max_memory": "Give a placement, backend='unet=torch:cuda,torch:cpu', or call "
     "pipe.enable_model_cpu_offload().",
     "offload_folder": "Weights are mapped from their files and need no folder of their own.",
+    "use_flashpack": "Weights are mapped from safetensors files, which no second layout makes faster.",
+    "load_connected_pipeline": "Open the other pipeline by its own id.",
     "dduf_file": "Unpack the file and name the folder.",
     "output_loading_info": "A checkpoint that does not fit raises an error that says what does not.",
     "original_config": "The tensors tell the model's shape. For another one give a checkpoint in "

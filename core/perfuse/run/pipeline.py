@@ -36,7 +36,7 @@ from perfuse.schedulers.config import Config
 from perfuse.sources.opening import SchedulerFrom, open_model
 from perfuse.sources.store import ArtifactStore
 
-__all__ = ["DiffusionPipeline", "PipelineOutput"]
+__all__ = ["SETTINGS", "DiffusionPipeline", "PipelineOutput"]
 
 
 class DiffusionPipeline(ImagePrompts, LoraMethods, Steering):
@@ -335,7 +335,7 @@ class DiffusionPipeline(ImagePrompts, LoraMethods, Steering):
                         f"{name}= was given; no task of {self._spec.class_name} runs it. Leave it "
                         f"out, or give {name}=None."
                     )
-            elif name in self._spec.options or name in _SETTINGS:
+            elif name in self._spec.options or name in SETTINGS:
                 self.register_to_config(**{name: value})
             elif value is not None or not name.isidentifier():
                 raise InputError(
@@ -622,11 +622,17 @@ class DiffusionPipeline(ImagePrompts, LoraMethods, Steering):
 
 
 #: Settings of Diffusers' classes that a checkpoint need not name.
-_SETTINGS = (
+SETTINGS = (
     "requires_safety_checker",
     "force_zeros_for_empty_prompt",
     "add_watermarker",
     "pag_applied_layers",
+    "requires_aesthetics_score",
+    "is_cosxl_edit",
+    "is_distilled",
+    "max_noise_level",
+    "sample_sigmas",
+    "id2label",
 )
 
 

@@ -71,14 +71,14 @@ def add_picture(
     picture: Array,
     count: int,
     num_images_per_prompt: int,
-    scale_picture: bool = False,
 ) -> State:
     """The conditions with the picture's latents, and one more without the picture.
 
-    The latents are the means that the autoencoder gives, without its scaling factor.
+    The latents are the means that the autoencoder gives, without its scaling factor but for CosXL
+    Edit, which a setting of the class says.
     """
     mean = picture if is_latents(tools, picture) else moments_of(tools, picture)[0]
-    if scale_picture:
+    if tools.spec.options.get("is_cosxl_edit"):
         mean = tools.spec.latents.encode(mean)
     latents = for_batch(mean, count * num_images_per_prompt, "images")
     shown = {name: {**arrays, CHANNELS: latents} for name, arrays in conditions.items()}
