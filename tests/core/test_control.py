@@ -108,6 +108,24 @@ def test_nets_are_added_replaced_and_kept_with_other_changes(checkpoint: Make) -
     assert np.array_equal(*drawn)
 
 
+def test_several_nets_are_one_component(checkpoint: Make) -> None:
+    from perfuse import StableDiffusionControlNetPipeline
+
+    net, other = (randomise(made("ControlNetModel"), seed) for seed in (1, 2))
+    pipe = opened(checkpoint("sd1"), controlnet=[net, other])
+    assert pipe.controlnet.nets == (net, other)
+    assert pipe.controlnet.dtype == net.dtype
+    assert pipe.components["controlnet"] == pipe.controlnet
+    assert "controlnet_1" not in pipe.components
+    again = StableDiffusionControlNetPipeline(**pipe.components)
+    call = {**CALL, "image": [picture(), picture()]}
+    assert np.array_equal(*(one("a", **call).images for one in (pipe, again)))
+    pipe.controlnet = pipe.controlnet.nets[1]
+    assert pipe.controlnet is other
+    alone = opened(checkpoint("sd1"), controlnet=other)
+    assert np.array_equal(*(one("a", image=picture(), **CALL).images for one in (pipe, alone)))
+
+
 def test_dimensions_that_follow_from_others() -> None:
     half = TensorSpec(name="half", dtype="float32", shape=("batch", "height/2"))
     whole = TensorSpec(name="whole", dtype="float32", shape=("batch", "height"))

@@ -1,5 +1,6 @@
 """What autoencoders between pictures and latents share: two components, and switches of tiling."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
@@ -98,8 +99,31 @@ class Switches:
     use_tiling = False
     use_slicing = False
 
-    def enable_tiling(self, use_tiling: bool = True) -> None:
-        """Decode and encode large pictures in tiles."""
+    def enable_tiling(
+        self,
+        use_tiling: bool = True,
+        *,
+        tile_sample_min_height: int | None = None,
+        tile_sample_min_width: int | None = None,
+        tile_sample_stride_height: float | None = None,
+        tile_sample_stride_width: float | None = None,
+    ) -> None:
+        """Decode and encode large pictures in tiles, of the size that the family has.
+
+        The sizes of Diffusers' tiles, in pixels, change nothing, and a warning says so.
+        """
+        sizes = {
+            "tile_sample_min_height": tile_sample_min_height,
+            "tile_sample_min_width": tile_sample_min_width,
+            "tile_sample_stride_height": tile_sample_stride_height,
+            "tile_sample_stride_width": tile_sample_stride_width,
+        }
+        if given := [name for name, size in sizes.items() if size is not None]:
+            warnings.warn(
+                f"{', '.join(given)} of enable_tiling has no effect: tiles have the size that the "
+                "models of this family are exported for.",
+                stacklevel=2,
+            )
         self.use_tiling = use_tiling
 
     def disable_tiling(self) -> None:

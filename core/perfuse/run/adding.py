@@ -20,13 +20,43 @@ from perfuse.sources.model_index import CONFIG, read_json
 from perfuse.sources.tokenizer import Tokenizer
 from perfuse.tasks.choosing import pipeline_manifest
 
-__all__ = ["Extended", "addable", "components_of", "extended", "with_added"]
+__all__ = [
+    "Extended",
+    "Several",
+    "addable",
+    "components_of",
+    "extended",
+    "is_one_of",
+    "models_in",
+    "numbered",
+    "with_added",
+]
 
 
 def addable(spec: PipelineSpec) -> Collection[str]:
     """The names of the components that may be added to a pipeline; none if its class is the user's."""
     manifest = host().pipelines().get(spec.class_name)
     return () if manifest is None else tuple(manifest.addable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Several:
+    """Models of one kind, as Diffusers' ``MultiControlNetModel`` and ``MultiAdapter`` hold them.
+
+    What else is asked of it is that of the first.
+    """
+
+    nets: tuple[Any, ...]
+
+    @property
+    def adapters(self) -> tuple[Any, ...]:
+        """The models, by their name in ``MultiAdapter``."""
+        return self.nets
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "nets":  # while it is copied, it has none
+            raise AttributeError(name)
+        return getattr(self.nets[0], name)
 
 
 def with_added(
@@ -70,7 +100,7 @@ def extended(
         )
     models: dict[str, Any] = dict(source.models) if isinstance(source, Extended) else {}
     for part, given in parts.items():
-        former = [name for name, one in spec.components.items() if _is(one.part, part)]
+        former = [name for name, one in spec.components.items() if is_one_of(one.part, part)]
         kept = {name: one for name, one in spec.components.items() if name not in former}
         models = {name: model for name, model in models.items() if name not in former}
         found = _found(part, given, variant, offline)
@@ -114,7 +144,20 @@ def _class_with(taken: str | Mapping[str, str], added: Sequence[ComponentSpec], 
     return names.pop()
 
 
-def _is(name: str, part: str) -> bool:
+def models_in(given: Any) -> list[Any]:
+    """What was given as one component: one model, several in a list, or in one of their containers."""
+    # Diffusers' containers of several hold them in ``nets`` or ``adapters``.
+    several = getattr(given, "nets", None) or getattr(given, "adapters", None)
+    each = list(several) if several is not None else given
+    return list(each) if isinstance(each, list | tuple) else [each]
+
+
+def numbered(part: str, i: int) -> str:
+    """The name of one of several components: ``controlnet``, ``controlnet_1`` …"""
+    return f"{part}_{i}" if i else part
+
+
+def is_one_of(name: str, part: str) -> bool:
     """Whether ``name`` is ``part``, or one of several: ``controlnet_1``."""
     head, _, number = name.rpartition("_")
     return name == part or (head == part and number.isdigit())
@@ -124,15 +167,12 @@ def _found(
     part: str, given: Any, variant: str | None, offline: bool | None
 ) -> dict[str, tuple[ComponentSpec, Any]]:
     """Component name to its description, and its model or its folder."""
-    # Diffusers' containers of several hold them in ``nets`` or ``adapters``.
-    several = getattr(given, "nets", None) or getattr(given, "adapters", None)
-    each = list(several) if several is not None else given
-    each = list(each) if isinstance(each, list | tuple) else [each]
+    each = models_in(given)
     if not each:
         raise InputError(f"{part}=[] was given; give a model, its folder or Hub id, or several.")
     found: dict[str, tuple[ComponentSpec, Any]] = {}
     for i, one in enumerate(each):
-        name = f"{part}_{i}" if i else part
+        name = numbered(part, i)
         model = _folder(one, variant, offline) if isinstance(one, str | os.PathLike) else one
         (spec,) = _described(part, name, model)
         found[name] = (spec, model)

@@ -9,6 +9,7 @@ from perfuse.contract.source import Source
 from perfuse.contract.spec import PipelineSpec
 from perfuse.errors import InputError
 from perfuse.models.registry import describe, fitted, is_known, latents_of
+from perfuse.run.adding import models_in, numbered
 from perfuse.run.classes import family_of
 from perfuse.run.safety import is_processor, processor_config
 from perfuse.sources.tokenizer import Tokenizer
@@ -34,6 +35,7 @@ class Assembled(Source):
         Raises:
             CheckpointError: a model's class cannot take its config.
         """
+        modules = _apart(modules)
         specs = [
             spec
             for name, module in modules.items()
@@ -103,6 +105,18 @@ class Assembled(Source):
         if name not in self.spec.tokenizers:
             raise InputError(f"Tokenizer {name!r} was asked for; this pipeline was made without.")
         return as_ours(self.modules[name])
+
+
+def _apart(modules: Mapping[str, Any]) -> dict[str, Any]:
+    """The objects, of several models under one name each: ``controlnet``, ``controlnet_1`` …"""
+    found: dict[str, Any] = {}
+    for name, one in modules.items():
+        each = models_in(one)
+        several = bool(each) and all(_class_of(model) is not None for model in each)
+        found |= (
+            {numbered(name, i): model for i, model in enumerate(each)} if several else {name: one}
+        )
+    return found
 
 
 def _class_of(module: Any) -> str | None:

@@ -22,7 +22,7 @@ from perfuse.models.ip_adapter.description import ImageAdapter
 from perfuse.models.registry import perturbed
 from perfuse.plugins import host
 from perfuse.progress import working
-from perfuse.run.adding import addable, extended
+from perfuse.run.adding import Several, addable, extended, is_one_of
 from perfuse.run.graphs import known_weights
 from perfuse.run.image_prompts import with_adapters
 from perfuse.run.lora_state import Loras, finite
@@ -545,7 +545,13 @@ class Parts:
 
         Reading this loads the models. ``X.from_pipe(pipe)`` shares them without.
         """
-        return {name: getattr(self, name) for name in (*self._known(), *self._unknown())}
+        several = addable(self._source.spec)
+        names = (*self._known(), *self._unknown())
+        return {
+            name: getattr(self, name)
+            for name in names
+            if not any(name != one and is_one_of(name, one) for one in several)
+        }
 
     def _unknown(self) -> tuple[str, ...]:
         """The names of what only holds a value: optional parts, and others that were registered."""
@@ -578,9 +584,16 @@ class Parts:
             if name in self._unknown():
                 return self._others.get(name)
             return self._of_diffusers(name)
+        each = [one for one in parts if is_one_of(one, name)]
+        if len(each) > 1 and name in addable(self._source.spec):
+            return Several(nets=tuple(self._one(one) for one in each))
+        return self._one(name)
+
+    def _one(self, name: str) -> Any:
+        """The model of a name, also where it is one of several."""
         if name not in self._models:
             if self._source.format is not None:
-                return self.program(parts[name][0])
+                return self.program(parts_of(self._spec)[name][0])
             self._replace(name, self._opened(name))
         return self._with_loras(name)
 
@@ -608,15 +621,19 @@ class Parts:
 
     def _opened(self, name: str) -> Any:
         """The torch module of an attribute, which the user may change from here on."""
+        device = torch_device(self.target(parts_of(self._spec)[name][0]))
+        shared, key = self._programs.shared.modules, (name, self.precision, device)
+        if key not in shared:
+            shared[key] = self._opened_anew(name)
+        return shared[key]
+
+    def _opened_anew(self, name: str) -> Any:
         from perfuse.models.building import unwrap
 
         first = parts_of(self._spec)[name][0]
         device = torch_device(self.target(first))
-        shared, key = self._programs.shared.modules, (name, self.precision, device)
-        if key not in shared:
-            module = unwrap(self._source.component(first, precision=self._precision(first)))
-            shared[key] = module if device is None else module.to(device)
-        return shared[key]
+        module = unwrap(self._source.component(first, precision=self._precision(first)))
+        return module if device is None else module.to(device)
 
     def _adopt(self) -> None:
         """Run the modules that were read from a pipeline that this one shares its models with."""
@@ -713,12 +730,18 @@ class Parts:
         former, now = self._source.spec, self._spec
         self._source = extended(self._source, {part: model})
         spec = self._source.spec
+        for name in [one for one in self._models if is_one_of(one, part)]:
+            del self._models[name]  # they are replaced
         for name in parts_of(former).keys() - parts_of(now).keys():
             spec = without(spec, name)  # as the user left it
         for name, replaced in self._models.items():
             spec = respecified(spec, name, replaced)
         self._spec, self._plan = spec, None
         self.close()
+        # What was read before under this name stays with the pipelines that share it.
+        read = {name for name, *_ in self._programs.shared.modules if is_one_of(name, part)}
+        for name in read & parts_of(self._spec).keys():
+            self._replace(name, self._opened_anew(name))
 
     def _uncompiled(self, part: str, model: Any) -> Any:
         """The model inside one that ``torch.compile`` returned; its components are compiled then."""
