@@ -414,3 +414,12 @@ def test_a_video(tmp_path: Path) -> None:
     read = imageio.v3.imread(path)
     assert read.shape == (3, 16, 16, 3)
     assert np.abs(read.mean(axis=(1, 2, 3)) - [0, 127, 255]).max() < 4
+
+
+def test_sizes_of_tiles_have_no_effect() -> None:
+    from perfuse.models.autoencoder_halves import Switches
+
+    switches = Switches()
+    with pytest.warns(UserWarning, match="tile_sample_min_height of enable_tiling has no effect"):
+        switches.enable_tiling(tile_sample_min_height=1024)
+    assert switches.use_tiling
