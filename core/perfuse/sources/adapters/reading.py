@@ -116,13 +116,15 @@ def read_adapter(
         InputError: it is neither a path nor tensors by name, or has none that begin so.
         WeightsError: the file is missing, damaged or a pickle; or it is not for this pipeline.
     """
-    file, metadata = None, dict[str, str]()
+    file, metadata, beside = None, dict[str, str](), Settings()
+    denoiser = next((one.part for one in homes.values() if one.denoiser), next(iter(homes), ""))
     if isinstance(given, Mapping):
         tensors = {str(key): _in_memory(key, one) for key, one in given.items()}
     elif isinstance(given, str | os.PathLike):
         path = find_file(given, place if place is not None else Place())
         tensors, noted = read_tensors(path)
         file, metadata = str(path), dict(noted)
+        beside = Settings.beside(path, denoiser)
     else:
         raise InputError(
             f"A LoRA was given as a {type(given).__name__}; give a file, its folder, OWNER/NAME on "
@@ -132,6 +134,7 @@ def read_adapter(
     if only is not None:
         tensors = _of_one(tensors, only, *homes, where=where)
     settings = Settings.of(metadata, where=where)
+    settings = settings if settings.values else beside
     return Adapter(
         name=name,
         file=file,
