@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,6 +49,9 @@ class Home:
     shapes: Mapping[str, tuple[int, ...]]
     #: Other files' names of layers, and the model's own.
     aliases: Mapping[str, str | Stacked] = field(default_factory=FrozenDict)
+    #: Whether a layer of the checkpoint is one whose results nothing reads, by its name there: of a
+    #: language model those above the states that a denoiser takes. What a file has for it is left out.
+    unread: Callable[[str], bool] = field(default=lambda _: False, compare=False)
 
     @property
     def layers(self) -> dict[str, Stacked]:
@@ -215,7 +218,8 @@ class _Reader:
             part = means.get(key.part, key.part) if key is not None else ""
             target = layers.get(part, {}).get(key.layer) if key is not None else None
             if key is None or target is None:
-                if not name.endswith(_ADDED) or tensor.any():
+                unread = key is not None and part in layers and self.homes[part].unread(key.name)
+                if not unread and (not name.endswith(_ADDED) or tensor.any()):
                     homeless.append(name)
                 continue
             factors = groups.setdefault((part, target), {})
