@@ -418,6 +418,23 @@ def test_text_encoders(
     assert np.abs(ours - before_it).max() > LIMIT
 
 
+def table() -> str:
+    """Family by layout: whose names the layers of a file have."""
+    lines = [
+        "| family | " + " | ".join(one.name for one in LAYOUTS.values()) + " |",
+        "| --- |" + " --- |" * len(LAYOUTS),
+    ]
+    for family in FAMILIES.values():
+        cells = ["authors'" if one.original and family.room else "own" for one in LAYOUTS.values()]
+        lines.append(f"| {family.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def test_the_page_has_what_is_tested() -> None:
+    page = Path(__file__).parents[2] / "docs" / "adapters.md"
+    assert table() in page.read_text("utf-8"), f"docs/adapters.md is to have:\n{table()}"
+
+
 def test_zeros_change_nothing(pair: Callable[[str], Pair], tmp_path: Path) -> None:
     both, how = pair("flux"), LAYOUTS["toolkit"]
     changes = drawn("flux", both.theirs.transformer, how)

@@ -1,6 +1,7 @@
 """ExecuTorch as a backend."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from perfuse.backend import (
@@ -10,17 +11,19 @@ from perfuse.backend import (
     Options,
     Program,
     Request,
+    StoredTensor,
     Support,
     SupportLevel,
     Target,
 )
 from perfuse.errors import DeviceNotFoundError
-from perfuse.run import exported
-from perfuse.sources import ArtifactStore
+from perfuse.run import bound, exported
+from perfuse.sources import ArtifactStore, changed_constants, exported_weights, read_map
 
 from perfuse_executorch import runtime
 from perfuse_executorch.exporter import FORMAT, open_dims
 from perfuse_executorch.program import ExecuTorchProgram
+from perfuse_executorch.weights import read_layout
 
 __all__ = ["ExecuTorch"]
 
@@ -79,7 +82,7 @@ class ExecuTorch(Backend):
         return Support(level=SupportLevel.FULL)
 
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
-        """Load the component's ``.pte``, or export it into the store first.
+        """Load the component's program with its weights; make it first where it is not in the store.
 
         Args:
             component: What to run.
@@ -98,8 +101,37 @@ class ExecuTorch(Backend):
         threads = self.switches(target).get("threads")
         self.check(component, target)
         count = runtime.threads(int(threads) if threads is not None else None)
-        path = exported(component, FORMAT, store)
-        return ExecuTorchProgram(component, runtime.load(path), path=path, threads=count)
+        found = bound(component, FORMAT, store)
+        if found is not None:
+            path, weights = found.path, read_layout(found.path).filled(found.weights, found.tensors)
+        else:
+            path = exported(component, FORMAT, store)
+            weights = _changed(path, component)
+        given = None if weights is None else bytes(weights)
+        return ExecuTorchProgram(component, runtime.load(path, given), path=path, threads=count)
+
+    def weights(self, component: Component) -> Mapping[str, tuple[int, ...]] | None:
+        """Those of a folder that has a weight map."""
+        return exported_weights(component, FORMAT)
+
+
+def _changed(path: Path, component: Component) -> bytearray | None:
+    """The weights of an exported program with adapters in them; ``None`` for it as it is.
+
+    Raises:
+        ArtifactError: a file is missing or damaged.
+    """
+    known = read_map(path) if FORMAT in component.files else None
+    if component.changes is None or known is None:
+        return None
+    layout, data = read_layout(path), bytearray(runtime.weights_beside(path) or b"")
+
+    def stored(name: str) -> StoredTensor:
+        return layout.get(data, name, known.constants[name])
+
+    for name, tensor in changed_constants(known, component.changes, stored):
+        layout.put(data, name, known.constants[name], tensor)
+    return data
 
 
 def _check_device(device: str | None) -> None:
