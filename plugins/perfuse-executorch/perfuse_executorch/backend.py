@@ -121,8 +121,10 @@ def _changed(path: Path, component: Component) -> bytearray | None:
     Raises:
         ArtifactError: a file is missing or damaged.
     """
-    known = read_map(path) if FORMAT in component.files else None
-    if component.changes is None or known is None:
+    if component.changes is None or FORMAT not in component.files:
+        return None
+    known = read_map(path)
+    if known is None:
         return None
     layout, data = read_layout(path), bytearray(runtime.weights_beside(path) or b"")
 
