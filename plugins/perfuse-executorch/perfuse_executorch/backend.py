@@ -15,8 +15,9 @@ from perfuse.backend import (
     Support,
     SupportLevel,
     Target,
+    WeightMap,
 )
-from perfuse.errors import DeviceNotFoundError
+from perfuse.errors import ArtifactError, DeviceNotFoundError
 from perfuse.run import bound, exported
 from perfuse.sources import ArtifactStore, changed_constants, exported_weights, read_map
 
@@ -101,39 +102,45 @@ class ExecuTorch(Backend):
         threads = self.switches(target).get("threads")
         self.check(component, target)
         count = runtime.threads(int(threads) if threads is not None else None)
-        found = bound(component, FORMAT, store)
-        if found is not None:
-            path, weights = found.path, read_layout(found.path).filled(found.weights, found.tensors)
-        else:
-            path = exported(component, FORMAT, store)
-            weights = _changed(path, component)
-        given = None if weights is None else bytes(weights)
-        return ExecuTorchProgram(component, runtime.load(path, given), path=path, threads=count)
+        path, weights = _files(component, store)
+        return ExecuTorchProgram(component, runtime.load(path, weights), path=path, threads=count)
 
     def weights(self, component: Component) -> Mapping[str, tuple[int, ...]] | None:
         """Those of a folder that has a weight map."""
         return exported_weights(component, FORMAT)
 
 
-def _changed(path: Path, component: Component) -> bytearray | None:
-    """The weights of an exported program with adapters in them; ``None`` for it as it is.
+def _files(component: Component, store: ArtifactStore) -> tuple[Path, bytes | None]:
+    """A program and the content of its file of weights; ``None`` for what lies beside or within it."""
+    found = bound(component, FORMAT, store)
+    if found is not None:
+        layout = read_layout(found.path)
+        return found.path, bytes(layout.filled(found.weights, found.tensors))
+    path = exported(component, FORMAT, store)
+    known = read_map(path) if component.changes is not None and FORMAT in component.files else None
+    return path, None if known is None else _changed(path, component, known)
+
+
+def _changed(path: Path, component: Component, known: WeightMap) -> bytes:
+    """The weights of an exported program with adapters in them.
 
     Raises:
         ArtifactError: a file is missing or damaged.
     """
-    if component.changes is None or FORMAT not in component.files:
-        return None
-    known = read_map(path)
-    if known is None:
-        return None
-    layout, data = read_layout(path), bytearray(runtime.weights_beside(path) or b"")
+    layout, beside = read_layout(path), runtime.weights_beside(path)
+    if component.changes is None or beside is None or len(beside) != layout.size:
+        raise ArtifactError(
+            f"{path} was to be loaded with a LoRA; what is beside it is not what was exported. Export "
+            "the model again."
+        )
+    data = bytearray(beside)
 
     def stored(name: str) -> StoredTensor:
         return layout.get(data, name, known.constants[name])
 
     for name, tensor in changed_constants(known, component.changes, stored):
         layout.put(data, name, known.constants[name], tensor)
-    return data
+    return bytes(data)
 
 
 def _check_device(device: str | None) -> None:
