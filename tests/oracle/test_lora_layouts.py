@@ -26,6 +26,7 @@ from tests.oracle.pairs import Pair
 from tests.oracle.test_qwen_image_21 import processor
 from tests.oracle.test_transformer_gguf import SCALES
 
+from perfuse import DiffusionPipeline
 from perfuse.contract.original import Stacked
 from perfuse.errors import WeightsError
 
@@ -263,12 +264,12 @@ def pair(checkpoint: Make) -> Iterator[Callable[[str], Pair]]:
         yield open_once
 
 
-def compared(both: Pair, kind: str, given: Any, adapted: Any) -> None:
+def compared(both: Pair, kind: str, given: Any, adapted: Any, *, limit: float = LIMIT) -> None:
     """Draw with a file on our side and PEFT's model on theirs, and without again."""
     call = {"prompt": "a red circle", "height": 32, "width": 32, "num_inference_steps": 2}
     call |= dict(FAMILIES[kind].inputs)
     before, plain = both.run("np", **call)
-    assert np.abs(before - plain).max() <= LIMIT
+    assert np.abs(before - plain).max() <= limit
     model = both.theirs.transformer
     # Hunyuan-DiT's pooling reads weights past PEFT's layers: merged, the changes count there, too.
     merged = kind == "hunyuan-dit"
@@ -279,7 +280,7 @@ def compared(both: Pair, kind: str, given: Any, adapted: Any) -> None:
     finally:
         both.theirs.transformer = model
         both.ours.unload_lora_weights()
-    assert np.abs(ours - theirs).max() <= LIMIT
+    assert np.abs(ours - theirs).max() <= limit
     assert np.abs(ours - before).max() > 20 * LIMIT
     assert np.array_equal(both.run("np", **call)[0], before)
 
@@ -321,6 +322,31 @@ def test_dora(pair: Callable[[str], Pair], tmp_path: Path, kind: str, layout: st
         compared(both, kind, tmp_path, adapted)
     else:
         compared(both, kind, write(tmp_path / "one.safetensors", how, changes), adapted)
+
+
+@exhaustive
+@pytest.mark.export
+@pytest.mark.parametrize("backend", ["onnxruntime:cpu", "openvino:CPU"])
+@pytest.mark.parametrize(("kind", "layout"), [("klein", "comfy"), ("z-image", "peft")])
+def test_engines(
+    pair: Callable[[str], Pair],
+    checkpoint: Make,
+    tmp_path: Path,
+    kind: str,
+    layout: str,
+    backend: str,
+) -> None:
+    pytest.importorskip(backend.partition(":")[0])
+    both, how = pair(kind), LAYOUTS[layout]
+    changes = drawn(kind, both.theirs.transformer, how)
+    adapted = with_peft(both.theirs.transformer, by_layer(both.theirs.transformer, changes))
+    given: Path = tmp_path
+    if layout == "peft":
+        adapted.save_pretrained(tmp_path)
+    else:
+        given = write(tmp_path / "one.safetensors", how, changes)
+    on = Pair(DiffusionPipeline.from_pretrained(checkpoint(kind), backend=backend), both.theirs)
+    compared(on, kind, given, adapted, limit=2 / 255)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -42,7 +42,7 @@ def write(folder: Path, arch: Any, name: str = "encoder-Q8_0.gguf") -> None:
     """Put a component's weights into a GGUF file, and the same numbers into safetensors beside the folder."""
     (file,) = folder.glob("*.safetensors")
     state, kept = load_file(file), {}
-    names = gguf.get_tensor_name_map(arch, 9)
+    names = gguf.get_tensor_name_map(arch, 99)
     writer = gguf.GGUFWriter(folder / name, gguf.MODEL_ARCH_NAMES[arch])
     code, packed = gguf.GGMLQuantizationType.Q8_0, 0
     for key, tensor in state.items():
