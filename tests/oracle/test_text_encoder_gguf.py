@@ -34,7 +34,6 @@ KINDS = {
     "flux": ("text_encoder_2", gguf.MODEL_ARCH.T5ENCODER),
     "chroma": ("text_encoder", gguf.MODEL_ARCH.T5ENCODER),
     "z-image": ("text_encoder", gguf.MODEL_ARCH.QWEN3),
-    "klein": ("text_encoder", gguf.MODEL_ARCH.QWEN3),
 }
 
 
@@ -70,7 +69,6 @@ def write(folder: Path, arch: Any, name: str = "encoder-Q8_0.gguf") -> None:
         ("flux", "torch:cpu"),
         ("z-image", "torch:cpu"),
         pytest.param("chroma", "torch:cpu", marks=exhaustive),
-        pytest.param("klein", "torch:cpu", marks=exhaustive),
         pytest.param("flux", "onnxruntime:cpu", marks=exhaustive),
         pytest.param("flux", "openvino:CPU", marks=exhaustive),
         pytest.param("z-image", "onnxruntime:cpu", marks=exhaustive),

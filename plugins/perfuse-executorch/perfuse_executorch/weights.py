@@ -130,9 +130,11 @@ def constants_of(
     Raises:
         ExportError: a constant is none of them, because it was computed of several.
     """
-    known = {
-        digest: one for name, tensor in tensors.items() for digest, one in _forms(name, tensor)
-    }
+    known: dict[bytes, Constant] = {}
+    for name, tensor in tensors.items():
+        for digest, constant in _forms(name, tensor):
+            if known.setdefault(digest, constant).tensor != name:
+                raise ExportError(f"{name} and {known[digest].tensor} cannot be told apart.")
     found = {}
     for name, (start, size) in layout.segments.items():
         constant = known.get(hashlib.sha256(data[start : start + size]).digest())
