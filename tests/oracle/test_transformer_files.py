@@ -267,40 +267,6 @@ def test_a_file_draws_what_its_folder_draws(
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
-@exhaustive
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0"])
-def test_gguf(checkpoint: Make, tmp_path: Path, kind: str) -> None:
-    """As city96's converter writes FLUX.1: the transformer alone, its matrices in fewer bits."""
-    gguf = pytest.importorskip("gguf")
-    from gguf.quants import dequantize, quantize
-
-    folder, class_name = checkpoint("flux"), "FluxTransformer2DModel"
-    state = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
-    writer, kept = gguf.GGUFWriter(tmp_path / "flux.gguf", "flux"), State()
-    code = gguf.GGMLQuantizationType[kind]
-    for name, tensor in stored_as(class_name, state).items():
-        values = tensor.contiguous().numpy()
-        kept[name] = torch.from_numpy(values)
-        if values.ndim < 2 or values.shape[-1] % 32:
-            writer.add_tensor(name, values)
-            continue
-        packed = quantize(values, code)
-        writer.add_tensor(name, packed, raw_dtype=code)
-        kept[name] = torch.from_numpy(dequantize(packed, code))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    save_file(kept, tmp_path / "plain.safetensors")
-    drawn = [
-        DiffusionPipeline.from_single_file(file, config=folder, backend="torch:cpu")(**CALL).images
-        for file in (tmp_path / "flux.gguf", tmp_path / "plain.safetensors")
-    ]
-    assert np.array_equal(*drawn)
-    first = DiffusionPipeline.from_pretrained(folder, backend="torch:cpu")(**CALL).images
-    assert np.abs(first - drawn[0]).max() > 0
-
-
 def test_what_is_not_in_the_file(checkpoint: Make, tmp_path: Path) -> None:
     folder = checkpoint("flux")
     path = tmp_path / "one.safetensors"

@@ -125,14 +125,18 @@ class Model(Adapted, nn.Module):
             revision: Branch, tag or commit of a Hub repository.
             offline: Use only what the Hub's cache holds.
             **fields: Fields of the config that override it: ``scaling_factor=0.13025``. And
-                Diffusers' ``local_files_only``, ``cache_dir`` and ``token``.
+                Diffusers' ``local_files_only``, ``cache_dir``, ``token`` and, of a GGUF file,
+                ``quantization_config``: its weights are dequantised when they are read, to
+                ``torch_dtype`` or else to the ``compute_dtype`` of that.
 
         Raises:
             CheckpointError: the file does not hold this model, or its config cannot be read.
             WeightsError: the file is a pickle or damaged, or tensors are missing.
+            InputError: a ``quantization_config`` of another kind than GGUF's was given.
         """
         from perfuse.models.loading import config_file, load_single_file
 
+        torch_dtype = _dequantised(fields.pop("quantization_config", None), torch_dtype)
         if offline is None:
             offline = fields.pop("local_files_only", None)
         hub: dict[str, Any] = {n: fields.pop(n) for n in ("cache_dir", "token") if n in fields}
@@ -250,6 +254,19 @@ class Model(Adapted, nn.Module):
     def rename(name: str) -> str | None:
         """The current name of a tensor that older checkpoints call ``name``; ``None`` drops it."""
         return current(name)
+
+
+def _dequantised(settings: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+    """The dtype that weights are read in, where Diffusers' settings of a GGUF file are given, too."""
+    if settings is None:
+        return dtype
+    if getattr(settings, "quant_method", None) != "gguf":
+        raise InputError(
+            f"quantization_config was given as a {type(settings).__name__}; of a single file it can be "
+            "Diffusers' GGUFQuantizationConfig. For fewer bits give the pipeline a precision: "
+            "precision='transformer=int8'."
+        )
+    return dtype if dtype is not None else settings.compute_dtype
 
 
 def check_attention(settings: Mapping[str, Any] | None, **others: Any) -> None:

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from perfuse.contract.original import Shapes, Stacked, View
 
-__all__ = ["Table", "aliases_of", "blocks", "stacked", "swapped", "views_of"]
+__all__ = ["Table", "aliases_of", "blocks", "first_axis", "stacked", "swapped", "views_of"]
 
 Table = Mapping[str, str | Stacked]
 
@@ -58,6 +58,22 @@ def views_of(table: Table, shapes: Shapes) -> dict[str, View]:
             end, place = "", _found(table, key) or key
         found |= _views(place, end, key, shape)
     return found
+
+
+def first_axis(shapes: Shapes, ranks: Mapping[str, int]) -> Shapes:
+    """The shapes of a file, some with the first axis of length one that GGUF's tools leave out.
+
+    ggml counts axes from the innermost, and ends a shape where only ones are left: what llama.cpp's
+    ``quantize`` has written of a table [1, P, C] is [P, C].
+
+    Args:
+        shapes: The shapes of a file.
+        ranks: Names of tensors, and how many axes these have in other files.
+    """
+    return {
+        name: (dtype, (1, *shape) if len(shape) + 1 == ranks.get(name) else shape)
+        for name, (dtype, shape) in shapes.items()
+    }
 
 
 def blocks(shapes: Shapes, name: str) -> int:

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from perfuse.contract.backend import Program
@@ -12,7 +13,7 @@ from perfuse.contract.spec import ComponentSpec, PipelineSpec, Role
 from perfuse.contract.transform import Plan
 from perfuse.errors import InputError
 from perfuse.models.changing import with_changes
-from perfuse.models.registry import aliases
+from perfuse.models.registry import aliases, read_by
 from perfuse.run.arguments import check_safetensors
 from perfuse.run.lora_state import Loras, finite
 from perfuse.sources.adapters import Home, Place, Strength, read_adapter
@@ -264,8 +265,14 @@ class LoraMethods:
                 denoiser=spec.role == Role.DENOISER,
                 shapes=shapes,
                 aliases=aliases(spec, layers),
+                unread=partial(self._unread, spec.folder),
             )
         return found
+
+    def _unread(self, folder: str, layer: str) -> bool:
+        """Whether a layer of a checkpoint's folder is one that none of its components reads."""
+        there = [one for one in self._pipe.spec.components.values() if one.folder == folder]
+        return not any(read_by(one, [f"{layer}.weight"]) for one in there)
 
     def _fusible(self, components: Sequence[str] | None) -> tuple[str, ...]:
         parts = [one.part for one in adaptable(self._pipe.spec)]

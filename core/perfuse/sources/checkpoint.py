@@ -28,6 +28,7 @@ from perfuse.sources.chat_template import chat_template
 from perfuse.sources.files import user_path
 from perfuse.sources.hub import check_variant, from_hub, is_hub_id
 from perfuse.sources.left_out import LEFT_OUT
+from perfuse.sources.llama_file import weights_of_llama
 from perfuse.sources.model_index import (
     AGAIN,
     CONFIG,
@@ -146,8 +147,12 @@ class Checkpoint(Source):
         """The weights in a component's folder. Reads and checks headers, but no tensors.
 
         Raises:
-            WeightsError: there are no safetensors weights, or they are damaged.
+            WeightsError: there are no safetensors weights, and no GGUF file in their place, or they
+                are damaged.
         """
+        found = weights_of_llama(self.path / folder)
+        if found is not None:
+            return found
         return Weights.open(self.path / folder, variant=self.variant, root=self.path)
 
     def component(

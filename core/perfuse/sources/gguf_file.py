@@ -19,6 +19,8 @@ __all__ = ["GgufFile"]
 _PLAIN = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 #: Where ComfyUI's converter notes the shape of a tensor that it flattened to quantise it.
 _SHAPE = "comfy.gguf.orig_shape."
+#: What a file says that it is of.
+_KIND = "general.architecture"
 _AGAIN = "Download or save the file again."
 
 
@@ -55,7 +57,14 @@ class GgufFile:
         sizes = {name: int(tensor.n_bytes) for name, tensor in self._tensors.items()}
         stat = self._path.stat()
         text = json.dumps([stat.st_size, stat.st_mtime_ns, list(shapes.items())])
-        return Header(text=text.encode(), shapes=FrozenDict(shapes), sizes=FrozenDict(sizes))
+        field = self._fields.get(_KIND)
+        kind = bytes(field.parts[field.data[-1]]).decode("utf-8", "replace") if field else ""
+        return Header(
+            text=text.encode(),
+            shapes=FrozenDict(shapes),
+            sizes=FrozenDict(sizes),
+            metadata=FrozenDict({_KIND: kind}),
+        )
 
     def get_tensor(self, name: str) -> "torch.Tensor":
         """A tensor in the dtype that it is stored in; float32 where that is quantised."""

@@ -1,6 +1,7 @@
 """ExecuTorch as a backend."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from perfuse.backend import (
@@ -10,17 +11,20 @@ from perfuse.backend import (
     Options,
     Program,
     Request,
+    StoredTensor,
     Support,
     SupportLevel,
     Target,
+    WeightMap,
 )
-from perfuse.errors import DeviceNotFoundError
-from perfuse.run import exported
-from perfuse.sources import ArtifactStore
+from perfuse.errors import ArtifactError, DeviceNotFoundError
+from perfuse.run import bound, exported
+from perfuse.sources import ArtifactStore, changed_constants, exported_weights, read_map
 
 from perfuse_executorch import runtime
 from perfuse_executorch.exporter import FORMAT, open_dims
 from perfuse_executorch.program import ExecuTorchProgram
+from perfuse_executorch.weights import read_layout
 
 __all__ = ["ExecuTorch"]
 
@@ -79,7 +83,7 @@ class ExecuTorch(Backend):
         return Support(level=SupportLevel.FULL)
 
     def prepare(self, component: Component, target: Target, store: ArtifactStore) -> Program:
-        """Load the component's ``.pte``, or export it into the store first.
+        """Load the component's program with its weights; make it first where it is not in the store.
 
         Args:
             component: What to run.
@@ -98,8 +102,45 @@ class ExecuTorch(Backend):
         threads = self.switches(target).get("threads")
         self.check(component, target)
         count = runtime.threads(int(threads) if threads is not None else None)
-        path = exported(component, FORMAT, store)
-        return ExecuTorchProgram(component, runtime.load(path), path=path, threads=count)
+        path, weights = _files(component, store)
+        return ExecuTorchProgram(component, runtime.load(path, weights), path=path, threads=count)
+
+    def weights(self, component: Component) -> Mapping[str, tuple[int, ...]] | None:
+        """Those of a folder that has a weight map."""
+        return exported_weights(component, FORMAT)
+
+
+def _files(component: Component, store: ArtifactStore) -> tuple[Path, bytes | None]:
+    """A program and the content of its file of weights; ``None`` for what lies beside or within it."""
+    found = bound(component, FORMAT, store)
+    if found is not None:
+        layout = read_layout(found.path)
+        return found.path, bytes(layout.filled(found.weights, found.tensors))
+    path = exported(component, FORMAT, store)
+    known = read_map(path) if component.changes is not None and FORMAT in component.files else None
+    return path, None if known is None else _changed(path, component, known)
+
+
+def _changed(path: Path, component: Component, known: WeightMap) -> bytes:
+    """The weights of an exported program with adapters in them.
+
+    Raises:
+        ArtifactError: a file is missing or damaged.
+    """
+    layout, beside = read_layout(path), runtime.weights_beside(path)
+    if component.changes is None or beside is None or len(beside) != layout.size:
+        raise ArtifactError(
+            f"{path} was to be loaded with a LoRA; what is beside it is not what was exported. Export "
+            "the model again."
+        )
+    data = bytearray(beside)
+
+    def stored(name: str) -> StoredTensor:
+        return layout.get(data, name, known.constants[name])
+
+    for name, tensor in changed_constants(known, component.changes, stored):
+        layout.put(data, name, known.constants[name], tensor)
+    return bytes(data)
 
 
 def _check_device(device: str | None) -> None:

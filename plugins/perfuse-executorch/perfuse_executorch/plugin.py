@@ -33,5 +33,7 @@ def perfuse_exporters() -> Sequence[ExporterManifest]:
             requires=("perfuse_executorch", "executorch", "torch", "transformers"),
             install=_INSTALL,
             summary="ExecuTorch, lowered to XNNPACK, for one size",
+            apart=True,
+            fixed=True,
         ),
     )

@@ -16,8 +16,9 @@ from typing import Any
 from perfuse.errors import ArtifactError, ExecutionError, InputError
 
 from perfuse_executorch.exporter import DESCRIPTION
+from perfuse_executorch.weights import DATA
 
-__all__ = ["delegates", "describe", "load", "said", "threads"]
+__all__ = ["delegates", "describe", "load", "said", "threads", "weights_beside"]
 
 #: The runtime's codes (``executorch/runtime/core/error.h``), which its messages give as numbers.
 _CODES = {
@@ -124,20 +125,43 @@ def _no_standard_error() -> Iterator[None]:
         os.close(before)
 
 
-def load(path: Path) -> Any:
+class _WithWeights:
+    """The method of a program that is in memory with its weights: the runtime copies neither."""
+
+    def __init__(self, module: Any, *held: bytes) -> None:
+        self._module = module
+        self._held = held
+
+    def __call__(self, tensors: list[Any]) -> Any:
+        return self._module.run_method(_METHOD, tuple(tensors))
+
+    def method_meta(self) -> Any:
+        return self._module.method_meta(_METHOD)
+
+
+def load(path: Path, weights: bytes | None = None) -> Any:
     """The method of a program that was checked first.
 
+    Args:
+        path: The program.
+        weights: The content of its file of weights, for one that has them in such a file; by default,
+            of the file beside it.
+
     Raises:
-        ArtifactError: the file is missing, cut off or damaged, or is no program for this runtime.
+        ArtifactError: a file is missing, cut off or damaged, or is no program for this runtime.
         ExecutionError: memory ran out.
     """
     _check(path)
+    if weights is None:
+        weights = weights_beside(path)
     library = _library()
+    checked = {"program_verification": library.Verification.InternalConsistency}
     try:
-        program = library._load_program(
-            str(path), program_verification=library.Verification.InternalConsistency
-        )
-        return program.load_method(_METHOD)
+        if weights is not None:
+            program = path.read_bytes()
+            module = library._load_for_executorch_from_buffer(program, weights, **checked)
+            return _WithWeights(module, program, weights)
+        return library._load_program(str(path), **checked).load_method(_METHOD)
     except RuntimeError as exc:
         if any(code in str(exc) for code in ("0x:21", "0x:31")):
             raise ExecutionError(
@@ -148,6 +172,29 @@ def load(path: Path) -> Any:
             f"{path} was to be loaded; ExecuTorch said: {said(exc)}. The file is damaged, or of "
             "another version. Export the model again."
         ) from exc
+
+
+def weights_beside(path: Path) -> bytes | None:
+    """The weights beside an exported program; ``None`` for one that holds its own.
+
+    Raises:
+        ArtifactError: the file is missing, or not the one that was exported.
+    """
+    wanted = describe(path).get("beside", {}).get(DATA)
+    if wanted is None:
+        return None
+    try:
+        data = path.with_name(DATA).read_bytes()
+    except OSError as exc:
+        raise ArtifactError(
+            f"{path.with_name(DATA)} was to be loaded; {exc.strerror or exc}. Export the model again."
+        ) from exc
+    if hashlib.sha256(data).hexdigest() != wanted:
+        raise ArtifactError(
+            f"{path.with_name(DATA)} is not the file that was exported: its SHA-256 differs from the "
+            f"one in {DESCRIPTION}. Copy or export it again."
+        )
+    return data
 
 
 def _check(path: Path) -> None:

@@ -242,11 +242,16 @@ def test_open_sizes(tiny: Component, prepare: Prepare, tmp_path: Path) -> None:
         host().exporter("executorch").export(some, tmp_path)
 
 
+@pytest.fixture(scope="session")
+def whole(tiny: Component, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program that holds its weights."""
+    return host().exporter("executorch").export(tiny, tmp_path_factory.mktemp("whole"))
+
+
 @pytest.fixture
-def stored(unet: Program, tmp_path: Path) -> Path:
+def stored(whole: Path, tmp_path: Path) -> Path:
     """A copy of an export, to be damaged."""
-    main = Path(unet.report().details["file"])
-    return Path(shutil.copytree(main.parent, tmp_path / "copy")) / main.name
+    return Path(shutil.copytree(whole.parent, tmp_path / "copy")) / whole.name
 
 
 def damaged(stored: Path, what: str) -> None:

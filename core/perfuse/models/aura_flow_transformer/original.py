@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from perfuse.contract.original import Original, Shapes, Stacked
-from perfuse.models.original_names import Table, aliases_of, blocks, swapped, views_of
+from perfuse.models.original_names import Table, aliases_of, blocks, first_axis, swapped, views_of
 
 __all__ = ["aliases", "original"]
 
@@ -62,6 +62,7 @@ def original(name: str, shapes: Shapes) -> Original | None:
     """AuraFlow."""
     if name != "transformer" or "double_layers.0.attn.w2q.weight" not in shapes:
         return None
+    shapes = first_axis(shapes, {"positional_encoding": 3, "register_tokens": 3})
     return Original(config=_config(shapes), views=views_of(_LAYERS, shapes))
 
 

@@ -13,6 +13,7 @@ ARCHITECTURES = tuple(
         describe=f"{__name__}.description:describe_{kind}",
         fit=f"{__name__}.description:fit",
         host_inputs=f"{__name__}.{_OF_HOST.get(kind, 'description')}:host_inputs",
+        aliases=f"{__name__}.stored:aliases",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
         reads=f"{__name__}.stored:reads",

@@ -1,17 +1,25 @@
 """Which tensors of a language model's checkpoint each of its components reads, without torch."""
 
 import re
+from collections.abc import Iterable
 
 from perfuse.contract.spec import ComponentSpec, Role
 from perfuse.models.language_model.description import LAST, layers_of
 from perfuse.sources.fitting import Rename
 
-__all__ = ["reads", "stored_names"]
+__all__ = ["aliases", "reads", "stored_names"]
 
-_PREFIX = re.compile(r"^(language_model\.model|model\.language_model|language_model|model)\.")
+#: What may stand before the names of its layers, by Transformers' class and version.
+_BEFORE = ("language_model.model", "model.language_model", "language_model", "model")
+_PREFIX = re.compile(rf"^({'|'.join(map(re.escape, _BEFORE))})\.")
 _OTHER = re.compile(r"^(model\.)?(lm_head|visual)\.")
 _EYES = re.compile(r"^(model\.)?visual\.")
 _LAYER = re.compile(r"layers\.(\d+)\.")
+
+
+def aliases(layers: Iterable[str]) -> dict[str, str]:
+    """What files of adapters call its layers: as the class that was trained does."""
+    return {f"{before}.{layer}": layer for layer in layers for before in _BEFORE}
 
 
 def reads(spec: ComponentSpec, name: str) -> bool:

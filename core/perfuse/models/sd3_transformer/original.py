@@ -5,7 +5,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from perfuse.contract.original import Original, Shapes, Stacked
-from perfuse.models.original_names import Table, aliases_of, blocks, stacked, swapped, views_of
+from perfuse.models.original_names import (
+    Table,
+    aliases_of,
+    blocks,
+    first_axis,
+    stacked,
+    swapped,
+    views_of,
+)
 
 __all__ = ["aliases", "original"]
 
@@ -59,6 +67,7 @@ def original(name: str, shapes: Shapes) -> Original | None:
     """Stable Diffusion 3 or 3.5."""
     if name != "transformer" or "joint_blocks.0.x_block.attn.qkv.weight" not in shapes:
         return None
+    shapes = first_axis(shapes, {"pos_embed": 3})
     last = blocks(shapes, "joint_blocks") - 1
     return Original(config=_config(shapes), views=views_of(_table(last), shapes))
 

@@ -43,6 +43,7 @@ class GatedBlock(nn.Module):
         self, hidden: Tensor, context: Gate, bias: Tensor | None, size: torch.Size
     ) -> Tensor:
         hidden = self.attn1(self.norm1(hidden)) + hidden
+        passed: Tensor
         kept = context.kept[self.index]
         if context.shut:
             passed = kept.flatten(2).transpose(1, 2)

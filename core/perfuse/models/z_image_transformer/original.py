@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from perfuse.contract.original import Original, Shapes, Stacked
-from perfuse.models.original_names import Table, aliases_of, blocks, stacked, views_of
+from perfuse.models.original_names import Table, aliases_of, blocks, first_axis, stacked, views_of
 
 __all__ = ["aliases", "original"]
 
@@ -41,6 +41,7 @@ def original(name: str, shapes: Shapes) -> Original | None:
     if name != "transformer" or not marks <= shapes.keys():
         return None
     kept = {key: shape for key, shape in shapes.items() if key != _LEFT_OVER}
+    kept = dict(first_axis(kept, {"x_pad_token": 2, "cap_pad_token": 2}))
     return Original(config=_config(shapes), views=views_of(_LAYERS, kept))
 
 

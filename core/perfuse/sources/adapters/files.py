@@ -8,6 +8,7 @@ from typing import Any
 
 from perfuse.contract.frozen import FrozenDict
 from perfuse.errors import CheckpointError, WeightsError
+from perfuse.sources.adapters.settings import PEFT_FILE, PEFT_SETTINGS
 from perfuse.sources.files import user_path
 from perfuse.sources.hub import file_from_hub, is_hub_id, names_on_hub
 from perfuse.sources.weights import is_pickle
@@ -70,15 +71,19 @@ def find_file(given: "str | os.PathLike[str]", place: Place) -> Path:
 
 def _from_hub(model: str, inner: str, place: Place) -> Path:
     name = place.weight_name
-    if name is None:
+    every: tuple[str, ...] = ()
+    if name in (None, PEFT_FILE):
         every = names_on_hub(model, place.revision, place.offline, place.hub)
+    if name is None:
         within = [one.removeprefix(f"{inner}/") for one in every if one.startswith(inner)]
         # Without an answer, what is in the cache under the usual name.
         name = _only([one for one in within if "/" not in one], model) if every else _USUAL
-    file = f"{inner}/{name}".lstrip("/")
+    file, settings = (f"{inner}/{one}".lstrip("/") for one in (name, PEFT_SETTINGS))
     if is_pickle(name):
         return Path(file)
     try:
+        if name == PEFT_FILE and settings in every:  # to lie beside the weights in the cache
+            file_from_hub(model, settings, place.revision, place.offline, place.hub)
         return file_from_hub(model, file, place.revision, place.offline, place.hub)[0]
     except CheckpointError as exc:
         raise CheckpointError(f"{exc} Another file of it: weight_name=.") from exc

@@ -43,6 +43,7 @@ _PARTS: Mapping[str, str] = {
     "text_encoders.t5xxl.transformer.": T5,
     "text_encoder.": "text_encoder",
     "text_encoder_2.": "text_encoder_2",
+    "text_encoder_3.": "text_encoder_3",
 }
 #: How a key may end, and the factor that this names.
 _FACTORS: Mapping[str, str] = {
@@ -90,6 +91,8 @@ class Key:
     part: str
     #: The layer, with ``_`` for every ``.``, as kohya writes it.
     layer: str
+    #: The layer as the file writes it.
+    name: str
     #: ``"down"``, ``"alpha"``, ``"hada_w1_a"`` …
     factor: str
 
@@ -99,11 +102,12 @@ def read_key(name: str) -> Key | None:
     start = next((start for start in _PARTS if name.startswith(start)), "")
     part, rest = _PARTS.get(start, DENOISER), name.removeprefix(start)
     if old := _OLD.fullmatch(rest):
-        return Key(part=part, layer=_flat(f"{old[1]}.{old[2]}{old[3]}"), factor=old[4])
+        name = f"{old[1]}.{old[2]}{old[3]}"
+        return Key(part=part, layer=_flat(name), name=name, factor=old[4])
     for end, factor in _FACTORS.items():
         if rest.endswith(f".{end}"):
             layer = rest.removesuffix(f".{end}").replace(".processor.", ".")
-            return Key(part=part, layer=_flat(layer), factor=factor)
+            return Key(part=part, layer=_flat(layer), name=layer, factor=factor)
     return None
 
 

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,6 +49,9 @@ class Home:
     shapes: Mapping[str, tuple[int, ...]]
     #: Other files' names of layers, and the model's own.
     aliases: Mapping[str, str | Stacked] = field(default_factory=FrozenDict)
+    #: Whether a layer of the checkpoint is one whose results nothing reads, by its name there: of a
+    #: language model those above the states that a denoiser takes. What a file has for it is left out.
+    unread: Callable[[str], bool] = field(default=lambda _: False, compare=False)
 
     @property
     def layers(self) -> dict[str, Stacked]:
@@ -116,13 +119,15 @@ def read_adapter(
         InputError: it is neither a path nor tensors by name, or has none that begin so.
         WeightsError: the file is missing, damaged or a pickle; or it is not for this pipeline.
     """
-    file, metadata = None, dict[str, str]()
+    file, metadata, beside = None, dict[str, str](), Settings()
+    denoiser = next((one.part for one in homes.values() if one.denoiser), next(iter(homes), ""))
     if isinstance(given, Mapping):
         tensors = {str(key): _in_memory(key, one) for key, one in given.items()}
     elif isinstance(given, str | os.PathLike):
         path = find_file(given, place if place is not None else Place())
         tensors, noted = read_tensors(path)
         file, metadata = str(path), dict(noted)
+        beside = Settings.beside(path, denoiser)
     else:
         raise InputError(
             f"A LoRA was given as a {type(given).__name__}; give a file, its folder, OWNER/NAME on "
@@ -132,6 +137,7 @@ def read_adapter(
     if only is not None:
         tensors = _of_one(tensors, only, *homes, where=where)
     settings = Settings.of(metadata, where=where)
+    settings = settings if settings.values else beside
     return Adapter(
         name=name,
         file=file,
@@ -212,7 +218,8 @@ class _Reader:
             part = means.get(key.part, key.part) if key is not None else ""
             target = layers.get(part, {}).get(key.layer) if key is not None else None
             if key is None or target is None:
-                if not name.endswith(_ADDED) or tensor.any():
+                unread = key is not None and part in layers and self.homes[part].unread(key.name)
+                if not unread and (not name.endswith(_ADDED) or tensor.any()):
                     homeless.append(name)
                 continue
             factors = groups.setdefault((part, target), {})

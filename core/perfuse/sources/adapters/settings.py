@@ -1,19 +1,25 @@
-"""What Diffusers notes of PEFT's settings in a file: the factor of each layer's change."""
+"""PEFT's settings, as Diffusers notes them in a file and PEFT beside one: the factor of each change."""
 
 import json
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from perfuse.contract.frozen import FrozenDict
 from perfuse.errors import WeightsError
+from perfuse.sources.files import read_json
 
-__all__ = ["Settings"]
+__all__ = ["PEFT_FILE", "PEFT_SETTINGS", "Settings"]
 
 #: The entry of the metadata.
 _ENTRY = "lora_adapter_metadata"
+#: The two files that PEFT's ``save_pretrained`` writes into a folder.
+PEFT_FILE, PEFT_SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+#: What PEFT's kinds call the number that a change is multiplied by, before it is divided by the rank.
+_ALPHA = {"LORA": "lora_alpha", "LOHA": "alpha"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,27 @@ class Settings:
             raise WeightsError(
                 f"{where} has settings in its metadata that cannot be read: {exc}. Save it again."
             ) from exc
+
+    @classmethod
+    def beside(cls, file: Path, part: str) -> "Settings":
+        """Those that PEFT wrote beside a file of its own, for the one part that it is of.
+
+        Raises:
+            WeightsError: they cannot be read, or are those of a kind that is not read.
+        """
+        place = file.with_name(PEFT_SETTINGS)
+        if file.name != PEFT_FILE or not place.exists():
+            return cls()
+        noted = read_json(place, error=WeightsError)
+        kind = noted.get("peft_type")
+        if kind not in _ALPHA:
+            raise WeightsError(
+                f"{place} says that {file.name} is of the kind {kind!r}; {', '.join(_ALPHA)} are read "
+                "from PEFT's folders. Save it in LyCORIS's layout, or merge it into a checkpoint."
+            )
+        values = {f"{part}.{name}": value for name, value in noted.items() if value is not None}
+        values[f"{part}.lora_alpha"] = noted.get(_ALPHA[kind])
+        return cls(values=FrozenDict(values))
 
     def scale(self, part: str, layer: str, rank: int) -> float:
         """``alpha / rank`` of a layer, or ``alpha / √rank`` (rsLoRA, arXiv:2312.03732); 1 by default.
