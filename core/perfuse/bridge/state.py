@@ -37,7 +37,7 @@ _MOST = 200
 _WHENCE = frozenset(
     ("_name_or_path", "_diffusers_version", "_commit_hash", "name_or_path", "_is_hf_initialized")
     + ("_weight_conversions",)  # how transformers read the names in the file
-    + ("_use_default_values",)
+    + ("_use_default_values", "_class_name")  # the latter is in files alone
     + _RECORDING[1:]
 )
 _UNSAID = _OWN | _WHENCE
