@@ -37,7 +37,8 @@ def of_diffusers(guider: Guider) -> Any:
             f"guider={name}(…) was given to a pipeline of Diffusers, which has none that computes the "
             f"same; it takes {', '.join(_SHARED)}. Give one of these, or one of perfuse.guiders."
         )
-    settings = {field.name: getattr(guider, field.name) for field in fields(guider)}
+    given: Any = guider  # each of these is a dataclass
+    settings = {field.name: getattr(given, field.name) for field in fields(given)}
     config = next((one for one in settings if one.endswith("_config")), None)
     if config is not None:
         layers = next(one for one in settings if one.endswith("_layers"))

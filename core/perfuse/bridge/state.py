@@ -38,6 +38,9 @@ _WHENCE = frozenset(
     ("_name_or_path", "_diffusers_version", "_commit_hash", "name_or_path", "_is_hf_initialized")
     + ("_weight_conversions",)  # how transformers read the names in the file
     + ("_use_default_values", "_class_name")  # the latter is in files alone
+    + (
+        "_hf_peft_config_loaded",
+    )  # what was loaded is described itself, and this stays when it is gone
     + _RECORDING[1:]
 )
 _UNSAID = _OWN | _WHENCE
@@ -109,8 +112,8 @@ def _described(parts: list[tuple[str, nn.Module]], placed: bool) -> str:
             hooks = _hooks(part)
             if hooks:
                 said.append(f" hooks={_value(hooks, _DEPTH)}")
-        for kind in (part._parameters, part._buffers):
-            for key, tensor in kind.items():
+        for tensors in (part._parameters, part._buffers):
+            for key, tensor in tensors.items():
                 if tensor is not None:
                     place = f"{tensor.dtype}{tensor.device}" if placed else ""
                     said.append(f" {key}:{tuple(tensor.shape)}{place}")
