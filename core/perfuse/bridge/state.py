@@ -46,6 +46,8 @@ _WHENCE = frozenset(
 _UNSAID = _OWN | _WHENCE
 #: What transformers sets on a module that it reads from a file, and leaves out on one that it makes.
 _UNUSED = ("_use_kernels", False)
+#: What Diffusers' ``fuse_lora`` leaves on a model for itself; the weights are what it changed.
+_FUSING = ("lora_scale", "_safe_fusing")
 #: What is its own description.
 _PLAIN = frozenset((type(None), bool, int, float, str, bytes))
 #: What a class may have that is written to, and what is looked at among a module's variables.
@@ -103,6 +105,8 @@ def _described(parts: list[tuple[str, nn.Module]], placed: bool) -> str:
         said.append(f"\n{name} {classes[kind]}")
         for key, value in vars(part).items():
             if key in _UNSAID or (key, value) == _UNUSED:
+                continue
+            if key in _FUSING and hasattr(part, "fuse_lora"):
                 continue
             if type(value) in _PLAIN:
                 said.append(f" {key}={value!r}")
