@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime")
 import perfuse
 from perfuse import ArtifactStore
 from perfuse.backend import Component
-from perfuse.errors import ExportError
+from perfuse.errors import ExecutionError, ExportError
 from perfuse.spec import ComponentSpec, Signature, TensorSpec
 
 pytestmark = pytest.mark.export
@@ -105,6 +105,47 @@ def test_weights_made_before_each_call(tmp_path: Path) -> None:
         run.perfuse.restore()
         torch.testing.assert_close(after, run(x))
     assert not torch.allclose(after, before)
+
+
+class Positioned(torch.nn.Module):
+    """Makes its positions in forward and writes them through ``data``, as CogVideoX does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions = x.new_zeros(len(x), 3, requires_grad=False)
+        positions.data[1:].copy_(torch.arange(len(x) - 1.0)[:, None].sin())
+        return x + positions
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_what_is_written_through_data(target: str, tmp_path: Path) -> None:
+    pytest.importorskip(target)
+    same(Positioned(), target, tmp_path)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_size_that_a_graph_for_several_fails_at(
+    first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a graph of its own, whether the engine fails when the other graph is made or later."""
+    from perfuse.bridge import stand_in
+
+    run, sizes = stand_in._run, (3,) if first else (5,)
+
+    def failing(graph: Any, call: Any) -> Any:
+        if graph.several and len(call.tensors[0]) in sizes:
+            raise ExecutionError("its shape is invalid")
+        return run(graph, call)
+
+    monkeypatch.setattr(stand_in, "_run", failing)
+    module = torch.nn.Linear(3, 2).eval()
+    accelerated = perfuse.accelerate(module, "onnxruntime", store=ArtifactStore(tmp_path))
+    for size in (2, 3, 5, 5, 4, 3):
+        x = torch.randn(size, 3)
+        with torch.no_grad():
+            torch.testing.assert_close(accelerated(x), x @ module.weight.T + module.bias)
+    (row,) = accelerated.perfuse.report()
+    # For 2 alone, for several, and for the one that those fail at.
+    assert (row.calls, row.torch_calls, row.graphs) == (6, 0, 3)
 
 
 class Turned(torch.nn.Module):

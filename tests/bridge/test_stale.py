@@ -3,7 +3,7 @@
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -49,6 +49,37 @@ class Kept:
         return x * self.number
 
 
+def counting() -> Any:
+    """A method with a number of its own, as decorators have one, and a function that sets it."""
+    number = 0.0
+
+    def counted(self: Any) -> float:
+        return number
+
+    def put(value: float) -> None:
+        nonlocal number
+        number = value
+
+    counted.put = put  # type: ignore[attr-defined]
+    return counted
+
+
+#: A number that code reads from its module.
+LEVEL = 0.0
+
+
+class Doubled(torch.nn.Module):  # type: ignore[misc]
+    """A parametrization."""
+
+    def forward(self, weight: Any) -> Any:
+        return weight * 2
+
+
+class Raised(torch.nn.LayerNorm):  # type: ignore[misc]
+    def forward(self, x: Any) -> Any:
+        return super().forward(x) + 1
+
+
 class Block(torch.nn.Module):  # type: ignore[misc]
     """A transformer block behind a switch and a table."""
 
@@ -60,13 +91,21 @@ class Block(torch.nn.Module):  # type: ignore[misc]
         self.options = {"shift": 0.0}
         self.late = lambda x: x
         self.kept = Kept()
+        self.many = [0.0] * 400
+        self.unlisted = [torch.nn.Linear(8, 8)]
 
     power = 1.0
+    shared: ClassVar[list[float]] = [0.0]
+    counted = counting()
 
     def forward(self, sample: Any, states: Any, gain: float = 1.0) -> Any:
         mixed = self.block(sample + self.table, encoder_hidden_states=states)
         shifted = mixed * float(self.factor) + float(self.options["shift"]) + self.helped()
+        shifted = shifted + self.more() + 0.1 * self.unlisted[0](sample.float())
         return self.late(shifted) * gain * self.power * self.kept.number
+
+    def more(self, also: float = 0.0) -> float:
+        return LEVEL + self.shared[0] + self.many[300] + self.counted() + also
 
     def helped(self) -> float:
         return 0.0
@@ -85,6 +124,19 @@ def _times(factor: float) -> Any:
     return lambda x, by=factor: x * by
 
 
+def longer(self: Any, also: float = 0.0) -> float:
+    return 0.75
+
+
+def _put_code(m: Any) -> None:
+    """What autoreload does to a function whose file was edited."""
+    m.more.__func__.__code__ = longer.__code__
+
+
+def _sdpa(monkeypatched: Any = torch.nn.functional.scaled_dot_product_attention) -> Any:
+    return lambda *args, **kwargs: monkeypatched(*args, **kwargs) * 0.5
+
+
 WAYS: dict[str, Callable[[Block], object]] = {
     "written in place": lambda m: m.block.ff.net[2].weight.mul_(1.1),
     "written through data": lambda m: m.block.ff.net[2].weight.data.mul_(1.1),
@@ -100,7 +152,7 @@ WAYS: dict[str, Callable[[Block], object]] = {
     "number replaced": lambda m: setattr(m, "factor", 1.5),
     "dict written": lambda m: m.options.update(shift=0.25),
     "function replaced": lambda m: setattr(m, "late", lambda x: x * 2),
-    "numpy's number": lambda m: setattr(m, "factor", np.float32(1.5)),
+    "numpy's number": lambda m: setattr(m, "factor", np.float32(1.25)),
     "numpy's other number": lambda m: setattr(m, "factor", np.float32(0.5)),
     "numpy's array": lambda m: m.options.update(shift=np.array(0.75)),
     "numpy's array written": lambda m: m.options["shift"].__iadd__(1.0),
@@ -121,10 +173,28 @@ WAYS: dict[str, Callable[[Block], object]] = {
     "processor's class": lambda m: setattr(Scaled, "__call__", louder),
     "processor back": lambda m: m.attention.set_processor(AttnProcessor()),
     "fused": lambda m: m.attention.fuse_projections(),
+    "class's list": lambda m: m.shared.__setitem__(0, 0.5),
+    "class's other list": lambda m: setattr(type(m), "shared", [0.25]),
+    "default replaced in place": lambda m: setattr(m.more.__func__, "__defaults__", (0.3,)),
+    "closure of a class's method": lambda m: type(m).counted.put(0.4),
+    "global of its module": lambda m: globals().update(LEVEL=0.2),
+    "late in a long list": lambda m: m.many.__setitem__(300, 0.6),
+    "layer in a plain list": lambda m: m.unlisted[0].weight.mul_(3),
+    "code replaced in place": _put_code,
+    "class of a layer": lambda m: setattr(m.block.norm1, "__class__", Raised),
+    "parametrized": lambda m: torch.nn.utils.parametrize.register_parametrization(
+        m.block.ff.net[2], "weight", Doubled()
+    ),
+    "torch's function replaced": lambda m: setattr(
+        torch.nn.functional, "scaled_dot_product_attention", _sdpa()
+    ),
     "float64": lambda m: m.double(),
     "float32 again": lambda m: m.float(),
     "trained": lambda m: m.train(),
     "hook on a layer": lambda m: m.block.norm1.register_forward_hook(lambda m, i, o: o * 2),
+    "hook on every module": lambda m: torch.nn.modules.module.register_module_forward_hook(
+        lambda module, given, answer: answer * 1.1
+    ),
     "hook on the module": lambda m: m.register_forward_hook(lambda m, i, o: o + 1),
     "class's forward": lambda m: setattr(type(m), "forward", lambda self, s, e, gain=1.0: s * 7),
 }
@@ -137,6 +207,7 @@ SOME = (
     "class's number",
     "processor replaced",
     "processor's number",
+    "torch's function replaced",
     "hook on a layer",
     "class's forward",
 )
@@ -153,7 +224,7 @@ SOME = (
 def test_no_answer_of_an_old_graph(
     names: tuple[str, ...], engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert len(WAYS) == 37
+    assert len(WAYS) == 49
     pytest.importorskip(engine)
     _put_back(monkeypatch)
     torch.manual_seed(0)
@@ -190,8 +261,17 @@ def test_no_answer_of_an_old_graph(
 def _put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have what the ways do to classes undone at the end."""
     monkeypatch.setattr(Scaled, "__call__", Scaled.__call__)
-    for name in ("forward", "helped", "power"):
+    for name in ("forward", "helped", "power", "shared"):
         monkeypatch.setattr(Block, name, getattr(Block, name))
+    monkeypatch.setattr(Block, "shared", [0.0])
+    monkeypatch.setattr(Block.more, "__code__", Block.more.__code__)
+    monkeypatch.setattr(Block.more, "__defaults__", Block.more.__defaults__)
+    monkeypatch.setitem(globals(), "LEVEL", 0.0)
+    space = torch.nn.functional
+    monkeypatch.setattr(space, "scaled_dot_product_attention", space.scaled_dot_product_attention)
+    hooks = torch.nn.modules.module._global_forward_hooks
+    monkeypatch.setattr(torch.nn.modules.module, "_global_forward_hooks", type(hooks)())
+    Block.counted.put(0.0)
 
 
 def test_every_way_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

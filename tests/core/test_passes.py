@@ -66,6 +66,14 @@ def itself_alone(x: Tensor) -> Tensor:
     return (x.mT @ x + mask).softmax(-1)
 
 
+def written_widely(x: Tensor) -> Tensor:
+    """Writes a column into several, and a row into a part, as CogVideoX does its positions."""
+    table = torch.zeros(2, *x.shape)
+    table[:, 1:].copy_(x[1:, :1])
+    table[0].copy_(x)
+    return table
+
+
 def frequencies(x: Tensor) -> Tensor:
     """What a timestep's embedding is made of."""
     each = torch.exp(torch.arange(6, dtype=torch.float32) * -0.7).to(torch.float64).float()
@@ -84,6 +92,7 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...], set[str]]] = {
     "dropout": (nn.Dropout(0.0).train(), (3, 4), {"aten.dropout.default"}),
     "grouped": (Calling(grouped), (2, 4, 6), set()),
     "frequencies": (Calling(frequencies), (3, 4), {"aten.exp.default", "aten.arange.default"}),
+    "copies": (Calling(written_widely), (3, 4), set()),
     "diagonal": (Calling(itself_alone), (3, 4), {"aten.fill_diagonal_.default"}),
 }
 
@@ -103,6 +112,13 @@ def test_a_rewritten_graph_computes_the_same(name: str) -> None:
     assert all(not held.is_complex() for held in program.constants.values())
     values = [node.meta.get("val") for node in program.graph.nodes]
     assert not any(isinstance(one, Tensor) and one.is_complex() for one in values)
+
+
+def test_what_is_copied_has_the_shape_of_its_place() -> None:
+    program = neutral(torch.export.export(Calling(written_widely), (torch.ones(3, 4),)))
+    copies = [node for node in program.graph.nodes if str(node.target) == "aten.copy_.default"]
+    shapes = [[one.meta["val"].shape for one in node.args[:2]] for node in copies]
+    assert len(shapes) == 2 and all(place == written for place, written in shapes)
 
 
 def test_an_axis_of_any_size_is_not_squeezed() -> None:

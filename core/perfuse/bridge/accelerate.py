@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from perfuse.contract.frozen import FrozenDict
+from perfuse.contract.guider import Guider
 from perfuse.contract.target import Placement, Target
-from perfuse.errors import InputError
+from perfuse.errors import CheckpointError, InputError
 from perfuse.plugins import host
 from perfuse.run.options import check_scopes, options_for
 from perfuse.run.transforms import find_transforms
@@ -30,6 +31,7 @@ __all__ = [
     "Manner",
     "accelerate",
     "accelerate_like",
+    "check_filled",
     "diffusers_pipeline",
     "fitting",
     "load_accelerated",
@@ -397,6 +399,7 @@ def load_accelerated(
 
     Raises:
         InputError: the folder is not one that ``save_perfuse`` wrote, or Diffusers is not installed.
+        CheckpointError: a file lacks weights.
         BackendError: a backend is unknown, or its engine is not installed.
     """
     opening = None if pipeline is None else pipeline.from_pretrained
@@ -422,6 +425,7 @@ def loaded(
             "Name a folder that pipe.save_perfuse(folder) wrote."
         ) from exc
     pipe = (opening or _opening(path))(path, use_safetensors=True, **components)
+    check_filled(pipe, str(path))
     store = ArtifactStore(path.absolute() / _GRAPHS)
     return accelerate(
         pipe,
@@ -432,6 +436,21 @@ def loaded(
         options=options,
         transforms=transforms,
     )
+
+
+def check_filled(pipe: Any, model: str) -> None:
+    """Refuse a pipeline with weights without content: Diffusers leaves those so that a file lacks.
+
+    Raises:
+        CheckpointError: there are such weights.
+    """
+    for name, part in _modules(pipe).items():
+        if empty := [one for one, tensor in part.state_dict().items() if tensor.is_meta]:
+            raise CheckpointError(
+                f"{model} was opened by Diffusers; {len(empty)} weights of its {name} are in no file, "
+                f"{empty[0]} for one. Its config is of another model, or the checkpoint is "
+                "incomplete: download or save it again."
+            )
 
 
 def _opening(path: Path) -> Callable[..., Any]:
@@ -509,8 +528,16 @@ class _Watched:
             folder: A new or an empty folder.
 
         Raises:
-            InputError: the folder holds something, or is a file.
+            InputError: the folder holds something, or is a file; or a LoRA is loaded, whose weights
+                Diffusers writes in a way that it does not read.
         """
+        held = _modules(self).items()
+        if adapted := [name for name, one in held if getattr(one, "peft_config", None)]:
+            raise InputError(
+                f"The pipeline was to be saved; a LoRA is loaded into its {', '.join(adapted)}, which "
+                "Diffusers cannot save with the rest. Make it part of the weights, pipe.fuse_lora() and "
+                "pipe.unload_lora_weights(), and draw once for the graphs; then save."
+            )
         final = Path(folder).absolute()
         with locked(final), atomic_folder(final) as partial:
             self.save_pretrained(os.fspath(partial))  # type: ignore[attr-defined]
@@ -547,6 +574,24 @@ def _watching(kind: type) -> type:
             self.perfuse.begin()
             return kind.__call__(self, *args, **kwargs)
 
-        names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__call__": call}
+        names: dict[str, Any] = {"__module__": kind.__module__, "__call__": call}
+        names["__qualname__"] = kind.__qualname__
+        if hasattr(kind, "update_components"):
+            names["update_components"] = _updating(kind)
         _WATCHING[kind] = type(kind.__name__, (_Watched, kind), names)
     return _WATCHING[kind]
+
+
+def _updating(kind: Any) -> Callable[..., None]:
+    """A modular pipeline's ``update_components``, which takes perfuse's guiders as well."""
+    from perfuse.bridge.guiders import of_diffusers
+
+    @functools.wraps(kind.update_components)
+    def update(self: Any, **components: Any) -> None:
+        given = {
+            name: of_diffusers(one) if isinstance(one, Guider) else one
+            for name, one in components.items()
+        }
+        kind.update_components(self, **given)
+
+    return update

@@ -43,6 +43,16 @@ class _Bridged:
         return from_pipe(super().from_pipe, pipeline, **settings)  # type: ignore[misc]
 
 
+class _Modular(_Bridged):
+    """The same for modular pipelines, which load their components when they are asked to."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: "str | os.PathLike[str]", **settings: Any
+    ) -> Any:
+        return open_bridged(pretrained_model_name_or_path, loading=False, **settings)
+
+
 def from_pipe(opening: Any, pipeline: Any, **settings: Any) -> Any:
     """A ``from_pipe`` of Diffusers; an accelerated pipeline's modules stay accelerated."""
     pipe, acceleration = opening(pipeline, **settings), getattr(pipeline, "perfuse", None)
@@ -63,5 +73,6 @@ def bridged_class(name: str) -> type[Any] | None:
         if base is None:
             return None
         about = {"__doc__": base.__doc__, "__module__": __name__}
-        _made[name] = type(name, (_Bridged, base), about)
+        own = _Modular if hasattr(base, "load_components") else _Bridged
+        _made[name] = type(name, (own, base), about)
     return _made[name]

@@ -15,6 +15,9 @@ from perfuse.sources.model_index import CONFIG, INDEX, MODULAR, check_index, rea
 __all__ = ["modular_index_of", "open_modular"]
 
 _Model = str | os.PathLike[str]
+#: Arguments of ``load_components``, and those that say where a pipeline holds its components.
+_LOADING = ("torch_dtype", "variant")
+_HOLDING = ("components_manager", "collection")
 
 
 def modular_index_of(
@@ -41,6 +44,7 @@ def modular_index_of(
 def open_modular(
     model: _Model,
     *,
+    loading: bool,
     accelerated: Callable[[Any], Any],
     revision: str | None,
     offline: bool | None,
@@ -48,10 +52,11 @@ def open_modular(
     trust_remote_code: bool,
     arguments: Mapping[str, Any],
 ) -> Any:
-    """Open a modular pipeline of Diffusers, and load its components.
+    """Open a modular pipeline of Diffusers.
 
     Args:
         model: A folder or a Hub id.
+        loading: Whether its components are loaded at once; otherwise by ``load_components``.
         accelerated: Runs the pipeline's modules on a backend; called before they are loaded, so that a
             module that the repository leaves out may be named.
         revision: Branch, tag or commit of the Hub repository.
@@ -59,7 +64,8 @@ def open_modular(
         hub: ``cache_dir`` and ``token``.
         trust_remote_code: Whether code in the repository may run; of a Hub repository, only at a commit
             that ``revision`` names in full.
-        arguments: Components, and what all of them are loaded with: ``torch_dtype``, ``variant``.
+        arguments: Components, and what all of them are loaded with: ``torch_dtype``, ``variant``; and
+            ``components_manager`` and ``collection``, where they are held.
 
     Raises:
         InputError: it would run code; or an argument is neither a component nor one of loading.
@@ -77,6 +83,7 @@ def open_modular(
             os.fspath(path) if path.is_dir() else str(model),
             trust_remote_code=trust_remote_code,
             revision=revision,
+            **{name: arguments[name] for name in _HOLDING if name in arguments},
             **where,
         )
     except Exception as exc:  # Diffusers, the Hub, the repository's code: they have no one root
@@ -85,20 +92,32 @@ def open_modular(
             f"{' '.join(str(exc).split())[:600]}"
         ) from exc
     given = {name: value for name, value in arguments.items() if name in pipe.components}
-    loading = {name: value for name, value in arguments.items() if name not in given}
-    if unknown := [name for name in loading if name not in ("torch_dtype", "variant")]:
+    others = [name for name in arguments if name not in given and name not in _HOLDING]
+    if unknown := [name for name in others if name not in _LOADING or not loading]:
+        further = (*_LOADING, *_HOLDING) if loading else _HOLDING
         raise InputError(
             f"{', '.join(unknown)} was given; {model} is a modular pipeline with the components "
-            f"{', '.join(pipe.components)}. Give one of these, torch_dtype or variant."
+            f"{', '.join(pipe.components)}. Give one of these, or {' or '.join(further)}"
+            f"{'' if loading else '; load_components takes the rest'}."
         )
-    pipe.update_components(**given)
     pipe = accelerated(pipe)
+    pipe.update_components(**given)
+    if loading:
+        _load(pipe, model, given, {**{name: arguments[name] for name in others}, **where})
+    return pipe
+
+
+def _load(pipe: Any, model: _Model, given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Load the components that were not given.
+
+    Raises:
+        CheckpointError: one cannot be loaded.
+    """
     wanted = [name for name in pipe.pretrained_component_names if name in pipe.null_component_names]
     pipe.load_components(
         [name for name in wanted if name not in given],
         use_safetensors={name: True for name in wanted if _has_weights(pipe, name)},
-        **loading,
-        **where,
+        **settings,
     )
     missing = [name for name in pipe.null_component_names if name in wanted and name not in given]
     if missing := [name for name in missing if _source(pipe, name) is not None]:
@@ -107,7 +126,6 @@ def open_modular(
             f"{', '.join(str(_source(pipe, name)) for name in missing)}, and said why above. Give "
             f"{missing[0]}=, or None to leave it out."
         )
-    return pipe
 
 
 def _has_weights(pipe: Any, name: str) -> bool:

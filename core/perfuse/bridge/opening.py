@@ -9,6 +9,7 @@ from typing import Any
 from perfuse.bridge.accelerate import (
     RECORD,
     accelerate,
+    check_filled,
     diffusers_pipeline,
     loaded,
 )
@@ -55,6 +56,7 @@ def open_bridged(
     options: Mapping[str, str] | None = None,
     transforms: Sequence[str] = (),
     scheduler_from: object = None,
+    loading: bool = True,
     **arguments: Any,
 ) -> Any:
     """Open a pipeline by Diffusers, and run its modules on a backend.
@@ -74,6 +76,8 @@ def open_bridged(
         options: As for ``accelerate``.
         transforms: As for ``accelerate``.
         scheduler_from: Refused: only native pipelines have it.
+        loading: Whether a modular pipeline's components are loaded at once. Without it any checkpoint is
+            opened as a modular pipeline.
         **arguments: Diffusers' own, and components: ``torch_dtype=``, ``vae=``, ``safety_checker=None`` …
 
     Returns:
@@ -114,9 +118,11 @@ def open_bridged(
         options=options,
         transforms=transforms,
     )
-    if modular_index_of(path if path.exists() else model, revision, offline, hub) is not None:
+    place = path if path.exists() else model
+    if not loading or modular_index_of(place, revision, offline, hub) is not None:
         return open_modular(
             model,
+            loading=loading,
             accelerated=finish,
             revision=revision,
             offline=offline,
@@ -143,9 +149,8 @@ def open_bridged(
         named = index.get("_class_name")
         kind = base if isinstance(named, list) else class_by_name(str(named))
         opening = kind.from_pretrained
-    place = path if path.exists() else model
     pipe = _opened(partial(opening, place, **asked), str(model), index)
-    _check_filled(pipe, str(model))
+    check_filled(pipe, str(model))
     return finish(pipe)
 
 
@@ -203,20 +208,6 @@ def index_of(
     if not path.exists() and is_hub_id(model):
         path = file_from_hub(str(model), INDEX, revision, offline, hub)[0].parent
     return read_index(path, str(model))
-
-
-def _check_filled(pipe: Any, model: str) -> None:
-    """Diffusers leaves weights that a file lacks without content, with a warning."""
-    from torch import nn
-
-    for name, part in pipe.components.items():
-        tensors = part.state_dict() if isinstance(part, nn.Module) else {}
-        if empty := [one for one, tensor in tensors.items() if tensor.is_meta]:
-            raise CheckpointError(
-                f"{model} was opened by Diffusers; {len(empty)} weights of its {name} are in no file, "
-                f"{empty[0]} for one. Its config is of another model, or the checkpoint is "
-                "incomplete: download or save it again."
-            )
 
 
 def _opened(opening: Callable[[], Any], model: str, index: Mapping[str, Any]) -> Any:

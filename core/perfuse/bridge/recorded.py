@@ -1,12 +1,13 @@
 """A recorded call as a component: a flat module that takes tensors and returns tensors."""
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from perfuse.bridge.calls import Answer, Call
 from perfuse.bridge.state import weight_norms
@@ -18,6 +19,8 @@ __all__ = ["Axes", "component_of", "precision_of"]
 
 #: Axes that take any size, by the number of a tensor and of its axis, with the size to capture.
 Axes = dict[tuple[int, int], int]
+#: What torch calls where a tensor's ``data`` is read.
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 
 
 class RecordedCall(nn.Module):
@@ -37,10 +40,25 @@ class RecordedCall(nn.Module):
         ]
         args, kwargs = call.arguments(fitted)
         function: Callable[..., Any] = getattr(type(self.module), self._entry)
-        answer = Answer.of(function(self.module, *args, **kwargs))
+        with _PlainData():
+            answer = Answer.of(function(self.module, *args, **kwargs))
         return tuple(
             tensor if tensor.is_floating_point() else tensor.long() for tensor in answer.tensors
         )
+
+
+class _PlainData(TorchFunctionMode):
+    """Reads ``tensor.data`` as ``tensor.detach()``, the same memory: capture loses track of the former.
+
+    CogVideoX writes its positions through it.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if func == _DATA:
+            return args[0].detach()
+        return func(*args, **(kwargs or {}))
 
 
 class _Kept:

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -91,6 +91,13 @@ class _Graph:
     neutral: Neutral | None = None
     #: What rewrote it.
     transforms: tuple[Chosen, ...] = ()
+    #: Whether it is for a size at which one for several sizes failed.
+    alone: bool = False
+
+    @property
+    def several(self) -> bool:
+        """Whether it is of the module's own code, and for more than one size."""
+        return self.neutral is None and bool(self.component.signature.dims)
 
     @property
     def tolerance(self) -> float:
@@ -175,7 +182,7 @@ class StandIn:
             call = self._call(args, kwargs)
             graph = self._graph(call)
             began = time.perf_counter()
-            tensors = self._run(graph, call)
+            graph, tensors = self._run(graph, call)
         except PerfuseError as exc:
             if self._settings.strict:
                 raise UnsupportedError(
@@ -187,12 +194,20 @@ class StandIn:
         self.tally.seconds += time.perf_counter() - began
         return graph.answer.filled(tensors)
 
-    def _run(self, graph: _Graph, call: Call) -> list[Tensor]:
+    def _run(self, graph: _Graph, call: Call) -> tuple[_Graph, list[Tensor]]:
+        """Run a graph; where an engine fails at one of several sizes, one for this size alone.
+
+        Raises:
+            PerfuseError: it could not run, or what it returned is no number.
+        """
         try:
-            tensors = _run(graph, call)
-            if not all(bool(one.isfinite().all()) for one in tensors):
-                raise ExecutionError("it returned NaN or infinity")
-            return tensors
+            try:
+                return graph, _finite(graph, call)
+            except PerfuseError:
+                if not graph.several:
+                    raise
+                graph = self._made(call, alone=True)
+                return graph, _finite(graph, call)
         except PerfuseError as exc:
             self._refused[call.key, call.shapes] = str(exc)
             raise
@@ -239,7 +254,7 @@ class StandIn:
         refused = self._refused.get((call.key, call.shapes))
         if refused is not None:
             raise UnsupportedError(refused)
-        for graph in self._graphs.get(call.key, ()):
+        for graph in sorted(self._graphs.get(call.key, ()), key=lambda graph: not graph.alone):
             if graph.guards.fit(call.shapes):
                 return graph
         try:
@@ -290,7 +305,7 @@ class StandIn:
                 if found is None:
                     found = exported(graph.component, format, self._settings.store)
                 self._copy(found, store)
-            if graph.neutral is None and graph.component.signature.dims:
+            if graph.several:
                 self._copy(_guards_folder(graph.component, (), self._settings.store), store)
                 self._copy(self._settings.store.root / _AXES, store)
 
@@ -299,22 +314,29 @@ class StandIn:
         name = path.relative_to(own).parts[0]
         shutil.copytree(own / name, store.root / name, dirs_exist_ok=True)
 
-    def _made(self, call: Call) -> _Graph:
+    def _made(self, call: Call, *, alone: bool = False) -> _Graph:
         """A new graph, whose first answer is compared with PyTorch's.
 
         The first graph is for one size; a second size opens the axes that differ, and a graph that
         took fewer sizes is released.
+
+        Args:
+            call: The call to make it for.
+            alone: Whether it is for this size alone, of the module's own code.
         """
         try:
+            if alone:
+                raise UnsupportedError("a graph for one size was asked for")
             graph, difference = self._own(call)
         except PerfuseError:  # perfuse has none, or it does not fit: Diffusers' own network
             answer = self._answer(call)
             if not self._fingerprint:
                 self._fingerprint = fingerprint(self._module)
-            graph, difference = self._checked(self._recorded(call, answer), call, answer)
+            graph, difference = self._recorded(call, answer, alone)
         kept = self._graphs.setdefault(call.key, [])
         for one in list(kept):
-            if graph.guards.fit(_shapes(one)) or len(kept) >= _KEPT:
+            served = graph.guards.fit(_shapes(one)) and not one.alone
+            if served or len(kept) >= _KEPT:
                 kept.remove(one)
                 one.program.close()
         kept.append(graph)
@@ -341,7 +363,11 @@ class StandIn:
             PerfuseError: it could not run.
             ExecutionError: its answer is another one.
         """
-        difference = _difference(_run(graph, call), answer.tensors)
+        try:
+            difference = _difference(_run(graph, call), answer.tensors)
+        except PerfuseError:
+            graph.program.close()
+            raise
         if not difference <= graph.tolerance:
             graph.program.close()
             raise ExecutionError(
@@ -389,22 +415,25 @@ class StandIn:
         )
         return self._checked(graph, tried, answer)
 
-    def _recorded(self, call: Call, answer: Answer) -> _Graph:
-        """A graph of the module's own code.
+    def _recorded(self, call: Call, answer: Answer, alone: bool) -> tuple[_Graph, float]:
+        """A graph of the module's own code, and how far its first answer is from PyTorch's.
+
+        One for several sizes may be beyond capture or an engine where one for a size is not.
 
         Raises:
-            PerfuseError: it could not be captured or lowered.
+            PerfuseError: it could not be captured, lowered or run, or its answer is another one.
         """
         free = self._free(call)
-        try:
-            graph = self._captured(call, answer, free)
-        except PerfuseError:
-            if not free:
-                raise
-            return self._captured(call, answer, {})
-        if free:
-            self._note_axes(call, free)
-        return graph
+        if free and not alone:
+            try:
+                found = self._checked(self._captured(call, answer, free), call, answer)
+            except PerfuseError:
+                pass
+            else:
+                self._note_axes(call, free)
+                return found
+        graph = replace(self._captured(call, answer, {}), alone=bool(free))
+        return self._checked(graph, call, answer)
 
     def _free(self, call: Call) -> Axes:
         """The axes of a call's tensors that had another size before, each with a size to capture it.
@@ -491,6 +520,18 @@ def _run(graph: _Graph, call: Call) -> list[Tensor]:
         torch.as_tensor(array).to(device, was.dtype)
         for array, was, device in zip(arrays, answer.tensors, answer.devices, strict=True)
     ]
+
+
+def _finite(graph: _Graph, call: Call) -> list[Tensor]:
+    """Run a graph.
+
+    Raises:
+        ExecutionError: it returned NaN or infinity.
+    """
+    tensors = _run(graph, call)
+    if not all(bool(one.isfinite().all()) for one in tensors):
+        raise ExecutionError("it returned NaN or infinity")
+    return tensors
 
 
 def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -10,12 +10,15 @@ import hashlib
 import operator
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 from torch.nn.utils.weight_norm import WeightNorm
 
 __all__ = ["Weights", "described", "fingerprint", "is_of_class", "obstacle", "weight_norms"]
@@ -34,14 +37,22 @@ _MOST = 200
 _WHENCE = frozenset(
     ("_name_or_path", "_diffusers_version", "_commit_hash", "name_or_path", "_is_hf_initialized")
     + ("_weight_conversions",)  # how transformers read the names in the file
-    + ("_use_default_values",)
+    + ("_use_default_values", "_class_name")  # the latter is in files alone
+    + (
+        "_hf_peft_config_loaded",
+    )  # what was loaded is described itself, and this stays when it is gone
     + _RECORDING[1:]
 )
 _UNSAID = _OWN | _WHENCE
 #: What transformers sets on a module that it reads from a file, and leaves out on one that it makes.
 _UNUSED = ("_use_kernels", False)
+#: What Diffusers' ``fuse_lora`` leaves on a model for itself; the weights are what it changed.
+_FUSING = ("lora_scale", "_safe_fusing")
 #: What is its own description.
 _PLAIN = frozenset((type(None), bool, int, float, str, bytes))
+#: What a class may have that is written to, and what is looked at among a module's variables.
+_OPEN = (list, dict, set, Tensor, np.ndarray)
+_WATCHED = (bool, int, float, str, types.FunctionType)
 #: Weights of up to so many bytes are read at every call.
 _SMALL = 1 << 24
 #: How tensors that are attributes are written, and lists of them: tables of positions for one.
@@ -50,8 +61,15 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _NONE = re.compile(r"\[None(,None)*\]")
 #: A prime, so that rows of no layer fall into the same columns.
 _COLUMNS = 509
-#: What all layers derive from, and nobody changes.
+#: What all layers derive from; the former is looked at once.
 _BASES = (nn.Module, object)
+#: torch's functions as they were found; libraries put others in their places.
+_FUNCTIONS = [
+    (space, name, function)
+    for space in (vars(torch), vars(torch.nn.functional))
+    for name, function in space.items()
+    if callable(function)
+]
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _DTYPES = (*_FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool)
 
@@ -64,13 +82,31 @@ def described(module: nn.Module, *, placed: bool = True) -> str:
         placed: Whether the weights' dtype and device are part of it, and tables that a module keeps
             beside its weights, which some make at their first call.
     """
-    said: list[
-        str
-    ] = []  # runs at every call: one join and one digest, and no work for plain values
-    for name, part in module.named_modules():
-        said.append(f"\n{name} {_class(type(part))}")
+    parts = list(module.named_modules())
+    token = _parts.set(_parts.get() | {id(part) for _, part in parts})
+    try:
+        return _described(parts, placed)
+    finally:
+        _parts.reset(token)
+
+
+#: The layers of the modules that are being described: where one refers to another, it is named alone.
+_parts: ContextVar[frozenset[int]] = ContextVar("parts", default=frozenset())
+
+
+def _described(parts: list[tuple[str, nn.Module]], placed: bool) -> str:
+    # Runs at every call: one join and one digest, each class once, and no work for plain values.
+    said = [_surroundings()]
+    classes: dict[type, str] = {}
+    for name, part in parts:
+        kind = type(part)
+        if kind not in classes:
+            classes[kind] = _class(kind)
+        said.append(f"\n{name} {classes[kind]}")
         for key, value in vars(part).items():
             if key in _UNSAID or (key, value) == _UNUSED:
+                continue
+            if key in _FUSING and hasattr(part, "fuse_lora"):
                 continue
             if type(value) in _PLAIN:
                 said.append(f" {key}={value!r}")
@@ -80,8 +116,8 @@ def described(module: nn.Module, *, placed: bool = True) -> str:
             hooks = _hooks(part)
             if hooks:
                 said.append(f" hooks={_value(hooks, _DEPTH)}")
-        for kind in (part._parameters, part._buffers):
-            for key, tensor in kind.items():
+        for tensors in (part._parameters, part._buffers):
+            for key, tensor in tensors.items():
                 if tensor is not None:
                     place = f"{tensor.dtype}{tensor.device}" if placed else ""
                     said.append(f" {key}:{tuple(tensor.shape)}{place}")
@@ -127,9 +163,55 @@ def is_of_class(part: nn.Module, key: str, value: Any) -> bool:
     return own and value.__func__ is getattr(type(part), key, None)
 
 
-#: By class, what its namespace held when it was last described, and that description. What it held is
-#: kept, so that nothing else can have its address.
-_namespaces: dict[type, tuple[list[Any], str]] = {}
+def _surroundings() -> str:
+    """What is not the module's and changes what it computes: torch's own functions, hooks on all modules."""
+    said = [_namespace(nn.Module)]
+    for space, name, function in _FUNCTIONS:
+        found = space.get(name)
+        if found is not function:
+            said.append(f"{name}={_value(found, 2)}")
+    hooks = _hooks_on_all()
+    return "".join(said) + (_value(hooks, 2) if hooks else "")
+
+
+def _hooks_on_all() -> list[Any]:
+    """What torch calls before and after every module there is."""
+    return [
+        *every_module._global_forward_hooks.values(),
+        *every_module._global_forward_pre_hooks.values(),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Namespace:
+    """What a class has by itself, as it was when it was last described."""
+
+    #: Its values, and of its functions code and defaults, which can be exchanged in place. What these
+    #: were is kept, so that nothing else can have their addresses.
+    held: list[Any]
+    functions: list[types.FunctionType]
+    #: What may be written to: lists, dicts, tensors.
+    open: list[Any]
+    #: Where its functions' code reads variables, by namespace and name.
+    variables: list[tuple[dict[str, Any], str]]
+    #: A digest of the rest.
+    text: str
+
+    @property
+    def changes(self) -> str:
+        """What may be another at each call, though nothing of the class was replaced."""
+        said = [_value(one, 2) for one in self.open]
+        said += [_variable(space.get(name)) for space, name in self.variables]
+        for function in self.functions:
+            if function.__closure__:
+                said += [
+                    _value(cell.cell_contents, 0) for cell in function.__closure__ if _filled(cell)
+                ]
+        return ",".join(said)
+
+
+#: By class.
+_namespaces: dict[type, _Namespace] = {}
 
 
 def _class(kind: type) -> str:
@@ -139,16 +221,69 @@ def _class(kind: type) -> str:
 
 
 def _namespace(kind: type) -> str:
-    held = list(vars(kind).values())
     known = _namespaces.get(kind)
-    if known is None or len(known[0]) != len(held) or any(map(operator.is_not, known[0], held)):
-        said = [
-            f"{name}:{_member(value)}"
+    if known is None or not _same_objects(_held(kind, known.functions), known.held):
+        members = {
+            name: value
             for name, value in vars(kind).items()
             if not name.startswith("__") or name == "__call__"
-        ]
-        known = _namespaces[kind] = held, hashlib.sha256(",".join(said).encode()).hexdigest()[:16]
-    return known[1]
+        }
+        functions = [one for value in members.values() for one in _functions_of(value)]
+        said = ",".join(f"{name}:{_member(value)}" for name, value in members.items())
+        said += _value([(one.__defaults__, one.__kwdefaults__) for one in functions], 4)
+        known = _namespaces[kind] = _Namespace(
+            held=_held(kind, functions),
+            functions=functions,
+            open=[one for one in members.values() if isinstance(one, _OPEN)],
+            variables=[pair for one in functions for pair in _variables(one)],
+            text=hashlib.sha256(said.encode()).hexdigest()[:16],
+        )
+    changes = known.changes
+    return f"{known.text}{changes}"
+
+
+def _held(kind: type, functions: Sequence[types.FunctionType]) -> list[Any]:
+    inner = [(one.__code__, one.__defaults__, one.__kwdefaults__) for one in functions]
+    return [*vars(kind).values(), *(part for parts in inner for part in parts)]
+
+
+def _same_objects(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    return len(some) == len(others) and all(map(operator.is_, some, others))
+
+
+def _functions_of(value: Any) -> list[types.FunctionType]:
+    """The functions behind a member of a class: those in decorators, and that decorated, too."""
+    if isinstance(value, property):
+        return [one for part in (value.fget, value.fset) for one in _functions_of(part)]
+    found = []
+    while value is not None:
+        if isinstance(value, types.FunctionType):
+            found.append(value)
+        value = getattr(value, "__wrapped__", None) or getattr(value, "__func__", None)
+    return found
+
+
+def _variables(function: types.FunctionType) -> list[tuple[dict[str, Any], str]]:
+    """The variables of its module that a function's code reads, where they hold what is looked at."""
+    space = function.__globals__
+    return [
+        (space, name)
+        for name in _names(function.__code__)
+        if name in space and not name.startswith("__") and isinstance(space[name], _WATCHED)
+    ]
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(code: types.CodeType) -> tuple[str, ...]:
+    inner = [one for one in code.co_consts if isinstance(one, types.CodeType)]
+    return (*code.co_names, *(name for one in inner for name in _names(one)))
+
+
+def _variable(value: Any) -> str:
+    """A variable of a module: what is plain, and the code of functions."""
+    if type(value) in _PLAIN:
+        return repr(value)
+    return _code(value) if isinstance(value, types.FunctionType) else type(value).__qualname__
 
 
 def _member(value: Any) -> str:
@@ -194,17 +329,17 @@ def _value(value: Any, depth: int) -> str:
     if isinstance(value, Tensor):
         return f"tensor{value.dtype}{tuple(value.shape)}{value.device}{_content(value)}"
     if isinstance(value, nn.Module):
-        return f"module {_class(type(value))}"  # one that is a layer is described as one
+        return _referred(value)
     if isinstance(value, type):
         return f"{value.__module__}.{value.__qualname__}"
     if depth == 0:
         return type(value).__qualname__
     if isinstance(value, dict):
-        pairs = [pair for pair in value.items() if pair[0] not in _WHENCE][:_MOST]
+        pairs = _limited([pair for pair in value.items() if pair[0] not in _WHENCE])
         return "{" + ",".join(f"{k!r}:{_value(v, depth - 1)}" for k, v in pairs) + "}"
     if isinstance(value, list | tuple | set | frozenset):
         items = sorted(value, key=repr) if isinstance(value, set | frozenset) else value
-        return "[" + ",".join(_value(v, depth - 1) for v in list(items)[:_MOST]) + "]"
+        return "[" + ",".join(_value(v, depth - 1) for v in _limited(list(items))) + "]"
     if isinstance(value, types.FunctionType | types.MethodType | functools.partial):
         return _function(value, depth)
     if isinstance(value, np.ndarray):
@@ -213,6 +348,28 @@ def _value(value: Any, depth: int) -> str:
     if hasattr(value, "__dict__") or slots:
         return f"{_class(kind)}{_value({**getattr(value, '__dict__', {}), **slots}, depth - 1)}"
     return f"{kind.__module__}.{kind.__qualname__}:{_written(value)}"
+
+
+def _limited(items: list[Any]) -> list[Any]:
+    """All of what is plain, and the first ones of what may be anything."""
+    plain = all(type(one) in _PLAIN for one in items[_MOST:])
+    return items if plain else items[:_MOST]
+
+
+def _referred(module: nn.Module) -> str:
+    """A module that an attribute holds: a layer is described as one; one in a list is no layer."""
+    if id(module) in _parts.get():
+        return f"module {type(module).__qualname__}"
+    weights = "".join(
+        _content(one) if one.nbytes <= _SMALL else _sample(one) for one in _tensors(module)
+    )
+    return f"module {described(module)}{weights}"
+
+
+def _sample(tensor: Tensor) -> str:
+    return hashlib.sha256(
+        _few(tensor).cpu().contiguous().view(torch.uint8).numpy().data
+    ).hexdigest()[:16]
 
 
 def _slots(value: Any) -> dict[str, Any]:
@@ -346,6 +503,10 @@ def obstacle(module: nn.Module) -> str | None:
     """Why a module's calls have to stay on torch; ``None`` if they need not."""
     if getattr(module, "_compiled_call_impl", None) is not None:
         return "it was compiled with torch.compile"
+    if _hooks_on_all():
+        return (
+            "a hook on every module is registered, which a graph would call for none of its layers"
+        )
     for name, part in module.named_modules():
         where = f"its layer {name}" if name else "it"
         own = vars(part)

@@ -229,6 +229,11 @@ class Model(Adapted, nn.Module):
         weights = self.parameters()
         return sum(one.numel() for one in weights if one.requires_grad or not only_trainable)
 
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """How many bytes the weights take, and the buffers unless these are left out."""
+        held = (*self.parameters(), *(self.buffers() if return_buffers else ()))
+        return sum(one.nbytes for one in held)
+
     def set_attn_processor(self, processor: Any) -> None:
         """Change nothing for a processor that computes plain attention, as every backend does.
 

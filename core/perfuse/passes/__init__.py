@@ -11,6 +11,7 @@ from perfuse.passes.attention import ungrouped
 from perfuse.passes.booleans import logical
 from perfuse.passes.complex_numbers import real
 from perfuse.passes.constants import computed
+from perfuse.passes.copies import spread
 from perfuse.passes.diagonals import masked_diagonals
 from perfuse.passes.dropout import kept
 from perfuse.passes.inline import inlined
@@ -21,7 +22,18 @@ __all__ = ["neutral"]
 
 def neutral(program: ExportedProgram) -> ExportedProgram:
     """Rewrite a captured graph in place, and return it."""
-    for rewrite in (inlined, kept, squeezed, masked_diagonals, logical, ungrouped, real, computed):
+    rewrites = (
+        inlined,
+        kept,
+        squeezed,
+        masked_diagonals,
+        spread,
+        logical,
+        ungrouped,
+        real,
+        computed,
+    )
+    for rewrite in rewrites:
         if rewrite(program):
             program.graph.eliminate_dead_code()
             program.graph.lint()
