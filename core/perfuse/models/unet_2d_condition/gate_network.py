@@ -43,7 +43,6 @@ class GatedBlock(nn.Module):
         self, hidden: Tensor, context: Gate, bias: Tensor | None, size: torch.Size
     ) -> Tensor:
         hidden = self.attn1(self.norm1(hidden)) + hidden
-        passed: Tensor
         kept = context.kept[self.index]
         if context.shut:
             passed = kept.flatten(2).transpose(1, 2)
@@ -52,7 +51,8 @@ class GatedBlock(nn.Module):
             kept = resized(kept, computed.unflatten(1, size).permute(0, 3, 1, 2))
             closed = context.closed[:, None, None] > 0.5
             passed = torch.where(closed, kept.flatten(2).transpose(1, 2), computed)
-        context.given[self.index] = passed.unflatten(1, size).permute(0, 3, 1, 2)
+        picture = passed.reshape(passed.shape[0], *size, passed.shape[-1]).permute(0, 3, 1, 2)
+        context.given[self.index] = picture
         hidden = passed + hidden
         output: Tensor = self.ff(self.norm3(hidden)) + hidden
         return output
