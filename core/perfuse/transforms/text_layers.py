@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from perfuse.contract.hooks import TransformManifest
 from perfuse.contract.spec import Role
 from perfuse.contract.transform import Plan, Transform
-from perfuse.models.language_model.description import reading, settings_of
 
 __all__ = ["TRANSFORMS", "TextLayers"]
 
@@ -37,6 +36,9 @@ class TextLayers(Transform):
     approximate = True
 
     def apply(self, plan: Plan, options: object) -> Plan:
+        # Listing transforms loads no numpy.
+        from perfuse.models.language_model.description import reading, settings_of
+
         assert isinstance(options, Options)
         denoiser, layers = plan.spec.denoiser, options.layers
         readers = [one for one in plan.components.values() if one.spec.role == Role.TEXT_ENCODER]
