@@ -94,6 +94,85 @@ def test_quality_is_that_of_the_judge() -> None:
     assert _quality(b, a) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.fixture
+def clip(checkpoint: Make, tmp_path: Path) -> Path:
+    """A small random CLIP model with its processor."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(checkpoint("words") / "tokenizer")
+    layers = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4}
+    text = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 20,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = transformers.CLIPConfig(
+        text_config={**layers, **text, "num_hidden_layers": 2},
+        vision_config={**layers, "image_size": 32, "patch_size": 8, "num_hidden_layers": 2},
+        projection_dim=16,
+    )
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    transformers.CLIPModel(config).save_pretrained(tmp_path / "clip")
+    images = transformers.CLIPImageProcessor(**sizes)
+    transformers.CLIPProcessor(images, tokenizer).save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+def test_clip_score_is_that_of_transformers(clip: Path) -> None:
+    import torch
+    import transformers
+    from PIL import Image
+
+    from perfuse.run.clip_score import ClipScore
+
+    rng = np.random.default_rng(0)
+    score, found = ClipScore(str(clip)), []
+    model = transformers.CLIPModel.from_pretrained(clip)
+    processor = transformers.CLIPProcessor.from_pretrained(clip)
+    for prompt in ("a red square", "a blue circle " * 20):
+        pixels = rng.integers(256, size=(48, 64, 3), dtype=np.uint8)
+        picture = Image.fromarray(pixels)
+        given = {"text": [prompt], "images": picture, "return_tensors": "pt"}
+        with torch.no_grad():
+            out = model(**processor(**given, truncation=True, max_length=20))
+        cosine = (out.logits_per_image / model.logit_scale.exp()).item()
+        found.append(cosine)
+        assert score(pixels.astype(np.float32) / 255, prompt) == pytest.approx(
+            100 * max(cosine, 0), abs=1e-3
+        )
+    assert any(found)
+    assert found[0] != found[1]
+
+
+def test_clip_scores_each_way(checkpoint: Make, clip: Path) -> None:
+    given = ("--steps", 4, "--pictures", 2, "--prompt", "red", "--clip", clip, "--json")
+    done = bench(checkpoint("words"), *given, "--transform", "steps:compute=0+1")
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert all(0 <= row["clip"] <= 100 for row in rows)
+    assert len({row["clip"] for row in rows}) > 1
+
+
+def test_clip_scores_only_what_has_a_prompt(checkpoint: Make, clip: Path) -> None:
+    done = bench(checkpoint("ddpm"), "--steps", 2, "--pictures", 1, "--clip", clip)
+    assert done.exit_code == 2
+    assert "CLIP scores pictures that were drawn from a prompt" in done.stderr
+
+
+def test_what_is_no_clip_model(checkpoint: Make, clip: Path, tmp_path: Path) -> None:
+    for folder, message in (
+        (tmp_path / "nowhere", "cannot be read"),
+        (checkpoint("words") / "text_encoder", "model of type clip_text_model, not clip"),
+        (clip, "cannot be read"),
+    ):
+        (clip / "model.safetensors").write_bytes(b"\x08")
+        done = bench(checkpoint("words"), "--offline", "--clip", folder)
+        assert done.exit_code == 2, done.output
+        assert message in done.stderr
+
+
 def test_the_interval_of_a_share() -> None:
     assert wilson(98, 100) == pytest.approx((0.9300, 0.9945), abs=1e-4)
     assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)

@@ -45,6 +45,7 @@ _KEPT = 192
 )
 @click.option("--pictures", type=click.IntRange(min=1), help="How many; 4 by default.")
 @click.option("--memory", is_flag=True, help="The memory of each way, in a process of its own.")
+@option("--clip", help="A CLIP model, a folder or a name on the Hub, that scores the pictures.")
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="A PNG or SVG of time against quality."
 )
@@ -61,6 +62,7 @@ def bench(
     captions: int | None,
     pictures: int | None,
     memory: bool,
+    clip: str | None,
     plot: Path | None,
     quiet: bool,
     as_json: bool,
@@ -71,6 +73,7 @@ def bench(
     """Measure transforms against the plain pipeline, and against fewer steps in the same time."""
     from perfuse.report.bench import check_plot, print_rows, save_plot
     from perfuse.run.bench import check_installed, compare
+    from perfuse.run.clip_score import ClipScore
     from perfuse.sources.opening import open_model
 
     if controlnet or adapter:
@@ -95,6 +98,7 @@ def bench(
             drawing,
             steps=steps,
             memory=memory,
+            clip=None if clip is None else ClipScore(clip, offline=bool(model["offline"])),
         )
     if plot is not None:
         save_plot(rows, plot)

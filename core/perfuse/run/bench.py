@@ -24,6 +24,7 @@ from perfuse.errors import InputError
 from perfuse.memory import peak_memory
 from perfuse.plugins import missing_modules
 from perfuse.progress import working
+from perfuse.run.clip_score import ClipScore
 from perfuse.run.pipeline import DiffusionPipeline
 from perfuse.run.tools import PipelineTools
 from perfuse.shapes.checker import check
@@ -79,6 +80,8 @@ class Row:
     psnr: float
     ssim: float
     flip: float
+    #: The mean CLIP score of the pictures with their prompts; ``None`` if it was not asked for.
+    clip: float | None
     #: How many pictures show what they should, and the ends of the share's 95 % interval.
     right: int | None
     interval: tuple[float, float] | None
@@ -102,6 +105,7 @@ def compare(
     *,
     steps: int,
     memory: bool = False,
+    clip: ClipScore | None = None,
 ) -> list[Row]:
     """Measure the plain pipeline, ways to draw with transforms, and fewer steps.
 
@@ -111,14 +115,18 @@ def compare(
         drawing: What is drawn.
         steps: The plain pipeline's, and that of all ways with transforms.
         memory: Whether to measure memory, in a process for each way.
+        clip: What scores how well pictures show their prompts.
 
     Returns:
         A row for the plain pipeline, then each way, then each rival.
 
     Raises:
-        InputError: a transform or an input cannot be used.
+        InputError: a transform or an input cannot be used; or CLIP was to score pictures that have no
+            prompts.
     """
     check_installed()
+    if clip is not None and not all(isinstance(one.get("prompt"), str) for one in drawing.inputs):
+        raise InputError("--clip was given; CLIP scores pictures that were drawn from a prompt.")
     plain = Way(transforms=(), steps=steps)
     asked = [plain, *(Way(transforms=tuple(one), steps=steps) for one in ways)]
     pipe = DiffusionPipeline.from_pretrained(**settings)
@@ -135,6 +143,8 @@ def compare(
         reference = runs[plain].last
         for run in runs.values():
             run.judge(reference)
+            if clip is not None:
+                run.scores.append(clip(run.last, inputs["prompt"]))
     peaks = {way: peak(settings, way, drawing.inputs[0]) if memory else None for way in runs}
     rows = [run.row(runs[plain], peaks[way]) for way, run in runs.items()]
     others = [row for row in rows if not row.transforms]
@@ -204,6 +214,7 @@ class Run:
         self.counts: Counter[str] = Counter()
         self.quality: list[tuple[float, float, float]] = []
         self.right: list[bool] = []
+        self.scores: list[float] = []
 
     def draw(self, inputs: Mapping[str, Any], seed: int, scenes: Sequence[Scene] | None) -> None:
         """Draw one picture."""
@@ -245,6 +256,7 @@ class Run:
             psnr=psnr,
             ssim=ssim,
             flip=flip,
+            clip=statistics.fmean(self.scores) if self.scores else None,
             right=right,
             interval=wilson(right, count) if right is not None else None,
         )
