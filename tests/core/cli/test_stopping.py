@@ -24,21 +24,25 @@ def compute():
     with atomic_folder(Path("made")) as folder, replacing("a.png"), scratch_folder() as scratch:
         (folder / "part").touch()
         (scratch / "part").touch()
-        print("begun", flush=True)
         {work}
 
 main(["compute"])
 """
 #: Minutes in one call, which leaves Python's lock to others, as engines do.
-NATIVE = 'hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)'
+NATIVE = """
+        print("begun", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+"""
 CLEANS_UP = """
         try:
+            print("begun", flush=True)
             time.sleep(60)
         finally:
             time.sleep(3)
             print("cleaned up")
 """
 FORKS = """
+        print("begun", flush=True)
         if not (child := os.fork()):
             try:
                 time.sleep(60)
