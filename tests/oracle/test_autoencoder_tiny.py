@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from perfuse import DiffusionPipeline
-from perfuse.errors import CheckpointError
+from perfuse.arrays.metadata import png_info, read
+from perfuse.errors import CheckpointError, PerfuseError
 from perfuse.models import AutoencoderTiny
 from perfuse_conformance.checkpoints import randomise
 
@@ -71,6 +72,43 @@ def test_in_a_pipeline(
     img2img.set_progress_bar_config(disable=True)
     wanted = img2img("a", generator=torch.Generator().manual_seed(0), **start).images
     assert np.abs(ours("a", seed=0, **start).images - wanted).max() <= 1e-4
+
+
+@pytest.mark.parametrize("backend", ["torch:cpu", "onnxruntime:cpu", "openvino:CPU"])
+def test_by_its_folder(
+    pair: tuple[AutoencoderTiny, Any],
+    checkpoint: Callable[[str], Path],
+    tmp_path: Path,
+    backend: str,
+) -> None:
+    _, its = pair
+    its.save_pretrained(tmp_path)
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(checkpoint("words"), vae=its)
+    theirs.set_progress_bar_config(disable=True)
+    ours = DiffusionPipeline.from_pretrained(checkpoint("words"), backend=backend, vae=tmp_path)
+    given = {"num_inference_steps": 2, "height": 16, "width": 24}
+    wanted = theirs("a", generator=torch.Generator().manual_seed(0), output_type="np", **given)
+    drawn = ours("a", seed=0, **given).images[0]
+    assert np.abs(np.asarray(drawn) - 255 * wanted.images[0]).max() <= 2
+    drawn.save(tmp_path / "a.png", pnginfo=png_info(drawn))
+    assert read(tmp_path / "a.png").replaced == ("vae",)
+
+
+def test_what_cannot_take_its_place(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    model, export = checkpoint("words"), tmp_path / "export"
+    AutoencoderTiny(**SMALL, latent_channels=16).save_pretrained(tmp_path / "wide")
+    DiffusionPipeline.from_pretrained(model).export(export, to="onnx")
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(b"\x08")
+    for given, folder, message in (
+        (model, tmp_path / "gone", "there is no .*config.json"),
+        (model, tmp_path / "wide", "16 channels; those of .* have 4"),
+        (model, model / "unet", "a UNet2DConditionModel; .* has a AutoencoderKL there"),
+        (model, damaged, "damaged"),
+        (export, model / "vae", "exported already"),
+    ):
+        with pytest.raises(PerfuseError, match=message):
+            DiffusionPipeline.from_pretrained(given, vae=str(folder))
 
 
 def test_it_draws_previews(

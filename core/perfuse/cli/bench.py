@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from perfuse.cli.common import JSON, QUIET, Number, model_of, model_options, option, read_options
+from perfuse.cli.common import (
+    JSON,
+    QUIET,
+    Number,
+    added_to,
+    check_own_parts,
+    model_of,
+    model_options,
+    option,
+    read_options,
+)
 from perfuse.cli.settings import Configured
 from perfuse.cli.usual import usual_prompts
 from perfuse.cli.watch import watching
@@ -66,8 +76,6 @@ def bench(
     plot: Path | None,
     quiet: bool,
     as_json: bool,
-    controlnet: tuple[str, ...],
-    adapter: tuple[str, ...],
     **model: Any,
 ) -> None:
     """Measure transforms against the plain pipeline, and against fewer steps in the same time."""
@@ -76,8 +84,7 @@ def bench(
     from perfuse.run.clip_score import ClipScore
     from perfuse.sources.opening import open_model
 
-    if controlnet or adapter:
-        raise InputError("--controlnet and --adapter were given; bench draws without.")
+    check_own_parts(model, "bench", but="vae")
     check_installed()
     if plot is not None:
         check_plot(plot)
@@ -90,6 +97,7 @@ def bench(
             "precision": precision,
             "options": read_options(options),
             "offline": model["offline"],
+            **added_to(model),
         }
         drawing = _drawing(source, prompts, captions, pictures, guidance)
         rows = compare(

@@ -34,6 +34,7 @@ _NATIVE = {
     "origin": "--from",
     "controlnet": "--controlnet",
     "adapter": "--adapter",
+    "vae": "--vae",
     "scheduler_from": "--scheduler-from",
     "config": "--config",
     "tokenizer_from": "--tokenizer-from",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from perfuse.cli.common import FILE, JSON, QUIET, Number, model_of, model_options
+from perfuse.cli.common import FILE, JSON, QUIET, Number, check_own_parts, model_of, model_options
 from perfuse.cli.settings import Configured
 from perfuse.cli.usual import usual_prompts
 from perfuse.cli.watch import watching
@@ -54,8 +54,6 @@ def calibrate(
     limit: float,
     quiet: bool,
     as_json: bool,
-    controlnet: tuple[str, ...],
-    adapter: tuple[str, ...],
     **model: Any,
 ) -> None:
     """Draw a few pictures on the reference, and measure what fewer bits cost each layer.
@@ -69,8 +67,7 @@ def calibrate(
     from perfuse.sources.calibrations import write_calibrations
     from perfuse.sources.opening import open_model
 
-    if controlnet or adapter:
-        raise InputError("--controlnet and --adapter were given; calibrate draws without.")
+    check_own_parts(model, "calibrate")
     schemes = schemes_of(asked)
     _check_free(output)
     with watching(show=not quiet) as watch:

@@ -26,6 +26,7 @@ __all__ = [
     "TRANSFORM",
     "Number",
     "added_to",
+    "check_own_parts",
     "load_ip_adapters",
     "load_loras",
     "model_of",
@@ -155,11 +156,12 @@ _MODEL = (
         multiple=True,
         help="A T2I-Adapter to draw with: its folder or Hub id; several times for several.",
     ),
+    option("--vae", help="Another autoencoder, such as TAESD: its folder, file or Hub id."),
 )
 
 
-#: Components that these options add to the model.
-_ADDED = ("controlnet", "adapter")
+#: Components that these options add to the model, or put in place of its own.
+_ADDED = ("controlnet", "adapter", "vae")
 _MODEL_NAMES = (
     "model",
     "revision",
@@ -204,8 +206,24 @@ def parts_of(no_safety_checker: bool) -> dict[str, Any]:
 
 
 def added_to(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A command's option values that add components to the model."""
-    return {name: list(given[name]) for name in _ADDED if given[name]}
+    """A command's option values that add components to the model, or take the place of its own."""
+    chosen = {name: given[name] for name in _ADDED if given[name]}
+    return {n: value if isinstance(value, str) else list(value) for n, value in chosen.items()}
+
+
+def check_own_parts(given: Mapping[str, Any], command: str, *, but: str | None = None) -> None:
+    """Raise ``InputError`` for options that add components to the model, or take the place of its own.
+
+    Args:
+        given: The command's option values.
+        command: What takes the model as it is.
+        but: One of these options that the command has a use for.
+    """
+    for name in added_to(given):
+        if name != but:
+            raise InputError(
+                f"--{name} was given; {command} takes the model as it is. Leave it out."
+            )
 
 
 def load_loras(pipe: "DiffusionPipeline", texts: Sequence[str]) -> dict[str, float]:

@@ -229,9 +229,9 @@ def _read(origin: Path, flags: frozenset[str]) -> "Metadata":
         named.append(f"LoRAs {', '.join(str(one['file']) for one in again.loras)}")
     if named:
         say(f"perfuse: {origin} names {'; '.join(named)}.", err=True)
-    if again.replaced:
+    if other := [one for one in again.replaced if one not in flags]:
         warnings.warn(
-            f"{safe(origin)} was drawn with another {safe(', '.join(again.replaced))} than its model "
+            f"{safe(origin)} was drawn with another {safe(', '.join(other))} than its model "
             "has, which the picture does not hold: expect another picture.",
             stacklevel=2,
         )

@@ -9,6 +9,7 @@ from perfuse.cli.common import (
     JSON,
     NO_CHECKER,
     QUIET,
+    added_to,
     model_of,
     model_options,
     option,
@@ -108,6 +109,7 @@ def graphs_add(
             with_or_without_weights(open_model(**model_of(model))),
             precision=precision,
             offline=model["offline"],
+            **added_to(model),
             **parts_of(no_safety_checker),
         )
         watch.lap("open")

@@ -97,9 +97,9 @@ def inspect(
             print_bridged(found)
         return
     if added := added_to(model):
-        from perfuse.run.adding import extended
+        from perfuse.run.adding import with_added
 
-        source = extended(source, added)
+        source, _ = with_added(source, added, variant=model["variant"], offline=model["offline"])
     if verify:
         source.verify()
     if target is not None:

@@ -11,6 +11,7 @@ from perfuse.cli.common import (
     JSON,
     LORA,
     QUIET,
+    check_own_parts,
     load_loras,
     model_of,
     model_options,
@@ -64,6 +65,7 @@ def merge(
     from perfuse.run.pipeline import DiffusionPipeline
     from perfuse.sources.opening import open_model
 
+    check_own_parts(model, "merge")
     if minus is not None and not fine_tunes:
         raise InputError(f"--minus {minus} was given without --with MODEL:WEIGHT.")
     if not loras and not fine_tunes:

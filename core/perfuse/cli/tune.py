@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from perfuse.cli.common import FILE, JSON, QUIET, Number, model_of, model_options
+from perfuse.cli.common import FILE, JSON, QUIET, Number, check_own_parts, model_of, model_options
 from perfuse.cli.settings import SETTINGS, Configured
 from perfuse.cli.usual import usual_prompts
 from perfuse.cli.watch import watching
@@ -61,8 +61,6 @@ def tune(
     plot: Path | None,
     quiet: bool,
     as_json: bool,
-    controlnet: tuple[str, ...],
-    adapter: tuple[str, ...],
     **model: Any,
 ) -> None:
     """Look for the fastest way to draw on this machine that loses little, and write it down.
@@ -77,8 +75,7 @@ def tune(
     from perfuse.shapes import BUNDLED
     from perfuse.sources.opening import open_model
 
-    if controlnet or adapter:
-        raise InputError("--controlnet and --adapter were given; tune draws without.")
+    check_own_parts(model, "tune")
     seconds = _seconds(duration)
     _check_free(output)
     if plot is not None:

@@ -26,6 +26,8 @@ class Source(ABC):
     revision: str | None = None
     #: What a file was recognised as by its tensors; ``None`` where the source says it itself.
     layout: str | None = None
+    #: The pipeline's attributes whose models are others than the named source's own.
+    replaced: tuple[str, ...] = ()
 
     @abstractmethod
     def component(

@@ -1,4 +1,4 @@
-"""Further components that a user adds to a pipeline: ControlNets, T2I-Adapters."""
+"""Components that a user adds to a pipeline, such as ControlNets, or puts in place of its own."""
 
 import dataclasses
 import hashlib
@@ -13,7 +13,7 @@ from perfuse.contract.component import Component
 from perfuse.contract.source import Source
 from perfuse.contract.spec import ComponentSpec, PipelineSpec
 from perfuse.errors import CheckpointError, InputError
-from perfuse.models.registry import describe, fitted, is_known, latents_of
+from perfuse.models.registry import describe, fitted, is_known, latents_of, model_class
 from perfuse.plugins import host
 from perfuse.sources.files import user_path
 from perfuse.sources.model_index import CONFIG, read_json
@@ -25,6 +25,7 @@ __all__ = [
     "Several",
     "addable",
     "components_of",
+    "exchanged",
     "extended",
     "is_one_of",
     "models_in",
@@ -66,11 +67,94 @@ def with_added(
     variant: str | None = None,
     offline: bool | None = None,
 ) -> tuple[Source, dict[str, Any]]:
-    """The source with those of the components given that may be added, and the other ones."""
+    """The source with models of the user, and what is none of these.
+
+    Args:
+        source: Any source.
+        given: Components that may be added to the pipeline, as models, folders or Hub ids; folders,
+            files or Hub ids for components that it has; and others, which are passed on.
+        variant: Weight files to prefer in folders.
+        offline: Use only what the Hub's cache holds.
+
+    Raises:
+        CheckpointError: a folder or a file cannot be read, or a model was made for another denoiser.
+        InputError: a model does not fit, or the source is exported already.
+    """
     names = addable(source.spec)
-    parts = {name: one for name, one in given.items() if name in names and one is not None}
-    rest = {name: one for name, one in given.items() if name not in parts}
-    return extended(source, parts, variant=variant, offline=offline) if parts else source, rest
+    own = {one.part for one in source.spec.components.values() if one.entry_of is None}
+    own -= set(names)
+    named = {n: one for n, one in given.items() if n in own and isinstance(one, str | os.PathLike)}
+    parts = {
+        n: one for n, one in given.items() if n in names and n not in named and one is not None
+    }
+    if named:
+        source = exchanged(source, named, variant=variant, offline=offline)
+    if parts:
+        source = extended(source, parts, variant=variant, offline=offline)
+    return source, {n: one for n, one in given.items() if n not in named and n not in parts}
+
+
+def exchanged(
+    source: Source,
+    parts: Mapping[str, "str | os.PathLike[str]"],
+    *,
+    variant: str | None = None,
+    offline: bool | None = None,
+) -> Source:
+    """The source with other models in place of its own.
+
+    Args:
+        source: A checkpoint, or another source of torch modules.
+        parts: Pipeline attribute to the folder of one model or its Hub id, whose weights are read as
+            the source's own are; or to a file in an original layout, which is loaded.
+        variant: Weight files to prefer in folders.
+        offline: Use only what the Hub's cache holds.
+
+    Raises:
+        CheckpointError: a folder or a file cannot be read.
+        InputError: a model does not fit the others, or the source is exported already.
+    """
+    spec = source.spec
+    if source.format is not None:
+        raise InputError(
+            f"{', '.join(parts)} was given; {source.model} is exported already, with its own. Open "
+            "the checkpoint with it, and export that."
+        )
+    models: dict[str, Any] = dict(source.models) if isinstance(source, Extended) else {}
+    components = dict(spec.components)
+    for part, given in parts.items():
+        former = [one for one in components.values() if one.part == part and one.entry_of is None]
+        is_file = user_path(given).is_file()
+        model = _loaded(former[0], given) if is_file else _folder(given, variant, offline)
+        found = {one.name: one for one in _described(part, part, model)}
+        if not {one.role for one in former} <= {one.role for one in found.values()}:
+            (class_name, *_) = (one.class_name for one in found.values())
+            raise InputError(
+                f"{part}={str(given)!r} was given, a {class_name}; {source.model} has a "
+                f"{former[0].class_name} there. Give one of its kind."
+            )
+        components = {name: one for name, one in components.items() if one not in former} | found
+        models |= dict.fromkeys(found, model)
+    components = fitted(components)
+    latents = latents_of(components)
+    if latents.channels != spec.latents.channels:
+        raise InputError(
+            f"{', '.join(parts)} was given for latents of {latents.channels} channels; those of "
+            f"{source.model} have {spec.latents.channels}. Give one that was made for it."
+        )
+    spec = dataclasses.replace(spec, components=components, latents=latents)
+    return _beside(source, spec, models, variant, exchanged=tuple(parts))
+
+
+def _loaded(former: ComponentSpec, file: "str | os.PathLike[str]") -> Any:
+    """A model of a file in its original layout, of the class of the one that it takes the place of."""
+    kind = model_class(former.class_name)
+    if kind is None or not hasattr(kind, "from_single_file"):
+        raise InputError(
+            f"{former.part}={str(file)!r} was given; a {former.class_name} is read from a folder. "
+            "Give that."
+        )
+    return kind.from_single_file(file)
 
 
 def extended(
@@ -115,6 +199,18 @@ def extended(
             components=components,
             latents=latents_of(components),
         )
+    return _beside(source, spec, models, variant)
+
+
+def _beside(
+    source: Source,
+    spec: PipelineSpec,
+    models: Mapping[str, Any],
+    variant: str | None,
+    *,
+    exchanged: tuple[str, ...] = (),
+) -> "Extended":
+    """A source with models beside its own."""
     inner = source.inner if isinstance(source, Extended) else source
     return Extended(
         inner=inner,
@@ -123,6 +219,7 @@ def extended(
         spec=spec,
         models=models,
         variant=variant,
+        replaced=(*source.replaced, *exchanged),
     )
 
 
@@ -262,7 +359,7 @@ def _component(
 
 @dataclass(frozen=True, kw_only=True)
 class Extended(Source):
-    """A source with further components, which are the user's models or come from folders."""
+    """A source with other components, which are the user's models or come from folders."""
 
     inner: Source
     model: str
@@ -272,6 +369,7 @@ class Extended(Source):
     models: Mapping[str, Any]
     #: The variant of weights to prefer.
     variant: str | None
+    replaced: tuple[str, ...] = ()
 
     def component(
         self, name: str, *, precision: str | None = None, static: Mapping[str, int] | None = None

@@ -193,7 +193,7 @@ class Parts:
     @property
     def replaced(self) -> tuple[str, ...]:
         """The attributes whose models the user replaced, or has read and may have changed."""
-        return tuple(self._models)
+        return tuple(dict.fromkeys((*self._source.replaced, *self._models)))
 
     @property
     def store(self) -> ArtifactStore:

@@ -193,8 +193,8 @@ class DiffusionPipeline(ImagePrompts, LoraMethods, Steering):
                 pipelines, which need ``trust_remote_code=True`` and ``custom_revision``.
             custom_revision: The commit of that repository, in full.
             trust_remote_code: Whether code from a repository may run.
-            **components: Replacements, e.g. ``unet=my_unet`` or ``scheduler=my_scheduler``;
-                ``None`` for a pipeline without that component. And Diffusers' own arguments:
+            **components: Replacements, e.g. ``unet=my_unet`` or ``scheduler=my_scheduler``; a
+                model's folder or Hub id, or its file: ``vae="madebyollin/taesd"``. ``None`` for a pipeline without that component. And Diffusers' own arguments:
                 ``torch_dtype``, ``use_safetensors``, ``local_files_only``, ``cache_dir``,
                 ``token``, ``device_map`` …
 
@@ -259,11 +259,12 @@ class DiffusionPipeline(ImagePrompts, LoraMethods, Steering):
             NotNativeError: it has none.
         """
         asked = read_arguments(components)
+        offline = asked.offline if offline is None else offline
         source = open_model(
             model,
             revision=revision,
             variant=variant,
-            offline=asked.offline if offline is None else offline,
+            offline=offline,
             scheduler_from=scheduler_from,
             hub=asked.hub,
             unknown_as=cls.__name__,

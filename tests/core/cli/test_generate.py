@@ -282,19 +282,28 @@ def test_every_so_many_steps(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) 
     assert seen == [3, 6, 9, 12]
 
 
-def test_a_preview_by_a_small_autoencoder(checkpoint: Make) -> None:
-    import perfuse.models
+def test_pictures_and_previews_by_a_small_autoencoder(checkpoint: Make) -> None:
+    from perfuse.models import AutoencoderTiny
     from perfuse_conformance.checkpoints import randomise
 
     stages = {"encoder_block_out_channels": [8] * 3, "decoder_block_out_channels": [8] * 3}
     stages |= {"num_encoder_blocks": [1, 1, 1], "num_decoder_blocks": [1, 1, 1]}
-    randomise(perfuse.models.AutoencoderTiny(**stages)).save_pretrained("taesd")
+    randomise(AutoencoderTiny(**stages)).save_pretrained("taesd")
     ok(draw(checkpoint, "--seed", 3, "--output", "a.png"))
+    ok(draw(checkpoint, "--seed", 3, "--output", "rough.png", "--vae", "taesd"))
+    assert pixels("rough.png").shape == (32, 32, 3)
+    again = ok(
+        perfuse("generate", "--from", "rough.png", "--output", "again.png", "--vae", "taesd")
+    )
+    assert (pixels("again.png") == pixels("rough.png")).all()
+    assert "another vae" not in again.stderr
+    other = ok(perfuse("generate", "--from", "rough.png", "--output", "other.png"))
+    assert "drawn with another vae" in other.stderr
     ok(draw(checkpoint, "--seed", 3, "--output", "b.png", "--preview-vae", "taesd"))
     assert (pixels("a.png") == pixels("b.png")).all()
     assert Image.open("b.preview.png").size == (32, 32)  # twice as many pixels a latent
     refused(draw(checkpoint, "--preview-vae", "gone"), "there is no gone/config.json", 1)
-    wide = perfuse.models.AutoencoderTiny(**stages, latent_channels=16)
+    wide = AutoencoderTiny(**stages, latent_channels=16)
     wide.save_pretrained("wide")
     refused(draw(checkpoint, "--preview-vae", "wide"), "this model's latents have 4")
     refused(draw(checkpoint, "--preview-vae", checkpoint("sd1") / "unet"), "not decode latents")

@@ -172,6 +172,11 @@ def test_a_model_that_is_given_need_not_be_there(
     assert pipe.vae is model
     assert pipe.spec.latents.scaling_factor == 0.5
     assert pipe("a red circle", **{**CALL, "output_type": "np"}).images.shape == (1, 16, 16, 3)
+    named = DiffusionPipeline.from_pretrained(folder, vae=str(vae), backend="torch:cpu")
+    assert named.spec.latents.scaling_factor == 0.18215
+    assert named.replaced == ("vae",)
+    for name, weight in named.vae.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
