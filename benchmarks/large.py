@@ -30,6 +30,7 @@ _CHILD = """
 import json, sys, time
 import numpy as np
 from perfuse import DiffusionPipeline
+from perfuse.arrays import to_numpy
 from perfuse.memory import peak_memory
 
 model, backend, precision, side, prompt, file = sys.argv[1:]
@@ -38,7 +39,7 @@ pipe = DiffusionPipeline.from_pretrained(model, backend=backend, precision=preci
 pipe.keep_within("low")
 latents = pipe(prompt, num_inference_steps=1, height=int(side), width=int(side), seed=0,
                output_type="latent").images
-np.save(file, np.asarray(latents, dtype=np.float32))
+np.save(file, to_numpy(latents).astype(np.float32))
 found = {"seconds": time.perf_counter() - began[0], "processor": time.process_time() - began[1]}
 print(json.dumps({**found, "peak": peak_memory()}))
 """
