@@ -1,10 +1,13 @@
 """Compiles OpenVINO IR for a device. From an exported folder it needs no torch."""
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from perfuse.backend import (
     SCHEMES,
@@ -41,6 +44,8 @@ _CAPABILITIES = {"float32": "FP32", "float16": "FP16", "bfloat16": "BF16"}
 _VIRTUAL = ("AUTO", "HETERO", "MULTI")
 #: In the store, so that ``perfuse cache`` lists and clears it.
 _COMPILED = "openvino-compiled"
+#: A constant of whole numbers in a model's file: where it is in the file of weights, and its bytes.
+_WHOLE_NUMBERS = re.compile(rb'<data element_type="i64"[^>]* offset="(\d+)" size="(\d+)"')
 
 
 @lru_cache(maxsize=1)
@@ -275,7 +280,7 @@ def _compile(
     store: ArtifactStore,
 ) -> "ov.CompiledModel":
     properties = _properties(device, arithmetic, _threads(switches))
-    cacheable = switches.get("cache") != "false" and not _in_float64(path)
+    cacheable = switches.get("cache") != "false" and not _is_changed_by_caching(path)
     # Weights in integers would be kept there as it widened them.
     folder = store.shared(_COMPILED) if cacheable and not component.storage else None
     cached = dict(properties)
@@ -325,9 +330,26 @@ def _not_compiled(name: str, device: str, exc: RuntimeError) -> ExecutionError:
     )
 
 
-def _in_float64(path: Path) -> bool:
-    """Whether a model computes in float64: 2026.4 answers wrongly when it comes from the cache."""
-    return path.suffix == ".xml" and b'element_type="f64"' in path.read_bytes()
+def _is_changed_by_caching(path: Path) -> bool:
+    """Whether a model answers wrongly when it comes from the cache, in 2026.4: if it computes in float64,
+    or has a whole number that needs more than 32 bits, which other tools' files may.
+    """
+    if path.suffix != ".xml":
+        return False
+    text = path.read_bytes()
+    if b'element_type="f64"' in text:
+        return True
+    weights = path.with_suffix(".bin")
+    places = [(int(offset), int(size)) for offset, size in _WHOLE_NUMBERS.findall(text)]
+    if not places or not weights.exists():
+        return False
+    data = np.memmap(weights, np.uint8, "r")
+    limits = np.iinfo(np.int32)
+    return any(
+        bool(((numbers < limits.min) | (numbers > limits.max)).any())
+        for offset, size in places
+        for numbers in (data[offset : offset + size].view(np.int64),)
+    )
 
 
 def _forget(folder: Path) -> None:

@@ -420,6 +420,43 @@ def test_a_second_start_uses_what_the_first_compiled(files: Files, tmp_path: Pat
     assert prepare(files(), tmp_path, cache="false").report().details["from_cache"] is False
 
 
+class Shortened(Wave):
+    """Leaves out the first of its channels, to the end, however far that is."""
+
+    def forward(self, sample: Any, timestep: Any) -> Any:
+        return (torch.cat([sample, sample], dim=1)[:, 4:] + timestep[:, None, None, None],)
+
+
+def test_the_end_of_a_slice_comes_out_of_the_cache_as_it_was(tmp_path: Path) -> None:
+    """The largest number of 64 bits says "to the end", and OpenVINO's cache makes it -1."""
+    component = Component(spec=SPEC, build=Shortened)
+    path = OpenVinoExporter().export(component, tmp_path)
+    exported = replace(component, build=None, files={"openvino": path})
+    inputs = wave_inputs()
+    want = inputs["sample"] + inputs["timestep"][0]
+    for times in range(2):
+        program = prepare(exported, tmp_path)
+        assert program.report().details["from_cache"] is bool(times)
+        np.testing.assert_array_equal(program(**inputs)["out_sample"], want)
+
+
+def test_another_tool_s_slice_is_not_kept_in_the_cache(tmp_path: Path) -> None:
+    from openvino import opset13 as ops
+
+    sample, timestep = ops.parameter([-1, 4, -1, -1], name="a"), ops.parameter([-1], name="t")
+    end = [np.array([number]) for number in (4, 2**63 - 1, 1, 1)]
+    whole = ops.slice(ops.concat([sample, sample], 1), *end)
+    model = openvino.Model([whole], [sample, timestep], "foreign")
+    openvino.save_model(model, tmp_path / "openvino_model.xml", compress_to_fp16=False)
+    component = Component(spec=SPEC, files={"openvino": tmp_path / "openvino_model.xml"})
+    for _ in range(2):
+        program = prepare(component, tmp_path)
+        assert program.report().details["from_cache"] is False
+        np.testing.assert_array_equal(
+            program(**wave_inputs())["out_sample"], wave_inputs()["sample"]
+        )
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut", "noise"])
 def test_a_damaged_cache_is_made_anew(damage: str, files: Files, tmp_path: Path) -> None:
     prepare(files(), tmp_path).close()

@@ -99,8 +99,11 @@ def test_a_replaced_component_runs_on_the_engine_too(checkpoint: Make, tmp_path:
     assert np.abs(first - second).max() > 1e-2 and np.abs(second - third).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    "engine", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.exhaustive)]
+)
 def test_saved_for_another_machine(
-    checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: str, checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = diffusers.DDPMPipeline.from_pretrained(checkpoint("tiny"))
     pipe.set_progress_bar_config(disable=True)
@@ -109,7 +112,8 @@ def test_saved_for_another_machine(
         given = {"num_inference_steps": 2, "generator": seeded(), "output_type": "np"}
         return pipe(batch_size=batch, **given).images
 
-    perfuse.accelerate(pipe, "onnxruntime", store=ArtifactStore(tmp_path / "store"))
+    pytest.importorskip(engine)
+    perfuse.accelerate(pipe, engine, store=ArtifactStore(tmp_path / "store"))
     expected = [draw(pipe, 2), draw(pipe, 3)]
     pipe.save_perfuse(tmp_path / "saved")
 

@@ -36,8 +36,10 @@ def statuses(run: Run) -> dict[str, Status]:
 
 
 @pytest.mark.exhaustive
-def test_a_right_engine(model: str, tmp_path: Path) -> None:
-    asked = ["--backend", "onnxruntime", "--model", model, "--report", str(tmp_path / "report")]
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_right_engine(engine: str, model: str, tmp_path: Path) -> None:
+    pytest.importorskip(engine)
+    asked = ["--backend", engine, "--model", model, "--report", str(tmp_path / "report")]
     done = CliRunner().invoke(conformance, [*asked, "--json"])
     assert done.exit_code == 0, done.output
     (run,) = json.loads(done.stdout.splitlines()[-1])["runs"]

@@ -54,14 +54,21 @@ def draw(pipe: Any) -> Any:
     return pipe("a red circle", generator=generator, **given).images.numpy()
 
 
-def test_every_change_of_a_lora_is_seen(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "engine", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.exhaustive)]
+)
+def test_every_change_of_a_lora_is_seen(
+    engine: str, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    pytest.importorskip(engine)
+
     def opened() -> Any:
         pipe = diffusers.StableDiffusionPipeline.from_pretrained(checkpoint("sd1"))
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
     eager, pipe = opened(), opened()
-    perfuse.accelerate(pipe, "unet=onnxruntime", store=ArtifactStore(tmp_path), strict=True)
+    perfuse.accelerate(pipe, f"unet={engine}", store=ArtifactStore(tmp_path), strict=True)
     before = draw(pipe)
     assert np.abs(before - draw(eager)).max() < 1e-4
     file = adapter(eager, tmp_path)

@@ -133,10 +133,12 @@ def test_a_target_for_a_component_that_is_loaded_later(
 
 @pytest.mark.export
 @pytest.mark.exhaustive
-def test_guiders_are_exchanged(checkpoint: Make, store: ArtifactStore) -> None:
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_guiders_are_exchanged(engine: str, checkpoint: Make, store: ArtifactStore) -> None:
+    pytest.importorskip(engine)
     plain = opened(blocks_of("TEXT2IMAGE_BLOCKS"), checkpoint("sdxl"))
     pipe = perfuse.accelerate(
-        opened(blocks_of("TEXT2IMAGE_BLOCKS"), checkpoint("sdxl")), "onnxruntime", store=store
+        opened(blocks_of("TEXT2IMAGE_BLOCKS"), checkpoint("sdxl")), engine, store=store
     )
     usual = draw(pipe, **ASKED)
     config = diffusers.LayerSkipConfig(
@@ -233,12 +235,18 @@ def test_components_by_their_specifications(
 
 @pytest.mark.export
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_saved_with_its_graphs(
-    checkpoint: Make, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: str,
+    checkpoint: Make,
+    store: ArtifactStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    pytest.importorskip(engine)
     blocks = diffusers.StableDiffusionXLAutoBlocks()
     pipe = opened(blocks, checkpoint("sdxl"))
-    perfuse.accelerate(pipe, "unet=onnxruntime,vae=onnxruntime", store=store)
+    perfuse.accelerate(pipe, f"unet={engine},vae={engine}", store=store)
     drawn = draw(pipe, **ASKED)
     pipe.save_perfuse(tmp_path / "saved")
     alone = diffusers.ModularPipeline.from_pretrained(str(tmp_path / "saved"))
@@ -342,7 +350,9 @@ class Denoise(denoise.StableDiffusionXLDenoiseLoopWrapper):  # type: ignore[misc
 
 @pytest.mark.export
 @pytest.mark.exhaustive
-def test_differential_diffusion(checkpoint: Make, store: ArtifactStore) -> None:
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_differential_diffusion(engine: str, checkpoint: Make, store: ArtifactStore) -> None:
+    pytest.importorskip(engine)
     named = modular.IMAGE2IMAGE_BLOCKS.copy()
     named["set_timesteps"] = modular.TEXT2IMAGE_BLOCKS["set_timesteps"]
     named["prepare_latents"] = PrepareLatents
@@ -350,7 +360,7 @@ def test_differential_diffusion(checkpoint: Make, store: ArtifactStore) -> None:
     blocks = SequentialPipelineBlocks.from_blocks_dict(named)
     assert "diffdiff_map" in str(blocks.doc)
     pipe = opened(blocks, checkpoint("sdxl"), components_manager=ComponentsManager())
-    perfuse.accelerate(pipe, "onnxruntime", store=store)
+    perfuse.accelerate(pipe, engine, store=store)
     given = {"prompt": "a green pear", "image": PICTURE, "diffdiff_map": MASK}
     drawn = draw(pipe, **given)
     assert ran(pipe).torch_calls == 0
@@ -378,8 +388,12 @@ class DenoiseAuto(AutoPipelineBlocks):  # type: ignore[misc]
 
 @pytest.mark.export
 @pytest.mark.exhaustive
-def test_workflows_are_added(checkpoint: Make, store: ArtifactStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_workflows_are_added(
+    engine: str, checkpoint: Make, store: ArtifactStore, tmp_path: Path
+) -> None:
     """An IP-Adapter and a ControlNet beside differential diffusion, chosen by what is given."""
+    pytest.importorskip(engine)
     named = modular.IMAGE2IMAGE_BLOCKS.copy()
     named["set_timesteps"] = modular.TEXT2IMAGE_BLOCKS["set_timesteps"]
     named["prepare_latents"] = PrepareLatents
@@ -402,7 +416,7 @@ def test_workflows_are_added(checkpoint: Make, store: ArtifactStore, tmp_path: P
     pipe.update_components(
         image_encoder=encoder, feature_extractor=processor, controlnet=controlnet
     )
-    perfuse.accelerate(pipe, "onnxruntime", store=store)
+    perfuse.accelerate(pipe, engine, store=store)
     usual: dict[str, Any] = {"prompt": "a pear", "image": PICTURE, "diffdiff_map": MASK}
     controlled = {**usual, "control_image": PICTURE, "controlnet_conditioning_scale": 0.5}
     drawn = [draw(pipe, **usual), draw(pipe, **controlled)]

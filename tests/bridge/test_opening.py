@@ -320,9 +320,15 @@ class TestCommands:
             assert (file.getnchannels(), file.getframerate(), file.getnframes()) == (2, 16_000, 512)
 
     @pytest.mark.parametrize(
-        "backend", ["torch", pytest.param("onnxruntime", marks=pytest.mark.exhaustive)]
+        "backend",
+        [
+            "torch",
+            pytest.param("onnxruntime", marks=pytest.mark.exhaustive),
+            pytest.param("openvino", marks=pytest.mark.exhaustive),
+        ],
     )
     def test_a_video(self, backend: str, tmp_path: Path) -> None:
+        pytest.importorskip(backend)
         from PIL import Image
 
         from perfuse.bridge.outputs import made, written

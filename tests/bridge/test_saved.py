@@ -62,8 +62,14 @@ def test_a_pipeline_of_several_kinds_of_models(
     assert not any(row.torch_calls for row in again.perfuse.report())
 
 
-def test_a_lora_is_part_of_the_weights_or_refused(tmp_path: Path, uncaptured: Any) -> None:
+@pytest.mark.parametrize(
+    "engine", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.exhaustive)]
+)
+def test_a_lora_is_part_of_the_weights_or_refused(
+    engine: str, tmp_path: Path, uncaptured: Any
+) -> None:
     pytest.importorskip("peft")
+    pytest.importorskip(engine)
     from tests.bridge.test_lora import adapter
 
     name = "StableDiffusionPipeline"
@@ -73,7 +79,7 @@ def test_a_lora_is_part_of_the_weights_or_refused(tmp_path: Path, uncaptured: An
     pipe.set_adapters(["style"], [0.7])
     expected = draw(pipe, name)
     assert np.abs(expected - before).max() > 1e-2
-    perfuse.accelerate(pipe, "onnxruntime", store=ArtifactStore(tmp_path / "store"))
+    perfuse.accelerate(pipe, engine, store=ArtifactStore(tmp_path / "store"))
     with pytest.raises(InputError, match=r"a LoRA is loaded into its unet.*pipe\.fuse_lora"):
         pipe.save_perfuse(tmp_path / "saved")
     assert not (tmp_path / "saved").exists()

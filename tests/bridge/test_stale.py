@@ -304,9 +304,13 @@ def test_a_description_is_the_same_in_another_process() -> None:
     assert _constant(frozenset("ba")) == "[\"'a'\", \"'b'\"]"
 
 
-def test_the_same_module_is_captured_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "engine", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.exhaustive)]
+)
+def test_the_same_module_is_captured_once(engine: str, tmp_path: Path) -> None:
+    pytest.importorskip(engine)
     torch.manual_seed(0)
-    module = perfuse.accelerate(Block().eval(), "onnxruntime", store=ArtifactStore(tmp_path))
+    module = perfuse.accelerate(Block().eval(), engine, store=ArtifactStore(tmp_path))
     with torch.no_grad():
         for size in (6, 6, 9, 12, 15):
             module(torch.randn(2, size, 8), torch.randn(2, 5, 8))
@@ -315,15 +319,19 @@ def test_the_same_module_is_captured_once(tmp_path: Path) -> None:
         made = len(ArtifactStore(tmp_path).entries())
         module.perfuse.restore()
         assert "forward" not in vars(module)
-        perfuse.accelerate(module, "onnxruntime", store=ArtifactStore(tmp_path))
+        perfuse.accelerate(module, engine, store=ArtifactStore(tmp_path))
         for size in (6, 9):
             module(torch.randn(2, size, 8), torch.randn(2, 5, 8))
     assert len(ArtifactStore(tmp_path).entries()) == made  # found again by its content
 
 
-def test_a_number_that_changes_becomes_an_input(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "engine", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.exhaustive)]
+)
+def test_a_number_that_changes_becomes_an_input(engine: str, tmp_path: Path) -> None:
+    pytest.importorskip(engine)
     torch.manual_seed(0)
-    module = perfuse.accelerate(Block().eval(), "onnxruntime", store=ArtifactStore(tmp_path))
+    module = perfuse.accelerate(Block().eval(), engine, store=ArtifactStore(tmp_path))
     sample, states = torch.randn(2, 6, 8), torch.randn(2, 5, 8)
     with torch.no_grad():
         one = module(sample, states, 1.0)

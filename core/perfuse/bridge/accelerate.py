@@ -66,6 +66,8 @@ class EntryReport:
     own_graphs: int
     #: The largest difference of a graph's first answer from PyTorch's, relative.
     difference: float
+    #: The precision of weights that were computed with in float32, because the target lacks it; else empty.
+    widened: str
     #: The transforms that rewrote a graph.
     transforms: tuple[str, ...]
     #: Why calls stayed on torch.
@@ -78,7 +80,8 @@ class EntryReport:
         text = f"{self.name} ({self.class_name}): "
         if self.calls:
             by = f", rewritten by {', '.join(self.transforms)}" if self.transforms else ""
-            text += f"{where}{by}, within {self.difference:.1e}"
+            wide = f", in float32 for want of {self.widened}" if self.widened else ""
+            text += f"{where}{wide}{by}, within {self.difference:.1e}"
         if self.torch_calls:
             text += f"{'; ' if self.calls else ''}torch: {self.torch_calls} calls, "
             text += f"{self.torch_seconds:.2f} s, because {'; '.join(self.reasons)}"
@@ -180,6 +183,7 @@ class Acceleration:
             graphs=0,
             own_graphs=0,
             difference=0.0,
+            widened="",
             transforms=(),
             reasons=(why,),
         )
@@ -276,6 +280,7 @@ def _row(one: "StandIn") -> EntryReport:
         graphs=tally.graphs,
         own_graphs=tally.own_graphs,
         difference=tally.difference,
+        widened=tally.widened,
         transforms=tuple(tally.transforms),
         reasons=tuple(tally.reasons),
     )
@@ -304,7 +309,8 @@ def accelerate(
             one ``torch.nn.Module``.
         backend: ``"openvino"``, ``"unet=openvino:GPU,vae=torch"``: a target for everything, or for one
             component by its name in the pipeline; others stay on torch.
-        precision: ``"float32"``, ``"float16"`` or ``"bfloat16"``; by default that of the weights.
+        precision: ``"float32"``, ``"float16"`` or ``"bfloat16"``; by default that of the weights, or
+            float32 where the target has nothing for that.
         store: The cache for exports; the user's by default.
         strict: Make it an error if a call cannot run on the backend.
         options: Of the backend: ``{"threads": "4"}``; for one of several, or for one component, with its

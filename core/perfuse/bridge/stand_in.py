@@ -32,7 +32,7 @@ from perfuse.plugins import host
 from perfuse.run.export import exported
 from perfuse.run.graphs import kept_graph
 from perfuse.run.per_size import PerSize
-from perfuse.run.preparing import prepare
+from perfuse.run.preparing import prepare, runs
 from perfuse.run.transforms import Chosen, find_transforms
 from perfuse.sources.plain import from_plain, to_plain
 from perfuse.sources.store import ArtifactStore
@@ -75,6 +75,8 @@ class Tally:
     own_graphs: int = 0
     #: The largest difference of a graph's first answer from PyTorch's, relative to its largest number.
     difference: float = 0.0
+    #: What was computed in float32 because the target has nothing for the weights' own precision.
+    widened: str = ""
     #: The transforms that rewrote a graph.
     transforms: list[str] = field(default_factory=list)
     #: Why calls stayed on torch, in the order in which that was found.
@@ -87,6 +89,8 @@ class _Graph:
     component: Component
     guards: Guards
     answer: Answer
+    #: The precision of the module's weights, which PyTorch's answers have.
+    own: str
     #: For a graph of perfuse's own network: how a call becomes its inputs.
     neutral: Neutral | None = None
     #: What rewrote it.
@@ -102,8 +106,9 @@ class _Graph:
     @property
     def tolerance(self) -> float:
         """How far its first answer may be from PyTorch's, relative to the largest number in it."""
-        approximate = any(chosen.transform.approximate for chosen in self.transforms)
-        return math.inf if approximate else _TOLERANCE[self.component.precision]
+        if any(chosen.transform.approximate for chosen in self.transforms):
+            return math.inf
+        return max(_TOLERANCE[self.own], _TOLERANCE[self.component.precision])
 
 
 class StandIn:
@@ -342,6 +347,8 @@ class StandIn:
         kept.append(graph)
         self.tally.graphs += 1
         self.tally.own_graphs += graph.neutral is not None
+        if self._settings.precision is None and graph.component.precision != graph.own:
+            self.tally.widened = graph.own
         texts = [chosen.text for chosen in graph.transforms]
         self.tally.transforms += [text for text in texts if text not in self.tally.transforms]
         self.tally.difference = max(self.tally.difference, difference)
@@ -386,17 +393,17 @@ class StandIn:
             PerfuseError: it has none for the module, the call is not a usual one, or it could not run.
             ExecutionError: its answer is another one.
         """
-        settings = self._settings
+        settings, own = self._settings, precision_of(self._module)
         found = neutral_of(
             self._module,
             self.entry,
             call,
             name=settings.name,
-            precision=settings.precision or precision_of(self._module),
+            precision=settings.precision or own,
         )
         if found is None or not found.guards.fit(call.shapes):
             raise UnsupportedError(f"perfuse has no network of its own for {self.name}")
-        component, transforms = rewritten(found.component, self._transforms)
+        component, transforms = rewritten(self._fitting(found.component), self._transforms)
         program = prepare(component, settings.target, settings.store, usual={}, model=settings.name)
         tried = call if isinstance(program, PerSize) else found.smaller(call)
         answer = self._answer(tried)
@@ -410,6 +417,7 @@ class StandIn:
             component=component,
             guards=found.guards,
             answer=answer.hollow,
+            own=own,
             neutral=neutral,
             transforms=transforms,
         )
@@ -474,18 +482,18 @@ class StandIn:
             partial.replace(file)
 
     def _captured(self, call: Call, answer: Answer, free: Axes) -> _Graph:
-        settings = self._settings
+        settings, own = self._settings, precision_of(self._module)
         component = component_of(
             self._module,
             self.entry,
             call.hollow,
             answer,
             name=self.name,
-            precision=settings.precision or precision_of(self._module),
+            precision=settings.precision or own,
             free=free,
             fingerprint=self._fingerprint,
         )
-        component, transforms = rewritten(component, self._transforms)
+        component, transforms = rewritten(self._fitting(component), self._transforms)
         heard: list[Guards] = []
         with torch.no_grad(), hearing(lambda program: heard.append(Guards.of(program))):
             program = prepare(
@@ -502,8 +510,19 @@ class StandIn:
             component=component,
             guards=guards,
             answer=answer.hollow,
+            own=own,
             transforms=transforms,
         )
+
+    def _fitting(self, component: Component) -> Component:
+        """A component in float32, where no precision was asked for and the target lacks the weights' own.
+
+        Float32 holds every number of bfloat16 and float16.
+        """
+        settings = self._settings
+        if settings.precision is not None or runs(component, settings.target):
+            return component
+        return replace(component, precision="float32")
 
 
 def _run(graph: _Graph, call: Call) -> list[Tensor]:

@@ -13,7 +13,7 @@ from perfuse.run.guarded import GuardedProgram, guarding
 from perfuse.run.per_size import PerSize
 from perfuse.sources.store import ArtifactStore
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "runs"]
 
 
 def prepare(
@@ -75,6 +75,14 @@ def prepare(
         )
 
     return PerSize(component, made, usual=usual)
+
+
+def runs(component: Component, target: Target) -> bool:
+    """Whether a target says that it can run a component, at any size or at one."""
+    backend = host().backend(target.backend)
+    sizes = dict.fromkeys(component.spec.signature.dims, 1)
+    fixed = dataclasses.replace(component, static={**sizes, **component.static})
+    return any(_support(backend, one, target).works for one in (component, fixed))
 
 
 def _support(backend: Backend, component: Component, target: Target) -> Support:

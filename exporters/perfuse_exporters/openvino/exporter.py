@@ -32,6 +32,7 @@ from perfuse_exporters.openvino.heads import spread_heads
 from perfuse_exporters.openvino.norms import split_norms
 from perfuse_exporters.openvino.sizes import say_sizes
 from perfuse_exporters.openvino.weights import bind
+from perfuse_exporters.openvino.whole_numbers import saturate
 
 if TYPE_CHECKING:
     import openvino as ov
@@ -123,9 +124,10 @@ class OpenVinoExporter(Exporter):
 
 
 def _mend(model: "ov.Model", component: Component) -> None:
-    """Rewrite what OpenVINO's CPU plugin would end the process with."""
+    """Rewrite what OpenVINO's CPU plugin would end the process with, or answer wrongly."""
     split_norms(model)
     spread_heads(model)
+    saturate(model)
     if component.precision != "float32":
         split_gates(model)
 

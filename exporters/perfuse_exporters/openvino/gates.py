@@ -39,12 +39,11 @@ def _split(op: "ov.Node") -> None:
     from openvino import opset13
 
     for activated, other in (op.input_values(), op.input_values()[::-1]):
-        node = activated.get_node()
-        share = _share(node)
-        if share is None or not _is_of_a_matrix(node.input_value(0)) or not _is_of_a_matrix(other):
+        parts = _parts(activated.get_node())
+        if parts is None or not _is_of_a_matrix(parts[0]) or not _is_of_a_matrix(other):
             continue
-        product = opset13.multiply(node.input_value(0), other)
-        gated = opset13.multiply(share, product)
+        given, share = parts
+        gated = opset13.multiply(share, opset13.multiply(given, other))
         gated.set_friendly_name(op.get_friendly_name())
         op.output(0).replace(gated.output(0))
         return
@@ -58,22 +57,33 @@ def _is_of_a_matrix(value: "ov.Output") -> bool:
     return bool(node.get_type_name() == "MatMul")
 
 
-def _share(activation: "ov.Node") -> "ov.Node | None":
-    """``s(x)`` of an activation ``x s(x)``; ``None`` for any other operation."""
+def _parts(activation: "ov.Node") -> "tuple[ov.Output, ov.Node] | None":
+    """``x`` and ``s(x)`` of an activation ``x s(x)``; ``None`` for any other operation."""
     from openvino import opset13
 
     def number(value: float) -> "ov.Node":
         return opset13.constant(np.array(value, np.float32))
 
+    if activation.get_type_name() == "Multiply":  # as the graph says it that came through ONNX
+        return _multiplied(*activation.input_values())
+    x = activation.input_value(0) if activation.get_input_size() else None
     if activation.get_type_name() == "Swish" and activation.get_input_size() == 1:
-        return opset13.sigmoid(activation.input_value(0))
+        return x, opset13.sigmoid(x)
     if activation.get_type_name() != "Gelu":
         return None
-    x = activation.input_value(0)
     if str(activation.get_attributes().get("approximation_mode", "ERF")).upper() == "TANH":
         cubic = opset13.multiply(opset13.multiply(x, x), number(0.044715))
         stretched = opset13.multiply(x, opset13.add(cubic, number(1.0)))
         rising = opset13.tanh(opset13.multiply(stretched, number(math.sqrt(2 / math.pi))))
     else:
         rising = opset13.erf(opset13.multiply(x, number(math.sqrt(0.5))))
-    return opset13.multiply(opset13.add(rising, number(1.0)), number(0.5))
+    return x, opset13.multiply(opset13.add(rising, number(1.0)), number(0.5))
+
+
+def _multiplied(first: "ov.Output", second: "ov.Output") -> "tuple[ov.Output, ov.Node] | None":
+    """``x`` and ``s(x)`` where two values are these."""
+    for x, share in ((first, second), (second, first)):
+        node = share.get_node()
+        if node.get_type_name() == "Sigmoid" and node.input_value(0) == x:
+            return x, node
+    return None

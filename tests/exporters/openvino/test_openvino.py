@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("openvino")
+openvino = pytest.importorskip("openvino")
 
 from perfuse.backend import Component, Constant, StoredTensor, WeightMap
 from perfuse.errors import ExportError
@@ -22,6 +22,7 @@ from perfuse.sources.checkpoint import Checkpoint
 from perfuse.spec import ComponentSpec, Dim, Signature, TensorSpec
 from perfuse_exporters.openvino.engine import import_openvino
 from perfuse_exporters.openvino.exporter import OpenVinoExporter
+from perfuse_exporters.openvino.gates import split_gates
 from perfuse_exporters.openvino.weights import bind
 
 pytestmark = pytest.mark.export
@@ -412,6 +413,30 @@ def test_a_gated_network_in_half_precision_is_not_joined(
     if _computes_in("bf16"):
         given = [str(path), str(tmp_path / "inputs.npz")]
         subprocess.run([sys.executable, "-c", code, *given], check=True)
+
+
+def test_a_gate_that_came_through_onnx_is_not_joined() -> None:
+    """Its activation is a product with a sigmoid there, which the plugin joins all the same."""
+    from openvino import opset13 as ops
+
+    x = ops.parameter([1, 9, 32], np.float32)
+    rng = np.random.default_rng(0)
+    gate, up, down = (
+        rng.standard_normal(size).astype(np.float32) for size in ((32, 64), (32, 64), (64, 32))
+    )
+    left, right = ops.matmul(x, gate, False, False), ops.matmul(x, up, False, False)
+    gated = ops.multiply(ops.multiply(left, ops.sigmoid(left)), right)
+    model = openvino.Model([ops.matmul(gated, down, False, False)], [x], "gated")
+    given = rng.standard_normal((1, 9, 32)).astype(np.float32)
+    gates = given @ gate
+    want = (gates / (1 + np.exp(-gates)) * (given @ up)) @ down
+    split_gates(model)
+    last = model.get_results()[0].input_value(0).get_node()
+    share, product = (one.get_node() for one in last.input_value(0).get_node().input_values())
+    assert share.get_type_name() == "Sigmoid"
+    assert [one.get_node().get_type_name() for one in product.input_values()] == ["MatMul"] * 2
+    got = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(given)[0]
+    assert_close(got, want)
 
 
 class Square(torch.nn.Module):
