@@ -27,14 +27,6 @@ OF_ALL = {
     "joint_attention_kwargs",
     "attention_kwargs",
 }
-_IMAGE_PROMPTS = {"ip_adapter_image", "ip_adapter_image_embeds"}
-_BOTH = _IMAGE_PROMPTS | {f"negative_{name}" for name in _IMAGE_PROMPTS}
-#: Image prompts of transformers, which run through Diffusers.
-MISSING = {
-    **{f"Flux{word}Pipeline": _BOTH for word in ("", "Img2Img", "Inpaint", "Kontext")},
-    **{f"Chroma{word}Pipeline": _BOTH for word in ("", "Img2Img")},
-    **{f"StableDiffusion3{word}Pipeline": _IMAGE_PROMPTS for word in ("", "Img2Img", "Inpaint")},
-}
 #: Defaults that are not Diffusers', and do the same: ours, theirs.
 SAME = {
     # The model's own size, which Diffusers' classes write as a number.
@@ -70,7 +62,7 @@ def inputs_of(manifest: PipelineManifest) -> Mapping[str, Input]:
 def test_arguments_of_a_call(name: str) -> None:
     theirs = inspect.signature(getattr(diffusers, name).__call__).parameters
     ours = inputs_of(host().pipelines()[name])
-    assert theirs.keys() - ours.keys() - OF_ALL - {"kwargs"} == MISSING.get(name, set())
+    assert theirs.keys() - ours.keys() - OF_ALL - {"kwargs"} == set()
     differing = {}
     for key in theirs.keys() & ours.keys():
         default, wanted = ours[key].default, theirs[key].default

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perfuse.contract.architecture import Architecture, Attentions, Called
 from perfuse.contract.component import Component
@@ -21,6 +21,9 @@ from perfuse.models.config import ModelConfig, check_types
 from perfuse.plugins import host, resolve
 from perfuse.sources.left_out import check_left_out
 
+if TYPE_CHECKING:
+    from perfuse.models.ip_adapter.prompting import Prompting
+
 __all__ = [
     "aliases",
     "attentions",
@@ -33,6 +36,7 @@ __all__ = [
     "gated",
     "held",
     "host_inputs",
+    "image_prompts",
     "is_known",
     "latents_class",
     "latents_of",
@@ -405,6 +409,15 @@ def attentions(spec: ComponentSpec) -> Attentions | None:
     if architecture is None or not architecture.attentions:
         return None
     found: Attentions = resolve(architecture.attentions)(spec)
+    return found
+
+
+def image_prompts(spec: ComponentSpec) -> "Prompting | None":
+    """How IP-Adapters add image prompts to a denoiser; ``None`` where its architecture names nothing."""
+    architecture = _architecture(spec)
+    if architecture is None or not architecture.image_prompts:
+        return None
+    found: Prompting = resolve(architecture.image_prompts)
     return found
 
 

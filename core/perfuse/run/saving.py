@@ -91,7 +91,7 @@ def index_of(pipe: Parts) -> dict[str, Any]:
         said = before.get(name)
         index[name] = list(said) if said else _described(getattr(pipe, name), "transformers")
     for name in spec.processors:
-        index[name] = ["transformers", "CLIPImageProcessor"]
+        index[name] = ["transformers", getattr(pipe, name).kind]
     for name in schedulers_of(pipe):
         index[name] = ["diffusers", type(getattr(pipe, name)).__name__]
     for name in getattr(pipe.source, "ignored", ()):
