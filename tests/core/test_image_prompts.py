@@ -129,6 +129,16 @@ def test_the_plain_graph_stays_as_it_is(checkpoint: Make, adapters: Path) -> Non
     assert pipe.component("unet").fingerprint == before.fingerprint
 
 
+def test_it_is_saved_without_the_adapter(checkpoint: Make, adapters: Path, tmp_path: Path) -> None:
+    pipe = opened(checkpoint, adapters, "plain")
+    drawn = pipe(**GIVEN, ip_adapter_image=PICTURE).images
+    pipe.save_pretrained(tmp_path / "saved")
+    again = DiffusionPipeline.from_pretrained(tmp_path / "saved")
+    assert again.spec.options == DiffusionPipeline.from_pretrained(checkpoint("words")).spec.options
+    again.load_ip_adapter(adapters, weight_name="plain.safetensors", image_encoder_folder=None)
+    assert np.array_equal(again(**GIVEN, ip_adapter_image=PICTURE).images, drawn)
+
+
 @pytest.mark.export
 @pytest.mark.exhaustive
 def test_on_another_engine(checkpoint: Make, adapters: Path) -> None:
