@@ -25,6 +25,8 @@ from perfuse_conformance.checkpoints import (
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from perfuse.capture import build, capture, example_inputs
+
 Make = Callable[[str], Path]
 GIVEN: dict[str, Any] = {
     "prompt": "a red circle",
@@ -190,13 +192,19 @@ def test_on_another_engine(checkpoint: Make, folder: Path, kind: str, engine: st
 
 
 @pytest.mark.export
-def test_a_transformer_on_another_engine(checkpoint: Make, folder: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    drawn = []
-    for backend in ("torch:cpu", "torch:cpu,transformer=onnxruntime"):
-        pipe = opened(checkpoint, folder, "flux", backend=backend)
-        drawn.append(np.asarray(pipe(**GIVEN, ip_adapter_image=PICTURE).images))
-    assert np.abs(drawn[0] - drawn[1]).max() <= 1e-3 * max(1, np.abs(drawn[0]).max())
+@pytest.mark.parametrize("kind", ["flux", "sd3"])
+def test_a_captured_graph(checkpoint: Make, folder: Path, kind: str) -> None:
+    """It takes other numbers of tokens of images than it was captured with."""
+    component = opened(checkpoint, folder, kind).component("transformer")
+    module, graph = build(component), capture(component).module()
+    example = example_inputs(component, torch.float32)
+    at = component.spec.signature.input_names.index(
+        "ip_tokens_0" if kind == "flux" else "ip_states_0"
+    )
+    for length in (4, 9):
+        given = [*example[:at], example[at][:, :length], *example[at + 1 :]]
+        with torch.no_grad():
+            assert torch.allclose(graph(*given)[0], module(*given)[0], atol=1e-4)
 
 
 @pytest.mark.export

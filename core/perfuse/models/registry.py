@@ -417,7 +417,8 @@ def image_prompts(spec: ComponentSpec) -> "Prompting | None":
     architecture = _architecture(spec)
     if architecture is None or not architecture.image_prompts:
         return None
-    found: Prompting = resolve(architecture.image_prompts)
+    named: Any = resolve(architecture.image_prompts)
+    found: Prompting = named
     return found
 
 

@@ -149,7 +149,8 @@ class TimeResampler(nn.Module):
         states = self.proj_in(states) + told[:, None]
         queries = self.latents.expand(states.shape[0], -1, -1)
         for layer in self.layers:
-            attend, (norm, *feed), modulations = layer.children()
+            attend, network, modulations = layer.children()
+            norm, *feed = network.children()
             shift, scale, *second = modulations(told).chunk(4, dim=1)
             queries = attend(states, queries, (shift, scale)) + queries
             inner = modulate(norm(queries), *second)
