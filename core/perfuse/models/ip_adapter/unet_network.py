@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from perfuse.errors import InputError
 from perfuse.models.attention import Attention
+from perfuse.models.ip_adapter.cross_attentions import cross_attentions
 from perfuse.models.ip_adapter.description import ImageAdapter
 from perfuse.models.ip_adapter.projections import needed, tensors
-from perfuse.models.ip_adapter.unet import cross_attentions
 
 __all__ = ["attached"]
 
