@@ -3,7 +3,8 @@
 import importlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+import perfuse
 from perfuse import DiffusionPipeline
 from perfuse.contract.hooks import PipelineManifest
 from perfuse.contract.steps import REQUIRED, Input
@@ -106,3 +108,46 @@ def test_settings_of_a_class(name: str) -> None:
     assert settings | (taken.keys() & {"add_watermarker", "sample_sigmas", "id2label"}) <= {
         *SETTINGS
     }
+
+
+#: Attributes of a pipeline that programs read, by kind of checkpoint.
+SHOWN = {
+    "sd1": ("vae_scale_factor", "lora_scale"),
+    "sdxl": ("default_sample_size", "vae_scale_factor"),
+    "control": ("control_image_processor",),
+    "sd3": ("tokenizer_max_length", "patch_size", "default_sample_size", "vae_scale_factor"),
+    "flux": ("tokenizer_max_length", "default_sample_size", "vae_scale_factor"),
+    "flux-kontext": ("latent_channels", "tokenizer_max_length"),
+    "chroma": ("default_sample_size", "vae_scale_factor"),
+    "klein": ("tokenizer_max_length", "default_sample_size", "vae_scale_factor"),
+    "qwen-image": ("tokenizer_max_length", "default_sample_size", "vae_scale_factor"),
+    "hunyuan-dit": ("default_sample_size",),
+    "lumina2": ("default_sample_size",),
+}
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+def test_attributes_of_a_pipeline(checkpoint: Callable[[str], Path], kind: str) -> None:
+    theirs = diffusers.DiffusionPipeline.from_pretrained(checkpoint(kind))
+    ours = DiffusionPipeline.from_pretrained(checkpoint(kind))
+    for name in SHOWN[kind]:
+        wanted, found = getattr(theirs, name), getattr(ours, name)
+        if hasattr(wanted, "config"):
+            known = found.config.keys() if hasattr(found.config, "keys") else vars(found.config)
+            wanted, found = (
+                {key: getattr(one.config, key) for key in known} for one in (wanted, found)
+            )
+        assert found == wanted, name
+
+
+def test_kwargs_of_attentions_read_back_as_they_were_given(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    call = {"num_inference_steps": 1, "height": 16, "width": 16, "output_type": "latent"}
+    read = []
+    for library in (diffusers, perfuse):
+        pipe = library.DiffusionPipeline.from_pretrained(checkpoint("sd3"))
+        for given in ({}, {"scale": 0.5}, None):
+            pipe("red", joint_attention_kwargs=given, **call)
+            read.append(pipe.joint_attention_kwargs)
+    assert read[:3] == read[3:] == [{}, {"scale": 0.5}, None]

@@ -29,6 +29,7 @@ __all__ = [
     "attentions",
     "called",
     "check_config",
+    "corrected",
     "describe",
     "find",
     "first_blocks",
@@ -126,8 +127,16 @@ def describe(
         check_config(class_name, config, where=where)
     manifest = host().pipelines().get(pipeline) if pipeline is not None else None
     how = manifest.describes.get(name) if manifest is not None else None
-    specs: tuple[ComponentSpec, ...] = resolve(how or architecture.describe)(name, folder, config)
+    right = corrected(config, name, pipeline)
+    specs: tuple[ComponentSpec, ...] = resolve(how or architecture.describe)(name, folder, right)
     return specs
+
+
+def corrected(config: Mapping[str, Any], name: str, pipeline: str | None) -> Mapping[str, Any]:
+    """A model's config as Diffusers' pipeline corrects it, for an entry of a pipeline of this class."""
+    manifest = host().pipelines().get(pipeline) if pipeline is not None else None
+    settings = manifest.corrects_models.get(name, {}) if manifest is not None else {}
+    return {**config, **settings}
 
 
 def check_config(class_name: str, config: Mapping[str, Any], *, where: Path) -> None:
