@@ -1,6 +1,14 @@
 """Small checkpoints with random weights, for tests of a backend."""
 
-from perfuse_conformance.cases.adapters import EMBED, write_adapter, write_image_encoder
+from perfuse_conformance.cases.adapters import (
+    EMBED,
+    STATES,
+    write_adapter,
+    write_flux_adapter,
+    write_image_encoder,
+    write_sd3_adapter,
+    write_siglip_encoder,
+)
 from perfuse_conformance.cases.checkpoint_parts import (
     WORDS,
     adapter_config,
@@ -23,6 +31,7 @@ __all__ = [
     "EMBED",
     "KINDS",
     "REAL",
+    "STATES",
     "WORDS",
     "adapter_config",
     "controlnet_config",
@@ -37,7 +46,10 @@ __all__ = [
     "write_adapter",
     "write_checker",
     "write_configs",
+    "write_flux_adapter",
     "write_image_encoder",
     "write_json",
+    "write_sd3_adapter",
+    "write_siglip_encoder",
     "write_tokenizer",
 ]

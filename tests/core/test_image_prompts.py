@@ -67,7 +67,7 @@ def test_calls_that_are_refused(checkpoint: Make, adapters: Path) -> None:
     bare = DiffusionPipeline.from_pretrained(checkpoint("words"))
     with pytest.raises(InputError, match="has no IP-Adapter. Load one"):
         bare(**GIVEN, ip_adapter_image=PICTURE)
-    with pytest.raises(InputError, match="1 scales were given; the pipeline has 0 IP-Adapters"):
+    with pytest.raises(InputError, match="The scale 0.5 was set; the pipeline has no IP-Adapter"):
         bare.set_ip_adapter_scale(0.5)
     pipe = opened(checkpoint, adapters, "plain")
     embeds = np.zeros((2, 1, EMBED), np.float32)
@@ -127,6 +127,16 @@ def test_the_plain_graph_stays_as_it_is(checkpoint: Make, adapters: Path) -> Non
     pipe.unload_ip_adapter()
     assert pipe.spec == spec
     assert pipe.component("unet").fingerprint == before.fingerprint
+
+
+def test_it_is_saved_without_the_adapter(checkpoint: Make, adapters: Path, tmp_path: Path) -> None:
+    pipe = opened(checkpoint, adapters, "plain")
+    drawn = pipe(**GIVEN, ip_adapter_image=PICTURE).images
+    pipe.save_pretrained(tmp_path / "saved")
+    again = DiffusionPipeline.from_pretrained(tmp_path / "saved")
+    assert again.spec.options == DiffusionPipeline.from_pretrained(checkpoint("words")).spec.options
+    again.load_ip_adapter(adapters, weight_name="plain.safetensors", image_encoder_folder=None)
+    assert np.array_equal(again(**GIVEN, ip_adapter_image=PICTURE).images, drawn)
 
 
 @pytest.mark.export

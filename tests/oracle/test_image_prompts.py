@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 
 from perfuse import DiffusionPipeline
 from perfuse.arrays.resize import bicubic
-from perfuse.models.ip_adapter.description import cross_attentions
+from perfuse.models.ip_adapter.cross_attentions import cross_attentions
 from perfuse_conformance.checkpoints import EMBED, write_adapter, write_image_encoder
 
 Make = Callable[[str], Path]

@@ -257,7 +257,10 @@ def test_upscaling(tmp_path: Path) -> None:
     )
     theirs.set_progress_bar_config(disable=True)
     theirs.save_pretrained(folder / "whole")
+    # Diffusers corrects the factor of an outdated config.
+    edit_json(folder / "whole" / "vae" / "config.json", scaling_factor=0.18215)
     ours = DiffusionPipeline.from_pretrained(folder / "whole", backend="torch:cpu")
+    assert ours.vae.config.scaling_factor == theirs.vae.config.scaling_factor == 0.08333
     pair = Pair(ours, theirs)
     pair.check(3, prompt="a circle", image=picture(size=(8, 12)), noise_level=50)
     assert pair.run("pil", prompt="a circle", image=picture(size=(8, 12)))[0][0].size == (16, 24)

@@ -3,7 +3,8 @@
 import importlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+import perfuse
 from perfuse import DiffusionPipeline
 from perfuse.contract.hooks import PipelineManifest
 from perfuse.contract.steps import REQUIRED, Input
@@ -26,14 +28,6 @@ OF_ALL = {
     "cross_attention_kwargs",
     "joint_attention_kwargs",
     "attention_kwargs",
-}
-_IMAGE_PROMPTS = {"ip_adapter_image", "ip_adapter_image_embeds"}
-_BOTH = _IMAGE_PROMPTS | {f"negative_{name}" for name in _IMAGE_PROMPTS}
-#: Image prompts of transformers, which run through Diffusers.
-MISSING = {
-    **{f"Flux{word}Pipeline": _BOTH for word in ("", "Img2Img", "Inpaint", "Kontext")},
-    **{f"Chroma{word}Pipeline": _BOTH for word in ("", "Img2Img")},
-    **{f"StableDiffusion3{word}Pipeline": _IMAGE_PROMPTS for word in ("", "Img2Img", "Inpaint")},
 }
 #: Defaults that are not Diffusers', and do the same: ours, theirs.
 SAME = {
@@ -70,7 +64,7 @@ def inputs_of(manifest: PipelineManifest) -> Mapping[str, Input]:
 def test_arguments_of_a_call(name: str) -> None:
     theirs = inspect.signature(getattr(diffusers, name).__call__).parameters
     ours = inputs_of(host().pipelines()[name])
-    assert theirs.keys() - ours.keys() - OF_ALL - {"kwargs"} == MISSING.get(name, set())
+    assert theirs.keys() - ours.keys() - OF_ALL - {"kwargs"} == set()
     differing = {}
     for key in theirs.keys() & ours.keys():
         default, wanted = ours[key].default, theirs[key].default
@@ -114,3 +108,46 @@ def test_settings_of_a_class(name: str) -> None:
     assert settings | (taken.keys() & {"add_watermarker", "sample_sigmas", "id2label"}) <= {
         *SETTINGS
     }
+
+
+#: Attributes of a pipeline that programs read, by kind of checkpoint.
+SHOWN = {
+    "sd1": ("vae_scale_factor", "lora_scale"),
+    "sdxl": ("default_sample_size", "vae_scale_factor"),
+    "control": ("control_image_processor",),
+    "sd3": ("tokenizer_max_length", "patch_size", "default_sample_size", "vae_scale_factor"),
+    "flux": ("tokenizer_max_length", "default_sample_size", "vae_scale_factor"),
+    "flux-kontext": ("latent_channels", "tokenizer_max_length"),
+    "chroma": ("default_sample_size", "vae_scale_factor"),
+    "klein": ("tokenizer_max_length", "default_sample_size", "vae_scale_factor"),
+    "qwen-image": ("tokenizer_max_length", "default_sample_size", "vae_scale_factor"),
+    "hunyuan-dit": ("default_sample_size",),
+    "lumina2": ("default_sample_size",),
+}
+
+
+@pytest.mark.parametrize("kind", SHOWN)
+def test_attributes_of_a_pipeline(checkpoint: Callable[[str], Path], kind: str) -> None:
+    theirs = diffusers.DiffusionPipeline.from_pretrained(checkpoint(kind))
+    ours = DiffusionPipeline.from_pretrained(checkpoint(kind))
+    for name in SHOWN[kind]:
+        wanted, found = getattr(theirs, name), getattr(ours, name)
+        if hasattr(wanted, "config"):
+            known = found.config.keys() if hasattr(found.config, "keys") else vars(found.config)
+            wanted, found = (
+                {key: getattr(one.config, key) for key in known} for one in (wanted, found)
+            )
+        assert found == wanted, name
+
+
+def test_kwargs_of_attentions_read_back_as_they_were_given(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    call = {"num_inference_steps": 1, "height": 16, "width": 16, "output_type": "latent"}
+    read = []
+    for library in (diffusers, perfuse):
+        pipe = library.DiffusionPipeline.from_pretrained(checkpoint("sd3"))
+        for given in ({}, {"scale": 0.5}, None):
+            pipe("red", joint_attention_kwargs=given, **call)
+            read.append(pipe.joint_attention_kwargs)
+    assert read[:3] == read[3:] == [{}, {"scale": 0.5}, None]

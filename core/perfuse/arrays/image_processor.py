@@ -1,7 +1,7 @@
 """Makes pictures ready for models that look at them, as ``preprocessor_config.json`` says.
 
-The numbers are those of Transformers' ``CLIPImageProcessor`` and ``DPTImageProcessor`` with Pillow,
-without Transformers.
+The numbers are those of Transformers' ``CLIPImageProcessor``, ``SiglipImageProcessor`` and
+``DPTImageProcessor`` with Pillow, without Transformers.
 """
 
 import os
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Features", "ImageProcessor"]
 
-_CLIP, _DPT = "CLIPImageProcessor", "DPTImageProcessor"
+_CLIP, _SIGLIP, _DPT = "CLIPImageProcessor", "SiglipImageProcessor", "DPTImageProcessor"
+_HALF = (0.5, 0.5, 0.5)
 #: What a ``preprocessor_config.json`` leaves out, by the class that it names.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     _CLIP: {
@@ -32,11 +33,17 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "image_mean": (0.48145466, 0.4578275, 0.40821073),
         "image_std": (0.26862954, 0.26130258, 0.27577711),
     },
+    _SIGLIP: {
+        "size": {"height": 224, "width": 224},
+        "do_center_crop": False,
+        "image_mean": _HALF,
+        "image_std": _HALF,
+    },
     _DPT: {
         "size": {"height": 384, "width": 384},
         "do_center_crop": False,
-        "image_mean": (0.5, 0.5, 0.5),
-        "image_std": (0.5, 0.5, 0.5),
+        "image_mean": _HALF,
+        "image_std": _HALF,
     },
 }
 
@@ -94,8 +101,8 @@ class ImageProcessor:
         Raises:
             CheckpointError: a value in it cannot be used.
         """
-        named = config.get("image_processor_type", config.get("feature_extractor_type"))
-        kind = _DPT if str(named).startswith("DPT") else _CLIP
+        named = str(config.get("image_processor_type", config.get("feature_extractor_type")))
+        kind = next((one for one in _DEFAULTS if named.startswith(_stem(one))), _CLIP)
         given, config = config, {**_DEFAULTS[kind], **config}
         try:
             if config.get("do_pad"):
@@ -201,6 +208,11 @@ class ImageProcessor:
             tall = wide = wide if abs(1 - wide) < abs(1 - tall) else tall
         lengths = round(tall * height / self.multiple), round(wide * width / self.multiple)
         return max(lengths[0], 1) * self.multiple, max(lengths[1], 1) * self.multiple
+
+
+def _stem(kind: str) -> str:
+    """What the names of a class begin with: ``"CLIP"`` of CLIP's processors and feature extractors."""
+    return kind.removesuffix("ImageProcessor")
 
 
 def _written(size: tuple[int, int] | None) -> dict[str, int]:

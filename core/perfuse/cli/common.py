@@ -257,7 +257,7 @@ def load_ip_adapters(pipe: "DiffusionPipeline", texts: Sequence[str]) -> None:
     files, scales = zip(*(weighted("--ip-adapter", text) for text in texts), strict=True)
     models, folders, names = zip(*map(_in_model, files), strict=True)
     pipe.load_ip_adapter(models, subfolder=folders, weight_name=names)
-    pipe.set_ip_adapter_scale(list(scales))
+    pipe.set_ip_adapter_scale(list(scales) if len(scales) > 1 else scales[0])
 
 
 def _in_model(file: str) -> tuple[str, str, str]:

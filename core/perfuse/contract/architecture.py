@@ -97,6 +97,9 @@ class Architecture:
     #: numpy arrays for tensors; the inputs are those that ``host_inputs`` does not give. ``None`` where
     #: something else is asked for.
     called: str = ""
+    #: ``"module:NAME"`` of a ``perfuse.models.ip_adapter.prompting.Prompting``: how IP-Adapters add image
+    #: prompts to a denoiser. Empty where none are made for it.
+    image_prompts: str = ""
     #: For a class that holds several models, in the folders ``NAME``, ``NAME_1``, …: their class.
     each: str = ""
     #: ``(name, shapes) -> perfuse.contract.original.Original | None``: reads the class from the

@@ -116,6 +116,10 @@ class PipelineManifest:
     #: Scheduler settings that Diffusers corrects in outdated checkpoints: each name with the value
     #: that replaces any other.
     corrects: Mapping[str, Any] = field(default_factory=dict)
+    #: The same of models: an entry to the settings in its config.
+    corrects_models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    #: Attributes of the Diffusers class that are constants, for programs that read them.
+    attributes: Mapping[str, Any] = field(default_factory=dict)
     #: For prompts that are wrapped in the tokenizer's chat template: what the template is told,
     #: ``{"enable_thinking": False}``. Empty for prompts as they are.
     chat: Mapping[str, Any] = field(default_factory=dict)

@@ -49,6 +49,7 @@ PIPELINES = tuple(
         tasks=tasks,
         needs=_NEEDS,
         optional=("image_encoder", "feature_extractor"),
+        attributes={"tokenizer_max_length": 77},
         arguments=arguments,
     )
     for class_name, tasks, arguments in (

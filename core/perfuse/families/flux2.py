@@ -29,6 +29,7 @@ PIPELINES = (
         },
         needs=("transformer", "vae", "text_encoder", "tokenizer", "scheduler"),
         chat={"enable_thinking": False},
+        attributes={"tokenizer_max_length": 512, "default_sample_size": 128},
         arguments=_ARGUMENTS,
     ),
 )

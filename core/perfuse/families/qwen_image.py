@@ -9,6 +9,7 @@ _TEXT = {"text-to-image": f"{_ROOM}:QWEN_TEXT_TO_IMAGE"}
 _IMAGE = {"image-to-image": f"{_ROOM}:QWEN_IMAGE_TO_IMAGE"}
 _INPAINT = {"inpainting": f"{_ROOM}:QWEN_INPAINTING"}
 _NEEDS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+_ATTRIBUTES = {"tokenizer_max_length": 1024, "default_sample_size": 128}
 _FIRST = "prompt negative_prompt true_cfg_scale"
 _REST = """
     num_inference_steps sigmas guidance_scale num_images_per_prompt generator latents prompt_embeds
@@ -22,6 +23,7 @@ PIPELINES = tuple(
         class_name=class_name,
         tasks=tasks,
         needs=_NEEDS,
+        attributes=_ATTRIBUTES,
         arguments=tuple(f"{_FIRST} {own} {_REST}".split()),
     )
     for class_name, tasks, own in (
@@ -36,6 +38,7 @@ PIPELINES += tuple(
         class_name=class_name,
         tasks={"image-editing": f"perfuse.tasks.qwen_editing:{task}"},
         needs=(*_NEEDS, "processor"),
+        attributes=_ATTRIBUTES,
         describes=_EDITING,
         arguments=tuple(f"image {_FIRST} height width {_REST}".split()),
     )

@@ -101,6 +101,7 @@ PIPELINES = (
         needs=(*_NEEDS, "low_res_scheduler"),
         optional=("safety_checker", "feature_extractor"),
         unused=("watermarker",),
+        corrects_models={"vae": {"scaling_factor": 0.08333}},
     ),
     PipelineManifest(
         class_name="StableDiffusionLatentUpscalePipeline",

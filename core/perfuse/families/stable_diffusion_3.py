@@ -45,6 +45,7 @@ PIPELINES = tuple(
         tasks=tasks,
         needs=_NEEDS,
         optional=("text_encoder_3", "tokenizer_3", "image_encoder", "feature_extractor"),
+        attributes={"tokenizer_max_length": 77},
         arguments=(*_FIRST, *arguments),
     )
     for class_name, tasks, arguments in (

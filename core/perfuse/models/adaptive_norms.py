@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = [
+    "AdaLayerNorm",
     "AdaLayerNormContinuous",
     "AdaLayerNormZero",
     "AdaLayerNormZeroDual",
@@ -86,6 +87,17 @@ class _Adaptive(nn.Module):
     def modulations(self, embedding: Tensor) -> tuple[Tensor, ...]:
         parts: tuple[Tensor, ...] = self.linear(F.silu(embedding)).chunk(self.parts, dim=1)
         return parts
+
+
+class AdaLayerNorm(_Adaptive):
+    """Tokens to tokens. The embedding may have another width."""
+
+    def __init__(self, channels: int, embedding: int | None = None) -> None:
+        super().__init__(channels, 2, embedding=embedding)
+
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        shift, scale = self.modulations(embedding)
+        return modulate(self.norm(hidden), shift, scale)
 
 
 class AdaLayerNormZero(_Adaptive):

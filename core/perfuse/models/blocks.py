@@ -23,6 +23,7 @@ from perfuse.models.registry import asked, describe
 
 __all__ = [
     "BlockModel",
+    "Images",
     "OuterBlocks",
     "Prediction",
     "WithAdded",
@@ -43,14 +44,37 @@ class Prediction(ModelOutput):
     sample: Any
 
 
+class Images(nn.Module):
+    """What adapters of image prompts added to a transformer: inputs after its own, and who reads them."""
+
+    #: How many inputs.
+    count: int
+
+    @abstractmethod
+    def forward(self, timestep: Tensor, *inputs: Tensor) -> tuple[Any, ...]:
+        """For each block that looks at the images, how it does."""
+
+
 class BlockModel(Model):
     """A transformer of blocks in a row. Its inputs are those of the signature, in their order."""
 
     #: The attributes that hold the blocks, in the order in which they run.
     rows: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
 
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(**fields)
+        #: ``None`` without adapters of image prompts.
+        self.images: Images | None = None
+
+    def start(self, *inputs: Tensor | None, **named: Any) -> tuple[Streams, Any]:
+        """``begin``, with the images of adapters, which are the last inputs, if there are any."""
+        if self.images is None:
+            return self.begin(*inputs, **named)
+        own, added = inputs[: -self.images.count], inputs[-self.images.count :]
+        return self.begin(*own, looks=self.images(own[1], *added), **named)
+
     @abstractmethod
-    def begin(self, *inputs: Tensor | None) -> tuple[Streams, Any]:
+    def begin(self, *inputs: Tensor | None, **named: Any) -> tuple[Streams, Any]:
         """The streams before the first block, and what all blocks and the end are told."""
 
     @abstractmethod
@@ -86,7 +110,7 @@ class BlockModel(Model):
         """
         if not inputs and "sample" not in named:
             return self._as_diffusers(**named)
-        streams, told = self.begin(*inputs, **named)
+        streams, told = self.start(*inputs, **named)
         return (self.finish(self.apart(self.through(streams, told), told)[0], told),)
 
     def _as_diffusers(self, *, return_dict: bool = True, **named: Any) -> Any:
@@ -204,7 +228,7 @@ def outer_part(module: nn.Module, here: Cut) -> nn.Module:
 
 def _first(model: BlockModel, here: Cut, inputs: tuple[Tensor, ...]) -> tuple[Streams, Tensor, Any]:
     """The streams after the first blocks, what tells how much those changed, and what is told."""
-    streams, told = model.begin(*inputs)
+    streams, told = model.start(*inputs)
     near = model.through(streams, told, 0, here.first) if here.first else streams
     if here.first:
         sign = model.apart(near, told)[0] - model.apart(streams, told)[0]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from perfuse.contract.architecture import Attended, Attentions
 from perfuse.contract.component import Component
 from perfuse.contract.spec import Signature, TensorSpec
+from perfuse.errors import InputError
 from perfuse.models.shapes import floating
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ def _with(
     component: Component, attentions: Attentions, kinds: tuple[str, ...], kept: tuple[str, ...]
 ) -> Component:
     spec, signature = component.spec, component.spec.signature
+    if any(one.startswith("ip_") for one in signature.input_names):
+        raise InputError(
+            f"Attentions of {spec.name} were to be kept, which also look at the images of an IP-Adapter. "
+            "Use another transform, or take the adapter out: pipe.unload_ip_adapter()."
+        )
     name = "_".join((spec.name, "without", *kept)) if kept else spec.name
     taken = _tensors(attentions, kept)
     given = _tensors(attentions, tuple(kind for kind in kinds if kind not in kept))

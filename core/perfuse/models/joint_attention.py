@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from perfuse.models.adaptive_norms import RMSNorm
 
-__all__ = ["JointAttention", "Rotate", "SelfAttention", "attend"]
+__all__ = ["Heads", "JointAttention", "Rotate", "SelfAttention", "attend", "split_heads"]
 
+#: Queries, keys and values, each [B, H, N, D].
+Heads = tuple[Tensor, Tensor, Tensor]
 #: Turns heads [B, H, N, D] by a table of positions.
 Rotate = Callable[[Tensor, Tensor], Tensor]
 #: Makes a norm of so many channels, with an epsilon.
@@ -78,13 +80,19 @@ class SelfAttention(nn.Module):
         joined = attend(query, key, value, bias)
         return self.leave(joined) if self.out else joined
 
-    def heads_of(
-        self, hidden: Tensor, context: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def heads_of(self, hidden: Tensor, context: Tensor | None = None) -> Heads:
         """Queries and keys, normalised, and values, each [B, H, N, D]; the last two of the context."""
-        query = _split(self.to_q(hidden), self.heads)
+        return self.normed(*self.raw_heads(hidden, context))
+
+    def raw_heads(self, hidden: Tensor, context: Tensor | None = None) -> Heads:
+        """The same before their norms, keys and values not yet shared."""
+        query = split_heads(self.to_q(hidden), self.heads)
         read = hidden if context is None else context
-        key, value = (_split(layer(read), self.kv_heads) for layer in (self.to_k, self.to_v))
+        key, value = (split_heads(layer(read), self.kv_heads) for layer in (self.to_k, self.to_v))
+        return query, key, value
+
+    def normed(self, query: Tensor, key: Tensor, value: Tensor) -> Heads:
+        """Heads after their norms, keys and values for each query."""
         return self.norm_q(query), self._shared(self.norm_k(key)), self._shared(value)
 
     def _shared(self, heads: Tensor) -> Tensor:
@@ -153,7 +161,17 @@ class JointAttention(SelfAttention):
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The picture's and the text's tokens after attention; no text if it is only read."""
-        pairs = zip(self.heads_of(hidden), self.text_heads(text), strict=True)
+        return self.left(*self.mixed(self.heads_of(hidden), text, table, bias))
+
+    def mixed(
+        self,
+        heads: Heads,
+        text: Tensor,
+        table: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The picture's and the text's tokens after attention, before they leave, of its heads."""
+        pairs = zip(heads, self.text_heads(text), strict=True)
         query, key, value = (
             torch.cat([added, own] if self.text_first else [own, added], dim=2)
             for own, added in pairs
@@ -161,20 +179,22 @@ class JointAttention(SelfAttention):
         joined = attend(self.turned(query, table), self.turned(key, table), value, bias)
         length = text.shape[1]
         if self.text_first:
-            text, hidden = joined[:, :length], joined[:, length:]
-        else:
-            length = hidden.shape[1]
-            hidden, text = joined[:, :length], joined[:, length:]
+            return joined[:, length:], joined[:, :length]
+        length = heads[0].shape[2]
+        return joined[:, :length], joined[:, length:]
+
+    def left(self, hidden: Tensor, text: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Both through their output projections."""
         return self.leave(hidden), None if self.to_add_out is None else self.to_add_out(text)
 
-    def text_heads(self, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def text_heads(self, text: Tensor) -> Heads:
         """The text's queries and keys, normalised, and values, each [B, H, S, D]."""
         layers = (self.add_q_proj, self.add_k_proj, self.add_v_proj)
-        query, key, value = (_split(layer(text), self.heads) for layer in layers)
+        query, key, value = (split_heads(layer(text), self.heads) for layer in layers)
         return self.norm_added_q(query), self.norm_added_k(key), value
 
 
-def _split(tokens: Tensor, heads: int) -> Tensor:
+def split_heads(tokens: Tensor, heads: int) -> Tensor:
     """[B, N, H · D] to [B, H, N, D]."""
     split: Tensor = tokens.unflatten(-1, (heads, -1))  # type: ignore[no-untyped-call]
     return split.transpose(1, 2)

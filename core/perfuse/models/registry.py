@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perfuse.contract.architecture import Architecture, Attentions, Called
 from perfuse.contract.component import Component
@@ -21,11 +21,15 @@ from perfuse.models.config import ModelConfig, check_types
 from perfuse.plugins import host, resolve
 from perfuse.sources.left_out import check_left_out
 
+if TYPE_CHECKING:
+    from perfuse.models.ip_adapter.prompting import Prompting
+
 __all__ = [
     "aliases",
     "attentions",
     "called",
     "check_config",
+    "corrected",
     "describe",
     "find",
     "first_blocks",
@@ -33,6 +37,7 @@ __all__ = [
     "gated",
     "held",
     "host_inputs",
+    "image_prompts",
     "is_known",
     "latents_class",
     "latents_of",
@@ -122,8 +127,16 @@ def describe(
         check_config(class_name, config, where=where)
     manifest = host().pipelines().get(pipeline) if pipeline is not None else None
     how = manifest.describes.get(name) if manifest is not None else None
-    specs: tuple[ComponentSpec, ...] = resolve(how or architecture.describe)(name, folder, config)
+    right = corrected(config, name, pipeline)
+    specs: tuple[ComponentSpec, ...] = resolve(how or architecture.describe)(name, folder, right)
     return specs
+
+
+def corrected(config: Mapping[str, Any], name: str, pipeline: str | None) -> Mapping[str, Any]:
+    """A model's config as Diffusers' pipeline corrects it, for an entry of a pipeline of this class."""
+    manifest = host().pipelines().get(pipeline) if pipeline is not None else None
+    settings = manifest.corrects_models.get(name, {}) if manifest is not None else {}
+    return {**config, **settings}
 
 
 def check_config(class_name: str, config: Mapping[str, Any], *, where: Path) -> None:
@@ -405,6 +418,16 @@ def attentions(spec: ComponentSpec) -> Attentions | None:
     if architecture is None or not architecture.attentions:
         return None
     found: Attentions = resolve(architecture.attentions)(spec)
+    return found
+
+
+def image_prompts(spec: ComponentSpec) -> "Prompting | None":
+    """How IP-Adapters add image prompts to a denoiser; ``None`` where its architecture names nothing."""
+    architecture = _architecture(spec)
+    if architecture is None or not architecture.image_prompts:
+        return None
+    named: Any = resolve(architecture.image_prompts)
+    found: Prompting = named
     return found
 
 

@@ -50,6 +50,7 @@ class Calling(Parts):
     _interrupt: bool = False
     _running: Task | None = None
     _given: Mapping[str, Any] = {}
+    _attentions: Mapping[str, Any] = {}
     _current_timestep: Any = None
 
     def __call__(
@@ -181,7 +182,9 @@ class Calling(Parts):
         by_position = dict(zip(order, arguments, strict=False))
         if twice := [name for name in by_position if name in inputs]:
             raise InputError(f"{', '.join(twice)} was given by position and by name. Give it once.")
-        given, factor = _without_scale({**by_position, **inputs})
+        asked_for = {**by_position, **inputs}
+        self._attentions = {name: asked_for.get(name) for name in _ATTENTIONS}
+        given, factor = _without_scale(asked_for)
         known = {name for one in tasks.values() for name in one.inputs}
         # ``None`` is without, also where perfuse has no such input.
         given = {n: value for n, value in given.items() if n in known or value is not None}
@@ -224,7 +227,7 @@ class Calling(Parts):
         # Only called for what is not an ordinary attribute, as ``Parts`` has it.
         task = self.__dict__.get("_running")
         if task is not None and name in _ATTENTIONS:
-            return self._given.get(name)
+            return self._attentions.get(name)
         if task is not None and name in _SHOWN and name in task.inputs:
             return self._given.get(name, task.inputs[name].default)
         return super().__getattr__(name)

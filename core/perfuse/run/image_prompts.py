@@ -7,41 +7,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfuse.contract.component import Component
-from perfuse.contract.spec import PipelineSpec, Role
+from perfuse.contract.spec import ComponentSpec, PipelineSpec, Role
 from perfuse.contract.transform import Plan
 from perfuse.errors import InputError, WeightsError
+from perfuse.models.registry import image_prompts
 from perfuse.sources.files import user_path
-from perfuse.tasks.image_prompt import SCALES
+from perfuse.tasks.image_prompt import SCALES, adapters_of
 
 if TYPE_CHECKING:
     from perfuse.models.ip_adapter.description import ImageAdapter
+    from perfuse.models.ip_adapter.prompting import Prompting
 
 __all__ = ["ImagePrompts", "with_adapters"]
 
 Names = str | os.PathLike[str]
 Scale = float | Sequence[Any] | Mapping[str, Any]
-_PARTS = ("down", "mid", "up")
+#: The folder of the image encoder, beside an adapter.
+_ENCODER = "image_encoder"
 
 
 def with_adapters(plan: Plan, adapters: "tuple[ImageAdapter, ...]", precision: str | None) -> Plan:
-    """The plan with adapters: a projection of images each, and attention to them in the denoiser.
+    """The plan with adapters: projections of images, and attention to them in the denoiser.
 
     Raises:
         InputError: an adapter was made for another denoiser.
     """
     if not adapters:
         return plan
-    from perfuse.models.ip_adapter.description import projection, prompted
-    from perfuse.models.ip_adapter.network import Projection, attached
+    from perfuse.models.ip_adapter.projections import Projection
 
     denoiser = plan.components[plan.spec.denoiser.name]
+    prompting = _prompting(denoiser.spec)
     names = denoiser.spec.signature.input_names
-    described = prompted(denoiser.spec, adapters)
+    described = prompting.described(denoiser.spec, adapters)
     mark = f"IP-Adapter {' '.join(_mark(adapter) for adapter in adapters)}"
-    rebuilt = denoiser.rebuilt(attached, names, adapters, mark=mark, graph=mark)
+    rebuilt = denoiser.rebuilt(prompting.attach, names, adapters, mark=mark, graph=mark)
     plan = plan.with_component(dataclasses.replace(rebuilt, spec=described))
-    for i, adapter in enumerate(adapters):
-        spec = projection(adapter, i)
+    for spec, adapter in zip(prompting.projections(adapters), adapters, strict=False):
         build = Projection(adapter=adapter)
         one = Component(
             spec=spec,
@@ -51,6 +53,21 @@ def with_adapters(plan: Plan, adapters: "tuple[ImageAdapter, ...]", precision: s
         )
         plan = plan.with_component(one)
     return plan
+
+
+def _prompting(denoiser: ComponentSpec) -> "Prompting":
+    """How image prompts are added to a denoiser.
+
+    Raises:
+        InputError: no IP-Adapters are made for it.
+    """
+    found = image_prompts(denoiser)
+    if found is None:
+        raise InputError(
+            f"An IP-Adapter was asked for; {denoiser.name} is a {denoiser.class_name}, for which there "
+            "are none. They are made for Stable Diffusion, FLUX.1 and Chroma."
+        )
+    return found
 
 
 def _mark(adapter: "ImageAdapter") -> str:
@@ -66,23 +83,33 @@ class ImagePrompts:
 
     def load_ip_adapter(
         self,
-        model: Names | Sequence[Names],
-        subfolder: str | Sequence[str] = "",
-        weight_name: str | Sequence[str] = "",
-        image_encoder_folder: str | None = "image_encoder",
-        *,
+        pretrained_model_name_or_path_or_dict: Names | Sequence[Names],
+        *names: Any,
+        subfolder: str | Sequence[str] | None = None,
+        weight_name: str | Sequence[str] | None = None,
+        image_encoder_folder: str | None = _ENCODER,
+        image_encoder_pretrained_model_name_or_path: Names | None = _ENCODER,
+        image_encoder_subfolder: str = "",
+        image_encoder_dtype: Any = None,
         revision: str | None = None,
         local_files_only: bool | None = None,
     ) -> None:
         """Load IP-Adapters, in place of those that are loaded.
 
         Args:
-            model: A folder or a Hub id, or one for each adapter.
+            pretrained_model_name_or_path_or_dict: A folder or a Hub id, or one for each adapter.
+            *names: ``subfolder`` and ``weight_name`` by position; for transformers the other way round,
+                as in Diffusers.
             subfolder: The folder in it that holds the file, or one for each adapter.
             weight_name: The name of the safetensors file, or of each.
             image_encoder_folder: The folder of the image encoder, beside the file or, if it has a
-                slash, in ``model``. It is read unless the pipeline has an image encoder. ``None`` to
+                slash, in the model. It is read unless the pipeline has an image encoder. ``None`` to
                 read none, where embeddings are given.
+            image_encoder_pretrained_model_name_or_path: A folder or a Hub id of the image encoder that is
+                read in place of that one, as Diffusers' class takes it for FLUX.1; ``None`` for none.
+            image_encoder_subfolder: The folder in that.
+            image_encoder_dtype: Of no effect: the encoder computes in the pipeline's precision, or in its
+                own, ``precision="image_encoder=float16"``.
             revision: Branch, tag or commit of a Hub repository.
             local_files_only: ``True`` reads only the Hub's cache.
 
@@ -90,33 +117,53 @@ class ImagePrompts:
             InputError: the numbers of files differ, or an adapter was made for another denoiser.
             WeightsError: a file is missing, damaged, a pickle, or no IP-Adapter.
         """
-        from perfuse.models.ip_adapter.description import ImageAdapter, prompted
+        from perfuse.models.ip_adapter.description import ImageAdapter
 
-        files = _listed(weight_name)
+        pipe: Any = self
+        prompting = _prompting(pipe._spec.denoiser)
+        given = {"subfolder": subfolder, "weight_name": weight_name}
+        given |= dict(zip(prompting.order, names, strict=False))
+        files = _listed(given["weight_name"] or prompting.weight_name)
         models, folders = (
-            _as_many(one, len(files)) for one in (_listed(model), _listed(subfolder))
+            _as_many(_listed(one), len(files))
+            for one in (pretrained_model_name_or_path_or_dict, given["subfolder"] or "")
         )
         fetch = _Fetch(revision=revision, offline=local_files_only)
         adapters = tuple(
-            ImageAdapter.read(fetch.file(str(m), str(f), str(n)))
+            ImageAdapter.read(fetch.file(m, str(f), str(n)))
             for m, f, n in zip(models, folders, files, strict=True)
         )
-        pipe: Any = self
         if pipe.source.format is not None:
             raise InputError(
                 f"An IP-Adapter was to be loaded; {pipe.source.model} is an export, whose graphs are "
                 "fixed. Load it into the checkpoint, and export that."
             )
-        prompted(pipe._spec.denoiser, adapters)  # before anything changes
-        if image_encoder_folder is not None and pipe.image_encoder is None:
+        if len(adapters) > prompting.most:
+            raise InputError(
+                f"{len(adapters)} IP-Adapters were to be loaded; this family takes {prompting.most}."
+            )
+        prompting.described(pipe._spec.denoiser, adapters)  # before anything changes
+        other = image_encoder_pretrained_model_name_or_path
+        where: tuple[Any, str] | None = None
+        if other is not None and image_encoder_folder is not None and pipe.image_encoder is None:
             deep = "/" in image_encoder_folder
-            where = image_encoder_folder if deep else f"{folders[0]}/{image_encoder_folder}"
-            pipe.image_encoder = _image_encoder(fetch.folder(str(models[0]), where.strip("/")))
+            own = image_encoder_folder if deep else f"{folders[0]}/{image_encoder_folder}"
+            where = (models[0], own) if other == _ENCODER else (other, image_encoder_subfolder)
+        folder = None
+        if where is not None:
+            folder = fetch.folder(where[0], where[1].strip("/"), prompting.encoder_files)
+        self._look(prompting, folder)
+        self._adapted(adapters, ((prompting.scale,),) * len(adapters))
+
+    def _look(self, prompting: "Prompting", folder: Path | None) -> None:
+        """Take the image encoder in a folder, and what makes pictures ready for the pipeline's."""
+        pipe: Any = self
+        if folder is not None:
+            pipe.image_encoder = prompting.image_encoder(folder)
         if pipe.feature_extractor is None:
             encoder = pipe._spec.having(Role.IMAGE_ENCODER)
             size = encoder[0].signature.inputs[0].shape[-1] if encoder else 224
-            pipe.feature_extractor = {"size": {"shortest_edge": size}, "crop_size": size}
-        self._adapted(adapters, (1.0,) * len(adapters))
+            pipe.feature_extractor = prompting.processor(size, folder)
 
     def unload_ip_adapter(self) -> None:
         """Take all IP-Adapters out, with the image encoder; the graphs are as before."""
@@ -132,21 +179,30 @@ class ImagePrompts:
         Args:
             scale: A number for all adapters, or a list with one for each adapter: a number; a list
                 of numbers, for as many images with masks; or ``{"down": {"block_2": [0.0, 1.0]},
-                "up": …, "mid": …}``, where what is not named is 0.
+                "up": …, "mid": …}``, where what is not named is 0. For FLUX.1 and Chroma a number, a list
+                with one for each block of two streams, or of several adapters a list of these; for
+                Stable Diffusion 3 a number.
 
         Raises:
             InputError: there are more or fewer adapters, or a block that is named is not there.
         """
         pipe: Any = self
         spec: PipelineSpec = pipe.spec
-        count = len(spec.having(Role.IMAGE_PROJECTION))
-        each = list(scale) if isinstance(scale, list | tuple) else [scale]
-        if count == 0 or len(each) != count:
+        count = adapters_of(spec.denoiser)
+        if count == 0:
             raise InputError(
-                f"{len(each)} scales were given; the pipeline has {count} IP-Adapters. "
-                + ("Give one for each." if count else "Load one: pipe.load_ip_adapter(…).")
+                f"The scale {scale!r} was set; the pipeline has no IP-Adapter. Load one: "
+                "pipe.load_ip_adapter(…)."
             )
-        self._scaled(tuple(_read_scale(one, spec.denoiser.config) for one in each))
+        self._scaled(_prompting(spec.denoiser).scales(scale, spec.denoiser, count))
+
+    @property
+    def is_ip_adapter_active(self) -> bool:
+        """Whether an IP-Adapter is loaded that counts."""
+        pipe: Any = self
+        scales = pipe._spec.options.get(SCALES, ())
+        each = (one["layers"] if isinstance(one, Mapping) else one for one in scales)
+        return any(number > 0 for one in each for number in one)
 
     def _adapted(self, adapters: "tuple[ImageAdapter, ...]", scales: tuple[Any, ...]) -> None:
         pipe: Any = self
@@ -164,49 +220,6 @@ class ImagePrompts:
             options[SCALES] = scales
         pipe._spec = dataclasses.replace(pipe._spec, options=options)
         pipe._plan = None
-
-
-def _read_scale(scale: Any, config: Mapping[str, Any]) -> Any:
-    """A number, numbers for images, or ``{"layers": (…)}``: one for each attention."""
-    if isinstance(scale, Mapping):
-        return {"layers": _by_layer(scale, config)}
-    numbers = scale if isinstance(scale, list | tuple) else [scale]
-    if not numbers or not all(isinstance(one, int | float) for one in numbers):
-        raise InputError(f"An IP-Adapter's scale is a number, a list or a dict; got {scale!r}.")
-    return tuple(float(one) for one in numbers)
-
-
-def _by_layer(scale: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[float, ...]:
-    """A scale for each attention, of one that names parts, blocks and attentions."""
-    from perfuse.models.ip_adapter.description import cross_attentions
-
-    layers = cross_attentions(config)
-    counts: dict[tuple[str, int], int] = {}
-    for one in layers:
-        counts[one.part, one.block] = max(counts.get((one.part, one.block), 0), one.attention + 1)
-    known = {part: {f"block_{b}" for p, b in counts if p == part} for part in _PARTS}
-    for part, inner in scale.items():
-        unknown = (
-            set(inner) - known[part] if part in known and isinstance(inner, Mapping) else set()
-        )
-        if part not in known or (part == "mid" and isinstance(inner, Mapping)) or unknown:
-            there = "; ".join(f"{p}: {', '.join(sorted(b))}" for p, b in known.items() if b)
-            raise InputError(f"The scale names {part}: {inner!r}; the denoiser has {there}.")
-    found = []
-    for one in layers:
-        value = scale.get(one.part, 0.0)
-        if isinstance(value, Mapping):
-            value = value.get(f"block_{one.block}", 0.0)
-        if isinstance(value, list | tuple):
-            count = counts[one.part, one.block]
-            if len(value) != count:
-                raise InputError(
-                    f"The scale of {one.part} block_{one.block} has {len(value)} numbers; the block "
-                    f"has {count} attentions."
-                )
-            value = value[one.attention]
-        found.append(float(value))
-    return tuple(found)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -228,10 +241,10 @@ class _Fetch:
     revision: str | None
     offline: bool | None
 
-    def file(self, model: str, folder: str, name: str) -> Path:
-        path = user_path(model)
+    def file(self, model: Any, folder: str, name: str) -> Path:
+        path = self._place(model)
         if not path.is_dir():
-            return self._from_hub(model, f"{folder}/{name}".strip("/"))
+            return self._from_hub(str(model), f"{folder}/{name}".strip("/"))
         found = path / folder / name
         if not name or not found.is_file():
             raise WeightsError(
@@ -240,21 +253,27 @@ class _Fetch:
             )
         return found.resolve()
 
-    def folder(self, model: str, folder: str) -> Path:
-        path = user_path(model)
+    def folder(self, model: Any, folder: str, files: Sequence[str]) -> Path:
+        path = self._place(model)
         if path.is_dir():
             return path / folder
-        self._from_hub(model, f"{folder}/model.safetensors")
-        return self._from_hub(model, f"{folder}/config.json").parent
+        found = [self._from_hub(str(model), f"{folder}/{name}".strip("/")) for name in files]
+        return found[0].parent
+
+    def _place(self, model: Any) -> Path:
+        """The folder that is meant, if it is one.
+
+        Raises:
+            InputError: it is no name.
+        """
+        if not isinstance(model, str | os.PathLike):
+            raise InputError(
+                f"An IP-Adapter was to be loaded from a {type(model).__name__}. Name its folder or Hub id, "
+                "and the safetensors file in it."
+            )
+        return user_path(os.fspath(model))
 
     def _from_hub(self, model: str, file: str) -> Path:
         from perfuse.sources.hub import file_from_hub
 
         return file_from_hub(model, file, self.revision, self.offline, {})[0]
-
-
-def _image_encoder(folder: Path) -> Any:
-    """The image encoder in a folder; its weights stay memory-mapped."""
-    from perfuse.models.clip_vision.network import load
-
-    return load(folder)

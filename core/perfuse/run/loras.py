@@ -55,6 +55,12 @@ class LoraMethods:
 
     _loras: Loras = Loras()
 
+    @property
+    def lora_scale(self) -> float:
+        """How much the adapters that are not fused counted in the last call, beside their weights."""
+        pipe: Any = self
+        return float(pipe.lora_factor)
+
     def load_lora_weights(
         self,
         pretrained_model_name_or_path_or_dict: "str | os.PathLike[str] | Mapping[str, Any]",

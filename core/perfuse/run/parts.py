@@ -11,7 +11,7 @@ from perfuse.contract.backend import Program
 from perfuse.contract.component import Component
 from perfuse.contract.guider import Perturbation
 from perfuse.contract.source import Source
-from perfuse.contract.spec import PipelineSpec
+from perfuse.contract.spec import PipelineSpec, Role
 from perfuse.contract.steps import Task
 from perfuse.contract.target import Placement, Target
 from perfuse.contract.transform import Plan
@@ -70,15 +70,31 @@ _CHANGING = (
     *("disable_", "enable_", "fuse_", "load_", "maybe_", "push_", "remove_", "reset_", "save_"),
     *("set_", "unload_", "upcast_"),
 )
+
+
+def _vae_scale_factor(spec: PipelineSpec) -> int:
+    """How often the autoencoder halves a picture, as a factor; its latents may be made patches of then."""
+    for decoder in spec.having(Role.LATENT_DECODER):
+        if blocks := decoder.config.get("block_out_channels"):
+            return 2 ** int(len(blocks) - 1)
+    return spec.latents.downscale
+
+
 #: Attributes that a pipeline has unless the user, or a class of the user's, sets others.
 _DERIVED: Mapping[str, Callable[[PipelineSpec], Any]] = {
-    "vae_scale_factor": lambda spec: spec.latents.downscale,
+    "vae_scale_factor": _vae_scale_factor,
+    "default_sample_size": lambda spec: (spec.denoiser.sample_size or (64,))[0],
+    "patch_size": lambda spec: spec.denoiser.config.get("patch_size", 1),
+    "latent_channels": lambda spec: spec.latents.channels,
     "image_processor": lambda spec: VaeImageProcessor(vae_scale_factor=spec.latents.downscale),
     "mask_processor": lambda spec: VaeImageProcessor(
         vae_scale_factor=spec.latents.downscale,
         do_normalize=False,
         do_binarize=True,
         do_convert_grayscale=True,
+    ),
+    "control_image_processor": lambda spec: VaeImageProcessor(
+        vae_scale_factor=spec.latents.downscale, do_convert_rgb=True, do_normalize=False
     ),
 }
 #: A setting of a pipeline whose model draws classes, and the attribute with what they are called.
@@ -567,6 +583,9 @@ class Parts:
             raise AttributeError(name)
         if name in _LEFT_OUT or name.startswith("_"):
             return self._of_diffusers(name)
+        manifest = host().pipelines().get(self._spec.class_name)
+        if manifest is not None and name in manifest.attributes:
+            return manifest.attributes[name]
         if name in _DERIVED:
             return _DERIVED[name](self._spec)
         if name == _LABELS and _ID2LABEL in self._spec.options:

@@ -11,7 +11,7 @@ from perfuse.contract.source import Source
 from perfuse.contract.spec import ComponentSpec, PipelineSpec, Role
 from perfuse.contract.transform import Plan
 from perfuse.errors import InputError
-from perfuse.models.registry import describe, fitted, is_known, latents_of
+from perfuse.models.registry import corrected, describe, fitted, is_known, latents_of
 from perfuse.run.precisions import precision_of
 from perfuse.run.transforms import Chosen, applied, find_transforms
 from perfuse.sources.left_out import check_left_out
@@ -85,6 +85,7 @@ def respecified(spec: PipelineSpec, part: str, model: Any) -> PipelineSpec:
     class_name, fields = _described(model)
     if fields is None:
         return spec  # a program, or the user's own module with the same signature
+    fields = dict(corrected(fields, part, spec.class_name))
     former = [one for one in spec.components.values() if one.part == part]
     described = describe(class_name, part, former[0].folder, fields)
     names = [one.name for one in former]
@@ -112,6 +113,7 @@ def added(spec: PipelineSpec, part: str, model: Any) -> PipelineSpec:
             "no component there that it could stand in for. A plugin can add a class: hook "
             "perfuse_architectures."
         )
+    fields = dict(corrected(fields, part, spec.class_name))
     described = {one.name: one for one in describe(class_name, part, part, fields)}
     return dataclasses.replace(spec, components=fitted({**spec.components, **described}))
 

@@ -1,4 +1,4 @@
-"""Saving a pipeline as a Diffusers checkpoint."""
+"""Saving a pipeline as a Diffusers checkpoint, without the adapters that are loaded."""
 
 import json
 import shutil
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from perfuse.contract.backend import Program
+from perfuse.contract.spec import Role
 from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.run.parts import Parts
@@ -13,6 +14,7 @@ from perfuse.run.plan import parts_of
 from perfuse.sources.files import write_file
 from perfuse.sources.model_index import INDEX
 from perfuse.sources.weights import check_variant
+from perfuse.tasks.image_prompt import SCALES
 
 __all__ = ["index_of", "save", "save_tokenizer"]
 
@@ -40,7 +42,7 @@ def save(pipe: Parts, folder: Path, *, variant: str | None = None) -> None:
         )
     folder.mkdir(parents=True, exist_ok=True)
     named = {} if variant is None else {"variant": variant}
-    for name in parts_of(pipe.spec):
+    for name in _parts(pipe):
         model = pipe.model(name)
         if isinstance(model, Program) or not hasattr(model, "save_pretrained"):
             raise InputError(
@@ -54,6 +56,12 @@ def save(pipe: Parts, folder: Path, *, variant: str | None = None) -> None:
         getattr(pipe, name).save_pretrained(folder / name)
     _save_others(pipe, folder)
     write_file(folder / INDEX, json.dumps(index_of(pipe), indent=2) + "\n")
+
+
+def _parts(pipe: Parts) -> tuple[str, ...]:
+    """The attributes that hold models; the projections of IP-Adapters are in the adapters' files."""
+    adapters = {one.part for one in pipe.spec.having(Role.IMAGE_PROJECTION)}
+    return tuple(name for name in parts_of(pipe.spec) if name not in adapters)
 
 
 def schedulers_of(pipe: Parts) -> tuple[str, ...]:
@@ -84,14 +92,15 @@ def index_of(pipe: Parts) -> dict[str, Any]:
     spec = pipe.spec
     index: dict[str, Any] = {"_class_name": pipe.class_name, "_diffusers_version": _FORMAT}
     before = dict(getattr(pipe.source, "index", {}))
+    parts = _parts(pipe)
     for component in spec.components.values():
-        if component.entry_of is None:
+        if component.entry_of is None and component.part in parts:
             index[component.part] = [_library(component.class_name), component.class_name]
     for name in spec.tokenizers:
         said = before.get(name)
         index[name] = list(said) if said else _described(getattr(pipe, name), "transformers")
     for name in spec.processors:
-        index[name] = ["transformers", "CLIPImageProcessor"]
+        index[name] = ["transformers", getattr(pipe, name).kind]
     for name in schedulers_of(pipe):
         index[name] = ["diffusers", type(getattr(pipe, name)).__name__]
     for name in getattr(pipe.source, "ignored", ()):
@@ -100,7 +109,7 @@ def index_of(pipe: Parts) -> dict[str, Any]:
         index[name] = [None, None] if one is None else _described(one, "transformers")
     for name in pipe.optional:
         index.setdefault(name, [None, None])
-    return {**index, **spec.options}
+    return {**index, **{name: one for name, one in spec.options.items() if name != SCALES}}
 
 
 def _library(class_name: str) -> str:

@@ -14,6 +14,7 @@ from perfuse.contract.steps import Encoding, Input, Tools
 from perfuse.tasks.encoding import STATES, position_ids
 from perfuse.tasks.family import family_task
 from perfuse.tasks.flow import prepare_flow_schedule, resized_from_picture
+from perfuse.tasks.image_prompt_flow import FLUX_IMAGE_PROMPT, encode_flux_images
 from perfuse.tasks.masked_prompts import MASKS, encode_masked, length_up_to
 from perfuse.tasks.prompts.sequences import encode_sequence
 
@@ -50,17 +51,21 @@ def _told(arrays: Mapping[str, Array] | None) -> tuple[Array | None, ...]:
     return states, position_ids(states), mask.to(states) if is_torch(mask) else mask * np.float32(1)
 
 
-CHROMA_TEXT_TO_IMAGE = family_task(
+_TEXT_TO_IMAGE = family_task(
     {
         **MASKS,
         "max_sequence_length": Input(
             default=_MOST, kind=int, option="--max-tokens", help="Tokens of a prompt that are read."
         ),
+        **FLUX_IMAGE_PROMPT,
     },
     {"num_inference_steps": 35, "guidance_scale": 5.0},
     prepare_flow_schedule,
     encode_masked(_read),
     encoding=Encoding(order=tuple(_ENCODED.split()), results=_encoded),
-).insert(length_up_to(_MOST), before="read_prompts")
+)
+CHROMA_TEXT_TO_IMAGE = _TEXT_TO_IMAGE.insert(length_up_to(_MOST), before="read_prompts").insert(
+    encode_flux_images, after="encode_prompt"
+)
 
 CHROMA_IMAGE_TO_IMAGE = resized_from_picture(CHROMA_TEXT_TO_IMAGE, {"strength": 0.9})

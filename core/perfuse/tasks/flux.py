@@ -16,6 +16,7 @@ from perfuse.tasks.encoding import STATES, position_ids
 from perfuse.tasks.family import family_task, pooled_conditions
 from perfuse.tasks.flow import prepare_flow_schedule, resized_from_picture
 from perfuse.tasks.guiders import EmbeddedGuidance
+from perfuse.tasks.image_prompt_flow import FLUX_IMAGE_PROMPT, encode_flux_images
 from perfuse.tasks.inpainting import inpainting_of
 from perfuse.tasks.prompts.sequences import check_length, encode_sequence
 from perfuse.tasks.text import Prompt, encode, guider_for, read_conditions
@@ -163,13 +164,14 @@ FLUX_TEXT_TO_IMAGE = family_task(
         "max_sequence_length": Input(
             default=_MOST, kind=int, option="--max-tokens", help="Tokens of a prompt that T5 reads."
         ),
+        **FLUX_IMAGE_PROMPT,
     },
     {"num_inference_steps": 28, "guidance_scale": 3.5},
     read_prompts,
     prepare_flow_schedule,
     encode_prompt,
     encoding=Encoding(order=tuple(_ENCODED.split()), results=_encoded),
-)
+).insert(encode_flux_images, after="encode_prompt")
 
 FLUX_IMAGE_TO_IMAGE = resized_from_picture(
     FLUX_TEXT_TO_IMAGE, {"strength": 0.6, "guidance_scale": 7.0}

@@ -11,26 +11,44 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from perfuse.arrays import place, to_numpy
+from perfuse.arrays import is_torch, place, to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array, ComponentSpec, Role
 from perfuse.contract.steps import Input, Picture, State, Tools, step
 from perfuse.errors import InputError
 
-__all__ = ["IMAGE_PROMPT", "SCALES", "encode_image_prompt", "scale_of_each"]
+__all__ = [
+    "IMAGE",
+    "IMAGE_PROMPT",
+    "SCALES",
+    "Float32",
+    "adapters_of",
+    "check_given",
+    "check_width",
+    "encode_image_prompt",
+    "for_each",
+    "looked_at",
+    "made_ready",
+    "repeated",
+    "scale_of_each",
+    "tokens_of",
+]
 
 #: The entry of the pipeline's options that holds each adapter's scales.
 SCALES = "ip_adapter_scale"
 #: The one entry of ``cross_attention_kwargs`` that a task takes.
 _MASKS = "ip_adapter_masks"
 
+#: A picture, or a list of them.
+IMAGE = Input(
+    kind=Picture,
+    option="--ip-adapter-image",
+    several=True,
+    help="An image prompt, or a list: one, or several, for each adapter.",
+)
+
 IMAGE_PROMPT = {
-    "ip_adapter_image": Input(
-        kind=Picture,
-        option="--ip-adapter-image",
-        several=True,
-        help="An image prompt, or a list: one, or several, for each adapter.",
-    ),
+    "ip_adapter_image": IMAGE,
     "ip_adapter_image_embeds": Input(
         help="For each adapter its images' embeddings [2, N, D], those of no image first."
     ),
@@ -62,37 +80,60 @@ def encode_image_prompt(
         "ip_adapter_image": ip_adapter_image,
         "ip_adapter_image_embeds": ip_adapter_image_embeds,
     }
-    there = [name for name, value in given.items() if value is not None]
-    if not adapters:
-        if there or masks is not None:
-            raise InputError(
-                f"{there[0] if there else _MASKS} was given; the pipeline has no IP-Adapter. Load one: "
-                "pipe.load_ip_adapter(…)."
-            )
+    if not adapters and masks is not None:
+        given = {**given, _MASKS: masks}
+    if not check_given(tools, given):
         return {"conditions": conditions}
-    if len(there) != 1:
-        raise InputError(
-            f"The pipeline has an IP-Adapter, and {' and '.join(there) or 'no image for it'} was "
-            "given. Give ip_adapter_image or ip_adapter_image_embeds, or take the adapter out: "
-            "pipe.unload_ip_adapter()."
-        )
     absent = "negative" in conditions or "empty" in conditions
     pairs = (
         _of_images(tools, adapters, ip_adapter_image)
         if ip_adapter_image is not None
         else _of_embeddings(adapters, ip_adapter_image_embeds, absent)
     )
-    each = _for_each(masks, len(adapters), _MASKS) if masks is not None else [None] * len(adapters)
+    each = for_each(masks, len(adapters), _MASKS) if masks is not None else [None] * len(adapters)
     added: dict[str, dict[str, Array]] = {name: {} for name in conditions}
     for i, (pair, mask) in enumerate(zip(pairs, each, strict=True)):
         shared = _masks_and_scales(tools, i, mask, len(pair[True][0]), (height, width))
         for name, arrays in conditions.items():
-            tokens = _tokens(tools, adapters[i], pair[name == "positive"])
+            tokens = tokens_of(tools, adapters[i], pair[name == "positive"])
             if mask is None:
                 tokens = tokens.reshape(len(tokens), 1, -1, tokens.shape[-1])
-            tokens = _repeated(tokens, len(next(iter(arrays.values()))))
+            tokens = repeated(tokens, len(next(iter(arrays.values()))))
             added[name] |= {f"ip_tokens_{i}": tokens, **shared}
     return {"conditions": {name: {**conditions[name], **more} for name, more in added.items()}}
+
+
+def adapters_of(denoiser: ComponentSpec) -> int:
+    """How many IP-Adapters a denoiser has."""
+    return sum(name.startswith("ip_scales_") for name in denoiser.signature.input_names)
+
+
+def check_given(tools: Tools, given: Mapping[str, Any]) -> bool:
+    """Whether there are adapters, and so images for them.
+
+    Args:
+        tools: The pipeline.
+        given: The images, or in their place embeddings, by their names in the call.
+
+    Raises:
+        InputError: there are images and no adapter, an adapter and no image, or both of the same.
+    """
+    there = [name for name, value in given.items() if value is not None]
+    if not adapters_of(tools.spec.denoiser):
+        if there:
+            raise InputError(
+                f"{there[0]} was given; the pipeline has no IP-Adapter. Load one: "
+                "pipe.load_ip_adapter(…)."
+            )
+        return False
+    both = [name for name in there if f"{name}_embeds" in there]
+    if not there or both:
+        found = f"{both[0]} and {both[0]}_embeds" if both else "no image for it"
+        raise InputError(
+            f"The pipeline has an IP-Adapter, and {found} was given. Give ip_adapter_image or "
+            "ip_adapter_image_embeds, or take the adapter out: pipe.unload_ip_adapter()."
+        )
+    return True
 
 
 def _masks_given(kwargs: Mapping[str, Any] | None) -> Any:
@@ -104,7 +145,8 @@ def _masks_given(kwargs: Mapping[str, Any] | None) -> Any:
     return None if kwargs is None else kwargs.get(_MASKS)
 
 
-def _for_each(values: Any, count: int, name: str) -> list[Any]:
+def for_each(values: Any, count: int, name: str) -> list[Any]:
+    """A value for each adapter; ``InputError`` unless there are as many."""
     found = list(values) if isinstance(values, list | tuple) else [values]
     if hasattr(values, "shape") and len(values.shape) == 4 and name == _MASKS:
         found = [one[None] for one in values]
@@ -124,6 +166,30 @@ Pair = Mapping[bool, Float32]
 
 def _of_images(tools: Tools, adapters: Sequence[ComponentSpec], images: Any) -> list[Pair]:
     """What each adapter projects, as the pipeline's image encoder sees its images."""
+    pairs: list[Pair] = []
+    for adapter, own in zip(
+        adapters, for_each(images, len(adapters), "ip_adapter_image"), strict=True
+    ):
+        (wanted,) = adapter.signature.inputs
+        pixels = made_ready(tools, own)
+        seen = {True: looked_at(tools, pixels, wanted.name)[None]}
+        # No image is a black one to an encoder's states, and a zero embedding to the rest.
+        if wanted.name != "image_embeds":
+            seen[False] = looked_at(tools, np.zeros_like(pixels), wanted.name)[None]
+        seen.setdefault(False, np.zeros_like(seen[True]))
+        check_width(adapter.name, seen[True], int(wanted.shape[-1]), "the image encoder")
+        pairs.append(seen)
+    return pairs
+
+
+def made_ready(tools: Tools, images: Any) -> Float32:
+    """Pictures as the pipeline's image encoder takes them, [N, 3, H, W].
+
+    A torch tensor is taken as pictures that are made ready already.
+
+    Raises:
+        InputError: the pipeline has no image encoder, or nothing that makes pictures ready for it.
+    """
     from perfuse.arrays.image_processor import ImageProcessor
 
     encoders, config = tools.spec.having(Role.IMAGE_ENCODER), tools.spec.processors
@@ -132,35 +198,33 @@ def _of_images(tools: Tools, adapters: Sequence[ComponentSpec], images: Any) -> 
             "ip_adapter_image was given; the pipeline has no image encoder to look at it. Load the "
             "adapter with its image_encoder_folder, or give ip_adapter_image_embeds."
         )
-    program = tools.program(encoders[0].name)
-    processor = ImageProcessor.from_config(config["feature_extractor"])
-    pairs: list[Pair] = []
-    for adapter, own in zip(
-        adapters, _for_each(images, len(adapters), "ip_adapter_image"), strict=True
-    ):
-        (wanted,) = adapter.signature.inputs
-        pixels = processor(own).pixel_values
-        # No image is a black one to an encoder's states, and a zero embedding to the rest.
-        shown = {True: pixels}
-        if wanted.name != "image_embeds":
-            shown[False] = np.zeros_like(pixels)
-        seen = {
-            real: to_numpy(program(pixel_values=place(one, program.torch_device))[wanted.name])[
-                None
-            ]
-            for real, one in shown.items()
-        }
-        seen.setdefault(False, np.zeros_like(seen[True]))
-        _check_width(adapter, seen[True], "the image encoder")
-        pairs.append(seen)
-    return pairs
+    if is_torch(images):
+        return to_numpy(images)
+    pixels: Float32 = ImageProcessor.from_config(config["feature_extractor"])(images).pixel_values
+    return pixels
+
+
+def looked_at(tools: Tools, pixels: Float32, wanted: str) -> Float32:
+    """What the image encoder gives of this name for pictures that are made ready, [N, …].
+
+    Raises:
+        InputError: it gives nothing of that name.
+    """
+    encoder = tools.spec.one(Role.IMAGE_ENCODER)
+    if wanted not in encoder.signature.output_names:
+        raise InputError(
+            f"{encoder.name} is a {encoder.class_name}, which gives no {wanted}. Use the image encoder "
+            "that the adapter was made with."
+        )
+    program = tools.program(encoder.name)
+    return to_numpy(program(pixel_values=place(pixels, program.torch_device))[wanted])
 
 
 def _of_embeddings(adapters: Sequence[ComponentSpec], given: Any, absent: bool) -> list[Pair]:
     """What each adapter projects, as the caller gave it: that of no image first, if it is needed."""
     pairs: list[Pair] = []
     for adapter, one in zip(
-        adapters, _for_each(given, len(adapters), "ip_adapter_image_embeds"), strict=True
+        adapters, for_each(given, len(adapters), "ip_adapter_image_embeds"), strict=True
     ):
         rank = len(adapter.signature.inputs[0].shape) + 1
         array = to_numpy(one) if hasattr(one, "shape") else None
@@ -172,21 +236,22 @@ def _of_embeddings(adapters: Sequence[ComponentSpec], given: Any, absent: bool) 
                 f"{', that of no image first' if absent else ''}."
             )
         none, real = np.split(array, 2) if absent else (np.zeros_like(array), array)
-        _check_width(adapter, real, "ip_adapter_image_embeds")
+        wanted = int(adapter.signature.inputs[0].shape[-1])
+        check_width(adapter.name, real, wanted, "ip_adapter_image_embeds")
         pairs.append({True: real, False: none})
     return pairs
 
 
-def _check_width(adapter: ComponentSpec, array: Float32, who: str) -> None:
-    wanted = adapter.signature.inputs[0].shape[-1]
+def check_width(name: str, array: Float32, wanted: int, who: str) -> None:
+    """Raise ``InputError`` unless arrays are as wide as what reads them takes."""
     if array.shape[-1] != wanted:
         raise InputError(
-            f"{who[0].upper()}{who[1:]} gives arrays of width {array.shape[-1]}; {adapter.name} takes "
+            f"{who[0].upper()}{who[1:]} gives arrays of width {array.shape[-1]}; {name} takes "
             f"{wanted}. Use the image encoder that the adapter was made with."
         )
 
 
-def _tokens(tools: Tools, adapter: ComponentSpec, seen: Float32) -> Float32:
+def tokens_of(tools: Tools, adapter: ComponentSpec, seen: Float32) -> Float32:
     """The tokens [b, N, T, C] of what was seen [b, N, …]."""
     program = tools.program(adapter.name)
     flat = np.ascontiguousarray(seen.reshape(-1, *seen.shape[2:]))
@@ -195,7 +260,8 @@ def _tokens(tools: Tools, adapter: ComponentSpec, seen: Float32) -> Float32:
     return tokens.reshape(*seen.shape[:2], *tokens.shape[1:])
 
 
-def _repeated(tokens: Float32, pictures: int) -> Float32:
+def repeated(tokens: Float32, pictures: int) -> Float32:
+    """Arrays of image prompts for each picture that is drawn; ``InputError`` if they do not divide."""
     if pictures % len(tokens):
         raise InputError(
             f"Image prompts for {len(tokens)} pictures were given, and {pictures} are drawn. Give "

@@ -20,6 +20,7 @@ from perfuse.tasks.encoding import STATES, encoding
 from perfuse.tasks.family import family_task, pooled_conditions
 from perfuse.tasks.flow import flow_schedule, mu_of, resized_from_picture
 from perfuse.tasks.guiders import SkipLayerGuidance
+from perfuse.tasks.image_prompt_flow import SD3_IMAGE_PROMPT, encode_sd3_image
 from perfuse.tasks.inpainting import inpainting_of
 from perfuse.tasks.prompts.encoder import TextEncoder
 from perfuse.tasks.prompts.reading import tokenised
@@ -229,6 +230,7 @@ SD3_TEXT_TO_IMAGE = family_task(
             default=0.01, kind=float, help="The share of the steps at which that begins."
         ),
         "mu": Input(kind=float, help="The shift of the schedule instead of the size's."),
+        **SD3_IMAGE_PROMPT,
     },
     {"num_inference_steps": 28, "guidance_scale": 7.0},
     read_prompts,
@@ -243,7 +245,7 @@ SD3_TEXT_TO_IMAGE = family_task(
         ("positive", "pooled_projections"),
         ("negative", "pooled_projections"),
     ),
-)
+).insert(encode_sd3_image, after="encode_prompt")
 
 SD3_IMAGE_TO_IMAGE = resized_from_picture(
     SD3_TEXT_TO_IMAGE, {"strength": 0.6, "num_inference_steps": 50}

@@ -17,5 +17,6 @@ ARCHITECTURES = (
         first_blocks=f"{__name__}.description:first_blocks",
         attentions=f"{__name__}.description:attentions",
         perturb="perfuse.models.block_skipping:perturb",
+        image_prompts="perfuse.models.ip_adapter.flux:FLUX",
     ),
 )

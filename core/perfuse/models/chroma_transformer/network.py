@@ -17,8 +17,9 @@ from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import converted, load_native
 from perfuse.models.chroma_transformer.description import ChromaConfig
 from perfuse.models.embeddings import TextProjection, Timesteps
+from perfuse.models.flux_attention import FluxAttention, Look
 from perfuse.models.half_precision import in_range
-from perfuse.models.joint_attention import JointAttention, SelfAttention
+from perfuse.models.joint_attention import SelfAttention
 from perfuse.models.rotary import rotate_pairs
 from perfuse.sources.weights import Weights
 
@@ -57,7 +58,7 @@ class ChromaTransformerBlock(nn.Module):
         super().__init__()
         width = chroma.width
         self.norm1, self.norm1_context = plain_norm(width), plain_norm(width)
-        self.attn = JointAttention(
+        self.attn = FluxAttention(
             width,
             heads=chroma.num_attention_heads,
             head_dim=chroma.attention_head_dim,
@@ -75,18 +76,19 @@ class ChromaTransformerBlock(nn.Module):
         text_told: Tensor,
         table: Tensor,
         bias: Tensor,
+        look: Look | None = None,
     ) -> tuple[Tensor, Tensor]:
         """``told`` and ``text_told`` are six modulations each, [B, 6, C]."""
         shift, scale, gate, shift_2, scale_2, gate_2 = told.unbind(1)
         own = text_told.unbind(1)
         normal = modulate(self.norm1(hidden), shift, scale)
         text_normal = modulate(self.norm1_context(text), own[0], own[1])
-        attended, text_attended = self.attn(normal, text_normal, table, bias)
+        attended, text_attended, *seen = self.attn(normal, text_normal, table, bias, look)
         hidden = hidden + gate[:, None] * attended
         text = text + own[2][:, None] * text_attended
-        fed = self.ff(modulate(self.norm2(hidden), shift_2, scale_2))
+        hidden = hidden + gate_2[:, None] * self.ff(modulate(self.norm2(hidden), shift_2, scale_2))
         text_fed = self.ff_context(modulate(self.norm2_context(text), own[3], own[4]))
-        return hidden + gate_2[:, None] * fed, in_range(text + own[5][:, None] * text_fed)
+        return sum(seen, hidden), in_range(text + own[5][:, None] * text_fed)
 
 
 class ChromaSingleTransformerBlock(nn.Module):
@@ -149,26 +151,28 @@ class ChromaTransformer2DModel(BlockModel):
         text_rotary: Tensor,
         image_rotary: Tensor,
         modulation_waves: Tensor,
+        *,
+        looks: tuple[Look, ...] = (),
     ) -> tuple[Streams, Any]:
         """The velocity at tokens [B, N, C]; ``timestep`` is 0 to 1000, tables [2, N, D / 2]."""
         told = self._modulations(timestep, modulation_waves, sample.dtype)
         hidden, text = self.x_embedder(sample), self.context_embedder(encoder_hidden_states)
         table = torch.cat([text_rotary, image_rotary], dim=1)
         bias = _bias(encoder_attention_mask, sample)
-        return (hidden, text), (told, table, bias)
+        return (hidden, text), (told, table, bias, looks)
 
     def through(
         self, streams: Streams, told: Any, first: int = 0, last: int | None = None
     ) -> Streams:
-        (hidden, text), (told, table, bias) = streams, told
+        (hidden, text), (told, table, bias, looks) = streams, told
         # Those of single blocks come first, then the picture's of the others, then the text's.
         pictures = 3 * len(self.single_transformer_blocks)
         texts = pictures + 6 * len(self.transformer_blocks)
         for i, block in self.numbered("transformer_blocks", first, last):
             own, other = pictures + 6 * i, texts + 6 * i
-            hidden, text = block(
-                hidden, text, told[:, own : own + 6], told[:, other : other + 6], table, bias
-            )
+            modulations = told[:, own : own + 6], told[:, other : other + 6]
+            look = looks[i] if looks else None
+            hidden, text = block(hidden, text, *modulations, table, bias, look)
         singles = self.numbered("single_transformer_blocks", first, last)
         if not singles:
             return hidden, text

@@ -10,6 +10,6 @@ ARCHITECTURES = (
         describe=f"{__name__}.description:describe",
         build=f"{__name__}.network:build",
         wrap=f"{__name__}.network:wrap",
-        names="perfuse.models.names:without_positions",
+        names=f"{__name__}.description:current",
     ),
 )

@@ -8,10 +8,9 @@ from torch import Tensor, nn
 
 from perfuse.contract.spec import ComponentSpec
 from perfuse.models.building import load_native, native
-from perfuse.models.clip_vision.description import ClipVisionConfig
+from perfuse.models.clip_vision.description import ClipVisionConfig, current
 from perfuse.models.clip_vision.transformer import VisionTransformer
 from perfuse.models.model import Model
-from perfuse.models.names import without_positions
 from perfuse.sources.weights import Weights
 
 __all__ = ["CLIPVisionModelWithProjection", "build", "load", "wrap"]
@@ -35,7 +34,7 @@ class CLIPVisionModelWithProjection(Model):
 
     @staticmethod
     def rename(name: str) -> str | None:
-        return without_positions(name)
+        return current(name)
 
 
 def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
@@ -49,7 +48,7 @@ def wrap(spec: ComponentSpec, model: nn.Module) -> nn.Module:
 
 
 def load(folder: Path) -> nn.Module:
-    """The image encoder in a folder of its own, as adapters come with.
+    """The image encoder in a folder of its own, as adapters come with, also that of CLIP as a whole.
 
     Raises:
         CheckpointError: the folder or its config cannot be read.

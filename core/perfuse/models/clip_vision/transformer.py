@@ -1,12 +1,15 @@
-"""CLIP's vision transformer (Radford et al. 2021, arXiv:2103.00020), which its models share."""
+"""CLIP's vision transformer (Radford et al. 2021, arXiv:2103.00020), and the layers that SigLIP's has."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perfuse.models.clip_vision.description import ClipVisionConfig
+from perfuse.models.clip_vision.description import ClipVisionConfig, VisionConfig
 
-__all__ = ["VisionTransformer"]
+__all__ = ["VisionEncoder", "VisionMLP", "VisionTransformer"]
 
 
 class QuickGELU(nn.Module):
@@ -14,6 +17,13 @@ class QuickGELU(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return hidden * torch.sigmoid(1.702 * hidden)
+
+
+_ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "quick_gelu": QuickGELU,
+    "gelu": nn.GELU,
+    "gelu_pytorch_tanh": partial(nn.GELU, approximate="tanh"),
+}
 
 
 class VisionEmbeddings(nn.Module):
@@ -37,7 +47,7 @@ class VisionEmbeddings(nn.Module):
 class VisionAttention(nn.Module):
     """Multi-head self-attention over [B, N, D]."""
 
-    def __init__(self, config: ClipVisionConfig) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         width = config.hidden_size
         self.heads = config.num_attention_heads
@@ -59,9 +69,9 @@ class VisionAttention(nn.Module):
 class VisionMLP(nn.Module):
     """The two-layer network of a transformer layer."""
 
-    def __init__(self, config: ClipVisionConfig) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.activation = QuickGELU() if config.hidden_act == "quick_gelu" else nn.GELU()
+        self.activation = _ACTIVATIONS[config.hidden_act]()
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
@@ -73,7 +83,7 @@ class VisionMLP(nn.Module):
 class VisionLayer(nn.Module):
     """Self-attention and a two-layer network, each normalised first and added to its input."""
 
-    def __init__(self, config: ClipVisionConfig) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         width, eps = config.hidden_size, config.layer_norm_eps
         self.self_attn = VisionAttention(config)
@@ -90,7 +100,7 @@ class VisionLayer(nn.Module):
 class VisionEncoder(nn.Module):
     """The layers of the transformer."""
 
-    def __init__(self, config: ClipVisionConfig) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_hidden_layers))
 

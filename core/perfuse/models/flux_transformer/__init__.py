@@ -18,5 +18,6 @@ ARCHITECTURES = (
         attentions=f"{__name__}.description:attentions",
         called=f"{__name__}.description:called",
         perturb="perfuse.models.block_skipping:perturb",
+        image_prompts="perfuse.models.ip_adapter.flux:FLUX",
     ),
 )

@@ -22,9 +22,10 @@ from perfuse.models.attention import FeedForward
 from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import converted, load_native
 from perfuse.models.embeddings import TimeTextEmbedding
+from perfuse.models.flux_attention import FluxAttention, Look
 from perfuse.models.flux_transformer.description import FluxConfig
 from perfuse.models.half_precision import in_range
-from perfuse.models.joint_attention import JointAttention, SelfAttention
+from perfuse.models.joint_attention import SelfAttention
 from perfuse.models.rotary import rotate_pairs
 from perfuse.sources.weights import Weights
 
@@ -41,7 +42,7 @@ class FluxTransformerBlock(nn.Module):
         width = flux.width
         self.norm1 = AdaLayerNormZero(width)
         self.norm1_context = AdaLayerNormZero(width)
-        self.attn = JointAttention(
+        self.attn = FluxAttention(
             width,
             heads=flux.num_attention_heads,
             head_dim=flux.attention_head_dim,
@@ -53,15 +54,16 @@ class FluxTransformerBlock(nn.Module):
         self.ff_context = FeedForward(width, activation="gelu-approximate")
 
     def forward(
-        self, hidden: Tensor, text: Tensor, told: Tensor, table: Tensor
+        self, hidden: Tensor, text: Tensor, told: Tensor, table: Tensor, look: Look | None = None
     ) -> tuple[Tensor, Tensor]:
         normal, gate, *feed = self.norm1(hidden, told)
         text_normal, text_gate, *text_feed = self.norm1_context(text, told)
-        attended, text_attended = self.attn(normal, text_normal, table)
+        attended, text_attended, *seen = self.attn(normal, text_normal, table, None, look)
         hidden = hidden + gate[:, None] * attended
         text = text + text_gate[:, None] * text_attended
         shift, scale, gate = feed
         hidden = hidden + gate[:, None] * self.ff(modulate(self.norm2(hidden), shift, scale))
+        hidden = sum(seen, hidden)
         shift, scale, gate = text_feed
         normal = modulate(self.norm2_context(text), shift, scale)
         return hidden, in_range(text + gate[:, None] * self.ff_context(normal))
@@ -127,6 +129,8 @@ class FluxTransformer2DModel(BlockModel):
         text_rotary: Tensor,
         image_rotary: Tensor,
         guidance: Tensor | None = None,
+        *,
+        looks: tuple[Look, ...] = (),
     ) -> tuple[Streams, Any]:
         """The velocity at tokens [B, N, C]; ``timestep`` is 0 to 1000, tables [2, N, D / 2]."""
         hidden = self.x_embedder(sample)
@@ -137,20 +141,20 @@ class FluxTransformer2DModel(BlockModel):
             guidance=None if guidance is None else guidance * 1000,
         )
         text = self.context_embedder(encoder_hidden_states)
-        return (hidden, text), (told, torch.cat([text_rotary, image_rotary], dim=1))
+        return (hidden, text), (told, torch.cat([text_rotary, image_rotary], dim=1), looks)
 
     def through(
         self, streams: Streams, told: Any, first: int = 0, last: int | None = None
     ) -> Streams:
-        hidden, text = streams
-        for block in self.part("transformer_blocks", first, last):
-            hidden, text = block(hidden, text, *told)
+        (hidden, text), (embedding, table, looks) = streams, told
+        for i, block in self.numbered("transformer_blocks", first, last):
+            hidden, text = block(hidden, text, embedding, table, looks[i] if looks else None)
         singles = self.part("single_transformer_blocks", first, last)
         if not singles:
             return hidden, text
         joined = torch.cat([text, hidden], dim=1)
         for block in singles:
-            joined = block(joined, *told)
+            joined = block(joined, embedding, table)
         length = text.shape[1]
         return joined[:, length:], joined[:, :length]
 

@@ -16,5 +16,6 @@ ARCHITECTURES = (
         attentions=f"{__name__}.description:attentions",
         called=f"{__name__}.description:called",
         perturb="perfuse.models.block_skipping:perturb",
+        image_prompts="perfuse.models.ip_adapter.sd3:SD3",
     ),
 )

@@ -1,5 +1,6 @@
 """The transformer of Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206) and 3.5."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -17,12 +18,16 @@ from perfuse.models.attention import FeedForward
 from perfuse.models.blocks import BlockModel, Streams
 from perfuse.models.building import converted, load_native
 from perfuse.models.embeddings import TimeTextEmbedding
-from perfuse.models.joint_attention import JointAttention, SelfAttention
+from perfuse.models.joint_attention import JointAttention, SelfAttention, attend
 from perfuse.models.patches import unpatchify
 from perfuse.models.sd3_transformer.description import SD3Config
 from perfuse.sources.weights import Weights
 
-__all__ = ["SD3Transformer2DModel", "build", "wrap"]
+__all__ = ["Look", "SD3Transformer2DModel", "build", "wrap"]
+
+#: What the picture's queries, keys and values [B, H, N, D], before their norms, see of image prompts
+#: and of the picture itself, [B, N, H · D].
+Look = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class PatchEmbed(nn.Module):
@@ -44,6 +49,28 @@ class PatchEmbed(nn.Module):
         return added
 
 
+class SD3Attention(JointAttention):
+    """Joint attention of picture and text; what the picture sees of image prompts is added to it."""
+
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, text: Tensor, look: Look | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        raw = self.raw_heads(hidden)
+        hidden, text = self.mixed(self.normed(*raw), text)
+        return self.left(hidden if look is None else hidden + look(*raw), text)
+
+
+class SD3SelfAttention(SelfAttention):
+    """Attention within the picture, to which the same is added."""
+
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, look: Look | None = None
+    ) -> Tensor:
+        raw = self.raw_heads(hidden)
+        joined = attend(*self.normed(*raw))
+        return self.leave(joined if look is None else joined + look(*raw))
+
+
 class JointTransformerBlock(nn.Module):
     """Joint attention of picture and text, then a feed-forward network for each.
 
@@ -61,10 +88,12 @@ class JointTransformerBlock(nn.Module):
         self.norm1_context: nn.Module = (
             AdaLayerNormContinuous(width) if last else AdaLayerNormZero(width)
         )
-        self.attn = JointAttention(
+        self.attn = SD3Attention(
             width, heads=heads, head_dim=size, qk_eps=eps, text_first=False, reads_only=last
         )
-        self.attn2 = SelfAttention(width, heads=heads, head_dim=size, qk_eps=eps) if dual else None
+        self.attn2 = (
+            SD3SelfAttention(width, heads=heads, head_dim=size, qk_eps=eps) if dual else None
+        )
         self.norm2 = plain_norm(width)
         self.ff = FeedForward(width, activation="gelu-approximate")
         if not last:
@@ -72,31 +101,34 @@ class JointTransformerBlock(nn.Module):
             self.ff_context = FeedForward(width, activation="gelu-approximate")
         self.last = last
 
-    def forward(self, hidden: Tensor, text: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden: Tensor, text: Tensor, told: Tensor, looks: tuple[Look, ...] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """``looks`` are of ``attn`` and, in a dual block, of ``attn2``."""
         normal, gate, *feed = self.norm1(hidden, told)
+        own, others = looks[:1], looks[1:]
         if self.last:
-            hidden, _ = self._read(hidden, normal, gate, self.norm1_context(text, told))
-            return self._feed(hidden, *feed), text
+            attended, _ = self.attn(normal, self.norm1_context(text, told), *own)
+            return self._feed(hidden + gate[:, None] * attended, others, *feed), text
         text_normal, text_gate, shift, scale, gate_2 = self.norm1_context(text, told)
-        hidden, attended = self._read(hidden, normal, gate, text_normal)
-        hidden = self._feed(hidden, *feed)
-        assert attended is not None
-        text = text + text_gate[:, None] * attended
+        attended, text_attended = self.attn(normal, text_normal, *own)
+        hidden = self._feed(hidden + gate[:, None] * attended, others, *feed)
+        text = text + text_gate[:, None] * text_attended
         inner = self.ff_context(modulate(self.norm2_context(text), shift, scale))
         return hidden, text + gate_2[:, None] * inner
 
-    def _read(
-        self, hidden: Tensor, normal: Tensor, gate: Tensor, text: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        attended, text_attended = self.attn(normal, text)
-        return hidden + gate[:, None] * attended, text_attended
-
     def _feed(
-        self, hidden: Tensor, shift: Tensor, scale: Tensor, gate: Tensor, *second: Tensor
+        self,
+        hidden: Tensor,
+        looks: tuple[Look, ...],
+        shift: Tensor,
+        scale: Tensor,
+        gate: Tensor,
+        *second: Tensor,
     ) -> Tensor:
         if self.attn2 is not None:
             normal, own_gate = second
-            hidden = hidden + own_gate[:, None] * self.attn2(normal)
+            hidden = hidden + own_gate[:, None] * self.attn2(normal, *looks)
         inner: Tensor = self.ff(modulate(self.norm2(hidden), shift, scale))
         return hidden + gate[:, None] * inner
 
@@ -130,6 +162,8 @@ class SD3Transformer2DModel(BlockModel):
         pooled_projections: Tensor,
         rows: Tensor,
         columns: Tensor,
+        *,
+        looks: tuple[tuple[Look, ...], ...] = (),
     ) -> tuple[Streams, Any]:
         """The velocity at latents [B, C, h, w]; ``rows`` and ``columns`` of the position table."""
         hidden = self.pos_embed(sample, rows, columns)
@@ -137,14 +171,14 @@ class SD3Transformer2DModel(BlockModel):
         text = self.context_embedder(encoder_hidden_states)
         patch = self.config.patch_size
         size = sample.shape[2] // patch, sample.shape[3] // patch
-        return (hidden, text), (told, size)
+        return (hidden, text), (told, size, looks)
 
     def through(
         self, streams: Streams, told: Any, first: int = 0, last: int | None = None
     ) -> Streams:
-        hidden, text = streams
-        for block in self.part("transformer_blocks", first, last):
-            hidden, text = block(hidden, text, told[0])
+        (hidden, text), (embedding, _, looks) = streams, told
+        for i, block in self.numbered("transformer_blocks", first, last):
+            hidden, text = block(hidden, text, embedding, looks[i] if looks else ())
         return hidden, text
 
     def modulated(self, streams: Streams, told: Any) -> Tensor:
@@ -153,7 +187,7 @@ class SD3Transformer2DModel(BlockModel):
         return normal  # type: ignore[no-any-return]
 
     def finish(self, picture: Tensor, told: Any) -> Tensor:
-        embedding, (height, width) = told
+        embedding, (height, width), _ = told
         tokens = self.proj_out(self.norm_out(picture, embedding))
         return unpatchify(tokens, height, width, self.config.patch_size)
 

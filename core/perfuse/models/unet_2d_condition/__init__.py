@@ -16,6 +16,7 @@ ARCHITECTURES = (
         shallow=f"{__name__}.shallow:shallow",
         gated=f"{__name__}.gate:gated",
         perturb="perfuse.models.perturbed:perturb",
+        image_prompts="perfuse.models.ip_adapter.unet:UNET",
         names="perfuse.models.names:current",
         beside_graph=("sample_size", "dropout"),
         in_half_precision=("upcast_attention",),

@@ -13,7 +13,7 @@ import numpy as np
 from perfuse.contract.component import Component
 from perfuse.contract.spec import ComponentSpec, TensorSpec
 from perfuse.errors import InputError
-from perfuse.models.ip_adapter.description import cross_attentions
+from perfuse.models.ip_adapter.cross_attentions import cross_attentions
 from perfuse.models.shapes import floating
 from perfuse.models.unet_2d_condition.description import (
     UNet2DConditionConfig,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perfuse.models.attention import BasicTransformerBlock
-from perfuse.models.ip_adapter.description import cross_attentions
+from perfuse.models.ip_adapter.cross_attentions import cross_attentions
 from perfuse.models.unet_2d_condition.network import UNet2DCondition, own_unet
 from perfuse.models.unet_blocks import resized
 
