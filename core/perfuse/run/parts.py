@@ -73,10 +73,11 @@ _CHANGING = (
 
 
 def _vae_scale_factor(spec: PipelineSpec) -> int:
-    """How often the autoencoder halves a picture, as a factor; its latents may be made patches of then."""
+    """By how much the autoencoder makes a picture smaller; some pipelines then pack its latents."""
     for decoder in spec.having(Role.LATENT_DECODER):
         if blocks := decoder.config.get("block_out_channels"):
-            return 2 ** int(len(blocks) - 1)
+            factor: int = 2 ** (len(blocks) - 1)
+            return factor
     return spec.latents.downscale
 
 
