@@ -48,6 +48,9 @@ print(json.dumps({**found, "peak": peak_memory()}))
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("--case", choices=CASES, default=CASES[0])
     parser.add_argument("--engines", default="torch:cpu,openvino:CPU", help="of %(default)s")
+    parser.add_argument(
+        "--float32", action="store_true", help="how far they are from float32 on PyTorch, too"
+    )
     parser.add_argument("--side", type=int, default=512, help="of the picture, in pixels")
 
 
@@ -60,7 +63,10 @@ def measure(options: Namespace) -> list[Row]:
         sys.exit(f"{options.work} has {free:.0f} GB free; {_ROOM} are needed. Name another --work.")
     checkpoint = models.real(options.work, options.case, quick=options.quick)
     weights = sum(path.stat().st_size for path in checkpoint.glob("*/*.safetensors"))
-    rows, drawn = [], dict[str, Any]()
+    rows = []
+    truth = None
+    if options.float32 and _draw("torch:cpu", checkpoint, options, "float32") is not None:
+        truth = np.load(_latents(options.work, "torch:cpu"))
     for engine in options.engines.split(","):
         what = f"One step of {options.case}, {options.side}², {_WAYS[engine]}, {engine}"
         graphs = engine != "torch:cpu"
@@ -69,13 +75,12 @@ def measure(options: Namespace) -> list[Row]:
         if found is None:
             rows.append(Row(what=what, ours=0.0, unit="GB", figure=0.0, note="The process ended."))
             continue
-        drawn[engine] = np.load(_latents(options.work, engine))
         note = f"{found['processor']:.0f} s of processor time. Weights are of all models."
         if first is not None:
             note += f" The first time, when graphs are made, {first['seconds']:.0f} s."
-        if (reference := next(iter(drawn))) != engine:
-            gap = np.abs(drawn[engine] - drawn[reference]).max() / drawn[reference].std()
-            note += f" Latents differ from those of {reference} by {gap:.1g} of their deviation."
+        if truth is not None:
+            gap = (np.load(_latents(options.work, engine)) - truth).std() / truth.std()
+            note += f" Latents differ from those in float32 by {gap:.2g} of their deviation (RMS)."
         rows.append(
             Row(
                 what=what,
@@ -95,11 +100,14 @@ def _latents(work: Path, engine: str) -> Path:
     return work / f"large-{engine.partition(':')[0]}.npy"
 
 
-def _draw(engine: str, checkpoint: Path, options: Namespace) -> dict[str, float] | None:
+def _draw(
+    engine: str, checkpoint: Path, options: Namespace, precision: str = ""
+) -> dict[str, float] | None:
     """What a process took that drew once; ``None`` where it did not come to its end."""
     say(f"{options.case} on {engine}")
     file = _latents(options.work, engine)
-    given = [str(checkpoint), engine, _WAYS[engine], str(options.side), PROMPT, str(file)]
+    precision = precision or _WAYS[engine]
+    given = [str(checkpoint), engine, precision, str(options.side), PROMPT, str(file)]
     done = subprocess.run(
         [sys.executable, "-c", _CHILD, *given],
         env={**os.environ, "PERFUSE_CACHE": str(options.work / "large-cache")},
