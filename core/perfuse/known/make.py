@@ -80,8 +80,9 @@ def made(to: GraphSet, only: str = "") -> Iterator[Path]:
             continue
         click.echo(what, err=True)
         added = add_graph(hollow(component), format, to, of=of)
-        if added is not None:
-            yield added
+        if added is None:
+            raise click.ClickException(f"{what}: the exporter could not make it without weights.")
+        yield added
 
 
 def differing(one: Path, other: Path) -> list[str]:
