@@ -20,6 +20,7 @@ from perfuse import ArtifactStore, Checkpoint
 from perfuse.backend import Component
 from perfuse.contract.spec import ComponentSpec
 from perfuse.contract.target import Target
+from perfuse.models.building import Given
 from perfuse.models.positions import grid
 from perfuse.models.registry import called, describe, host_inputs
 from perfuse.plugins import host
@@ -252,19 +253,16 @@ def _modules(
     precision: str,
     rounds: int,
 ) -> Row:
-    """perfuse's module beside Diffusers', which have the same tensors in memory."""
+    """perfuse's program beside Diffusers' module, which have the same tensors in memory."""
     import torch
-
-    from perfuse.models.building import wrap
 
     dtype = getattr(torch, precision)
     theirs = theirs.to(dtype)
-    ours = wrap(spec, theirs)
+    component = Component(spec=spec, build=Given(spec=spec, module=theirs), precision=precision)
+    target = Target.parse("torch:cpu")
+    program = host().backend("torch").prepare(component, target, ArtifactStore(Path("unused")))
+    ours = {name: torch.from_numpy(array) for name, array in given.items()}
     told = _tensors(family.arguments(spec, given), dtype)
-    inputs = [
-        torch.from_numpy(given[one.name]).to(dtype if one.dtype == "float" else None)
-        for one in spec.signature.inputs
-    ]
     drawn: dict[str, Any] = {}
 
     def run(name: str, call: Callable[[], Any]) -> Callable[[], float]:
@@ -277,7 +275,7 @@ def _modules(
         return timed
 
     sides = {
-        "ours": run("ours", lambda: ours(*inputs)[0]),
+        "ours": run("ours", lambda: next(iter(program(**ours).values()))),
         "theirs": run("theirs", lambda: theirs(**told, return_dict=False)[0]),
     }
     for side in sides.values():
@@ -302,8 +300,6 @@ def _engine(
     case: str, spec: ComponentSpec, theirs: Any, given: Arrays, engine: str, rounds: int
 ) -> Row:
     """An engine beside perfuse's module on torch, in float32."""
-    from perfuse.models.building import Given
-
     component = Component(spec=spec, build=Given(spec=spec, module=theirs))
     say(f"{case}, float32, {engine}")
     with tempfile.TemporaryDirectory() as folder:

@@ -106,6 +106,7 @@ class Torch(Backend):
                 tensor, entry, device, dtype if tensor.is_floating_point() else tensor.dtype
             ),
         )
+        _multiply_whole_batches(module)
         if component.storage and component.storage not in SCHEMES:
             module = stored(module, component.storage)
         if options["channels_last"]:
@@ -208,6 +209,18 @@ def _moved(
 def _describe(module: object, index: int, kind: str) -> str:
     name = getattr(module, "get_device_name", None)
     return str(name(index)) if name is not None else kind.upper()
+
+
+def _multiply_whole_batches(module: nn.Module) -> None:
+    """Have linear layers take a batch as one matrix, also where its rows do not lie beside each other.
+
+    PyTorch does so for weights that need gradients, which are not computed in inference mode. For others
+    it copies the weight for each item of the batch: a picture's part of a joint sequence, in half
+    precision on a CPU, took 1.4 times as long in a step of FLUX.2 (ATen's ``should_fold``).
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear) and type(layer.weight) is nn.Parameter:
+            layer.weight.requires_grad_(layer.weight.is_floating_point())
 
 
 class TorchProgram(Program):
