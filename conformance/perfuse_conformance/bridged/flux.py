@@ -11,6 +11,7 @@ from perfuse_conformance.bridged.parts import (
     flow,
     mask,
     picture,
+    siglip,
     t5,
     tokenizer,
     vae,
@@ -170,8 +171,39 @@ def _chroma_from_picture() -> Made:
     return Made(components=chroma(), call=FROM_PICTURE)
 
 
-@recipe("Flux2KleinPipeline", "text to image")
-def _klein() -> Made:
+@recipe("ChromaInpaintPipeline", "inpainting")
+def _chroma_inpainting() -> Made:
+    kept = chroma()
+    # Diffusers 0.42's pipeline asks for an entry that the class of its transformer does not have.
+    kept["transformer"].register_to_config(guidance_embeds=False)
+    return Made(components=kept, call={**FROM_PICTURE, "mask_image": mask()})
+
+
+@recipe("FluxKontextInpaintPipeline", "inpainting")
+def _in_context_inpainting() -> Made:
+    call = {**FROM_PICTURE, "mask_image": mask(), "_auto_resize": False, "max_area": SIDE * SIDE}
+    return Made(components=parts(), call=call)
+
+
+@recipe("FluxPriorReduxPipeline", "image to embedding")
+def _redux() -> Made:
+    from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
+    from transformers import SiglipImageProcessor
+
+    kept = {
+        "image_encoder": siglip(),
+        "feature_extractor": SiglipImageProcessor(size={"height": SIDE, "width": SIDE}),
+        "image_embedder": ReduxImageEncoder(redux_dim=32, txt_in_features=32),
+        "text_encoder": clip(),
+        "tokenizer": tokenizer(start=True, length=77),
+        "text_encoder_2": t5(),
+        "tokenizer_2": tokenizer(),
+    }
+    embedded = {"prompt_embeds": torch.randn(1, 16, 32), "pooled_prompt_embeds": torch.randn(1, 32)}
+    return Made(components=kept, call={"image": picture(), **embedded})
+
+
+def klein() -> dict[str, Any]:
     from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 
     from perfuse_conformance.bridged.parts import language_model
@@ -189,12 +221,29 @@ def _klein() -> Made:
         norm_num_groups=8,
         sample_size=SIDE,
     )
-    kept = {
+    return {
         "scheduler": flow(),
         "vae": autoencoder,
         "text_encoder": language_model("Qwen3", "ForCausalLM"),
         "tokenizer": tokenizer(length=32, chat=True),
         "transformer": given,
     }
-    call = {**ASKED, "text_encoder_out_layers": (1, 2)}
-    return Made(components=kept, call=call)
+
+
+KLEIN = {**ASKED, "text_encoder_out_layers": (1, 2)}
+
+
+@recipe("Flux2KleinPipeline", "text to image")
+def _klein() -> Made:
+    return Made(components=klein(), call=KLEIN)
+
+
+@recipe("Flux2KleinInpaintPipeline", "inpainting")
+def _klein_inpainting() -> Made:
+    call = {**KLEIN, "image": picture(64), "mask_image": mask(64), "height": 64, "width": 64}
+    return Made(components=klein(), call={**call, "strength": 0.7})
+
+
+@recipe("Flux2KleinKVPipeline", "image to image")
+def _klein_remembering() -> Made:
+    return Made(components=klein(), call={**KLEIN, "image": picture(64)})

@@ -25,6 +25,17 @@ STEPS = {"num_inference_steps": 3, "output_type": "np", "generator": torch.Gener
 ASKED = {**STEPS, "prompt": PROMPT, "height": SIDE, "width": SIDE}
 SHORT = {**ASKED, "max_sequence_length": 16}
 FROM_PICTURE = {"strength": 0.7, "image": picture()}
+#: A transformer of Kandinsky 5 of 32 numbers with two heads.
+KANDINSKY5: dict[str, Any] = {
+    "in_text_dim": 32,
+    "in_text_dim2": 32,
+    "time_dim": 16,
+    "model_dim": 32,
+    "ff_dim": 64,
+    "num_text_blocks": 1,
+    "num_visual_blocks": 2,
+    "axes_dims": (4, 6, 6),
+}
 
 
 # ── Stable Diffusion 3 ──────────────────────────────────────────────────────────────────────────
@@ -98,6 +109,24 @@ def _sd3_perturbed() -> Made:
 
     kept = sd3(transformer=SD3Transformer2DModel(**SD3), pag_applied_layers=["blocks.0"])
     return Made(components=kept, call={**SHORT, "pag_scale": 2.0})
+
+
+@recipe("StableDiffusion3PAGImg2ImgPipeline", "image to image")
+def _sd3_perturbed_from_picture() -> Made:
+    from diffusers import SD3Transformer2DModel
+
+    kept = sd3(transformer=SD3Transformer2DModel(**SD3), pag_applied_layers=["blocks.0"])
+    return Made(components=kept, call={**SHORT, **FROM_PICTURE, "pag_scale": 2.0})
+
+
+@recipe("StableDiffusion3ControlNetInpaintingPipeline", "ControlNet")
+def _sd3_controlled_inpainting() -> Made:
+    from diffusers import SD3ControlNetModel
+
+    sizes = {name: value for name, value in SD3.items() if name != "num_layers"}
+    given = SD3ControlNetModel(**sizes, num_layers=1, extra_conditioning_channels=1)
+    call = {**SHORT, "control_image": picture(), "control_mask": mask()}
+    return Made(components=sd3(controlnet=given), call=call)
 
 
 # ── PixArt, AuraFlow, Hunyuan-DiT, CogView ──────────────────────────────────────────────────────
@@ -218,6 +247,27 @@ def _hunyuan_dit_perturbed() -> Made:
     return Made(components=kept, call=call)
 
 
+@recipe("HunyuanDiTControlNetPipeline", "ControlNet")
+def _hunyuan_dit_controlled() -> Made:
+    from diffusers import HunyuanDiT2DControlNetModel
+
+    given = HunyuanDiT2DControlNetModel(
+        conditioning_channels=3,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        in_channels=4,
+        patch_size=2,
+        sample_size=4,
+        hidden_size=32,
+        transformer_num_layers=2,
+        cross_attention_dim=32,
+        cross_attention_dim_t5=32,
+        pooled_projection_dim=16,
+    )
+    call = {**ASKED, "use_resolution_binning": False, "control_image": picture()}
+    return Made(components=hunyuan_dit(controlnet=given), call=call)
+
+
 @recipe("CogView3PlusPipeline", "text to image")
 def _cogview3() -> Made:
     from diffusers import CogVideoXDDIMScheduler, CogView3PlusTransformer2DModel
@@ -245,13 +295,12 @@ def _cogview3() -> Made:
     return Made(components=kept, call=SHORT)
 
 
-@recipe("CogView4Pipeline", "text to image")
-def _cogview4() -> Made:
+def cogview4(channels: int = 4) -> dict[str, Any]:
     from diffusers import CogView4Transformer2DModel
 
     given = CogView4Transformer2DModel(
         patch_size=2,
-        in_channels=4,
+        in_channels=channels,
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=4,
@@ -261,14 +310,23 @@ def _cogview4() -> Made:
         condition_dim=4,
     )
     shifted = {"base_shift": 0.25, "max_shift": 0.75, "base_image_seq_len": 256}
-    kept = {
+    return {
         "tokenizer": tokenizer(length=16),
         "text_encoder": language_model("Glm", "ForCausalLM"),
         "vae": vae(),
         "transformer": given,
         "scheduler": flow(**shifted, use_dynamic_shifting=True, time_shift_type="linear"),
     }
-    return Made(components=kept, call=SHORT)
+
+
+@recipe("CogView4Pipeline", "text to image")
+def _cogview4() -> Made:
+    return Made(components=cogview4(), call=SHORT)
+
+
+@recipe("CogView4ControlPipeline", "ControlNet")
+def _cogview4_controlled() -> Made:
+    return Made(components=cogview4(8), call={**SHORT, "control_image": picture()})
 
 
 # ── Transformers with a language model as text encoder ──────────────────────────────────────────
@@ -332,6 +390,39 @@ def _sana_sprint() -> Made:
         "scheduler": SCMScheduler(),
     }
     return Made(components=kept, call={**SANA, "num_inference_steps": 2})
+
+
+@recipe("SanaSprintImg2ImgPipeline", "image to image")
+def _sana_sprint_from_picture() -> Made:
+    kept = _sana_sprint().components
+    return Made(components=kept, call={**SANA, "num_inference_steps": 2, **FROM_PICTURE})
+
+
+@recipe("SanaPAGPipeline", "text to image")
+def _sana_perturbed() -> Made:
+    kept = {**sana(), "pag_applied_layers": ["transformer_blocks.0"]}
+    return Made(components=kept, call={**SANA, "pag_scale": 2.0})
+
+
+@recipe("SanaControlNetPipeline", "ControlNet")
+def _sana_controlled() -> Made:
+    from diffusers import SanaControlNetModel
+
+    given = SanaControlNetModel(
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=32,
+        sample_size=16,
+    )
+    kept = {**sana(), "controlnet": given}
+    return Made(components=kept, call={**SANA, "control_image": picture()})
 
 
 @recipe("LuminaPipeline", "text to image")
@@ -439,6 +530,24 @@ def _qwen_image_inpainting() -> Made:
     return Made(components=qwen_image(), call=call)
 
 
+@recipe("QwenImageControlNetPipeline", "ControlNet")
+def _qwen_image_controlled() -> Made:
+    from diffusers import QwenImageControlNetModel
+
+    given = QwenImageControlNetModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(8, 4, 4),
+    )
+    kept = {**qwen_image(), "controlnet": given}
+    return Made(components=kept, call={**QWEN, "control_image": picture()})
+
+
 def z_image() -> dict[str, Any]:
     from diffusers import ZImageTransformer2DModel
 
@@ -474,6 +583,28 @@ def _z_image_from_picture() -> Made:
     return Made(components=z_image(), call={**SHORT, **FROM_PICTURE})
 
 
+@recipe("ZImageInpaintPipeline", "inpainting")
+def _z_image_inpainting() -> Made:
+    return Made(components=z_image(), call={**SHORT, **FROM_PICTURE, "mask_image": mask()})
+
+
+@recipe("ZImageControlNetPipeline", "ControlNet")
+def _z_image_controlled() -> Made:
+    from diffusers import ZImageControlNetModel
+
+    given = ZImageControlNetModel(
+        control_layers_places=[0],
+        control_in_dim=4,
+        dim=32,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+    )
+    kept = z_image()
+    kept["controlnet"] = ZImageControlNetModel.from_transformer(given, kept["transformer"])
+    return Made(components=kept, call={**SHORT, "control_image": picture()})
+
+
 @recipe("HiDreamImagePipeline", "text to image")
 def _hidream() -> Made:
     from diffusers import HiDreamImageTransformer2DModel
@@ -506,3 +637,22 @@ def _hidream() -> Made:
         "tokenizer_4": tokenizer(),
     }
     return Made(components=kept, call=SHORT)
+
+
+@recipe("Kandinsky5T2IPipeline", "text to image")
+def _kandinsky5() -> Made:
+    from diffusers import Kandinsky5Transformer3DModel
+
+    given = Kandinsky5Transformer3DModel(**KANDINSKY5, in_visual_dim=4, out_visual_dim=4)
+    kept = {
+        "transformer": given,
+        "vae": vae_of_eight(),
+        "text_encoder": qwen_vl(),
+        "tokenizer": tokenizer(length=512),
+        "text_encoder_2": clip(max_position_embeddings=77),
+        "tokenizer_2": tokenizer(start=True, length=77),
+        "scheduler": flow(shift=5.0),
+    }
+    # It draws in sizes of its own alone: this one has the fewest pixels.
+    call = {**ASKED, "height": 1408, "width": 640, "num_inference_steps": 2}
+    return Made(components=kept, call={**call, "output_type": "latent"})

@@ -19,6 +19,7 @@ __all__ = [
     "picture",
     "qwen_vl",
     "seeded",
+    "siglip",
     "t5",
     "tokenizer",
     "unet",
@@ -106,6 +107,17 @@ def clip_vision(hidden: int = 32, **fields: Any) -> Any:
         },
     )
     return CLIPVisionModelWithProjection(config)
+
+
+@seeded
+def siglip(hidden: int = 32) -> Any:
+    """SigLIP's image encoder for pictures of 32×32."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    config = SiglipVisionConfig(
+        **_sizes(hidden), num_attention_heads=4, image_size=SIDE, patch_size=8
+    )
+    return SiglipVisionModel(config)
 
 
 def image_processor() -> Any:

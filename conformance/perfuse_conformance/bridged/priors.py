@@ -101,6 +101,13 @@ def _kandinsky_controlled() -> Made:
     return Made(components=kandinsky(8, addition_embed_type="image_hint"), call=call)
 
 
+@recipe("KandinskyV22ControlnetImg2ImgPipeline", "ControlNet")
+def _kandinsky_controlled_from_picture() -> Made:
+    call = {**STEPS, **embeddings(), "hint": torch.rand(1, 3, 4 * SIDE, 4 * SIDE)}
+    call |= {"image": picture(), "strength": 0.7}
+    return Made(components=kandinsky(8, addition_embed_type="image_hint"), call=call)
+
+
 def prior(**fields: Any) -> Any:
     from diffusers import PriorTransformer
 
@@ -114,11 +121,10 @@ def prior(**fields: Any) -> Any:
     )
 
 
-@recipe("KandinskyV22PriorPipeline", "text to embedding")
-def _kandinsky_prior() -> Made:
+def priors() -> dict[str, Any]:
     from diffusers import UnCLIPScheduler
 
-    kept = {
+    return {
         "prior": prior(),
         "image_encoder": clip_vision(),
         "text_encoder": clip(projected=True),
@@ -128,12 +134,112 @@ def _kandinsky_prior() -> Made:
         ),
         "image_processor": image_processor(),
     }
-    call = {"prompt": PROMPT, "num_inference_steps": 2, "output_type": "np"}
-    return Made(components=kept, call={**call, "generator": torch.Generator})
+
+
+EMBEDDED = {"prompt": PROMPT, "num_inference_steps": 2, "output_type": "np"}
+EMBEDDED |= {"generator": torch.Generator}
+
+
+@recipe("KandinskyV22PriorPipeline", "text to embedding")
+def _kandinsky_prior() -> Made:
+    return Made(components=priors(), call=EMBEDDED)
+
+
+@recipe("KandinskyV22PriorEmb2EmbPipeline", "image to embedding")
+def _kandinsky_prior_from_picture() -> Made:
+    return Made(components=priors(), call={**EMBEDDED, "image": picture(), "strength": 0.7})
+
+
+@recipe("KandinskyPriorPipeline", "text to embedding")
+def _kandinsky_first_prior() -> Made:
+    return Made(components=priors(), call=EMBEDDED)
+
+
+def kandinsky_combined(channels: int = 4) -> dict[str, Any]:
+    return {
+        **kandinsky(channels),
+        **{f"prior_{name}": part for name, part in priors().items()},
+    }
+
+
+COMBINED = {**ASKED, "prior_num_inference_steps": 2}
+
+
+@recipe("KandinskyV22CombinedPipeline", "text to image")
+def _kandinsky_combined() -> Made:
+    return Made(components=kandinsky_combined(), call=COMBINED)
+
+
+@recipe("KandinskyV22Img2ImgCombinedPipeline", "image to image")
+def _kandinsky_combined_from_picture() -> Made:
+    call = {**COMBINED, "image": picture(), "strength": 0.7}
+    return Made(components=kandinsky_combined(), call=call)
+
+
+@recipe("KandinskyV22InpaintCombinedPipeline", "inpainting")
+def _kandinsky_combined_inpainting() -> Made:
+    call = {**COMBINED, "image": picture(), "mask_image": mask()}
+    return Made(components=kandinsky_combined(9), call=call)
+
+
+@recipe("KandinskyPipeline", "text to image")
+def _kandinsky_first() -> Made:
+    return Made(components=first_kandinsky(), call={**embeddings(), **STEPS, "prompt": PROMPT})
+
+
+@recipe("KandinskyImg2ImgPipeline", "image to image")
+def _kandinsky_first_from_picture() -> Made:
+    call = {**embeddings(), **STEPS, "prompt": PROMPT, "image": picture(), "strength": 0.7}
+    return Made(components=first_kandinsky(), call=call)
+
+
+def first_kandinsky() -> dict[str, Any]:
+    from diffusers.pipelines.kandinsky.text_encoder import MCLIPConfig, MultilingualCLIP
+
+    config = MCLIPConfig(
+        transformerDimSize=32,
+        imageDimSize=32,
+        vocab_size=len(tokenizer()),
+        hidden_size=32,
+        intermediate_size=64,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        max_position_embeddings=80,
+        pad_token_id=0,
+    )
+    given = unet(
+        out_channels=8,
+        addition_embed_type="text_image",
+        addition_embed_type_num_heads=4,
+        cross_attention_dim=32,
+        encoder_hid_dim=32,
+        encoder_hid_dim_type="text_image_proj",
+        down_block_types=["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
+        up_block_types=["SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"],
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        resnet_time_scale_shift="scale_shift",
+        class_embed_type=None,
+    )
+    return {
+        **kandinsky(),
+        "unet": given,
+        "text_encoder": MultilingualCLIP(config),
+        "tokenizer": tokenizer(start=True, length=77),
+    }
 
 
 @recipe("Kandinsky3Pipeline", "text to image")
 def _kandinsky3() -> Made:
+    return Made(components=kandinsky3(), call=ASKED)
+
+
+@recipe("Kandinsky3Img2ImgPipeline", "image to image")
+def _kandinsky3_from_picture() -> Made:
+    call = {**STEPS, "prompt": PROMPT, "image": picture(), "strength": 0.7}
+    return Made(components=kandinsky3(), call=call)
+
+
+def kandinsky3() -> dict[str, Any]:
     from diffusers import DDPMScheduler, Kandinsky3UNet
 
     given = Kandinsky3UNet(
@@ -146,14 +252,13 @@ def _kandinsky3() -> Made:
         cross_attention_dim=8,
         encoder_hid_dim=32,
     )
-    kept = {
+    return {
         "tokenizer": tokenizer(length=128),
         "text_encoder": t5(),
         "unet": given,
         "scheduler": DDPMScheduler(),
         "movq": movq(),
     }
-    return Made(components=kept, call=ASKED)
 
 
 # ── Stable Cascade and Würstchen ────────────────────────────────────────────────────────────────
@@ -235,6 +340,44 @@ def _wuerstchen_prior() -> Made:
     return Made(components=kept, call={**ASKED, "height": 128, "width": 128})
 
 
+@recipe("WuerstchenDecoderPipeline", "text to image")
+def _wuerstchen_decoder() -> Made:
+    call = {**STEPS, "prompt": PROMPT, "image_embeddings": torch.randn(1, 4, 6, 6)}
+    return Made(components=wuerstchen(), call={**call, "guidance_scale": 2.0})
+
+
+@recipe("WuerstchenCombinedPipeline", "text to image")
+def _wuerstchen() -> Made:
+    before = _wuerstchen_prior().components
+    kept = {**wuerstchen(2), **{f"prior_{name}": part for name, part in before.items()}}
+    call = {**ASKED, "height": 128, "width": 128, "prior_num_inference_steps": 2}
+    return Made(components=kept, call=call)
+
+
+def wuerstchen(channels: int = 4) -> dict[str, Any]:
+    from diffusers import DDPMWuerstchenScheduler
+    from diffusers.pipelines.deprecated.wuerstchen import WuerstchenDiffNeXt
+
+    given = WuerstchenDiffNeXt(
+        c_cond=32,
+        c_hidden=[16, 32],
+        nhead=[-1, 4],
+        blocks=[1, 1],
+        level_config=["CT", "CTA"],
+        inject_effnet=[False, True],
+        effnet_embd=channels,
+        clip_embd=32,
+        dropout=0.0,
+    )
+    return {
+        "tokenizer": tokenizer(start=True),
+        "text_encoder": clip(),
+        "decoder": given,
+        "scheduler": DDPMWuerstchenScheduler(),
+        "vqgan": paella(),
+    }
+
+
 # ── DeepFloyd IF: in pixels ─────────────────────────────────────────────────────────────────────
 
 
@@ -287,6 +430,25 @@ def _floyd_upscaled() -> Made:
     kept = floyd(6, image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"))
     call = {**IN_PIXELS, "image": torch.rand(1, 3, SIDE // 2, SIDE // 2) * 2 - 1}
     return Made(components=kept, call=call)
+
+
+@recipe("IFInpaintingPipeline", "inpainting")
+def _floyd_inpainting() -> Made:
+    call = {**IN_PIXELS, "image": picture(), "mask_image": mask()}
+    return Made(components=floyd(), call=call)
+
+
+@recipe("IFImg2ImgSuperResolutionPipeline", "upscaling")
+def _floyd_upscaled_from_picture() -> Made:
+    kept, call = _floyd_upscaled().components, _floyd_upscaled().call
+    return Made(components=kept, call={**call, "original_image": picture()})
+
+
+@recipe("IFInpaintingSuperResolutionPipeline", "upscaling")
+def _floyd_upscaled_inpainting() -> Made:
+    kept, call = _floyd_upscaled().components, _floyd_upscaled().call
+    pictures = {"original_image": picture(), "mask_image": mask()}
+    return Made(components=kept, call={**call, **pictures})
 
 
 # ── Masked codes, and shapes ────────────────────────────────────────────────────────────────────
@@ -396,6 +558,29 @@ def _shape() -> Made:
     return Made(components=kept, call={**call, "output_type": "latent", "frame_size": 16})
 
 
+@recipe("ShapEImg2ImgPipeline", "3-D views")
+def _shape_of_picture() -> Made:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    looking = CLIPVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        projection_dim=32,
+        image_size=SIDE,
+        patch_size=8,
+    )
+    kept = {
+        **shapes(),
+        "prior": shape_prior(norm_in_type="layer", embedding_proj_norm_type="layer"),
+        "image_encoder": CLIPVisionModel(looking),
+        "image_processor": image_processor(),
+    }
+    call = {"image": picture(), "num_inference_steps": 2, "generator": torch.Generator}
+    return Made(components=kept, call={**call, "output_type": "latent", "frame_size": 16})
+
+
 @recipe("StableCascadeCombinedPipeline", "text to image")
 def _cascade() -> Made:
     before, after = _cascade_prior().components, _cascade_decoder().components
@@ -412,6 +597,29 @@ def _cascade() -> Made:
 
 @recipe("UnCLIPPipeline", "text to image")
 def _unclip() -> Made:
+    from diffusers import UnCLIPScheduler
+
+    kept = {
+        **unclip(),
+        "prior": prior(),
+        "prior_scheduler": UnCLIPScheduler(
+            variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0
+        ),
+    }
+    steps = {f"{part}_num_inference_steps": 2 for part in ("prior", "decoder", "super_res")}
+    call = {**steps, "prompt": PROMPT, "output_type": "np", "generator": torch.Generator}
+    return Made(components=kept, call=call)
+
+
+@recipe("UnCLIPImageVariationPipeline", "image to image")
+def _unclip_variation() -> Made:
+    kept = {**unclip(), "feature_extractor": image_processor(), "image_encoder": clip_vision()}
+    steps = {f"{part}_num_inference_steps": 2 for part in ("decoder", "super_res")}
+    call = {**steps, "image": picture(), "output_type": "np", "generator": torch.Generator}
+    return Made(components=kept, call=call)
+
+
+def unclip() -> dict[str, Any]:
     from diffusers import UnCLIPScheduler, UNet2DModel
     from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel
 
@@ -439,8 +647,7 @@ def _unclip() -> Made:
             attention_head_dim=8,
         )
 
-    kept = {
-        "prior": prior(),
+    return {
         "decoder": decoder,
         "text_proj": UnCLIPTextProjModel(
             clip_extra_context_tokens=2,
@@ -452,12 +659,6 @@ def _unclip() -> Made:
         "tokenizer": tokenizer(start=True),
         "super_res_first": upscaler(),
         "super_res_last": upscaler(),
-        "prior_scheduler": UnCLIPScheduler(
-            variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0
-        ),
         "decoder_scheduler": UnCLIPScheduler(variance_type="learned_range"),
         "super_res_scheduler": UnCLIPScheduler(variance_type="fixed_small_log"),
     }
-    steps = {f"{part}_num_inference_steps": 2 for part in ("prior", "decoder", "super_res")}
-    call = {**steps, "prompt": PROMPT, "output_type": "np", "generator": torch.Generator}
-    return Made(components=kept, call=call)

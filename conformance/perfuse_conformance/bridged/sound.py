@@ -8,6 +8,7 @@ from perfuse_conformance.bridged.parts import PROMPT, t5, tokenizer, unet, vae
 from perfuse_conformance.bridged.recipe import Made, recipe
 
 CALL = {"prompt": PROMPT, "num_inference_steps": 2, "generator": torch.Generator}
+SHORT = {**CALL, "audio_length_in_s": 0.005}
 
 
 def clap() -> Any:
@@ -44,27 +45,97 @@ def vocoder() -> Any:
     )
 
 
-@recipe("AudioLDMPipeline", "sound")
-def _audio() -> Made:
-    from diffusers import DDIMScheduler
+def clap_of_both() -> Any:
+    """CLAP with its encoders of text and of sound."""
+    import transformers
 
-    given = unet(
+    listening = transformers.ClapAudioConfig(
+        spec_size=8,
+        window_size=4,
+        num_mel_bins=8,
+        patch_size=2,
+        patch_stride=2,
+        patch_embeds_hidden_size=16,
+        hidden_size=16,
+        depths=[1, 1],
+        num_attention_heads=[1, 1],
+        num_hidden_layers=2,
+        projection_dim=16,
+    )
+    config = transformers.ClapConfig(
+        text_config=clap().config, audio_config=listening, projection_dim=16
+    )
+    return transformers.ClapModel(config)
+
+
+def sound_unet(**fields: Any) -> Any:
+    """A UNet that is given the text's embedding as a class."""
+    return unet(
         class_embed_type="simple_projection",
         projection_class_embeddings_input_dim=16,
         class_embeddings_concat=True,
         cross_attention_dim=[32, 64],
         down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
         up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"],
+        **fields,
     )
+
+
+def ddim() -> Any:
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(beta_start=0.0015, beta_end=0.0195, clip_sample=False)
+
+
+@recipe("AudioLDMPipeline", "sound")
+def _audio() -> Made:
     kept = {
         "vae": vae(in_channels=1, out_channels=1),
         "text_encoder": clap(),
         "tokenizer": tokenizer(start=True),
-        "unet": given,
-        "scheduler": DDIMScheduler(beta_start=0.0015, beta_end=0.0195, clip_sample=False),
+        "unet": sound_unet(),
+        "scheduler": ddim(),
         "vocoder": vocoder(),
     }
-    return Made(components=kept, call={**CALL, "audio_length_in_s": 0.005})
+    return Made(components=kept, call=SHORT)
+
+
+@recipe("AudioLDM2Pipeline", "sound")
+def _audio_of_two() -> Made:
+    from diffusers import AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    speaking = GPT2Config(n_embd=16, n_layer=2, n_head=2, n_ctx=64, vocab_size=32, n_positions=64)
+    speaking.max_new_tokens = 4
+    given = AudioLDM2UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=8,
+        # In each block: itself, what the language model says, what T5 says.
+        cross_attention_dim=[[None, 16, 32]] * 2,
+        transformer_layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    kept = {
+        "vae": vae(in_channels=1, out_channels=1),
+        "text_encoder": clap_of_both(),
+        "text_encoder_2": t5(),
+        "projection_model": AudioLDM2ProjectionModel(16, 32, 16),
+        "language_model": GPT2LMHeadModel(speaking),
+        "tokenizer": tokenizer(start=True),
+        "tokenizer_2": tokenizer(),
+        "feature_extractor": None,
+        "unet": given,
+        "scheduler": ddim(),
+        "vocoder": vocoder(),
+    }
+    # Words that a tokenizer of no known class reads are those of speech to the pipeline.
+    return Made(components=kept, call={**SHORT, "transcription": [PROMPT]})
 
 
 @recipe("StableAudioPipeline", "sound")

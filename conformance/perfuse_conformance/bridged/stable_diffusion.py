@@ -334,20 +334,6 @@ def _unclip_from_picture() -> Made:
     return Made(components=kept, call={**ASKED, "image": picture()})
 
 
-@recipe("MarigoldDepthPipeline", "image to depth")
-def _depth() -> Made:
-    kept = {
-        "unet": unet(in_channels=8),
-        "vae": vae(),
-        "scheduler": scheduler(),
-        "text_encoder": clip(),
-        "tokenizer": tokenizer(start=True),
-        "prediction_type": "depth",
-    }
-    call = {"image": picture(), "num_inference_steps": 2, "processing_resolution": 0}
-    return Made(components=kept, call={**call, "generator": torch.Generator})
-
-
 @recipe("PaintByExamplePipeline", "inpainting")
 def _by_example() -> Made:
     from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder
@@ -372,3 +358,96 @@ def _by_example() -> Made:
     }
     pictures = {"example_image": picture(), "image": picture(seed=1), "mask_image": mask()}
     return Made(components=kept, call={**STEPS, **pictures, "height": SIDE, "width": SIDE})
+
+
+@recipe("StableDiffusionPAGInpaintPipeline", "inpainting")
+def _perturbed_inpainting() -> Made:
+    kept = parts(unet=unet(in_channels=9), pag_applied_layers=["mid"])
+    call = {**ASKED, "image": picture(), "mask_image": mask(), "pag_scale": 3.0}
+    return Made(components=kept, call=call)
+
+
+@recipe("StableDiffusionControlNetPAGInpaintPipeline", "ControlNet")
+def _controlled_perturbed_inpainting() -> Made:
+    kept = parts(
+        controlnet=controlnet(in_channels=4),
+        unet=unet(in_channels=9),
+        pag_applied_layers=["mid"],
+    )
+    call = {**ASKED, "image": picture(), "mask_image": mask(), "control_image": picture(seed=1)}
+    return Made(components=kept, call={**call, "pag_scale": 3.0})
+
+
+@recipe("SemanticStableDiffusionPipeline", "text to image")
+def _steered() -> Made:
+    edits = {"editing_prompt": ["a green square"], "edit_warmup_steps": 1}
+    return Made(components=parts(), call={**ASKED, **edits})
+
+
+def marigold(**changes: Any) -> dict[str, Any]:
+    return {
+        "unet": unet(in_channels=8),
+        "vae": vae(),
+        "scheduler": scheduler(),
+        "text_encoder": clip(),
+        "tokenizer": tokenizer(start=True),
+        **changes,
+    }
+
+
+MARIGOLD = {"image": picture(), "num_inference_steps": 2, "processing_resolution": 0}
+MARIGOLD |= {"generator": torch.Generator}
+
+
+@recipe("MarigoldDepthPipeline", "image to depth")
+def _depth() -> Made:
+    return Made(components=marigold(prediction_type="depth"), call=MARIGOLD)
+
+
+@recipe("MarigoldNormalsPipeline", "image to normals")
+def _normals() -> Made:
+    return Made(components=marigold(prediction_type="normals"), call=MARIGOLD)
+
+
+@recipe("MarigoldIntrinsicsPipeline", "image to materials")
+def _materials() -> Made:
+    shown = {"target_names": ["albedo", "material"], "albedo": {"prediction_space": "srgb"}}
+    shown |= {"material": {"up_to_scale": False, "prediction_space": "stack"}}
+    kept = marigold(
+        unet=unet(in_channels=12, out_channels=8),
+        prediction_type="intrinsics",
+        target_properties=shown,
+    )
+    return Made(components=kept, call=MARIGOLD)
+
+
+@recipe("TextToVideoZeroPipeline", "text to video")
+def _video_of_nothing() -> Made:
+    call = {**ASKED, "video_length": 2, "num_inference_steps": 4, "t0": 1, "t1": 3}
+    return Made(components=parts(), call=call)
+
+
+@recipe("LDMTextToImagePipeline", "text to image")
+def _latent_diffusion() -> Made:
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
+        LDMBertConfig,
+        LDMBertModel,
+    )
+
+    config = LDMBertConfig(
+        vocab_size=len(tokenizer()),
+        max_position_embeddings=77,
+        d_model=32,
+        encoder_layers=2,
+        encoder_ffn_dim=64,
+        encoder_attention_heads=4,
+        head_dim=8,
+    )
+    kept = {
+        "vqvae": vae(),
+        "bert": LDMBertModel(config),
+        "tokenizer": tokenizer(start=True),
+        "unet": unet(),
+        "scheduler": scheduler(),
+    }
+    return Made(components=kept, call=ASKED)

@@ -13,6 +13,7 @@ from perfuse_conformance.bridged.parts import (
     tokenizer,
     unet,
     vae,
+    vae_of_eight,
 )
 from perfuse_conformance.bridged.recipe import Made, recipe
 from perfuse_conformance.cases.checkpoint_parts import (
@@ -58,6 +59,12 @@ def controlnet() -> Any:
     from diffusers import ControlNetModel
 
     return ControlNetModel(**controlnet_config(unet_config(**FIELDS)))
+
+
+def union() -> Any:
+    from diffusers import ControlNetUnionModel
+
+    return ControlNetUnionModel(**union_config(unet_config(**FIELDS)))
 
 
 @recipe("StableDiffusionXLPipeline", "text to image")
@@ -114,11 +121,8 @@ def _controlled_inpainting() -> Made:
 
 @recipe("StableDiffusionXLControlNetUnionPipeline", "ControlNet")
 def _controlled_by_union() -> Made:
-    from diffusers import ControlNetUnionModel
-
-    given = ControlNetUnionModel(**union_config(unet_config(**FIELDS)))
     call = {**ASKED, "control_image": [picture()], "control_mode": [1]}
-    return Made(components=parts(controlnet=given), call=call)
+    return Made(components=parts(controlnet=union()), call=call)
 
 
 @recipe("StableDiffusionXLAdapterPipeline", "ControlNet")
@@ -133,4 +137,45 @@ def _t2i_adapter() -> Made:
         adapter_type="full_adapter_xl",
     )
     kept = parts(adapter=given)
+    return Made(components=kept, call={**ASKED, "image": picture()})
+
+
+@recipe("StableDiffusionXLPAGInpaintPipeline", "inpainting")
+def _perturbed_inpainting() -> Made:
+    call = {**ASKED, "strength": 0.7, "image": picture(), "mask_image": mask(), "pag_scale": 3.0}
+    return Made(components=parts(channels=9, pag_applied_layers=["mid"]), call=call)
+
+
+@recipe("StableDiffusionXLControlNetPAGPipeline", "ControlNet")
+def _controlled_perturbed() -> Made:
+    kept = parts(controlnet=controlnet(), pag_applied_layers=["mid"])
+    return Made(components=kept, call={**ASKED, "image": picture(), "pag_scale": 3.0})
+
+
+@recipe("StableDiffusionXLControlNetPAGImg2ImgPipeline", "ControlNet")
+def _controlled_perturbed_from_picture() -> Made:
+    kept = parts(controlnet=controlnet(), pag_applied_layers=["mid"])
+    call = {**FROM_PICTURE, "image": picture(), "control_image": picture(seed=1)}
+    return Made(components=kept, call={**call, "pag_scale": 3.0})
+
+
+@recipe("StableDiffusionXLControlNetUnionImg2ImgPipeline", "ControlNet")
+def _controlled_by_union_from_picture() -> Made:
+    call = {**FROM_PICTURE, "image": picture(), "control_image": [picture(seed=1)]}
+    return Made(components=parts(controlnet=union()), call={**call, "control_mode": [1]})
+
+
+@recipe("StableDiffusionXLControlNetUnionInpaintPipeline", "ControlNet")
+def _controlled_by_union_inpainting() -> Made:
+    call = {**ASKED, "image": picture(), "mask_image": mask(), "control_image": [picture(seed=1)]}
+    return Made(components=parts(controlnet=union()), call={**call, "control_mode": [1]})
+
+
+@recipe("StableDiffusionXLControlNetXSPipeline", "ControlNet")
+def _controlled_small() -> Made:
+    from diffusers import ControlNetXSAdapter
+
+    given = unet(**{**FIELDS, "layers_per_block": 2})
+    adapter = ControlNetXSAdapter.from_unet(given, size_ratio=0.5, learn_time_embedding=True)
+    kept = parts(unet=given, controlnet=adapter, vae=vae_of_eight())
     return Made(components=kept, call={**ASKED, "image": picture()})

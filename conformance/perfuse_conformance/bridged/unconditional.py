@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from perfuse_conformance.bridged.parts import picture, vae
+from perfuse_conformance.bridged.parts import mask, picture, vae
 from perfuse_conformance.bridged.recipe import Made, recipe
 from perfuse_conformance.cases.checkpoint_parts import ddpm_config
 
@@ -31,6 +31,49 @@ def _ddim() -> Made:
     return Made(components={"unet": unet(), "scheduler": DDIMScheduler()}, call=STEPS)
 
 
+@recipe("PNDMPipeline", "unconditional")
+def _pndm() -> Made:
+    from diffusers import PNDMScheduler
+
+    call = {**STEPS, "num_inference_steps": 4}
+    return Made(components={"unet": unet(), "scheduler": PNDMScheduler()}, call=call)
+
+
+@recipe("ScoreSdeVePipeline", "unconditional")
+def _score() -> Made:
+    from diffusers import ScoreSdeVeScheduler
+
+    return Made(components={"unet": unet(), "scheduler": ScoreSdeVeScheduler()}, call=STEPS)
+
+
+@recipe("KarrasVePipeline", "unconditional")
+def _karras() -> Made:
+    from diffusers import KarrasVeScheduler
+
+    return Made(components={"unet": unet(), "scheduler": KarrasVeScheduler()}, call=STEPS)
+
+
+@recipe("LDMPipeline", "unconditional")
+def _latents() -> Made:
+    from diffusers import DDIMScheduler
+
+    kept = {
+        "vqvae": vqvae(),
+        "unet": unet(in_channels=3, out_channels=3),
+        "scheduler": DDIMScheduler(),
+    }
+    return Made(components=kept, call=STEPS)
+
+
+@recipe("RePaintPipeline", "inpainting")
+def _repainted() -> Made:
+    from diffusers import RePaintScheduler
+
+    kept = {"unet": unet(), "scheduler": RePaintScheduler()}
+    call = {**STEPS, "image": picture(), "mask_image": mask(), "num_inference_steps": 5}
+    return Made(components=kept, call={**call, "jump_length": 2, "jump_n_sample": 2})
+
+
 @recipe("ConsistencyModelPipeline", "unconditional")
 def _consistency() -> Made:
     from diffusers import CMStochasticIterativeScheduler
@@ -39,11 +82,10 @@ def _consistency() -> Made:
     return Made(components=kept, call={**STEPS, "class_labels": 3, "num_inference_steps": 2})
 
 
-@recipe("LDMSuperResolutionPipeline", "upscaling")
-def _super_resolution() -> Made:
-    from diffusers import DDIMScheduler, VQModel
+def vqvae() -> Any:
+    from diffusers import VQModel
 
-    autoencoder = VQModel(
+    return VQModel(
         block_out_channels=(16, 32),
         norm_num_groups=8,
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -51,8 +93,14 @@ def _super_resolution() -> Made:
         latent_channels=3,
         num_vq_embeddings=32,
     )
+
+
+@recipe("LDMSuperResolutionPipeline", "upscaling")
+def _super_resolution() -> Made:
+    from diffusers import DDIMScheduler
+
     given = unet(in_channels=6, out_channels=3, sample_size=32)
-    kept = {"vqvae": autoencoder, "unet": given, "scheduler": DDIMScheduler()}
+    kept = {"vqvae": vqvae(), "unet": given, "scheduler": DDIMScheduler()}
     return Made(components=kept, call={**STEPS, "image": picture()})
 
 

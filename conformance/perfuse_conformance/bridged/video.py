@@ -13,6 +13,8 @@ from perfuse_conformance.bridged.parts import (
     image_processor,
     language_model,
     picture,
+    qwen_vl,
+    siglip,
     t5,
     tokenizer,
     unet,
@@ -83,6 +85,66 @@ def _animated_controlled() -> Made:
     kept = animated(controlnet=ControlNetModel(**controlnet_config(unet_config())))
     call = {**ASKED, "num_frames": 2, "conditioning_frames": video(2)}
     return Made(components=kept, call=call)
+
+
+@recipe("AnimateDiffVideoToVideoControlNetPipeline", "ControlNet")
+def _animated_from_video_controlled() -> Made:
+    kept = {**animated(), "controlnet": _animated_controlled().components["controlnet"]}
+    call = {**ASKED, "video": video(2), "conditioning_frames": video(2), "strength": 0.7}
+    return Made(components=kept, call={**call, "num_inference_steps": 3})
+
+
+@recipe("AnimateDiffSparseControlNetPipeline", "ControlNet")
+def _animated_from_frames() -> Made:
+    from diffusers import SparseControlNetModel
+
+    given = SparseControlNetModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlockMotion", "DownBlockMotion"),
+        cross_attention_dim=32,
+        norm_num_groups=8,
+        attention_head_dim=4,
+        conditioning_channels=3,
+        conditioning_embedding_out_channels=(8, 8),
+        motion_num_attention_heads=4,
+        use_simplified_condition_embedding=False,
+    )
+    kept = animated(controlnet=given)
+    call = {**ASKED, "num_frames": 2, "conditioning_frames": video(1)}
+    return Made(components=kept, call={**call, "controlnet_frame_indices": [0]})
+
+
+@recipe("PIAPipeline", "image to video")
+def _animated_picture() -> Made:
+    from diffusers import MotionAdapter
+
+    kept = animated(unet=unet())
+    kept["motion_adapter"] = MotionAdapter(
+        block_out_channels=(32, 64),
+        motion_layers_per_block=1,
+        motion_norm_num_groups=8,
+        motion_num_attention_heads=4,
+        conv_in_channels=9,
+    )
+    return Made(components=kept, call={**ASKED, "image": picture(), "num_frames": 2})
+
+
+@recipe("AnimateDiffSDXLPipeline", "text to video")
+def _animated_xl() -> Made:
+    from diffusers import MotionAdapter
+
+    from perfuse_conformance.bridged.stable_diffusion_xl import parts
+
+    kept = parts(scheduler=ddim(timestep_spacing="linspace"))
+    kept["motion_adapter"] = MotionAdapter(
+        block_out_channels=(32, 64),
+        motion_layers_per_block=1,
+        motion_norm_num_groups=8,
+        motion_num_attention_heads=4,
+        use_motion_mid_block=False,
+    )
+    return Made(components=kept, call={**ASKED, "num_frames": 2})
 
 
 @recipe("StableVideoDiffusionPipeline", "image to video")
@@ -232,6 +294,32 @@ def _sky_reels() -> Made:
     return Made(components=kept, call=embedded())
 
 
+@recipe("SkyReelsV2ImageToVideoPipeline", "image to video")
+def _sky_reels_from_picture() -> Made:
+    from diffusers import UniPCMultistepScheduler
+
+    kept = wan("SkyReelsV2Transformer3DModel", in_channels=36, image_dim=32, added_kv_proj_dim=24)
+    kept["scheduler"] = UniPCMultistepScheduler(flow_shift=5.0, use_flow_sigmas=True)
+    kept |= {"image_processor": image_processor(), "image_encoder": clip_vision()}
+    return Made(components=kept, call={**embedded(length=512), "image": picture()})
+
+
+@recipe("SkyReelsV2DiffusionForcingPipeline", "text to video")
+def _sky_reels_forcing() -> Made:
+    from diffusers import UniPCMultistepScheduler
+
+    kept = wan("SkyReelsV2Transformer3DModel", inject_sample_info=True)
+    kept["scheduler"] = UniPCMultistepScheduler(flow_shift=8.0, use_flow_sigmas=True)
+    return Made(components=kept, call={**embedded(), "prompt": None})
+
+
+@recipe("WanVACEPipeline", "video to video")
+def _wan_all_in_one() -> Made:
+    kept = wan("WanVACETransformer3DModel", vace_layers=[0, 1], vace_in_channels=96)
+    white = [picture().point(lambda value: 255)] * 5
+    return Made(components=kept, call={**embedded(), "video": video(5), "mask": white})
+
+
 def ltx() -> dict[str, Any]:
     from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 
@@ -284,6 +372,11 @@ def _ltx_from_picture() -> Made:
     return Made(components=ltx(), call={**SHORT, "num_frames": 9, "image": picture()})
 
 
+@recipe("LTXConditionPipeline", "image to video")
+def _ltx_conditioned() -> Made:
+    return Made(components=ltx(), call={**SHORT, "num_frames": 9, "image": picture()})
+
+
 @recipe("MochiPipeline", "text to video")
 def _mochi() -> Made:
     from diffusers import AutoencoderKLMochi, MochiTransformer3DModel
@@ -314,12 +407,81 @@ def _mochi() -> Made:
     return Made(components=kept, call={**SHORT, "num_frames": 7})
 
 
+def hunyuan_vae() -> Any:
+    from diffusers import AutoencoderKLHunyuanVideo
+
+    return AutoencoderKLHunyuanVideo(
+        latent_channels=4,
+        down_block_types=("HunyuanVideoDownBlock3D",) * 4,
+        up_block_types=("HunyuanVideoUpBlock3D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+
+
+def hunyuan_words() -> dict[str, Any]:
+    return {
+        "text_encoder": language_model("Llama", "Model"),
+        "tokenizer": tokenizer(length=64),
+        "text_encoder_2": clip(max_position_embeddings=77),
+        "tokenizer_2": tokenizer(start=True, length=77),
+    }
+
+
+HUNYUAN = {**SHORT, "prompt_template": {"template": "a white {}", "crop_start": 2}}
+
+
 @recipe("HunyuanVideoPipeline", "text to video")
 def _hunyuan() -> Made:
-    from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
+    return Made(components=hunyuan(), call={**HUNYUAN, "num_frames": 9})
+
+
+@recipe("HunyuanSkyreelsImageToVideoPipeline", "image to video")
+def _hunyuan_sky_reels() -> Made:
+    call = {**HUNYUAN, "num_frames": 9, "image": picture()}
+    return Made(components=hunyuan(8), call=call)
+
+
+@recipe("HunyuanVideoFramepackPipeline", "image to video")
+def _hunyuan_frames() -> Made:
+    from diffusers import HunyuanVideoFramepackTransformer3DModel
+    from transformers import SiglipImageProcessor
+
+    given = HunyuanVideoFramepackTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=10,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        patch_size=2,
+        patch_size_t=1,
+        text_embed_dim=32,
+        pooled_projection_dim=32,
+        rope_axes_dim=(2, 4, 4),
+        has_image_proj=True,
+        image_proj_dim=32,
+        has_clean_x_embedder=True,
+    )
+    kept = {
+        **hunyuan_words(),
+        "transformer": given,
+        "vae": hunyuan_vae(),
+        "scheduler": flow(shift=7.0),
+        "image_encoder": siglip(),
+        "feature_extractor": SiglipImageProcessor(size={"height": SIDE, "width": SIDE}),
+    }
+    call = {**HUNYUAN, "num_frames": 9, "latent_window_size": 3, "image": picture()}
+    return Made(components=kept, call=call)
+
+
+def hunyuan(channels: int = 4) -> dict[str, Any]:
+    from diffusers import HunyuanVideoTransformer3DModel
 
     given = HunyuanVideoTransformer3DModel(
-        in_channels=4,
+        in_channels=channels,
         out_channels=4,
         num_attention_heads=2,
         attention_head_dim=16,
@@ -332,35 +494,21 @@ def _hunyuan() -> Made:
         pooled_projection_dim=32,
         rope_axes_dim=(4, 6, 6),
     )
-    autoencoder = AutoencoderKLHunyuanVideo(
-        latent_channels=4,
-        down_block_types=("HunyuanVideoDownBlock3D",) * 4,
-        up_block_types=("HunyuanVideoUpBlock3D",) * 4,
-        block_out_channels=(8, 8, 8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-    )
-    kept = {
-        "text_encoder": language_model("Llama", "Model"),
-        "tokenizer": tokenizer(length=64),
+    return {
+        **hunyuan_words(),
         "transformer": given,
-        "vae": autoencoder,
+        "vae": hunyuan_vae(),
         "scheduler": flow(shift=7.0),
-        "text_encoder_2": clip(max_position_embeddings=77),
-        "tokenizer_2": tokenizer(start=True, length=77),
     }
-    template = {"template": "a white {}", "crop_start": 2}
-    return Made(components=kept, call={**SHORT, "num_frames": 9, "prompt_template": template})
 
 
-@recipe("CogVideoXPipeline", "text to video")
-def _cogvideo() -> Made:
+def cogvideo(channels: int = 4) -> dict[str, Any]:
     from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 
     given = CogVideoXTransformer3DModel(
         num_attention_heads=4,
         attention_head_dim=8,
-        in_channels=4,
+        in_channels=channels,
         out_channels=4,
         time_embed_dim=2,
         text_embed_dim=32,
@@ -379,14 +527,34 @@ def _cogvideo() -> Made:
         layers_per_block=1,
         norm_num_groups=2,
     )
-    kept = {
+    return {
         "tokenizer": tokenizer(),
         "text_encoder": t5(),
         "vae": autoencoder,
         "transformer": given,
         "scheduler": ddim(),
     }
-    return Made(components=kept, call={**SHORT, "num_frames": 8})
+
+
+@recipe("CogVideoXPipeline", "text to video")
+def _cogvideo() -> Made:
+    return Made(components=cogvideo(), call={**SHORT, "num_frames": 8})
+
+
+@recipe("CogVideoXImageToVideoPipeline", "image to video")
+def _cogvideo_from_picture() -> Made:
+    return Made(components=cogvideo(8), call={**SHORT, "num_frames": 8, "image": picture()})
+
+
+@recipe("CogVideoXVideoToVideoPipeline", "video to video")
+def _cogvideo_from_video() -> Made:
+    call = {**SHORT, "video": video(9), "strength": 0.7, "num_inference_steps": 3}
+    return Made(components=cogvideo(), call=call)
+
+
+@recipe("CogVideoXFunControlPipeline", "ControlNet")
+def _cogvideo_controlled() -> Made:
+    return Made(components=cogvideo(8), call={**SHORT, "control_video": video(9)})
 
 
 @recipe("LattePipeline", "text to video")
@@ -456,3 +624,44 @@ def _allegro() -> Made:
     # Its autoencoder decodes tiles alone: the latents are compared.
     call = {**SHORT, "num_frames": 8, "output_type": "latent", "clean_caption": False}
     return Made(components=kept, call=call)
+
+
+def kandinsky5(**fields: Any) -> dict[str, Any]:
+    from diffusers import Kandinsky5Transformer3DModel
+
+    from perfuse_conformance.bridged.image_transformers import KANDINSKY5
+
+    given = Kandinsky5Transformer3DModel(
+        **KANDINSKY5, in_visual_dim=4, out_visual_dim=4, visual_cond=True, **fields
+    )
+    return {
+        "transformer": given,
+        "vae": hunyuan_vae(),
+        "text_encoder": qwen_vl(),
+        "tokenizer": tokenizer(length=512),
+        "text_encoder_2": clip(max_position_embeddings=77),
+        "tokenizer_2": tokenizer(start=True, length=77),
+        "scheduler": flow(shift=5.0),
+    }
+
+
+def embedded_twice() -> dict[str, Any]:
+    """A prompt that both encoders read already: the first cuts off more words than a short one has."""
+    words: dict[str, Any] = {}
+    for name in ("", "negative_"):
+        words[f"{name}prompt_embeds_qwen"] = torch.randn(1, 8, 32)
+        words[f"{name}prompt_embeds_clip"] = torch.randn(1, 32)
+        words[f"{name}prompt_cu_seqlens"] = torch.tensor([0, 8], dtype=torch.int32)
+    return {**STEPS, **words, "num_frames": 5, "height": SIDE, "width": SIDE}
+
+
+@recipe("Kandinsky5T2VPipeline", "text to video")
+def _kandinsky5() -> Made:
+    return Made(components=kandinsky5(), call=embedded_twice())
+
+
+@recipe("Kandinsky5I2VPipeline", "image to video")
+def _kandinsky5_from_picture() -> Made:
+    # Its first four frames of latents are given the mean of those after them.
+    call = {**embedded_twice(), "image": picture(), "num_frames": 21}
+    return Made(components=kandinsky5(), call=call)

@@ -522,7 +522,8 @@ class StandIn:
         settings = self._settings
         if settings.precision is not None or runs(component, settings.target):
             return component
-        return replace(component, precision="float32")
+        wider = replace(component, precision="float32")
+        return wider if runs(wider, settings.target) else component
 
 
 def _run(graph: _Graph, call: Call) -> list[Tensor]:
