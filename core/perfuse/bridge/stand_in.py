@@ -102,7 +102,9 @@ class _Graph:
     @property
     def tolerance(self) -> float:
         """How far its first answer may be from PyTorch's, relative to the largest number in it."""
-        approximate = any(chosen.transform.approximate for chosen in self.transforms)
+        approximate = any(
+            chosen.transform.is_approximate(chosen.options) for chosen in self.transforms
+        )
         return math.inf if approximate else _TOLERANCE[self.component.precision]
 
 
