@@ -90,14 +90,14 @@ class BlockTensor(Tensor):
         dtype = self.dtype if dtype is None else dtype
         if not dtype.is_floating_point:
             return self.dequantized().to(device=device, dtype=dtype)
-        parts = [
-            one if one is None or device is None else one.to(device)
-            for one in (self._codes, self._scale, self._offset)
-        ]
-        return type(self)(*parts, self._scheme, dtype)  # type: ignore[arg-type]
+        codes, scale, offset = self._codes, self._scale, self._offset
+        if device is not None:
+            codes, scale = codes.to(device), scale.to(device)
+            offset = None if offset is None else offset.to(device)
+        return type(self)(codes, scale, offset, self._scheme, dtype)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         first = args[0] if args else None
@@ -118,7 +118,7 @@ class BlockTensor(Tensor):
         return func(*given, **named)
 
     @property
-    def nbytes(self) -> int:
+    def nbytes(self) -> int:  # type: ignore[override]
         """What its parts take."""
         parts = (self._codes, self._scale, self._offset)
         return sum(one.nbytes for one in parts if one is not None)
@@ -136,6 +136,6 @@ class BlockTensor(Tensor):
         """Its numbers as an array."""
         return self.dequantized().numpy(force=force)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         bits, group = self._scheme.bits, self._scheme.group
         return f"BlockTensor({list(self.shape)}, {self.dtype}, {bits} bits, groups of {group})"

@@ -53,7 +53,7 @@ def _bits(values: _Bytes, count: int, width: int) -> _Bytes:
 
 def _fifth_bits(values: _Bytes) -> _Bytes:
     """The highest bit of each of 32 codes, in its place; [N, 32]."""
-    return np.unpackbits(values, axis=1, bitorder="little") << 4
+    return np.unpackbits(values, axis=1, bitorder="little") << np.uint8(4)
 
 
 def _q4_0(blocks: _Bytes) -> _Groups:
@@ -91,7 +91,7 @@ def _q2_k(blocks: _Bytes) -> _Groups:
 
 
 def _q3_k(blocks: _Bytes) -> _Groups:
-    high = _bits(blocks[:, :32], 1, 32) << 2
+    high = _bits(blocks[:, :32], 1, 32) << np.uint8(2)
     codes = (_bits(blocks[:, 32:96], 2, 32) | high).reshape(-1, 16, 16)
     small = _bits(blocks[:, 96:104], 4, 8) | _bits(blocks[:, 104:108], 2, 4) << 4
     scale = _halves(blocks, 108) * (small.astype(np.float32) - 32)
@@ -106,13 +106,13 @@ def _q4_k(blocks: _Bytes) -> _Groups:
 
 def _q5_k(blocks: _Bytes) -> _Groups:
     scale, offset = _of_eight(blocks)
-    high = _bits(blocks[:, 16:48], 1, 32) << 4
+    high = _bits(blocks[:, 16:48], 1, 32) << np.uint8(4)
     codes = (_bits(blocks[:, 48:], 4, 32) | high).reshape(-1, 8, 32)
     return _Groups(codes=codes, scale=scale, offset=offset, middle=16)
 
 
 def _q6_k(blocks: _Bytes) -> _Groups:
-    high = _bits(blocks[:, 128:192], 2, 32) << 4
+    high = _bits(blocks[:, 128:192], 2, 32) << np.uint8(4)
     codes = (_bits(blocks[:, :128], 4, 64) | high).reshape(-1, 16, 16)
     small = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8)
     return _Groups(codes=codes, scale=_halves(blocks, 208) * small, middle=32)
