@@ -39,6 +39,7 @@ BENCHMARKS = (
     "tiling",
     "less_work",
     "fewer_bits",
+    "gguf_blocks",
     "token_merging",
     "attention_broadcast",
     *(f"blocks:{case}" for case in FAMILIES),

@@ -92,12 +92,12 @@ class Torch(Backend):
         options, device, entry = self._asked(component, target)
         dtype = _DTYPES[component.precision]
         # Integers are made of the numbers as they are stored.
-        build = component.build
+        build, scheme = component.recipe, SCHEMES.get(component.storage)
         assert build is not None  # checked before
         if isinstance(build, Recipe) and not component.storage:
             build = build.cast()
         module = build()
-        if component.storage in SCHEMES:
+        if scheme is not None and not scheme.kept:
             module = in_integers(module, component.storage, component.calibration)
         # The module may be the user's own: tensors with this device and dtype are shared.
         module = replace_tensors(

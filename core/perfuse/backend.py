@@ -14,7 +14,15 @@ from perfuse.contract.exporter import Exporter
 from perfuse.contract.limits import Limits
 from perfuse.contract.options import Options, read_options
 from perfuse.contract.pieces import InPieces, Node, Piece, Turns, Windowed, cut, most_of, windows
-from perfuse.contract.quantized import SCHEMES, Calibration, Quantized, Scheme, packed, quantized
+from perfuse.contract.quantized import (
+    SCHEMES,
+    Blocks,
+    Calibration,
+    Quantized,
+    Scheme,
+    packed,
+    quantized,
+)
 from perfuse.contract.spec import Array
 from perfuse.contract.target import PRECISIONS, Device, Placement, Target
 from perfuse.contract.weights import Change, Constant, Reader, StoredTensor, WeightMap
@@ -24,6 +32,7 @@ __all__ = [
     "SCHEMES",
     "Array",
     "Backend",
+    "Blocks",
     "Calibration",
     "Change",
     "Changes",

@@ -145,12 +145,12 @@ def build(component: Component) -> nn.Module:
     Raises:
         ExportError: the component comes from an artifact.
     """
-    if component.build is None:
+    if component.recipe is None:
         raise ExportError(
             f"{component.name} was to be captured; it comes from an exported artifact, which has "
             "no module to capture. Start from the checkpoint."
         )
-    return component.build()
+    return component.recipe()
 
 
 def cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -20,7 +20,7 @@ def _tensor(*shape: int) -> StoredTensor:
     return StoredTensor(dtype="float32", array=values)
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", [name for name, one in SCHEMES.items() if not one.kept])
 @pytest.mark.parametrize("shape", [(48, 128), (20, 12, 3, 3)])
 def test_each_number_is_within_half_a_step(name: str, shape: tuple[int, ...]) -> None:
     tensor = _tensor(*shape)

@@ -37,13 +37,13 @@ KINDS = {
 }
 
 
-def write(folder: Path, arch: Any, name: str = "encoder-Q8_0.gguf") -> None:
+def write(folder: Path, arch: Any, kind: str = "Q8_0") -> None:
     """Put a component's weights into a GGUF file, and the same numbers into safetensors beside the folder."""
     (file,) = folder.glob("*.safetensors")
     state, kept = load_file(file), {}
     names = gguf.get_tensor_name_map(arch, 99)
-    writer = gguf.GGUFWriter(folder / name, gguf.MODEL_ARCH_NAMES[arch])
-    code, packed = gguf.GGMLQuantizationType.Q8_0, 0
+    writer = gguf.GGUFWriter(folder / f"encoder-{kind}.gguf", gguf.MODEL_ARCH_NAMES[arch])
+    code, packed = gguf.GGMLQuantizationType[kind], 0
     for key, tensor in state.items():
         other, values = names.get_name(key, (".weight", ".bias")), tensor.float().numpy()
         assert other is not None, key

@@ -106,7 +106,7 @@ class _Graph:
     @property
     def tolerance(self) -> float:
         """How far its first answer may be from PyTorch's, relative to the largest number in it."""
-        if any(chosen.transform.approximate for chosen in self.transforms):
+        if any(chosen.transform.is_approximate(chosen.options) for chosen in self.transforms):
             return math.inf
         return max(_TOLERANCE[self.own], _TOLERANCE[self.component.precision])
 

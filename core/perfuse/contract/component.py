@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfuse.contract.changes import Changes
 from perfuse.contract.frozen import FrozenDict
-from perfuse.contract.quantized import Calibration
+from perfuse.contract.quantized import SCHEMES, Calibration
 from perfuse.contract.spec import ComponentSpec, Signature
 from perfuse.contract.weights import Reader, StoredTensor
 from perfuse.errors import InputError
@@ -40,7 +40,10 @@ class Recipe(ABC):
 
     @property
     def quantized(self) -> str:
-        """The scheme of few bits that its weights come in, as a GGUF file's; empty for none."""
+        """What few bits its weights come in, ``"q4_0"`` most of them in a GGUF file; empty for none.
+
+        ``"gguf"`` for a module whose weights are such blocks in memory.
+        """
         return ""
 
     @abstractmethod
@@ -66,6 +69,10 @@ class Recipe(ABC):
 
         It may then do so itself, a tensor at a time, so that weights are never there twice.
         """
+        return self
+
+    def in_blocks(self) -> "Recipe":
+        """The recipe of the same module whose layers keep the integers that the file has for them."""
         return self
 
     def with_spec(self, spec: ComponentSpec) -> "Recipe":
@@ -111,6 +118,9 @@ class Rewritten(Recipe):
         if before is None or self.to_graph is None:
             return None
         return f"{before} {self.to_graph}".rstrip()
+
+    def in_blocks(self) -> "Recipe":
+        return replace(self, before=self.before.in_blocks())
 
     def with_spec(self, spec: ComponentSpec) -> "Recipe":
         return replace(self, before=self.before.with_spec(spec))
@@ -173,6 +183,13 @@ class Component:
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def recipe(self) -> "Recipe | None":
+        """What builds its module: with weights in the blocks of a file, where its storage keeps them."""
+        scheme = SCHEMES.get(self.storage)
+        kept = scheme is not None and scheme.kept
+        return self.build.in_blocks() if kept and isinstance(self.build, Recipe) else self.build
 
     @property
     def foreign(self) -> bool:

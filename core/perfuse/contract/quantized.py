@@ -1,7 +1,8 @@
 """Weights in integers: the one place that knows what a scheme makes of a tensor.
 
 A tensor is cut into groups, each with one scale and, unless the scheme is symmetric, one zero point:
-``weight = (code - zero) * scale``. Exporters and backends only spell that in an engine's words.
+``weight = (code - zero) * scale``; those of files that have integers already (``Blocks``) may add an
+offset for each group. Exporters and backends only spell that in an engine's words.
 """
 
 import hashlib
@@ -19,7 +20,17 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["SCHEMES", "Calibration", "Quantized", "Scheme", "marks_of", "packed", "quantized"]
+__all__ = [
+    "KEPT",
+    "SCHEMES",
+    "Blocks",
+    "Calibration",
+    "Quantized",
+    "Scheme",
+    "marks_of",
+    "packed",
+    "quantized",
+]
 
 #: Fewer elements stay as they are: their bits are few, and they are often sensitive.
 _SMALLEST = 1024
@@ -37,6 +48,9 @@ class Scheme:
     #: Whether what the weights are multiplied with is in integers, too: eight bits of a range that
     #: was measured (``Calibration``).
     activations: bool = False
+    #: Whether nothing is rounded: the integers are those that the file has, where it has them. Then
+    #: ``bits`` is the most that they take.
+    kept: bool = False
 
     def fits(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether a tensor of a module becomes integers: matrices and the weights of convolutions."""
@@ -88,6 +102,8 @@ class Scheme:
         )
 
 
+#: The scheme of weights whose file has them in blocks of integers: they are kept as they are.
+KEPT = "gguf"
 #: Integer schemes by their names: as ``--precision`` and ``storage`` of a component have them.
 SCHEMES: Mapping[str, Scheme] = FrozenDict(
     {
@@ -100,6 +116,7 @@ SCHEMES: Mapping[str, Scheme] = FrozenDict(
         "int4_g128": Scheme(bits=4, group=128),
         "int4_sym_g128": Scheme(bits=4, symmetric=True, group=128),
         "w8a8": Scheme(bits=8, symmetric=True, activations=True),
+        KEPT: Scheme(bits=8, kept=True),
     }
 )
 
@@ -165,7 +182,7 @@ def _mark(tensor: StoredTensor) -> str:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Quantized:
-    """A tensor in integers: ``(codes - zero) * scale``."""
+    """A tensor in integers: ``(codes - zero) * scale + offset``."""
 
     scheme: Scheme
     #: In the tensor's layout, one a byte, those of four bits, too: int8, or uint8 with zero points.
@@ -174,6 +191,9 @@ class Quantized:
     scale: "NDArray[np.float32]"
     #: Like ``scale``, of the dtype of ``codes``; ``None`` where it is zero.
     zero: "NDArray[Any] | None"
+    #: Like ``scale``: what is added to each number of a group, as blocks of some files have it;
+    #: ``None`` for nothing.
+    offset: "NDArray[np.float32] | None" = None
     #: The range of what it is multiplied with, where that is to be in integers, too.
     range: tuple[float, float] | None = None
 
@@ -181,7 +201,7 @@ class Quantized:
         """It after changes of the tensor's layout; ``None`` if the groups do not outlast them."""
         if any(change.kind != "transpose" for change in changes):
             return None
-        return self._each(lambda array: _transposed(array, changes))
+        return self.each(lambda array: _transposed(array, changes))
 
     @property
     def axis(self) -> int:
@@ -200,6 +220,8 @@ class Quantized:
         if self.zero is not None:
             values -= self._for_each(self.zero)
         values *= self._for_each(self.scale)
+        if self.offset is not None:
+            values += self._for_each(self.offset)
         return StoredTensor(dtype="float32", array=values)
 
     def _for_each(self, array: "NDArray[Any]") -> "NDArray[Any]":
@@ -209,9 +231,46 @@ class Quantized:
                 array = array.repeat(size // groups, axis)
         return array
 
-    def _each(self, change: "Callable[[NDArray[Any]], NDArray[Any]]") -> "Quantized":
+    def each(self, change: "Callable[[NDArray[Any]], NDArray[Any]]") -> "Quantized":
+        """It with a function applied to codes, scales, zero points and offsets alike."""
         zero = None if self.zero is None else change(self.zero)
-        return replace(self, codes=change(self.codes), scale=change(self.scale), zero=zero)
+        offset = None if self.offset is None else change(self.offset)
+        codes, scale = change(self.codes), change(self.scale)
+        return replace(self, codes=codes, scale=scale, zero=zero, offset=offset)
+
+
+class Blocks(StoredTensor):
+    """A tensor that its file has in integers; who asks for numbers is given them in float32."""
+
+    dtype = "float32"
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        integers: "Callable[[], Quantized]",
+        numbers: "Callable[[], NDArray[Any]]",
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            shape: The matrix's.
+            integers: Gives what the file has.
+            numbers: Gives what it stands for, in float32.
+        """
+        self._shape, self._integers, self._numbers = shape, integers, numbers
+
+    @property
+    def quantized(self) -> Quantized:
+        """The integers."""
+        return self._integers()
+
+    @property
+    def array(self) -> "NDArray[Any]":
+        return self._numbers()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
 
 
 def packed(codes: "NDArray[Any]") -> "NDArray[np.uint8]":
@@ -237,7 +296,8 @@ def quantized(
 ) -> Mapping[str, "StoredTensor | Quantized"]:
     """The tensors of a module as a component stores them: those that its scheme fits in integers.
 
-    Each becomes integers when it is asked for, and is not kept.
+    Those that a file has in integers stay so where the scheme keeps these. Each other becomes integers
+    when it is asked for, and is not kept.
 
     Args:
         tensors: By their names in the component's module, in its shapes.
@@ -268,7 +328,9 @@ class _Tensors(Mapping[str, "StoredTensor | Quantized"]):
 
     def __getitem__(self, name: str) -> "StoredTensor | Quantized":
         tensor, plain = self._tensors[name], plain_name(name)
-        fits = tensor.floating and self._scheme.fits(name, tensor.array.shape)
+        if self._scheme.kept:
+            return tensor.quantized if isinstance(tensor, Blocks) else tensor
+        fits = tensor.floating and self._scheme.fits(name, tensor.shape)
         if not fits or plain in self._kept:
             return tensor
         return replace(self._scheme.of(tensor, name), range=self._ranges.get(plain))

@@ -77,6 +77,10 @@ class Transform(ABC):
             InputError: the transform does not fit this pipeline, or two options exclude each other.
         """
 
+    def is_approximate(self, options: object) -> bool:
+        """Whether it is, with these options."""
+        return self.approximate
+
     def refuse(self, why: str) -> InputError:
         """The error to raise if the transform does not fit a pipeline; ``why`` ends the message."""
         return InputError(f"Transform {self.name!r} was asked for; {why}")

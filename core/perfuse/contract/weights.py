@@ -41,6 +41,9 @@ class StoredTensor:
         import numpy as np
         import torch
 
+        blocks: StoredTensor | None = getattr(tensor, "blocks", None)
+        if blocks is not None:  # integers, which the file of a checkpoint has
+            return blocks
         plain = tensor.detach().cpu().contiguous()
         dtype = str(plain.dtype).removeprefix("torch.")
         if plain.is_floating_point() and dtype not in _FLOATS:
@@ -61,6 +64,10 @@ class StoredTensor:
     @property
     def floating(self) -> bool:
         return self.dtype in _FLOATS
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
 
     @property
     def digest(self) -> str:
@@ -249,7 +256,7 @@ class WeightMap:
         return all(
             one.tensor in tensors
             and tensors[one.tensor].floating
-            and tensors[one.tensor].array.shape == one.shape
+            and tensors[one.tensor].shape == one.shape
             for one in constants
         ) and all(
             name in tensors and tensors[name].digest == digest for name, digest in self.held.items()

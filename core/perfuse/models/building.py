@@ -4,6 +4,7 @@ A component's module is *flat*: it takes the tensors of the component's signatur
 returns a tuple of its outputs. The reference path runs this module; ``torch.export`` captures it.
 """
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,12 +13,14 @@ import torch
 from torch import nn
 
 from perfuse.contract.component import Component, Recipe
+from perfuse.contract.quantized import KEPT
 from perfuse.contract.spec import ComponentSpec
 from perfuse.errors import InputError
 from perfuse.models.loading import load_state
 from perfuse.models.model import Model
 from perfuse.models.registry import find
 from perfuse.plugins import resolve
+from perfuse.sources.block_tensor import BlockTensor
 from perfuse.sources.weights import Weights
 
 __all__ = ["Given", "build_component", "converted", "load_native", "native", "unwrap", "wrap"]
@@ -44,12 +47,32 @@ class Given(Recipe):
 
     spec: ComponentSpec
     module: nn.Module
+    #: Whether weights that are blocks of integers stay so.
+    kept: bool = False
+
+    @property
+    def quantized(self) -> str:
+        found = any(isinstance(one, BlockTensor) for one in self.module.parameters())
+        return KEPT if found else ""
+
+    def in_blocks(self) -> "Given":
+        return dataclasses.replace(self, kept=True)
 
     def with_spec(self, spec: ComponentSpec) -> "Given":
         return dataclasses.replace(self, spec=spec)
 
     def __call__(self) -> nn.Module:
-        return wrap(self.spec, self.module).eval()
+        module = wrap(self.spec, self.module).eval()
+        return module if self.kept or not self.quantized else _dequantized(module)
+
+
+def _dequantized(module: nn.Module) -> nn.Module:
+    """A copy of the module with numbers in the place of blocks; the others' memory is shared."""
+    memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    for one in module.parameters():
+        if isinstance(one, BlockTensor):
+            memo[id(one)] = nn.Parameter(one.dequantized(), requires_grad=False)
+    return copy.deepcopy(module, memo)  # what is in the memo counts as copied already
 
 
 def native(cls: type[Model], spec: ComponentSpec, model: nn.Module) -> nn.Module:

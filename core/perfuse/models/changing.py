@@ -29,6 +29,9 @@ class Changed(Recipe):
     def foreign(self) -> bool:
         return self.before.foreign
 
+    def in_blocks(self) -> "Changed":
+        return dataclasses.replace(self, before=self.before.in_blocks())
+
     def with_spec(self, spec: ComponentSpec) -> "Changed":
         return dataclasses.replace(self, before=self.before.with_spec(spec))
 

@@ -1,5 +1,6 @@
 """Loading weights into modules, memory-mapped where possible, and saving them."""
 
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from perfuse.errors import CheckpointError, InputError, WeightsError
 from perfuse.models.config import check_types
+from perfuse.sources.block_tensor import BlockTensor
 from perfuse.sources.files import replacing, user_path, write_file
 from perfuse.sources.fitting import Rename, check_fit, some_names
 from perfuse.sources.hub import file_from_hub, is_hub_id
@@ -50,7 +52,8 @@ def load_state(
 ) -> None:
     """Load weights into a module, which may be on the meta device.
 
-    Tensors that have the dtype already stay memory-mapped; others are cast one at a time.
+    Tensors that have the dtype already stay memory-mapped; others are cast one at a time. Blocks of
+    integers stay so in linear layers.
 
     Args:
         module: The module. Its parameters and persistent buffers are replaced.
@@ -71,10 +74,18 @@ def load_state(
             continue
         if tensor.is_floating_point():
             tensor = tensor.to(dtype if dtype is not None else dtypes[name])
+        if isinstance(tensor, BlockTensor) and not _multiplies(module, name):
+            tensor = tensor.dequantized()
         state[name] = tensor.reshape(expected[name])
         del tensor  # the mapping of a tensor that was cast is no longer needed
     module.load_state_dict(state, assign=True)
     _fill_buffers(module, where)
+
+
+def _multiplies(module: nn.Module, name: str) -> bool:
+    """Whether a tensor is what a linear layer multiplies with."""
+    layer, _, last = name.rpartition(".")
+    return last == "weight" and isinstance(module.get_submodule(layer), nn.Linear)
 
 
 def _fill_buffers(module: nn.Module, where: str) -> None:
@@ -198,12 +209,15 @@ def load_single_file(
     fields: Mapping[str, Any],
     *,
     dtype: torch.dtype | None = None,
+    kept: bool = False,
     ema: bool = False,
     revision: str | None = None,
     offline: bool | None = None,
     hub: Mapping[str, Any] = NONE,
 ) -> _M:
     """A model from a file in its original layout; ``place`` is its ``config.json``, if given.
+
+    Its linear layers keep the blocks of a GGUF file where ``kept`` says so.
 
     Raises:
         CheckpointError: the file does not hold such a model, or its config cannot be read.
@@ -223,7 +237,8 @@ def load_single_file(
     check_types(cls.config_class, config, where=place or path)
     with torch.device("meta"):
         model = cls.from_config(config)
-    load_state(model, part.weights, where=cls.__name__, dtype=dtype)
+    weights = dataclasses.replace(part.weights, kept=kept)
+    load_state(model, weights, where=cls.__name__, dtype=dtype)
     return model.eval()
 
 
@@ -238,7 +253,10 @@ def save_model(model: "Model", folder: Path, *, variant: str | None = None) -> N
     from safetensors.torch import save_file
 
     check_variant(variant)
-    state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    state = {
+        name: tensor.dequantized() if isinstance(tensor, BlockTensor) else tensor.contiguous()
+        for name, tensor in model.state_dict().items()
+    }
     _make_folder(model, folder)
     stem, _, ending = model.weights_name.rpartition(".")
     name = model.weights_name if variant is None else f"{stem}.{variant}.{ending}"

@@ -126,8 +126,9 @@ class Model(Adapted, nn.Module):
             offline: Use only what the Hub's cache holds.
             **fields: Fields of the config that override it: ``scaling_factor=0.13025``. And
                 Diffusers' ``local_files_only``, ``cache_dir``, ``token`` and, of a GGUF file,
-                ``quantization_config``: its weights are dequantised when they are read, to
-                ``torch_dtype`` or else to the ``compute_dtype`` of that.
+                ``quantization_config``: linear layers then keep the blocks of the file, and compute in
+                ``torch_dtype`` or else in the ``compute_dtype`` of that. Without it the blocks are
+                dequantised when they are read.
 
         Raises:
             CheckpointError: the file does not hold this model, or its config cannot be read.
@@ -136,7 +137,10 @@ class Model(Adapted, nn.Module):
         """
         from perfuse.models.loading import config_file, load_single_file
 
-        torch_dtype = _dequantised(fields.pop("quantization_config", None), torch_dtype)
+        settings = fields.pop("quantization_config", None)
+        if settings is not None:
+            computed = compute_dtype(settings)
+            torch_dtype = computed if torch_dtype is None else torch_dtype
         if offline is None:
             offline = fields.pop("local_files_only", None)
         hub: dict[str, Any] = {n: fields.pop(n) for n in ("cache_dir", "token") if n in fields}
@@ -147,6 +151,7 @@ class Model(Adapted, nn.Module):
             place,
             fields,
             dtype=torch_dtype,
+            kept=settings is not None,
             ema=extract_ema,
             revision=revision,
             offline=offline,
@@ -261,17 +266,20 @@ class Model(Adapted, nn.Module):
         return current(name)
 
 
-def _dequantised(settings: Any, dtype: torch.dtype | None) -> torch.dtype | None:
-    """The dtype that weights are read in, where Diffusers' settings of a GGUF file are given, too."""
-    if settings is None:
-        return dtype
+def compute_dtype(settings: Any) -> torch.dtype:
+    """What Diffusers' settings of a GGUF file say to compute in.
+
+    Raises:
+        InputError: they are of another kind.
+    """
     if getattr(settings, "quant_method", None) != "gguf":
         raise InputError(
             f"quantization_config was given as a {type(settings).__name__}; of a single file it can be "
             "Diffusers' GGUFQuantizationConfig. For fewer bits give the pipeline a precision: "
             "precision='transformer=int8'."
         )
-    return dtype if dtype is not None else settings.compute_dtype
+    dtype: torch.dtype = settings.compute_dtype
+    return dtype
 
 
 def check_attention(settings: Mapping[str, Any] | None, **others: Any) -> None:

@@ -147,14 +147,19 @@ def exchanged(
 
 
 def _loaded(former: ComponentSpec, file: "str | os.PathLike[str]") -> Any:
-    """A model of a file in its original layout, of the class of the one that it takes the place of."""
+    """A model of a file in its original layout, of the class of the one that it takes the place of.
+
+    Its linear layers keep the blocks of a GGUF file.
+    """
+    from perfuse.models.loading import load_single_file
+
     kind = model_class(former.class_name)
     if kind is None or not hasattr(kind, "from_single_file"):
         raise InputError(
             f"{former.part}={str(file)!r} was given; a {former.class_name} is read from a folder. "
             "Give that."
         )
-    return kind.from_single_file(file)
+    return load_single_file(kind, file, None, {}, kept=True)
 
 
 def extended(

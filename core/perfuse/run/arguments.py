@@ -28,7 +28,8 @@ class Opening:
 _ALWAYS = ("low_cpu_mem_usage", "offload_state_dict", "resume_download", "mirror", "proxies")
 #: Arguments that are refused where they ask for something, and what takes their place.
 _REFUSED = {
-    "quantization_config": "Give a precision: precision='unet=int8'.",
+    "quantization_config": "Give a precision: precision='unet=int8'. Of a GGUF file a model's and a "
+    "pipeline's from_single_file take it.",
     "use_onnx": "Give a backend: backend='onnxruntime'.",
     "provider": "Give a backend with its device: backend='onnxruntime:cuda'.",
     "provider_options": "Give the backend's options: options={'threads': '4'}.",

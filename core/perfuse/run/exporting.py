@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from perfuse.contract.component import Component
+from perfuse.contract.quantized import KEPT
 from perfuse.contract.spec import PipelineSpec
 from perfuse.errors import InputError
 from perfuse.plugins import host
@@ -45,7 +46,8 @@ def export(
             f"sizes={list(sizes)!r} was given together with height or width. Give either "
             "sizes, or one height and width."
         )
-    fixed = host().exporter(to).fixed
+    exporter = host().exporter(to)
+    fixed = exporter.fixed
     if len(sizes) > 1 and not fixed:
         raise InputError(
             f"{len(sizes)} sizes were given for {to}, whose files take any size. Leave sizes "
@@ -61,6 +63,8 @@ def export(
     def component(name: str) -> Component:
         static, listed = shapes[name]
         one = pipe.component(name, static=static)
+        if one.storage == KEPT and KEPT not in exporter.storages:
+            one = dataclasses.replace(one, storage="")
         return dataclasses.replace(one, sizes=listed, options=switches[name])
 
     def copy(partial: Path) -> None:

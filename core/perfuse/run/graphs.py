@@ -243,11 +243,12 @@ def filled(
     integers = component.storage in SCHEMES
     plain = component
     if integers:
-        plain = dataclasses.replace(component, storage="", calibration=None)
+        build = component.recipe
+        plain = dataclasses.replace(component, storage="", calibration=None, build=build)
     found = bound(plain, format, store)
     if found is None:
         return None
-    tensors = quantized(_shaped(found), component.storage, component.calibration)
+    tensors = quantized(_Shaped(found), component.storage, component.calibration)
     with working(
         "export",
         f"Writing {component.name} for {format}",
@@ -260,13 +261,24 @@ def filled(
         )
 
 
-def _shaped(found: Bound) -> dict[str, StoredTensor]:
-    """The tensors of a graph in the shapes that it knows them in."""
-    return {
-        one.tensor: dataclasses.replace(tensor, array=tensor.array.reshape(one.shape))
-        for one in found.weights.constants.values()
-        for tensor in (found.tensors[one.tensor],)
-    }
+class _Shaped(Mapping[str, StoredTensor]):
+    """The tensors of a graph in the shapes that it knows them in, read when they are asked for."""
+
+    def __init__(self, found: Bound) -> None:
+        self._tensors = found.tensors
+        self._shapes = {one.tensor: one.shape for one in found.weights.constants.values()}
+
+    def __getitem__(self, name: str) -> StoredTensor:
+        tensor, shape = self._tensors[name], self._shapes[name]
+        if tensor.shape == shape:
+            return tensor
+        return StoredTensor(dtype=tensor.dtype, array=tensor.array.reshape(shape))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
 def _label(component: Component, format: str) -> str:

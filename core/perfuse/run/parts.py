@@ -30,7 +30,7 @@ from perfuse.run.loras import with_loras
 from perfuse.run.options import options_for
 from perfuse.run.part_loras import PartLoras
 from perfuse.run.placing import target_of, torch_device
-from perfuse.run.plan import added, parts_of, plan_of, respecified, without
+from perfuse.run.plan import added, in_blocks, parts_of, plan_of, respecified, without
 from perfuse.run.precisions import general, precision_of
 from perfuse.run.preparing import prepare
 from perfuse.run.programs import Programs
@@ -130,6 +130,7 @@ class Parts:
     _outdated: set[str]  # components whose adapters changed since their programs were prepared
     _one_at_a_time: bool
     _budget: int | None  # bytes that the weights of prepared components may take
+    _in_turns: bool  # whether there is such a limit, within which weights are read piece by piece
     _plan: Plan | None
 
     # Description
@@ -144,6 +145,8 @@ class Parts:
             for one in self._perturbed.values():
                 denoiser = plan.components[plan.spec.denoiser.name]
                 plan = plan.with_component(perturbed(denoiser, one))
+            if not self._in_turns:
+                plan = in_blocks(plan, self.placement, self.precision)
             self._plan = with_loras(plan, self._loras, self._lora_factor)
         return self._plan
 
@@ -377,7 +380,13 @@ class Parts:
         Raises:
             InputError: it is less than the least that would do, which the message says.
         """
-        self._budget = self.residency.budget(memory) if memory is not None else None
+        before = self._in_turns
+        self._in_turns, self._plan = memory is not None, None
+        try:
+            self._budget = self.residency.budget(memory) if memory is not None else None
+        except InputError:
+            self._in_turns, self._plan = before, None
+            raise
         self.close()
 
     def _make_room(self, component: str) -> None:
@@ -432,7 +441,8 @@ class Parts:
                 return shapes_of(known)
         from perfuse.models.changed_weights import named_weights
 
-        weights = named_weights(component.build())
+        assert component.recipe is not None  # it has a module
+        weights = named_weights(component.recipe())
         return {name: tuple(weight.shape) for name, weight in weights.items()}
 
     def _adapters_changed(self) -> None:

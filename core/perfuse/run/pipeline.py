@@ -10,6 +10,7 @@ from typing import Any, Self, cast
 
 from perfuse.bridge.code import custom_class
 from perfuse.bridge.opening import class_by_name, has_diffusers, is_accelerated, open_bridged
+from perfuse.contract.quantized import KEPT
 from perfuse.contract.source import Source
 from perfuse.contract.target import PRECISIONS, Placement
 from perfuse.errors import InputError, NotNativeError
@@ -106,7 +107,7 @@ class DiffusionPipeline(ImagePrompts, LoraMethods, Steering):
         self._perturbed = {}
         self._adapters = ()
         self._loras, self._lora_factor, self._outdated = Loras(), 1.0, set()
-        self._one_at_a_time, self._budget = False, None
+        self._one_at_a_time, self._budget, self._in_turns = False, None, False
         self._plan = None
         return self
 
@@ -404,7 +405,8 @@ class DiffusionPipeline(ImagePrompts, LoraMethods, Steering):
             revision: Branch, tag or commit of a Hub repository.
             offline: Use only what the Hub's cache holds.
             scheduler_from: Where to take the scheduler from instead.
-            **settings: As for ``from_pretrained``. Models that are given need not be in the file.
+            **settings: As for ``from_pretrained``. Models that are given need not be in the file. And,
+                of a GGUF file, Diffusers' ``quantization_config``, with what to compute in.
 
         Raises:
             CheckpointError: the file's architecture is unknown, or it lacks a model.
@@ -413,6 +415,12 @@ class DiffusionPipeline(ImagePrompts, LoraMethods, Steering):
         """
         from perfuse.sources.single_file import SingleFile
 
+        blocks = settings.pop("quantization_config", None)
+        if blocks is not None:
+            from perfuse.models.model import compute_dtype
+
+            computed = settings.pop("torch_dtype", None) or compute_dtype(blocks)
+            settings.setdefault("precision", f"{KEPT}+{dtype_name(computed)}")
         asked = read_arguments(settings)
         source: Source = SingleFile.open(
             file,

@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from perfuse.contract.backend import Program
-from perfuse.contract.component import Component
+from perfuse.contract.component import Component, Recipe
+from perfuse.contract.quantized import KEPT
 from perfuse.contract.source import Source
 from perfuse.contract.spec import ComponentSpec, PipelineSpec, Role
+from perfuse.contract.target import Placement
 from perfuse.contract.transform import Plan
 from perfuse.errors import InputError
 from perfuse.models.registry import corrected, describe, fitted, is_known, latents_of
+from perfuse.plugins import host
+from perfuse.run.placing import target_of
 from perfuse.run.precisions import precision_of
 from perfuse.run.transforms import Chosen, applied, find_transforms
 from perfuse.sources.left_out import check_left_out
 from perfuse.sources.tokenizer import Tokenizer
 from perfuse.tasks.choosing import tasks_of
 
-__all__ = ["Planned", "added", "parts_of", "plan_of", "respecified", "without"]
+__all__ = ["Planned", "added", "in_blocks", "parts_of", "plan_of", "respecified", "without"]
 
 
 def plan_of(
@@ -50,6 +54,23 @@ def plan_of(
 
     components = {name: component(one) for name, one in spec.components.items()}
     return Plan(spec=spec, components=components, tasks=tasks_of(spec))
+
+
+def in_blocks(plan: Plan, placement: Placement, precision: str | None) -> Plan:
+    """The plan with weights that come in blocks of integers left so, where their backend takes them.
+
+    Whoever asks for a precision of a component, or for a scheme of storing it, gets that instead; but a
+    model that the user opened with its blocks has them in any precision.
+    """
+    for one in plan.components.values():
+        if one.storage or not isinstance(one.build, Recipe) or not one.build.quantized:
+            continue
+        if one.build.quantized != KEPT and precision_of(one.spec, precision) is not None:
+            continue
+        backend = host().backend(target_of(placement, plan.spec, one.name).backend)
+        if KEPT in backend.storages:
+            plan = plan.with_component(dataclasses.replace(one, storage=KEPT))
+    return plan
 
 
 #: What latents are made for is known by these, and what prompts are encoded for, also without them.

@@ -57,11 +57,11 @@ def schemes_of(text: str) -> dict[str, str]:
         InputError: a part of it names no component, or no such scheme.
     """
     parts = _parts(text)
-    wrong = [name for name, scheme in parts.items() if name == _ALL or scheme not in SCHEMES]
-    if wrong:
+    known = [name for name, scheme in SCHEMES.items() if not scheme.kept]
+    if any(name == _ALL or scheme not in known for name, scheme in parts.items()):
         raise InputError(
             f"--precision {text} was given; components with schemes of fewer bits were expected, "
-            f"unet=w8a8; schemes: {', '.join(SCHEMES)}."
+            f"unet=w8a8; schemes: {', '.join(known)}."
         )
     return dict(parts)
 

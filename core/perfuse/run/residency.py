@@ -220,6 +220,8 @@ def _sizes(component: Component, stored: Mapping[str, int]) -> tuple[int, int | 
         scheme = SCHEMES.get(component.storage)
         each = 4 if component.precision == "float32" else 2
         bits = each if scheme is None else scheme.bits / 8
+        if scheme is not None and scheme.kept:
+            bits = build.weights.total_bytes / build.weights.parameters
         shapes = build.weights.shapes
         counts = [math.prod(shapes[name][1]) for name in read_by(component.spec, shapes)]
         return int(sum(counts) * bits), int(max(counts, default=0) * bits)

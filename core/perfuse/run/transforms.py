@@ -98,7 +98,9 @@ def approximate(
     known = host().transforms()
     found = find_transforms([text for text in exported if split_named(text, what="")[0] in known])
     inside = [one for one in found if _applied(plan, one).tasks == plan.tasks]
-    texts = (one.text for one in (*inside, *transforms) if one.transform.approximate)
+    texts = (
+        one.text for one in (*inside, *transforms) if one.transform.is_approximate(one.options)
+    )
     return tuple(dict.fromkeys(texts))
 
 

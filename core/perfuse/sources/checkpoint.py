@@ -305,6 +305,9 @@ class FromCheckpoint(Recipe):
     def cast(self) -> "FromCheckpoint":
         return dataclasses.replace(self, casts=True)
 
+    def in_blocks(self) -> "FromCheckpoint":
+        return dataclasses.replace(self, weights=dataclasses.replace(self.weights, kept=True))
+
     def with_spec(self, spec: ComponentSpec) -> "FromCheckpoint":
         return dataclasses.replace(self, spec=spec)
 

@@ -4,19 +4,28 @@ import json
 import math
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perfuse.contract.frozen import FrozenDict
+from perfuse.contract.original import View
+from perfuse.contract.quantized import Blocks, Quantized
+from perfuse.contract.weights import StoredTensor
 from perfuse.errors import InputError, WeightsError
 from perfuse.sources.header import Header
 
 if TYPE_CHECKING:
-    import torch
+    from numpy.typing import NDArray
+
+    from perfuse.sources.gguf_blocks import Kind
 
 __all__ = ["GgufFile"]
 
 _PLAIN = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+#: Numpy's names of these; of bfloat16 the bits.
+_STORED = {"float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 #: Where ComfyUI's converter notes the shape of a tensor that it flattened to quantise it.
 _SHAPE = "comfy.gguf.orig_shape."
 #: What a file says that it is of.
@@ -25,7 +34,7 @@ _AGAIN = "Download or save the file again."
 
 
 class GgufFile:
-    """An open GGUF file; a tensor is dequantised when it is asked for.
+    """An open GGUF file; a tensor is read when it is asked for.
 
     Raises:
         InputError: the package ``gguf`` is not installed.
@@ -66,22 +75,70 @@ class GgufFile:
             metadata=FrozenDict({_KIND: kind}),
         )
 
-    def get_tensor(self, name: str) -> "torch.Tensor":
-        """A tensor in the dtype that it is stored in; float32 where that is quantised."""
+    def numbers(self, view: View) -> StoredTensor:
+        """The tensor that a view is, or is a part of; in float32 where it is quantised.
+
+        Raises:
+            WeightsError: the file is damaged, or the blocks are of a kind that nobody can read here.
+        """
         import numpy as np
-        import torch
         from gguf.quants import dequantize
 
-        tensor = self._tensors[name]
+        name = view.stored
+        tensor, dtype = self._tensors[name], self._dtype(name)
         try:
-            if tensor.tensor_type.name in ("F64", "F32", "F16"):
-                values = np.array(tensor.data)
+            data = self._bytes(name)
+            if dtype in _STORED:
+                array = data.view(_STORED[dtype])
             else:
-                values = dequantize(tensor.data, tensor.tensor_type)
-            whole = torch.from_numpy(values).reshape(self._shape(name))
-        except (ValueError, NotImplementedError, KeyError) as exc:
+                dtype = "float32"
+                array = dequantize(data.reshape(tensor.data.shape), tensor.tensor_type)
+            if dtype == "float64":
+                dtype, array = "float32", array.astype(np.float32)
+            array = view.of_array(array.reshape(self._shape(name)))
+        except (OSError, ValueError, NotImplementedError, KeyError) as exc:
             raise _damaged(self._path, exc) from exc
-        return whole.to(torch.bfloat16) if self._dtype(name) == "bfloat16" else whole
+        return StoredTensor(dtype=dtype, array=array)
+
+    def tensor(self, view: View) -> StoredTensor:
+        """The same; a matrix in blocks that are integers with a scale for each group as ``Blocks``.
+
+        What is in other blocks, or turned about, is given as numbers.
+        """
+        from gguf import GGML_QUANT_SIZES
+
+        from perfuse.sources.gguf_blocks import KINDS
+
+        code, shape = self._tensors[view.stored].tensor_type, self._shape(view.stored)
+        kind, length = KINDS.get(code.name), GGML_QUANT_SIZES[code][0]
+        rows = len(view.shape) == len(shape) == 2 and view.shape[1] == shape[1]
+        if kind is None or view.transposed or not rows or shape[1] % length:
+            return self.numbers(view)
+        return Blocks(
+            view.shape,
+            integers=partial(self._integers, view, kind),
+            numbers=lambda: self.numbers(view).array,
+        )
+
+    def _integers(self, view: View, kind: "Kind") -> Quantized:
+        try:
+            rows = self._bytes(view.stored).reshape(self._shape(view.stored)[0], -1)
+            data = replace(view, shape=(view.shape[0], -1)).of_array(rows)
+            return kind.integers(data, view.shape)
+        except (OSError, ValueError) as exc:
+            raise _damaged(self._path, exc) from exc
+
+    def _bytes(self, name: str) -> "NDArray[Any]":
+        """The bytes of a tensor, mapped anew: what nobody holds any more takes no memory."""
+        import numpy as np
+
+        tensor = self._tensors[name]
+        size = int(tensor.n_bytes)
+        if not size:
+            return np.empty(0, np.uint8)
+        start = int(tensor.data_offset)
+        mapped = np.memmap(self._path, np.uint8, mode="c", offset=start, shape=size)
+        return mapped.view(np.ndarray)
 
     def _dtype(self, name: str) -> str:
         code: str = self._tensors[name].tensor_type.name

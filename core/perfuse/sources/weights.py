@@ -11,7 +11,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from perfuse.contract.frozen import FrozenDict
 from perfuse.contract.original import View
+from perfuse.contract.quantized import Blocks
 from perfuse.contract.weights import Reader, StoredTensor
 from perfuse.errors import CheckpointError, InputError, WeightsError
 from perfuse.sources.files import read_json
@@ -26,6 +26,8 @@ from perfuse.sources.header import Header, read_header
 
 if TYPE_CHECKING:
     import torch
+
+    from perfuse.sources.gguf_file import GgufFile
 
 __all__ = [
     "Choice",
@@ -201,6 +203,8 @@ class Weights:
     total_bytes: int
     #: For a part of a single-file checkpoint: each tensor as a part of a stored one.
     views: Mapping[str, View] = field(default_factory=FrozenDict)
+    #: Whether tensors that the file has in blocks of integers are given so.
+    kept: bool = False
 
     @classmethod
     def open(
@@ -294,25 +298,34 @@ class Weights:
 
     def plain(self, names: Collection[str]) -> bool:
         """Whether tensors can be read without torch."""
-        plain = all(self.shapes[name][0] in _ARRAYS for name in names)
-        return plain and not any(_is_gguf(path) for path in self.files)
+        return self._gguf or all(self.shapes[name][0] in _ARRAYS for name in names)
+
+    @property
+    def _gguf(self) -> bool:
+        return any(_is_gguf(path) for path in self.files)
 
     def arrays(self, names: Collection[str]) -> dict[str, StoredTensor] | None:
-        """Tensors by their names, memory-mapped, without torch.
+        """Tensors by their names, without torch; memory-mapped, unless they are blocks of a GGUF file.
 
         Returns:
-            ``None`` where one of them is of a dtype, or in a format, that only torch reads.
+            ``None`` where one of them is of a dtype that only torch reads.
 
         Raises:
             WeightsError: a file was damaged, changed or removed since it was opened.
         """
         if not self.plain(names):
             return None
-        return self._arrays(names, {path: read_header(path) for path in self.files})
+        return self._arrays(names, {path: _contents(path) for path in self.files})
 
     def _arrays(
-        self, names: Collection[str], headers: Mapping[Path, Header]
+        self, names: Collection[str], contents: "Mapping[Path, Header | GgufFile]"
     ) -> dict[str, StoredTensor]:
+        headers: dict[Path, Header] = {}
+        for path, one in contents.items():
+            if not isinstance(one, Header):
+                read = one.tensor if self.kept else one.numbers
+                return {name: read(self.views[name]) for name in names}
+            headers[path] = one
         views = {name: self.views[name] for name in names} if self.views else {}
         wanted = {view.stored for view in views.values()} if views else set(names)
         mapped: dict[str, StoredTensor] = {}
@@ -344,7 +357,7 @@ class Weights:
     def _read(
         self,
         stored: Mapping[str, str],
-        seen: dict[Path, tuple[tuple[int, int, int], Header]],
+        seen: "dict[Path, tuple[tuple[int, int, int], Header | GgufFile]]",
         names: Collection[str],
     ) -> Mapping[str, StoredTensor]:
         """Tensors of the same files as those that were read before, which are in ``seen``."""
@@ -355,11 +368,11 @@ class Weights:
                 raise WeightsError(f"{path} cannot be read: {exc}. {_AGAIN}") from exc
             stamp = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
             if path not in seen:
-                seen[path] = (stamp, read_header(path))
+                seen[path] = (stamp, _contents(path))
             elif seen[path][0] != stamp:
                 raise _changed(self.folder)
-        headers = {path: header for path, (_, header) in seen.items()}
-        arrays = self._arrays({stored[name] for name in names}, headers)
+        contents = {path: one for path, (_, one) in seen.items()}
+        arrays = self._arrays({stored[name] for name in names}, contents)
         return {name: arrays[stored[name]] for name in names}
 
     def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
@@ -368,20 +381,23 @@ class Weights:
         Raises:
             WeightsError: a file was damaged or removed since it was opened.
         """
-        from safetensors import SafetensorError
+        if self._gguf:
+            yield from self._from_gguf()
+            return
+        from safetensors import SafetensorError, safe_open
 
+        opened = partial(safe_open, framework="pt")
         order = {name: i for i, name in enumerate(self.shapes)}
         for path in self.files:
-            window = math.inf if _is_gguf(path) else _WINDOW
             try:
-                with _opened(path) as file:
+                with opened(path) as file:
                     held = file.keys() if not self.views else self.views
                     names = sorted(held, key=lambda name: order.get(name, -1), reverse=True)
                 while names:
                     # Map the file anew, so that pages of unused tensors can be freed.
-                    with _opened(path) as file:
+                    with opened(path) as file:
                         seen = 0
-                        while names and seen < window:
+                        while names and seen < _WINDOW:
                             name = names.pop()
                             view = self.views.get(name)
                             tensor = file.get_tensor(name if view is None else view.stored)
@@ -390,6 +406,23 @@ class Weights:
                             del tensor
             except (OSError, SafetensorError) as exc:
                 raise WeightsError(f"{path} cannot be read: {exc}. {_AGAIN}") from exc
+
+    def _from_gguf(self) -> "Iterator[tuple[str, torch.Tensor]]":
+        import torch
+
+        from perfuse.sources.block_tensor import BlockTensor
+        from perfuse.sources.gguf_file import GgufFile
+
+        (path,) = self.files
+        file = GgufFile(path)
+        for name, view in self.views.items():
+            found = file.tensor(view) if self.kept else file.numbers(view)
+            if isinstance(found, Blocks):
+                yield name, BlockTensor.of(found)
+            elif found.dtype == "bfloat16":
+                yield name, torch.from_numpy(found.array.view("<i2")).view(torch.bfloat16)
+            else:
+                yield name, torch.from_numpy(found.array)
 
 
 def _changed(folder: Path) -> WeightsError:
@@ -455,23 +488,16 @@ def header_of(path: Path) -> Header:
     return _gguf(path).header() if _is_gguf(path) else read_header(path)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """An open file with ``keys()`` and ``get_tensor(name)``."""
-    if _is_gguf(path):
-        yield _gguf(path)
-        return
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        yield file
+def _contents(path: Path) -> "Header | GgufFile":
+    """What says where the tensors of a file are."""
+    return _gguf(path) if _is_gguf(path) else read_header(path)
 
 
 def _is_gguf(path: Path) -> bool:
     return path.suffix.lower() == _GGUF
 
 
-def _gguf(path: Path) -> Any:
+def _gguf(path: Path) -> "GgufFile":
     from perfuse.sources.gguf_file import GgufFile
 
     return GgufFile(path)

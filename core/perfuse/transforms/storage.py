@@ -1,5 +1,6 @@
 """Weights stored in another scheme than the precision that is computed in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from perfuse.contract.component import Component, Recipe
@@ -37,6 +38,11 @@ class Storage(Transform):
     Options = Options
     approximate = True
 
+    def is_approximate(self, options: object) -> bool:
+        assert isinstance(options, Options)
+        scheme = SCHEMES.get(options.scheme)
+        return scheme is None or not scheme.kept
+
     def apply(self, plan: Plan, options: object) -> Plan:
         assert isinstance(options, Options)
         chosen = [
@@ -49,8 +55,11 @@ class Storage(Transform):
                 f"component={options.component} was given, and the pipeline has "
                 f"{', '.join(plan.components)}."
             )
+        scheme = SCHEMES.get(options.scheme)
+        if scheme is not None and scheme.kept:
+            return self._kept(plan, chosen, options.scheme)
         for one in chosen:
-            before = one.build.quantized if isinstance(one.build, Recipe) else ""
+            before = _quantized(one)
             before = before if options.component else before or one.storage
             if before not in ("", options.scheme) and options.scheme in SCHEMES:
                 raise self.refuse(
@@ -59,6 +68,17 @@ class Storage(Transform):
                 )
             found = self._measured(one, options.scheme, options.calibration)
             plan = plan.with_component(replace(one, storage=options.scheme, calibration=found))
+        return plan
+
+    def _kept(self, plan: Plan, chosen: Sequence[Component], scheme: str) -> Plan:
+        """The plan with the components that come in blocks of integers left so."""
+        if not (found := [one for one in chosen if one.build is None or _quantized(one)]):
+            raise self.refuse(
+                f"the weights of {', '.join(one.name for one in chosen)} are in no GGUF file in few bits. "
+                "Choose a scheme that makes integers of them, such as int8."
+            )
+        for one in found:
+            plan = plan.with_component(replace(one, storage=scheme))
         return plan
 
     def _measured(self, component: Component, scheme: str, file: str) -> Calibration | None:
@@ -81,3 +101,8 @@ class Storage(Transform):
                 "calibration=FILE."
             )
         return None
+
+
+def _quantized(component: Component) -> str:
+    """The scheme of few bits that a component's file has its weights in; empty for none."""
+    return component.build.quantized if isinstance(component.build, Recipe) else ""

@@ -93,7 +93,7 @@ class OnnxExporter(Exporter):
         module = build(component)
         tensors = StoredTensor.all_of(module)
         emptied, bound = hollow(module, dtype)
-        shapes = {name: tensors[name].array.shape for name in bound}
+        shapes = {name: tensors[name].shape for name in bound}
         model, constants = _lowered(trace(component, emptied, dtype), shapes, component)
         path = folder / MODEL
         say(f"Writing the graph of {component.name}")
@@ -153,7 +153,7 @@ def lower(
         ExportError: it could not be lowered.
     """
     tensors = StoredTensor.all_of(module)
-    shapes = {name: one.array.shape for name, one in tensors.items() if one.floating}
+    shapes = {name: one.shape for name, one in tensors.items() if one.floating}
     model, constants = _lowered(program, shapes, component, fold_casts=not for_reading)
     say(f"Writing {component.name}")
     weights = WeightMap(constants=constants)

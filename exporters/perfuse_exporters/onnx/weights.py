@@ -153,8 +153,10 @@ def _pieces(
 
     if isinstance(tensor, Quantized):
         arranged = tensor.changed(constant.changes)
-        if arranged is not None:
-            return _integers(model, name, constant, arranged)
+        kept = tensor.scheme.kept
+        if arranged is not None and (not kept or _only_multiplied(model, name, arranged)):
+            offsets = _add_offsets(model, name, constant, arranged)
+            return [*offsets, *_integers(model, name, constant, arranged)]
         tensor = tensor.dequantized
     array = constant.of(tensor, exact=True).changed(constant.changes).array
     content = array.reshape(-1).view(np.uint8)
@@ -202,6 +204,65 @@ def _integers(
             )
         pieces += _round_inputs(model, name, tensor.range)
     return pieces
+
+
+def _only_multiplied(model: "onnx.ModelProto", name: str, tensor: Quantized) -> bool:
+    """Whether a matrix is only read by products that sum along its groups.
+
+    A look-up in a table would widen all of it.
+    """
+    from onnx import helper
+
+    readers = [node for node in model.graph.node if name in node.input]
+    for node in readers:
+        settings = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        summed = 1 if settings.get("transB", 0) else 0
+        plain = not settings.get("transA", 0) and settings.get("alpha", 1) == 1
+        product = node.op_type in ("MatMul", "Gemm") and plain and node.input[0] != name
+        if not product or node.input[1] != name or tensor.axis != summed:
+            return False
+    return True
+
+
+def _add_offsets(
+    model: "onnx.ModelProto", weight: str, constant: Constant, tensor: Quantized
+) -> list[_Piece]:
+    """Add what the offsets of a matrix's groups contribute to its products; returns what that needs.
+
+    What is multiplied with a group has the same offset, so its sum is multiplied with that:
+    ``x W = x (codes * scale) + sums(x) offset``. Engines then find integers as their kernels take them.
+    """
+    import numpy as np
+    from onnx import helper
+
+    if tensor.offset is None or tensor.scheme.group is None:
+        return []
+    offset = np.ascontiguousarray(
+        tensor.offset if tensor.axis == 0 else tensor.offset.T
+    )  # [groups, O]
+    stored = StoredTensor(dtype="float32", array=offset).cast(constant.dtype).array
+    by, groups, last = (f"{weight}/{name}" for name in ("offset", "groups", "last"))
+    nodes = model.graph.node
+    places = [place for place, node in enumerate(nodes) if weight in node.input[1:2]]
+    for place in reversed(places):
+        product, name = nodes[place], f"{weight}/{place}"
+        whole, codes = product.output[0], f"{name}/codes"
+        product.output[0] = codes
+        added = (
+            helper.make_node("Reshape", [product.input[0], groups], [f"{name}/cut"]),
+            helper.make_node("ReduceSum", [f"{name}/cut", last], [f"{name}/sums"], keepdims=0),
+            helper.make_node("MatMul", [f"{name}/sums", by], [f"{name}/rows"]),
+            helper.make_node("Shape", [codes], [f"{name}/shape"]),
+            helper.make_node("Reshape", [f"{name}/rows", f"{name}/shape"], [f"{name}/added"]),
+            helper.make_node("Add", [codes, f"{name}/added"], [whole]),
+        )
+        for one in reversed(added):
+            nodes.insert(place + 1, one)
+    sizes = [-1, len(offset), tensor.scheme.group]
+    nodes.insert(0, helper.make_node("Constant", [], [groups], value_ints=sizes))
+    nodes.insert(0, helper.make_node("Constant", [], [last], value_ints=[2]))
+    content, number = stored.reshape(-1).view(np.uint8), number_of(constant.dtype)
+    return [_Piece(name=by, shape=offset.shape, dtype=number, content=content)]
 
 
 def _round_inputs(model: "onnx.ModelProto", weight: str, ends: tuple[float, float]) -> list[_Piece]:

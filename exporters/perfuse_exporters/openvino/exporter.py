@@ -8,6 +8,7 @@ make OpenVINO cut fractions off in silence.
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -55,6 +56,9 @@ class OpenVinoExporter(Exporter):
 
     def export(self, component: Component, folder: Path) -> Path:
         _check(component)
+        scheme = SCHEMES.get(component.storage)
+        if scheme is not None and scheme.kept:  # which these files cannot have then
+            component = replace(component, storage="")
         if component.storage:
             raise ExportError(
                 f"{component.name} was to be exported with its weights as {component.storage}; its "
@@ -82,7 +86,7 @@ class OpenVinoExporter(Exporter):
         tensors = StoredTensor.all_of(module)
         model, names = _convert_apart(openvino, component, module)
         constants = {
-            name: Constant(tensor=name, dtype=component.precision, shape=tensors[name].array.shape)
+            name: Constant(tensor=name, dtype=component.precision, shape=tensors[name].shape)
             for name in _name_weights(model, names)
         }
         _mend(model, component)

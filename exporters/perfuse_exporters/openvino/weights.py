@@ -1,6 +1,7 @@
 """Weights that lie elsewhere as constants of an OpenVINO model, without a copy of them."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from perfuse.backend import Changes, Quantized, StoredTensor, WeightMap, packed
@@ -51,6 +52,8 @@ def bind(
         if port is None:
             continue
         found = tensors[constant.tensor]
+        if isinstance(found, Quantized) and found.scheme.kept and not _only_multiplied(port):
+            found = found.dequantized
         if isinstance(found, Quantized):
             node, arrays = _integers(openvino, found, name)
             held += arrays
@@ -136,6 +139,7 @@ def _integers(openvino: Any, tensor: Quantized, name: str) -> "tuple[Any, list[N
     """
     from openvino import Type, opset13
 
+    tensor = _divisible(tensor)
     bits, shape, groups = tensor.scheme.bits, list(tensor.codes.shape), list(tensor.scale.shape)
     grouped = tensor.scheme.group is not None
     kind = getattr(Type, f"{'i' if tensor.zero is None else 'u'}{bits}")
@@ -156,11 +160,47 @@ def _integers(openvino: Any, tensor: Quantized, name: str) -> "tuple[Any, list[N
     node = whole(tensor.codes, cut, f"{name}/codes")
     if tensor.zero is not None:
         node = opset13.subtract(node, whole(tensor.zero, each, f"{name}/zero"))
+    if tensor.offset is not None:
+        zero = constant(-tensor.offset / tensor.scale, each, Type.f32, f"{name}/zero")
+        node = opset13.subtract(node, zero)
     node = opset13.multiply(node, constant(tensor.scale, each, Type.f32, f"{name}/scale"))
     if grouped:
         sizes = opset13.constant(shape, Type.i64)
         node = opset13.reshape(node, sizes, special_zero=False)
     return node, held
+
+
+def _divisible(tensor: Quantized) -> Quantized:
+    """The same numbers with a scale in each group that its offset can be divided by.
+
+    Plugins know no offset but ``(codes - zero) * scale``, of which it is ``-zero * scale``. Where all
+    numbers of a group are alike its scale may be 0; the number is its scale then, and its codes are 0.
+    """
+    import numpy as np
+
+    if tensor.offset is None or tensor.scale.all():
+        return tensor
+    alike = tensor.scale == 0
+    scale = np.where(tensor.offset == 0, np.float32(1), tensor.offset)
+    each = alike.repeat(tensor.codes.shape[1] // alike.shape[1], 1)
+    return replace(
+        tensor,
+        codes=np.where(each, np.int8(0), tensor.codes),
+        scale=np.where(alike, scale, tensor.scale),
+    )
+
+
+def _only_multiplied(port: Any) -> bool:
+    """Whether a matrix is only read by products that sum along its rows.
+
+    A look-up in a table would widen all of it.
+    """
+    return all(
+        one.get_node().get_type_name() == "MatMul"
+        and one.get_index() == 1
+        and one.get_node().get_attributes()["transpose_b"]
+        for one in _widened(port).get_target_inputs()
+    )
 
 
 def _round_inputs(weight: Any, ends: tuple[float, float], known: dict[Any, Any]) -> None:

@@ -101,7 +101,7 @@ class StableHloExporter(Exporter):
         kept = {name: tensor for name, tensor in weights.items() if name not in bound}
         write_weights(folder / WEIGHTS, kept, _details(component, options))
         constants = {
-            name: Constant(tensor=name, dtype=component.precision, shape=tensor.array.shape)
+            name: Constant(tensor=name, dtype=component.precision, shape=tensor.shape)
             for name, tensor in weights.items()
             if name in bound
         }
