@@ -187,6 +187,22 @@ def test_image_prompts_that_end_early(checkpoint: Make, folder: Path, model: str
 
 
 @pytest.mark.parametrize("model", ["flux", "sd3"])
+def test_with_a_lora(checkpoint: Make, folder: Path, model: str) -> None:
+    both = Both(checkpoint(model), folder / model)
+    plain = both.check(ip_adapter_image=picture(0))
+    name = "transformer_blocks.1.attn.to_q"
+    width = both.theirs.transformer.get_submodule(name).weight.shape[1]
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        f"transformer.{name}.lora_{factor}.weight": torch.randn(*shape, generator=generator)
+        for factor, shape in {"A": (4, width), "B": (width, 4)}.items()
+    }
+    for pipe in (both.ours, both.theirs):
+        pipe.load_lora_weights(dict(state), adapter_name="one")
+    assert differ((plain, both.check(ip_adapter_image=picture(0))))
+
+
+@pytest.mark.parametrize("model", ["flux", "sd3"])
 def test_in_bfloat16(checkpoint: Make, folder: Path, model: str) -> None:
     pipe = DiffusionPipeline.from_pretrained(checkpoint(model), torch_dtype=torch.bfloat16)
     encoder, name = str(folder / model / "encoder"), "image_encoder_pretrained_model_name_or_path"
