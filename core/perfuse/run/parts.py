@@ -76,7 +76,7 @@ def _vae_scale_factor(spec: PipelineSpec) -> int:
     """How often the autoencoder halves a picture, as a factor; its latents may be made patches of then."""
     for decoder in spec.having(Role.LATENT_DECODER):
         if blocks := decoder.config.get("block_out_channels"):
-            return 2 ** int(len(blocks) - 1)
+            return 1 << (len(blocks) - 1)
     return spec.latents.downscale
 
 
