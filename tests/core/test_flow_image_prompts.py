@@ -85,14 +85,14 @@ def test_files_that_are_refused(checkpoint: Make, folder: Path) -> None:
         sd3.load_ip_adapter(folder / "sd3", ["ip-adapter.safetensors"] * 2)
     with pytest.raises(InputError, match="was to be loaded from a dict. Name its folder"):
         flux.load_ip_adapter({"image_proj": {}, "ip_adapter": {}}, weight_name="own")
+    with pytest.raises(InputError, match="load_ip_adapter was given much, which it lacks"):
+        flux.load_ip_adapter(folder / "flux", "own.safetensors", much=1)
     with pytest.raises(WeightsError, match="there is no such file"):
         flux.load_ip_adapter(folder / "flux", "none.safetensors")
     with pytest.raises(CheckpointError):
-        flux.load_ip_adapter(
-            folder / "flux",
-            "own.safetensors",
-            image_encoder_pretrained_model_name_or_path=str(folder / "sd3"),
-        )
+        flux.load_ip_adapter(folder / "flux", "own.safetensors", "", folder / "nowhere")
+    with pytest.raises(InputError, match="5 names were given by position after the model"):
+        flux.load_ip_adapter(folder / "flux", *"abcde")
     assert (flux.spec, sd3.spec) == before
     other = DiffusionPipeline.from_pretrained(checkpoint("z-image"))
     with pytest.raises(InputError, match="for which there are none"):

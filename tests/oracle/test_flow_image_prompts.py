@@ -175,6 +175,45 @@ def test_given_states(checkpoint: Make, folder: Path, model: str) -> None:
     assert differ((guided[:1], alone))
 
 
+@pytest.mark.parametrize("model", ["flux", "sd3"])
+def test_image_prompts_that_end_early(checkpoint: Make, folder: Path, model: str) -> None:
+    from perfuse.callbacks import IPAdapterScaleCutoffCallback
+
+    both = Both(checkpoint(model), folder / model)
+    whole = both.check(ip_adapter_image=picture(0))
+    early = IPAdapterScaleCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=0)
+    ended = both.check(ip_adapter_image=picture(0), callback_on_step_end=early)
+    assert differ((whole, ended))
+
+
+@pytest.mark.parametrize("model", ["flux", "sd3"])
+def test_with_a_lora(checkpoint: Make, folder: Path, model: str) -> None:
+    both = Both(checkpoint(model), folder / model)
+    plain = both.check(ip_adapter_image=picture(0))
+    name = "transformer_blocks.1.attn.to_q"
+    width = both.theirs.transformer.get_submodule(name).weight.shape[1]
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        f"transformer.{name}.lora_{factor}.weight": torch.randn(*shape, generator=generator)
+        for factor, shape in {"A": (4, width), "B": (width, 4)}.items()
+    }
+    for pipe in (both.ours, both.theirs):
+        pipe.load_lora_weights(dict(state), adapter_name="one")
+    assert differ((plain, both.check(ip_adapter_image=picture(0))))
+
+
+@pytest.mark.parametrize("model", ["flux", "sd3"])
+def test_in_bfloat16(checkpoint: Make, folder: Path, model: str) -> None:
+    pipe = DiffusionPipeline.from_pretrained(checkpoint(model), torch_dtype=torch.bfloat16)
+    encoder, name = str(folder / model / "encoder"), "image_encoder_pretrained_model_name_or_path"
+    pipe.load_ip_adapter(folder / model, "0.safetensors", **{name: encoder})
+    given: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent", "seed": 0}
+    narrow = pipe("red", ip_adapter_image=picture(0), height=32, width=32, **given).images
+    both = Both(checkpoint(model), folder / model)
+    wide = both.check(prompt="red", ip_adapter_image=picture(0), width=32)
+    assert np.abs(np.asarray(narrow.float()) - wide).max() <= 0.05 * np.abs(wide).max()
+
+
 PICTURES = [
     ("flux", "FluxImg2ImgPipeline", ("image",)),
     ("flux", "FluxInpaintPipeline", ("image", "mask_image")),

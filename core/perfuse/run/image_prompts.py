@@ -24,6 +24,9 @@ Names = str | os.PathLike[str]
 Scale = float | Sequence[Any] | Mapping[str, Any]
 #: The folder of the image encoder, beside an adapter.
 _ENCODER = "image_encoder"
+_HUB = ("cache_dir", "token", "force_download")
+#: Arguments of Diffusers' method that change nothing here.
+_WITHOUT_EFFECT = ("low_cpu_mem_usage", "proxies")
 
 
 def with_adapters(plan: Plan, adapters: "tuple[ImageAdapter, ...]", precision: str | None) -> Plan:
@@ -70,6 +73,17 @@ def _prompting(denoiser: ComponentSpec) -> "Prompting":
     return found
 
 
+def _encoder_place(given: Mapping[str, Any], model: Any, folder: Any) -> tuple[Any, str] | None:
+    """The model that has the image encoder and the folder in it; ``None`` if none is to be read."""
+    beside = given["image_encoder_folder"]
+    other = given["image_encoder_pretrained_model_name_or_path"]
+    if beside is None or other is None:
+        return None
+    if other != _ENCODER:
+        return other, str(given["image_encoder_subfolder"]).strip("/")
+    return model, (beside if "/" in beside else f"{folder}/{beside}").strip("/")
+
+
 def _mark(adapter: "ImageAdapter") -> str:
     """Identifies an adapter's file as it is now."""
     found = adapter.file.stat()
@@ -93,13 +107,14 @@ class ImagePrompts:
         image_encoder_dtype: Any = None,
         revision: str | None = None,
         local_files_only: bool | None = None,
+        **settings: Any,
     ) -> None:
         """Load IP-Adapters, in place of those that are loaded.
 
         Args:
             pretrained_model_name_or_path_or_dict: A folder or a Hub id, or one for each adapter.
-            *names: ``subfolder`` and ``weight_name`` by position; for transformers the other way round,
-                as in Diffusers.
+            *names: ``subfolder``, ``weight_name``, ``image_encoder_folder`` by position; of transformers
+                ``weight_name`` comes first, and for FLUX.1 the encoder is named as below: as in Diffusers.
             subfolder: The folder in it that holds the file, or one for each adapter.
             weight_name: The name of the safetensors file, or of each.
             image_encoder_folder: The folder of the image encoder, beside the file or, if it has a
@@ -112,23 +127,40 @@ class ImagePrompts:
                 own, ``precision="image_encoder=float16"``.
             revision: Branch, tag or commit of a Hub repository.
             local_files_only: ``True`` reads only the Hub's cache.
+            **settings: ``cache_dir``, ``token``, ``force_download``; others of Diffusers' have no
+                effect.
 
         Raises:
-            InputError: the numbers of files differ, or an adapter was made for another denoiser.
+            InputError: the numbers of files differ, an adapter was made for another denoiser, or an
+                argument is unknown.
             WeightsError: a file is missing, damaged, a pickle, or no IP-Adapter.
         """
         from perfuse.models.ip_adapter.description import ImageAdapter
 
         pipe: Any = self
         prompting = _prompting(pipe._spec.denoiser)
-        given = {"subfolder": subfolder, "weight_name": weight_name}
+        given: dict[str, Any] = {
+            "subfolder": subfolder,
+            "weight_name": weight_name,
+            "image_encoder_folder": image_encoder_folder,
+            "image_encoder_pretrained_model_name_or_path": image_encoder_pretrained_model_name_or_path,
+            "image_encoder_subfolder": image_encoder_subfolder,
+        }
+        if len(names) > len(prompting.order):
+            raise InputError(
+                f"{len(names)} names were given by position after the model; load_ip_adapter takes "
+                f"{', '.join(prompting.order)} here."
+            )
         given |= dict(zip(prompting.order, names, strict=False))
         files = _listed(given["weight_name"] or prompting.weight_name)
         models, folders = (
             _as_many(_listed(one), len(files))
             for one in (pretrained_model_name_or_path_or_dict, given["subfolder"] or "")
         )
-        fetch = _Fetch(revision=revision, offline=local_files_only)
+        hub = {key: settings.pop(key) for key in _HUB if settings.get(key) is not None}
+        if unknown := [key for key in settings if key not in (*_HUB, *_WITHOUT_EFFECT)]:
+            raise InputError(f"load_ip_adapter was given {', '.join(unknown)}, which it lacks.")
+        fetch = _Fetch(revision=revision, offline=local_files_only, hub=hub)
         adapters = tuple(
             ImageAdapter.read(fetch.file(m, str(f), str(n)))
             for m, f, n in zip(models, folders, files, strict=True)
@@ -143,15 +175,9 @@ class ImagePrompts:
                 f"{len(adapters)} IP-Adapters were to be loaded; this family takes {prompting.most}."
             )
         prompting.described(pipe._spec.denoiser, adapters)  # before anything changes
-        other = image_encoder_pretrained_model_name_or_path
-        where: tuple[Any, str] | None = None
-        if other is not None and image_encoder_folder is not None and pipe.image_encoder is None:
-            deep = "/" in image_encoder_folder
-            own = image_encoder_folder if deep else f"{folders[0]}/{image_encoder_folder}"
-            where = (models[0], own) if other == _ENCODER else (other, image_encoder_subfolder)
         folder = None
-        if where is not None:
-            folder = fetch.folder(where[0], where[1].strip("/"), prompting.encoder_files)
+        if pipe.image_encoder is None and (where := _encoder_place(given, models[0], folders[0])):
+            folder = fetch.folder(*where, prompting.encoder_files)
         self._look(prompting, folder)
         self._adapted(adapters, ((prompting.scale,),) * len(adapters))
 
@@ -240,6 +266,8 @@ class _Fetch:
 
     revision: str | None
     offline: bool | None
+    #: ``cache_dir``, ``token``, ``force_download``.
+    hub: Mapping[str, Any]
 
     def file(self, model: Any, folder: str, name: str) -> Path:
         path = self._place(model)
@@ -276,4 +304,4 @@ class _Fetch:
     def _from_hub(self, model: str, file: str) -> Path:
         from perfuse.sources.hub import file_from_hub
 
-        return file_from_hub(model, file, self.revision, self.offline, {})[0]
+        return file_from_hub(model, file, self.revision, self.offline, self.hub)[0]

@@ -7,7 +7,7 @@ to the picture's tokens at their end, neither gated nor projected.
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from perfuse.contract.spec import ComponentSpec, Dim
 from perfuse.errors import InputError
@@ -29,6 +29,13 @@ __all__ = ["FLUX"]
 
 class _Flux(Prompting):
     """Adapters with keys and values for each block of two streams."""
+
+    order: ClassVar[tuple[str, ...]] = (
+        "weight_name",
+        "subfolder",
+        "image_encoder_pretrained_model_name_or_path",
+        "image_encoder_subfolder",
+    )
 
     def described(self, spec: ComponentSpec, adapters: Sequence[ImageAdapter]) -> ComponentSpec:
         """The denoiser with inputs for each adapter's tokens and scales.

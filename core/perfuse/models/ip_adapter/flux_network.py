@@ -31,7 +31,7 @@ class FluxLook(nn.Module):
         for (tokens, scales), to_k, to_v in zip(images, self.to_k_ip, self.to_v_ip, strict=True):
             key, value = (split_heads(layer(tokens), query.shape[1]) for layer in (to_k, to_v))
             seen.append(attend(query, key, value) * scales[0, self.number])
-        return torch.stack(seen).sum(dim=0)
+        return sum(seen[1:], start=seen[0])
 
 
 class FluxImages(Images):

@@ -26,7 +26,7 @@ class Prompting(ABC):
     """
 
     #: What Diffusers' ``load_ip_adapter`` takes by position after the model.
-    order: ClassVar[tuple[str, ...]] = ("weight_name", "subfolder")
+    order: ClassVar[tuple[str, ...]] = ("weight_name", "subfolder", "image_encoder_folder")
     #: The adapter's file where none is named.
     weight_name: ClassVar[str] = ""
     #: How much an adapter counts until another scale is set.

@@ -31,7 +31,7 @@ _PARTS = ("down", "mid", "up")
 class _UNet(Prompting):
     """Adapters of UNets with text: also several images of one, each with a mask."""
 
-    order: ClassVar[tuple[str, ...]] = ("subfolder", "weight_name")
+    order: ClassVar[tuple[str, ...]] = ("subfolder", "weight_name", "image_encoder_folder")
 
     def described(self, spec: ComponentSpec, adapters: Sequence[ImageAdapter]) -> ComponentSpec:
         """The denoiser with inputs for each adapter's tokens, masks and scales.
