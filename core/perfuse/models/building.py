@@ -21,6 +21,7 @@ from perfuse.models.model import Model
 from perfuse.models.registry import find
 from perfuse.plugins import resolve
 from perfuse.sources.block_tensor import BlockTensor
+from perfuse.sources.plain import to_plain
 from perfuse.sources.weights import Weights
 
 __all__ = ["Given", "build_component", "converted", "load_native", "native", "unwrap", "wrap"]
@@ -130,6 +131,33 @@ def unwrap(component: Component) -> nn.Module:
         )
     module = component.build()
     whole: Any = getattr(module, "whole", None)
-    model = whole() if whole is not None else getattr(module, "model", module)
+    model = whole() if whole is not None else getattr(module, "model", None)
+    if model is None:
+        model = _transformers_own(component, module)
     assert isinstance(model, nn.Module)
     return model.to(getattr(torch, component.precision))
+
+
+def _transformers_own(component: Component, module: nn.Module) -> nn.Module:
+    """Transformers' model with the tensors of a flat module, where that is of code of perfuse's.
+
+    What the flat module leaves out, as the last layers of a language model, is read from the checkpoint.
+    Any other module is returned as it is.
+    """
+    recipe: Any = component.build
+    while hasattr(recipe, "before"):
+        recipe = recipe.before
+    spec = component.spec
+    architecture = find(spec.class_name, asked=spec.name)
+    weights = getattr(recipe, "weights", None)  # of a checkpoint's
+    if architecture.library != "transformers" or not isinstance(weights, Weights):
+        return module
+    import transformers
+
+    kind = getattr(transformers, spec.class_name)
+    stored, state = dict(weights.tensors()), module.state_dict()
+    for name, where in recipe.names().items():
+        stored[where] = state[name].reshape(stored[where].shape)
+    config = kind.config_class.from_dict(to_plain(spec.config))
+    model: nn.Module = kind.from_pretrained(None, config=config, state_dict=stored)
+    return model.eval().requires_grad_(False)
