@@ -120,6 +120,34 @@ def test_as_dequantised(
     assert len(matrices & made) <= (name != "unet")  # an embedding, or one that is turned about
 
 
+@pytest.mark.parametrize("opened", ["unet", "flux"], indirect=True)
+@pytest.mark.parametrize(
+    ("backend", "half"),
+    [
+        pytest.param(backend, half, marks=() if backend == "torch:cpu" else exhaustive)
+        for backend, half in (
+            ("torch:cpu", "bfloat16"),
+            ("torch:cpu", "float16"),
+            ("onnxruntime:cpu", "float16"),
+            ("openvino:CPU", "float16"),
+            ("openvino:CPU", "bfloat16"),
+        )
+    ],
+)
+def test_computed_in_half_precision(
+    opened: tuple[str, Callable[..., Any]], backend: str, half: str
+) -> None:
+    pytest.importorskip(backend.partition(":")[0])
+    name, opening = opened
+    expected = predicted(opening(backend="torch:cpu", precision="float32"), name)
+    kept = opening(backend=backend, precision=f"{name}=gguf+{half}")
+    component = kept.component(name)
+    assert (component.storage, component.precision) == ("gguf", half)
+    found = predicted(kept, name)
+    assert np.sqrt(np.mean((found - expected) ** 2)) < 0.03 * expected.std()
+    assert not np.array_equal(found, expected)
+
+
 @pytest.mark.parametrize("opened", ["unet"], indirect=True)
 @pytest.mark.parametrize(
     "backend",
