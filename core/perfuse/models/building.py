@@ -139,7 +139,7 @@ def unwrap(component: Component) -> nn.Module:
 
 
 def _transformers_own(component: Component, module: nn.Module) -> nn.Module:
-    """Transformers' model with the tensors of a flat module, where that is of code of perfuse's.
+    """Transformers' model with the tensors of a flat module, where that has no face of its own.
 
     What the flat module leaves out, as the last layers of a language model, is read from the checkpoint.
     Any other module is returned as it is.
@@ -150,14 +150,22 @@ def _transformers_own(component: Component, module: nn.Module) -> nn.Module:
     spec = component.spec
     architecture = find(spec.class_name, asked=spec.name)
     weights = getattr(recipe, "weights", None)  # of a checkpoint's
-    if architecture.library != "transformers" or not isinstance(weights, Weights):
+    theirs = architecture.library == "transformers" and not isinstance(module, Model)
+    if not theirs or not isinstance(weights, Weights):
         return module
     import transformers
+    from transformers.utils import logging
 
     kind = getattr(transformers, spec.class_name)
     stored, state = dict(weights.tensors()), module.state_dict()
     for name, where in recipe.names().items():
         stored[where] = state[name].reshape(stored[where].shape)
     config = kind.config_class.from_dict(to_plain(spec.config))
-    model: nn.Module = kind.from_pretrained(None, config=config, state_dict=stored)
+    shows = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # nothing is read from a disk
+    try:
+        model: nn.Module = kind.from_pretrained(None, config=config, state_dict=stored)
+    finally:
+        if shows:
+            logging.enable_progress_bar()
     return model.eval().requires_grad_(False)
