@@ -332,23 +332,26 @@ def _cogview4_controlled() -> Made:
 # ── Transformers with a language model as text encoder ──────────────────────────────────────────
 
 
+#: Of the transformer, and of a ControlNet beside it.
+_SANA_SIZES: dict[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "num_cross_attention_heads": 2,
+    "cross_attention_head_dim": 8,
+    "cross_attention_dim": 16,
+    "caption_channels": 32,
+    "sample_size": 16,
+}
+
+
 def sana(**changes: Any) -> dict[str, Any]:
     from diffusers import AutoencoderDC, SanaTransformer2DModel
 
-    given = SanaTransformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_cross_attention_heads=2,
-        cross_attention_head_dim=8,
-        cross_attention_dim=16,
-        caption_channels=32,
-        sample_size=16,
-        **changes,
-    )
+    given = SanaTransformer2DModel(**_SANA_SIZES, **changes)
     blocks = ("ResBlock", "EfficientViTBlock")
     autoencoder = AutoencoderDC(
         in_channels=3,
@@ -408,20 +411,7 @@ def _sana_perturbed() -> Made:
 def _sana_controlled() -> Made:
     from diffusers import SanaControlNetModel
 
-    given = SanaControlNetModel(
-        patch_size=1,
-        in_channels=4,
-        out_channels=4,
-        num_layers=1,
-        num_attention_heads=2,
-        attention_head_dim=8,
-        num_cross_attention_heads=2,
-        cross_attention_head_dim=8,
-        cross_attention_dim=16,
-        caption_channels=32,
-        sample_size=16,
-    )
-    kept = {**sana(), "controlnet": given}
+    kept = {**sana(), "controlnet": SanaControlNetModel(**_SANA_SIZES)}
     return Made(components=kept, call={**SANA, "control_image": picture()})
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "bert",
     "clip",
     "clip_vision",
+    "clip_vision_config",
     "flow",
     "image_processor",
     "language_model",
@@ -91,12 +92,11 @@ def clip(hidden: int = 32, *, projected: bool = False, **fields: Any) -> Any:
     return kind(config)
 
 
-@seeded
-def clip_vision(hidden: int = 32, **fields: Any) -> Any:
-    """A CLIP image encoder for pictures of 32×32."""
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+def clip_vision_config(hidden: int = 32, **fields: Any) -> Any:
+    """Of a CLIP image encoder for pictures of 32×32."""
+    from transformers import CLIPVisionConfig
 
-    config = CLIPVisionConfig(
+    return CLIPVisionConfig(
         **_sizes(hidden),
         **{
             "num_attention_heads": 4,
@@ -106,7 +106,14 @@ def clip_vision(hidden: int = 32, **fields: Any) -> Any:
             **fields,
         },
     )
-    return CLIPVisionModelWithProjection(config)
+
+
+@seeded
+def clip_vision(hidden: int = 32, **fields: Any) -> Any:
+    """A CLIP image encoder for pictures of 32×32."""
+    from transformers import CLIPVisionModelWithProjection
+
+    return CLIPVisionModelWithProjection(clip_vision_config(hidden, **fields))
 
 
 @seeded

@@ -9,6 +9,7 @@ from perfuse_conformance.bridged.parts import (
     SIDE,
     clip,
     clip_vision,
+    clip_vision_config,
     image_processor,
     mask,
     picture,
@@ -560,21 +561,12 @@ def _shape() -> Made:
 
 @recipe("ShapEImg2ImgPipeline", "3-D views")
 def _shape_of_picture() -> Made:
-    from transformers import CLIPVisionConfig, CLIPVisionModel
+    from transformers import CLIPVisionModel
 
-    looking = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        projection_dim=32,
-        image_size=SIDE,
-        patch_size=8,
-    )
     kept = {
         **shapes(),
         "prior": shape_prior(norm_in_type="layer", embedding_proj_norm_type="layer"),
-        "image_encoder": CLIPVisionModel(looking),
+        "image_encoder": CLIPVisionModel(clip_vision_config()),
         "image_processor": image_processor(),
     }
     call = {"image": picture(), "num_inference_steps": 2, "generator": torch.Generator}

@@ -9,6 +9,7 @@ from perfuse_conformance.bridged.parts import (
     SIDE,
     clip,
     clip_vision,
+    clip_vision_config,
     image_processor,
     mask,
     picture,
@@ -337,20 +338,10 @@ def _unclip_from_picture() -> Made:
 @recipe("PaintByExamplePipeline", "inpainting")
 def _by_example() -> Made:
     from diffusers.pipelines.deprecated.paint_by_example import PaintByExampleImageEncoder
-    from transformers import CLIPVisionConfig
 
-    looking = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        projection_dim=32,
-        image_size=SIDE,
-        patch_size=8,
-    )
     kept = {
         "vae": vae(),
-        "image_encoder": PaintByExampleImageEncoder(looking, proj_size=32),
+        "image_encoder": PaintByExampleImageEncoder(clip_vision_config(), proj_size=32),
         "unet": unet(in_channels=9),
         "scheduler": scheduler(),
         "safety_checker": None,

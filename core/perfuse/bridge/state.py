@@ -38,9 +38,8 @@ _WHENCE = frozenset(
     ("_name_or_path", "_diffusers_version", "_commit_hash", "name_or_path", "_is_hf_initialized")
     + ("_weight_conversions",)  # how transformers read the names in the file
     + ("_use_default_values", "_class_name")  # the latter is in files alone
-    + (
-        "_hf_peft_config_loaded",
-    )  # what was loaded is described itself, and this stays when it is gone
+    # What PEFT loaded is described itself; this stays when that is gone.
+    + ("_hf_peft_config_loaded",)
     + _RECORDING[1:]
 )
 _UNSAID = _OWN | _WHENCE

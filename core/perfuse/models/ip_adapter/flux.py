@@ -4,7 +4,6 @@ XLabs 2024 (https://github.com/XLabs-AI/x-flux): what the blocks with two stream
 to the picture's tokens at their end, neither gated nor projected.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,9 +14,14 @@ from perfuse.models.ip_adapter.description import (
     LENGTHS,
     ImageAdapter,
     check_made_for,
-    projection,
 )
-from perfuse.models.ip_adapter.prompting import Attach, Prompting, counts_of, finite_scale
+from perfuse.models.ip_adapter.prompting import (
+    Attach,
+    Prompting,
+    counts_of,
+    finite_scale,
+    with_inputs,
+)
 from perfuse.models.registry import attentions
 from perfuse.models.shapes import floating
 
@@ -44,7 +48,7 @@ class _Flux(Prompting):
         """
         text = spec.signature.input("encoder_hidden_states")
         assert text is not None
-        width, layers, inputs, dims = int(text.shape[-1]), _blocks(spec), [], dict(spec.dims)
+        width, layers, inputs, dims = int(text.shape[-1]), _blocks(spec), [], dict[str, Dim]()
         for i, adapter in enumerate(adapters):
             check_made_for(adapter, spec, ("plain",), layers, width)
             length = f"ip_length_{i}"
@@ -53,11 +57,7 @@ class _Flux(Prompting):
                 floating(f"ip_scales_{i}", 1, layers),
             ]
             dims[length] = Dim(example=LENGTHS[i])
-        signature = dataclasses.replace(spec.signature, inputs=(*spec.signature.inputs, *inputs))
-        return dataclasses.replace(spec, signature=signature, dims=dims)
-
-    def projections(self, adapters: Sequence[ImageAdapter]) -> tuple[ComponentSpec, ...]:
-        return tuple(projection(adapter, i) for i, adapter in enumerate(adapters))
+        return with_inputs(spec, inputs, dims)
 
     @property
     def attach(self) -> Attach:

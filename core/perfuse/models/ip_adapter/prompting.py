@@ -1,18 +1,19 @@
 """How image prompts are added to a denoiser: what each kind of denoiser says of its adapters."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from perfuse.contract.spec import ComponentSpec
+from perfuse.contract.spec import ComponentSpec, Dim, TensorSpec
 from perfuse.errors import InputError
-from perfuse.models.ip_adapter.description import LENGTHS, ImageAdapter
+from perfuse.models.ip_adapter.description import LENGTHS, ImageAdapter, projection
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Attach", "Prompting", "counts_of", "finite_scale"]
+__all__ = ["Attach", "Prompting", "counts_of", "finite_scale", "with_inputs"]
 
 #: ``(module, names of its inputs, adapters) -> module``: a top-level function.
 Attach = Callable[["nn.Module", tuple[str, ...], tuple[ImageAdapter, ...]], "nn.Module"]
@@ -44,9 +45,9 @@ class Prompting(ABC):
             InputError: an adapter was made for another denoiser.
         """
 
-    @abstractmethod
     def projections(self, adapters: Sequence[ImageAdapter]) -> tuple[ComponentSpec, ...]:
         """The components that make tokens of images, one for each adapter; none if the denoiser does."""
+        return tuple(projection(adapter, i) for i, adapter in enumerate(adapters))
 
     @property
     @abstractmethod
@@ -85,6 +86,14 @@ class Prompting(ABC):
             folder: The encoder's folder, if it was read from one.
         """
         return {"size": {"shortest_edge": size}, "crop_size": size}
+
+
+def with_inputs(
+    spec: ComponentSpec, inputs: Sequence[TensorSpec], dims: Mapping[str, Dim]
+) -> ComponentSpec:
+    """A denoiser that takes these besides its own inputs, and their dimensions."""
+    signature = dataclasses.replace(spec.signature, inputs=(*spec.signature.inputs, *inputs))
+    return dataclasses.replace(spec, signature=signature, dims={**spec.dims, **dims})
 
 
 def finite_scale(scale: Any) -> float:

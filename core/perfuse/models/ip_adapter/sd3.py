@@ -4,7 +4,6 @@ InstantX 2024 (https://huggingface.co/InstantX/SD3.5-Large-IP-Adapter). The resa
 so it is part of the denoiser.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from perfuse.contract.spec import ComponentSpec, Dim
 from perfuse.errors import InputError
 from perfuse.models.ip_adapter.description import LENGTHS, ImageAdapter, check_made_for
-from perfuse.models.ip_adapter.prompting import Attach, Prompting, finite_scale
+from perfuse.models.ip_adapter.prompting import Attach, Prompting, finite_scale, with_inputs
 from perfuse.models.registry import attentions
 from perfuse.models.shapes import floating
 from perfuse.sources.model_index import PROCESSOR, read_json
@@ -33,7 +32,7 @@ class _SD3(Prompting):
 
     def described(self, spec: ComponentSpec, adapters: Sequence[ImageAdapter]) -> ComponentSpec:
         """The denoiser with inputs for an image's states and the adapter's scales."""
-        found, inputs, dims = attentions(spec), [], dict(spec.dims)
+        found, inputs, dims = attentions(spec), [], dict[str, Dim]()
         assert found is not None
         layers = len(found.each)
         for i, adapter in enumerate(adapters):
@@ -44,8 +43,7 @@ class _SD3(Prompting):
                 floating(f"ip_scales_{i}", 1, layers),
             ]
             dims[length] = Dim(example=LENGTHS[i])
-        signature = dataclasses.replace(spec.signature, inputs=(*spec.signature.inputs, *inputs))
-        return dataclasses.replace(spec, signature=signature, dims=dims)
+        return with_inputs(spec, inputs, dims)
 
     def projections(self, adapters: Sequence[ImageAdapter]) -> tuple[ComponentSpec, ...]:
         return ()

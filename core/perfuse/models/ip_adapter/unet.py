@@ -1,6 +1,5 @@
 """IP-Adapters of UNets: a second cross-attention beside each (Ye et al. 2023, arXiv:2308.06721)."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,9 +11,14 @@ from perfuse.models.ip_adapter.description import (
     LENGTHS,
     ImageAdapter,
     check_made_for,
-    projection,
 )
-from perfuse.models.ip_adapter.prompting import Attach, Prompting, counts_of, finite_scale
+from perfuse.models.ip_adapter.prompting import (
+    Attach,
+    Prompting,
+    counts_of,
+    finite_scale,
+    with_inputs,
+)
 from perfuse.models.shapes import floating
 
 if TYPE_CHECKING:
@@ -43,7 +47,7 @@ class _UNet(Prompting):
         text = spec.signature.input("encoder_hidden_states")
         layers = cross_attentions(spec.config) if text is not None else ()
         width = int(text.shape[-1]) if text is not None else 0
-        levels, inputs, dims = len(spec.config.get("down_block_types", ())), [], dict(spec.dims)
+        levels, inputs, dims = len(spec.config.get("down_block_types", ())), [], dict[str, Dim]()
         for i, adapter in enumerate(adapters):
             check_made_for(adapter, spec, _KINDS, len(layers), width)
             groups, length = f"ip_groups_{i}", f"ip_length_{i}"
@@ -53,11 +57,7 @@ class _UNet(Prompting):
                 floating(f"ip_scales_{i}", groups, len(layers)),
             ]
             dims |= {groups: Dim(example=_GROUPS[i]), length: Dim(example=LENGTHS[i])}
-        signature = dataclasses.replace(spec.signature, inputs=(*spec.signature.inputs, *inputs))
-        return dataclasses.replace(spec, signature=signature, dims=dims)
-
-    def projections(self, adapters: Sequence[ImageAdapter]) -> tuple[ComponentSpec, ...]:
-        return tuple(projection(adapter, i) for i, adapter in enumerate(adapters))
+        return with_inputs(spec, inputs, dims)
 
     @property
     def attach(self) -> Attach:
