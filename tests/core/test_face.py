@@ -221,6 +221,13 @@ def test_callbacks_and_attentions_that_are_refused(
         pipe("red", **given, **LATENT)
 
 
+def test_attentions_of_a_transformer_take_the_scale_of_adapters_alone() -> None:
+    flow = DiffusionPipeline.from_pretrained("shapes-flow")
+    for entry in ({"foo": 1}, {"ip_adapter_masks": [np.ones((1, 1, 64, 64))]}):
+        with pytest.raises(InputError, match="was given cross_attention_kwargs"):
+            flow("a red circle", cross_attention_kwargs=entry, num_inference_steps=1)
+
+
 def test_layers_of_a_guidance_that_is_not_there(pipe: DiffusionPipeline) -> None:
     with pytest.raises(
         InputError, match="no perturbed-attention guidance. Open it with enable_pag"

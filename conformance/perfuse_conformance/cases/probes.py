@@ -268,6 +268,8 @@ def _array(
         return np.broadcast_to(told, shape).copy()
     if tensor.name == "input_ids":
         return _ids(component, shape, int(about), random)
+    if tensor.name == "attention_mask" and component.role == Role.TEXT_ENCODER:
+        return _text_mask(shape, int(about), random)
     if tensor.name == "time_ids":  # original height and width, crop, target height and width
         sizes = np.asarray([512, 640, 0, 8, 768, 512], dtype=np.float32)
         array = np.broadcast_to(sizes[: shape[-1]], shape) + np.float32(16) * random.integers(
@@ -305,9 +307,26 @@ def _ids(component: ComponentSpec, shape: tuple[int, ...], tokens: int, random: 
     ids = np.full(shape, size - 1, dtype=np.int64)
     ids[:, 0] = size - 2
     learned = component.signature.input("added_embeddings") is not None
-    for row, item in enumerate(ids):
-        count = min(max(tokens - row, 0), shape[1] - 2)
+    for item, count in zip(ids, _words(shape, tokens), strict=True):
         item[1 : 1 + count] = random.integers(0, size - 2, size=count)
         if learned and count > 2:  # the embedding of an id beyond the vocabulary is an input
             item[2] = size
     return ids
+
+
+def _text_mask(shape: tuple[int, ...], tokens: int, random: Any) -> Any:
+    """What a text encoder sees: some of the text, and nothing of what fills up its length.
+
+    Fillings are alike. An engine that adds up a hundred like numbers one after the other rounds each
+    time in the same direction, which says nothing of how it computes texts.
+    """
+    mask = random.integers(0, 2, size=shape)
+    mask[:, 0] = 1
+    for item, count in zip(mask, _words(shape, tokens), strict=True):
+        item[count + 2 :] = 0
+    return mask
+
+
+def _words(shape: tuple[int, ...], tokens: int) -> list[int]:
+    """How many words each text [B, S] has: one fewer than the one before, and two places are kept."""
+    return [min(max(tokens - row, 0), shape[1] - 2) for row in range(shape[0])]

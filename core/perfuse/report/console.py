@@ -2,6 +2,7 @@
 
 import sys
 from typing import TYPE_CHECKING, TextIO
+from unicodedata import category
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,11 +16,13 @@ _LONGEST = 2000
 def safe(text: object) -> str:
     """Untrusted text on one line: control characters escaped, the middle of a very long one left out.
 
+    Spaces of other widths, which Python does not call printable, stay.
+
     >>> safe("red \\x1b[31m, and a second\\nline")
     'red \\\\x1b[31m, and a second\\\\nline'
     """
     shown = (
-        c if c.isprintable() else c.encode("unicode_escape").decode("ascii")
+        c if c.isprintable() or category(c) == "Zs" else c.encode("unicode_escape").decode("ascii")
         for c in _shortened(str(text))
     )
     return _shortened("".join(shown))

@@ -5,12 +5,13 @@ from typing import Any
 
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Encoding, Input, Node, Task
+from perfuse.tasks.image_prompt import IMAGE_PROMPT
 from perfuse.tasks.text_to_image import TEXT_TO_IMAGE
 
 __all__ = ["family_task", "pooled_conditions"]
 
 #: What Stable Diffusion's tasks take and do, and these do not.
-_NOT_TAKEN = ("clip_skip", "prompt_syntax", "ip_adapter_image", "ip_adapter_image_embeds")
+_NOT_TAKEN = ("clip_skip", "prompt_syntax", *IMAGE_PROMPT)
 _NOT_DONE = ("encode_image_prompt", "check_safety")
 
 

@@ -211,6 +211,20 @@ def test_a_steered_encoder_reads_learned_words_and_every_syntax(
     assert max(int(array.max()) for array in ids) == encoder.config["vocab_size"]
 
 
+def test_of_a_masked_text_what_fills_it_up_is_hidden(checkpoint: Callable[[str], Path]) -> None:
+    spec = open_source(str(checkpoint("chroma"))).spec
+    encoder, seen = spec.components["text_encoder"], 0
+    end = encoder.config["vocab_size"] - 1
+    for inputs in inputs_of(encoder, probes_of(spec)["text_encoder/texts"]):
+        for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
+            words = next(i for i, token in enumerate(ids) if token == end)
+            assert mask[0] == 1 and not mask[words + 1 :].any()
+            seen += int(mask[1 : words + 1].sum())
+            hidden = words + 1 - int(mask[: words + 1].sum())
+            assert words < 9 or 0 < hidden < words
+    assert seen
+
+
 def test_of_the_strict_checker_s_pictures_some_are_black(checkpoint: Callable[[str], Path]) -> None:
     folder = checkpoint(RANDOM_MODELS["random-sd-checked"].kind)
     pipe = DiffusionPipeline.from_pretrained(folder, backend="torch:cpu")

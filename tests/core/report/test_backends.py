@@ -10,6 +10,7 @@ import pytest
 from tests.distributions import Install, good
 
 from perfuse.report.backends import print_backends, print_examined
+from perfuse.report.console import safe
 
 
 def row(name: str, **given: Any) -> dict[str, Any]:
@@ -113,6 +114,11 @@ def test_nothing_of_somebody_else_s_is_obeyed(
     shown = r"[/red] [bold]b[/] :smile: \x1b[31m\x07\r\n\u202e\udcff end"
     assert shown in " ".join(text.split())
     assert all(c.isprintable() or c == "\n" for c in text)
+
+
+def test_spaces_of_other_widths_stay() -> None:
+    spaced = "31\u202f%, 80\xa0dB, 红\u3000圆"
+    assert safe(spaced) == spaced and safe("\u2028\u200b") == r"\u2028\u200b"
 
 
 @pytest.mark.parametrize("command", ["backends", "doctor"])
