@@ -42,10 +42,10 @@ class PatchEmbed(nn.Module):
 
     def forward(self, sample: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         tokens = self.proj(sample).flatten(2).transpose(1, 2)
-        table: Tensor = self.pos_embed.view(self.side, self.side, -1)  # type: ignore[operator]
-        places = table.index_select(0, rows).index_select(1, columns)
+        table: Tensor = self.pos_embed[0]  # type: ignore[index]
+        places = (rows[:, None] * self.side + columns).flatten()
         # In this order tokens lie one after the other in memory, as layers like them.
-        added: Tensor = places.flatten(0, 1)[None] + tokens
+        added: Tensor = table.index_select(0, places)[None] + tokens
         return added
 
 
