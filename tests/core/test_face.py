@@ -1,7 +1,9 @@
 """Diffusers' face on pipelines and models: what is shared, what is refused, what runs without torch."""
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -219,6 +221,16 @@ def test_callbacks_and_attentions_that_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=says):
         pipe("red", **given, **LATENT)
+
+
+def test_a_pipeline_that_called_back_is_let_go_of(checkpoint: Make) -> None:
+    """Its weights, too; what a callback closes over is often the pipeline."""
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("sd1"))
+    pipe("red", **LATENT, callback_on_step_end=lambda pipe, index, timestep, tensors: tensors)
+    there = weakref.ref(pipe)
+    del pipe
+    gc.collect()
+    assert there() is None
 
 
 def test_attentions_of_a_transformer_take_the_scale_of_adapters_alone() -> None:

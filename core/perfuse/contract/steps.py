@@ -16,7 +16,6 @@ import numbers
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from perfuse.contract.frozen import FrozenDict
@@ -179,7 +178,6 @@ def _at(module: str, name: str) -> Any:
     return getattr(sys.modules[module], name, None)
 
 
-@cache
 def parameters(run: Callable[..., Any]) -> tuple[tuple[str, ...], frozenset[str]]:
     """The names that a function reads from the state, and those that have a default."""
     _, *taken = inspect.signature(run).parameters.values()

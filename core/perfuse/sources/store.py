@@ -218,6 +218,9 @@ class ArtifactStore:
 
     root: Path
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root))
+
     @classmethod
     def default(cls) -> "ArtifactStore":
         return cls(cache_folder() / "artifacts")
