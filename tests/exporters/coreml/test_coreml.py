@@ -224,6 +224,25 @@ def test_a_group_norm_of_large_values_does_not_overflow(half: Path) -> None:
     assert error(component, half, inputs) < 3e-3
 
 
+class Activated(nn.Module):
+    """GELU in both forms, beside a tanh of its own."""
+
+    def forward(self, sample: Any) -> Any:
+        wide = 3 * sample
+        gelu = nn.functional.gelu
+        return (gelu(wide, approximate="tanh") - gelu(wide), gelu(wide) + sample.tanh())
+
+
+def test_each_form_of_gelu_is_one_operation_of_that_form(tmp_path: Path) -> None:
+    """They differ by up to 5e-4, which is what the first output is."""
+    component = made(Activated(), signature("sample", outputs=("difference", "sum")))
+    main, inputs = export(component, tmp_path), inputs_of(component)
+    assert [kind for kind, _ in operations(main)].count("gelu") == 2
+    found, (difference, _) = run(component, main, inputs), reference(component, inputs)
+    assert np.abs(difference).max() > 2e-4
+    assert np.abs(found["difference"] - difference).max() < 1e-6
+
+
 class Attends(nn.Module):
     def forward(self, sample: Any) -> Any:
         tokens = sample.flatten(2)
