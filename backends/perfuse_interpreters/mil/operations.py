@@ -591,6 +591,16 @@ def upsample_nearest_neighbor(
     return repeated.reshape(*leading, height * int(high), width * int(wide))
 
 
+@_moves
+def pixel_shuffle(x: Tensor, upscale_factor: Tensor | int) -> Tensor:
+    return functional.pixel_shuffle(x, _int(upscale_factor))
+
+
+@_moves
+def pixel_unshuffle(x: Tensor, downscale_factor: Tensor | int) -> Tensor:
+    return functional.pixel_unshuffle(x, _int(downscale_factor))
+
+
 @_computes
 def upsample_bilinear(
     x: Tensor,

@@ -21,6 +21,7 @@ from torch import nn
 from perfuse.backend import Component, ExecutionReport, StoredTensor, read_options
 from perfuse.capture import capture
 from perfuse.errors import ExportError, InputError
+from perfuse.models.autoencoder_kl_qwen_image_21.network import Folded, Unfolded
 from perfuse.models.embeddings import Timesteps
 from perfuse.models.resnet import Downsample2D, Upsample2D
 from perfuse.sources.checkpoint import Checkpoint
@@ -222,6 +223,41 @@ def test_a_group_norm_of_large_values_does_not_overflow(half: Path) -> None:
     inputs = inputs_of(component)
     inputs["sample"] *= 1000  # the square of which float16 has no number for
     assert error(component, half, inputs) < 3e-3
+
+
+class Activated(nn.Module):
+    """GELU in both forms, beside a tanh of its own."""
+
+    def forward(self, sample: Any) -> Any:
+        wide = 3 * sample
+        gelu = nn.functional.gelu
+        return (gelu(wide, approximate="tanh") - gelu(wide), gelu(wide) + sample.tanh())
+
+
+def test_each_form_of_gelu_is_one_operation_of_that_form(tmp_path: Path) -> None:
+    """They differ by up to 5e-4, which is what the first output is."""
+    component = made(Activated(), signature("sample", outputs=("difference", "sum")))
+    main, inputs = export(component, tmp_path), inputs_of(component)
+    assert [kind for kind, _ in operations(main)].count("gelu") == 2
+    found, (difference, _) = run(component, main, inputs), reference(component, inputs)
+    assert np.abs(difference).max() > 2e-4
+    assert np.abs(found["difference"] - difference).max() < 1e-6
+
+
+class Shortcuts(nn.Module):
+    """What halves a picture beside an autoencoder's blocks, and what doubles it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fold, self.unfold = Folded(8, times=2, sides=2), Unfolded(8, 4, times=2)
+
+    def forward(self, sample: Any) -> Any:
+        return (self.unfold(self.fold(sample)),)
+
+
+def test_shortcuts_of_an_autoencoder_have_no_more_axes_than_core_ml(tmp_path: Path) -> None:
+    component = made(Shortcuts(), signature("sample"))
+    assert error(component, export(component, tmp_path), inputs_of(component)) < 1e-6
 
 
 class Attends(nn.Module):

@@ -41,10 +41,10 @@ class Folded(nn.Module):
         self.outputs, self.times, self.sides = outputs, times, sides
 
     def forward(self, hidden: Tensor) -> Tensor:
-        pixels = F.pixel_unshuffle(hidden, self.sides).unflatten(1, (hidden.shape[1], 1, -1))  # type: ignore[no-untyped-call]
-        if self.times == 2:
+        pixels = F.pixel_unshuffle(hidden, self.sides).unflatten(1, (hidden.shape[1], -1))  # type: ignore[no-untyped-call]
+        if self.times == 2:  # [B, C, times * sides * sides, H, W]: Core ML has five axes at most
             pixels = torch.cat([torch.zeros_like(pixels), pixels], dim=2)
-        grouped: Tensor = pixels.flatten(1, 3).unflatten(1, (self.outputs, -1))
+        grouped: Tensor = pixels.flatten(1, 2).unflatten(1, (self.outputs, -1))
         return grouped.mean(dim=2)
 
 
@@ -58,8 +58,8 @@ class Unfolded(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         repeated = hidden[:, :, None].expand(-1, -1, self.repeats, -1, -1).flatten(1, 2)
-        slices: Tensor = repeated.unflatten(1, (self.outputs, self.times, 4))  # type: ignore[no-untyped-call]
-        return F.pixel_shuffle(slices[:, :, -1].flatten(1, 2), 2)
+        slices: Tensor = repeated.unflatten(1, (self.outputs, self.times * 4))  # type: ignore[no-untyped-call]
+        return F.pixel_shuffle(slices[:, :, -4:].flatten(1, 2), 2)
 
 
 class DownBlock(nn.Module):

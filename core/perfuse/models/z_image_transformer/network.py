@@ -150,7 +150,8 @@ class ZImageTransformer2DModel(BlockModel):
     ) -> tuple[Streams, Any]:
         """``perfuse.models.z_image_transformer.description`` says what the inputs are."""
         tokens = patchify(sample, _PATCH)
-        signal = 1 - timestep / _TRAINED_STEPS
+        # In this order nothing cancels; engines divide by a constant by multiplying with its inverse.
+        signal = (_TRAINED_STEPS - timestep) / _TRAINED_STEPS
         told = self.t_embedder(signal * self.config.t_scale, sample.dtype)
 
         picture = self.all_x_embedder["2-1"](tokens)

@@ -298,6 +298,14 @@ CASES: dict[str, Case] = {
         ),
         lambda v: v.a.repeat_interleave(2, 2).repeat_interleave(3, 3),
     ),
+    "pixel_shuffle": Case(
+        lambda mb, v: mb.pixel_shuffle(x=v.even, upscale_factor=2),
+        lambda v: functional.pixel_shuffle(v.even, 2),
+    ),
+    "pixel_unshuffle": Case(
+        lambda mb, v: mb.pixel_unshuffle(x=v.even, downscale_factor=np.uint32(2)),
+        lambda v: functional.pixel_unshuffle(v.even, 2),
+    ),
     "upsample_bilinear": Case(
         lambda mb, v: mb.upsample_bilinear(
             x=v.a, scale_factor_height=2.0, scale_factor_width=3.0, align_corners=True
@@ -346,6 +354,7 @@ _INPUTS: dict[str, Any] = {
     "a": normal((2, 6, 4, 5), seed=1),
     "b": np.where(_RANDOM.random((2, 6, 4, 5)) < 0.1, normal((2, 6, 4, 5), seed=1), 0.5),
     "p": np.abs(normal((2, 6, 4, 5), seed=2)) + 0.25,
+    "even": normal((2, 8, 4, 6), seed=5),
     "flat": normal((2, 24, 5), seed=3),
     "lines": normal((2, 2, 9), seed=4),
     "i": np.array([[-7, 3, 2], [0, 5, -1]], np.int32),
