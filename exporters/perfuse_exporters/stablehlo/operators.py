@@ -381,6 +381,8 @@ MOVED: Mapping[str, Callable[..., Any]] = {
     "aten.full.default": _full,
     "aten.full_like.default": _full_like,
     "aten.index.Tensor": _index,
+    # As in a table, a place out of range gives NaN.
+    "aten.index_select.default": lambda x, axis, places: jnp.take(x, places, axis, mode="fill"),
     "aten.permute.default": jnp.transpose,
     "aten.scalar_tensor.default": _scalar,
     "aten.select.int": lambda x, axis, index: lax.index_in_dim(x, index, axis, keepdims=False),

@@ -114,6 +114,7 @@ FUNCTIONS: dict[str, tuple[Function, tuple[tuple[int, ...], ...]]] = {
         ((9,), (4, 9)),
     ),
     "extremes": (lambda x, y: torch.maximum(x, y) - torch.minimum(x, -y).relu(), ((9,), (4, 9))),
+    "places": (lambda x: x.index_select(1, (x[0, :2, 0] * 0).int() + 2), ((2, 4, 3),)),
     "expand": (lambda x: x[:, None].expand(-1, 3, 2, -1).chunk(3, 1)[2].squeeze(1), ((2, 2, 4),)),
 }
 
