@@ -273,6 +273,8 @@ COMPUTED: Mapping[str, Callable[..., Any]] = {
     "aten.mul.Tensor": jnp.multiply,
     "aten.native_group_norm.default": _group_norm,
     "aten.native_layer_norm.default": _layer_norm,
+    "aten.ne.Scalar": jnp.not_equal,
+    "aten.ne.Tensor": jnp.not_equal,
     "aten.neg.default": jnp.negative,
     "aten.pow.Tensor_Scalar": jnp.power,
     "aten.reciprocal.default": jnp.reciprocal,
@@ -381,6 +383,8 @@ MOVED: Mapping[str, Callable[..., Any]] = {
     "aten.full.default": _full,
     "aten.full_like.default": _full_like,
     "aten.index.Tensor": _index,
+    # An index out of range gives NaN here, too.
+    "aten.index_select.default": lambda x, axis, index: jnp.take(x, index, axis=axis),
     "aten.permute.default": jnp.transpose,
     "aten.scalar_tensor.default": _scalar,
     "aten.select.int": lambda x, axis, index: lax.index_in_dim(x, index, axis, keepdims=False),

@@ -155,7 +155,9 @@ def test_whole_numbers() -> None:
         places = torch.arange(ids.shape[1]) * 2
         rows = F.embedding(ids.clamp(0, 6), table)
         end = (ids == 5).int().argmax(dim=-1)
-        return rows[torch.arange(2), end] + (places / 4).sum()
+        columns = table.index_select(1, ids[0].clamp(0, 2)).index_select(0, end)
+        others = (ids != 4).sum() + (ids[0] != ids[1]).sum()
+        return rows[torch.arange(2), end] + columns + (places / 4).sum() + others
 
     ids = torch.tensor([[1, 5, 2], [4, 4, 5]])
     table = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
