@@ -343,6 +343,23 @@ def test_large_pictures_are_normalised_exactly(tmp_path: Path) -> None:
     assert (found - wanted).abs().max() / wanted.abs().max() < 1e-6
 
 
+class Activated(nn.Module):
+    def forward(self, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return F.gelu(sample), F.gelu(sample, approximate="tanh")
+
+
+def test_each_form_of_gelu_is_that_form(tmp_path: Path) -> None:
+    """They differ by up to 5e-4."""
+    from perfuse_executorch.exporter import _lower
+
+    sample = torch.linspace(-5, 5, 1001)[None]
+    delegation = _lower(torch.export.export(Activated(), (sample,)), tmp_path / "gelu.pte")
+    assert delegation["portable"] == {}
+    found = runtime.load(tmp_path / "gelu.pte")([sample])
+    for answer, wanted in zip(found, Activated()(sample.double()), strict=True):
+        assert (answer - wanted).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("shape", [(2, 6, 5), (1, 6, 4, 3), (2, 6, 2, 3, 4)])
 @pytest.mark.parametrize("affine", [True, False])
 def test_group_norm(shape: tuple[int, ...], affine: bool) -> None:
