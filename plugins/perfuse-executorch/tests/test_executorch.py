@@ -20,7 +20,9 @@ from perfuse.errors import (
     UnsupportedError,
 )
 from perfuse.plugins import host
+from perfuse.sources import Checkpoint
 from perfuse.spec import ComponentSpec
+from perfuse_conformance.cases.probes import inputs_of, probes_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -29,6 +31,7 @@ from perfuse_executorch.backend import ExecuTorch
 from perfuse_executorch.operators import decompositions
 
 Find = Callable[..., Component]
+Make = Callable[[str], Path]
 Prepare = Callable[..., Program]
 
 #: Latents of 8 x 6 are pictures of 16 x 12 with the small checkpoints' autoencoder.
@@ -99,6 +102,18 @@ def test_agrees_with_the_reference(
     found = prepare(made)(**given)
     assert distance(found, prepare(made, "torch")(**given)) < 5e-6
     assert all(array.dtype == np.float32 for array in found.values())
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["dit", "flux"])
+def test_transformers(kind: str, checkpoint: Make, prepare: Prepare) -> None:
+    """DiT's operators cannot be joined as ExecuTorch would; FLUX.1 has GELU by tanh."""
+    source = Checkpoint.open(checkpoint(kind))
+    denoiser = source.spec.denoiser
+    probe = next(one for one in probes_of(source.spec).values() if one.component == denoiser.name)
+    made = dataclasses.replace(source.component(denoiser.name), static=dict(probe.dims))
+    given = inputs_of(denoiser, probe)[0]
+    assert distance(prepare(made)(**given), prepare(made, "torch")(**given)) < 5e-6
 
 
 @pytest.mark.exhaustive
