@@ -273,6 +273,8 @@ COMPUTED: Mapping[str, Callable[..., Any]] = {
     "aten.mul.Tensor": jnp.multiply,
     "aten.native_group_norm.default": _group_norm,
     "aten.native_layer_norm.default": _layer_norm,
+    "aten.ne.Scalar": jnp.not_equal,
+    "aten.ne.Tensor": jnp.not_equal,
     "aten.neg.default": jnp.negative,
     "aten.pow.Tensor_Scalar": jnp.power,
     "aten.reciprocal.default": jnp.reciprocal,

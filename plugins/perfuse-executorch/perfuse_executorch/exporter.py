@@ -205,9 +205,15 @@ def _lower(
 
     from perfuse_executorch.operators import decompositions
 
-    edge = to_edge_transform_and_lower(
-        program.run_decompositions(dict(decompositions())), partitioner=[_partitioner()]
-    )
+    decomposed = program.run_decompositions(dict(decompositions()))
+    try:
+        edge = to_edge_transform_and_lower(decomposed, partitioner=[_partitioner()])
+    except AssertionError as exc:
+        # ExecuTorch 1.4 may join operators into two parts each of which waits for the other, as with
+        # DiT's modulations. Then each operator is a part of its own.
+        if "dependency cycles" not in str(exc):
+            raise
+        edge = to_edge_transform_and_lower(decomposed, partitioner=[_partitioner(alone=True)])
     found = get_delegation_info(edge.exported_program().graph_module)
     operators = {
         name: count
@@ -245,8 +251,10 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _partitioner() -> Any:
+def _partitioner(*, alone: bool = False) -> Any:
     """XNNPACK's, without what it rounds more than the portable kernels do.
+
+    With ``alone`` it joins no operators.
 
     A timestep's frequencies are exponentials, and 999 times their error is an error of the phase.
     """
@@ -259,7 +267,8 @@ def _partitioner() -> Any:
             config
             for config in ALL_PARTITIONER_CONFIGS
             if getattr(config, "target_name", None) not in rounded
-        ]
+        ],
+        per_op_mode=alone,
     )
 
 

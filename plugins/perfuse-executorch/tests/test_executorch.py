@@ -20,7 +20,9 @@ from perfuse.errors import (
     UnsupportedError,
 )
 from perfuse.plugins import host
+from perfuse.sources import Checkpoint
 from perfuse.spec import ComponentSpec
+from perfuse_conformance.cases.probes import inputs_of, probes_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -29,6 +31,7 @@ from perfuse_executorch.backend import ExecuTorch
 from perfuse_executorch.operators import decompositions
 
 Find = Callable[..., Component]
+Make = Callable[[str], Path]
 Prepare = Callable[..., Program]
 
 #: Latents of 8 x 6 are pictures of 16 x 12 with the small checkpoints' autoencoder.
@@ -99,6 +102,18 @@ def test_agrees_with_the_reference(
     found = prepare(made)(**given)
     assert distance(found, prepare(made, "torch")(**given)) < 5e-6
     assert all(array.dtype == np.float32 for array in found.values())
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", ["dit", "flux"])
+def test_transformers(kind: str, checkpoint: Make, prepare: Prepare) -> None:
+    """DiT's operators cannot be joined as ExecuTorch would; FLUX.1 has GELU by tanh."""
+    source = Checkpoint.open(checkpoint(kind))
+    denoiser = source.spec.denoiser
+    probe = next(one for one in probes_of(source.spec).values() if one.component == denoiser.name)
+    made = dataclasses.replace(source.component(denoiser.name), static=dict(probe.dims))
+    given = inputs_of(denoiser, probe)[0]
+    assert distance(prepare(made)(**given), prepare(made, "torch")(**given)) < 5e-6
 
 
 @pytest.mark.exhaustive
@@ -341,6 +356,23 @@ def test_large_pictures_are_normalised_exactly(tmp_path: Path) -> None:
     wanted = F.group_norm(sample.double(), 8)
     # With the portable kernel it is 9e-5.
     assert (found - wanted).abs().max() / wanted.abs().max() < 1e-6
+
+
+class Activated(nn.Module):
+    def forward(self, sample: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return F.gelu(sample), F.gelu(sample, approximate="tanh")
+
+
+def test_each_form_of_gelu_is_that_form(tmp_path: Path) -> None:
+    """They differ by up to 5e-4."""
+    from perfuse_executorch.exporter import _lower
+
+    sample = torch.linspace(-5, 5, 1001)[None]
+    delegation = _lower(torch.export.export(Activated(), (sample,)), tmp_path / "gelu.pte")
+    assert delegation["portable"] == {}
+    found = runtime.load(tmp_path / "gelu.pte")([sample])
+    for answer, wanted in zip(found, Activated()(sample.double()), strict=True):
+        assert (answer - wanted).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 5), (1, 6, 4, 3), (2, 6, 2, 3, 4)])
