@@ -471,7 +471,7 @@ class Waves(torch.nn.Module):
     """Sinusoids of the share of a picture that is there, in thousandths, as Z-Image has them."""
 
     def forward(self, timestep: Any) -> Any:
-        phase = ((1 - timestep / 1000) * 1000)[:, None] * torch.linspace(0.1, 1, 32)
+        phase = ((1000 - timestep) / 1000 * 1000)[:, None] * torch.linspace(0.1, 1, 32)
         return (phase.cos(),)
 
 
