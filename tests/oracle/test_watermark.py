@@ -2,6 +2,8 @@
 
 import importlib.machinery
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,7 @@ pytest.importorskip("diffusers")
 
 from diffusers.pipelines.stable_diffusion_xl import watermark as theirs
 
+from perfuse import DiffusionPipeline
 from perfuse.errors import InputError
 from perfuse.tasks.watermark import watermark
 
@@ -52,6 +55,18 @@ def test_as_diffusers_does(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mark(small) is small
     assert mark(decoded, asked=False) is decoded
     assert mark(decoded, output_type="latent") is decoded
+
+
+def test_what_the_caller_made_it(checkpoint: Callable[[str], Path]) -> None:
+    """Many programs switch it off by an object that gives back what it is given."""
+    given = {"prompt": "red", "num_inference_steps": 1, "seed": 0, "output_type": "np"}
+    pipe = DiffusionPipeline.from_pretrained(checkpoint("sdxl"), add_watermarker=False)
+    plain = pipe(**given).images
+    pipe.watermark = SimpleNamespace(apply_watermark=lambda pictures: 0 * pictures)
+    assert np.all(pipe(**given).images == 0.5) and pipe(**given).images.shape == plain.shape
+    for one in (SimpleNamespace(apply_watermark=lambda pictures: pictures), None):
+        pipe.watermark = one
+        assert np.array_equal(pipe(**given).images, plain)
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,9 +25,15 @@ _SMALLEST = 256
 def watermark(tools: Tools, decoded: Array, output_type: str) -> State:
     """Mark pictures [B, 3, H, W], unless ``add_watermarker`` is off or the library is missing.
 
+    What the caller made ``pipe.watermark`` goes first, as in Diffusers: ``None``, or an object with
+    ``apply_watermark(pictures)``.
+
     Raises:
         InputError: ``add_watermarker`` is on, and the library is missing.
     """
+    own = getattr(tools, "watermark", watermark)
+    if own is not watermark and output_type != "latent":
+        return {"decoded": decoded if own is None else own.apply_watermark(decoded)}
     asked = tools.spec.options.get("add_watermarker")
     there = importlib.util.find_spec(_LIBRARY) is not None
     if asked and not there:
