@@ -5,6 +5,7 @@ a detector of theirs knows.
 """
 
 import importlib.util
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,8 @@ __all__ = ["watermark"]
 
 _LIBRARY = "imwatermark"
 _BITS = [int(bit) for bit in f"{0b101100111110110010010000011110111011000110011110:b}"]
+#: Where the caller made ``pipe.watermark`` nothing of his own.
+_OURS: Any = object()
 #: The library marks no smaller picture.
 _SMALLEST = 256
 
@@ -31,8 +34,8 @@ def watermark(tools: Tools, decoded: Array, output_type: str) -> State:
     Raises:
         InputError: ``add_watermarker`` is on, and the library is missing.
     """
-    own = getattr(tools, "watermark", watermark)
-    if own is not watermark and output_type != "latent":
+    own = getattr(tools, "watermark", _OURS)
+    if own is not _OURS and output_type != "latent":
         return {"decoded": decoded if own is None else own.apply_watermark(decoded)}
     asked = tools.spec.options.get("add_watermarker")
     there = importlib.util.find_spec(_LIBRARY) is not None
