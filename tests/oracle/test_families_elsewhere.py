@@ -37,7 +37,7 @@ _KINDS = (
     "cogview4",
 )
 _TARGETS = ("coreml-interpreter:cpu", "neuron-interpreter:cpu", "xla:cpu")
-#: This runs each time; the others take twenty minutes.
+#: This runs each time; the others take ten minutes.
 _QUICK = ("pixart-sigma", "neuron-interpreter:cpu")
 _GIVEN: dict[str, dict[str, Any]] = {
     "dit": {"class_labels": [3]},
@@ -66,6 +66,7 @@ def test_a_family_draws_what_pytorch_draws(kind: str, target: str, checkpoint: C
     except BackendNotFoundError as exc:
         pytest.skip(str(exc))
     drawn = [_drawn(checkpoint(kind), one, kind) for one in ("torch:cpu", target)]
+    # Not a flat picture, in which any two engines agree; Qwen-Image-Edit's is the quietest, with 0.099.
     assert drawn[0].std() > 0.05
     assert np.abs(drawn[1] - drawn[0]).max() <= 1 / 255
 
