@@ -24,7 +24,6 @@ from perfuse.contract.steps import (
     Task,
     When,
     inside,
-    parameters,
 )
 from perfuse.run.pipeline import DiffusionPipeline
 from perfuse.run.tools import PipelineTools
@@ -160,14 +159,12 @@ def _reads(node: Node) -> tuple[str, ...]:
 
 
 def _reading(node: Node) -> Iterator[str]:
-    if isinstance(node, Step):
+    if isinstance(node, Step | When):
         yield from node.inputs
     elif isinstance(node, Loop):
         yield node.over
     elif isinstance(node, Choice):
         yield from (name for name, _ in node.options if name is not None)
-    elif isinstance(node, When):
-        yield from parameters(node.condition)[0]
     for one in inside(node):
         yield from _reading(one)
 

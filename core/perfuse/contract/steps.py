@@ -44,7 +44,6 @@ __all__ = [
     "Tools",
     "When",
     "inside",
-    "parameters",
     "step",
 ]
 
@@ -148,9 +147,7 @@ class Step:
     optional: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        inputs, optional = parameters(self.run)
-        object.__setattr__(self, "inputs", inputs)
-        object.__setattr__(self, "optional", optional)
+        _note_reads(self, self.run)
 
     @property
     def description(self) -> str:
@@ -178,7 +175,7 @@ def _at(module: str, name: str) -> Any:
     return getattr(sys.modules[module], name, None)
 
 
-def parameters(run: Callable[..., Any]) -> tuple[tuple[str, ...], frozenset[str]]:
+def _parameters(run: Callable[..., Any]) -> tuple[tuple[str, ...], frozenset[str]]:
     """The names that a function reads from the state, and those that have a default."""
     _, *taken = inspect.signature(run).parameters.values()
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -189,6 +186,13 @@ def parameters(run: Callable[..., Any]) -> tuple[tuple[str, ...], frozenset[str]
         )
     optional = (p.name for p in taken if p.default is not inspect.Parameter.empty)
     return tuple(parameter.name for parameter in taken), frozenset(optional)
+
+
+def _note_reads(node: "Step | When", run: Callable[..., Any]) -> None:
+    """Give a node what its function reads: signatures are slow to read, and loops run nodes often."""
+    inputs, optional = _parameters(run)
+    object.__setattr__(node, "inputs", inputs)
+    object.__setattr__(node, "optional", optional)
 
 
 def step(*, outputs: tuple[str, ...], name: str = "") -> Callable[[Callable[..., State]], Step]:
@@ -245,6 +249,12 @@ class When:
     condition: Callable[..., bool]
     then: "Node"
     otherwise: "Node | None" = None
+    #: The names that the condition reads, from its signature, and those of them with a default.
+    inputs: tuple[str, ...] = field(init=False)
+    optional: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        _note_reads(self, self.condition)
 
 
 Node: TypeAlias = Step | Loop | Choice | When
@@ -434,8 +444,7 @@ def _told(nodes: tuple[Node, ...], indent: str) -> Iterator[str]:
             names = ", ".join(name if name is not None else "else" for name, _ in node.options)
             yield f"{indent}{node.name}, the first that is given: {names}"
         else:
-            reads = ", ".join(parameters(node.condition)[0])
-            yield f"{indent}{node.name}, by {reads}"
+            yield f"{indent}{node.name}, by {', '.join(node.inputs)}"
         yield from _told(inside(node), indent + "  ")
 
 
@@ -463,15 +472,13 @@ def _chosen(choice: Choice, state: State) -> Node:
 
 
 def _branch(when: When, tools: Any, state: State) -> tuple[Node, ...]:
-    holds = when.condition(tools, **_reads(when.condition, state))
-    if holds:
+    if when.condition(tools, **_reads(when, state)):
         return (when.then,)
     return () if when.otherwise is None else (when.otherwise,)
 
 
-def _reads(run: Callable[..., Any], state: State) -> dict[str, Any]:
-    inputs, optional = parameters(run)
-    return {name: state[name] for name in inputs if name in state or name not in optional}
+def _reads(node: Step | When, state: State) -> dict[str, Any]:
+    return {name: state[name] for name in node.inputs if name in state or name not in node.optional}
 
 
 def _loop(loop: Loop, tools: Any, state: dict[str, Any]) -> Iterator[Event]:
@@ -490,8 +497,7 @@ def _loop(loop: Loop, tools: Any, state: dict[str, Any]) -> Iterator[Event]:
 
 
 def _call(step: Step, tools: Any, state: Mapping[str, Any]) -> State:
-    given = {n: state[n] for n in step.inputs if n in state or n not in step.optional}
-    result = step.run(tools, **given)
+    result = step.run(tools, **_reads(step, state))
     missing = [name for name in step.outputs if name not in result]
     if missing:
         raise InputError(
@@ -514,8 +520,7 @@ def _flow(nodes: tuple[Node, ...], known: frozenset[str], task: str) -> frozense
             outcomes = [_flow((option,), known, task) for _, option in node.options]
             known = frozenset.intersection(*outcomes)
         elif isinstance(node, When):
-            inputs, optional = parameters(node.condition)
-            needs = tuple(name for name in inputs if name not in optional)
+            needs = tuple(name for name in node.inputs if name not in node.optional)
             _check_reads(f"Condition {node.name!r}", needs, known, task)
             then = _flow((node.then,), known, task)
             other = known if node.otherwise is None else _flow((node.otherwise,), known, task)
