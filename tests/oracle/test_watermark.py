@@ -39,12 +39,17 @@ def mark(decoded: Any, asked: bool | None = None, output_type: str = "pil") -> A
     return watermark.run(tools, decoded, output_type)["decoded"]
 
 
-def test_as_diffusers_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    library: Any = ModuleType("imwatermark")
-    library.WatermarkEncoder = Encoder
-    library.__spec__ = importlib.machinery.ModuleSpec("imwatermark", None)
-    monkeypatch.setitem(sys.modules, "imwatermark", library)
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in: Any = ModuleType("imwatermark")
+    stand_in.WatermarkEncoder = Encoder
+    stand_in.__spec__ = importlib.machinery.ModuleSpec("imwatermark", None)
+    monkeypatch.setitem(sys.modules, "imwatermark", stand_in)
     monkeypatch.setattr(theirs, "WatermarkEncoder", Encoder, raising=False)
+
+
+@pytest.mark.usefixtures("library")
+def test_as_diffusers_does() -> None:
     decoded = torch.rand(2, 3, 8, 256, generator=torch.Generator().manual_seed(0)) * 2.4 - 1.2
     expected = theirs.StableDiffusionXLWatermarker().apply_watermark(decoded).numpy()
     for given in (decoded, decoded.numpy()):
@@ -67,6 +72,24 @@ def test_what_the_caller_made_it(checkpoint: Callable[[str], Path]) -> None:
     for one in (SimpleNamespace(apply_watermark=lambda pictures: pictures), None):
         pipe.watermark = one
         assert np.array_equal(pipe(**given).images, plain)
+
+
+@pytest.mark.export
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("output_type", ["np", "pt"])
+def test_the_object_of_diffusers_on_an_engine(
+    checkpoint: Callable[[str], Path], output_type: str
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pipe = DiffusionPipeline.from_pretrained(
+        checkpoint("sdxl"), backend="onnxruntime", add_watermarker=False
+    )
+    given = {"prompt": "red", "num_inference_steps": 1, "seed": 0, "height": 32, "width": 256}
+    plain = pipe(**given, output_type=output_type).images
+    pipe.watermark = theirs.StableDiffusionXLWatermarker()
+    marked = pipe(**given, output_type=output_type).images
+    assert type(marked) is type(plain) and marked.shape == plain.shape
+    assert 0.001 < abs(np.asarray(marked) - np.asarray(plain)).max() < 0.2
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from perfuse.arrays.operations import is_torch as is_torch
     from perfuse.arrays.operations import join_features as join_features
     from perfuse.arrays.operations import place as place
+    from perfuse.arrays.operations import shown as shown
     from perfuse.arrays.operations import std as std
     from perfuse.arrays.operations import to_numpy as to_numpy
     from perfuse.arrays.operations import zeros as zeros
@@ -28,6 +29,7 @@ __getattr__, __dir__ = lazy(
             "is_torch",
             "join_features",
             "place",
+            "shown",
             "std",
             "to_numpy",
             "zeros",

@@ -16,6 +16,7 @@ __all__ = [
     "mean_ratio",
     "mean_size",
     "place",
+    "shown",
     "std",
     "to_numpy",
     "total",
@@ -53,6 +54,14 @@ def place(array: Array, torch_device: str | None) -> Array:
     if not is_torch(array):
         array = torch.from_numpy(np.ascontiguousarray(array))
     return (array.float() if array.is_floating_point() else array).to(torch_device)
+
+
+def shown(array: Array) -> Array:
+    """As Diffusers' code expects it: a torch tensor where the process has torch imported."""
+    torch = sys.modules.get("torch")
+    if torch is None or is_torch(array):
+        return array
+    return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def concatenate(arrays: list[Array], axis: int = 0) -> Array:

@@ -1,13 +1,12 @@
 """Pictures to a VAE's tensors and back, with the methods of Diffusers' ``VaeImageProcessor``."""
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from perfuse.arrays.masks import Box, blurred, covering, crop_region, filled, overlaid
 from perfuse.arrays.media import numpy_to_pil
-from perfuse.arrays.operations import is_torch, to_numpy
+from perfuse.arrays.operations import is_torch, shown, to_numpy
 from perfuse.arrays.pictures import preprocess, preprocess_mask, to_unit
 from perfuse.errors import InputError
 
@@ -117,9 +116,9 @@ class VaeImageProcessor:
         if is_torch(image) and image.ndim == 4 and image.shape[1] == channels:
             return image
         if self.config["do_binarize"]:
-            return _shown(preprocess_mask(image, height, width, multiple=factor))
+            return shown(preprocess_mask(image, height, width, multiple=factor))
         array = preprocess(image, height, width, multiple=factor)
-        return _shown(array if self.config["do_normalize"] else array / 2 + np.float32(0.5))
+        return shown(array if self.config["do_normalize"] else array / 2 + np.float32(0.5))
 
     def resize(self, image: Any, height: int, width: int, resize_mode: str = "default") -> Any:
         """A PIL image of another size; ``resize_mode`` as for ``preprocess``.
@@ -297,8 +296,3 @@ class IPAdapterMaskProcessor(VaeImageProcessor):
             do_binarize=do_binarize,
             do_convert_grayscale=do_convert_grayscale,
         )
-
-
-def _shown(array: Any) -> Any:
-    torch = sys.modules.get("torch")
-    return array if torch is None else torch.from_numpy(np.ascontiguousarray(array))

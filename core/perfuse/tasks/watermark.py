@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from perfuse.arrays import to_numpy
+from perfuse.arrays import shown, to_numpy
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import State, Tools, step
 from perfuse.errors import InputError
@@ -29,14 +29,14 @@ def watermark(tools: Tools, decoded: Array, output_type: str) -> State:
     """Mark pictures [B, 3, H, W], unless ``add_watermarker`` is off or the library is missing.
 
     What the caller made ``pipe.watermark`` goes first, as in Diffusers: ``None``, or an object with
-    ``apply_watermark(pictures)``.
+    ``apply_watermark(pictures)``, which takes and returns a torch tensor where torch is in use.
 
     Raises:
         InputError: ``add_watermarker`` is on, and the library is missing.
     """
     own = getattr(tools, "watermark", _OURS)
     if own is not _OURS and output_type != "latent":
-        return {"decoded": decoded if own is None else own.apply_watermark(decoded)}
+        return {"decoded": decoded if own is None else own.apply_watermark(shown(decoded))}
     asked = tools.spec.options.get("add_watermarker")
     there = importlib.util.find_spec(_LIBRARY) is not None
     if asked and not there:
