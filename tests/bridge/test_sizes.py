@@ -63,7 +63,5 @@ def test_other_sizes_than_at_first(name: str, engine: str, tmp_path: Path) -> No
     for call, wanted in zip(calls, expected, strict=True):
         found = draw(pipe, call)
         assert found.shape == wanted.shape
-        pictures = wanted.shape[-1] == 3
-        limit = 2 / 255 if pictures else 1e-3 * np.abs(wanted).max()
-        assert np.abs(found - wanted).max() <= limit
+        assert np.abs(found - wanted).max() <= 1e-3 * np.abs(wanted).max()
     assert not [str(row) for row in pipe.perfuse.report() if row.torch_calls]

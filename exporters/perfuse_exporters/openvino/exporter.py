@@ -31,6 +31,7 @@ from perfuse_exporters.openvino.engine import import_openvino
 from perfuse_exporters.openvino.gates import split_gates
 from perfuse_exporters.openvino.heads import spread_heads
 from perfuse_exporters.openvino.norms import split_norms
+from perfuse_exporters.openvino.roundings import round_before_converting
 from perfuse_exporters.openvino.sizes import say_sizes
 from perfuse_exporters.openvino.weights import bind
 from perfuse_exporters.openvino.whole_numbers import saturate
@@ -132,6 +133,7 @@ def _mend(model: "ov.Model", component: Component) -> None:
     split_norms(model)
     spread_heads(model)
     saturate(model)
+    round_before_converting(model)
     if component.precision != "float32":
         split_gates(model)
 

@@ -467,6 +467,30 @@ def test_attention_of_as_many_tokens_as_heads(tmp_path: Path) -> None:
     assert_close(got, want)
 
 
+class Rounded(torch.nn.Module):
+    """Rounds to bfloat16 itself, as Kandinsky 5 rounds the queries and keys of its attention."""
+
+    def forward(self, left: Any) -> Any:
+        return (left.to(torch.bfloat16).to(left.dtype),)
+
+
+@pytest.mark.parametrize("size", ["batch", 64])
+def test_what_is_rounded_to_bfloat16_is_rounded_to_the_nearest(
+    size: str | int, tmp_path: Path
+) -> None:
+    """Of a size that is not fixed OpenVINO rounds a quarter of all numbers the wrong way."""
+    inputs = (TensorSpec(name="left", dtype="float", shape=(size, 3)),)
+    outputs = (TensorSpec(name="result", dtype="float", shape=(size, 3)),)
+    spec = replace(
+        _spec(), signature=Signature(inputs=inputs, outputs=outputs), dims={"batch": Dim(example=2)}
+    )
+    path = OpenVinoExporter().export(Component(spec=spec, build=Rounded), tmp_path)
+    numbers = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
+    numbers[:, 1] = np.arange(64) + 0.5 + 512  # half-way between two, or a quarter
+    numbers[:8, 2] = [np.inf, -np.inf, -3.4e38, 1.0 + 2**-7, 1.0 + 2**-8, 0.0, -257.0, 1e-30]
+    assert np.array_equal(run(path, {"left": numbers})[0], torch.tensor(numbers).bfloat16().float())
+
+
 class Waves(torch.nn.Module):
     """Sinusoids of the share of a picture that is there, in thousandths, as Z-Image has them."""
 
