@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -56,6 +57,16 @@ def test_from_text(pair: Pair, inputs: Mapping[str, Any]) -> None:
         call["prompt"] = [call["prompt"]]
     pair.check(**call)
     pair.check_pictures(**call)
+
+
+def test_what_a_caller_makes_of_the_system_prompt(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pair.ours.system_prompt == pair.theirs.system_prompt
+    for pipe in (pair.ours, pair.theirs):
+        monkeypatch.setattr(pipe, "system_prompt", "Draw:", raising=False)
+    own, given = ({**SMALL, "system_prompt": told} for told in (None, "Draw:"))
+    assert np.array_equal(pair.check(**own), pair.check(**given))
 
 
 def test_what_it_does_not_take(pair: Pair) -> None:

@@ -123,6 +123,18 @@ def test_latents_of_several(inputs: dict[str, Any], plus: Pair) -> None:
     plus.check(prompt=LONG, num_inference_steps=2, **inputs)
 
 
+def test_another_template(edit: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert edit.ours.prompt_template_encode == edit.theirs.prompt_template_encode
+    place = "<|vision_start|><|image_pad|><|vision_end|>"
+    for pipe in (edit.ours, edit.theirs):
+        monkeypatch.setattr(pipe, "prompt_template_encode", f"Look: {place}{{}}!", raising=False)
+        monkeypatch.setattr(pipe, "prompt_template_encode_start_idx", 1, raising=False)
+    edit.check(prompt=SHORT, image=picture(40, 30))
+    edit.ours.prompt_template_encode = "{}"
+    with pytest.raises(InputError, match="no place for the picture"):
+        edit.ours(prompt=SHORT, image=picture(40, 30), num_inference_steps=2)
+
+
 def test_pictures(plus: Pair) -> None:
     plus.check_pictures(prompt=SHORT, image=[picture(70, 50), picture(40, 40, 1)])
 

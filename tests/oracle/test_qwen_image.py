@@ -11,7 +11,7 @@ diffusers = pytest.importorskip("diffusers")
 from PIL import Image
 from tests.oracle.pairs import Pair
 
-from perfuse.errors import CheckpointError
+from perfuse.errors import CheckpointError, InputError
 from perfuse.models.building import wrap
 from perfuse.models.registry import describe
 from perfuse_conformance.cases.checkpoint_parts import randomise
@@ -56,6 +56,23 @@ def test_several_pictures_of_prompts_of_two_lengths(pair: Pair) -> None:
     both = pair.ours([SHORT, LONG], num_images_per_prompt=2, seed=[1, 2, 3, 4], **call).images
     one = pair.ours([SHORT, LONG], seed=[2, 4], **call).images
     assert np.abs(both[1::2] - one).max() < 1e-4
+
+
+def test_another_template(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a caller makes of the attributes counts, as in Diffusers."""
+    assert pair.ours.prompt_template_encode == pair.theirs.prompt_template_encode
+    start = pair.ours.prompt_template_encode_start_idx
+    assert start == pair.theirs.prompt_template_encode_start_idx
+    call = {"prompt": SHORT, "num_inference_steps": 2, "seed": 0, "output_type": "np", **SMALL}
+    before = pair.ours(**call).images
+    for pipe in (pair.ours, pair.theirs):
+        monkeypatch.setattr(pipe, "prompt_template_encode", "<|im_start|>Draw: {}!", raising=False)
+        monkeypatch.setattr(pipe, "prompt_template_encode_start_idx", 2, raising=False)
+    pair.check(prompt=SHORT, **SMALL)
+    assert np.abs(pair.ours(**call).images - before).max() > 1e-3
+    pair.ours.prompt_template_encode = "no place"
+    with pytest.raises(InputError, match="where the prompt goes"):
+        pair.ours(**call)
 
 
 def test_pictures(pair: Pair) -> None:
@@ -107,6 +124,10 @@ class TestBadInput:
     def test_a_scale_for_distilled_models(self, pair: Pair) -> None:
         with pytest.warns(UserWarning, match="true_cfg_scale"):
             pair.ours(SHORT, guidance_scale=3.0, num_inference_steps=2, **SMALL)
+
+    def test_a_single_step(self, pair: Pair) -> None:
+        with pytest.raises(InputError, match="two steps or more"):
+            pair.ours(SHORT, num_inference_steps=1, **SMALL)
 
     @pytest.mark.parametrize(
         "change", [{"use_additional_t_cond": True}, {"use_layer3d_rope": True}, {"new_field": 1}]

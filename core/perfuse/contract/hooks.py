@@ -118,7 +118,8 @@ class PipelineManifest:
     corrects: Mapping[str, Any] = field(default_factory=dict)
     #: The same of models: an entry to the settings in its config.
     corrects_models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    #: Attributes of the Diffusers class that are constants, for programs that read them.
+    #: Attributes of the Diffusers class, for programs that read them or set others; steps read them by
+    #: ``tools.attribute(name)``.
     attributes: Mapping[str, Any] = field(default_factory=dict)
     #: For prompts that are wrapped in the tokenizer's chat template: what the template is told,
     #: ``{"enable_thinking": False}``. Empty for prompts as they are.

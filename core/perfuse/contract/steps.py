@@ -81,6 +81,9 @@ class Tools(Protocol):
 
     def tokenizer(self, name: str) -> "Tokenizer": ...
 
+    def attribute(self, name: str) -> Any:
+        """One of the ``attributes`` that the pipeline's class declares, or what a caller made it."""
+
     def add_transform(self, text: str) -> None:
         """Rewrite the pipeline by a transform from now on, ``"NAME"`` or ``"NAME:key=value"``."""
 

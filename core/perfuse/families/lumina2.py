@@ -11,11 +11,17 @@ _ARGUMENTS = """
     prompt_attention_mask negative_prompt_attention_mask output_type
 """
 
+_SYSTEM = (
+    "You are an assistant designed to generate superior images with the superior degree of image-text "
+    "alignment based on textual prompts or user prompts."
+)
+
 PIPELINES = tuple(
     PipelineManifest(
         class_name=name,
         tasks={"text-to-image": "perfuse.tasks.lumina2:LUMINA_2"},
         needs=("transformer", "vae", "text_encoder", "tokenizer", "scheduler"),
+        attributes={"system_prompt": _SYSTEM},
         arguments=tuple(_ARGUMENTS.split()),
     )
     for name in ("Lumina2Pipeline", "Lumina2Text2ImgPipeline")

@@ -1,5 +1,7 @@
 """Qwen-Image."""
 
+from typing import Any
+
 from perfuse.contract.hooks import PipelineManifest
 
 __all__ = ["PIPELINES"]
@@ -9,7 +11,33 @@ _TEXT = {"text-to-image": f"{_ROOM}:QWEN_TEXT_TO_IMAGE"}
 _IMAGE = {"image-to-image": f"{_ROOM}:QWEN_IMAGE_TO_IMAGE"}
 _INPAINT = {"inpainting": f"{_ROOM}:QWEN_INPAINTING"}
 _NEEDS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-_ATTRIBUTES = {"tokenizer_max_length": 1024, "default_sample_size": 128}
+
+
+def _attributes(system: str, pictures: str, start: int) -> dict[str, Any]:
+    """What a caller reads and may set, by the words that the language model is told first."""
+    return {
+        "tokenizer_max_length": 1024,
+        "default_sample_size": 128,
+        "prompt_template_encode": (
+            f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{pictures}{{}}<|im_end|>\n"
+            "<|im_start|>assistant\n"
+        ),
+        # The tokens of the text before a prompt and its pictures, whose states are left out.
+        "prompt_template_encode_start_idx": start,
+    }
+
+
+_DRAWING = (
+    "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "relationships of the objects and background:"
+)
+_CHANGING = (
+    "Describe the key features of the input image (color, shape, size, texture, objects, "
+    "background), then explain how the user's text instruction should alter or modify the image. "
+    "Generate a new image that meets the user's requirements while maintaining consistency with the "
+    "original input where appropriate."
+)
+_SEEN = "<|vision_start|><|image_pad|><|vision_end|>"
 _FIRST = "prompt negative_prompt true_cfg_scale"
 _REST = """
     num_inference_steps sigmas guidance_scale num_images_per_prompt generator latents prompt_embeds
@@ -23,7 +51,7 @@ PIPELINES = tuple(
         class_name=class_name,
         tasks=tasks,
         needs=_NEEDS,
-        attributes=_ATTRIBUTES,
+        attributes=_attributes(_DRAWING, "", 34),
         arguments=tuple(f"{_FIRST} {own} {_REST}".split()),
     )
     for class_name, tasks, own in (
@@ -38,12 +66,12 @@ PIPELINES += tuple(
         class_name=class_name,
         tasks={"image-editing": f"perfuse.tasks.qwen_editing:{task}"},
         needs=(*_NEEDS, "processor"),
-        attributes=_ATTRIBUTES,
+        attributes=_attributes(_CHANGING, pictures, 64),
         describes=_EDITING,
         arguments=tuple(f"image {_FIRST} height width {_REST}".split()),
     )
-    for class_name, task in (
-        ("QwenImageEditPipeline", "QWEN_EDITING"),
-        ("QwenImageEditPlusPipeline", "QWEN_EDITING_OF_SEVERAL"),
+    for class_name, task, pictures in (
+        ("QwenImageEditPipeline", "QWEN_EDITING", _SEEN),
+        ("QwenImageEditPlusPipeline", "QWEN_EDITING_OF_SEVERAL", ""),
     )
 )

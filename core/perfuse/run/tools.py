@@ -57,6 +57,10 @@ class PipelineTools:
         """
         return self._pipe.prompt_tokenizer(name)
 
+    def attribute(self, name: str) -> Any:
+        """One of the attributes that the pipeline's class declares, or what a caller made it."""
+        return getattr(self._pipe, name)
+
     def add_transform(self, text: str) -> None:
         """Rewrite the pipeline by a transform from now on.
 

@@ -93,8 +93,17 @@ def time_shift(sigmas: Floats, mu: float, kind: str) -> Floats:
 
 
 def stretch_to_terminal(sigmas: Floats, terminal: float) -> Floats:
-    """Stretch the levels so that the last one is ``terminal``."""
+    """Stretch the levels so that the last one is ``terminal``.
+
+    Raises:
+        InputError: the last level is all noise, as a single one is.
+    """
     rest = 1 - sigmas
+    if rest[-1] == 0:
+        raise InputError(
+            f"shift_terminal={terminal} stretches the levels to end there; of {len(sigmas)}, the last "
+            "is all noise, which no stretching changes. Use two steps or more."
+        )
     stretched: Floats = 1 - rest / (rest[-1] / (1 - terminal))
     return stretched
 

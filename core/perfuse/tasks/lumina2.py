@@ -22,11 +22,7 @@ from perfuse.tasks.text_to_image import checked_texts
 
 __all__ = ["LUMINA_2"]
 
-#: What the language model is told before a prompt, and where that begins.
-SYSTEM = (
-    "You are an assistant designed to generate superior images with the superior degree of image-text "
-    "alignment based on textual prompts or user prompts."
-)
+#: Between what the language model is told and a prompt.
 _START = " <Prompt Start> "
 
 
@@ -80,7 +76,8 @@ def encode_prompt(
     read, denoiser = LanguageReader(tools=tools), tools.spec.denoiser
     fixed = fixed_length(tools, denoiser.name, "encoder_hidden_states")
     longest = max_sequence_length if fixed is None else min(max_sequence_length, fixed)
-    before = f"{SYSTEM if system_prompt is None else system_prompt}{_START}"
+    told = tools.attribute("system_prompt") if system_prompt is None else system_prompt
+    before = f"{told}{_START}"
 
     def read_texts(texts: list[str]) -> Mapping[str, Array]:
         each = [to_numpy(one) for one in read.of_prompts(texts, longest)]

@@ -18,7 +18,7 @@ from perfuse.tasks.flux2_editing import add_pictures
 from perfuse.tasks.masked_prompts import masked_conditions
 from perfuse.tasks.prompts.language import LanguageReader
 from perfuse.tasks.prompts.seeing import SeenPicture, check_shape, see
-from perfuse.tasks.qwen_image import QWEN_TEXT_TO_IMAGE, filled_up, told_of_states
+from perfuse.tasks.qwen_image import QWEN_TEXT_TO_IMAGE, filled_up, template_of, told_of_states
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,16 +27,8 @@ __all__ = ["QWEN_EDITING", "QWEN_EDITING_OF_SEVERAL", "given_pictures", "sides_o
 
 #: Where several pictures are edited, they are seen in this share of the area that is drawn.
 _SEEN = 384**2 / 1024**2
-_SYSTEM = (
-    "Describe the key features of the input image (color, shape, size, texture, objects, "
-    "background), then explain how the user's text instruction should alter or modify the image. "
-    "Generate a new image that meets the user's requirements while maintaining consistency with the "
-    "original input where appropriate."
-)
-_BEFORE = f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n"
-_AFTER = "<|im_end|>\n<|im_start|>assistant\n"
-#: The tokens of the text before pictures and prompt, whose states are left out.
-_LEFT_OUT = 64
+_PICTURE = "<|vision_start|>{}<|vision_end|>"
+_PLACE = "<|image_pad|>"
 
 
 @step(outputs=("pictures", "seen", "height", "width"), name="check_size")
@@ -156,15 +148,22 @@ class _EncodePrompt:
 def _states(tools: Tools, text: str, prefix: str, pictures: Sequence[SeenPicture]) -> Array:
     """The states [S, D] of one text behind its pictures."""
     read = LanguageReader(tools=tools)
-    places = "".join(
-        f"{prefix.format(i)}<|vision_start|>{'<|image_pad|>' * len(one.states)}<|vision_end|>"
-        for i, one in enumerate(pictures, 1)
-    )
+    before, after = template_of(tools)
+    seen = [_PICTURE.format(_PLACE * len(one.states)) for one in pictures]
+    if prefix:
+        before += "".join(f"{prefix.format(i)}{one}" for i, one in enumerate(seen, 1))
+    elif _PICTURE.format(_PLACE) in before:
+        before = before.replace(_PICTURE.format(_PLACE), seen[0])
+    else:
+        raise InputError(
+            f"prompt_template_encode is {tools.attribute('prompt_template_encode')!r}, with no place "
+            f"for the picture. Write {_PICTURE.format(_PLACE)} before the place of the prompt."
+        )
     longest = tools.spec.components[read.name].dims["sequence"].maximum
     assert longest is not None
-    tokens = read.tokens([text], longest, template=(_BEFORE + places, _AFTER))
+    tokens = read.tokens([text], longest, template=(before, after))
     (states,) = to_numpy(read(tokens.input_ids, tokens.attention_mask, pictures))
-    kept: Array = states[_LEFT_OUT:]
+    kept: Array = states[tools.attribute("prompt_template_encode_start_idx") :]
     return kept
 
 

@@ -10,6 +10,7 @@ from perfuse.arrays import to_numpy
 from perfuse.contract.guider import Guider
 from perfuse.contract.spec import Array
 from perfuse.contract.steps import Encoding, Input, State, Tools, step
+from perfuse.errors import InputError
 from perfuse.models.positions import HIDDEN
 from perfuse.tasks.denoise import check_output_type
 from perfuse.tasks.encoding import STATES, seen
@@ -28,20 +29,11 @@ __all__ = [
     "QWEN_INPAINTING",
     "QWEN_TEXT_TO_IMAGE",
     "filled_up",
+    "template_of",
     "told_of_states",
 ]
 
 _MOST = 1024
-_SYSTEM = (
-    "Describe the image by detailing the color, shape, size, texture, quantity, text, spatial "
-    "relationships of the objects and background:"
-)
-_TEMPLATE = (
-    f"<|im_start|>system\n{_SYSTEM}<|im_end|>\n<|im_start|>user\n",
-    "<|im_end|>\n<|im_start|>assistant\n",
-)
-#: The tokens of the text before a prompt, whose states are left out.
-_BEFORE = 34
 
 
 @step(outputs=("prompts", "negatives", "count", "guider"))
@@ -113,12 +105,26 @@ def _read(tools: Tools, texts: list[str], longest: int) -> Mapping[str, Array]:
     read = LanguageReader(tools=tools)
     fixed = fixed_length(tools, tools.spec.denoiser.name, "encoder_hidden_states")
     longest = longest if fixed is None else min(longest, fixed)
-    tokens = read.tokens(texts, longest + _BEFORE, template=_TEMPLATE)
+    start = tools.attribute("prompt_template_encode_start_idx")
+    tokens = read.tokens(texts, longest + start, template=template_of(tools))
     states = to_numpy(read(tokens.input_ids, tokens.attention_mask))
-    each = [
-        one[mask != 0][_BEFORE:] for one, mask in zip(states, tokens.attention_mask, strict=True)
-    ]
+    each = [one[mask != 0][start:] for one, mask in zip(states, tokens.attention_mask, strict=True)]
     return filled_up(each, fixed)
+
+
+def template_of(tools: Tools) -> tuple[str, str]:
+    """The text before and after a prompt, of ``prompt_template_encode``, which a caller may set.
+
+    Raises:
+        InputError: it has not one place for a prompt.
+    """
+    template = tools.attribute("prompt_template_encode")
+    if not isinstance(template, str) or template.count("{}") != 1:
+        raise InputError(
+            f"prompt_template_encode is {template!r}. Write {{}} once, where the prompt goes."
+        )
+    before, _, after = template.partition("{}")
+    return before, after
 
 
 def filled_up(each: list[Array], length: int | None) -> Mapping[str, Array]:
