@@ -40,9 +40,9 @@ def attention(
     """
     if dropout_p != 0.0 or enable_gqa:
         raise NotImplementedError("attention with dropout or shared heads")
-    scores = (
-        query @ key.transpose(-2, -1) * (scale if scale is not None else query.shape[-1] ** -0.5)
-    )
+    # Before the product and not after it: see ``_attention`` in StableHLO's operators.
+    scaled = query * (scale if scale is not None else query.shape[-1] ** -0.5)
+    scores = scaled @ key.transpose(-2, -1)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:

@@ -102,7 +102,13 @@ def _attention(
     axes = tuple(range(query.ndim - 2))
     last = query.ndim - 1
     scale = scale if scale is not None else 1 / math.sqrt(query.shape[-1])
-    scores = _dot(cast, query, key, ((last,), (last,)), (axes, axes)) * scale
+    # The product of a score and the scale may be fused, rounded otherwise, once into the search for the
+    # largest score and once into the exponentials; large scores then differ from their own maximum, and
+    # the weights are 0 / 0. A scaled query rounds nothing in half precision if the scale is a power of two.
+    before = query.dtype == jnp.float32 or math.frexp(scale)[0] == 0.5
+    scores = _dot(cast, query * scale if before else query, key, ((last,), (last,)), (axes, axes))
+    if not before:
+        scores = scores * scale
     if is_causal:
         rows, columns = scores.shape[-2:]
         mask = jnp.tri(rows, columns, dtype=jnp.bool_)

@@ -163,3 +163,14 @@ def test_whole_numbers() -> None:
     table = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
     found = lower({"last": last}, {"last": (ids, table)})["last"]
     assert np.allclose(found, last(ids, table).numpy())
+
+
+@pytest.mark.parametrize("width", [16, 24])
+def test_attention_between_large_numbers(width: int) -> None:
+    """Each score is the largest of its row, however XLA fuses it."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 1, 4, 2, width, generator=generator)
+    inputs = (1e6 * query, 1e6 * key, value)
+    found = lower({"attention": F.scaled_dot_product_attention}, {"attention": inputs})
+    expected = F.scaled_dot_product_attention(*inputs)
+    assert np.abs(found["attention"] - expected.numpy()).max() <= 1e-5
