@@ -36,8 +36,8 @@ _KINDS = (
     "hunyuan-dit",
     "cogview4",
 )
-_TARGETS = ("coreml-interpreter:cpu", "neuron-interpreter:cpu", "xla:cpu")
-#: This runs each time; the others take ten minutes.
+_TARGETS = ("coreml-interpreter:cpu", "neuron-interpreter:cpu", "xla:cpu", "executorch:cpu")
+#: This runs each time; the others take half an hour, most of it on ExecuTorch.
 _QUICK = ("pixart-sigma", "neuron-interpreter:cpu")
 _GIVEN: dict[str, dict[str, Any]] = {
     "dit": {"class_labels": [3]},

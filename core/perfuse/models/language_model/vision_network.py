@@ -41,17 +41,20 @@ class VisionAttention(nn.Module):
         if self.full or bias is None:
             mask = None if bias is None else bias[None, None, None]
             attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            joined = attended.transpose(1, 2).flatten(2)
         else:
-            attended = self._in_windows(query, key, value, bias)
-        output: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
+            joined = self._in_windows(query, key, value, bias)
+        output: Tensor = self.proj(joined)
         return output
 
     def _in_windows(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         query, key, value = (self._split(one.flatten(0, 1), 1) for one in (query, key, value))
         mask = self._split(bias, 0)[None, :, None]
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        joined: Tensor = attended.flatten(1, 2).unflatten(0, (-1, self.heads))  # type: ignore[no-untyped-call]
-        return joined
+        apart: Tensor = attended.unflatten(0, (-1, self.heads))  # type: ignore[no-untyped-call]
+        # The heads first: that copies, and windows are joined of what is in order. Kernels of attention
+        # leave their results in several orders, not in all of which windows could be joined in place.
+        return apart.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)
 
     def _split(self, states: Tensor, axis: int) -> Tensor:
         """Its patches by window."""
