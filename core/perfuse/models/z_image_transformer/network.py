@@ -150,9 +150,10 @@ class ZImageTransformer2DModel(BlockModel):
     ) -> tuple[Streams, Any]:
         """``perfuse.models.z_image_transformer.description`` says what the inputs are."""
         tokens = patchify(sample, _PATCH)
-        # In this order nothing cancels; engines divide by a constant by multiplying with its inverse.
-        signal = (_TRAINED_STEPS - timestep) / _TRAINED_STEPS
-        told = self.t_embedder(signal * self.config.t_scale, sample.dtype)
+        # In this order nothing cancels, and what it is scaled by is 1 for released models. A thousand's
+        # inverse, by which engines multiply instead of dividing, is rounded.
+        signal = (_TRAINED_STEPS - timestep) * (self.config.t_scale / _TRAINED_STEPS)
+        told = self.t_embedder(signal, sample.dtype)
 
         picture = self.all_x_embedder["2-1"](tokens)
         picture = torch.cat([picture, self.x_pad_token.expand(picture.shape[0], 1, -1)], dim=1)
