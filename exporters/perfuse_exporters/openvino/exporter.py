@@ -133,8 +133,9 @@ def _mend(model: "ov.Model", component: Component) -> None:
     split_norms(model)
     spread_heads(model)
     saturate(model)
-    round_before_converting(model)
-    if component.precision != "float32":
+    if component.precision == "float32":  # halves have no numbers to split with, and none to round
+        round_before_converting(model)
+    else:
         split_gates(model)
 
 

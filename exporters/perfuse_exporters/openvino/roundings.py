@@ -22,7 +22,7 @@ def round_before_converting(model: "ov.Model") -> None:
     the farther neighbour; of a fixed size, by another one that is right. What is a bfloat16 already
     stays what it is by both. The arithmetic is Veltkamp's splitting (Dekker, "A floating-point
     technique for extending the available precision", 1971). Numbers above 2**110, such as what hides
-    tokens in a mask, are left to the conversion.
+    tokens in a mask, are left to the conversion. For graphs that are computed in float32 alone.
     """
     from openvino import opset13
 

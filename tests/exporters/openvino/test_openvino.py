@@ -491,6 +491,36 @@ def test_what_is_rounded_to_bfloat16_is_rounded_to_the_nearest(
     assert np.array_equal(run(path, {"left": numbers})[0], torch.tensor(numbers).bfloat16().float())
 
 
+class RoundedBetween(Rounded):
+    """The same between two layers, which engines compute in half precision where they are asked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = torch.nn.Linear(3, 8), torch.nn.Linear(8, 3)
+
+    def forward(self, left: Any) -> Any:
+        return (self.after(super().forward(self.before(left))[0]),)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_what_is_rounded_in_half_precision(precision: str, tmp_path: Path) -> None:
+    hint = {"bfloat16": "bf16", "float16": "f16"}[precision]
+    if not _computes_in(hint):
+        pytest.skip(f"this CPU has no {precision}")
+    tensors = [TensorSpec(name=n, dtype="float", shape=("batch", 3)) for n in ("left", "result")]
+    signature = Signature(inputs=(tensors[0],), outputs=(tensors[1],))
+    spec = replace(_spec(), signature=signature, dims={"batch": Dim(example=2)})
+    torch.manual_seed(0)
+    module = RoundedBetween()
+    component = Component(spec=spec, build=lambda: module, precision=precision)
+    path = OpenVinoExporter().export(component, tmp_path)
+    numbers = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = module.float()(torch.tensor(numbers))[0].numpy()
+    found = run(path, {"left": numbers}, hint)[0]
+    assert np.abs(found - expected).max() <= 0.02 * np.abs(expected).max()
+
+
 class Waves(torch.nn.Module):
     """Sinusoids of the share of a picture that is there, in thousandths, as Z-Image has them."""
 
