@@ -467,6 +467,15 @@ def test_attention_of_as_many_tokens_as_heads(tmp_path: Path) -> None:
     assert_close(got, want)
 
 
+def _of_one_tensor(given: tuple[Any, ...], result: tuple[Any, ...]) -> ComponentSpec:
+    """A component of one input, ``given``, and one output of these shapes, of any batch."""
+    signature = Signature(
+        inputs=(TensorSpec(name="given", dtype="float32", shape=given),),
+        outputs=(TensorSpec(name="result", dtype="float", shape=result),),
+    )
+    return replace(_spec(), signature=signature, dims={"batch": Dim(example=2)})
+
+
 class Rounded(torch.nn.Module):
     """Rounds to bfloat16 itself, as Kandinsky 5 rounds the queries and keys of its attention."""
 
@@ -479,16 +488,14 @@ def test_what_is_rounded_to_bfloat16_is_rounded_to_the_nearest(
     size: str | int, tmp_path: Path
 ) -> None:
     """Of a size that is not fixed OpenVINO rounds a quarter of all numbers the wrong way."""
-    inputs = (TensorSpec(name="left", dtype="float", shape=(size, 3)),)
-    outputs = (TensorSpec(name="result", dtype="float", shape=(size, 3)),)
-    spec = replace(
-        _spec(), signature=Signature(inputs=inputs, outputs=outputs), dims={"batch": Dim(example=2)}
-    )
+    spec = _of_one_tensor((size, 3), (size, 3))
     path = OpenVinoExporter().export(Component(spec=spec, build=Rounded), tmp_path)
     numbers = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
     numbers[:, 1] = np.arange(64) + 0.5 + 512  # half-way between two, or a quarter
     numbers[:8, 2] = [np.inf, -np.inf, -3.4e38, 1.0 + 2**-7, 1.0 + 2**-8, 0.0, -257.0, 1e-30]
-    assert np.array_equal(run(path, {"left": numbers})[0], torch.tensor(numbers).bfloat16().float())
+    assert np.array_equal(
+        run(path, {"given": numbers})[0], torch.tensor(numbers).bfloat16().float()
+    )
 
 
 class RoundedBetween(Rounded):
@@ -507,9 +514,7 @@ def test_what_is_rounded_in_half_precision(precision: str, tmp_path: Path) -> No
     hint = {"bfloat16": "bf16", "float16": "f16"}[precision]
     if not _computes_in(hint):
         pytest.skip(f"this CPU has no {precision}")
-    tensors = [TensorSpec(name=n, dtype="float", shape=("batch", 3)) for n in ("left", "result")]
-    signature = Signature(inputs=(tensors[0],), outputs=(tensors[1],))
-    spec = replace(_spec(), signature=signature, dims={"batch": Dim(example=2)})
+    spec = _of_one_tensor(("batch", 3), ("batch", 3))
     torch.manual_seed(0)
     module = RoundedBetween()
     component = Component(spec=spec, build=lambda: module, precision=precision)
@@ -517,7 +522,7 @@ def test_what_is_rounded_in_half_precision(precision: str, tmp_path: Path) -> No
     numbers = np.random.default_rng(0).standard_normal((64, 3)).astype(np.float32)
     with torch.no_grad():
         expected = module.float()(torch.tensor(numbers))[0].numpy()
-    found = run(path, {"left": numbers}, hint)[0]
+    found = run(path, {"given": numbers}, hint)[0]
     assert np.abs(found - expected).max() <= 0.02 * np.abs(expected).max()
 
 
@@ -533,17 +538,21 @@ def test_phases_that_count_backwards_stay_float32(tmp_path: Path) -> None:
     """In bfloat16 999 is 1000, and one radian wrong."""
     if not _computes_in("bf16"):
         pytest.skip("this CPU has no bfloat16")
-    inputs = (TensorSpec(name="timestep", dtype="float32", shape=("batch",)),)
-    outputs = (TensorSpec(name="waves", dtype="float", shape=("batch", 32)),)
-    spec = replace(
-        _spec(), signature=Signature(inputs=inputs, outputs=outputs), dims={"batch": Dim(example=2)}
-    )
+    spec = _of_one_tensor(("batch",), ("batch", 32))
     component = Component(spec=spec, build=Waves, precision="bfloat16")
     path = OpenVinoExporter().export(component, tmp_path)
-    arrays = {"timestep": np.array([1.0, 53.58, 946.42], np.float32)}
+    arrays = {"given": np.array([1.0, 53.58, 946.42], np.float32)}
     (want,) = reference(component, arrays)
     assert np.abs(run(path, arrays, "bf16")[0] - want).max() < 0.01
     assert np.abs(run(path, arrays)[0] - want).max() < 1e-3
+
+
+def test_small_phases_that_count_backwards_are_exact_in_float32(tmp_path: Path) -> None:
+    component = Component(spec=_of_one_tensor(("batch",), ("batch", 32)), build=Waves)
+    path = OpenVinoExporter().export(component, tmp_path)
+    timesteps = np.array([999.0, 990.0, 946.0], np.float32)
+    phases = (1000 - timesteps.astype(np.float64))[:, None] * np.linspace(0.1, 1, 32)
+    assert np.abs(run(path, {"given": timesteps})[0] - np.cos(phases)).max() < 1e-5
 
 
 def test_openvino_is_imported_without_its_telemetry() -> None:
