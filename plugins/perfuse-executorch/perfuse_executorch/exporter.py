@@ -94,7 +94,8 @@ class ExecuTorchExporter(Exporter):
         stand_ins = _drawn(emptied, bound)
         path = folder / MODEL
         with _lowering(component):
-            program = _marked(component, trace(component, emptied, dtype), bound)
+            program = trace(component, emptied, dtype)
+            _mark(program, bound)
             delegation = _lower(program, path, apart=bound)
         data = (folder / DATA).read_bytes()
         layout = Layout.of(data)
@@ -172,21 +173,13 @@ def _drawn(module: "nn.Module", names: Collection[str]) -> dict[str, StoredTenso
     return found
 
 
-def _marked(
-    component: Component, program: "ExportedProgram", names: Collection[str]
-) -> "ExportedProgram":
-    """The same program, in which delegates find which constants are to lie in the other file."""
-    import torch
-    from executorch.exir.passes.external_constants_pass import (
-        delegate_external_constants_pass_unlifted,
-    )
-    from perfuse.capture import trace
-
-    module = program.module()
-    delegate_external_constants_pass_unlifted(
-        module, lambda node: _TAG if str(node.target) in names else None
-    )
-    return trace(component, module, getattr(torch, component.precision))
+def _mark(program: "ExportedProgram", names: Collection[str]) -> None:
+    """Say in a graph which of its constants delegates are to leave to the other file."""
+    signature = program.graph_signature
+    tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    for node in program.graph.nodes:
+        if tensors.get(node.name) in names:
+            node.meta.setdefault("custom", {})["delegate_constant_tag"] = _TAG
 
 
 def _read(program: "ExportedProgram") -> set[str]:

@@ -90,6 +90,22 @@ def test_a_second_checkpoint_is_bound(
     assert distance(after, before) > 0.1
 
 
+class Named(nn.Module):
+    """A layer whose name has capitals, as the modulations of Z-Image have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adaLN = nn.Linear(STATIC["width"], STATIC["width"])
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.adaLN(sample),)
+
+
+def test_weights_with_capitals_in_their_names_are_apart(checkpoint: Make, tmp_path: Path) -> None:
+    _, weights = ExecuTorchExporter().export_graph(of(checkpoint("tiny"), build=Named), tmp_path)
+    assert {one.tensor for one in weights.constants.values()} == {"adaLN.weight", "adaLN.bias"}
+
+
 def test_folders_and_adapters(checkpoint: Make, tmp_path: Path) -> None:
     """An export has its weights beside the program, and takes LoRAs without another export."""
     pipe = DiffusionPipeline.from_pretrained(checkpoint("tiny"), backend="torch:cpu")
