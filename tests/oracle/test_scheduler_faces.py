@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
 import inspect
 import json
 import pickle
-import sys
-import types
 import warnings
 from typing import Any
 
@@ -19,17 +15,13 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+from tests.oracle.scheduler_classes import NEED_TORCHSDE, oracle
+
 from perfuse.errors import InputError
 from perfuse.schedulers import SCHEDULERS, scheduler_class
 
 SHAPE = (2, 3, 4, 4)
 NAMES = sorted(SCHEDULERS)
-NEED_TORCHSDE = {
-    "DPMSolverSDEScheduler": "diffusers.schedulers.scheduling_dpmsolver_sde",
-    "CosineDPMSolverMultistepScheduler": (
-        "diffusers.schedulers.scheduling_cosine_dpmsolver_multistep"
-    ),
-}
 OWN_STEP = ("ScoreSdeVeScheduler", "RePaintScheduler", "CogVideoXDPMScheduler")
 """Their steps take other arguments; they have tests of their own in test_schedulers."""
 PLAIN = [name for name in NAMES if name not in OWN_STEP]
@@ -45,14 +37,6 @@ def quiet() -> Any:
         warnings.simplefilter("ignore")
         yield
     diffusers.utils.logging.set_verbosity_warning()
-
-
-def oracle(name: str) -> Any:
-    if name not in NEED_TORCHSDE:
-        return getattr(diffusers, name)
-    if "torchsde" not in sys.modules and importlib.util.find_spec("torchsde") is None:
-        sys.modules["torchsde"] = types.ModuleType("torchsde")
-    return getattr(importlib.import_module(NEED_TORCHSDE[name]), name)
 
 
 def pair(name: str, **config: Any) -> tuple[Any, Any]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import inspect
 import itertools
-import sys
-import types
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +15,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
+
+from tests.oracle.scheduler_classes import oracle
 
 from perfuse.errors import InputError
 from perfuse.schedulers import SCHEDULERS, scheduler_class
@@ -70,6 +69,13 @@ THROUGH_LOGS = {  # or through sines: their timesteps are rounded by the maths l
 WORST: dict[str, float] = {}
 NAN: list[tuple[str, str, int | None, str]] = []
 ILL: list[tuple[str, str, int | None, float, float]] = []
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """What `Theirs` puts into Diffusers' modules is taken out again: other files draw with them."""
+    with pytest.MonkeyPatch.context() as Theirs.patch:
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -135,23 +141,6 @@ def apart(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max() / np.abs(b).max())
 
 
-def oracle(name: str) -> Any:
-    """Diffusers' class. Two need torchsde for their noise alone, which is replaced by ours."""
-    if name in NEED_TORCHSDE:
-        if "torchsde" not in sys.modules and importlib.util.find_spec("torchsde") is None:
-            sys.modules["torchsde"] = types.ModuleType("torchsde")
-        return getattr(importlib.import_module(NEED_TORCHSDE[name]), name)
-    return getattr(diffusers, name)
-
-
-NEED_TORCHSDE = {
-    "DPMSolverSDEScheduler": "diffusers.schedulers.scheduling_dpmsolver_sde",
-    "CosineDPMSolverMultistepScheduler": (
-        "diffusers.schedulers.scheduling_cosine_dpmsolver_multistep"
-    ),
-}
-
-
 class Brownian:
     """What Diffusers has from torchsde, from our noise: a path that is drawn where it is asked."""
 
@@ -179,6 +168,8 @@ def model_calls(scheduler: Any) -> Any:
 class Theirs:
     """A Diffusers scheduler with our noise in place of its own."""
 
+    patch: pytest.MonkeyPatch
+
     def __init__(self, name: str, config: dict[str, Any], noise: Any) -> None:
         self.scheduler = oracle(name)(**config)
         module = importlib.import_module(type(self.scheduler).__module__)
@@ -190,9 +181,13 @@ class Theirs:
             return drawn.to(dtype) if dtype in (torch.float16, torch.bfloat16) else drawn
 
         if hasattr(module, "randn_tensor"):
-            module.randn_tensor = drawn
+            self.patch.setattr(module, "randn_tensor", drawn)
         if hasattr(module, "BrownianTreeNoiseSampler"):
-            module.BrownianTreeNoiseSampler = lambda *_, **__: Brownian(lambda: drawn(None).numpy())
+            self.patch.setattr(
+                module,
+                "BrownianTreeNoiseSampler",
+                lambda *_, **__: Brownian(lambda: drawn(None).numpy()),
+            )
 
     def run(self, x: np.ndarray, channels: int, start: int, **step: Any) -> list[np.ndarray]:
         s = self.scheduler
@@ -872,8 +867,6 @@ def test_schedule_adds_noise_as_the_face_does() -> None:
 
 def test_torch_generator_draws_what_diffusers_draws() -> None:
     theirs = diffusers.EulerAncestralDiscreteScheduler(**SD)
-    module = importlib.import_module(type(theirs).__module__)
-    module.randn_tensor = diffusers.utils.torch_utils.randn_tensor
     ours = scheduler_class("euler-ancestral")(**SD)
     theirs.set_timesteps(3)
     ours.set_timesteps(3)
@@ -1119,9 +1112,6 @@ def test_score_sde_ve(count: int, corrections: int) -> None:
 def test_flow_lcm_grows(mode: str) -> None:
     config = {"scale_factors": [1.5, 2.0, 3.0], "upscale_mode": mode}
     theirs = diffusers.FlowMatchLCMScheduler(**config)
-    importlib.import_module(
-        type(theirs).__module__
-    ).randn_tensor = diffusers.utils.torch_utils.randn_tensor
     ours = scheduler_class("flow-match-lcm")(**config)
     with pytest.raises(InputError, match="a table cannot"):
         ours.schedule(4)
