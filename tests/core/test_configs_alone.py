@@ -16,6 +16,7 @@ from perfuse.run.graph_sets import GraphSet
 from perfuse.run.graphs import add_graph
 from perfuse.sources.configs_alone import ConfigsAlone, with_or_without_weights
 from perfuse_conformance.checkpoints import write_configs
+from perfuse_exporters.onnx.exporter import OnnxExporter
 
 pytest.importorskip("torch")
 
@@ -79,19 +80,39 @@ def test_one_model_without_weights_is_a_damaged_checkpoint(
 
 
 @pytest.mark.export
-def test_graphs_of_configs_are_those_of_checkpoints(checkpoint: Make, tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript")
-    whole = Checkpoint.open(checkpoint("dit"))
-    alone = with_or_without_weights(Checkpoint.open(without_weights(whole.path, tmp_path / "dit")))
+@pytest.mark.parametrize(
+    ("kind", "component", "format", "engine"),
+    [
+        ("dit", "transformer", "onnx", "onnxscript"),
+        ("klein", "vae_decoder", "openvino", "openvino"),  # whose first tensor is a counter
+    ],
+)
+def test_graphs_of_configs_are_those_of_checkpoints(
+    kind: str, component: str, format: str, engine: str, checkpoint: Make, tmp_path: Path
+) -> None:
+    pytest.importorskip(engine)
+    whole = Checkpoint.open(checkpoint(kind))
+    alone = with_or_without_weights(Checkpoint.open(without_weights(whole.path, tmp_path / kind)))
     made = [
-        add_graph(
-            source.component("transformer"), "onnx", GraphSet(folder=tmp_path / name), of="it"
-        )
+        add_graph(source.component(component), format, GraphSet(folder=tmp_path / name), of="it")
         for name, source in {"whole": whole, "alone": alone}.items()
     ]
     assert made[0] is not None and made[1] is not None
     assert made[0].name == made[1].name
     assert differing(made[0], made[1]) == []
+
+
+@pytest.mark.export
+def test_the_counter_of_a_batch_norm_is_no_part_of_a_graph(
+    checkpoint: Make, tmp_path: Path
+) -> None:
+    """Else the graph would be that of one checkpoint, and its weights would be read with torch."""
+    pytest.importorskip("onnxscript")
+    (tmp_path / "graph").mkdir()
+    component = Checkpoint.open(checkpoint("klein")).component("vae_decoder")
+    _, weights = OnnxExporter().export_graph(component, tmp_path / "graph")
+    assert not weights.held
+    assert {"bn.running_mean", "bn.running_var"} <= {c.tensor for c in weights.constants.values()}
 
 
 def test_configs_alone_are_not_drawn_with(tmp_path: Path) -> None:

@@ -1,17 +1,20 @@
 """The tensors that a checkpoint of a class and a config has, seen on a model without content."""
 
 import importlib
+from typing import Any
 
 from perfuse.contract.spec import ComponentSpec
 from perfuse.errors import InputError
 from perfuse.models.registry import find, network
 from perfuse.sources.plain import to_plain
 
-__all__ = ["stored_shapes"]
+__all__ = ["stored_tensors"]
 
 
-def stored_shapes(spec: ComponentSpec) -> dict[str, tuple[int, ...]]:
-    """Tensors' names and shapes; of a tensor that has several names the first.
+def stored_tensors(spec: ComponentSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Tensors' names, dtypes and shapes; of a tensor that has several names the first.
+
+    Whatever is floating is ``float32``: that depends on how a checkpoint was saved.
 
     Raises:
         CheckpointError: the class is unknown.
@@ -35,4 +38,12 @@ def stored_shapes(spec: ComponentSpec) -> dict[str, tuple[int, ...]]:
             model = kind(kind.config_class.from_dict(to_plain(spec.config)))
     seen: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)
-    return {n: tuple(one.shape) for n, one in state.items() if seen.setdefault(id(one), n) == n}
+    return {
+        name: (_dtype(one), tuple(one.shape))
+        for name, one in state.items()
+        if seen.setdefault(id(one), name) == name
+    }
+
+
+def _dtype(tensor: Any) -> str:
+    return "float32" if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch.")

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from perfuse.contract.component import Component
 from perfuse.contract.source import Source
 from perfuse.contract.spec import ComponentSpec, PipelineSpec
-from perfuse.models.stored import stored_shapes
+from perfuse.models.stored import stored_tensors
 from perfuse.sources.checkpoint import Checkpoint, stored_component
 from perfuse.sources.model_index import names_in
 from perfuse.sources.weights import Hollow, is_pickle, variants
@@ -45,21 +47,27 @@ def with_or_without_weights(source: Source) -> Source:
 
 
 def hollow_weights(spec: ComponentSpec) -> Hollow:
-    """The float32 tensors that a component's config asks for, in memory that is never touched.
+    """The tensors that a component's config asks for, in memory that is never touched.
+
+    Weights are float32; the few integers, such as counters of batch norms, are zero.
 
     Raises:
         CheckpointError: the component's class is unknown.
         InputError: torch is not installed.
     """
-    shapes = stored_shapes(spec)
+    tensors = stored_tensors(spec)
     return Hollow(
         folder=Path(spec.folder),
         files=(),
         variant=None,
-        shapes={name: ("float32", shape) for name, shape in shapes.items()},
+        shapes=tensors,
         fingerprint="",
-        total_bytes=4 * sum(map(math.prod, shapes.values())),
+        total_bytes=sum(_bytes(dtype, shape) for dtype, shape in tensors.values()),
     )
+
+
+def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return np.dtype(dtype).itemsize * math.prod(shape)
 
 
 @dataclass(frozen=True, kw_only=True)

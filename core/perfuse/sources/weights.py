@@ -471,8 +471,10 @@ class Hollow(Weights):
     def tensors(self) -> "Iterator[tuple[str, torch.Tensor]]":
         import torch
 
-        for name, (_, shape) in self.shapes.items():
-            tensor = torch.empty(shape)
+        for name, (dtype, shape) in self.shapes.items():
+            whole = getattr(torch, dtype) if "int" in dtype else None
+            # An integer may determine the graph's structure: it has a value.
+            tensor = torch.empty(shape) if whole is None else torch.zeros(shape, dtype=whole)
             self.given.append(tensor)
             self.addresses[tensor.data_ptr()] = name
             yield name, tensor

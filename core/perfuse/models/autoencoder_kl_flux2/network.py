@@ -36,17 +36,33 @@ class AutoencoderKLFlux2(Distributing):
         self.bn = nn.BatchNorm2d(config.patch_channels, eps=config.batch_norm_eps, affine=False)
 
 
+class Statistics(nn.Module):
+    """What a batch norm has seen, without its counter: graphs do not depend on that."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", norm.running_mean)
+        self.register_buffer("running_var", norm.running_var)
+        self.eps: float = norm.eps
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel, [1, C, 1, 1]."""
+        mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
+        return mean[None, :, None, None], torch.sqrt(variance + self.eps)[None, :, None, None]
+
+
 class VaeEncoder(nn.Module):
     """``sample -> (latent_parameters,)``: the means of the latents' patches, normalised."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.encoder, self.quant_conv, self.bn = model.encoder, model.quant_conv, model.bn
+        self.encoder, self.quant_conv = model.encoder, model.quant_conv
+        self.bn = Statistics(model.bn)
         self.whole = lambda: model  # not a submodule: the other half is not captured or copied
 
     def forward(self, sample: Tensor) -> tuple[Tensor]:
         means = self.quant_conv(self.encoder(sample)).chunk(2, dim=1)[0]
-        mean, deviation = _statistics(self.bn)
+        mean, deviation = self.bn()
         return ((nn.functional.pixel_unshuffle(means, 2) - mean) / deviation,)
 
 
@@ -56,19 +72,13 @@ class VaeDecoder(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.decoder, self.post_quant_conv = model.decoder, model.post_quant_conv
-        self.bn = model.bn
+        self.bn = Statistics(model.bn)
         self.whole = lambda: model
 
     def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
-        mean, deviation = _statistics(self.bn)
+        mean, deviation = self.bn()
         latents = nn.functional.pixel_shuffle(latent_sample * deviation + mean, 2)
         return (self.decoder(self.post_quant_conv(latents)),)
-
-
-def _statistics(norm: Any) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, [1, C, 1, 1]."""
-    deviation = torch.sqrt(norm.running_var + norm.eps)
-    return norm.running_mean[None, :, None, None], deviation[None, :, None, None]
 
 
 def build(spec: ComponentSpec, weights: Weights, dtype: torch.dtype) -> nn.Module:
