@@ -9,12 +9,18 @@ import subprocess
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
 
 from sidebyside import Row, command, say
 
 from perfuse import Checkpoint
+from perfuse.backend import Component
 from perfuse.contract.spec import ComponentSpec, Role
+from perfuse.run.graph_sets import GraphSet
+from perfuse.run.graphs import graph_file
+from perfuse.sources.checkpoint import FromCheckpoint
+from perfuse.sources.configs_alone import hollow_weights
 from perfuse_conformance.checkpoints import REAL, write_configs
 
 _MB, _GB = 1e6, 1e9
@@ -98,8 +104,13 @@ def _own(scratch: Path, case: str) -> list[ComponentSpec]:
     return sorted(found, key=lambda one: (*_ROLES, one.role).index(one.role))
 
 
-def _face(spec: ComponentSpec) -> tuple[object, ...]:
-    return spec.class_name, spec.config, spec.signature
+def _face(spec: ComponentSpec) -> str:
+    """What a graph in the cache would be called: the same for all that have the same."""
+    spec = replace(spec, name=str(spec.role))  # one may be the second of a pipeline
+    build = FromCheckpoint(spec=spec, weights=hollow_weights(spec), precision="float32")
+    file = graph_file(Component(spec=spec, build=build), FORMATS[0], GraphSet(folder=Path()))
+    assert file is not None  # each of these can be had without its weights
+    return file.name
 
 
 def _made(case: str, folder: Path, name: str, format: str) -> Row:
