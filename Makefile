@@ -12,7 +12,7 @@ MODELS = shapes random-sd random-sdxl
 BRIEF = random-refiner random-inpaint random-pix2pix random-depth random-upscale random-variation \
   random-control random-union random-adapter random-ip-adapter random-edited random-guided \
   random-shallow random-cached random-steered random-sd-checked random-lcm random-unclip random-estimated \
-  random-latent-upscaler random-flux random-sd3 random-pixart random-z-image random-klein random-qwen-image random-qwen-edit \
+  random-latent-upscaler random-flux random-flux-ip-adapter random-sd3 random-sd3-ip-adapter random-pixart random-z-image random-klein random-qwen-image random-qwen-edit \
   random-qwen-image-21 random-sana random-sprint random-chroma random-lumina2 random-cogview4 random-aura random-dit random-hunyuan \
   random-int8
 # Of pipelines that run through Diffusers.
@@ -20,6 +20,7 @@ THROUGH = random-cogview3
 TITLES = --title "random-edited=mask, ControlNet, PAG" --title "random-control=two ControlNets" \
   --title "random-guided=all guiders" --title "random-ip-adapter=two IP-Adapters" \
   --title "random-shallow=DeepCache" --title "random-int8=SD, 8 bits" --title "random-cached=DBCache" --title "random-flux=FLUX.1" --title "random-sd3=SD 3.5" \
+  --title "random-flux-ip-adapter=FLUX.1, IP-Adapter" --title "random-sd3-ip-adapter=SD 3.5, IP-Adapter" \
   --title "random-z-image=Z-Image" --title "random-klein=FLUX.2 klein" --title "random-qwen-image=Qwen-Image" \
   --title "random-qwen-edit=Qwen-Image-Edit" \
   --title "random-sana=Sana" --title "random-sprint=Sana-Sprint" --title "random-chroma=Chroma" \

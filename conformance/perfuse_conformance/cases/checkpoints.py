@@ -6,7 +6,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from perfuse_conformance.cases.adapters import EMBED, write_adapter, write_image_encoder
+from perfuse_conformance.cases.adapters import (
+    EMBED,
+    write_adapter,
+    write_flux_adapter,
+    write_image_encoder,
+    write_sd3_adapter,
+    write_siglip_encoder,
+)
 from perfuse_conformance.cases.checkpoint_parts import (
     adapter_config,
     controlnet_config,
@@ -57,10 +64,10 @@ def make_checkpoint(folder: Path, kind: str = "sd1", *, seed: int = 0) -> Path:
     with a safety checker, which objects to nothing, and ``sd1-strict`` with one that objects to some
     pictures. Models that look at pictures: ``inpaint``, ``pix2pix``, ``depth``, ``upscale``,
     ``variation``. With a part more: ``control`` (two ControlNets), ``adapter`` (a T2I-Adapter, and
-    the tiny autoencoder), ``ip-adapter`` (two, in a folder of their own); ``edited`` inpaints as a
-    ControlNet says; ``union`` is XL with a ControlNet-Union. From pictures alone: ``unclip``,
-    ``depth-estimated`` and ``latent-upscaler``. What is not about the UNet has a smaller one, as
-    ``sd1-small`` has: with attention in the middle alone.
+    the tiny autoencoder), ``ip-adapter`` (two, in a folder of their own; ``flux-ip-adapter`` and
+    ``sd3-ip-adapter`` have one); ``edited`` inpaints as a ControlNet says; ``union`` is XL with a
+    ControlNet-Union. From pictures alone: ``unclip``, ``depth-estimated`` and ``latent-upscaler``. What
+    is not about the UNet has a smaller one, as ``sd1-small`` has: with attention in the middle alone.
 
     Pictures are 16×16 (latents 8×8), text states 32 wide (XL: 64), prompts 77 tokens.
     """
@@ -549,6 +556,37 @@ def _sd3(folder: Path, seed: int, **fields: Any) -> Path:
     return folder
 
 
+def _flux_ip_adapter(folder: Path, seed: int) -> Path:
+    """FLUX.1 with an adapter in XLabs' layout."""
+    _flux(folder, seed)
+    write_image_encoder(folder / "image_encoder", seed=seed + 4)
+    write_processor(folder)
+    return _with_adapter(folder, "CLIP", write_flux_adapter, seed + 5)
+
+
+def _sd3_ip_adapter(folder: Path, seed: int) -> Path:
+    """Stable Diffusion 3.5 with an adapter in InstantX's layout, whose pictures SigLIP sees."""
+    _sd3(folder, seed)
+    write_siglip_encoder(folder / "image_encoder", seed=seed + 5)
+    processor = folder / "image_encoder" / "preprocessor_config.json"
+    (folder / "feature_extractor").mkdir()
+    processor.rename(folder / "feature_extractor" / processor.name)
+    return _with_adapter(folder, "Siglip", write_sd3_adapter, seed + 6)
+
+
+def _with_adapter(folder: Path, kind: str, write: Callable[..., Path], seed: int) -> Path:
+    """A checkpoint with a transformer's adapter and the image encoder of a kind."""
+    config = json.loads((folder / "transformer" / "config.json").read_text("utf-8"))
+    write(folder / IP_ADAPTERS / "plain.safetensors", config, seed)
+    model = {"CLIP": "CLIPVisionModelWithProjection", "Siglip": "SiglipVisionModel"}[kind]
+    edit_json(
+        folder / "model_index.json",
+        image_encoder=["transformers", model],
+        feature_extractor=["transformers", f"{kind}ImageProcessor"],
+    )
+    return folder
+
+
 def _without_t5(folder: Path, seed: int) -> Path:
     nothing = {"text_encoder_3": [None, None], "tokenizer_3": [None, None]}
     plain = _sd3(folder, seed, dual_attention_layers=[], qk_norm=None)
@@ -749,6 +787,7 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "latent-upscaler": _latent_upscaler,
         "flux": _flux,
         "flux-schnell": _schnell,
+        "flux-ip-adapter": _flux_ip_adapter,
         "pixart": _pixart,
         "pixart-sigma": _sigma,
         "aura-flow": _aura,
@@ -756,6 +795,7 @@ _WRITERS: Mapping[str, Callable[[Path, int], Path]] = MappingProxyType(
         "hunyuan-dit": _hunyuan,
         "sd3": _sd3,
         "sd3-without-t5": _without_t5,
+        "sd3-ip-adapter": _sd3_ip_adapter,
         "flux-fill": _fill,
         "flux-kontext": _kontext,
         "chroma": _chroma,

@@ -16,6 +16,7 @@ from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.spec import PipelineSpec, Role
 from perfuse.tasks import find_guider, tasks_of
+from perfuse.tasks.image_prompt import adapters_of
 
 __all__ = ["Draw", "drawn_of", "draws_of"]
 
@@ -190,14 +191,15 @@ class _Given:
         nets = self.spec.having(Role.CONTROL)
         follow: Any = [{"picture": number + i, "size": size} for i, _ in enumerate(nets)]
         follow = follow if len(follow) > 1 else follow[0] if follow else None
-        prompts = self.spec.having(Role.IMAGE_PROJECTION)
         image = {"picture": number, "size": shown}
         pictures = {
             "image": image if _starts_from_pictures(task) else follow,
             "control_image": follow,
             "mask_image": {"mask": number, "size": size},
             "depth_map": {"depth": number, "size": size},
-            "ip_adapter_image": [{"picture": 50 + i, "size": size} for i, _ in enumerate(prompts)],
+            "ip_adapter_image": [
+                {"picture": 50 + i, "size": size} for i in range(adapters_of(self.spec.denoiser))
+            ],
         }
         return {name: value for name, value in pictures.items() if value not in (None, [])}
 
@@ -308,8 +310,10 @@ def _further_draws(given: _Given, task: Task, *, main: bool) -> Iterator[Draw]:
     """A draw for each input that takes a run another way."""
     usual = 8.5 if given.embedded else 5.0
     latents = {"latents": 20, "size": given.size}
+    # Diffusers has masks for the adapters of UNets alone.
     masks = [
-        {"masks": 21 + i, "size": given.size} for i, _ in enumerate(given.spec.having(_PROMPTED))
+        {"masks": 21 + i, "size": given.size}
+        for i in range(0 if given.flow else adapters_of(given.spec.denoiser))
     ]
     pairs = [
         [{"picture": 60 + 2 * i + k, "size": given.size} for k in (0, 1)]
@@ -346,9 +350,6 @@ def _further_draws(given: _Given, task: Task, *, main: bool) -> Iterator[Draw]:
             scheduler = None if given.flow else noise
             id = f"{task.name}-{suffix}"
             yield Draw(id=id, scheduler=scheduler, task=task.name, inputs=inputs)
-
-
-_PROMPTED = Role.IMAGE_PROJECTION
 
 
 def _guider_draws(given: _Given, task: Task) -> Iterator[Draw]:

@@ -70,6 +70,8 @@ RANDOM_MODELS: Mapping[str, RandomModel] = MappingProxyType(
         "random-int8": RandomModel(kind="sd1", transforms=("storage:scheme=int8,component=unet",)),
         "random-cached": RandomModel(kind="sd3", transforms=("first-block:threshold=0.4,last=1",)),
         "random-flux": RandomModel(kind="flux"),
+        "random-flux-ip-adapter": RandomModel(kind="flux-ip-adapter"),
+        "random-sd3-ip-adapter": RandomModel(kind="sd3-ip-adapter"),
         "random-z-image": RandomModel(kind="z-image"),
         "random-sd3": RandomModel(kind="sd3"),
         "random-pixart": RandomModel(kind="pixart-sigma"),
