@@ -36,7 +36,7 @@ model, backend, precision, side, prompt, file = sys.argv[1:]
 began = time.perf_counter(), time.process_time()
 pipe = DiffusionPipeline.from_pretrained(model, backend=backend, precision=precision)
 pipe.keep_within("low")
-latents = pipe(prompt, num_inference_steps=1, height=int(side), width=int(side), seed=0,
+latents = pipe(prompt=prompt, num_inference_steps=1, height=int(side), width=int(side), seed=0,
                output_type="latent").images
 np.save(file, to_numpy(latents).astype(np.float32))
 found = {"seconds": time.perf_counter() - began[0], "processor": time.process_time() - began[1]}

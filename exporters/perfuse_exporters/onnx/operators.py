@@ -75,8 +75,8 @@ def _attention(
         )
     dtype = query.dtype.numpy()
     factor = query.shape[-1] ** -0.5 if scale is None else scale
-    if attn_mask is None and not is_causal and _has_heads(query, key, value):
-        return fused(query, key, value, factor)
+    if not is_causal and _has_heads(query, key, value) and _hides_keys(attn_mask):
+        return fused(query, key, value, factor, attn_mask)
     rank = len(key.shape)
     transposed = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
     query = op.Mul(query, op.Constant(value=ir.tensor(np.array(factor, dtype=dtype))))
@@ -93,6 +93,11 @@ def _attention(
     elif attn_mask is not None:
         scores = op.Add(scores, attn_mask)
     return op.MatMul(op.Softmax(scores, axis=-1), value)
+
+
+def _hides_keys(mask: Any) -> bool:
+    """Whether a mask, if there is one, is the same for all queries and heads."""
+    return mask is None or (len(mask.shape) == 4 and tuple(mask.shape[1:3]) == (1, 1))
 
 
 def _has_heads(*values: Any) -> bool:

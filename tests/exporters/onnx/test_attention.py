@@ -1,6 +1,7 @@
 """Attention in ONNX files: against PyTorch's, on engines that have the operator and that have not."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,16 @@ pytestmark = pytest.mark.export
 Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 #: Batch, queries and keys: on both sides of what the graph was captured at, and of a kernel's blocks.
 SIZES = ((1, 7, 7), (2, 64, 77), (3, 1, 1), (2, 300, 5), (1, 1025, 1025))
-#: Heads and their width: as in Stable Diffusion's UNet, as in its autoencoder, with a mask.
-CASES = ("float32 8 40", "float32 1 512", "float32 4 8 masked", "float16 8 40")
+#: Heads and their width: as in Stable Diffusion's UNet, as in its autoencoder; with a mask that differs
+#: from query to query, and with one that hides keys.
+CASES = (
+    "float32 8 40",
+    "float32 1 512",
+    "float32 4 8 queries",
+    "float32 4 8 1",
+    "float16 8 40",
+    "float16 4 8 1",
+)
 
 
 class Attention(torch.nn.Module):
@@ -44,14 +53,15 @@ class Attention(torch.nn.Module):
         return (out.transpose(1, 2).flatten(2),)
 
 
-def component(precision: str, heads: int, width: int, *, masked: bool) -> Component:
+def component(precision: str, heads: int, width: int, mask: str = "") -> Component:
     channels = heads * width
     inputs = [
         TensorSpec(name="query", dtype="float", shape=("batch", "queries", channels)),
         TensorSpec(name="context", dtype="float", shape=("batch", "keys", channels)),
     ]
-    if masked:
-        inputs.append(TensorSpec(name="mask", dtype="float", shape=("batch", 1, "queries", "keys")))
+    if mask:
+        shape = ("batch", 1, 1 if mask == "1" else mask, "keys")
+        inputs.append(TensorSpec(name="mask", dtype="float", shape=shape))
     output = TensorSpec(name="out", dtype="float", shape=("batch", "queries", channels))
     spec = ComponentSpec(
         name="attention",
@@ -67,8 +77,8 @@ def component(precision: str, heads: int, width: int, *, masked: bool) -> Compon
 def case(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Component, Path]:
-    precision, heads, width, *masked = request.param.split()
-    made = component(precision, int(heads), int(width), masked=bool(masked))
+    precision, heads, width, *mask = request.param.split()
+    made = component(precision, int(heads), int(width), *mask)
     return made, OnnxExporter().export(made, tmp_path_factory.mktemp("attention"))
 
 
@@ -125,7 +135,7 @@ def test_the_file_is_valid_and_copies_nothing_for_the_operator(
     made, path = case
     onnx.checker.check_model(str(path), full_check=True)
     model = onnx.load(path)
-    if "mask" in made.signature.input_names:
+    if "mask" in made.signature.input_names and made.signature.input("mask").shape[2] != 1:
         assert not model.functions and {one.domain for one in model.opset_import} == {""}
         return
     assert [(one.domain, one.name) for one in model.functions] == [
@@ -133,4 +143,31 @@ def test_the_file_is_valid_and_copies_nothing_for_the_operator(
     ]
     kinds = [node.op_type for node in model.graph.node]
     assert kinds.count("MultiHeadAttention") == 1
-    assert not {"Transpose", "Softmax"} & set(kinds)
+    assert kinds.count("Transpose") == len(made.signature.inputs) - 2  # of the mask
+    assert "Softmax" not in kinds
+
+
+class Telling(Attention):
+    """Attention whose mask says by its sign which keys count."""
+
+    def forward(
+        self, query: torch.Tensor, context: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor]:
+        assert mask is not None
+        return super().forward(query, context, mask >= 0)
+
+
+@pytest.mark.parametrize("kind", [Attention, Telling])
+def test_keys_that_are_hidden_do_not_count(kind: type[Attention], tmp_path: Path) -> None:
+    made = replace(component("float32", 4, 8, "1"), build=lambda: kind(4).eval())
+    path = OnnxExporter().export(made, tmp_path)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    inputs = inputs_of(made, 2, 9, 12)
+    seen = {"query": inputs["query"], "context": inputs["context"][:, :7]}
+    wanted = Attention(4)(*(torch.from_numpy(array) for array in seen.values()))[0].detach().numpy()
+    for hidden in (-np.inf, np.finfo(np.float32).min, -1e4):
+        inputs["mask"] = np.zeros((2, 1, 1, 12), np.float32)
+        inputs["mask"][..., 7:] = hidden
+        assert np.abs(session.run(None, inputs)[0] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+        inputs["mask"][1] = hidden
+        assert np.isfinite(session.run(None, inputs)[0]).all()
