@@ -42,6 +42,7 @@ BENCHMARKS = (
     "gguf_blocks",
     "token_merging",
     "attention_broadcast",
+    "masked_attention",
     *(f"blocks:{case}" for case in FAMILIES),
     *(f"real_graphs:{case}" for case in REAL),
     *(f"bridged:{case}" for case in CASES),
