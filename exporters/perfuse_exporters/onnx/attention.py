@@ -10,6 +10,7 @@ query, is a channel more instead: a key's score is the product of its channels w
 query adds what the key has there.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -62,32 +63,31 @@ def fused(query: Any, key: Any, value: Any, scale: float, bias: Any = None) -> A
     from onnxscript import opset20 as op
     from onnxscript.values import Op, Opset
 
-    heads, width = query.shape[1], query.shape[3]
+    heads = query.shape[1]
 
-    def tokens(value: Any) -> Any:
-        return op.Transpose(value, perm=[0, 2, 1, 3])
-
-    def together(tokens: Any, width: int) -> Any:
+    def together(value: Any, wider: Callable[[Any], Any] | None = None) -> Any:
+        tokens, width = op.Transpose(value, perm=[0, 2, 1, 3]), value.shape[3]
+        if wider is not None:
+            tokens, width = wider(tokens), width + 1
         return op.Reshape(tokens, op.Constant(value_ints=[0, 0, heads * width]))
 
-    queries, keys = tokens(query), tokens(key)
-    if bias is not None:
-        dtype = query.dtype.numpy()
-        queries, keys, width = *_with_bias(queries, keys, bias, scale, dtype), width + 1
+    wider = _biased(bias, scale, query.dtype.numpy()) if bias is not None else (None, None)
     call = Op(Opset(DOMAIN, 1), _NAME, _schema())
-    given = together(queries, width), together(keys, width), together(tokens(value), value.shape[3])
+    given = together(query, wider[0]), together(key, wider[1]), together(value)
     out = call(*given, num_heads=heads, scale=scale)
     apart = op.Reshape(out, op.Constant(value_ints=[0, 0, heads, value.shape[3]]))
     return op.Transpose(apart, perm=[0, 2, 1, 3])
 
 
-def _with_bias(queries: Any, keys: Any, bias: Any, scale: float, dtype: Any) -> tuple[Any, Any]:
-    """Queries and keys [B, N, H, D] with a channel more: ones, and what is added to a key's scores."""
+def _biased(
+    bias: Any, scale: float, dtype: Any
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """What gives queries and keys [B, N, H, D] a channel more: ones, and what a key's scores gain."""
     import numpy as np
     import onnx_ir as ir
     from onnxscript import opset20 as op
 
-    def number(value: Any) -> Any:
+    def number(value: float) -> Any:
         return op.Constant(value=ir.tensor(np.array(value, dtype=dtype)))
 
     # A finite number hides enough, and of minus infinity alone the share would be NaN.
@@ -95,14 +95,19 @@ def _with_bias(queries: Any, keys: Any, bias: Any, scale: float, dtype: Any) -> 
     if bias.dtype == ir.DataType.BOOL:
         bias = op.Where(bias, number(0), number(lowest))
     bias = op.Mul(op.Max(bias, number(lowest)), number(1 / scale))
-    one = op.Constant(value_ints=[1])
+    added = op.Transpose(bias, perm=[0, 3, 1, 2])
 
     def channel(tokens: Any) -> Any:
-        return op.Concat(op.Shape(tokens, start=0, end=3), one, axis=0)
+        return op.Concat(op.Shape(tokens, start=0, end=3), op.Constant(value_ints=[1]), axis=0)
 
-    ones = op.ConstantOfShape(channel(queries), value=ir.tensor(np.array([1], dtype=dtype)))
-    added = op.Expand(op.Transpose(bias, perm=[0, 3, 1, 2]), channel(keys))
-    return op.Concat(queries, ones, axis=3), op.Concat(keys, added, axis=3)
+    def asking(tokens: Any) -> Any:
+        one = ir.tensor(np.array([1], dtype=dtype))
+        return op.Concat(tokens, op.ConstantOfShape(channel(tokens), value=one), axis=3)
+
+    def asked(tokens: Any) -> Any:
+        return op.Concat(tokens, op.Expand(added, channel(tokens)), axis=3)
+
+    return asking, asked
 
 
 def _schema() -> Any:
