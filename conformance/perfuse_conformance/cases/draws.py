@@ -15,8 +15,7 @@ from perfuse import Task
 from perfuse.errors import InputError
 from perfuse.plugins import host
 from perfuse.spec import PipelineSpec, Role
-from perfuse.tasks import find_guider, tasks_of
-from perfuse.tasks.image_prompt import adapters_of
+from perfuse.tasks import adapters_of, find_guider, tasks_of
 
 __all__ = ["Draw", "drawn_of", "draws_of"]
 

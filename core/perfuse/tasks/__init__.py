@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from perfuse.tasks.guiders import (
         TangentialClassifierFreeGuidance as TangentialClassifierFreeGuidance,
     )
+    from perfuse.tasks.image_prompt import adapters_of as adapters_of
     from perfuse.tasks.inputs import GUIDANCE as GUIDANCE
     from perfuse.tasks.inputs import NOISE as NOISE
     from perfuse.tasks.inputs import OUTPUT as OUTPUT
@@ -84,6 +85,7 @@ __getattr__, __dir__ = lazy(
             "predict",
             "prepare_schedule",
         ),
+        "image_prompt": ("adapters_of",),
         "inputs": (
             "GUIDANCE",
             "NOISE",
